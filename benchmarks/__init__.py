@@ -1,0 +1,1 @@
+"""Our accuracy and speed next to what people would use instead."""

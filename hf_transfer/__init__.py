@@ -1,0 +1,35 @@
+"""Transfer learning on the Hugging Face stack: a pretrained model learns your task.
+
+Names are resolved on first use, so that importing the package imports no torch.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "UserError": "config",
+    "VisionConfig": "config",
+    "load_image_splits": "data.sources",
+    "image_loaders": "data.inputs",
+    "load_image_classifier": "models.pretrained",
+    "trace_groups": "models.groups",
+    "check_boundary": "models.groups",
+    "choose_strategy": "strategies.freezing",
+    "set_trainable": "strategies.freezing",
+    "fit": "training.loop",
+    "predict_split": "training.loop",
+    "classify_images": "evaluation.predict",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_transfer' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"hf_transfer.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

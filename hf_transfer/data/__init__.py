@@ -1,0 +1,1 @@
+"""What comes in: a data set becomes checked splits, and splits become batches."""

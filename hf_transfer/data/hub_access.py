@@ -1,0 +1,77 @@
+"""Asking the Hub once, briefly, before anything relies on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+from unittest.mock import patch
+
+import datasets.config
+import httpx2
+import huggingface_hub.constants
+from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+from hf_transfer.config import mistake
+
+ANSWER_WITHIN_SECONDS = 3.0
+
+
+def hub_answers(repository: str, *, kind: Literal["model", "dataset"], revision: str) -> bool:
+    """True if the Hub knows the repository and lets us read it, False if the Hub cannot be reached.
+
+    Raises:
+        UserError: the Hub answers that the repository is missing, gated, or lacks that revision.
+    """
+    if is_offline_mode():
+        return False
+    try:
+        HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=ANSWER_WITHIN_SECONDS)
+    except GatedRepoError as error:
+        raise mistake(
+            expected=f"a {kind} that your account may read",
+            found=f"{repository} is gated, and your account has no access yet",
+            do=f"accept its terms on its page on the Hub, then `hf auth login` (page: {_page(repository, kind)})",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise mistake(
+            expected=f"a branch, tag or commit of {repository}", found=revision, do=f"correct --{kind}_revision"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise mistake(
+            expected=f"a {kind} on the Hub, a local path, or sample:NAME",
+            found=f"{repository}: no such folder here, and no such {kind} on the Hub (or it is private)",
+            do="correct the name, or `hf auth login` if the repository is private",
+        ) from error
+    except (HfHubHTTPError, httpx2.HTTPError, OSError):
+        return False
+    return True
+
+
+def unreachable(repository: str, *, kind: Literal["model", "dataset"], setting: str) -> Exception:
+    """The error for a repository that is neither reachable nor in the local cache."""
+    return mistake(
+        expected=f"the {kind} {repository} on the Hub or in the local cache",
+        found=f"no answer from {huggingface_hub.constants.ENDPOINT} and no copy in {huggingface_hub.constants.HF_HOME}",
+        do=f"connect to the network, or point --{setting} at a local folder",
+    )
+
+
+@contextmanager
+def local_files_only(enabled: bool) -> Iterator[None]:
+    """Keep the libraries from asking an unreachable Hub again: each such question can wait 23 seconds.
+
+    They read their switches from the environment when they are imported, hence the constants.
+    """
+    if not enabled:
+        yield
+        return
+    with (
+        patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True),
+        patch.object(datasets.config, "HF_HUB_OFFLINE", True),
+    ):
+        yield
+
+
+def _page(repository: str, kind: str) -> str:
+    prefix = "datasets/" if kind == "dataset" else ""
+    return f"{huggingface_hub.constants.ENDPOINT}/{prefix}{repository}"

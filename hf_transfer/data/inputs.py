@@ -1,0 +1,258 @@
+"""From splits to batches: a checkpoint's own image processor, its order of samples, its masks."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hf_transfer.config import VisionConfig, mistake
+from hf_transfer.data.augmentation import Augmentation
+from hf_transfer.data.images import BadImageError, decode
+from hf_transfer.data.sources import ImageSplits
+from hf_transfer.data.splits import Split
+from hf_transfer.data.verification import refuse_bad_share
+
+MASKED = -100
+DECODED_CACHE_BYTES = 1 << 30
+ROWS_THAT_DESERVE_WORKERS = 2_000
+DEFAULT_VIEWS = 4
+Batch = dict[str, Tensor]
+
+
+class ImageProcessor(Protocol):
+    """What we use of a transformers image processor."""
+
+    def __call__(self, images: Any, **kwargs: Any) -> Mapping[str, Any]:
+        """`pixel_values` of one or several images."""
+
+    def save_pretrained(self, save_directory: Path) -> object:
+        """Write `preprocessor_config.json`."""
+
+
+class PixelPipeline:
+    """A checkpoint's image processor, in two steps: sizes on single images, values on whole batches.
+
+    Resizing and cropping give 8-bit pixels, which are small to keep and to move to a GPU. What the processor does
+    after that is one scale and one shift for each channel; both are read off a black and a white image, so they
+    are right whatever flags the processor has.
+    """
+
+    def __init__(self, processor: ImageProcessor) -> None:
+        self.processor = processor
+        black, white = (self._whole(Image.new("RGB", (64, 64), colour)) for colour in ("black", "white"))
+        wide, high = (self._whole(Image.new("RGB", size)) for size in ((96, 48), (48, 96)))
+        if not black.shape == wide.shape == high.shape:
+            raise mistake(
+                expected="an image processor that brings every image to one size",
+                found=f"sizes {tuple(wide.shape[1:])} and {tuple(high.shape[1:])} for a wide and a high image",
+                do="use a checkpoint whose preprocessor_config.json crops or sets both height and width",
+            )
+        self.shape = tuple(black.shape)
+        self.shift = black.mean((1, 2))[:, None, None]
+        self.scale = (white.mean((1, 2))[:, None, None] - self.shift) / 255.0
+
+    def resize(self, image: Image.Image) -> Tensor:
+        """8-bit pixels [3, height, width] of the size that the model takes."""
+        pixels = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+        return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.uint8))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """What the model takes, from pixels with values from 0 to 255, [batch, 3, height, width]."""
+        return pixels * self.scale.to(pixels.device) + self.shift.to(pixels.device)
+
+    def inputs(self, images: Sequence[Image.Image]) -> Batch:
+        """Model inputs for pictures that belong to no split."""
+        return {"pixel_values": self.normalise(torch.stack([self.resize(image) for image in images]).float())}
+
+    def example(self) -> Batch:
+        """Model inputs of two noisy pictures, to trace a model with."""
+        generator = torch.Generator().manual_seed(0)
+        return {"pixel_values": self.normalise(torch.rand(2, *self.shape, generator=generator) * 255.0)}
+
+    def _whole(self, image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0])).float()
+
+
+class ImageRows(Dataset[dict[str, Tensor]]):
+    """One split as a torch data set: resized pixels, label and row number of each sample.
+
+    A bad image is masked in place: it keeps its position, its pixels are black, its label is `MASKED`. Pixels are
+    kept once they are decoded, up to `keep_bytes`, because decoding costs more than a small model's step.
+    """
+
+    def __init__(self, split: Split, pipeline: PixelPipeline, *, keep_bytes: int) -> None:
+        self.split = split
+        self.pipeline = pipeline
+        self._kept: dict[int, Tensor] = {}
+        self._room = keep_bytes // int(np.prod(pipeline.shape))
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        row = int(self.split.rows[position])
+        label = int(self.split.labels[position])
+        pixels = self._kept.get(row)
+        if pixels is None:
+            try:
+                pixels = self._pixels(row)
+            except BadImageError:
+                pixels, label = torch.zeros(self.pipeline.shape, dtype=torch.uint8), MASKED
+            else:
+                if len(self._kept) < self._room:
+                    self._kept[row] = pixels
+        return {"pixel_values": pixels, "labels": torch.tensor(label), "index": torch.tensor(row)}
+
+    def _pixels(self, row: int) -> Tensor:
+        if row in self.split.bad:
+            raise BadImageError(self.split.bad[row])
+        return self.pipeline.resize(decode(self.split.raw(row)))
+
+
+class EpochSampler(Sampler[int]):
+    """Positions in an order that is a pure function of (seed, epoch)."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass; Accelerate calls it too."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist())
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Batches of all splits, shared out among the processes, and how a batch becomes a model's keyword arguments.
+
+    Attributes:
+        train: the data loader of the training split, shuffled by (seed, epoch) through `sampler`.
+        validation: the data loader of the validation split, in order.
+        test: the data loader of the test split, in order.
+        sampler: takes the epoch.
+        to_inputs: (batch, device, split name, epoch or None in evaluation) -> (model inputs, labels, row numbers).
+            Raises `UserError` for a sample that turned out to be bad.
+    """
+
+    train: Any
+    validation: Any
+    test: Any
+    sampler: EpochSampler
+    to_inputs: Callable[[Batch, torch.device, str, int | None], tuple[Batch, Tensor, Tensor]]
+
+    def of(self, split_name: str) -> Any:
+        """The data loader of a split."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[split_name]
+
+
+class ImageBatches:
+    """Turns batches of 8-bit pixels into model inputs on the device, augmented in training."""
+
+    def __init__(self, pipeline: PixelPipeline, augmentation: Augmentation, splits: ImageSplits, skip: bool) -> None:
+        self.pipeline = pipeline
+        self.augmentation = augmentation
+        self.splits = splits
+        self.skip = skip
+        self._late: dict[str, dict[int, str]] = {name: dict(split.bad) for name, split in splits.items()}
+
+    def __call__(
+        self, batch: Batch, device: torch.device, split_name: str, epoch: int | None
+    ) -> tuple[Batch, Tensor, Tensor]:
+        """See `Loaders.to_inputs`."""
+        self._check_masked(batch, split_name)
+        pixels = batch["pixel_values"].to(device, non_blocking=True).float()
+        if epoch is not None:
+            pixels = self.augmentation(pixels / 255.0, batch["index"], epoch) * 255.0
+        labels = batch["labels"].to(device, non_blocking=True)
+        return {"pixel_values": self.pipeline.normalise(pixels)}, labels, batch["index"].to(device, non_blocking=True)
+
+    def _check_masked(self, batch: Batch, name: str) -> None:
+        """Verification looks at all images of a small data set, but only at some of a large one."""
+        masked = batch["labels"] == MASKED
+        if not masked.any():
+            return
+        split = dict(self.splits.items())[name]
+        for row in batch["index"][masked].tolist():
+            if row in self._late[name]:
+                continue
+            try:
+                decode(split.raw(row))
+            except BadImageError as error:
+                if not self.skip:
+                    raise mistake(
+                        expected=f"images that can be read in split '{name}'",
+                        found=f"{split.describe(row)}: {error}",
+                        do="mend or remove it, or mask such images with --on_bad_sample skip",
+                    ) from error
+                self._late[name][row] = str(error)
+                refuse_bad_share(self._late[name], split, name)
+
+
+def image_loaders(
+    splits: ImageSplits, pipeline: PixelPipeline, config: VisionConfig, accelerator: Accelerator, *, frozen_prefix: bool
+) -> Loaders:
+    """Loaders for all three splits.
+
+    Args:
+        splits: checked splits.
+        pipeline: the checkpoint's own image processor.
+        accelerator: the processes that share the batches.
+        config: batch sizes, augmentation, workers.
+        frozen_prefix: whether the first layers never learn; then a sample has few views, which can be stored.
+    """
+    augmentation = Augmentation(
+        kind=config.augmentation,
+        flip=splits.mirror_keeps_class if config.horizontal_flip is None else config.horizontal_flip,
+        seed=config.seed,
+        views=_views(config, frozen_prefix),
+    )
+    sampler = EpochSampler(len(splits.train), config.seed)
+    workers = _workers(config, len(splits.train))
+
+    def loader(split: Split, batch_size: int, order: Sampler[int] | None) -> Any:
+        rows = ImageRows(split, pipeline, keep_bytes=DECODED_CACHE_BYTES // max(1, workers))
+        batches: DataLoader[Batch] = DataLoader(
+            rows,
+            batch_size=batch_size,
+            sampler=order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+        # `to_inputs` moves the batches, after it has looked at their masks on the CPU.
+        return accelerator.prepare_data_loader(batches, device_placement=False)
+
+    return Loaders(
+        train=loader(splits.train, config.per_device_train_batch_size, sampler),
+        validation=loader(splits.validation, config.per_device_eval_batch_size, None),
+        test=loader(splits.test, config.per_device_eval_batch_size, None),
+        sampler=sampler,
+        to_inputs=ImageBatches(pipeline, augmentation, splits, skip=config.on_bad_sample == "skip"),
+    )
+
+
+def _views(config: VisionConfig, frozen_prefix: bool) -> int:
+    if config.cache_views is not None:
+        return config.cache_views
+    return DEFAULT_VIEWS if frozen_prefix else 0
+
+
+def _workers(config: VisionConfig, rows: int) -> int:
+    if config.dataloader_num_workers is not None:
+        return config.dataloader_num_workers
+    return min(4, os.cpu_count() or 1) if rows >= ROWS_THAT_DESERVE_WORKERS else 0

@@ -1,0 +1,163 @@
+"""The embedded samples: data and pretrained backbones that need no network."""
+
+import difflib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from hf_transfer.config import UserError, mistake
+
+PREFIX = "sample:"
+BACKBONE_FOLDER = Path(__file__).parent / "sample_backbones"
+# Their classes change when an image is mirrored: b and d, 2 and 5.
+NOT_TO_BE_MIRRORED = frozenset({"sample:digits", "sample:glyphs"})
+
+GLYPHS_PER_CLASS = 160
+GLYPH_SEED = 20_001
+GLYPH_CANVAS = 64
+# Mostly as coarse as the digits, some finer, so that a backbone learns shapes at several resolutions.
+GLYPH_SIZES = (8, 8, 8, 10, 12, 16, 24, 32)
+# Lower-case letters that are no smaller copies of their capitals; symbols and Greek add shapes that no digit has.
+GLYPH_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghijmnqrtyαβγδεζηθλμξπρστφψωΓΔΘΛΞΠΣΦΨΩ&@#$%?!+=<>{}[]()/*~^"
+GLYPH_FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSansMono-Oblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "STIXGeneralItalic",
+)
+
+
+def is_sample(name: str) -> bool:
+    """True for `sample:NAME`."""
+    return name.startswith(PREFIX)
+
+
+def load_sample(name: str) -> datasets.DatasetDict:
+    """The data set `sample:NAME`, with one split, `train`, and columns `image` and `label`.
+
+    Raises:
+        UserError: there is no such sample.
+    """
+    makers: dict[str, Callable[[], datasets.Dataset]] = {"digits": _digits, "glyphs": _glyphs}
+    short = name.removeprefix(PREFIX)
+    if short not in makers:
+        raise _no_such_sample(name, list(makers), "--dataset_name")
+    return datasets.DatasetDict({"train": makers[short]()})
+
+
+def backbone_folder(name: str) -> Path:
+    """The folder of the pretrained model `sample:NAME`.
+
+    Raises:
+        UserError: there is no such sample.
+    """
+    folder = BACKBONE_FOLDER / name.removeprefix(PREFIX)
+    known = sorted(path.name for path in BACKBONE_FOLDER.iterdir() if path.is_dir())
+    if folder.name not in known:
+        raise _no_such_sample(name, known, "--model_name_or_path")
+    return folder
+
+
+def render_glyph(character: str, font_path: Path, generator: np.random.Generator) -> Image.Image:
+    """One printed character as a grey image, light on dark, with a hand's irregularities.
+
+    Size, stroke width, slant, rotation, position, sharpness and resolution are drawn from `generator`.
+    """
+    size = int(generator.integers(34, 46))
+    font = ImageFont.truetype(str(font_path), size)
+    canvas = Image.new("L", (GLYPH_CANVAS, GLYPH_CANVAS), 0)
+    ImageDraw.Draw(canvas).text(
+        (GLYPH_CANVAS / 2, GLYPH_CANVAS / 2), character, fill=255, font=font, anchor="mm",
+        stroke_width=int(generator.integers(0, 3)),
+    )  # fmt: skip
+    canvas = _cropped_to_ink(_warped(canvas, generator), generator)
+    canvas = canvas.filter(ImageFilter.GaussianBlur(float(generator.uniform(0.0, 1.2))))
+    side = int(generator.choice(GLYPH_SIZES))
+    pixels = np.asarray(canvas.resize((side, side), Image.Resampling.BOX), dtype=np.float64)
+    brightest = max(pixels.max(), 1.0)
+    contrast = generator.uniform(0.75, 1.0) * 255.0 / brightest
+    noise = generator.normal(0.0, generator.uniform(0.0, 8.0), pixels.shape)
+    return Image.fromarray((pixels * contrast + noise).clip(0, 255).astype(np.uint8))
+
+
+def _warped(canvas: Image.Image, generator: np.random.Generator) -> Image.Image:
+    angle = np.deg2rad(generator.uniform(-15, 15))
+    shear = generator.uniform(-0.25, 0.25)
+    wide, high = generator.uniform(0.75, 1.35, size=2)
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = matrix @ np.array([[wide, shear], [0.0, high]])
+    centre = np.full(2, GLYPH_CANVAS / 2)
+    shift = centre - matrix @ centre
+    coefficients = (*matrix[0], shift[0], *matrix[1], shift[1])
+    return canvas.transform(canvas.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
+
+
+def _cropped_to_ink(canvas: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """A box around the ink with uneven margins: handwriting fills its field, but never exactly."""
+    left, top, right, bottom = canvas.getbbox() or (0, 0, *canvas.size)
+    margins = generator.uniform(-0.02, 0.18, size=4) * max(right - left, bottom - top)
+    box = (left - margins[0], top - margins[1], right + margins[2], bottom + margins[3])
+    # A glyph much narrower than high keeps part of its shape: stretched to a square, I and a dash would be one blot.
+    width, height = box[2] - box[0], box[3] - box[1]
+    grow = max(0.0, height * generator.uniform(0.5, 0.9) - width) / 2, max(0.0, width * 0.8 - height) / 2
+    box = (box[0] - grow[0], box[1] - grow[1], box[2] + grow[0], box[3] + grow[1])
+    return canvas.transform(canvas.size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
+
+
+def _digits() -> datasets.Dataset:
+    """1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak, UCI 1998), from scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)
+    return _as_dataset(map(Image.fromarray, images), digits.target, [str(digit) for digit in range(10)])
+
+
+def _glyphs() -> datasets.Dataset:
+    """Printed letters and symbols, and no digits, rendered from the fonts that matplotlib carries."""
+    import matplotlib
+
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    generator = np.random.default_rng(GLYPH_SEED)
+    characters = [character for character in GLYPH_CHARACTERS for _ in range(GLYPHS_PER_CLASS)]
+    drawn = generator.choice(len(GLYPH_FONTS), size=len(characters))
+    images = (
+        render_glyph(character, fonts / f"{GLYPH_FONTS[font]}.ttf", generator)
+        for character, font in zip(characters, drawn, strict=True)
+    )
+    labels = np.repeat(np.arange(len(GLYPH_CHARACTERS)), GLYPHS_PER_CLASS)
+    return _as_dataset(images, labels, list(GLYPH_CHARACTERS))
+
+
+def _as_dataset(images: Iterator[Image.Image], labels: npt.NDArray[np.int64], names: list[str]) -> datasets.Dataset:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    rows = {"image": [{"bytes": _as_png(image), "path": None} for image in images], "label": labels.tolist()}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def _as_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _no_such_sample(name: str, known: list[str], setting: str) -> UserError:
+    near = difflib.get_close_matches(name, [PREFIX + short for short in known], n=1, cutoff=0.0)
+    return mistake(
+        expected=f"for {setting} one of {', '.join(PREFIX + short for short in known)}",
+        found=name,
+        do=f"use {near[0]}" if near else "use one of these",
+    )

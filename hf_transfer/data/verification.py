@@ -1,0 +1,142 @@
+"""Looking at images before anything slow begins: can they be read, and do splits share some?"""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import numpy as np
+
+from hf_transfer.config import VisionConfig, mistake
+from hf_transfer.data.images import BadImageError, check_header, content, content_size, decode
+from hf_transfer.data.splits import Split
+
+MAX_BAD_SHARE = 0.01
+LISTED_SAMPLES = 5
+
+
+def find_bad_images(split: Split, split_name: str, config: VisionConfig) -> dict[int, str]:
+    """Rows whose image cannot be read, each with the reason; remembered for unchanged images.
+
+    The header of every image is read; up to `verify_samples` are decoded, beyond that a drawn part.
+
+    Raises:
+        UserError: with `on_bad_sample="error"` for the first bad image, with `"skip"` above 1 % of the rows.
+    """
+    generator = np.random.default_rng(config.split_seed)
+    decoded = set(generator.permutation(split.rows)[: config.verify_samples].tolist())
+    memory = _memory_file(split, decoded, config)
+    if memory.is_file():
+        bad = {int(row): reason for row, reason in json.loads(memory.read_text(encoding="utf-8")).items()}
+    else:
+        bad = _check_rows(split, decoded)
+        _remember(memory, bad)
+    if bad:
+        _judge(bad, split, split_name, config)
+    return bad
+
+
+def refuse_bad_share(bad: Mapping[int, str], split: Split, split_name: str) -> None:
+    """Stop when more than 1 % of a split would be masked: that is no accident any more."""
+    if len(bad) > MAX_BAD_SHARE * len(split):
+        raise mistake(
+            expected=f"at most {MAX_BAD_SHARE:.0%} unreadable images in split '{split_name}' with --on_bad_sample skip",
+            found=f"{len(bad)} of {len(split)}: {_list(bad, split)}",
+            do="mend or remove these files",
+        )
+
+
+def count_duplicates(splits: Mapping[str, Split]) -> dict[str, int]:
+    """For validation and test: how many of their rows have an exact copy among the training images.
+
+    Only images that agree in size are read and hashed.
+    """
+    sizes = {name: _by_size(split) for name, split in splits.items()}
+    counts = {}
+    for name in ("validation", "test"):
+        shared = sizes["train"].keys() & sizes[name].keys()
+        known = _digests(splits["train"], (row for size in shared for row in sizes["train"][size]))
+        rows = [row for size in shared for row in sizes[name][size]]
+        counts[name] = sum(digest in known for digest in _digest_list(splits[name], rows))
+    return counts
+
+
+def _check_rows(split: Split, decoded: set[int]) -> dict[int, str]:
+    def problem(row: int) -> str | None:
+        raw = split.raw(row)
+        check: Callable[[dict[str, Any]], object] = decode if row in decoded else check_header
+        try:
+            check(raw)
+        except BadImageError as error:
+            return str(error)
+        return None
+
+    rows = split.rows.tolist()
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        problems = pool.map(problem, rows, chunksize=64)
+        return {row: reason for row, reason in zip(rows, problems, strict=True) if reason is not None}
+
+
+def _judge(bad: dict[int, str], split: Split, split_name: str, config: VisionConfig) -> None:
+    if config.on_bad_sample == "skip":
+        refuse_bad_share(bad, split, split_name)
+        return
+    raise mistake(
+        expected=f"images that can be read in split '{split_name}'",
+        found=f"{len(bad)} that cannot: {_list(bad, split)}",
+        do="mend or remove them, or mask them with --on_bad_sample skip",
+    )
+
+
+def _list(bad: Mapping[int, str], split: Split) -> str:
+    listed = [f"{split.describe(row)} ({bad[row]})" for row in sorted(bad)[:LISTED_SAMPLES]]
+    more = len(bad) - len(listed)
+    return "; ".join(listed) + (f"; and {more} more" if more else "")
+
+
+def _memory_file(split: Split, decoded: set[int], config: VisionConfig) -> Path:
+    """Where the result is remembered: the name changes with any image, its size or its time of change."""
+    key = hashlib.sha256(str(split.dataset._fingerprint).encode())
+    key.update(np.asarray(sorted(decoded), dtype=np.int64).tobytes())
+    for row in split.rows.tolist():
+        raw = split.raw(row)
+        path = Path(raw["path"] or "")
+        if raw["bytes"] is None and path.is_file():
+            status = path.stat()
+            key.update(f"{path}|{status.st_size}|{status.st_mtime_ns}".encode())
+        else:
+            key.update(f"{row}|{content_size(raw)}".encode())
+    folder = Path(config.cache_dir) if config.cache_dir else Path(huggingface_hub.constants.HF_HOME) / "hf_transfer"
+    return folder / "verified" / f"{key.hexdigest()}.json"
+
+
+def _remember(memory: Path, bad: dict[int, str]) -> None:
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    partial = memory.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(bad), encoding="utf-8")
+    partial.replace(memory)
+
+
+def _by_size(split: Split) -> dict[int, list[int]]:
+    rows: dict[int, list[int]] = defaultdict(list)
+    for row in split.rows.tolist():
+        if row not in split.bad:
+            rows[content_size(split.raw(row))].append(row)
+    return rows
+
+
+def _digests(split: Split, rows: Iterable[int]) -> set[bytes]:
+    return set(_digest_list(split, rows))
+
+
+def _digest_list(split: Split, rows: Iterable[int]) -> list[bytes]:
+    def digest(row: int) -> bytes:
+        return hashlib.blake2b(content(split.raw(row)), digest_size=16).digest()
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(digest, rows, chunksize=64))

@@ -1,0 +1,205 @@
+"""A finished run in words, numbers and pictures: results.json, report.md, and the table on the screen."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from hf_transfer.config import RunConfig
+from hf_transfer.data.sources import ImageSplits
+from hf_transfer.evaluation.run_folder import RESULTS_FILE, peak_memory_bytes, versions
+from hf_transfer.training.loop import Fit, Predictions
+
+CLASSES_WITH_NUMBERS = 20
+CLASSES_WITH_NAMES = 60
+
+
+def write_report(
+    folder: Path, config: RunConfig, splits: ImageSplits, fitted: Fit, predictions: Mapping[str, Predictions],
+    *, notes: Sequence[str], total_seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Write `results.json`, `report.md` and its pictures; the results come last, as they mark a finished run.
+
+    Args:
+        folder: the run's folder.
+        config: the run's settings.
+        splits: the data.
+        fitted: the finished model and its history, which is empty after `--evaluate_only`.
+        predictions: of the finished model, for validation and test.
+        notes: sentences on the data and on what was frozen.
+        total_seconds: time since the start of the run.
+
+    Returns:
+        What `results.json` holds.
+    """
+    test, label_names = predictions["test"], splits.label_names
+    confusion = _confusion(test, len(label_names))
+    results = {
+        "recipe": config.recipe,
+        "strategy": "evaluate_only" if config.evaluate_only else config.strategy,
+        "model_name_or_path": config.model_name_or_path,
+        "dataset_name": config.dataset_name,
+        "seed": config.seed,
+        "labels": label_names,
+        "parameters": {"total": sum(p.numel() for p in fitted.model.parameters()), "trainable": fitted.trainable},
+        "metrics": {name: found.metrics() for name, found in predictions.items()},
+        "best_epoch": fitted.best_epoch + 1,
+        "history": fitted.history,
+        "samples": {name: len(split) for name, split in splits.items()},
+        "masked": {"train": len(splits.train.bad), **{name: found.masked for name, found in predictions.items()}},
+        "duplicates_of_training": splits.duplicates,
+        "seconds": {"total": total_seconds, "train": fitted.seconds, "frozen": 0.0},
+        "peak_memory_bytes": peak_memory_bytes(),
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "versions": versions(),
+    }
+    _draw_confusion(folder / "confusion.png", confusion, label_names)
+    if fitted.history:
+        _draw_curves(folder / "curves.png", fitted.history, fitted.best_epoch)
+    text = _markdown(results, _per_class(test, label_names), notes, bool(fitted.history))
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return results
+
+
+def results_table(results: Mapping[str, Any], output_dir: str) -> str:
+    """The end of a run on the screen: metrics, size, time, and where everything is."""
+    folder = Path(output_dir)
+    lines = ["", f"{results['strategy']} from {results['model_name_or_path']} on {results['dataset_name']}", ""]
+    lines.append(f"{'split':12} {'accuracy':>9} {'macro F1':>9} {'loss':>8}")
+    for split, metrics in results["metrics"].items():
+        lines.append(f"{split:12} {metrics['accuracy']:9.4f} {metrics['f1_macro']:9.4f} {metrics['loss']:8.4f}")
+    parameters, seconds = results["parameters"], results["seconds"]
+    lines += [
+        "",
+        f"learned      {parameters['trainable']:,} of {parameters['total']:,} parameters",
+        f"took         {seconds['total']:.0f} s, {seconds['train']:.0f} s of them in training",
+        f"report       {folder / 'report.md'}",
+        f"model        {folder / 'model'}" if (folder / "model").is_dir() else "",
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
+    """95 % interval of a share.
+
+    Reference: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927,
+    https://doi.org/10.1080/01621459.1927.10502953.
+    """
+    z = 1.959963984540054
+    share = successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def plain(text: str) -> str:
+    """A name from the user's data as it may stand in a Markdown table: no markup, no line break, no column."""
+    escaped = " ".join(text.split())
+    for sign in "\\`*_{}[]<>|#":
+        escaped = escaped.replace(sign, "&#" + str(ord(sign)) + ";")
+    return escaped
+
+
+def _per_class(predictions: Predictions, label_names: Sequence[str]) -> list[tuple[str, float, float, float, int]]:
+    columns = precision_recall_fscore_support(
+        predictions.labels,
+        predictions.logits.argmax(-1).numpy(),
+        labels=range(len(label_names)),
+        zero_division=0.0,
+    )
+    return [
+        (name, float(p), float(r), float(f), int(n)) for name, p, r, f, n in zip(label_names, *columns, strict=True)
+    ]
+
+
+def _confusion(predictions: Predictions, classes: int) -> npt.NDArray[np.int64]:
+    found = predictions.logits.argmax(-1).numpy()
+    matrix: npt.NDArray[np.int64] = confusion_matrix(predictions.labels, found, labels=range(classes))
+    return matrix
+
+
+def _markdown(
+    results: Mapping[str, Any], per_class: Sequence[tuple[str, float, float, float, int]],
+    notes: Sequence[str], trained: bool,
+) -> str:  # fmt: skip
+    test, rows = results["metrics"]["test"], results["samples"]["test"]
+    low, high = wilson_interval(test["accuracy"] * rows, rows)
+    parameters = results["parameters"]
+    lines = [
+        f"# {plain(results['strategy'])} of {plain(results['model_name_or_path'])} on {plain(results['dataset_name'])}",
+        "",
+        f"**Test accuracy {test['accuracy']:.2%}** (95 % Wilson interval {low:.2%} to {high:.2%}, {rows:,} samples), "
+        f"macro F1 {test['f1_macro']:.4f}. {parameters['trainable']:,} of {parameters['total']:,} parameters learned.",
+        "",
+        "| split | samples | accuracy | macro F1 | loss |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for split, metrics in results["metrics"].items():
+        lines.append(
+            f"| {split} | {results['samples'][split]:,} | {metrics['accuracy']:.4f} | {metrics['f1_macro']:.4f} "
+            f"| {metrics['loss']:.4f} |"
+        )
+    lines += ["", "## Data and model", "", *(f"- {plain(note)}" for note in notes), ""]
+    if trained:
+        lines += ["## Training", "", f"Kept: epoch {results['best_epoch']} of {len(results['history'])}.", ""]
+        lines += ["![Loss and validation score by epoch](curves.png)", ""]
+    lines += ["## Classes (test)", "", "| class | precision | recall | F1 | samples |", "|---|---:|---:|---:|---:|"]
+    lines += [f"| {plain(name)} | {p:.4f} | {r:.4f} | {f:.4f} | {n} |" for name, p, r, f, n in per_class]
+    lines += ["", "![Confusion matrix of the test split](confusion.png)", ""]
+    lines += [
+        "## Again",
+        "",
+        f"`recipes/{results['recipe']}.py --config config.yaml --output_dir NEW` repeats this run.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _draw_curves(path: Path, history: Sequence[Mapping[str, float]], best: int) -> None:
+    epochs = [row["epoch"] + 1 for row in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [row["train_loss"] for row in history], label="training")
+    left.plot(epochs, [row["loss"] for row in history], label="validation")
+    left.set(title="Loss", xlabel="epoch", ylim=(0, None))
+    right.plot(epochs, [row["accuracy"] for row in history], label="accuracy", color="C2")
+    right.plot(epochs, [row["f1_macro"] for row in history], label="macro F1", color="C3", linestyle="--")
+    right.set(title="Validation score", xlabel="epoch", ylim=(0, 1.02))
+    for axes in (left, right):
+        axes.axvline(best + 1, color="0.6", linestyle=":", label=f"kept: epoch {best + 1}")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_confusion(path: Path, matrix: npt.NDArray[np.int64], label_names: Sequence[str]) -> None:
+    """Shares of each true class (row); counts are written in as long as they can be read."""
+    classes = len(label_names)
+    side = min(12.0, 3.5 + 0.35 * classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true", title="Test split, share of each true class")
+    if classes <= CLASSES_WITH_NAMES:
+        # A dollar sign would start a formula.
+        names = [name[:24].replace("$", r"\$") for name in label_names]
+        axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(range(classes), names)
+    if classes <= CLASSES_WITH_NUMBERS:
+        for (true, predicted), count in np.ndenumerate(matrix):
+            if count:
+                colour = "white" if shares[true, predicted] > 0.5 else "black"
+                axes.text(predicted, true, str(count), ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=120)

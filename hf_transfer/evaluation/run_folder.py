@@ -1,0 +1,103 @@
+"""The folder of a run: whose it is, whether it is finished, and what is written into it."""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from hf_transfer.config import RunConfig, load, mistake
+
+CONFIG_FILE = "config.yaml"
+RESULTS_FILE = "results.json"
+OURS = ("model", "checkpoints", "report.md", "curves.png", "confusion.png", RESULTS_FILE, CONFIG_FILE)
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "kornia", "pillow", "numpy", "scikit-learn")
+
+
+def finished_results(config: RunConfig) -> dict[str, Any] | None:
+    """The results that `--output_dir` already holds for these settings, or None if the run is still to be done.
+
+    Raises:
+        UserError: the folder is somebody else's, or has a run of other settings; nothing is changed.
+    """
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise mistake(expected="a folder for --output_dir", found=f"a file, {folder}", do="name another folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    if not (folder / CONFIG_FILE).is_file():
+        raise mistake(
+            expected="an empty or new folder for --output_dir, or one with an earlier run",
+            found=f"{folder} with other files and no {CONFIG_FILE}",
+            do="name another folder",
+        )
+    if config.overwrite_output_dir:
+        return None
+    differences = load(type(config), folder / CONFIG_FILE).differences(config)
+    if differences:
+        raise mistake(
+            expected=f"the settings of the run that is in {folder}",
+            found=f"other settings (there -> here): {'; '.join(differences)}",
+            do="name another --output_dir, or add --overwrite_output_dir to replace that run",
+        )
+    results = folder / RESULTS_FILE
+    return json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+
+
+def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Path:
+    """Make the folder ready: an earlier run's files are removed, any others stay, the settings are written.
+
+    One process writes; the others have all looked at the folder before it does.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    folder = Path(config.output_dir)
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in OURS:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        config.save(folder / CONFIG_FILE)
+    except OSError as error:
+        raise mistake(
+            expected="an --output_dir that can be written to", found=str(error), do="name another folder"
+        ) from error
+    return folder
+
+
+def save_model(model: Any, processor: Any, folder: Path) -> Path:
+    """Write `folder/model`, whole or not at all: plain transformers files that a pipeline loads."""
+    partial, final = folder / ".model-partial", folder / "model"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    partial.rename(final)
+    return final
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """The most memory this process has held: in the host, and on its accelerator (0 without one)."""
+    host = 0
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"host": host, "device": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}

@@ -1,0 +1,1 @@
+"""What we start from: a pretrained backbone with a new head, and its groups in depth order."""

@@ -1,0 +1,305 @@
+"""A model's groups in depth order, read off a traced forward pass, and where the model may be cut.
+
+No table of architectures: the outermost repeated modules are the blocks, whatever they are called. Everything that
+runs before the first is `embeddings`, what runs between two (a downsampling layer) belongs to the later one, what
+runs after the last is `final`, and the layers that give the logits are the `head`.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_transfer.config import mistake
+
+Inputs = Mapping[str, Tensor]
+# A list of blocks holds most of a backbone's weights; a list of two heads, say, does not.
+SHARE_OF_BLOCKS = 0.5
+
+
+@dataclass(frozen=True)
+class Group:
+    """A slice of the model's depth.
+
+    Attributes:
+        name: `embeddings`, a block's module name, `final` or `head`.
+        modules: names of the outermost modules that lie in this group whole.
+        parameters: names of its parameters, without those that never receive a gradient.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The place behind a number of groups, and whether the model can be cut there.
+
+    Attributes:
+        module: the module whose output crosses the boundary.
+        legal: True if the output and the inputs of the model are all that later groups need from earlier ones.
+        live: modules before the boundary that later groups use although no data flows through them (a shared
+            table of position biases); they must go on being computed.
+        reason: why the boundary is illegal; empty if it is legal.
+    """
+
+    module: str
+    legal: bool
+    live: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """Module names by the time their first call began; `end` has the time it ended."""
+
+    begin: dict[str, int]
+    end: dict[str, int]
+    fed_by_data: frozenset[str]
+
+
+def trace_groups(model: nn.Module, inputs: Inputs) -> list[Group]:
+    """The groups of a classifier, from the input to the head.
+
+    Args:
+        model: a classifier whose output has `logits` [batch, classes].
+        inputs: a small batch; it is run forward and backward once, in evaluation mode.
+
+    Raises:
+        UserError: no last layer that gives the logits was found.
+    """
+    trace, classes = _trace(model, inputs)
+    blocks = _blocks(model, trace)
+    heads = _heads(model, trace, classes, after=trace.end[blocks[-1]] if blocks else -1)
+    names = ["embeddings", *blocks, "final", "head"] if blocks else ["backbone", "head"]
+    home = {name: _home(name, blocks, heads, trace) for name, _ in model.named_modules()}
+    learns = _reached_by_gradient(model, inputs)
+    groups = []
+    for group in names:
+        whole = [name for name, where in home.items() if where == group and not _shared(name, home)]
+        outermost = tuple(name for name in whole if not any(name.startswith(f"{other}.") for other in whole))
+        parameters = tuple(
+            name for name, _ in model.named_parameters() if home[name.rpartition(".")[0]] == group and name in learns
+        )
+        if outermost or parameters:
+            groups.append(Group(group, outermost, parameters))
+    return groups
+
+
+def check_boundary(model: nn.Module, groups: Sequence[Group], count: int, inputs: Inputs) -> Boundary:
+    """Whether the model may be cut behind its first `count` groups.
+
+    The test: with the boundary's output detached and only the groups before it open to gradients, no gradient may
+    reach the loss. What does reach it is either live (nothing flows into it but parameters) or makes the cut illegal.
+    """
+    skipped = {name for group in groups[:count] for name in group.modules}
+    trace, _ = _trace(model, inputs)
+    called = [name for name in skipped if name in trace.end and not _is_container(model, name)]
+    if not called:
+        return Boundary("", False, (), "no module in front of this place is called")
+    module = max(called, key=lambda name: trace.end[name])
+    names = {name for group in groups[:count] for name in group.parameters}
+    parameters = {name: value for name, value in model.named_parameters() if name in names}
+    with _evaluating(model), _only_open(model, names), _detached_output(model.get_submodule(module)):
+        logits = model(**inputs).logits
+        if not logits.requires_grad:
+            return Boundary(module, True, (), "")
+        gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
+    leaking = sorted(
+        {name.rpartition(".")[0] for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    )
+    fed = [name for name in leaking if name in trace.fed_by_data]
+    if fed:
+        return Boundary(module, False, (), f"{', '.join(fed[:3])} reach past {module}")
+    return Boundary(module, True, tuple(leaking), "")
+
+
+def describe_frozen(model: nn.Module, groups: Sequence[Group], count: int, inputs: Inputs) -> str:
+    """A sentence on the first `count` groups, which never learn, and on whether the model can be cut behind them."""
+    if count == 0:
+        return f"All {len(groups)} groups learn, from {groups[0].name} to {groups[-1].name}."
+    boundary = check_boundary(model, groups, count, inputs)
+    frozen = f"{count} of {len(groups)} groups are frozen, from {groups[0].name} to {groups[count - 1].name}"
+    if not boundary.legal:
+        return f"{frozen}; the model cannot be cut there: {boundary.reason}."
+    live = f", while {', '.join(boundary.live)} stays live" if boundary.live else ""
+    return f"{frozen}; the model can be cut behind {boundary.module}{live}."
+
+
+def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
+    """Run the model once; note when each module's first call begins and ends, and whether data flows into it."""
+    begin: dict[str, int] = {}
+    end: dict[str, int] = {}
+    fed: set[str] = set()
+    clock = iter(range(10**9))
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        # Only what depends on the data requires a gradient.
+        stack.enter_context(_only_open(model, set()))
+        for name, module in model.named_modules():
+
+            def before(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                begin.setdefault(name, next(clock))
+                if any(tensor.requires_grad for tensor in _tensors((args, kwargs))):
+                    fed.add(name)
+
+            def after(*_: Any, name: str = name) -> None:
+                end.setdefault(name, next(clock))
+
+            handles = (module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after))
+            for handle in handles:
+                stack.callback(handle.remove)
+        data = {
+            key: value.detach().clone().requires_grad_() if value.is_floating_point() else value
+            for key, value in inputs.items()
+        }
+        logits = model(**data).logits
+    return _Trace(begin, end, frozenset(fed)), int(logits.shape[-1])
+
+
+def _blocks(model: nn.Module, trace: _Trace) -> list[str]:
+    """Names of the outermost repeated modules, in the order of their calls; empty if nothing repeats."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    candidates = []
+    for name, module in model.named_modules():
+        units = _called_children(name, module, trace)
+        kinds = {type(model.get_submodule(unit)) for unit in units}
+        if len(units) < 2 or len(kinds) > 1 or not _one_after_another(units, trace):
+            continue
+        size = sum(parameter.numel() for unit in units for parameter in model.get_submodule(unit).parameters())
+        if size >= SHARE_OF_BLOCKS * total:
+            candidates.append((name.count("."), units))
+    return sorted(min(candidates)[1], key=trace.begin.__getitem__) if candidates else []
+
+
+def _called_children(name: str, module: nn.Module, trace: _Trace) -> list[str]:
+    """Children that are called; a child that only holds others (a list in a list) stands for what it holds."""
+    units = []
+    for child_name, child in module.named_children():
+        full = f"{name}.{child_name}" if name else child_name
+        units += [full] if full in trace.begin else _called_children(full, child, trace)
+    return units
+
+
+def _one_after_another(units: Sequence[str], trace: _Trace) -> bool:
+    ordered = sorted(units, key=trace.begin.__getitem__)
+    return all(trace.end[a] < trace.begin[b] for a, b in itertools.pairwise(ordered))
+
+
+def _heads(model: nn.Module, trace: _Trace, classes: int, after: int) -> list[str]:
+    heads = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == classes and trace.begin.get(name, -1) > after
+    ]
+    if not heads:
+        raise mistake(
+            expected="a classifier that ends in a Linear layer with one output for each class",
+            found=f"{type(model).__name__} without one",
+            do="choose another --model_name_or_path",
+        )
+    return heads if after >= 0 else [max(heads, key=trace.begin.__getitem__)]
+
+
+def _home(name: str, blocks: Sequence[str], heads: Sequence[str], trace: _Trace) -> str:
+    """The group of a module's own weights."""
+    if any(name == head or name.startswith(f"{head}.") for head in heads):
+        return "head"
+    for block in blocks:
+        if name == block or name.startswith(f"{block}."):
+            return block
+    if not blocks:
+        return "backbone"
+    begin = trace.begin.get(name, -1)
+    if begin < trace.begin[blocks[0]]:
+        return "embeddings"
+    if begin > trace.end[blocks[-1]]:
+        return "final"
+    return next(block for block in blocks if begin < trace.begin[block])
+
+
+def _shared(name: str, home: Mapping[str, str]) -> bool:
+    """Whether a module also holds parts of other groups."""
+    prefix = f"{name}." if name else ""
+    return any(where != home[name] for other, where in home.items() if other.startswith(prefix))
+
+
+def _is_container(model: nn.Module, name: str) -> bool:
+    return isinstance(model.get_submodule(name), nn.ModuleList | nn.ModuleDict)
+
+
+def _reached_by_gradient(model: nn.Module, inputs: Inputs) -> set[str]:
+    """Names of the parameters that the loss depends on; a mask token, say, is used in pretraining alone.
+
+    DistributedDataParallel would wait for the gradients of the others.
+    """
+    parameters = dict(model.named_parameters())
+    with _evaluating(model), _only_open(model, set(parameters)):
+        logits = model(**inputs).logits
+        gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
+    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_detached, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(_detached, value))
+    if isinstance(value, dict):
+        detached = value.copy()
+        for key, item in value.items():
+            detached[key] = _detached(item)
+        return detached
+    return value
+
+
+@contextmanager
+def _detached_output(module: nn.Module) -> Iterator[None]:
+    handle = module.register_forward_hook(lambda _module, _args, output: _detached(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with every module's own mode restored; no dropout, no change of running statistics."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _only_open(model: nn.Module, names: set[str]) -> Iterator[None]:
+    """Let exactly `names` require a gradient, for a while."""
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])

@@ -1,0 +1,198 @@
+"""A pretrained image classifier with a new head, and the image processor it was trained with."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from hf_transfer.config import VisionConfig, mistake
+from hf_transfer.data import hub_access, samples
+from hf_transfer.data.inputs import ImageProcessor
+from hf_transfer.models.groups import Group, trace_groups
+
+HEAD_STANDARD_DEVIATION = 0.02
+
+
+class Checkpoint:
+    """A checkpoint that has been found and can classify images; no weights are read yet.
+
+    Raises:
+        UserError: it does not exist, cannot be reached or read, or is no image classifier.
+    """
+
+    def __init__(self, name: str, revision: str = "main") -> None:
+        self.name = name
+        self.path, answers = _locate(name, revision)
+        self._offline = not answers
+        self._revision = revision
+        with _explained(name), hub_access.local_files_only(self._offline):
+            self.config: PretrainedConfig = AutoConfig.from_pretrained(self.path, revision=revision)
+        if self.config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+            raise mistake(
+                expected="a model that transformers can load as an image classifier (ViT, ResNet, ConvNeXt, Swin, ...)",
+                found=f"{name}, a {self.config.model_type} model",
+                do="choose an image model in --model_name_or_path",
+            )
+        if getattr(self.config, "num_channels", 3) != 3:
+            raise mistake(
+                expected="a model that takes images of 3 channels",
+                found=f"{name} with {self.config.num_channels}",
+                do="choose another --model_name_or_path",
+            )
+
+    def processor(self) -> ImageProcessor:
+        """The checkpoint's own image processor: its size, interpolation, mean and standard deviation."""
+        with _explained(self.name), hub_access.local_files_only(self._offline):
+            # The same pixels with and without torchvision.
+            processor: ImageProcessor = AutoImageProcessor.from_pretrained(
+                self.path, revision=self._revision, backend="pil"
+            )
+        return processor
+
+    def classifier(self, label_names: Sequence[str], *, seed: int, fresh_weights: bool) -> PreTrainedModel:
+        """The backbone with an output for each label, in float32.
+
+        Args:
+            label_names: class names, saved in the model's config.
+            seed: seed of every weight that is not read from the checkpoint.
+            fresh_weights: take the architecture only; no weights are read.
+        """
+        labels: dict[str, Any] = {
+            "num_labels": len(label_names),
+            "id2label": dict(enumerate(label_names)),
+            "label2id": {name: number for number, name in enumerate(label_names)},
+        }
+        with _seeded(seed), _explained(self.name), hub_access.local_files_only(self._offline):
+            if fresh_weights:
+                config = AutoConfig.from_pretrained(self.path, revision=self._revision, **labels)
+                model: PreTrainedModel = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+            else:
+                model = AutoModelForImageClassification.from_pretrained(
+                    self.path, revision=self._revision, dtype=torch.float32, ignore_mismatched_sizes=True, **labels
+                )
+        return model
+
+    def finished_classifier(self, label_names: Sequence[str] | None = None) -> PreTrainedModel:
+        """The model with its own head, for evaluation.
+
+        Args:
+            label_names: the classes it must have, in their order; None takes any.
+
+        Raises:
+            UserError: its classes are not those of the data.
+        """
+        own = [str(name) for _, name in sorted((self.config.id2label or {}).items())]
+        if label_names is not None and own != list(label_names):
+            raise mistake(
+                expected=f"a model with the classes of the data set, in their order: {', '.join(label_names[:5])}, ...",
+                found=f"{self.name} with {', '.join(own[:5])}, ...",
+                do="name the folder OUT/model of a run on this data set, or train first (without --evaluate_only)",
+            )
+        with _explained(self.name), hub_access.local_files_only(self._offline):
+            model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
+                self.path, revision=self._revision, dtype=torch.float32
+            )
+        return model
+
+
+def load_image_classifier(
+    checkpoint: Checkpoint, label_names: Sequence[str], config: VisionConfig, inputs: dict[str, Tensor],
+    *, fresh_weights: bool,
+) -> tuple[PreTrainedModel, list[Group]]:  # fmt: skip
+    """A classifier with a new head, and its groups in depth order.
+
+    Args:
+        checkpoint: what to start from.
+        label_names: class names.
+        config: seed and memory settings.
+        inputs: a small batch to trace the model with.
+        fresh_weights: train from scratch.
+    """
+    model = checkpoint.classifier(label_names, seed=config.seed, fresh_weights=fresh_weights)
+    groups = trace_groups(model, inputs)
+    # A checkpoint with as many classes as the data would otherwise keep its old head.
+    renew_head(model, groups[-1], config.seed)
+    if config.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise mistake(
+                expected="a model that supports --gradient_checkpointing",
+                found=f"{type(model).__name__}, which does not",
+                do="leave the flag out, or lower --per_device_train_batch_size",
+            )
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model, groups
+
+
+def renew_head(model: nn.Module, head: Group, seed: int) -> None:
+    """Draw the head's weights from N(0, 0.02²) with `seed`; biases become 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name in head.modules:
+            layer = model.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            layer.weight.normal_(0.0, HEAD_STANDARD_DEVIATION, generator=generator)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
+def _locate(name: str, revision: str) -> tuple[str, bool]:
+    """Where to load from, and whether the Hub may be asked."""
+    if samples.is_sample(name):
+        return str(samples.backbone_folder(name)), True
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise mistake(
+                expected=f"a saved model with a config.json in {path}",
+                found="a folder without one",
+                do="name the folder that holds config.json and model.safetensors",
+            )
+        return str(path), True
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise mistake(
+            expected="a model: a folder here, a Hub id, or sample:NAME",
+            found=f"no folder {path}",
+            do="correct --model_name_or_path",
+        )
+    return name, hub_access.hub_answers(name, kind="model", revision=revision)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn what transformers raises about a checkpoint into a message to the user."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        if samples.is_sample(name) or Path(name).expanduser().is_dir() or "outgoing traffic" not in _chain(error):
+            raise mistake(
+                expected=f"a complete transformers checkpoint in {name}",
+                found=str(error).splitlines()[0],
+                do="check its config.json, preprocessor_config.json and model.safetensors",
+            ) from error
+        raise hub_access.unreachable(name, kind="model", setting="model_name_or_path") from error
+
+
+def _chain(error: BaseException | None) -> str:
+    words = ""
+    while error is not None:
+        words, error = f"{words} {error}", error.__cause__ or error.__context__
+    return words
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from torch's global generator with `seed`, and leave the generator as it was."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,95 @@
+"""Shared by all tests: tiny pictures, tiny models with random weights, and a recipe as a user runs it."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+# Set before torch or the Hub's client is imported: tests ask no network and share two cores.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Recipe = Callable[..., Finished]
+
+
+def load_recipe(name: str) -> ModuleType:
+    """The module `recipes/NAME.py`, loaded by its path, since nobody may import a recipe."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", REPOSITORY / "recipes" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is remembered from one test to the next."""
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_datasets")
+
+
+@pytest.fixture
+def vision(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Recipe:
+    """`recipes/vision.py` with flags, in this process: `vision(dataset_name=..., ...)` -> `Finished`.
+
+    Settings that a test does not name make the run tiny. The exit code is 0, or that of `SystemExit`.
+    """
+    from hf_transfer.config import VisionConfig, run
+
+    def recipe(*flags: str, **settings: object) -> Finished:
+        defaults: dict[str, object] = {
+            "model_name_or_path": "sample:vit-glyphs",
+            "dataset_name": "sample:digits",
+            "output_dir": tmp_path / "out",
+            "cache_dir": tmp_path / "cache",
+            "num_train_epochs": 1,
+            "max_train_samples_per_class": 2,
+        }
+        chosen = defaults | settings
+        argv = [f"--{name}={value}" for name, value in chosen.items() if value is not None]
+        code = 0
+        try:
+            run(load_recipe("vision").main, VisionConfig, [*argv, *flags])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Finished(code, captured.out, captured.err)
+
+    return recipe
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes an imagefolder of noisy pictures, one colour for each class: `picture_folder(cat=10, dog=10)`."""
+
+    def make(*, name: str = "pictures", size: tuple[int, int] = (24, 20), **classes: int) -> Path:
+        folder = tmp_path / name
+        generator = np.random.default_rng(0)
+        for number, (label, count) in enumerate(classes.items()):
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            for position in range(count):
+                noise = generator.integers(0, 100, (size[1], size[0], 3))
+                noise[..., number % 3] += 120
+                Image.fromarray(noise.astype(np.uint8)).save(folder / label / f"{position:03}.png")
+        return folder
+
+    return make
