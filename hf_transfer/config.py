@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar, get_origin
 
 import yaml
 
@@ -107,8 +107,10 @@ class RunConfig:
             self.require(name, "a whole number of at least 1", getattr(self, name) >= 1)
         for name in ("gradient_accumulation_steps", "trainable_layers"):
             self.require(name, "a whole number of at least 1", getattr(self, name) >= 1)
-        for name in ("early_stopping_patience", "seed", "split_seed", "verify_samples"):
+        for name in ("early_stopping_patience", "verify_samples"):
             self.require(name, "a whole number of at least 0", getattr(self, name) >= 0)
+        for name in ("seed", "split_seed"):
+            self.require(name, "a whole number from 0 to 4294967295", 0 <= getattr(self, name) < 2**32)
         for name in ("weight_decay", "max_grad_norm", "warmup_steps"):
             self.require(name, "a number of at least 0", 0 <= getattr(self, name) < float("inf"))
         for name in ("validation_fraction", "test_fraction"):
@@ -136,8 +138,12 @@ class RunConfig:
         return {"recipe": self.recipe, **dataclasses.asdict(self)}
 
     def save(self, path: Path) -> None:
-        """Write the settings as a YAML file that `--config` takes back."""
-        written = {key: value for key, value in self.resolved().items() if value is not None}
+        """Write the settings as a YAML file that `--config` takes back.
+
+        The leave to replace an earlier run is for one command: whoever takes the file up must give it anew.
+        """
+        left_out = ("overwrite_output_dir",)
+        written = {key: value for key, value in self.resolved().items() if value is not None and key not in left_out}
         path.write_text(yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def differences(self, other: Self) -> list[str]:
@@ -179,11 +185,14 @@ Config = TypeVar("Config", bound=RunConfig)
 def run(main: Callable[[Config], object], config_class: type[Config], argv: Sequence[str] | None = None) -> None:
     """Run a recipe from the command line: a user's mistake becomes a message and exit code 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
     try:
         check_installation()
-        main(parse(config_class, arguments))
+        config = parse(config_class, arguments)
+        debug = config.debug
+        main(config)
     except UserError as error:
-        if "--debug" in arguments:
+        if debug:
             raise
         exit_with(error)
 
@@ -211,7 +220,7 @@ def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
     parser.add_argument("--config", metavar="FILE.yaml", default=None, help="Settings in a file; flags win over it.")
     known = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
     own = list(argv)
-    from_file = _file_as_arguments(_config_path(own), config_class, known)
+    from_file = _file_as_arguments(_config_path(own), config_class)
     config, _, unknown = parser.parse_args_into_dataclasses(
         [*from_file, *own], return_remaining_strings=True, look_for_args_file=False
     )
@@ -227,15 +236,16 @@ def load(config_class: type[Config], path: Path) -> Config:
 
 
 def _config_path(argv: Sequence[str]) -> Path | None:
+    path = None
     for position, argument in enumerate(argv):
         if argument.startswith("--config="):
-            return Path(argument.removeprefix("--config="))
+            path = Path(argument.removeprefix("--config="))
         if argument == "--config" and position + 1 < len(argv):
-            return Path(argv[position + 1])
-    return None
+            path = Path(argv[position + 1])
+    return path
 
 
-def _file_as_arguments(path: Path | None, config_class: type[RunConfig], known: Sequence[str]) -> list[str]:
+def _file_as_arguments(path: Path | None, config_class: type[RunConfig]) -> list[str]:
     """The file's settings as command-line arguments, so that types and "the last one wins" are argparse's alone."""
     if path is None:
         return []
@@ -247,27 +257,43 @@ def _file_as_arguments(path: Path | None, config_class: type[RunConfig], known: 
             found=f"{path} with 'recipe: {recipe}'",
             do=f"run recipes/{recipe}.py with it",
         )
-    if unknown := [str(key) for key in values if str(key) not in known]:
-        raise _unknown_settings(unknown, known, path)
+    types = {field.name: field.type for field in dataclasses.fields(config_class)}
+    if unknown := [str(key) for key in values if key not in types]:
+        raise _unknown_settings(unknown, list(types), path)
     arguments: list[str] = []
     for key, value in values.items():
-        if isinstance(value, dict):
-            raise mistake(expected=f"one value for {key} in {path}", found="a mapping", do="write 'name: value' lines")
-        if value is not None:
-            arguments += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        if isinstance(value, list) and get_origin(types[key]) is list and all(isinstance(item, str) for item in value):
+            arguments += [f"--{key}", *value]
+        elif isinstance(value, dict | list):
+            found = "a mapping" if isinstance(value, dict) else f"the list {value}"
+            raise mistake(expected=f"one value for {key} in {path}", found=found, do="write 'name: value' lines")
+        elif value is not None:
+            # In one word, as a value may begin with a dash.
+            arguments.append(f"--{key}={value}")
     return arguments
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Plain YAML: no tags, no aliases (which can expand without bound), no key twice."""
+    """Plain YAML: no tags, no aliases (which can expand without bound), no key twice.
+
+    Values stay text, but for null: `1e-4` is a number, and a revision `0123456` or a column `no` is a name, as the
+    setting's own type has it.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (the stubs declare it so)
+        first: [(tag, pattern) for tag, pattern in found if tag == "tag:yaml.org,2002:null"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
+        if tag := getattr(self.peek_event(), "tag", None):  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError(f"tags ({tag}) are not allowed")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        keys = [str(key.value) for key, _ in node.value]
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise yaml.YAMLError(f"{', '.join(sorted(twice))}: given more than once")
         return super().construct_mapping(node, deep)
@@ -280,7 +306,7 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
         raise mistake(expected="a short YAML file", found=f"{path.stat().st_size} bytes in {path}", do="check the path")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 (a safe loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise mistake(expected=f"readable YAML in {path}", found=str(error), do="correct that line") from error
     if not isinstance(values or {}, dict):
         raise mistake(expected=f"'name: value' lines in {path}", found=type(values).__name__, do="correct the file")

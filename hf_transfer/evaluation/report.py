@@ -67,7 +67,10 @@ def write_report(
         _draw_curves(folder / "curves.png", fitted.history, fitted.best_epoch)
     text = _markdown(results, _per_class(test, label_names), notes, bool(fitted.history))
     (folder / "report.md").write_text(text, encoding="utf-8")
-    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Whole or not at all: a run that is killed here is done again.
+    partial = folder / ".results-partial"
+    partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(folder / RESULTS_FILE)
     return results
 
 
