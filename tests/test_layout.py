@@ -256,7 +256,7 @@ def test_importing_the_package_imports_no_heavy_library_and_is_quick() -> None:
 def test_every_public_name_resolves_and_no_other_does() -> None:
     """The names users import.
 
-    Mutation: hf_transfer/__init__.py: "training.loop" -> "training.loops"
+    Mutation: hf_transfer/__init__.py: ""fit": "training.loop"" -> ""fit": "training.loops""
     """
     assert len(hf_transfer.__all__) >= 12
     assert set(hf_transfer.__all__) < set(dir(hf_transfer))

@@ -1,0 +1,262 @@
+"""Settings: from the command line and from YAML, their checks, and the words of every mistake."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+from hf_transfer.config import UserError, VisionConfig, mistake, parse, run
+from tests.conftest import REPOSITORY
+
+REQUIRED = ("--model_name_or_path=m", "--dataset_name=d", "--output_dir=o")
+FIELDS = {field.name: field for field in dataclasses.fields(VisionConfig)}
+# Flags in README that belong to other programs.
+FOREIGN_FLAGS = {
+    "--config", "--help", "--top", "--json", "--num_processes", "--num_machines", "--nproc_per_node", "--nnodes",
+    "--no-deps", "--force-reinstall", "--editable", "--extra-index-url", "--index-url", "--upgrade", "--only", "--jobs",
+    "--mixed_precision", "--multi_gpu", "--cpu",
+}  # fmt: skip
+
+
+def settings(*flags: str) -> VisionConfig:
+    return parse(VisionConfig, [*REQUIRED, *flags])
+
+
+def words(error: pytest.ExceptionInfo[UserError]) -> tuple[str, str, str]:
+    """The three parts of a message: expected, found, do this."""
+    parts = re.fullmatch(r"Expected: (.+)\nFound:    (.+)\nDo this:  (.+)", str(error.value), re.DOTALL)
+    assert parts is not None, str(error.value)
+    return parts[1], parts[2], parts[3]
+
+
+def test_a_mistake_says_what_was_expected_what_was_found_and_what_to_do() -> None:
+    """Every error of the project is made here.
+
+    Mutation: hf_transfer/config.py: "Found:    {found}" -> "Found:    {expected}"
+    """
+    error = mistake(expected="a cat", found="a dog", do="feed it")
+    assert str(error) == "Expected: a cat\nFound:    a dog\nDo this:  feed it"
+
+
+def test_help_lists_every_setting_with_its_explanation(capsys: pytest.CaptureFixture[str]) -> None:
+    """No setting without a line of help, and nothing that is not in --help.
+
+    Mutation: hf_transfer/config.py: "metadata={"help": help}, kw_only=True" -> "metadata={}, kw_only=True"
+    """
+    with pytest.raises(SystemExit) as end:
+        parse(VisionConfig, ["--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert len(FIELDS) >= 35
+    for name, field in FIELDS.items():
+        assert len(field.metadata["help"]) > 15, name
+        assert re.search(rf"--{name}[ ,].*{re.escape(field.metadata['help'].replace('%%', '%'))}", text), name
+
+
+@pytest.mark.parametrize(
+    ("flag", "found"),
+    [
+        ("--learning_rat=1", "learning_rat (nearest: learning_rate)"),
+        ("--num_train=1", "num_train (nearest: num_train_epochs)"),
+        ("--see=1", "see (nearest: seed)"),
+        ("--max_train_samples=1", "max_train_samples (nearest: max_train_samples_per_class)"),
+    ],
+)
+def test_an_abbreviation_is_refused_and_the_full_name_given(flag: str, found: str) -> None:
+    """An abbreviation would change its meaning when a setting is added.
+
+    Mutation: hf_transfer/config.py: "allow_abbrev=False" -> "allow_abbrev=True"
+    """
+    with pytest.raises(UserError) as error:
+        settings(flag)
+    assert words(error)[:2] == ("settings that exist, spelled out in full", found)
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (["--trainable_layer", "2"], "trainable_layer (nearest: trainable_layers)"),
+        (
+            ["--agumentation=none", "--stratgy=full"],
+            "agumentation (nearest: augmentation), stratgy (nearest: strategy)",
+        ),
+        (["digits"], "digits"),
+    ],
+)
+def test_an_unknown_setting_is_named_with_the_nearest_one(flags: list[str], found: str) -> None:
+    """No word on the command line is passed over in silence.
+
+    Mutation: hf_transfer/config.py: "    if unknown:" -> "    if False:"
+    """
+    with pytest.raises(UserError) as error:
+        settings(*flags)
+    assert words(error)[1] == found
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (["--num_train_epochs", "1.5"], "invalid int value: '1.5'"),
+        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        (["--bf16", "maybe"], "Truthy value expected: got maybe"),
+        (["--strategy", "magic"], "invalid choice: 'magic' (choose from 'linear_probe', 'partial', 'full', 'scratch')"),
+        (["--report_to"], "expected at least one argument"),
+        (["--seed"], "expected one argument"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_with_its_setting(flags: list[str], found: str) -> None:
+    """Instead of argparse's own exit.
+
+    Mutation: hf_transfer/config.py: "found=message, do="correct that setting"" -> "found="", do="correct that setting""
+    """
+    with pytest.raises(UserError) as error:
+        settings(*flags)
+    assert words(error)[1].startswith(f"argument {flags[0]}")
+    assert found in words(error)[1]
+
+
+COUNT, NUMBER, SHARE = "a whole number of at least 1", "a number of at least 0", "a share above 0 and at most 0.5"
+WHOLE, SEED = "a whole number of at least 0", "a whole number from 0 to 4294967295"
+RANGES = [
+    ("num_train_epochs", COUNT, ["1"], ["0", "-1"]),
+    ("per_device_train_batch_size", COUNT, ["1"], ["0"]),
+    ("per_device_eval_batch_size", COUNT, ["1"], ["0"]),
+    ("gradient_accumulation_steps", COUNT, ["1"], ["0"]),
+    ("trainable_layers", COUNT, ["1"], ["0"]),
+    ("early_stopping_patience", WHOLE, ["0"], ["-1"]),
+    ("verify_samples", WHOLE, ["0"], ["-1"]),
+    ("seed", SEED, ["0", "4294967295"], ["-1", "4294967296"]),
+    ("split_seed", SEED, ["0", "4294967295"], ["-1", "4294967296"]),
+    ("weight_decay", NUMBER, ["0"], ["-0.1", "nan", "inf"]),
+    ("max_grad_norm", NUMBER, ["0"], ["-0.1", "nan", "inf"]),
+    ("warmup_steps", NUMBER, ["0", "0.5", "7"], ["-0.1", "nan", "inf"]),
+    ("validation_fraction", SHARE, ["0.5", "0.01"], ["0", "0.51", "nan", "-1"]),
+    ("test_fraction", SHARE, ["0.5", "0.01"], ["0", "0.51", "nan", "-1"]),
+    ("learning_rate", "a number above 0 and at most 10", ["10", "1e-9"], ["0", "-1", "10.1", "nan", "inf"]),
+    ("max_train_samples_per_class", "at least 1", ["1"], ["0", "-3"]),
+    ("dataloader_num_workers", "at least 0", ["0"], ["-1"]),
+    ("cache_views", "at least 0", ["0"], ["-1"]),
+]
+
+
+@pytest.mark.parametrize(("name", "expected", "good", "bad"), RANGES, ids=[row[0] for row in RANGES])
+def test_each_range_is_checked_at_its_borders(name: str, expected: str, good: list[str], bad: list[str]) -> None:
+    """Every number has a range.
+
+    Mutation: hf_transfer/config.py: "        if not holds:" -> "        if not holds and name == 'seed':"
+    """
+    for value in good:
+        assert getattr(settings(f"--{name}={value}"), name) == float(value)
+    for value in bad:
+        with pytest.raises(UserError) as error:
+            settings(f"--{name}={value}")
+        assert words(error)[0] == f"--{name}: {expected}"
+        assert float(words(error)[1]) == pytest.approx(float(value), nan_ok=True)
+        assert words(error)[2] == f"change --{name}"
+
+
+def test_every_number_has_a_range() -> None:
+    numbers = {
+        name
+        for name, field in FIELDS.items()
+        if field.type in (int, float)
+        or (set(get_args(field.type)) & {int, float} and get_origin(field.type) != Literal)
+    }
+    assert numbers == {row[0] for row in RANGES}
+
+
+def test_two_kinds_of_mixed_precision_are_refused() -> None:
+    """One of them would be ignored.
+
+    Mutation: hf_transfer/config.py: "if self.bf16 and self.fp16:" -> "if False:"
+    """
+    with pytest.raises(UserError) as error:
+        settings("--bf16", "--fp16")
+    assert words(error)[:2] == ("one kind of mixed precision", "both --bf16 and --fp16")
+
+
+def test_missing_settings_are_all_named() -> None:
+    with pytest.raises(UserError) as error:
+        parse(VisionConfig, ["--dataset_name=d"])
+    assert "required: --model_name_or_path" in words(error)[1]
+    assert "--output_dir" in words(error)[1]
+    assert "--dataset_name" not in words(error)[1]
+
+
+def test_differences_count_only_what_changes_the_result() -> None:
+    """Speed and talk are free to change.
+
+    Mutation: hf_transfer/config.py: "ours[name] != theirs[name]" -> "ours[name] is theirs"
+    """
+    free = ["--output_dir=x", "--overwrite_output_dir", "--debug", "--report_to=a", "--dataloader_num_workers=2"]
+    assert settings().differences(settings(*free, "--cache_dir=y")) == []
+    assert settings("--seed=1").differences(settings("--learning_rate=0.5")) == [
+        "learning_rate: None -> 0.5",
+        "seed: 1 -> 0",
+    ]
+    assert VisionConfig.without_effect < FIELDS.keys()
+
+
+def test_a_users_mistake_ends_with_code_2_and_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command's last word is the message.
+
+    Mutation: hf_transfer/config.py: "    sys.exit(2)" -> "    sys.exit(1)"
+    """
+    with pytest.raises(SystemExit) as end:
+        run(lambda config: None, VisionConfig, [*REQUIRED, "--seed=-1"])
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"\nerror:\nExpected: --seed: {SEED}\nFound:    -1\nDo this:  change --seed\n\n"
+    assert captured.out == ""
+
+
+def fails(config: VisionConfig) -> None:
+    raise mistake(expected="x", found="y", do="z")
+
+
+def test_debug_raises_with_the_traceback(tmp_path: Path) -> None:
+    """Wherever the setting is given.
+
+    Mutation: hf_transfer/config.py: "debug = config.debug" -> "debug = False"
+    """
+    (tmp_path / "debug.yaml").write_text("debug: true\n")
+    for flags in (["--debug"], ["--debug=true"], ["--config", str(tmp_path / "debug.yaml")]):
+        with pytest.raises(UserError, match="Found:    y"):
+            run(fails, VisionConfig, [*REQUIRED, *flags])
+    with pytest.raises(UserError, match="settings that exist"):
+        run(fails, VisionConfig, [*REQUIRED, "--debug", "--sed=1"])
+    with pytest.raises(SystemExit):
+        run(fails, VisionConfig, [*REQUIRED, "--debug=false"])
+
+
+def test_errors_of_our_own_are_not_dressed_up_as_a_users_mistake() -> None:
+    def broken(config: VisionConfig) -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        run(broken, VisionConfig, list(REQUIRED))
+
+
+@pytest.mark.parametrize(("rank", "first_line"), [("1", "error on rank 1:"), ("0", "error:")])
+def test_a_message_names_its_process(
+    rank: str, first_line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of several processes each prints.
+
+    Mutation: hf_transfer/config.py: "if rank == '0' else" -> "if rank else"
+    """
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit):
+        run(fails, VisionConfig, list(REQUIRED))
+    assert capsys.readouterr().err.split("\n")[1] == first_line
+
+
+def test_readme_names_every_setting_and_only_settings_that_exist() -> None:
+    """README and config.py agree, in both directions."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    in_backticks = set(re.findall(r"`--([a-z0-9_]+)[`= ]", readme))
+    assert FIELDS.keys() - in_backticks == set()
+    everywhere = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", readme))
+    assert everywhere - {f"--{name}" for name in FIELDS} - FOREIGN_FLAGS == set()

@@ -1,0 +1,231 @@
+"""Settings in a YAML file: types, precedence, what is refused, and the way back from a saved file."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from hf_transfer.config import UserError, VisionConfig, load, parse
+from tests.test_config import FIELDS, REQUIRED, settings, words
+
+
+def from_yaml(tmp_path: Path, text: str | bytes, *flags: str) -> VisionConfig:
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return parse(VisionConfig, [*REQUIRED, "--config", str(path), *flags])
+
+
+def test_an_unknown_setting_in_a_file_is_named_with_the_nearest_one_and_the_file(tmp_path: Path) -> None:
+    """The same for files.
+
+    Mutation: hf_transfer/config.py: "if key not in types]" -> "if key is None]"
+    """
+    with pytest.raises(UserError) as error:
+        from_yaml(tmp_path, "seed: 1\nlearning_rat: 1\n")
+    assert words(error)[1] == f"learning_rat (nearest: learning_rate) in {tmp_path / 'settings.yaml'}"
+
+
+@pytest.mark.parametrize("key", ["config", "help", "h", "no_seed", "model-name-or-path", "3", "<<"])
+def test_a_file_cannot_name_what_is_no_setting(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UserError) as error:
+        from_yaml(tmp_path, f"{key}: 1\n")
+    assert words(error)[1].startswith(key)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("learning_rate: 1e-4", "learning_rate", 1e-4),
+        ("warmup_steps: 500", "warmup_steps", 500.0),
+        ("num_train_epochs: 3", "num_train_epochs", 3),
+        ("bf16: true", "bf16", True),
+        ("fp16: no", "fp16", False),
+        ("horizontal_flip: false", "horizontal_flip", False),
+        ("report_to: [tensorboard, wandb]", "report_to", ["tensorboard", "wandb"]),
+        ("report_to: tensorboard", "report_to", ["tensorboard"]),
+        ("learning_rate: null", "learning_rate", None),
+        ("learning_rate: ~", "learning_rate", None),
+        ("label_column_name: no", "label_column_name", "no"),
+        ("label_column_name: 'null'", "label_column_name", "null"),
+        ("label_column_name: --seed", "label_column_name", "--seed"),
+        ("model_revision: 0123456", "model_revision", "0123456"),
+        ("model_revision: 12_3", "model_revision", "12_3"),
+        ("model_revision: 2020-01-01", "model_revision", "2020-01-01"),
+        ("model_revision: 10:30", "model_revision", "10:30"),
+        ("image_column_name: 'a: b # c'", "image_column_name", "a: b # c"),
+        ("recipe: vision", "recipe", "vision"),
+        ("", "seed", 0),
+    ],
+)
+def test_a_value_in_a_file_has_the_type_of_its_setting(tmp_path: Path, text: str, name: str, value: object) -> None:
+    """YAML's own guesses would make 1e-4 a text, a revision 0123456 a number, and a column `no` False.
+
+    Mutation: hf_transfer/config.py: "if tag == "tag:yaml.org,2002:null"]" -> "if tag]"
+    """
+    read = getattr(from_yaml(tmp_path, text), name)
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_the_last_one_wins_flag_over_file_over_default(tmp_path: Path) -> None:
+    """The order of precedence.
+
+    Mutation: hf_transfer/config.py: "[*from_file, *own]" -> "[*own, *from_file]"
+    """
+    text = "seed: 3\nweight_decay: 0.3\nreport_to: [wandb, trackio]\nbf16: true\n"
+    config = from_yaml(tmp_path, text, "--seed=5", "--seed", "6", "--report_to", "tensorboard", "--bf16", "false")
+    assert (config.seed, config.weight_decay, config.max_grad_norm) == (6, 0.3, 1.0)
+    assert (config.report_to, config.bf16) == (["tensorboard"], False)
+
+
+def test_a_flag_wins_over_the_file_wherever_it_stands_and_of_two_files_the_last_counts(tmp_path: Path) -> None:
+    """As for every other flag.
+
+    Mutation: hf_transfer/config.py: "path = Path(argv[position + 1])" -> "path = path or Path(argv[position + 1])"
+    """
+    (tmp_path / "a.yaml").write_text("seed: 3\nsplit_seed: 3\n")
+    (tmp_path / "b.yaml").write_text("seed: 4\n")
+    both = ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")]
+    assert settings("--seed=5", *both[:2]).seed == 5
+    assert (settings(*both).seed, settings(*both).split_seed) == (4, 0)
+    assert settings(f"--config={tmp_path / 'a.yaml'}").seed == 3
+
+
+UNREADABLE = [
+    ("seed: &s 1\nsplit_seed: *s\n", "aliases (*name) are not allowed"),
+    ("seed: 1\nbf16: true\nseed: 2\n", "seed: given more than once"),
+    ("? [a]\n: 1\n? [a]\n: 2\n", "given more than once"),
+    ("seed: !!python/object/apply:os.system [id]\n", "tags (tag:yaml.org,2002:python/object/apply:os.system)"),
+    ("seed: !!int 3\n", "tags (tag:yaml.org,2002:int) are not allowed"),
+    ("seed: [1\n", "line 2"),
+    ("a: 1\n b: 2\n", "line 2"),
+    ("seed: \x00", "special characters are not allowed"),
+    ("seed: " + "[" * 5000, "recursion"),
+    (b"seed: \xff", "'utf-8' codec can't decode byte 0xff"),
+]
+
+
+@pytest.mark.parametrize(("text", "found"), UNREADABLE, ids=range(len(UNREADABLE)))
+def test_yaml_that_is_broken_or_clever_is_refused(tmp_path: Path, text: str | bytes, found: str) -> None:
+    """Aliases expand without bound, tags run code, of two equal keys one is lost.
+
+    Mutation: hf_transfer/config.py: "if self.check_event(yaml.AliasEvent):" -> "if False:"
+    """
+    with pytest.raises(UserError) as error:
+        from_yaml(tmp_path, text)
+    assert words(error)[0] == f"readable YAML in {tmp_path / 'settings.yaml'}"
+    assert found in words(error)[1]
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    """Of two equal keys one would be lost.
+
+    Mutation: hf_transfer/config.py: "if keys.count(key) > 1}" -> "if keys.count(key) > 2}"
+    """
+    with pytest.raises(UserError, match="seed: given more than once"):
+        from_yaml(tmp_path, "seed: 1\nseed: 2\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "found"),
+    [
+        ("- seed\n", "'name: value' lines in ", "list"),
+        ("seed\n", "'name: value' lines in ", "str"),
+        ("seed: {a: 1}\n", "one value for seed in ", "a mapping"),
+        ("seed: [1, 2]\n", "one value for seed in ", "the list ['1', '2']"),
+        ("report_to: [[a], b]\n", "one value for report_to in ", "the list [['a'], 'b']"),
+        ("recipe: text\n", "settings of the vision recipe", "with 'recipe: text'"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str, expected: str, found: str) -> None:
+    """A list for a single setting would be read as stray words.
+
+    Mutation: hf_transfer/config.py: "isinstance(value, dict | list)" -> "isinstance(value, set)"
+    """
+    with pytest.raises(UserError) as error:
+        from_yaml(tmp_path, text)
+    assert words(error)[0].startswith(expected)
+    assert found in words(error)[1]
+
+
+def test_settings_of_another_recipe_are_sent_to_that_recipe(tmp_path: Path) -> None:
+    """The recipe's name is in the file.
+
+    Mutation: hf_transfer/config.py: "if recipe != config_class.recipe:" -> "if False:"
+    """
+    with pytest.raises(UserError) as error:
+        from_yaml(tmp_path, "recipe: text\n")
+    assert words(error)[2] == "run recipes/text.py with it"
+
+
+def test_a_file_that_is_missing_or_a_folder_or_too_large_is_refused(tmp_path: Path) -> None:
+    """The file is looked at before it is read.
+
+    Mutation: hf_transfer/config.py: "> MAX_CONFIG_BYTES:" -> "> 9 * MAX_CONFIG_BYTES:"
+    """
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(UserError) as error:
+            settings("--config", str(path))
+        assert words(error)[:2] == ("a YAML file for --config", f"no file {path}")
+    with pytest.raises(UserError) as error:
+        from_yaml(tmp_path, "# " + "x" * 1_000_000)
+    assert words(error)[:2] == ("a short YAML file", f"1000002 bytes in {tmp_path / 'settings.yaml'}")
+
+
+def test_a_required_setting_may_come_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text("model_name_or_path: m\ndataset_name: d\noutput_dir: -o\n")
+    config = load(VisionConfig, tmp_path / "all.yaml")
+    assert (config.model_name_or_path, config.dataset_name, config.output_dir) == ("m", "d", "-o")
+
+
+# Any text but half characters and U+0085, which YAML takes for an end of line.
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85"), max_size=12)
+BOUNDS: dict[str, Any] = {
+    "validation_fraction": st.floats(0.01, 0.5),
+    "test_fraction": st.floats(0.01, 0.5),
+    "learning_rate": st.none() | st.floats(1e-9, 10),
+    "report_to": st.lists(NAMES.filter(lambda name: not name.startswith("-")), min_size=1, max_size=3),
+}
+
+
+def values_of(field: "dataclasses.Field[Any]") -> Any:
+    """Values that a setting may have."""
+    if field.name in BOUNDS:
+        return BOUNDS[field.name]
+    if get_origin(field.type) is Literal:
+        return st.sampled_from(get_args(field.type))
+    kinds: dict[Any, Any] = {str: NAMES, bool: st.booleans(), int: st.integers(1, 2**31), float: st.floats(0, 1e9)}
+    options = [kinds[kind] for kind in get_args(field.type) or (field.type,) if kind in kinds]
+    return st.one_of(*options, *([st.none()] if get_args(field.type) else []))
+
+
+@given(st.fixed_dictionaries({name: values_of(field) for name, field in FIELDS.items()}))
+@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_settings_that_are_saved_are_read_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, Any]
+) -> None:
+    """For any text, however much it looks like something else in YAML or in argparse.
+
+    Mutation: hf_transfer/config.py: "arguments.append(f"--{key}={value}")" -> "arguments += [f"--{key}", str(value)]"
+    """
+    drawn["fp16"] = drawn["fp16"] and not drawn["bf16"]
+    config = VisionConfig(**drawn)
+    path = tmp_path_factory.mktemp("saved") / "config.yaml"
+    config.save(path)
+    # Leave to replace an earlier run is for one command, and is not saved.
+    expected = dataclasses.replace(config, overwrite_output_dir=False)
+    assert load(VisionConfig, path) == expected
+
+
+def test_leave_to_replace_an_earlier_run_is_not_passed_on_with_the_file(tmp_path: Path) -> None:
+    """`--config OUT/config.yaml --output_dir OTHER` must not replace what is in OTHER.
+
+    Mutation: hf_transfer/config.py: "left_out = ("overwrite_output_dir",)" -> "left_out = ()"
+    """
+    settings("--overwrite_output_dir").save(tmp_path / "c.yaml")
+    assert load(VisionConfig, tmp_path / "c.yaml").overwrite_output_dir is False
+    assert (tmp_path / "c.yaml").read_text().startswith("recipe: vision\nmodel_name_or_path: m\n")
