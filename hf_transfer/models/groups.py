@@ -74,7 +74,7 @@ def trace_groups(model: nn.Module, inputs: Inputs) -> list[Group]:
         UserError: no last layer that gives the logits was found.
     """
     trace, classes = _trace(model, inputs)
-    blocks = _blocks(model, trace)
+    blocks = _blocks(model, trace, classes)
     heads = _heads(model, trace, classes, after=trace.end[blocks[-1]] if blocks else -1)
     names = ["embeddings", *blocks, "final", "head"] if blocks else ["backbone", "head"]
     home = {name: _home(name, blocks, heads, trace) for name, _ in model.named_modules()}
@@ -102,7 +102,9 @@ def check_boundary(model: nn.Module, groups: Sequence[Group], count: int, inputs
     called = [name for name in skipped if name in trace.end and not _is_container(model, name)]
     if not called:
         return Boundary("", False, (), "no module in front of this place is called")
-    module = max(called, key=lambda name: trace.end[name])
+    # A shared table of biases may be called last, but what crosses the boundary is data.
+    fed = [name for name in called if name in trace.fed_by_data]
+    module = max(fed or called, key=lambda name: trace.end[name])
     names = {name for group in groups[:count] for name in group.parameters}
     parameters = {name: value for name, value in model.named_parameters() if name in names}
     with _evaluating(model), _only_open(model, names), _detached_output(model.get_submodule(module)):
@@ -113,9 +115,8 @@ def check_boundary(model: nn.Module, groups: Sequence[Group], count: int, inputs
     leaking = sorted(
         {name.rpartition(".")[0] for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
     )
-    fed = [name for name in leaking if name in trace.fed_by_data]
-    if fed:
-        return Boundary(module, False, (), f"{', '.join(fed[:3])} reach past {module}")
+    if passing := [name for name in leaking if name in trace.fed_by_data]:
+        return Boundary(module, False, (), f"{', '.join(passing[:3])} reach past {module}")
     return Boundary(module, True, tuple(leaking), "")
 
 
@@ -162,14 +163,19 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
     return _Trace(begin, end, frozenset(fed)), int(logits.shape[-1])
 
 
-def _blocks(model: nn.Module, trace: _Trace) -> list[str]:
+def _blocks(model: nn.Module, trace: _Trace, classes: int) -> list[str]:
     """Names of the outermost repeated modules, in the order of their calls; empty if nothing repeats."""
-    total = sum(parameter.numel() for parameter in model.parameters())
+    # Without the head: a thousand classes must not outweigh the blocks of a small backbone.
+    head = _heads(model, trace, classes, after=-1)[0]
+    outside = sum(parameter.numel() for parameter in model.get_submodule(head).parameters())
+    total = sum(parameter.numel() for parameter in model.parameters()) - outside
     candidates = []
     for name, module in model.named_modules():
         units = _called_children(name, module, trace)
         kinds = {type(model.get_submodule(unit)) for unit in units}
         if len(units) < 2 or len(kinds) > 1 or not _one_after_another(units, trace):
+            continue
+        if any(f"{head}.".startswith(f"{unit}.") for unit in units):
             continue
         size = sum(parameter.numel() for unit in units for parameter in model.get_submodule(unit).parameters())
         if size >= SHARE_OF_BLOCKS * total:

@@ -1,0 +1,255 @@
+"""A pretrained backbone with a new head, and every checkpoint that cannot be one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForImageClassification, BertConfig, BertModel
+
+from hf_transfer.config import UserError, VisionConfig
+from hf_transfer.models.groups import Group
+from hf_transfer.models.pretrained import Checkpoint, load_image_classifier, renew_head
+from tests.tiny_models import CLASSES, pixels, save_checkpoint, state, tiny_model
+
+NAMES = ["ant", "bee", "cat", "dog", "eel"]
+
+
+def settings(**more: Any) -> VisionConfig:
+    return VisionConfig(model_name_or_path="m", dataset_name="d", output_dir="o", **more)
+
+
+def load(folder: Path, *, names: list[str] = NAMES, fresh: bool = False, **more: Any) -> nn.Module:
+    model, _ = load_image_classifier(
+        Checkpoint(str(folder)), names, settings(**more), pixels("vit"), fresh_weights=fresh
+    )
+    return model
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return save_checkpoint(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("classes", [3, CLASSES])
+def test_the_backbone_is_that_of_the_checkpoint_and_the_head_is_new(checkpoint: Path, classes: int) -> None:
+    """Also when the checkpoint has as many classes as the data.
+
+    Mutation: hf_transfer/models/pretrained.py: "    renew_head(model, groups[-1], config.seed)" -> "    head = groups[-1]"
+    """
+    saved = state(AutoModelForImageClassification.from_pretrained(checkpoint))
+    loaded = state(load(checkpoint, names=NAMES[:classes]))
+    head = {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved.keys() - head)
+    assert loaded["classifier.weight"].shape == (classes, 24)
+    assert not loaded["classifier.bias"].any()
+    shared = min(classes, CLASSES)
+    assert not torch.isclose(loaded["classifier.weight"][:shared], saved["classifier.weight"][:shared]).all(1).any()
+
+
+def test_equal_seeds_give_equal_heads_and_other_seeds_others(checkpoint: Path) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: "Generator().manual_seed(seed)" -> "Generator().manual_seed(0)" """
+    torch.manual_seed(11)
+    first = state(load(checkpoint, seed=1))
+    torch.manual_seed(12)
+    again, other = state(load(checkpoint, seed=1)), state(load(checkpoint, seed=2))
+    assert all(torch.equal(again[name], first[name]) for name in first)
+    assert {name for name in first if not torch.equal(other[name], first[name])} == {"classifier.weight"}
+
+
+def test_a_head_is_drawn_from_a_narrow_normal_distribution() -> None:
+    """Mutation: hf_transfer/models/pretrained.py: "DEVIATION = 0.02" -> "DEVIATION = 0.2" """
+    model = nn.Sequential(nn.Linear(200, 200))
+    renew_head(model, Group("head", ("0",), ("0.weight", "0.bias")), seed=3)
+    weights = model.get_parameter("0.weight").detach()
+    expected = torch.randn(200, 200, generator=torch.Generator().manual_seed(3)) * 0.02
+    torch.testing.assert_close(weights, expected)
+    assert weights.std().item() == pytest.approx(0.02, rel=0.02)
+    assert not model.get_parameter("0.bias").any()
+
+
+def test_a_head_without_a_bias_is_renewed_too() -> None:
+    model = nn.Sequential(nn.Linear(4, 3, bias=False))
+    before = state(model)["0.weight"]
+    renew_head(model, Group("head", ("0",), ("0.weight",)), seed=0)
+    assert not torch.equal(model.get_parameter("0.weight"), before)
+
+
+def test_loading_leaves_the_global_generator_as_it_was(checkpoint: Path) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: "torch.cuda.device_count())" -> "0), enabled=False" """
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    load(checkpoint, names=NAMES[:3], fresh=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fresh_weights_have_the_architecture_and_nothing_else_of_the_checkpoint(checkpoint: Path) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: "            if fresh_weights:" -> "            if False:" """
+    pretrained, fresh, again, other = (
+        state(load(checkpoint, fresh=is_fresh, seed=seed))
+        for is_fresh, seed in ((False, 0), (True, 0), (True, 0), (True, 1))
+    )
+    assert {name: value.shape for name, value in fresh.items()} == {n: v.shape for n, v in pretrained.items()}
+    assert not any(
+        torch.equal(fresh[name], pretrained[name])
+        for name in fresh
+        if name != "classifier.bias" and name != "classifier.weight"
+    )
+    assert all(torch.equal(fresh[name], again[name]) for name in fresh)
+    matrices = [name for name, value in fresh.items() if value.ndim > 1 and value.any()]
+    assert len(matrices) > 10
+    assert not any(torch.equal(fresh[name], other[name]) for name in matrices)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_class_names_are_saved_with_the_model(checkpoint: Path, tmp_path: Path, fresh: bool) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: "dict(enumerate(label_names))" -> "{0: 'a', 1: 'b', 2: 'c'}" """
+    names = ["zebra", "ape", "ünïcode"]
+    model: Any = load(checkpoint, names=names, fresh=fresh)
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["id2label"] == {"0": "zebra", "1": "ape", "2": "ünïcode"}
+    assert saved["label2id"] == {"zebra": 0, "ape": 1, "ünïcode": 2}
+
+
+def test_weights_saved_in_half_precision_are_loaded_in_single_precision(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: "torch.float32, ignore" -> "'auto', ignore" """
+    tiny_model("vit").bfloat16().save_pretrained(tmp_path / "half")
+    assert {parameter.dtype for parameter in load(tmp_path / "half").parameters()} == {torch.float32}
+
+
+def test_a_finished_model_keeps_its_own_head_and_must_have_the_classes_of_the_data(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: "own != list(label_names)" -> "False" """
+    names = dict(enumerate(NAMES))
+    folder = save_checkpoint(tmp_path / "done", id2label=names, label2id={name: n for n, name in names.items()})
+    saved = state(AutoModelForImageClassification.from_pretrained(folder))
+    for wanted in (NAMES, None):
+        loaded = state(Checkpoint(str(folder)).finished_classifier(wanted))
+        assert all(torch.equal(loaded[name], saved[name]) for name in saved)
+    with pytest.raises(UserError) as caught:
+        Checkpoint(str(folder)).finished_classifier(NAMES[::-1])
+    assert str(caught.value).splitlines()[:2] == [
+        "Expected: a model with the classes of the data set, in their order: eel, dog, cat, bee, ant, ...",
+        f"Found:    {folder} with ant, bee, cat, dog, eel, ...",
+    ]
+
+
+def test_the_processor_is_the_checkpoints_own(checkpoint: Path) -> None:
+    change = checkpoint / "preprocessor_config.json"
+    change.write_text(json.dumps(json.loads(change.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}))
+    processor: Any = Checkpoint(str(checkpoint)).processor()
+    assert (processor.size["height"], processor.image_mean) == (16, (0.1, 0.2, 0.3))
+
+
+def test_gradient_checkpointing_gives_the_same_loss_and_gradients(checkpoint: Path) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: "model.gradient_checkpointing_enable(" -> "str(" """
+    plain, saving = load(checkpoint), load(checkpoint, gradient_checkpointing=True)
+    assert [getattr(model, "is_gradient_checkpointing") for model in (plain, saving)] == [False, True]  # noqa: B009
+    losses = []
+    for model in (plain, saving):
+        model.train()
+        losses.append(nn.functional.cross_entropy(model(**pixels("vit")).logits, torch.tensor([0, 3])))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+    for one, two in zip(plain.parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+
+
+def test_a_model_that_cannot_checkpoint_gradients_is_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "poolformer", "poolformer")
+    with pytest.raises(UserError) as caught:
+        load_image_classifier(
+            Checkpoint(str(folder)),
+            NAMES,
+            settings(gradient_checkpointing=True),
+            pixels("poolformer"),
+            fresh_weights=False,
+        )
+    assert str(caught.value).splitlines() == [
+        "Expected: a model that supports --gradient_checkpointing",
+        "Found:    PoolFormerForImageClassification, which does not",
+        "Do this:  leave the flag out, or lower --per_device_train_batch_size",
+    ]
+
+
+def test_a_folder_without_a_config_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "config.json").unlink()
+    with pytest.raises(UserError, match=r"a saved model with a config.json in .*\nFound:    a folder without one"):
+        Checkpoint(str(checkpoint))
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "some/folder/deep"])
+def test_a_path_without_a_folder_is_refused(name: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"no folder {name.removeprefix('./')}\nDo this:  correct --model_name_or_path"
+    ):
+        Checkpoint(name)
+
+
+def test_an_unknown_model_without_a_network_is_refused() -> None:
+    with pytest.raises(UserError, match=r"the model nobody/nothing on the Hub or in the local cache"):
+        Checkpoint("nobody/nothing")
+
+
+def test_an_unknown_sample_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Found:    sample:vit-glyph\nDo this:  use sample:vit-glyphs"):
+        Checkpoint("sample:vit-glyph")
+
+
+def test_a_text_model_is_refused(tmp_path: Path) -> None:
+    small = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    BertModel(small).save_pretrained(tmp_path / "bert")
+    with pytest.raises(UserError, match=r"load as an image classifier \(ViT.*\nFound:    .*/bert, a bert model\n"):
+        Checkpoint(str(tmp_path / "bert"))
+
+
+def test_a_model_of_grey_images_is_refused(checkpoint: Path) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: ", 3) != 3:" -> ", 3) > 3:" """
+    change_config(checkpoint, num_channels=1)
+    with pytest.raises(UserError, match=r"images of 3 channels\nFound:    .*/checkpoint with 1\n"):
+        Checkpoint(str(checkpoint))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 5000, b"cut"])
+def test_broken_weights_are_refused(checkpoint: Path, content: bytes) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: "KeyError, SafetensorError," -> "KeyError," """
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(content if content != b"cut" else weights.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"a complete transformers checkpoint in .*\nFound:    .*[Hh]eader"):
+        load(checkpoint)
+
+
+def test_missing_weights_are_refused_unless_fresh_ones_are_wanted(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"a complete transformers checkpoint in .*\nFound:    .*no file named model"):
+        load(checkpoint)
+    assert load(checkpoint, fresh=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "not a valid JSON file"), ('{"model_type": "nosuch"}', "nosuch"), ("{}", "Unrecognized model")],
+)
+def test_a_config_that_cannot_be_read_is_refused(checkpoint: Path, content: str, words: str) -> None:
+    (checkpoint / "config.json").write_text(content)
+    with pytest.raises(UserError, match=rf"Found:    .*{words}.*\nDo this:  check its config.json"):
+        Checkpoint(str(checkpoint))
+
+
+def test_a_config_value_of_the_wrong_type_is_refused(checkpoint: Path) -> None:
+    change_config(checkpoint, hidden_size="wide")
+    with pytest.raises(UserError, match=r"Found:    .*'hidden_size'"):
+        Checkpoint(str(checkpoint))
+
+
+def test_a_missing_processor_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"Found:    .*image processor"):
+        Checkpoint(str(checkpoint)).processor()
