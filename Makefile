@@ -1,0 +1,52 @@
+# Every target sets up what it needs, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two threads, so that the figures and the shipped bytes repeat on a machine with more cores.
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: setup demo test test-mutations check format bench bench-transfer bench-loop backbones clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		(echo "Expected: Python 3.11 or newer. Do this: make PYTHON=path/to/python3.11" && exit 2)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip setuptools
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: setup  ## The vision recipe on the embedded samples.
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process $(OMP_NUM_THREADS) \
+		recipes/vision.py --config recipes/configs/digits.yaml --overwrite_output_dir
+
+test: setup  ## All tests; two at a time, one thread each.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-mutations: setup  ## Break the library line by line, and see the tests fail that say so.
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
+
+check: setup  ## Style and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: bench-transfer bench-loop  ## All measurements that README shows.
+
+bench-transfer: setup
+	$(BIN)/python -m benchmarks.transfer_or_scratch
+
+bench-loop: setup
+	$(BIN)/python -m benchmarks.loop_overhead
+
+backbones: setup  ## Train the sample backbones again and compare them with what is shipped.
+	$(BIN)/python -m benchmarks.sample_backbones
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

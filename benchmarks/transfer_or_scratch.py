@@ -1,0 +1,202 @@
+"""Is transfer real? Probe and full fine-tuning from the glyph backbones, against the same models from scratch.
+
+    python -m benchmarks.transfer_or_scratch
+
+Every arm has the same data, the same learning-rate grid and the same number of epochs. Its learning rate is the one
+with the best mean validation accuracy over all seeds; only then is the test split looked at, once for each seed.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+
+from benchmarks.intervals import mean_interval
+
+BACKBONES = ("sample:vit-glyphs", "sample:resnet-glyphs")
+Arm = Literal["linear_probe", "full", "scratch"]
+ARMS: tuple[Arm, ...] = ("linear_probe", "full", "scratch")
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+SEEDS = (0, 1, 2, 3, 4)
+EPOCHS = 50
+SAMPLES_PER_CLASS = 10
+RESULTS = Path(__file__).parent / "results" / "transfer_or_scratch.json"
+PICTURE = Path(__file__).parents[1] / "docs" / "transfer_or_scratch.png"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run."""
+
+    backbone: str
+    arm: Arm
+    learning_rate: float
+    seed: int
+
+    def folder(self, root: Path) -> Path:
+        """Where its trained model is kept."""
+        return root / f"{self.backbone.partition(':')[2]}-{self.arm}-{self.learning_rate}-{self.seed}"
+
+
+def train(trial: Trial, root: Path) -> float:
+    """Train, keep the model in its folder, and return the validation accuracy of its best epoch."""
+    return _Run(trial, root).train()
+
+
+def test(trial: Trial, root: Path) -> float:
+    """The test accuracy of a trial that was trained before."""
+    return _Run(trial, root).test()
+
+
+class _Run:
+    """The recipe's steps, without its files."""
+
+    def __init__(self, trial: Trial, root: Path) -> None:
+        import torch
+
+        from hf_transfer.config import VisionConfig
+        from hf_transfer.data.inputs import PixelPipeline
+        from hf_transfer.data.sources import load_image_splits
+        from hf_transfer.models.pretrained import Checkpoint
+
+        torch.set_num_threads(1)
+        self.config = VisionConfig(
+            model_name_or_path=trial.backbone,
+            dataset_name="sample:digits",
+            strategy=trial.arm,
+            learning_rate=trial.learning_rate,
+            seed=trial.seed,
+            num_train_epochs=EPOCHS,
+            per_device_train_batch_size=25,
+            per_device_eval_batch_size=128,
+            max_train_samples_per_class=SAMPLES_PER_CLASS,
+            augmentation="light",
+            output_dir=str(trial.folder(root)),
+        )
+        self.checkpoint = Checkpoint(trial.backbone)
+        self.splits = load_image_splits(self.config)
+        self.pipeline = PixelPipeline(self.checkpoint.processor())
+
+    def train(self) -> float:
+        from hf_transfer.data.inputs import image_loaders
+        from hf_transfer.models.pretrained import load_image_classifier
+        from hf_transfer.strategies.freezing import choose_strategy, frozen_prefix
+        from hf_transfer.training.loop import fit, start_accelerator
+
+        strategy = choose_strategy(self.config)
+        model, groups = load_image_classifier(
+            self.checkpoint,
+            self.splits.label_names,
+            self.config,
+            self.pipeline.example(),
+            fresh_weights=strategy.fresh_weights,
+        )
+        frozen = frozen_prefix(groups, strategy.stages(groups, EPOCHS))
+        # The epochs of 150 runs tell nobody anything.
+        with start_accelerator(self.config) as accelerator, contextlib.redirect_stdout(io.StringIO()):
+            loaders = image_loaders(self.splits, self.pipeline, self.config, accelerator, frozen_prefix=frozen > 0)
+            fitted = fit(model, strategy, groups, loaders, self.config, accelerator)
+        model.save_pretrained(self.config.output_dir)
+        self.checkpoint.processor().save_pretrained(Path(self.config.output_dir))
+        return fitted.history[fitted.best_epoch]["accuracy"]
+
+    def test(self) -> float:
+        from hf_transfer.data.inputs import image_loaders
+        from hf_transfer.models.pretrained import Checkpoint
+        from hf_transfer.training.loop import predict_split, start_accelerator
+
+        model = Checkpoint(self.config.output_dir).finished_classifier(self.splits.label_names)
+        with start_accelerator(self.config) as accelerator:
+            loaders = image_loaders(self.splits, self.pipeline, self.config, accelerator, frozen_prefix=False)
+            return predict_split(model, loaders, "test", accelerator).metrics()["accuracy"]
+
+
+def measure(root: Path) -> list[dict[str, Any]]:
+    """A row for each backbone and arm: the chosen rate, and validation and test accuracies by seed."""
+    grid = list(itertools.product(BACKBONES, ARMS, LEARNING_RATES))
+    trials = [Trial(*point, seed) for point in grid for seed in SEEDS]
+    with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        validation = dict(zip(trials, pool.map(train, trials, itertools.repeat(root)), strict=True))
+        rows = []
+        for backbone, arm in itertools.product(BACKBONES, ARMS):
+            scores = {
+                rate: mean(validation[Trial(backbone, arm, rate, seed)] for seed in SEEDS) for rate in LEARNING_RATES
+            }
+            rate = max(scores, key=scores.__getitem__)
+            chosen = [Trial(backbone, arm, rate, seed) for seed in SEEDS]
+            rows.append(
+                {
+                    "backbone": backbone,
+                    "arm": arm,
+                    "learning_rate": rate,
+                    "validation_by_rate": {f"{key:g}": score for key, score in scores.items()},
+                    "test": list(pool.map(test, chosen, itertools.repeat(root))),
+                }
+            )
+    return rows
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Markdown: mean test accuracy, and what is gained over scratch, paired by seed."""
+    rows = list(rows)
+    scratch = {row["backbone"]: row["test"] for row in rows if row["arm"] == "scratch"}
+    lines = ["| backbone | strategy | rate | test accuracy | against scratch |", "|---|---|---:|---:|---:|"]
+    for row in rows:
+        score, half = mean_interval([100 * value for value in row["test"]])
+        gain = ""
+        if row["arm"] != "scratch":
+            pairs = zip(row["test"], scratch[row["backbone"]], strict=True)
+            difference, width = mean_interval([100 * (ours - theirs) for ours, theirs in pairs])
+            gain = f"{difference:+.1f} ± {width:.1f}"
+        lines.append(
+            f"| `{row['backbone']}` | `{row['arm']}` | {row['learning_rate']:g} | {score:.1f} ± {half:.1f} % | {gain} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """A picture of the table: mean test accuracies with their 95 % intervals, and every seed as a dot."""
+    rows = list(rows)
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(BACKBONES), sharey=True)
+    for axes, backbone in zip(panels, BACKBONES, strict=True):
+        for position, row in enumerate(row for row in rows if row["backbone"] == backbone):
+            percent = [100 * value for value in row["test"]]
+            score, half = mean_interval(percent)
+            colour = "0.6" if row["arm"] == "scratch" else "C0"
+            axes.bar(position, score, color=colour, width=0.6)
+            axes.errorbar(position, score, yerr=half, color="black", capsize=4)
+            axes.plot([position] * len(percent), percent, "o", color="white", markeredgecolor="black", markersize=4)
+            axes.annotate(f"{score:.1f}", (position, 3), ha="center", color="white")
+        axes.set_xticks(range(len(ARMS)), ARMS)
+        axes.set(title=backbone, ylim=(0, 100))
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("test accuracy, %")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure, print the table, save the numbers."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with tempfile.TemporaryDirectory() as root:
+        rows = measure(Path(root))
+    settings = {"epochs": EPOCHS, "samples_per_class": SAMPLES_PER_CLASS, "seeds": SEEDS, "rates": LEARNING_RATES}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    draw(rows, PICTURE)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
