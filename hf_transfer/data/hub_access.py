@@ -9,7 +9,14 @@ import datasets.config
 import httpx2
 import huggingface_hub.constants
 from huggingface_hub import HfApi, is_offline_mode
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 
 from hf_transfer.config import mistake
 
@@ -20,8 +27,16 @@ def hub_answers(repository: str, *, kind: Literal["model", "dataset"], revision:
     """True if the Hub knows the repository and lets us read it, False if the Hub cannot be reached.
 
     Raises:
-        UserError: the Hub answers that the repository is missing, gated, or lacks that revision.
+        UserError: the Hub answers that the repository is missing, gated, or lacks that revision, or the name is none.
     """
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise mistake(
+            expected=f"a {kind}: a folder here, a Hub id (OWNER/NAME), or sample:NAME",
+            found=f"{repository!r}: no such folder here, and no name that the Hub allows",
+            do="correct the name",
+        ) from error
     if is_offline_mode():
         return False
     try:

@@ -107,10 +107,8 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
 
 def plain(text: str) -> str:
     """A name from the user's data as it may stand in a Markdown table: no markup, no line break, no column."""
-    escaped = " ".join(text.split())
-    for sign in "\\`*_{}[]<>|#":
-        escaped = escaped.replace(sign, "&#" + str(ord(sign)) + ";")
-    return escaped
+    signs = "&\\`*_{}[]<>|#$~"
+    return "".join(f"&#{ord(sign)};" if sign in signs else sign for sign in " ".join(text.split()))
 
 
 def _per_class(predictions: Predictions, label_names: Sequence[str]) -> list[tuple[str, float, float, float, int]]:
