@@ -47,6 +47,10 @@ class PixelPipeline:
 
     def __init__(self, processor: ImageProcessor) -> None:
         self.processor = processor
+        self._sizes_only: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
+        if hasattr(processor, "include_top"):
+            # EfficientNet's divides by the standard deviation once more, whatever the other two flags say.
+            self._sizes_only["include_top"] = False
         black, white = (self._whole(Image.new("RGB", (64, 64), colour)) for colour in ("black", "white"))
         wide, high = (self._whole(Image.new("RGB", size)) for size in ((96, 48), (48, 96)))
         if not black.shape == wide.shape == high.shape:
@@ -61,7 +65,7 @@ class PixelPipeline:
 
     def resize(self, image: Image.Image) -> Tensor:
         """8-bit pixels [3, height, width] of the size that the model takes."""
-        pixels = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+        pixels = self.processor(image, **self._sizes_only, return_tensors="np")["pixel_values"][0]
         return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.uint8))
 
     def normalise(self, pixels: Tensor) -> Tensor:

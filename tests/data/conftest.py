@@ -1,0 +1,103 @@
+"""Fixtures of the data room: hand-written PNG files, settings for one data set, tables with pictures in them."""
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from hf_transfer.config import UserError, VisionConfig
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def noise(*shape: int, seed: int = 0) -> Pixels:
+    """Random 8-bit values."""
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def png_by_hand(width: int, height: int, *, depth: int = 8, colour: int = 2, rows: Sequence[bytes] = ()) -> bytes:
+    """A PNG file written chunk by chunk, so that its header may lie about what follows."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def raw_bytes(data: bytes) -> dict[str, Any]:
+    """As `datasets` holds an image that is embedded."""
+    return {"bytes": data, "path": None}
+
+
+def raw_path(path: Path) -> dict[str, Any]:
+    """As `datasets` holds an image that lies in a file."""
+    return {"bytes": None, "path": str(path)}
+
+
+@contextmanager
+def mistake_saying(*, expected: str, found: str, do: str) -> Iterator[None]:
+    """The block must raise a `UserError` whose three parts contain these words."""
+    with pytest.raises(UserError) as caught:
+        yield
+    parts = re.fullmatch(r"Expected: (.+)\nFound:    (.+)\nDo this:  (.+)", str(caught.value), re.DOTALL)
+    assert parts is not None, str(caught.value)
+    for wanted, part in zip((expected, found, do), parts.groups(), strict=True):
+        assert wanted in part, f"{wanted!r} is not in {part!r}"
+
+
+class Settings(Protocol):
+    """Makes settings of a vision run."""
+
+    def __call__(self, **settings: Any) -> VisionConfig: ...
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """`settings(dataset_name=..., ...)`; what is remembered is remembered for this test alone."""
+
+    def make(**chosen: Any) -> VisionConfig:
+        defaults: dict[str, Any] = {
+            "model_name_or_path": "sample:vit-glyphs",
+            "dataset_name": "sample:digits",
+            "output_dir": str(tmp_path / "out"),
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        return VisionConfig(**(defaults | chosen))
+
+    return make
+
+
+@pytest.fixture
+def picture_table() -> Callable[..., datasets.Dataset]:
+    """A table with embedded pictures, all different: `picture_table(labels, feature)`."""
+
+    def make(
+        labels: Sequence[Any], feature: Any = None, *, seed: int = 0, column: str = "image", label_column: str = "label"
+    ) -> datasets.Dataset:
+        label_feature = datasets.ClassLabel(names=["cat", "dog"]) if feature is None else feature
+        pictures = [encoded(Image.fromarray(picture)) for picture in noise(len(labels), 8, 8, 3, seed=seed)]
+        return datasets.Dataset.from_dict(
+            {column: [raw_bytes(picture) for picture in pictures], label_column: list(labels)},
+            features=datasets.Features({column: datasets.Image(), label_column: label_feature}),
+        )
+
+    return make
