@@ -157,8 +157,11 @@ def set_trainable(model: nn.Module, groups: Sequence[Group], names: Set[str]) ->
         raise ValueError(f"No parameters {sorted(unknown)[:3]}; there are, for example, {sorted(parameters)[:3]}.")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
+    learns = False
     for group in groups:
-        learns = not names.isdisjoint(group.parameters)
+        # A group without parameters (pooling, dropout) goes with the one in front of it.
+        if group.parameters:
+            learns = not names.isdisjoint(group.parameters)
         for module in _modules(model, group):
             _thaw(module) if learns else _freeze(module)
 

@@ -44,7 +44,7 @@ def test_every_group_ends_in_a_legal_boundary(name: str) -> None:
 def test_from_a_legal_boundary_on_the_stored_output_is_all_that_counts(name: str) -> None:
     """Other pixels enter, the stored output comes out: the logits are those of the first pixels, to the bit.
 
-    Mutation: hf_transfer/models/groups.py: "module = max(fed or called" -> "module = min(fed or called"
+    Mutation: hf_transfer/models/groups.py: "max(fed or called" -> "max(called"
     """
     model = tiny_model(name)
     groups = trace_groups(model, pixels(name))

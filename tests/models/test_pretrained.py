@@ -42,7 +42,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_the_backbone_is_that_of_the_checkpoint_and_the_head_is_new(checkpoint: Path, classes: int) -> None:
     """Also when the checkpoint has as many classes as the data.
 
-    Mutation: hf_transfer/models/pretrained.py: "    renew_head(model, groups[-1], config.seed)" -> "    head = groups[-1]"
+    Mutation: hf_transfer/models/pretrained.py: "    renew_head(model, groups[-1]," -> "    max(1,"
     """
     saved = state(AutoModelForImageClassification.from_pretrained(checkpoint))
     loaded = state(load(checkpoint, names=NAMES[:classes]))
