@@ -45,7 +45,7 @@ def test_a_class_label_column_keeps_its_own_names_and_numbers() -> None:
 def test_values_of_a_plain_column_are_numbered_in_sorted_order(values: list[Any], names: list[str]) -> None:
     """Integers sort as numbers: 9 before 10, which as strings would be the other way round.
 
-    Mutation: hf_transfer/data/labels.py: "return [_name(key) for key in keys]" -> "return sorted(_name(key) for key in keys)"
+    Mutation: hf_transfer/data/labels.py: "[_name(key) for key in keys]" -> "sorted(map(_name, keys))"
     """
     found, numbers = read_labels({"train": table(values)}, "label")
     assert found == names
@@ -104,7 +104,7 @@ def test_a_missing_label_in_an_evaluation_split_names_that_split() -> None:
 def test_minus_one_in_every_row_means_that_labels_are_withheld(feature: Any) -> None:
     """Public test splits often come so.
 
-    Mutation: hf_transfer/data/labels.py: "all(value == -1 for value in values)" -> "all(value == -2 for value in values)"
+    Mutation: hf_transfer/data/labels.py: "value == -1 for" -> "value == -2 for"
     """
     with mistake_saying(
         expected="a labelled split 'test'",

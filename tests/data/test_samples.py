@@ -1,0 +1,113 @@
+"""The embedded samples: what they hold, and that they are the same on every machine."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from hf_transfer.data import samples
+from hf_transfer.data.images import decode
+from tests.data.conftest import mistake_saying
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    """Its values run from 0 to 16, ours from 0 to 255.
+
+    Mutation: hf_transfer/data/samples.py: "(digits.images * (255 / 16))" -> "(digits.images * 15)"
+    """
+    import datasets
+
+    train = samples.load_sample("sample:digits")["train"]
+    reference = load_digits()
+    assert train.features["label"].names == [str(digit) for digit in range(10)]
+    assert train["label"][:] == reference.target.tolist()
+    encoded = train.cast_column("image", datasets.Image(decode=False))
+    for row in range(0, len(train), 97):
+        grey = np.asarray(decode(encoded[row]["image"]))[..., 0]
+        assert np.array_equal(grey, np.rint(reference.images[row] * 255 / 16))
+
+
+def test_no_glyph_is_a_digit_and_none_comes_twice() -> None:
+    """The source task must not know the target's classes.
+
+    Mutation: hf_transfer/data/samples.py: "GLYPH_CHARACTERS = "ABC" -> "GLYPH_CHARACTERS = "0ABC"
+    """
+    assert not any(character.isdigit() for character in samples.GLYPH_CHARACTERS)
+    assert len(set(samples.GLYPH_CHARACTERS)) == len(samples.GLYPH_CHARACTERS)
+
+
+def test_all_fonts_of_the_glyphs_come_with_matplotlib_and_draw_every_character() -> None:
+    """A font without a character would draw its box for 'missing' instead."""
+    from matplotlib import font_manager, get_data_path
+
+    for name in samples.GLYPH_FONTS:
+        font = font_manager.get_font(f"{get_data_path()}/fonts/ttf/{name}.ttf")
+        known = font.get_charmap()
+        assert all(ord(character) in known for character in samples.GLYPH_CHARACTERS), name
+
+
+def test_a_glyph_is_a_pure_function_of_its_generator() -> None:
+    from pathlib import Path
+
+    from matplotlib import get_data_path
+
+    font = Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    first, again, other = (samples.render_glyph("R", font, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert isinstance(first, Image.Image)
+    assert first.mode == "L"
+    assert first.size[0] == first.size[1]
+    assert first.size[0] in samples.GLYPH_SIZES
+    assert np.array_equal(first, again)
+    assert first.size != other.size or not np.array_equal(first, other)
+
+
+def test_a_glyph_is_light_on_dark() -> None:
+    from pathlib import Path
+
+    from matplotlib import get_data_path
+
+    font = Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    for seed in range(20):
+        pixels = np.asarray(samples.render_glyph("I", font, np.random.default_rng(seed)), dtype=float)
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert pixels.max() > 150
+        assert np.median(border) < pixels.max() / 2
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("sample:digit", "sample:digits"), ("sample:gliphs", "sample:glyphs")])
+def test_an_unknown_sample_is_answered_with_the_nearest(name: str, nearest: str) -> None:
+    with mistake_saying(
+        expected="for --dataset_name one of sample:digits, sample:glyphs", found=name, do=f"use {nearest}"
+    ):
+        samples.load_sample(name)
+
+
+def test_an_unknown_backbone_is_answered_with_those_there_are() -> None:
+    with mistake_saying(
+        expected="for --model_name_or_path one of sample:resnet-glyphs, sample:vit-glyphs",
+        found="sample:vit-glyph",
+        do="use sample:vit-glyphs",
+    ):
+        samples.backbone_folder("sample:vit-glyph")
+
+
+@pytest.mark.parametrize("name", ["sample:..", "sample:../sample_backbones", "sample:."])
+def test_a_sample_name_cannot_lead_out_of_its_folder(name: str) -> None:
+    """Mutation in the check.
+
+    Mutation: hf_transfer/data/samples.py: "if folder.name not in known" -> "if not folder.is_dir()"
+    """
+    with mistake_saying(expected="for --model_name_or_path one of", found=name, do="use"):
+        samples.backbone_folder(name)
+
+
+@pytest.mark.parametrize("name", ["vit-glyphs", "resnet-glyphs"])
+def test_a_backbone_folder_has_what_a_checkpoint_needs(name: str) -> None:
+    folder = samples.backbone_folder(f"sample:{name}")
+    assert {"config.json", "preprocessor_config.json"} <= {path.name for path in folder.iterdir()}
+
+
+def test_only_names_with_the_prefix_are_samples() -> None:
+    assert samples.is_sample("sample:digits")
+    assert not samples.is_sample("digits")
+    assert not samples.is_sample("./sample:digits")
