@@ -30,10 +30,10 @@ def finished_results(config: RunConfig) -> dict[str, Any] | None:
         raise mistake(expected="a folder for --output_dir", found=f"a file, {folder}", do="name another folder")
     if not folder.exists() or not any(folder.iterdir()):
         return None
-    if not (folder / CONFIG_FILE).is_file():
+    if not _is_a_run(folder):
         raise mistake(
             expected="an empty or new folder for --output_dir, or one with an earlier run",
-            found=f"{folder} with other files and no {CONFIG_FILE}",
+            found=f"{folder} with other files and no {CONFIG_FILE} of ours",
             do="name another folder",
         )
     if config.overwrite_output_dir:
@@ -47,6 +47,12 @@ def finished_results(config: RunConfig) -> dict[str, Any] | None:
         )
     results = folder / RESULTS_FILE
     return json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+
+
+def _is_a_run(folder: Path) -> bool:
+    """Whether the settings of a run are in the folder; other programs have a config.yaml, too."""
+    path = folder / CONFIG_FILE
+    return path.is_file() and path.read_bytes().startswith(b"recipe: ")
 
 
 def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Path:
