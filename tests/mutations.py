@@ -51,8 +51,8 @@ class Mutation:
     new: str
 
 
-def collect(root: Path) -> list[Mutation]:
-    """All mutations that docstrings under `root/tests` name.
+def collect(root: Path, only: str = "") -> list[Mutation]:
+    """All mutations that docstrings under `root/tests` name; `only` limits what is complained about.
 
     Raises:
         ValueError: a line of the wrong form, or a text that does not stand exactly once in its file.
@@ -72,7 +72,7 @@ def collect(root: Path) -> list[Mutation]:
                     continue
                 mutation = Mutation(f"{where}::{node.name}", *match.groups())
                 found.append(mutation)
-                if problem := _misplaced(root, mutation):
+                if only in mutation.test and (problem := _misplaced(root, mutation)):
                     problems.append(problem)
     if problems:
         raise ValueError("\n".join(problems))
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None, root: Path = REPOSITORY) -> int:
     parser.add_argument("--only", default="", help="Only tests whose name contains this.")
     parser.add_argument("--jobs", type=int, default=2, help="How many to try at a time (default: 2).")
     arguments = parser.parse_args(argv)
-    mutations = collect(root)
+    mutations = collect(root, arguments.only)
     assert len(mutations) == named(root) > 0, f"{len(mutations)} mutations collected, {named(root)} named"
     chosen = [mutation for mutation in mutations if arguments.only in mutation.test]
     print(f"{len(mutations)} mutations, {len(chosen)} of them chosen", flush=True)

@@ -1,0 +1,195 @@
+"""The wheel in clean environments, and beside the retired `hf_transfer` wheel, which has our import name."""
+
+import base64
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+EXPECTED = "Expected: the import name hf_transfer for the distribution hf-transfer-learning alone"
+MENDED_BY = "pip uninstall -y hf_transfer && pip install --force-reinstall --no-deps hf-transfer-learning"
+RETIRED = "Found:    the retired download accelerator hf_transfer 0.1.9"
+# What a recipe does, in the process of a user.
+RUN = "from hf_transfer.config import VisionConfig, run; run(print, VisionConfig, ['--help'])"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment of its own; other packages come from the one the tests run in."""
+
+    folder: Path
+
+    def pip(self, *arguments: str) -> None:
+        target = ["--python", str(self.folder / "bin/python")]
+        command = [sys.executable, "-m", "pip", *target, *arguments, "--quiet", "--disable-pip-version-check"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.folder)
+        assert done.returncode == 0, done.stderr
+
+    def install(self, wheel: Path) -> None:
+        self.pip("install", "--no-deps", "--no-index", "--force-reinstall", str(wheel))
+
+    def python(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return self._run(str(self.folder / "bin/python"), *arguments)
+
+    def console(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """The installed command `hf-transfer`."""
+        return self._run(str(self.folder / "bin/hf-transfer"), *arguments)
+
+    def _run(self, *command: str) -> "subprocess.CompletedProcess[str]":
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.folder, env=kept)
+
+
+@pytest.fixture(scope="module")
+def our_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that no build folder is left in the repository."""
+    copy = tmp_path_factory.mktemp("sources") / "repository"
+    copy.mkdir()
+    shutil.copytree(REPOSITORY / "hf_transfer", copy / "hf_transfer", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        if (REPOSITORY / name).is_file():
+            shutil.copy2(REPOSITORY / name, copy / name)
+    folder = tmp_path_factory.mktemp("wheels")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    done = subprocess.run([*command, "-w", str(folder), str(copy)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def retired_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for the wheel on PyPI: the same distribution name, the same `hf_transfer/__init__.py`."""
+    path = tmp_path_factory.mktemp("retired") / "hf_transfer-0.1.9-py3-none-any.whl"
+    information = "hf_transfer-0.1.9.dist-info"
+    files = {
+        "hf_transfer/__init__.py": "from .hf_transfer import *\n",
+        "hf_transfer/hf_transfer.py": "def download() -> None: ...\n",
+        f"{information}/METADATA": "Metadata-Version: 2.1\nName: hf_transfer\nVersion: 0.1.9\n",
+        f"{information}/WHEEL": "Wheel-Version: 1.0\nGenerator: by-hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    rows = []
+    for name, text in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+        rows.append(f"{name},sha256={digest},{len(text)}\n")
+    files[f"{information}/RECORD"] = "".join(rows) + f"{information}/RECORD,,\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    folder = tmp_path / "environment"
+    venv.create(folder, with_pip=False, symlinks=True)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    # Only a search path: its own .pth files, and with them our editable installation, are not followed.
+    (folder / "lib" / version / "site-packages/zz_others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return Environment(folder)
+
+
+def assert_refused(done: "subprocess.CompletedProcess[str]", found: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert EXPECTED in done.stderr
+    assert found in done.stderr
+    assert f"Do this:  {MENDED_BY}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_wheel_has_all_its_files_and_nothing_else(our_wheel: Path) -> None:
+    """The samples' files are read at run time.
+
+    Mutation: pyproject.toml: "["py.typed", "data/sample_backbones/*/*"]" -> "["py.typed"]"
+    """
+    with zipfile.ZipFile(our_wheel) as archive:
+        packed = {name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")}
+    sources = REPOSITORY / "hf_transfer"
+    here = {
+        str(path.relative_to(REPOSITORY))
+        for path in sources.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packed == here
+    assert {"hf_transfer/py.typed", "hf_transfer/config.py"} < packed
+    assert {
+        f"hf_transfer/data/sample_backbones/{name}/config.json" for name in ("vit-glyphs", "resnet-glyphs")
+    } < packed
+
+
+def test_in_a_clean_environment_the_installed_package_finds_its_samples_and_the_doctor_runs(
+    environment: Environment, our_wheel: Path
+) -> None:
+    """Outside the repository, with the wheel's own files.
+
+    Mutation: hf_transfer/command_line.py: "{'import name':22} ours alone" -> "{'import name':22}"
+    """
+    environment.install(our_wheel)
+    code = (
+        "import hf_transfer.config as c, hf_transfer.data.samples as s; c.check_installation(); "
+        "print(c.__file__, *sorted(p.name for p in s.backbone_folder('sample:vit-glyphs').iterdir()))"
+    )
+    done = environment.python("-c", code)
+    assert done.returncode == 0, done.stderr
+    origin, *files = done.stdout.split()
+    assert origin.startswith(str(environment.folder))
+    assert {"config.json", "preprocessor_config.json"} <= set(files)
+    doctor = environment.console("doctor")
+    assert doctor.returncode == 0, doctor.stderr
+    lines = dict(line.split(maxsplit=1) for line in doctor.stdout.splitlines())
+    assert {"hf-transfer-learning", "python", "torch", "transformers", "machine", "processors", "cache"} <= set(lines)
+    assert lines["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert doctor.stdout.splitlines()[-1].endswith("ours alone")
+
+
+def test_installed_after_ours_the_retired_wheel_is_refused_until_ours_is_reinstalled(
+    environment: Environment, our_wheel: Path, retired_wheel: Path
+) -> None:
+    """Their `__init__` runs then; once they are uninstalled there is none, and Python makes do without.
+
+    Mutation: hf_transfer/config.py: "if hasattr(sys.modules[__name__.partition(".")[0]], "_HOMES"):" -> "if True:"
+    """
+    environment.install(our_wheel)
+    environment.install(retired_wheel)
+    assert_refused(environment.console("doctor"), RETIRED)
+    assert_refused(environment.python("-c", RUN), RETIRED)
+    assert_refused(environment.python("-c", RUN.replace("print", "exit")), RETIRED)
+
+    environment.pip("uninstall", "-y", "hf_transfer")
+    not_ours = "Found:    a hf_transfer/__init__.py that is not ours"
+    assert_refused(environment.console("doctor"), not_ours)
+    assert_refused(environment.python("-c", RUN), not_ours)
+
+    environment.install(our_wheel)
+    mended = environment.python("-c", RUN)
+    assert mended.returncode == 0, mended.stderr
+    assert "--model_name_or_path" in mended.stdout
+
+
+def test_installed_before_ours_the_retired_wheel_is_refused_too(
+    environment: Environment, our_wheel: Path, retired_wheel: Path
+) -> None:
+    """Ours works, but uninstalling theirs would take our `__init__` along.
+
+    Mutation: hf_transfer/config.py: "RETIRED_DISTRIBUTION = "hf-transfer"" -> "RETIRED_DISTRIBUTION = "hf-transferred""
+    """
+    environment.install(retired_wheel)
+    environment.install(our_wheel)
+    assert_refused(environment.console("doctor"), RETIRED)
+    assert_refused(environment.python("-c", RUN), RETIRED)
+
+    environment.pip("uninstall", "-y", "hf_transfer")
+    environment.install(our_wheel)
+    mended = environment.python("-c", "import hf_transfer.config as c; c.check_installation(); print('sound')")
+    assert mended.stdout == "sound\n", mended.stderr
