@@ -64,11 +64,11 @@ def backbone_folder(name: str) -> Path:
     Raises:
         UserError: there is no such sample.
     """
-    folder = BACKBONE_FOLDER / name.removeprefix(PREFIX)
+    short = name.removeprefix(PREFIX)
     known = sorted(path.name for path in BACKBONE_FOLDER.iterdir() if path.is_dir())
-    if folder.name not in known:
+    if short not in known:
         raise _no_such_sample(name, known, "--model_name_or_path")
-    return folder
+    return BACKBONE_FOLDER / short
 
 
 def render_glyph(character: str, font_path: Path, generator: np.random.Generator) -> Image.Image:

@@ -91,11 +91,13 @@ def test_an_unknown_backbone_is_answered_with_those_there_are() -> None:
         samples.backbone_folder("sample:vit-glyph")
 
 
-@pytest.mark.parametrize("name", ["sample:..", "sample:../sample_backbones", "sample:."])
+@pytest.mark.parametrize(
+    "name", ["sample:..", "sample:.", "sample:/elsewhere/vit-glyphs", "sample:../other/vit-glyphs"]
+)
 def test_a_sample_name_cannot_lead_out_of_its_folder(name: str) -> None:
     """Mutation in the check.
 
-    Mutation: hf_transfer/data/samples.py: "if folder.name not in known" -> "if not folder.is_dir()"
+    Mutation: hf_transfer/data/samples.py: "if short not in known" -> "if Path(short).name not in known"
     """
     with mistake_saying(expected="for --model_name_or_path one of", found=name, do="use"):
         samples.backbone_folder(name)

@@ -39,7 +39,7 @@ def test_class_folders_name_the_classes_of_their_pictures(settings: Settings, tm
     splits = load_image_splits(settings(dataset_name=str(tmp_path)))
     assert splits.label_names == ["cat", "dog"]
     seen: dict[str, str] = {}
-    for _, split in splits.items():
+    for split in (splits.train, splits.validation, splits.test):
         seen |= classes_by_path(split, splits.label_names)
     assert seen == {str(path): path.parent.name for path in tmp_path.rglob("*.png")}
 
@@ -115,7 +115,7 @@ def test_a_metadata_file_names_the_classes(
     (tmp_path / f"metadata.{kind}").write_text("\n".join(lines) + "\n")
     splits = load_image_splits(settings(dataset_name=str(tmp_path), label_column_name=label_column))
     assert splits.label_names == ["cat", "dog"]
-    for _, split in splits.items():
+    for split in (splits.train, splits.validation, splits.test):
         for path, label in classes_by_path(split, splits.label_names).items():
             assert kinds[Path(path).name] == label
 
@@ -143,7 +143,7 @@ def test_a_parquet_file_with_embedded_pictures_keeps_names_and_pixels(
     assert splits.label_names == ["zebra", "ant", "unused"]
     assert sum(sizes(splits).values()) == 20
     pixels = noise(20, 8, 8, 3)
-    for _, split in splits.items():
+    for split in (splits.train, splits.validation, splits.test):
         for row, label in zip(split.rows.tolist(), split.labels.tolist(), strict=True):
             assert label == row % 2
             assert np.array_equal(decode(split.raw(row)), pixels[row])
