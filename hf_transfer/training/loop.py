@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -90,14 +91,18 @@ def fit(
         UserError: the loss is no number any more.
     """
     result = Fit(model)
+    # Dropout draws from torch's global generator, on each process from a stream of its own.
+    set_seed(config.seed, device_specific=True)
+    # Not before the run's folder is ready: trackers write into it.
+    accelerator.init_trackers("trackers")
     best_weights: dict[str, Tensor] = {}
     without_gain = 0
     for stage in strategy.stages(groups, config.num_train_epochs):
         # A distributed wrapper averages only gradients that were open when it was built: a stage prepares anew.
         set_trainable(model, groups, stage.trainable)
         result.trainable = max(result.trainable, sum(p.numel() for p in model.parameters() if p.requires_grad))
-        optimizer = torch.optim.AdamW(_decay_groups(model, config.weight_decay), lr=_rate(config, strategy), fused=True)
-        scheduler = _scheduler(optimizer, config, stage, len(loaders.train))
+        optimizer = torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=_rate(config, strategy), fused=True)
+        scheduler = build_scheduler(optimizer, config, stage, len(loaders.train))
         wrapped, optimizer = accelerator.prepare(model, optimizer)
 
         for _ in range(stage.epochs):
@@ -205,7 +210,7 @@ def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(logits, labels, ignore_index=MASKED, reduction="sum") / counted
 
 
-def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Open parameters in two groups: matrices and kernels decay, norms and biases (one dimension) do not."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
@@ -218,7 +223,7 @@ def _rate(config: RunConfig, strategy: Strategy) -> float:
     return strategy.learning_rate if config.learning_rate is None else config.learning_rate
 
 
-def _scheduler(optimizer: Any, config: RunConfig, stage: Stage, batches: int) -> Any:
+def build_scheduler(optimizer: Any, config: RunConfig, stage: Stage, batches: int) -> Any:
     """Warm-up and decay over the optimizer steps of a stage.
 
     It is not prepared by Accelerate, which would step it once for every process.
@@ -291,6 +296,8 @@ def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
             found=str(error).splitlines()[0],
             do="leave out --fp16, or install the tracker named in --report_to",
         ) from error
+    if config.fp16 and accelerator.device.type == "cpu":
+        raise mistake(expected="a GPU for --fp16", found="none", do="use --bf16, which CPUs have too, or leave it out")
     try:
         yield accelerator
     finally:

@@ -93,7 +93,7 @@ def test_statistics_of_frozen_groups_do_not_drift(name: str, strategy: str) -> N
 
 
 def test_dropout_is_off_in_frozen_groups_and_on_in_learning_ones() -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "_thaw(module) if learns else _freeze(module)" -> "_thaw(module)" """
+    """Mutation: hf_transfer/strategies/freezing.py: "if learns else _freeze(module)" -> "" """
     model, groups = prepared(
         "vit", PartialFineTuning(layers=1), hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5
     )
@@ -154,13 +154,12 @@ def test_a_group_without_parameters_goes_with_the_one_in_front_of_it(strategy: S
     Mutation: hf_transfer/strategies/freezing.py: "        if group.parameters:" -> "        if True:"
     """
     model = tiny_model("resnet_basic")
-    pooler = model.get_submodule("resnet.pooler")
-    pooler.add_module("dropout", nn.Dropout(0.5))
+    model.set_submodule("classifier.0", nn.Sequential(nn.Flatten(), nn.Dropout(0.5)))
     groups = trace_groups(model, pixels("resnet_basic"))
     assert groups[-2].parameters == ()
     set_trainable(model, groups, strategy.stages(groups, 1)[0].trainable)
     model.train()
-    assert {module.training for module in pooler.modules()} == {mode}
+    assert {module.training for module in model.get_submodule("classifier.0").modules()} == {mode}
 
 
 def test_a_frozen_module_is_still_an_instance_of_its_class() -> None:

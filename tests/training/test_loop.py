@@ -1,0 +1,287 @@
+"""The loop against hand-written formulas: rates, decay, accumulation, clipping, masks, the best epoch."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from hf_transfer.config import UserError
+from hf_transfer.data.inputs import MASKED
+from hf_transfer.models.groups import trace_groups
+from hf_transfer.strategies.freezing import FromScratch, FullFineTuning, LinearProbe, Stage, set_trainable
+from hf_transfer.training import loop
+from hf_transfer.training.loop import is_better, start_accelerator
+from tests.tiny_models import pixels, state, tiny_model
+from tests.training.toy_task import Rows, loaders_of, settings, train_vit, vit
+
+
+class Recorder:
+    """Stands in the way of `torch.optim.AdamW` and notes rates, decay and gradients."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rates: list[float] = []
+        self.norms: list[float] = []
+        original = torch.optim.AdamW
+        recorder = self
+
+        class Watched(original):  # type: ignore[misc,valid-type]
+            def step(self, closure: Any = None) -> Any:
+                gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+                recorder.rates.append(self.param_groups[0]["lr"])
+                recorder.norms.append(math.sqrt(sum(float(g.double().square().sum()) for g in gradients)))
+                return super().step(closure)
+
+        monkeypatch.setattr(torch.optim, "AdamW", Watched)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return Recorder(monkeypatch)
+
+
+def cosine(step: int, *, peak: float, warmup: int, total: int) -> float:
+    """Goyal et al. 2017 and Loshchilov and Hutter 2017, written out."""
+    if step < warmup:
+        return peak * step / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+@pytest.mark.parametrize(("warmup_steps", "warmup"), [(0.25, 3), (5, 5), (0, 0)])
+def test_the_rate_warms_up_and_follows_a_cosine(recorder: Recorder, warmup_steps: float, warmup: int) -> None:
+    """Mutation: hf_transfer/training/loop.py: "warmup_steps < 1 else" -> "warmup_steps < 9 else" """
+    fitted = train_vit(settings(warmup_steps=warmup_steps, learning_rate=2e-3))
+    expected = [cosine(step, peak=2e-3, warmup=warmup, total=12) for step in range(12)]
+    assert recorder.rates == pytest.approx(expected)
+    assert [row["learning_rate"] for row in fitted.history] == pytest.approx([expected[5], expected[11]])
+
+
+def test_the_rate_counts_optimizer_steps_not_batches(recorder: Recorder) -> None:
+    """Six batches in fours: two steps an epoch.
+
+    Mutation: hf_transfer/training/loop.py: "batches / config.gradient_accumulation_steps" -> "batches / 1"
+    """
+    train_vit(settings(gradient_accumulation_steps=4, warmup_steps=1, learning_rate=2e-3))
+    assert recorder.rates == pytest.approx([cosine(step, peak=2e-3, warmup=1, total=4) for step in range(4)])
+
+
+@pytest.mark.parametrize("strategy", [LinearProbe(), FullFineTuning(), FromScratch()])
+def test_without_a_rate_the_strategys_own_is_the_peak(recorder: Recorder, strategy: Any) -> None:
+    train_vit(settings(learning_rate=None, warmup_steps=1, num_train_epochs=1), strategy=strategy)
+    assert max(recorder.rates) == pytest.approx(strategy.learning_rate)
+
+
+def test_norms_and_biases_do_not_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read from the optimizer that the loop makes.
+
+    Mutation: hf_transfer/training/loop.py: "weight_decay": 0.0}" -> "weight_decay": 0.1}"
+    """
+    made: list[torch.optim.Optimizer] = []
+    original = torch.optim.AdamW
+
+    def make(*arguments: Any, **keywords: Any) -> torch.optim.Optimizer:
+        made.append(original(*arguments, **keywords))
+        return made[-1]
+
+    monkeypatch.setattr(torch.optim, "AdamW", make)
+    fitted = train_vit(settings(weight_decay=0.07, num_train_epochs=1))
+    names = {id(value): name for name, value in fitted.model.named_parameters()}
+    decay = {names[id(value)]: group["weight_decay"] for group in made[0].param_groups for value in group["params"]}
+    assert decay.keys() == set(names.values())
+    for name, amount in decay.items():
+        spared = name.endswith(".bias") or "layernorm" in name
+        assert amount == (0.0 if spared else 0.07), name
+
+
+def test_two_accumulated_batches_equal_one_of_twice_the_size() -> None:
+    """Mutation: hf_transfer/training/loop.py: "accelerator.accumulate(model)" -> "accelerator.autocast()" """
+    whole = train_vit(settings(per_device_train_batch_size=8, warmup_steps=0))
+    halves = train_vit(settings(per_device_train_batch_size=4, gradient_accumulation_steps=2, warmup_steps=0))
+    single = train_vit(settings(per_device_train_batch_size=4, warmup_steps=0))
+    other = state(halves.model)
+    for name, value in whole.model.state_dict().items():
+        # A bias of keys has no gradient (softmax ignores it); what AdamW makes of its rounding errors is noise.
+        if not name.endswith("k_proj.bias"):
+            torch.testing.assert_close(other[name], value, rtol=0, atol=1e-6)
+    assert not torch.allclose(state(single.model)["classifier.weight"], other["classifier.weight"], atol=1e-5)
+
+
+def test_gradients_are_clipped_to_the_norm(recorder: Recorder) -> None:
+    """Mutation: hf_transfer/training/loop.py: "parameters(), config.max_grad_norm)" -> "parameters(), 9.0)" """
+    train_vit(settings(max_grad_norm=0.5, num_train_epochs=1))
+    clipped, recorder.norms = recorder.norms, []
+    train_vit(settings(max_grad_norm=0, num_train_epochs=1))
+    assert max(clipped) == pytest.approx(0.5, rel=1e-4)
+    assert min(recorder.norms) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"),
+    # By hand: 2 and 3 share the best accuracy and 3 has the lower loss; 1 has the best F1; 4 has the lowest loss.
+    [("accuracy", 3), ("f1_macro", 1), ("loss", 4)],
+)
+def test_each_metric_picks_its_epoch_and_ties_go_to_the_lower_loss(metric: str, best: int) -> None:
+    """Mutation: hf_transfer/training/loop.py: "metric], -row[" -> "metric], row[" """
+    columns = {
+        "accuracy": [0.5, 0.6, 0.8, 0.8, 0.7, 0.8],
+        "f1_macro": [0.5, 0.9, 0.7, 0.8, 0.6, 0.7],
+        "loss": [1.0, 0.9, 0.8, 0.7, 0.1, 0.7],
+    }
+    history = [{name: column[epoch] for name, column in columns.items()} for epoch in range(6)]
+    kept = -1
+    for epoch, row in enumerate(history):
+        if is_better(row, history[: epoch + 1], kept, metric):
+            kept = epoch
+    assert kept == best
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """Validation accuracy as written here, epoch by epoch; the weights at each of these moments are kept."""
+    accuracies = iter([0.2, 0.8, 0.4, 0.3, 0.9, 0.1])
+    moments: list[dict[str, Tensor]] = []
+
+    def predict(model: nn.Module, *_: Any) -> Any:
+        moments.append(state(model))
+        accuracy = next(accuracies)
+        return type("Scripted", (), {"metrics": lambda self: {"accuracy": accuracy, "f1_macro": 0.5, "loss": 1.0}})()
+
+    monkeypatch.setattr(loop, "predict_split", predict)
+    return moments
+
+
+def test_the_weights_of_the_best_epoch_come_back(scripted: list[dict[str, Tensor]]) -> None:
+    """Mutation: hf_transfer/training/loop.py: "(best_weights, strict=False)" -> "({}, strict=False)" """
+    fitted = train_vit(settings(num_train_epochs=4))
+    assert (fitted.best_epoch, len(fitted.history)) == (1, 4)
+    assert all(torch.equal(value, scripted[1][name]) for name, value in fitted.model.state_dict().items())
+    assert not torch.equal(scripted[3]["classifier.weight"], scripted[1]["classifier.weight"])
+
+
+@pytest.mark.parametrize(("patience", "epochs", "best"), [(2, 4, 1), (3, 6, 4), (0, 6, 4)])
+def test_training_stops_after_so_many_epochs_without_a_better_one(
+    scripted: list[dict[str, Tensor]], patience: int, epochs: int, best: int
+) -> None:
+    """Mutation: hf_transfer/training/loop.py: "_patience <= without_gain" -> "_patience < 0" """
+    fitted = train_vit(settings(num_train_epochs=6, early_stopping_patience=patience), rows=8)
+    assert (len(fitted.history), fitted.best_epoch) == (epochs, best)
+
+
+def test_a_loss_that_is_no_number_stops_the_run() -> None:
+    """Mutation: hf_transfer/training/loop.py: "not math.isfinite(row" -> "not str(row" """
+    model, groups = vit()
+    with torch.no_grad():
+        model.get_parameter("classifier.bias").fill_(float("nan"))
+    config = settings(learning_rate=0.25)
+    with start_accelerator(config) as accelerator:
+        loaders = loaders_of(accelerator, Rows(8), Rows(10), 4)
+        with pytest.raises(UserError) as caught:
+            loop.fit(model, FullFineTuning(), groups, loaders, config, accelerator)
+    assert str(caught.value).splitlines() == [
+        "Expected: a loss that is a number",
+        "Found:    nan in epoch 1, at a peak rate of 0.25",
+        "Do this:  lower --learning_rate, or leave out --fp16",
+    ]
+
+
+def test_masked_labels_count_neither_in_the_loss_nor_in_the_gradient() -> None:
+    """Mutation: hf_transfer/training/loop.py: "(labels != MASKED).sum()" -> "(labels != 7).sum()" """
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5, generator=generator).requires_grad_()
+    labels = torch.tensor([0, MASKED, 3, 4, MASKED, 1])
+    loss = loop._mean_loss(logits, labels)
+    loss.backward()
+    kept = logits.detach()[labels != MASKED].requires_grad_()
+    expected = cross_entropy(kept, labels[labels != MASKED])
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad[labels != MASKED], kept.grad)
+    assert not logits.grad[labels == MASKED].any()
+
+
+def test_a_batch_of_masked_labels_alone_changes_nothing() -> None:
+    """Mutation: hf_transfer/training/loop.py: ".sum().clamp_min(1)" -> ".sum()" """
+    logits = torch.randn(3, 5).requires_grad_()
+    loss = loop._mean_loss(logits, torch.full((3,), MASKED))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_a_masked_row_teaches_nothing() -> None:
+    """Whatever its pixels are."""
+    config = settings(per_device_train_batch_size=8, num_train_epochs=1)
+    weights = []
+    for garbage in (0.0, 3.0):
+        model, groups = vit()
+        with start_accelerator(config) as accelerator:
+            rows = Rows(16, masked=(2, 11))
+            rows.pixels[[2, 11]] = garbage
+            loaders = loaders_of(accelerator, rows, Rows(10, seed=1), 8)
+            weights.append(state(loop.fit(model, FullFineTuning(), groups, loaders, config, accelerator).model))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-6)
+
+
+def test_the_history_counts_epochs_samples_and_learning_parameters() -> None:
+    fitted = train_vit(settings(), strategy=LinearProbe())
+    assert [row["epoch"] for row in fitted.history] == [0, 1]
+    assert all(row["samples_per_second"] * row["seconds"] == pytest.approx(24) for row in fitted.history)
+    assert fitted.trainable == 24 * 5 + 5
+    assert fitted.seconds == pytest.approx(sum(row["seconds"] for row in fitted.history))
+
+
+def test_two_runs_of_the_same_settings_give_equal_weights_to_the_bit() -> None:
+    """With dropout, which draws from the global generator; the weights of another seed differ.
+
+    Mutation: hf_transfer/training/loop.py: "    set_seed(config.seed, device_specific=True)" -> "    str(config.seed)"
+    """
+    torch.manual_seed(1)
+    first = state(train_vit(settings(), hidden_dropout_prob=0.2).model)
+    torch.manual_seed(2)
+    again = state(train_vit(settings(), hidden_dropout_prob=0.2).model)
+    assert all(torch.equal(again[name], value) for name, value in first.items())
+    other = state(train_vit(settings(seed=1), hidden_dropout_prob=0.2).model)
+    assert not torch.equal(other["classifier.weight"], first["classifier.weight"])
+
+
+def test_the_model_really_learns_the_task() -> None:
+    fitted = train_vit(settings(num_train_epochs=12, learning_rate=5e-3), rows=40)
+    assert fitted.history[fitted.best_epoch]["accuracy"] >= 0.9
+    assert fitted.history[-1]["train_loss"] < 0.5 * fitted.history[0]["train_loss"]
+
+
+class TwoStages:
+    """First the head, then everything."""
+
+    fresh_weights = False
+    learning_rate = 1e-3
+
+    def stages(self, groups: Any, epochs: int) -> list[Stage]:
+        head = LinearProbe().stages(groups, 1)
+        return [*head, *FullFineTuning().stages(groups, epochs - 1)]
+
+
+def test_a_second_stage_lets_more_parameters_learn(scripted: list[dict[str, Tensor]]) -> None:
+    before = state(vit()[0])
+    fitted = train_vit(settings(num_train_epochs=2), strategy=TwoStages())
+    moved = [{name for name in before if not torch.equal(moment[name], before[name])} for moment in scripted[:2]]
+    assert moved[0] == {"classifier.weight", "classifier.bias"}
+    assert moved[1] == set(before)
+    assert fitted.trainable == sum(value.numel() for value in before.values())
+
+
+def test_statistics_of_learning_groups_come_back_with_the_best_epoch(scripted: list[dict[str, Tensor]]) -> None:
+    """Buffers belong to the weights: a BatchNorm of a later epoch would not fit them."""
+    model = tiny_model("resnet_basic")
+    groups = trace_groups(model, pixels("resnet_basic"))
+    set_trainable(model, groups, FullFineTuning().stages(groups, 1)[0].trainable)
+    config = settings(num_train_epochs=3)
+    with start_accelerator(config) as accelerator:
+        loaders = loaders_of(accelerator, Rows(16), Rows(10), 8)
+        fitted = loop.fit(model, FullFineTuning(), groups, loaders, config, accelerator)
+    assert all(torch.equal(value, scripted[1][name]) for name, value in fitted.model.state_dict().items())
