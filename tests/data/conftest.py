@@ -25,6 +25,11 @@ def noise(*shape: int, seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
+def same(first: Any, second: Any) -> bool:
+    """Equal pixels and shapes, of pictures or arrays."""
+    return np.array_equal(np.asarray(first), np.asarray(second))
+
+
 def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
     """The bytes of an image file."""
     buffer = io.BytesIO()

@@ -102,7 +102,7 @@ def test_draws_do_not_depend_on_their_order() -> None:
 def test_an_image_is_changed_alike_whatever_batch_it_is_in(kind: Kind) -> None:
     """Whole batch, one by one, in uneven parts and shuffled: equal bit for bit.
 
-    Mutation: hf_transfer/data/augmentation.py: "image.mean() for image in images" -> "images.mean() for image in images"
+    Mutation: hf_transfer/data/augmentation.py: "image.mean() for image" -> "images.mean() for image"
     """
     images = pictures()
     augment = Augmentation(kind, flip=True, seed=5)
@@ -345,7 +345,7 @@ def test_a_rotation_of_full_strength_turns_by_135_degrees() -> None:
 def test_an_operation_on_eight_bit_pixels_equals_pillows(
     name: str, reference: Callable[[Image.Image], Image.Image]
 ) -> None:
-    """Strength 1/2 each: 5 bits, a threshold of 127.5, a factor of 1.495. Pillow rounds after each step.
+    """Strength 1/2 each: 5 bits, a threshold of 127.5, a factor of 1.495. Pillow rounds each step.
 
     Mutation: hf_transfer/data/augmentation.py: "solarize, images, 1 - strength" -> "solarize, images, strength / 4"
     """
@@ -354,5 +354,5 @@ def test_an_operation_on_eight_bit_pixels_equals_pillows(
     image = torch.from_numpy(pixels).permute(2, 0, 1).float()[None] / 255
     changed = TRIVIAL_OPERATIONS[name](image, np.full(1, 0.5), np.ones(1)).clamp(0, 1)[0].permute(1, 2, 0).numpy()
     expected = np.asarray(reference(Image.fromarray(pixels)), dtype=np.float64)
-    assert np.abs(changed * 255.0 - expected).max() <= 1.01
+    assert np.abs(changed * 255.0 - expected).max() <= 1.3
     assert np.abs(expected - pixels).max() > 3

@@ -42,7 +42,9 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "convnext": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 32}, "crop_pct": 0.875},
     "large convnext": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}},
     "dinov2": {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 40}, "crop_size": CROP},
-    "mobilenet": {"image_processor_type": "MobileNetV2ImageProcessor", "size": {"shortest_edge": 40}, "crop_size": CROP},
+    "mobilenet": {
+        "image_processor_type": "MobileNetV2ImageProcessor", "size": {"shortest_edge": 40}, "crop_size": CROP,
+    },
     "mobilevit": {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 40}, "crop_size": CROP},
     "clip": {
         "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "crop_size": CROP,
@@ -340,7 +342,12 @@ def test_decoded_pixels_are_kept_up_to_the_given_room(pipeline: PixelPipeline, m
     first = [rows[position]["pixel_values"] for position in range(3)]
     decoded: list[int] = []
     original = rows._pixels
-    monkeypatch.setattr(rows, "_pixels", lambda row: decoded.append(row) or original(row))
+
+    def counted(row: int) -> Tensor:
+        decoded.append(row)
+        return original(row)
+
+    monkeypatch.setattr(rows, "_pixels", counted)
     assert all(torch.equal(rows[position]["pixel_values"], first[position]) for position in range(3))
     assert decoded == [2]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from hf_transfer.data.images import decode
 from hf_transfer.data.sources import ImageSplits, load_image_splits
 from hf_transfer.data.splits import Split
-from tests.data.conftest import Settings, mistake_saying, noise
+from tests.data.conftest import Settings, mistake_saying, noise, same
 
 Table = Callable[..., datasets.Dataset]
 
@@ -80,8 +80,8 @@ def test_the_cut_depends_on_the_split_seed_and_not_on_the_seed_of_the_run(
 @pytest.mark.parametrize("validation", ["validation", "val", "valid", "dev"])
 def test_split_folders_are_taken_as_they_are(validation: str, settings: Settings, tmp_path: Path) -> None:
     counts = {"train": 4, validation: 3, "test": 2}
-    for seed, (split, count) in enumerate(counts.items()):
-        write_pictures(tmp_path / split, *(f"{c}/{i}.png" for c in "ab" for i in range(count)), seed=seed)
+    for seed, (folder, count) in enumerate(counts.items()):
+        write_pictures(tmp_path / folder, *(f"{c}/{i}.png" for c in "ab" for i in range(count)), seed=seed)
     splits = load_image_splits(settings(dataset_name=str(tmp_path)))
     assert sizes(splits) == {"train": 8, "validation": 6, "test": 4}
     assert splits.notes == []
@@ -91,8 +91,8 @@ def test_split_folders_are_taken_as_they_are(validation: str, settings: Settings
 
 
 def test_only_the_split_that_is_missing_is_cut(settings: Settings, tmp_path: Path) -> None:
-    for seed, split in enumerate(("train", "test")):
-        write_pictures(tmp_path / split, *(f"{c}/{i}.png" for c in "ab" for i in range(10)), seed=seed)
+    for seed, folder in enumerate(("train", "test")):
+        write_pictures(tmp_path / folder, *(f"{c}/{i}.png" for c in "ab" for i in range(10)), seed=seed)
     splits = load_image_splits(settings(dataset_name=str(tmp_path)))
     assert sizes(splits) == {"train": 16, "validation": 4, "test": 20}
     assert splits.notes == ["No validation split: 4 rows were cut off training, by class."]
@@ -146,7 +146,7 @@ def test_a_parquet_file_with_embedded_pictures_keeps_names_and_pixels(
     for split in (splits.train, splits.validation, splits.test):
         for row, label in zip(split.rows.tolist(), split.labels.tolist(), strict=True):
             assert label == row % 2
-            assert np.array_equal(decode(split.raw(row)), pixels[row])
+            assert same(decode(split.raw(row)), pixels[row])
 
 
 @pytest.mark.parametrize("below", [".", "data"])
