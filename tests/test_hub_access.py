@@ -1,0 +1,272 @@
+"""Models and data sets on the Hub: refused, missing, out of reach, cached, and really downloaded."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from tests.conftest import REPOSITORY
+from tests.local_hub import LocalHub, Repository, cache_by_hand, local_hub
+
+# The clients read their switches when they are imported: each Hub gets a process of its own, which makes several runs.
+SEVERAL_RUNS = """
+import contextlib, io, json, sys, time, traceback
+from hf_transfer.config import VisionConfig, run
+from tests.conftest import load_recipe
+
+main = load_recipe("vision").main
+for argv in json.loads(sys.argv[1]):
+    out, err, code, started = io.StringIO(), io.StringIO(), 0, time.perf_counter()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run(main, VisionConfig, argv)
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            code = 1
+            traceback.print_exc()
+    seconds = time.perf_counter() - started
+    print("ENDED " + json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": seconds}))
+"""
+# After imports; a Hub that does not answer is asked once, for 3 seconds.
+LONGEST_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one of several runs ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+def several_runs(endpoint: str, home: Path, runs: dict[str, dict[str, object]]) -> dict[str, Ended]:
+    """Make runs in one process that has `endpoint` for its Hub; each is a set of settings."""
+    pets = home.parent / "pets"
+    defaults = {"model_name_or_path": "sample:vit-glyphs", "dataset_name": pets, "strategy": "scratch"}
+    tiny = {"num_train_epochs": 1, "cache_dir": home / "checks"}
+    settings = [defaults | tiny | {"output_dir": home / name} | changes for name, changes in runs.items()]
+    argvs = [[f"--{name}={value}" for name, value in row.items()] for row in settings]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL_RUNS, json.dumps(argvs)],
+        capture_output=True, text=True, check=False, env=environment, timeout=120,
+    )  # fmt: skip
+    rows = [line.removeprefix("ENDED ") for line in done.stdout.splitlines() if line.startswith("ENDED ")]
+    assert len(rows) == len(runs), done.stderr[-3000:]
+    return {name: Ended(**json.loads(row)) for name, row in zip(runs, rows, strict=True)}
+
+
+def a_model(folder: Path) -> Path:
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def a_data_set(folder: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (folder / "train" / label).mkdir(parents=True)
+        for position in range(8):
+            pixels = generator.integers(0, 255, (16, 16, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "train" / label / f"{position}.png")
+    return folder
+
+
+def assert_refused(ended: Ended, expected: str, found: str, do: str) -> None:
+    assert ended.code == 2, ended.err
+    assert f"Expected: {expected}\n" in ended.err
+    assert f"Found:    {found}\n" in ended.err
+    assert f"Do this:  {do}\n" in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalHub, dict[str, Ended]]]:
+    """Runs against a Hub that answers."""
+    root = tmp_path_factory.mktemp("answering")
+    a_data_set(root / "pets")
+    hub = LocalHub(gated={"org/gated"})
+    hub.repositories["models", "org/tiny"] = Repository(a_model(root / "model"))
+    hub.repositories["datasets", "org/pets"] = Repository(root / "pets")
+    runs: dict[str, dict[str, object]] = {
+        "gated model": {"model_name_or_path": "org/gated"},
+        "gated data": {"dataset_name": "org/gated"},
+        "missing model": {"model_name_or_path": "org/missing"},
+        "missing data": {"dataset_name": "org/missing"},
+        "revision of the model": {"model_name_or_path": "org/tiny", "model_revision": "v9"},
+        "revision of the data": {"dataset_name": "org/pets", "dataset_revision": "v9"},
+        "works": {"model_name_or_path": "org/tiny", "dataset_name": "org/pets", "strategy": "full"},
+    }
+    with local_hub(hub):
+        yield hub, several_runs(hub.endpoint, root / "home", runs)
+
+
+@pytest.mark.parametrize(("kind", "word", "prefix"), [("model", "model", ""), ("data", "dataset", "datasets/")])
+def test_a_gated_repository_is_named_with_the_page_to_accept_its_terms(
+    answering: tuple[LocalHub, dict[str, Ended]], kind: str, word: str, prefix: str
+) -> None:
+    """A user's mistake, before anything slow.
+
+    Mutation: hf_transfer/data/hub_access.py: "except GatedRepoError as error:" -> "except EOFError as error:"
+    """
+    hub, ended = answering
+    assert_refused(
+        ended[f"gated {kind}"],
+        f"a {word} that your account may read",
+        "org/gated is gated, and your account has no access yet",
+        f"accept its terms on its page on the Hub, then `hf auth login` (page: {hub.endpoint}/{prefix}org/gated)",
+    )
+
+
+@pytest.mark.parametrize(("kind", "word"), [("model", "model"), ("data", "dataset")])
+def test_a_missing_repository_is_named(answering: tuple[LocalHub, dict[str, Ended]], kind: str, word: str) -> None:
+    """It may be private: the Hub does not tell.
+
+    Mutation: hf_transfer/data/hub_access.py: "except RepositoryNotFoundError as error:" -> "except EOFError as error:"
+    """
+    assert_refused(
+        answering[1][f"missing {kind}"],
+        f"a {word} on the Hub, a local path, or sample:NAME",
+        f"org/missing: no such folder here, and no such {word} on the Hub (or it is private)",
+        "correct the name, or `hf auth login` if the repository is private",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "flag"),
+    [("model", "org/tiny", "--model_revision"), ("data", "org/pets", "--dataset_revision")],
+)
+def test_a_revision_that_does_not_exist_is_named(
+    answering: tuple[LocalHub, dict[str, Ended]], kind: str, name: str, flag: str
+) -> None:
+    """With the setting to correct.
+
+    Mutation: hf_transfer/data/hub_access.py: "except RevisionNotFoundError as error:" -> "except EOFError as error:"
+    """
+    ended = answering[1][f"revision of the {kind}"]
+    assert_refused(ended, f"a branch, tag or commit of {name}", "v9", f"correct {flag}")
+
+
+def test_a_public_model_and_data_set_are_downloaded_and_trained(
+    answering: tuple[LocalHub, dict[str, Ended]],
+) -> None:
+    """The whole way, over the real clients.
+
+    Mutation: hf_transfer/data/hub_access.py: "    return True" -> "    return False"
+    """
+    hub, ended = answering
+    assert ended["works"].code == 0, ended["works"].err
+    assert "full from org/tiny on org/pets" in ended["works"].out
+    assert "images of 2 classes" in ended["works"].out
+    files = [question for question in hub.asked if "/org/tiny/resolve/" in question and "safetensors" in question]
+    assert any(question.startswith("GET") for question in files)
+
+
+@pytest.fixture(scope="module", params=["closed", "hanging"])
+def silent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Runs without a Hub: nobody listens on its port, or somebody listens and never answers."""
+    root = tmp_path_factory.mktemp(request.param)
+    a_data_set(root / "pets")
+    cache_by_hand(root / "home/hub", "org/cached", a_model(root / "model"))
+    runs: dict[str, dict[str, object]] = {
+        "model": {"model_name_or_path": "org/far"},
+        "data": {"dataset_name": "org/far"},
+        "cached": {"model_name_or_path": "org/cached", "strategy": "full"},
+    }
+    if request.param == "hanging":
+        with local_hub(LocalHub(hangs=True)) as hub:
+            yield hub.endpoint, root / "home", several_runs(hub.endpoint, root / "home", runs)
+    else:
+        with socket.socket() as port:
+            # Bound, but nobody listens: connections are refused, and no other process can take the port.
+            port.bind(("127.0.0.1", 0))
+            endpoint = f"http://127.0.0.1:{port.getsockname()[1]}"
+            yield endpoint, root / "home", several_runs(endpoint, root / "home", runs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "setting"), [("model", "model", "model_name_or_path"), ("data", "dataset", "dataset_name")]
+)
+def test_without_the_hub_the_repository_is_named_within_five_seconds(
+    silent: Any, kind: str, word: str, setting: str
+) -> None:
+    """Asked once, for 3 seconds; the clients alone would wait 23 for each file.
+
+    Mutation: hf_transfer/data/hub_access.py: "ANSWER_WITHIN_SECONDS = 3.0" -> "ANSWER_WITHIN_SECONDS = 8.0"
+    """
+    endpoint, home, ended = silent
+    assert_refused(
+        ended[kind],
+        f"the {word} org/far on the Hub or in the local cache",
+        f"no answer from {endpoint} and no copy in {home}",
+        f"connect to the network, or point --{setting} at a local folder",
+    )
+    assert ended[kind].seconds < LONGEST_SECONDS
+
+
+def test_without_the_hub_a_model_in_the_cache_is_trained_all_the_same(silent: Any) -> None:
+    """Local files only, from the first answer that does not come.
+
+    Mutation: hf_transfer/data/hub_access.py: "if not enabled:" -> "if True:"
+    """
+    _, _, ended = silent
+    assert ended["cached"].code == 0, ended["cached"].err
+    assert "full from org/cached on" in ended["cached"].out
+    assert ended["cached"].seconds < 20
+
+
+def test_a_switch_for_local_files_is_put_back() -> None:
+    """Even if loading fails.
+
+    Mutation: hf_transfer/data/hub_access.py: "(datasets.config, "HF_HUB_OFFLINE"" -> "(datasets.config, "HF_ENDPOINT""
+    """
+    import datasets.config
+    import huggingface_hub.constants as constants
+
+    from hf_transfer.data.hub_access import local_files_only
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        with local_files_only(False):
+            assert (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE) == (False, False)
+        with contextlib.suppress(OSError), local_files_only(True):
+            assert (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE) == (True, True)
+            raise OSError("inside")
+        assert (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE) == (False, False)
+
+
+def test_with_the_hub_switched_off_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HF_HUB_OFFLINE=1 is the user's word.
+
+    Mutation: hf_transfer/data/hub_access.py: "    if is_offline_mode():" -> "    if False:"
+    """
+    from huggingface_hub import HfApi
+
+    from hf_transfer.data.hub_access import hub_answers
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(HfApi, "repo_info", forbidden)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert hub_answers("org/far", kind="model", revision="main") is False
