@@ -140,7 +140,7 @@ def _refuse_unknown(values: Mapping[str, list[object]], known: set[object], colu
 
 
 def _name(value: object) -> str:
-    return str(int(value)) if isinstance(value, float) else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _some(items: list[str]) -> str:

@@ -213,7 +213,7 @@ def _label_column(data: datasets.Dataset, wanted: str | None) -> str:
     if wanted is None and len(data.column_names) == 1:
         raise mistake(
             expected="a label for each image, of at least 2 classes",
-            found="images without labels: all in one folder, or in a table without another column",
+            found="images without labels: in one folder, beside the class folders, or in a table of one column",
             do="put each class in a folder of its own, as in FOLDER/cat/1.jpg, or add a metadata.csv",
         )
     return _column(data, wanted, ("label", "labels"), candidates, "label_column_name")

@@ -78,8 +78,19 @@ def test_a_folder_without_images(refused: Refused, tmp_path: Path) -> None:
     )
 
 
+def test_a_picture_beside_the_class_folders(refused: Refused, picture_folder: Folder) -> None:
+    """`datasets` then makes no labels at all, of any picture."""
+    folder = picture_folder(cat=6, dog=6)
+    (folder / "stray.png").write_bytes((folder / "cat" / "000.png").read_bytes())
+    refused(
+        dataset_name=folder,
+        expected="a label for each image",
+        found="beside the class folders",
+        do="put each class in a folder of its own",
+    )
+
+
 def test_one_class_only(refused: Refused, picture_folder: Folder) -> None:
-    """Two folders are needed, or datasets sees no classes at all: one metadata file says what they are."""
     folder = picture_folder(cat=6)
     rows = "".join(f"cat/{number:03}.png,cat\n" for number in range(6))
     (folder / "metadata.csv").write_text(f"file_name,label\n{rows}")
@@ -97,7 +108,7 @@ def test_pictures_in_one_folder_have_no_labels(below: str, refused: Refused, pic
     refused(
         dataset_name=picture_folder(cat=6) / below,
         expected="a label for each image, of at least 2 classes",
-        found="images without labels: all in one folder",
+        found="images without labels: in one folder",
         do="put each class in a folder of its own, as in FOLDER/cat/1.jpg, or add a metadata.csv",
     )
 

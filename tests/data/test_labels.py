@@ -177,6 +177,15 @@ def test_a_label_that_only_evaluation_has_is_refused_by_name() -> None:
         read_labels({"train": table(["cat", "dog"]), "test": table(["eel", "cat", "bird", "eel"])}, "label")
 
 
+def test_an_unknown_fraction_in_evaluation_is_shown_as_it_is() -> None:
+    """0.5 must not be shown as 0, which training has, and infinity is no whole number.
+
+    Mutation: hf_transfer/data/labels.py: "(value, float) and value.is_integer()" -> "(value, float)"
+    """
+    with mistake_saying(expected="only labels that training has (0, 1)", found="'0.5', 'inf' in column", do="remove"):
+        read_labels({"train": table([0.0, 1.0]), "test": table([0.5, float("inf")])}, "label")
+
+
 def test_one_class_only_is_refused_by_name() -> None:
     """A class that is declared but has no row does not count.
 
