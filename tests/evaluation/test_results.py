@@ -86,7 +86,7 @@ def stranger(finished_run: Run) -> Any:
 def test_the_headline_figures_are_those_of_a_plain_pipeline_without_us(finished_run: Run, stranger: Any) -> None:
     """The saved folder alone gives the figures of results.json, computed by scikit-learn.
 
-    Mutation: hf_transfer/metrics.py: "accuracy_score(references, predictions)" -> "accuracy_score(references[1:], predictions[1:])"
+    Mutation: hf_transfer/metrics.py: "_score(references, predictions)" -> "_score(references[1:], predictions[1:])"
     """
     metrics = results(finished_run.out)["metrics"]
     assert set(metrics) == {"validation", "test"}
