@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
+import hypothesis
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from hf_transfer.config import UserError, VisionConfig
+
+# Drawn alike in every run, so that a mutation is caught always or never; no time limit on a shared machine.
+hypothesis.settings.register_profile("data room", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("data room")
 
 Pixels = npt.NDArray[np.uint8]
 

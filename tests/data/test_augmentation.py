@@ -61,7 +61,7 @@ def test_the_reference_generator_gives_the_published_numbers() -> None:
 
 @given(st.integers(0, 2**63 - 1), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**9)), min_size=1))
 def test_draws_equal_splitmix64_in_plain_integers(seed: int, pairs: list[tuple[int, int]]) -> None:
-    """Mutation in a constant.
+    """Seeds, views and rows as large as they may come.
 
     Mutation: hf_transfer/data/augmentation.py: "mixed >> np.uint64(27)" -> "mixed >> np.uint64(28)"
     """
@@ -248,7 +248,7 @@ def test_epochs_a_round_apart_show_the_same_image_and_those_within_a_round_diffe
 
 
 def test_without_a_number_of_views_every_epoch_shows_a_new_one() -> None:
-    """Mutation in the default.
+    """Nothing is stored then, so nothing need come round.
 
     Mutation: hf_transfer/data/augmentation.py: "np.full_like(rows, epoch)" -> "np.full_like(rows, epoch % 4)"
     """

@@ -34,7 +34,7 @@ def picture_of(mode: str) -> Image.Image:
 def test_ordinary_pictures_decode_as_transformers_decodes_them(mode: str, name: str, tmp_path: Path) -> None:
     """Predictions must see what training saw.
 
-    Mutation: hf_transfer/data/images.py: "return picture" -> "return picture.convert("L")"
+    Mutation: hf_transfer/data/images.py: "_to_eight_bits(upright).convert" -> "upright.convert("L").convert"
     """
     path = tmp_path / name
     picture_of(mode).save(path)
@@ -112,9 +112,9 @@ def test_sixteen_bit_colours_are_scaled_to_eight_bits() -> None:
 
 
 def test_float_grey_between_zero_and_one_is_scaled_and_nan_is_black(tmp_path: Path) -> None:
-    """Mutation in the scale.
+    """Values beyond 0 and 1 are clipped.
 
-    Mutation: hf_transfer/data/images.py: "np.nan_to_num(np.asarray(picture))" -> "np.asarray(picture)"
+    Mutation: hf_transfer/data/images.py: ".clip(0, 1) * 255" -> ".clip(0, 1) * 254"
     """
     values = np.random.default_rng(0).random((HEIGHT, WIDTH)).astype(np.float32)
     values[0, 0] = np.nan
@@ -177,7 +177,7 @@ def test_the_largest_allowed_picture_passes_and_one_row_more_does_not() -> None:
 
 @pytest.mark.parametrize("name", ["a.png", "a.gif", "a.tif", "a.bmp"])
 def test_a_truncated_picture_has_a_good_header_and_is_found_when_decoded(name: str, tmp_path: Path) -> None:
-    """Mutation in the loading.
+    """The header of such a file is whole, but for TIFF.
 
     Mutation: hf_transfer/data/images.py: "            picture.load()" -> "            return Image.new("RGB", (1, 1))"
     """
@@ -215,7 +215,7 @@ def test_formats_that_run_programs_are_never_opened(tmp_path: Path) -> None:
 
 
 def test_content_and_its_size_are_those_of_the_bytes_or_of_the_file(tmp_path: Path) -> None:
-    """Mutation in the size.
+    """-1 is no size that a file can have.
 
     Mutation: hf_transfer/data/images.py: "path.stat().st_size if path.is_file() else -1" -> "0"
     """

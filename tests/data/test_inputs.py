@@ -109,7 +109,7 @@ def test_values_change_with_the_checkpoints_mean_and_standard_deviation(tmp_path
     ],
 )
 def test_a_processor_without_one_size_for_all_images_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
-    """Mutation in the comparison.
+    """A batch needs one size; the message shows two that differ.
 
     Mutation: hf_transfer/data/inputs.py: "if not black.shape == wide.shape == high.shape" -> "if black.shape is None"
     """
@@ -247,7 +247,7 @@ def test_training_without_augmentation_sees_the_processors_pixels(settings: Sett
 def test_views_come_round_behind_a_frozen_prefix_or_as_set(
     cache_views: int | None, frozen: bool, round_of: int, settings: Settings, pipeline: PixelPipeline
 ) -> None:
-    """Mutation in the default.
+    """Four views behind a frozen prefix, so that their activations can be stored.
 
     Mutation: hf_transfer/data/inputs.py: "DEFAULT_VIEWS = 4" -> "DEFAULT_VIEWS = 3"
     """
@@ -281,7 +281,7 @@ def test_the_data_decide_on_mirroring_unless_the_user_does(
 def test_a_masked_row_keeps_its_place_with_black_pixels_and_no_label(
     settings: Settings, pipeline: PixelPipeline
 ) -> None:
-    """Mutation in the label.
+    """The loss leaves out -100, and positions stay what they were.
 
     Mutation: hf_transfer/data/inputs.py: "dtype=torch.uint8), MASKED" -> "dtype=torch.uint8), label"
     """

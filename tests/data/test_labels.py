@@ -142,7 +142,7 @@ def test_a_class_number_out_of_range_is_refused_with_its_row(number: int) -> Non
         ([[0, 1], [1]], datasets.List(datasets.Value("int64")), "multi-label classification"),
         ([[0], [1]], datasets.List(datasets.ClassLabel(names=["a", "b"])), "multi-label classification"),
         ([{"a": 1}, {"a": 0}], {"a": datasets.Value("int64")}, "multi-label classification"),
-        ([0.5, 1.0], datasets.Value("float32"), "fractional numbers (regression)"),
+        ([0.5, 2.5], datasets.Value("float32"), "fractional numbers (regression)"),
         ([b"a", b"b"], datasets.Value("binary"), "bytes"),
     ],
 )

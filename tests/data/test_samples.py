@@ -95,7 +95,7 @@ def test_an_unknown_backbone_is_answered_with_those_there_are() -> None:
     "name", ["sample:..", "sample:.", "sample:/elsewhere/vit-glyphs", "sample:../other/vit-glyphs"]
 )
 def test_a_sample_name_cannot_lead_out_of_its_folder(name: str) -> None:
-    """Mutation in the check.
+    """Neither a path from the root nor one with dots.
 
     Mutation: hf_transfer/data/samples.py: "if short not in known" -> "if Path(short).name not in known"
     """

@@ -254,7 +254,7 @@ def test_at_most_so_many_training_samples_of_each_class_are_kept(settings: Setti
 
 
 def test_a_sample_may_say_that_a_mirror_changes_its_classes(settings: Settings, picture_folder: Any) -> None:
-    """Mutation in the sign.
+    """A mirrored 2 looks like a 5.
 
     Mutation: hf_transfer/data/sources.py: "not in samples.NOT_TO_BE_MIRRORED" -> "in samples.NOT_TO_BE_MIRRORED"
     """

@@ -67,7 +67,7 @@ def test_a_class_of_two_keeps_one_on_each_side_even_at_the_largest_fraction() ->
 
 
 def test_the_same_seed_cuts_alike_and_another_one_differs() -> None:
-    """Mutation in the generator.
+    """Another `--split_seed` is another cut.
 
     Mutation: hf_transfer/data/splits.py: "generator.permutation(members)[:count]" -> "members[:count]"
     """
@@ -109,7 +109,7 @@ def test_few_per_class_varies_with_its_seed() -> None:
 
 @pytest.mark.parametrize(("path", "words"), [("/there/a.png", "/there/a.png"), (None, "row 0")])
 def test_a_row_is_described_by_the_path_of_its_image_or_by_its_number(path: str | None, words: str) -> None:
-    """Mutation in the words.
+    """Embedded images have no path.
 
     Mutation: hf_transfer/data/splits.py: "if path else" -> "if not path else"
     """

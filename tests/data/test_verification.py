@@ -115,7 +115,7 @@ def test_skipping_masks_up_to_one_percent_with_the_reason(settings: Settings) ->
 
 
 def test_more_than_one_percent_stops_the_run_even_when_skipping(settings: Settings) -> None:
-    """Mutation in the limit.
+    """Masking is for accidents; two in a hundred are none.
 
     Mutation: hf_transfer/data/verification.py: "MAX_BAD_SHARE = 0.01" -> "MAX_BAD_SHARE = 0.03"
     """
@@ -152,7 +152,7 @@ def test_without_decoding_a_truncated_image_passes_and_an_empty_one_does_not(set
 
 
 def test_the_drawn_part_is_the_same_in_every_run_and_not_the_first_rows(settings: Settings) -> None:
-    """Mutation in the draw.
+    """The draw depends on the split seed alone, and damage is not always at the end.
 
     Mutation: hf_transfer/data/verification.py: "generator.permutation(split.rows)" -> "split.rows"
     """
@@ -237,7 +237,7 @@ def test_copies_are_counted_by_content_against_training(tmp_path: Path) -> None:
 
 
 def test_masked_images_are_no_copies_of_each_other() -> None:
-    """Mutation in the mask.
+    """Two empty files are equal, byte for byte, and still no leak of training into test.
 
     Mutation: hf_transfer/data/verification.py: "if row not in split.bad:" -> "if True:"
     """
