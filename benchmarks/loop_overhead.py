@@ -95,7 +95,7 @@ def ours(config: VisionConfig, accelerator: Accelerator) -> Epoch:
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
     def epoch(number: int) -> float:
-        loaders.sampler.set_epoch(number)
+        loaders.train.set_epoch(number)
         return train_epoch(wrapped, optimizer, scheduler, loaders, config, accelerator, number)["train_loss"]
 
     return epoch

@@ -5,6 +5,7 @@ import difflib
 import importlib.metadata
 import os
 import sys
+from argparse import Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,8 @@ class RunConfig:
             self.require(name, "a whole number of at least 0", getattr(self, name) >= 0)
         for name in ("seed", "split_seed"):
             self.require(name, "a whole number from 0 to 4294967295", 0 <= getattr(self, name) < 2**32)
+        for name in ("model_name_or_path", "dataset_name", "output_dir"):
+            self.require(name, "a name or a path", bool(getattr(self, name).strip()))
         for name in ("weight_decay", "max_grad_norm", "warmup_steps"):
             self.require(name, "a number of at least 0", 0 <= getattr(self, name) < float("inf"))
         for name in ("validation_fraction", "test_fraction"):
@@ -212,11 +215,16 @@ def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
     """
     from transformers import HfArgumentParser
 
+    class Help(ArgumentDefaultsHelpFormatter):
+        def _get_help_string(self, action: Action) -> str | None:
+            said = action.default is None or "(default" in (action.help or "")
+            return action.help if said else super()._get_help_string(action)
+
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
             raise mistake(expected="settings as --help lists them", found=message, do="correct that setting")
 
-    parser = Parser(config_class, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = Parser(config_class, allow_abbrev=False, formatter_class=Help)  # type: ignore[arg-type]
     parser.add_argument("--config", metavar="FILE.yaml", default=None, help="Settings in a file; flags win over it.")
     known = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
     own = list(argv)

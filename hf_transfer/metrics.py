@@ -6,8 +6,6 @@ import datasets
 import evaluate
 from sklearn.metrics import accuracy_score, f1_score
 
-LOWER_IS_BETTER = frozenset({"loss"})
-
 
 class ClassificationMetrics(evaluate.Metric):
     """Accuracy and macro F1 by scikit-learn, in the shape of an `evaluate` metric.

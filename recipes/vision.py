@@ -24,17 +24,18 @@ from hf_transfer.training.loop import Fit, fit, predict_split, start_accelerator
 def main(config: VisionConfig) -> None:
     """Data -> model -> strategy -> training -> evaluation -> files in `--output_dir`."""
     started = time.perf_counter()
-    if finished := finished_results(config):
-        print(results_table(finished, config.output_dir))
-        return
-
     with start_accelerator(config) as accelerator:
+        if finished := finished_results(config):
+            accelerator.print(results_table(finished, config.output_dir))
+            return
+
         # Whatever can be wrong is found before weights are read: first the checkpoint's small files, then the data.
         checkpoint = Checkpoint(config.model_name_or_path, config.model_revision)
         pipeline = PixelPipeline(checkpoint.processor())
         with accelerator.main_process_first():
             splits = load_image_splits(config)
         notes = splits.describe()
+        said = len(notes)
         accelerator.print(*notes, sep="\n")
 
         if config.evaluate_only:
@@ -49,8 +50,8 @@ def main(config: VisionConfig) -> None:
                 checkpoint, splits.label_names, config, example, fresh_weights=strategy.fresh_weights
             )
             frozen = frozen_prefix(groups, strategy.stages(groups, config.num_train_epochs))
-            notes.append(describe_frozen(model, groups, frozen, example))
-            accelerator.print(notes[-1])
+            notes += [describe_frozen(model, groups, frozen, example), *checkpoint.describe_fresh(groups)]
+            accelerator.print(*notes[said:], sep="\n")
 
             loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=frozen > 0)
             folder = open_run_folder(config, accelerator)

@@ -157,6 +157,17 @@ def test_each_range_is_checked_at_its_borders(name: str, expected: str, good: li
         assert words(error)[2] == f"change --{name}"
 
 
+@pytest.mark.parametrize("name", ["model_name_or_path", "dataset_name", "output_dir"])
+def test_an_empty_name_is_no_name(name: str) -> None:
+    """An empty path would be the current folder.
+
+    Mutation: hf_transfer/config.py: "bool(getattr(self, name).strip())" -> "True"
+    """
+    named: dict[str, Any] = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"} | {name: " "}
+    with pytest.raises(UserError, match=f"Expected: --{name}: a name or a path"):
+        VisionConfig(**named)
+
+
 def test_every_number_has_a_range() -> None:
     numbers = {
         name

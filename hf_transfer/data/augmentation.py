@@ -26,8 +26,8 @@ class Augmentation:
     """What may happen to a training image, and which of its views an epoch sees.
 
     Attributes:
-        kind: none; light (shift and scale by up to 10 %); standard (crops of 50 to 100 % of the area,
-            brightness, contrast and saturation by up to 20 %); trivial (light, then one strong operation).
+        kind: none; light (shifts by up to 10 % of the side, areas of 90 to 110 %); standard (crops of 50 to 100 % of
+            the area, brightness, contrast and saturation by up to 20 %); trivial (light, then one strong operation).
         flip: mirror half of the views.
         seed: seed of all draws.
         views: number of different views of a sample; 0 means a new one in every epoch.

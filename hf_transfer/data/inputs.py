@@ -51,8 +51,15 @@ class PixelPipeline:
         if hasattr(processor, "include_top"):
             # EfficientNet's divides by the standard deviation once more, whatever the other two flags say.
             self._sizes_only["include_top"] = False
-        black, white = (self._whole(Image.new("RGB", (64, 64), colour)) for colour in ("black", "white"))
-        wide, high = (self._whole(Image.new("RGB", size)) for size in ((96, 48), (48, 96)))
+        try:
+            black, white = (self._whole(Image.new("RGB", (64, 64), colour)) for colour in ("black", "white"))
+            wide, high = (self._whole(Image.new("RGB", size)) for size in ((96, 48), (48, 96)))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise mistake(
+                expected="an image processor that turns an image into pixel_values",
+                found=f"{type(processor).__name__}, which failed on a plain image ({type(error).__name__}: {error})",
+                do="choose another --model_name_or_path",
+            ) from error
         if not black.shape == wide.shape == high.shape:
             raise mistake(
                 expected="an image processor that brings every image to one size",
@@ -145,10 +152,9 @@ class Loaders:
     """Batches of all splits, shared out among the processes, and how a batch becomes a model's keyword arguments.
 
     Attributes:
-        train: the data loader of the training split, shuffled by (seed, epoch) through `sampler`.
+        train: the data loader of the training split, shuffled by (seed, epoch); `train.set_epoch` chooses the epoch.
         validation: the data loader of the validation split, in order.
         test: the data loader of the test split, in order.
-        sampler: takes the epoch.
         to_inputs: (batch, device, split name, epoch or None in evaluation) -> (model inputs, labels, row numbers).
             Raises `UserError` for a sample that turned out to be bad.
     """
@@ -156,7 +162,6 @@ class Loaders:
     train: Any
     validation: Any
     test: Any
-    sampler: EpochSampler
     to_inputs: Callable[[Batch, torch.device, str, int | None], tuple[Batch, Tensor, Tensor]]
 
     def of(self, split_name: str) -> Any:
@@ -180,7 +185,7 @@ class ImageBatches:
         """See `Loaders.to_inputs`."""
         self._check_masked(batch, split_name)
         pixels = batch["pixel_values"].to(device, non_blocking=True).float()
-        if epoch is not None:
+        if epoch is not None and self.augmentation.kind != "none":
             pixels = self.augmentation(pixels / 255.0, batch["index"], epoch) * 255.0
         labels = batch["labels"].to(device, non_blocking=True)
         return {"pixel_values": self.pipeline.normalise(pixels)}, labels, batch["index"].to(device, non_blocking=True)
@@ -245,7 +250,6 @@ def image_loaders(
         train=loader(splits.train, config.per_device_train_batch_size, sampler),
         validation=loader(splits.validation, config.per_device_eval_batch_size, None),
         test=loader(splits.test, config.per_device_eval_batch_size, None),
-        sampler=sampler,
         to_inputs=ImageBatches(pipeline, augmentation, splits, skip=config.on_bad_sample == "skip"),
     )
 

@@ -115,10 +115,10 @@ def _load(config: VisionConfig) -> datasets.DatasetDict:
                 do="correct --dataset_name",
             )
         return _load_from_hub(config)
-    except (DatasetGenerationError, EmptyDatasetError, ValueError) as error:
+    except (DatasetGenerationError, EmptyDatasetError, PermissionError, ValueError) as error:
         raise mistake(
             expected=f"a data set that can be read at {name}",
-            found=str(error.__cause__ or error).splitlines()[0],
+            found=(str(error.__cause__ or error) or type(error).__name__).splitlines()[0],
             do="mend or remove what is named here",
         ) from error
 
@@ -127,6 +127,7 @@ def _load_folder(folder: Path) -> datasets.DatasetDict:
     files = sorted(Path(root, file) for root, _, names in os.walk(folder, followlinks=True) for file in names)
     tables = [file for file in files if file.suffix.lower() in TABLE_BUILDERS and not file.name.startswith("metadata.")]
     if any(file.suffix.lower() in SUFFIXES for file in files):
+        _refuse_capital_splits(folder)
         return datasets.load_dataset("imagefolder", data_dir=str(folder))
     if tables:
         return _load_files(folder, tables)
@@ -135,6 +136,18 @@ def _load_folder(folder: Path) -> datasets.DatasetDict:
         found=f"{len(files)} files, and none of them is one",
         do="put each class in a folder of its own, as in FOLDER/cat/1.jpg, or add a metadata.csv",
     )
+
+
+def _refuse_capital_splits(folder: Path) -> None:
+    """Folders named Train and Test would be read as one split, and test images be trained on."""
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    capital = [path.name for path in sorted(folder.iterdir()) if path.name.lower() in known - {path.name}]
+    if capital:
+        raise mistake(
+            expected=f"split folders in lower case in {folder}",
+            found=", ".join(capital),
+            do=f"rename them: {', '.join(name.lower() for name in capital)}",
+        )
 
 
 def _load_files(source: Path, files: Sequence[Path]) -> datasets.DatasetDict:

@@ -35,6 +35,7 @@ class Checkpoint:
 
     def __init__(self, name: str, revision: str = "main") -> None:
         self.name = name
+        self._fresh: frozenset[str] = frozenset()
         self.path, answers = _locate(name, revision)
         self._offline = not answers
         self._revision = revision
@@ -80,10 +81,28 @@ class Checkpoint:
                 config = AutoConfig.from_pretrained(self.path, revision=self._revision, **labels)
                 model: PreTrainedModel = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
             else:
-                model = AutoModelForImageClassification.from_pretrained(
-                    self.path, revision=self._revision, dtype=torch.float32, ignore_mismatched_sizes=True, **labels
-                )
+                model, found = AutoModelForImageClassification.from_pretrained(
+                    self.path, revision=self._revision, dtype=torch.float32, ignore_mismatched_sizes=True,
+                    output_loading_info=True, **labels,
+                )  # fmt: skip
+                self._fresh = frozenset(found["missing_keys"]) | {name for name, *_ in found["mismatched_keys"]}
         return model
+
+    def describe_fresh(self, groups: Sequence[Group]) -> list[str]:
+        """A sentence on what the checkpoint lacks behind the blocks, other than the head: a norm or a pooler, say.
+
+        Raises:
+            UserError: it lacks weights of the backbone itself, which would be random without a word.
+        """
+        lacking = [name for group in groups[:-1] for name in group.parameters if name in self._fresh]
+        backbone = [name for group in groups[:-1] if group.name != "final" for name in group.parameters]
+        if holes := [name for name in lacking if name in set(backbone)]:
+            raise mistake(
+                expected=f"in {self.name} all weights of its backbone, in the shapes that its config.json says",
+                found=f"{len(holes)} missing or of another shape: {', '.join(holes[:3])}, ...",
+                do="use a complete checkpoint of this architecture, or --strategy scratch",
+            )
+        return [f"Not in the checkpoint, and drawn anew: {', '.join(lacking)}."] if lacking else []
 
     def finished_classifier(self, label_names: Sequence[str] | None = None) -> PreTrainedModel:
         """The model with its own head, for evaluation.
@@ -123,6 +142,7 @@ def load_image_classifier(
     """
     model = checkpoint.classifier(label_names, seed=config.seed, fresh_weights=fresh_weights)
     groups = trace_groups(model, inputs)
+    checkpoint.describe_fresh(groups)
     # A checkpoint with as many classes as the data would otherwise keep its old head.
     renew_head(model, groups[-1], config.seed)
     if config.gradient_checkpointing:
@@ -132,7 +152,7 @@ def load_image_classifier(
                 found=f"{type(model).__name__}, which does not",
                 do="leave the flag out, or lower --per_device_train_batch_size",
             )
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model, groups
 
 

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +20,11 @@ from transformers import get_scheduler
 
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.data.inputs import MASKED, Loaders
-from hf_transfer.metrics import LOWER_IS_BETTER, ClassificationMetrics
 from hf_transfer.models.groups import Group
 from hf_transfer.strategies.freezing import Stage, Strategy, set_trainable
 
 Metrics = dict[str, float]
+LOWER_IS_BETTER = frozenset({"loss"})
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Predictions:
 
     def metrics(self) -> Metrics:
         """Accuracy, macro F1 and mean cross-entropy."""
+        # Not at the top: evaluate takes seconds to import, and a wrong setting must be answered at once.
+        from hf_transfer.metrics import ClassificationMetrics
+
         predicted = self.logits.argmax(-1).numpy()
         scores = ClassificationMetrics().compute(predictions=predicted, references=self.labels)
         loss = cross_entropy(self.logits, torch.from_numpy(self.labels)).item()
@@ -95,9 +98,11 @@ def fit(
     set_seed(config.seed, device_specific=True)
     # Not before the run's folder is ready: trackers write into it.
     accelerator.init_trackers("trackers")
+    stages = strategy.stages(groups, config.num_train_epochs)
+    learning = frozenset[str]().union(*(stage.trainable for stage in stages))
     best_weights: dict[str, Tensor] = {}
     without_gain = 0
-    for stage in strategy.stages(groups, config.num_train_epochs):
+    for stage in stages:
         # A distributed wrapper averages only gradients that were open when it was built: a stage prepares anew.
         set_trainable(model, groups, stage.trainable)
         result.trainable = max(result.trainable, sum(p.numel() for p in model.parameters() if p.requires_grad))
@@ -107,7 +112,7 @@ def fit(
 
         for _ in range(stage.epochs):
             epoch = len(result.history)
-            loaders.sampler.set_epoch(epoch)
+            loaders.train.set_epoch(epoch)
             row = train_epoch(wrapped, optimizer, scheduler, loaders, config, accelerator, epoch)
             result.seconds += row["seconds"]
             _refuse_broken_loss(row, config, strategy)
@@ -116,7 +121,7 @@ def fit(
             accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch)
             if is_better(row, result.history, result.best_epoch, config.metric_for_best_model):
                 result.best_epoch, without_gain = epoch, 0
-                best_weights = _copy_of_what_changes(model)
+                best_weights = _copy_of_what_changes(model, learning)
             else:
                 without_gain += 1
             _say_epoch(accelerator, row, is_best=result.best_epoch == epoch)
@@ -137,8 +142,8 @@ def train_epoch(
     started = time.perf_counter()
     total, seen = torch.zeros((), device=accelerator.device), 0
     rate = 0.0
-    progress = _progress(accelerator, loaders.train, f"epoch {epoch + 1}")
-    for batch in progress:
+    progress = _progress(accelerator, len(loaders.train.dataset), f"epoch {epoch + 1}")
+    for batch in loaders.train:
         inputs, labels, _ = loaders.to_inputs(batch, accelerator.device, "train", epoch)
         with accelerator.accumulate(model):
             with accelerator.autocast():
@@ -154,8 +159,10 @@ def train_epoch(
             scheduler.step()
         total += loss.detach() * len(labels)
         seen += len(labels)
-        if not progress.disable and progress.n % 10 == 0:
+        if not progress.disable:
             progress.set_postfix(loss=f"{loss.item():.3f}", rate=f"{rate:.1e}", refresh=False)
+            progress.update(len(labels) * accelerator.num_processes)
+    progress.close()
     seconds = time.perf_counter() - started
     sums = accelerator.reduce(torch.stack([total, total.new_tensor(float(seen))]))
     return {
@@ -233,8 +240,8 @@ def build_scheduler(optimizer: Any, config: RunConfig, stage: Stage, batches: in
     return get_scheduler(config.lr_scheduler_type, optimizer, round(warmup), steps)
 
 
-def _copy_of_what_changes(model: nn.Module) -> dict[str, Tensor]:
-    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+def _copy_of_what_changes(model: nn.Module, learning: Set[str]) -> dict[str, Tensor]:
+    """On the CPU: the parameters that learn in any stage, and the running statistics."""
     buffers = {name for name, _ in model.named_buffers()}
     return {
         name: value.detach().to("cpu", copy=True)
@@ -262,9 +269,10 @@ def _refuse_drift(accelerator: Accelerator, model: nn.Module) -> None:
         raise RuntimeError("The processes hold different weights after training: please report this as a bug.")
 
 
-def _progress(accelerator: Accelerator, batches: Any, title: str) -> Any:
+def _progress(accelerator: Accelerator, samples: int, title: str) -> Any:
+    """A bar with loss, rate and samples a second; in a file, where a bar is a nuisance, the line of each epoch does."""
     hidden = not accelerator.is_main_process or not sys.stderr.isatty()
-    return tqdm(batches, desc=title, unit="batch", leave=False, disable=hidden)
+    return tqdm(total=samples, desc=title, unit=" samples", leave=False, disable=hidden)
 
 
 def _say_epoch(accelerator: Accelerator, row: Metrics, *, is_best: bool) -> None:

@@ -121,6 +121,21 @@ def test_a_processor_without_one_size_for_all_images_is_refused(settings: dict[s
         PixelPipeline(processor_of(settings, tmp_path))
 
 
+def test_a_processor_that_fails_on_a_plain_image_is_refused() -> None:
+    class NoPixels:
+        def __call__(self, images: Any, **kwargs: Any) -> dict[str, Any]:
+            return {"patches": [images]}
+
+        def save_pretrained(self, save_directory: Path) -> None: ...
+
+    with mistake_saying(
+        expected="an image processor that turns an image into pixel_values",
+        found="NoPixels, which failed on a plain image",
+        do="choose another --model_name_or_path",
+    ):
+        PixelPipeline(NoPixels())
+
+
 def test_the_example_has_two_pictures_of_the_models_size_and_is_always_the_same(pipeline: PixelPipeline) -> None:
     first, second = pipeline.example()["pixel_values"], pipeline.example()["pixel_values"]
     assert first.shape == (2, 3, 32, 32)
@@ -183,7 +198,7 @@ def loaders_of(splits: ImageSplits, pipeline: PixelPipeline, config: VisionConfi
 def one_pass(loaders: Loaders, name: str, epoch: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, labels and row numbers of a whole pass."""
     if epoch is not None:
-        loaders.sampler.set_epoch(epoch)
+        loaders.train.set_epoch(epoch)
     cpu = torch.device("cpu")
     steps = [loaders.to_inputs(batch, cpu, name, epoch) for batch in loaders.of(name)]
     pixels = torch.cat([inputs["pixel_values"] for inputs, _, _ in steps])

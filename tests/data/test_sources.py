@@ -272,6 +272,16 @@ def test_a_path_that_does_not_exist_is_not_looked_for_on_the_hub(name: str, sett
         load_image_splits(settings(dataset_name=name))
 
 
+def test_split_folders_in_capitals_are_refused_because_test_images_would_be_trained_on(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Mutation: hf_transfer/data/sources.py: "        _refuse_capital_splits(folder)" -> "        pass" """
+    folders = [f"{split}/{label}" for split in ("Train", "Test") for label in "ab"]
+    write_pictures(tmp_path, *(f"{folder}/{number}.png" for folder in folders for number in range(5)))
+    with mistake_saying(expected="split folders in lower case", found="Test, Train", do="rename them: test, train"):
+        load_image_splits(settings(dataset_name=str(tmp_path)))
+
+
 def test_a_folder_without_images_or_tables_says_what_it_looked_for(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "notes.txt").write_text("x")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageClassification, BertConfig, BertModel
 
@@ -253,3 +254,33 @@ def test_a_missing_processor_is_refused(checkpoint: Path) -> None:
     (checkpoint / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match=r"Found:    .*image processor"):
         Checkpoint(str(checkpoint)).processor()
+
+
+@pytest.mark.parametrize(("change", "hole"), [({"num_hidden_layers": 4}, ".3."), ({"intermediate_size": 48}, "mlp")])
+def test_a_checkpoint_that_lacks_weights_of_its_backbone_is_refused(
+    checkpoint: Path, change: dict[str, int], hole: str
+) -> None:
+    """Random layers in a pretrained backbone would be learned over without a word.
+
+    Mutation: hf_transfer/models/pretrained.py: "    checkpoint.describe_fresh(groups)" -> "    pass"
+    """
+    change_config(checkpoint, **change)
+    with pytest.raises(UserError, match="missing or of another shape") as refused:
+        load(checkpoint)
+    assert hole in str(refused.value)
+    load(checkpoint, fresh=True)
+
+
+def test_a_norm_behind_the_blocks_that_the_checkpoint_lacks_is_named(checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if not name.startswith("vit.layernorm")},
+        checkpoint / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    found = Checkpoint(str(checkpoint))
+    _, groups = load_image_classifier(found, NAMES, settings(), pixels("vit"), fresh_weights=False)
+    (said,) = found.describe_fresh(groups)
+    assert said.startswith("Not in the checkpoint, and drawn anew: ")
+    assert "vit.layernorm.weight" in said
+    assert "classifier" not in said

@@ -275,6 +275,27 @@ def test_a_second_stage_lets_more_parameters_learn(scripted: list[dict[str, Tens
     assert fitted.trainable == sum(value.numel() for value in before.values())
 
 
+class HeadAfterAll(TwoStages):
+    """First everything, then the head."""
+
+    def stages(self, groups: Any, epochs: int) -> list[Stage]:
+        return [*FullFineTuning().stages(groups, 1), *LinearProbe().stages(groups, epochs - 1)]
+
+
+def test_the_best_weights_have_what_learned_in_any_stage(scripted: list[dict[str, Tensor]]) -> None:
+    """The best epoch lies in the first stage; the second has changed the head since.
+
+    Mutation: hf_transfer/training/loop.py: "(*(stage.trainable for stage in stages))" -> "(stages[1].trainable)"
+    """
+    monitored = settings(num_train_epochs=3, metric_for_best_model="f1_macro")
+    fitted = train_vit(monitored, strategy=HeadAfterAll())
+    assert fitted.best_epoch == 0
+    with torch.no_grad():
+        assert all(torch.equal(value, scripted[0][name]) for name, value in fitted.model.state_dict().items())
+    again = train_vit(settings(num_train_epochs=1), strategy=FullFineTuning())
+    assert fitted.trainable == again.trainable
+
+
 def test_statistics_of_learning_groups_come_back_with_the_best_epoch(scripted: list[dict[str, Tensor]]) -> None:
     """Buffers belong to the weights: a BatchNorm of a later epoch would not fit them."""
     model = tiny_model("resnet_basic")

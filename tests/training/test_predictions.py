@@ -43,7 +43,7 @@ def test_a_split_is_predicted_in_order_and_without_masked_rows() -> None:
     with start_accelerator(settings()) as accelerator:
         loaders = loaders_of(accelerator, rows, rows, 4)
         for split in ("train", "validation", "test"):
-            loaders.sampler.set_epoch(5)
+            loaders.train.set_epoch(5)
             found = predict_split(model.train(), loaders, split, accelerator)
             assert found.masked == 2
             assert found.index.tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]

@@ -58,7 +58,7 @@ def loaders_of(accelerator: Accelerator, train: Rows, validation: Rows, batch_si
         return accelerator.prepare_data_loader(batches, device_placement=False)
 
     held_out = loader(validation, None)
-    return Loaders(loader(train, sampler), held_out, held_out, sampler, to_inputs)
+    return Loaders(loader(train, sampler), held_out, held_out, to_inputs)
 
 
 def settings(**more: Any) -> VisionConfig:

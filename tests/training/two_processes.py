@@ -29,7 +29,7 @@ def augmented_pixels(accelerator: Accelerator, config: VisionConfig) -> dict[str
     loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=False)
     found: dict[str, Tensor] = {}
     for epoch in EPOCHS:
-        loaders.sampler.set_epoch(epoch)
+        loaders.train.set_epoch(epoch)
         for batch in loaders.train:
             inputs, _, index = loaders.to_inputs(batch, accelerator.device, "train", epoch)
             pixels, rows = accelerator.gather((inputs["pixel_values"], index))
