@@ -11,18 +11,20 @@ A flag wins over the file; `--help` lists all settings. On a finished run the sa
 import time
 
 from hf_transfer.config import VisionConfig, run
-from hf_transfer.data.inputs import PixelPipeline, image_loaders
-from hf_transfer.data.sources import load_image_splits
-from hf_transfer.evaluation.report import results_table, write_report
-from hf_transfer.evaluation.run_folder import finished_results, open_run_folder, save_model
-from hf_transfer.models.groups import describe_frozen
-from hf_transfer.models.pretrained import Checkpoint, load_image_classifier
-from hf_transfer.strategies.freezing import choose_strategy, frozen_prefix
-from hf_transfer.training.loop import Fit, fit, predict_split, start_accelerator
 
 
 def main(config: VisionConfig) -> None:
     """Data -> model -> strategy -> training -> evaluation -> files in `--output_dir`."""
+    # Here and not above: torch and transformers take seconds to import, and a wrong setting is answered at once.
+    from hf_transfer.data.inputs import PixelPipeline, image_loaders
+    from hf_transfer.data.sources import load_image_splits
+    from hf_transfer.evaluation.report import results_table, write_report
+    from hf_transfer.evaluation.run_folder import finished_results, open_run_folder, save_model
+    from hf_transfer.models.groups import describe_frozen
+    from hf_transfer.models.pretrained import Checkpoint, load_image_classifier
+    from hf_transfer.strategies.freezing import choose_strategy, frozen_prefix
+    from hf_transfer.training.loop import Fit, fit, predict_split, start_accelerator
+
     started = time.perf_counter()
     with start_accelerator(config) as accelerator:
         if finished := finished_results(config):
@@ -35,7 +37,6 @@ def main(config: VisionConfig) -> None:
         with accelerator.main_process_first():
             splits = load_image_splits(config)
         notes = splits.describe()
-        said = len(notes)
         accelerator.print(*notes, sep="\n")
 
         if config.evaluate_only:
@@ -50,8 +51,9 @@ def main(config: VisionConfig) -> None:
                 checkpoint, splits.label_names, config, example, fresh_weights=strategy.fresh_weights
             )
             frozen = frozen_prefix(groups, strategy.stages(groups, config.num_train_epochs))
-            notes += [describe_frozen(model, groups, frozen, example), *checkpoint.describe_fresh(groups)]
-            accelerator.print(*notes[said:], sep="\n")
+            about_model = [describe_frozen(model, groups, frozen, example), *checkpoint.describe_fresh(groups)]
+            accelerator.print(*about_model, sep="\n")
+            notes += about_model
 
             loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=frozen > 0)
             folder = open_run_folder(config, accelerator)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from hf_transfer.config import RunConfig
@@ -178,6 +179,7 @@ def _draw_curves(path: Path, history: Sequence[Mapping[str, float]], best: int) 
     right.set(title="Validation score", xlabel="epoch", ylim=(0, 1.02))
     for axes in (left, right):
         axes.axvline(best + 1, color="0.6", linestyle=":", label=f"kept: epoch {best + 1}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
