@@ -188,6 +188,7 @@ BOUNDS: dict[str, Any] = {
     "validation_fraction": st.floats(0.01, 0.5),
     "test_fraction": st.floats(0.01, 0.5),
     "learning_rate": st.none() | st.floats(1e-9, 10),
+    **dict.fromkeys(("model_name_or_path", "dataset_name", "output_dir"), NAMES.filter(str.strip)),
     "report_to": st.lists(NAMES.filter(lambda name: not name.startswith("-")), min_size=1, max_size=3),
 }
 

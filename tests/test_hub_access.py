@@ -24,6 +24,7 @@ SEVERAL_RUNS = """
 import contextlib, io, json, sys, time, traceback
 from hf_transfer.config import VisionConfig, run
 from tests.conftest import load_recipe
+import hf_transfer.evaluation.report, hf_transfer.models.pretrained
 
 main = load_recipe("vision").main
 for argv in json.loads(sys.argv[1]):

@@ -234,7 +234,7 @@ def test_the_batch_size_changes_no_image(settings: Settings, pipeline: PixelPipe
 def test_evaluation_is_in_order_and_never_augmented(settings: Settings, pipeline: PixelPipeline) -> None:
     """Against the processor, in the order of the rows; training on the same images differs.
 
-    Mutation: hf_transfer/data/inputs.py: "if epoch is not None:" -> "if epoch != 0:"
+    Mutation: hf_transfer/data/inputs.py: "if epoch is not None and" -> "if epoch != 0 and"
     """
     splits = splits_of(embedded(good(5, 2)))
     loaders = loaders_of(splits, pipeline, settings(augmentation="standard", per_device_eval_batch_size=2))

@@ -150,7 +150,7 @@ def test_the_processor_is_the_checkpoints_own(checkpoint: Path) -> None:
 
 
 def test_gradient_checkpointing_gives_the_same_loss_and_gradients(checkpoint: Path) -> None:
-    """Mutation: hf_transfer/models/pretrained.py: "model.gradient_checkpointing_enable(" -> "str(" """
+    """Mutation: hf_transfer/models/pretrained.py: "model.activation_checkpointing_enable(" -> "str(" """
     plain, saving = load(checkpoint), load(checkpoint, gradient_checkpointing=True)
     assert [getattr(model, "is_gradient_checkpointing") for model in (plain, saving)] == [False, True]  # noqa: B009
     losses = []
