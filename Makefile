@@ -43,7 +43,7 @@ bench-transfer: setup
 	$(BIN)/python -m benchmarks.transfer_or_scratch
 
 bench-loop: setup
-	$(BIN)/python -m benchmarks.loop_overhead
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.loop_overhead
 
 backbones: setup  ## Train the sample backbones again and compare them with what is shipped.
 	$(BIN)/python -m benchmarks.sample_backbones
