@@ -2,7 +2,7 @@
 
     python -m benchmarks.transfer_or_scratch
 
-Every arm has the same data, the same learning-rate grid and as many epochs as training from scratch takes to converge.
+Every arm has the same data, the same learning-rate grid and the same number of epochs.
 Its learning rate is the one with the best mean validation accuracy over the first seeds; then all seeds are trained at
 that rate, and the test split is looked at once for each.
 """
