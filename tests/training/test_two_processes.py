@@ -19,7 +19,6 @@ from tests.conftest import REPOSITORY
 from tests.training.two_processes import EPOCHS, augmented_pixels, settings
 
 DRIFT = "The processes hold different weights after training: please report this as a bug."
-BACKBONE = REPOSITORY / "hf_transfer/data/sample_backbones/vit-glyphs/model.safetensors"
 
 
 def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
@@ -95,8 +94,6 @@ def test_the_vision_recipe_runs_on_two_processes(tmp_path: Path, strategy: str) 
 
     Mutation: hf_transfer/training/loop.py: "accelerator.gather_for_metrics((" -> "accelerator.gather(("
     """
-    if strategy != "scratch" and not BACKBONE.is_file():
-        pytest.skip(f"{BACKBONE.name} of sample:vit-glyphs is not there yet")
     out = tmp_path / "out"
     flags = {
         "model_name_or_path": "sample:vit-glyphs",
