@@ -6,7 +6,7 @@ runs after the last is `final`, and the layers that give the logits are the `hea
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +142,10 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
         stack.enter_context(_evaluating(model))
         # Only what depends on the data requires a gradient.
         stack.enter_context(_only_open(model, set()))
+        storages = {_storage(value) for value in inputs.values()}
         for name, module in model.named_modules():
+            if isinstance(module, nn.Embedding):
+                stack.callback(module.register_forward_hook(_data_from(storages)).remove)
 
             def before(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
                 begin.setdefault(name, next(clock))
@@ -161,6 +164,23 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
         }
         logits = model(**data).logits
     return _Trace(begin, end, frozenset(fed)), int(logits.shape[-1])
+
+
+def _data_from(storages: set[int]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A hook that marks the vectors of an embedding as data if it looks up the inputs themselves, such as token ids.
+
+    Whole numbers carry no gradient, and positions come from no input.
+    """
+
+    def mark(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        looked_up = any(_storage(tensor) in storages for tensor in _tensors(args))
+        return output.detach().requires_grad_() if looked_up else output
+
+    return mark
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _blocks(model: nn.Module, trace: _Trace, classes: int) -> list[str]:
