@@ -1,0 +1,86 @@
+"""What training minimises: cross-entropy, smoothed and weighted by class if asked for."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, log_softmax
+
+from hf_transfer.data.inputs import MASKED
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """Weighted mean cross-entropy of the samples that are not masked.
+
+    The sum of the samples' losses is divided by the sum of their weights, as in `torch.nn.functional.cross_entropy`;
+    what a sample weighs does not depend on the smoothing.
+
+    Reference for label smoothing: Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, "Rethinking the Inception Architecture
+    for Computer Vision", CVPR 2016, https://arxiv.org/abs/1512.00567.
+
+    Attributes:
+        label_smoothing: share of each target that is spread evenly over all classes, from 0 to 1.
+        class_weights: float [classes], what a sample of each class counts; None counts all alike.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of a batch, a scalar; 0, with a gradient of zeros, if every sample is masked.
+
+        Args:
+            logits: float [batch, classes].
+            targets: class numbers, int64 [batch], of which `MASKED` ones do not count; or shares of the classes,
+                float [batch, classes], in which a masked sample's row is all zeros.
+        """
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        if targets.is_floating_point():
+            total, weight = self._of_shares(logits, targets.to(logits), weights)
+        else:
+            total, weight = self._of_numbers(logits, targets, weights)
+        return total / torch.where(weight > 0, weight, 1)
+
+    def _of_numbers(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The samples' losses and the samples' weights, both summed."""
+        total = cross_entropy(
+            logits, labels, weights, ignore_index=MASKED, reduction="sum", label_smoothing=self.label_smoothing
+        )
+        counted = labels != MASKED
+        if weights is None:
+            return total, counted.sum()
+        # Not by labels[counted]: how many that picks is unknown until the GPU has answered.
+        return total, (weights[torch.where(counted, labels, 0)] * counted).sum()
+
+    def _of_shares(self, logits: Tensor, shares: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        # A masked row has nothing to spread: it stays all zeros.
+        spread = shares.sum(-1, keepdim=True) / shares.shape[-1]
+        smooth = (1 - self.label_smoothing) * shares + self.label_smoothing * spread
+        if weights is not None:
+            smooth, shares = smooth * weights, shares * weights
+        return -(smooth * log_softmax(logits, -1)).sum(), shares.sum()
+
+
+def balanced_class_weights(labels: npt.NDArray[np.int64], classes: int) -> Tensor:
+    """Weights with which every class counts as much as any other, float32 [classes].
+
+    A class with `count` of the `samples` weighs samples / (present classes * count), as scikit-learn's "balanced"
+    does, so the mean over the samples is 1. A class that training lacks weighs 1: no sample has it, and what label
+    smoothing spreads to it counts as for an average class.
+
+    Reference: King and Zeng, "Logistic Regression in Rare Events Data", Political Analysis 2001,
+    https://doi.org/10.1093/oxfordjournals.pan.a004868.
+
+    Args:
+        labels: class numbers [samples] of the training split; `MASKED` ones do not count.
+        classes: how many classes the model tells apart.
+    """
+    counts = np.bincount(labels[labels != MASKED], minlength=classes)
+    assert len(counts) == classes, f"a label lies beyond the {classes} classes"
+    present = counts > 0
+    weights = np.ones(classes)
+    weights[present] = counts.sum() / (present.sum() * counts[present])
+    return torch.from_numpy(weights).float()

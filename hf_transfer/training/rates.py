@@ -1,0 +1,136 @@
+"""How fast each parameter learns: the optimizer's groups, the schedule of a run, and moments that outlive a stage."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+from hf_transfer.models.groups import Group
+
+Schedule = Literal["cosine", "linear", "constant_with_warmup"]
+
+
+def parameter_groups(
+    model: nn.Module, groups: Sequence[Group], *, learning_rate: float, weight_decay: float,
+    layer_lr_decay: float = 1.0, head_learning_rate: float | None = None, decayed_elsewhere: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The open parameters, each with its rate and its weight decay, as an optimizer takes them.
+
+    The head learns at the full rate, the group below it at `layer_lr_decay` times that, and so on down to the
+    embeddings. Groups without parameters (pooling, dropout) are no step on that way; frozen ones are, so that a rate
+    does not depend on what else is open. Norms and biases (one dimension) do not decay.
+
+    References: Clark, Luong, Le and Manning, "ELECTRA", ICLR 2020, https://arxiv.org/abs/2003.10555, and Bao, Dong,
+    Piao and Wei, "BEiT", ICLR 2022, https://arxiv.org/abs/2106.08254 (a rate for each layer); Howard and Ruder,
+    "Universal Language Model Fine-tuning for Text Classification", ACL 2018, https://arxiv.org/abs/1801.06146 (the
+    idea); Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, https://arxiv.org/abs/1711.05101.
+
+    Args:
+        model: the model, not wrapped, of which the stage's parameters are open.
+        groups: the model's groups in depth order, the head last.
+        learning_rate: peak rate of the head and, without a decay by layer, of all.
+        weight_decay: a step shrinks matrices and kernels by their rate times this.
+        layer_lr_decay: factor from each group to the one below it; 1 gives all the same rate.
+        head_learning_rate: peak rate of the head alone, if it has its own.
+        decayed_elsewhere: something else (L2-SP) holds what lies below the head; only the head decays.
+
+    Returns:
+        Dictionaries with `params` in model order, `lr`, `weight_decay` and `name`, in depth order, none of them empty.
+        With one rate for all they are two: matrices, and then norms and biases.
+    """
+    places = _places(groups, learning_rate, layer_lr_decay, head_learning_rate, decayed_elsewhere)
+    learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    lost = [name for name, _ in learning if name not in places]
+    assert not lost, f"open, but in no group, so they would never learn: {lost}"
+
+    titles = dict.fromkeys(place.title for place in places.values())
+    found: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in learning:
+        place = places[name]
+        decays = place.decays and parameter.ndim > 1
+        label = place.title if decays else f"{place.title}, no decay"
+        own_decay = weight_decay if decays else 0.0
+        new = {"params": [], "lr": place.rate, "weight_decay": own_decay, "name": label}
+        found.setdefault((place.title, decays), new)["params"].append(parameter)
+    return [found[title, decays] for title in titles for decays in (True, False) if (title, decays) in found]
+
+
+class _Place(NamedTuple):
+    """What holds for a parameter because of the group it lies in."""
+
+    title: str
+    rate: float
+    decays: bool
+
+
+def _places(
+    groups: Sequence[Group], rate: float, layer_decay: float, head_rate: float | None, only_head_decays: bool
+) -> dict[str, _Place]:
+    """Where each parameter belongs, in depth order."""
+    by_layer = layer_decay != 1.0
+    alike = not by_layer and head_rate is None and not only_head_decays
+    deep = [group for group in groups if group.parameters]
+    places: dict[str, _Place] = {}
+    for position, group in enumerate(deep):
+        distance = len(deep) - 1 - position
+        if distance == 0:
+            place = _Place("model" if alike else group.name, rate if head_rate is None else head_rate, True)
+        else:
+            title = group.name if by_layer else "model" if alike else "backbone"
+            place = _Place(title, rate * layer_decay**distance, not only_head_decays)
+        places |= dict.fromkeys(group.parameters, place)
+    return places
+
+
+def learning_rate_schedule(
+    optimizer: Optimizer, kind: Schedule, warmup_steps: float, total_steps: int, steps_done: int = 0
+) -> LambdaLR:
+    """Linear warm-up, then a half cosine to 0, a line to 0, or the peak; every group keeps its own peak.
+
+    It is not to be prepared by Accelerate, which would step it once for every process.
+
+    References: Goyal et al., "Accurate, Large Minibatch SGD", 2017, https://arxiv.org/abs/1706.02677 (warm-up);
+    Loshchilov and Hutter, "SGDR", ICLR 2017, https://arxiv.org/abs/1608.03983 (cosine).
+
+    Args:
+        optimizer: the optimizer, not wrapped; its groups' `lr` are the peaks (`initial_lr`, where a group has it).
+        kind: what follows the warm-up.
+        warmup_steps: a number of optimizer steps or, below 1, a share of all of them.
+        total_steps: optimizer steps of the whole run.
+        steps_done: optimizer steps that lie behind; rates go on as if this schedule had seen them.
+    """
+    if steps_done:
+        # A schedule that starts in the middle takes the peaks from here: they are no longer the rates of the moment.
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+    warmup = round(warmup_steps * total_steps if warmup_steps < 1 else warmup_steps)
+    last = steps_done - 1
+    schedule: LambdaLR
+    match kind:
+        case "cosine":
+            schedule = get_cosine_schedule_with_warmup(optimizer, warmup, total_steps, last_epoch=last)
+        case "linear":
+            schedule = get_linear_schedule_with_warmup(optimizer, warmup, total_steps, last_epoch=last)
+        case "constant_with_warmup":
+            schedule = get_constant_schedule_with_warmup(optimizer, warmup, last_epoch=last)
+    return schedule
+
+
+def carry_over(old_optimizer: Optimizer, new_optimizer: Optimizer) -> None:
+    """Move the moments of the parameters that both optimizers hold to the new one; the others start empty.
+
+    A later stage of gradual unfreezing then goes on as one optimizer would that had held all its parameters from the
+    first step. The old optimizer must not step again.
+    """
+    for group in new_optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter in old_optimizer.state:
+                # Moved, not copied: moments are twice as large as the weights.
+                new_optimizer.state[parameter] = old_optimizer.state.pop(parameter)

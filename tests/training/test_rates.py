@@ -1,0 +1,270 @@
+"""Rates, decay and schedules against formulas written out; moments against one optimizer that never changed."""
+
+import copy
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.training.rates import Schedule, carry_over, learning_rate_schedule, parameter_groups
+from tests.tiny_models import ARCHITECTURES, pixels, tiny_model
+
+SCHEDULES: tuple[Schedule, ...] = ("cosine", "linear", "constant_with_warmup")
+
+
+def prepared(name: str) -> tuple[nn.Module, list[Group]]:
+    """A model in which all that any gradient reaches is open."""
+    model = tiny_model(name)
+    groups = trace_groups(model, pixels(name))
+    names = {name for group in groups for name in group.parameters}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return model, groups
+
+
+def by_name(model: nn.Module, made: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    listed = [(names[id(parameter)], group[key]) for group in made for parameter in group["params"]]
+    assert len(dict(listed)) == len(listed), "a parameter is in two groups"
+    return dict(listed)
+
+
+def open_names(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_with_one_rate_matrices_decay_and_vectors_do_not(name: str) -> None:
+    """In two groups and in model order, to which earlier results are bound.
+
+    Mutation: hf_transfer/training/rates.py: "parameter.ndim > 1" -> "parameter.ndim > 2"
+    """
+    model, groups = prepared(name)
+    made = parameter_groups(model, groups, learning_rate=0.3, weight_decay=0.07)
+    sizes = {name: parameter.ndim for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert [list(by_name(model, [group], "lr")) for group in made] == [
+        [name for name, dimensions in sizes.items() if dimensions > 1],
+        [name for name, dimensions in sizes.items() if dimensions == 1],
+    ]
+    assert [(group["lr"], group["weight_decay"]) for group in made] == [(0.3, 0.07), (0.3, 0.0)]
+    assert [group["name"] for group in made] == ["model", "model, no decay"]
+
+
+@pytest.mark.parametrize("name", ["vit", "convnext"])
+def test_rates_fall_by_the_factor_from_group_to_group(name: str) -> None:
+    """By the architecture's own module names, not by our groups.
+
+    Mutation: hf_transfer/training/rates.py: "layer_decay**distance" -> "layer_decay**position"
+    """
+    model, groups = prepared(name)
+    parts = ARCHITECTURES[name]
+    slices = [parts.embeddings, *((block,) for block in parts.blocks), parts.final, (parts.head,)]
+    made = parameter_groups(model, groups, learning_rate=0.4, weight_decay=0.1, layer_lr_decay=0.5)
+    rates = by_name(model, made, "lr")
+    for distance, modules in enumerate(reversed(slices)):
+        inside = [parameter for parameter in rates if parameter.startswith(tuple(f"{module}." for module in modules))]
+        assert inside
+        for parameter in inside:
+            assert rates.pop(parameter) == pytest.approx(0.4 * 0.5**distance), parameter
+    assert rates == {}
+
+
+def test_a_group_without_parameters_is_no_step_of_the_decay() -> None:
+    """A residual network pools between its last stage and its head.
+
+    Mutation: hf_transfer/training/rates.py: "for group in groups if group.parameters]" -> "for group in groups]"
+    """
+    model, groups = prepared("resnet_basic")
+    assert [group.name for group in groups if not group.parameters] == ["final"]
+    made = parameter_groups(model, groups, learning_rate=1.0, weight_decay=0.1, layer_lr_decay=0.5)
+    rates = {group["name"]: group["lr"] for group in made if not group["name"].endswith("no decay")}
+    stages = [f"resnet.encoder.stages.{number}" for number in range(3)]
+    assert rates == {"embeddings": 1 / 16, stages[0]: 1 / 8, stages[1]: 1 / 4, stages[2]: 1 / 2, "head": 1.0}
+
+
+def test_groups_run_in_depth_order_and_their_names_can_be_read() -> None:
+    model, groups = prepared("vit")
+    made = parameter_groups(model, groups, learning_rate=1.0, weight_decay=0.1, layer_lr_decay=0.9)
+    names = [group["name"] for group in made]
+    assert names == [
+        *("embeddings", "embeddings, no decay", "vit.layers.0", "vit.layers.0, no decay", "vit.layers.1"),
+        *("vit.layers.1, no decay", "vit.layers.2", "vit.layers.2, no decay", "final, no decay"),
+        *("head", "head, no decay"),
+    ]
+    assert all(group["weight_decay"] == (0.0 if "no decay" in group["name"] else 0.1) for group in made)
+    assert sorted(by_name(model, made, "lr")) == sorted(open_names(model))
+
+
+def test_the_head_may_have_a_rate_of_its_own() -> None:
+    """Mutation: hf_transfer/training/rates.py: "rate if head_rate is None else head_rate" -> "rate" """
+    model, groups = prepared("vit")
+    made = parameter_groups(model, groups, learning_rate=0.1, weight_decay=0.1, head_learning_rate=0.7)
+    assert [group["name"] for group in made] == ["backbone", "backbone, no decay", "head", "head, no decay"]
+    for name, rate in by_name(model, made, "lr").items():
+        assert rate == (0.7 if name.startswith("classifier.") else 0.1), name
+
+
+def test_the_heads_own_rate_does_not_move_the_layers_below_it() -> None:
+    model, groups = prepared("vit")
+    rates = [
+        by_name(
+            model,
+            parameter_groups(
+                model, groups, learning_rate=0.1, weight_decay=0.0, layer_lr_decay=0.5, head_learning_rate=rate
+            ),
+            "lr",
+        )
+        for rate in (None, 0.7)
+    ]
+    differing = {name for name in rates[0] if rates[0][name] != rates[1][name]}
+    assert differing == {"classifier.weight", "classifier.bias"}
+
+
+def test_what_something_else_holds_does_not_decay() -> None:
+    """Mutation: hf_transfer/training/rates.py: "layer_decay**distance, not only_head_decays" -> "rate, True" """
+    model, groups = prepared("vit")
+    made = parameter_groups(model, groups, learning_rate=0.1, weight_decay=0.1, decayed_elsewhere=True)
+    decay = by_name(model, made, "weight_decay")
+    assert {name for name, amount in decay.items() if amount} == {"classifier.weight"}
+    assert sorted(decay) == sorted(open_names(model))
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_frozen_parameters_are_left_out_and_change_no_rate(factor: float) -> None:
+    """Mutation: hf_transfer/training/rates.py: "if parameter.requires_grad]" -> "]" """
+    model, groups = prepared("vit")
+    settings: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.1, "layer_lr_decay": factor}
+    whole = by_name(model, parameter_groups(model, groups, **settings), "lr")
+    opened = {name for group in groups[-3:] for name in group.parameters}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in opened)
+    top = by_name(model, parameter_groups(model, groups, **settings), "lr")
+    assert top == {name: whole[name] for name in opened}
+
+
+def test_an_open_parameter_outside_all_groups_is_a_bug() -> None:
+    """Mutation: hf_transfer/training/rates.py: "assert not lost" -> "assert True" """
+    model, groups = prepared("dinov2")
+    model.get_parameter("dinov2.embeddings.mask_token").requires_grad_()
+    with pytest.raises(AssertionError, match=r"dinov2\.embeddings\.mask_token"):
+        parameter_groups(model, groups, learning_rate=0.1, weight_decay=0.1)
+
+
+def expected_rate(kind: str, step: int, *, peak: float, warmup: int, total: int) -> float:
+    if step < warmup:
+        return peak * step / warmup
+    if kind == "constant_with_warmup":
+        return peak
+    progress = (step - warmup) / (total - warmup)
+    return peak * (0.5 * (1 + math.cos(math.pi * progress)) if kind == "cosine" else 1 - progress)
+
+
+def two_rates() -> torch.optim.AdamW:
+    return torch.optim.AdamW([{"params": [torch.zeros(2)], "lr": rate} for rate in (0.2, 0.01)])
+
+
+def run(optimizer: torch.optim.Optimizer, schedule: Any, steps: int) -> list[list[float]]:
+    """The rates that the optimizer's steps use, as the loop does them."""
+    used = []
+    for _ in range(steps):
+        used.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    return used
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize(("warmup_steps", "warmup"), [(0.25, 3), (5, 5), (0, 0), (0.3, 4)])
+def test_each_schedule_follows_its_formula(kind: Schedule, warmup_steps: float, warmup: int) -> None:
+    """Mutation: hf_transfer/training/rates.py: "if warmup_steps < 1 else" -> "if warmup_steps < 9 else" """
+    optimizer = two_rates()
+    used = run(optimizer, learning_rate_schedule(optimizer, kind, warmup_steps, 12), 12)
+    for step, rates in enumerate(used):
+        assert rates == pytest.approx(
+            [expected_rate(kind, step, peak=peak, warmup=warmup, total=12) for peak in (0.2, 0.01)]
+        )
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("done", [1, 3, 7, 11, 12])
+def test_a_schedule_goes_on_in_the_middle_as_if_it_had_never_stopped(kind: Schedule, done: int) -> None:
+    """In a new optimizer, as a later stage or a resumed run makes one; without a warning.
+
+    Mutation: hf_transfer/training/rates.py: "last = steps_done - 1" -> "last = steps_done"
+    """
+    whole = two_rates()
+    used = run(whole, learning_rate_schedule(whole, kind, 0.25, 12), 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        later = two_rates()
+        schedule = learning_rate_schedule(later, kind, 0.25, 12, steps_done=done)
+        assert run(later, schedule, 12 - done) == used[done:]
+        assert schedule.get_last_lr() == [group["lr"] for group in whole.param_groups]
+
+
+def test_a_schedule_goes_on_from_the_peaks_that_a_loaded_optimizer_remembers() -> None:
+    """A checkpoint's optimizer has the rates of the moment in `lr`, and its peaks in `initial_lr`.
+
+    Mutation: hf_transfer/training/rates.py: "group.setdefault("initial_lr", group["lr"])" -> "group["initial_lr"] = group["lr"]"
+    """  # noqa: E501
+    whole = two_rates()
+    used = run(whole, learning_rate_schedule(whole, "cosine", 2, 12), 5)
+    saved = copy.deepcopy(whole.state_dict())
+    resumed = two_rates()
+    resumed.load_state_dict(saved)
+    used += run(resumed, learning_rate_schedule(resumed, "cosine", 2, 12, steps_done=5), 7)
+    expected = [[expected_rate("cosine", s, peak=p, warmup=2, total=12) for p in (0.2, 0.01)] for s in range(12)]
+    assert used == [pytest.approx(rates) for rates in expected]
+
+
+def layers() -> tuple[nn.Linear, nn.Linear]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(3, 3), nn.Linear(3, 3)
+
+
+def learn(optimizer: torch.optim.Optimizer, bottom: nn.Linear, top: nn.Linear, steps: range) -> None:
+    for step in steps:
+        inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        top(bottom(inputs)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_moments_go_on_in_the_next_stages_optimizer(fused: bool) -> None:
+    """As in one optimizer that held all parameters from the start, of which the lower had no gradient at first.
+
+    Mutation: hf_transfer/training/rates.py: "old_optimizer.state.pop(parameter)" -> "{}"
+    """
+    bottom, top = layers()
+    bottom.requires_grad_(False)
+    first = torch.optim.AdamW(top.parameters(), lr=0.1, fused=fused)
+    learn(first, bottom, top, range(4))
+    bottom.requires_grad_()
+    second = torch.optim.AdamW([*bottom.parameters(), *top.parameters()], lr=0.1, fused=fused)
+    carry_over(first, second)
+    assert set(second.state) == set(top.parameters())
+    learn(second, bottom, top, range(4, 8))
+
+    lower, upper = layers()
+    lower.requires_grad_(False)
+    single = torch.optim.AdamW([*lower.parameters(), *upper.parameters()], lr=0.1, fused=fused)
+    learn(single, lower, upper, range(4))
+    lower.requires_grad_()
+    learn(single, lower, upper, range(4, 8))
+    assert torch.equal(top.weight, upper.weight)
+    assert torch.equal(bottom.weight, lower.weight)
+
+
+def test_moments_of_parameters_that_learn_no_more_are_dropped() -> None:
+    bottom, top = layers()
+    first = torch.optim.AdamW([*bottom.parameters(), *top.parameters()])
+    learn(first, bottom, top, range(2))
+    second = torch.optim.AdamW(bottom.parameters())
+    carry_over(first, second)
+    assert set(second.state) == set(bottom.parameters())
