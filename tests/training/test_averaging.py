@@ -1,0 +1,443 @@
+"""Averages against sums written out in numpy, a brute-force soup, and torch's own way to compute statistics anew."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import update_bn
+
+from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.strategies.freezing import FullFineTuning, PartialFineTuning, set_trainable
+from hf_transfer.training.averaging import (
+    BestCheckpoints,
+    Candidate,
+    ExponentialMovingAverage,
+    StartingPoint,
+    Weights,
+    greedy_soup,
+    recompute_batch_norm,
+)
+from tests.tiny_models import pixels, state, tiny_model
+
+
+def prepared(name: str, *, layers: int | None = None) -> tuple[nn.Module, list[Group]]:
+    """A model in training, of which all or the top `layers` blocks learn."""
+    model = tiny_model(name)
+    groups = trace_groups(model, pixels(name))
+    open_up(model, groups, layers)
+    return model, groups
+
+
+def open_up(model: nn.Module, groups: list[Group], layers: int | None) -> None:
+    strategy = FullFineTuning() if layers is None else PartialFineTuning(layers=layers)
+    set_trainable(model, groups, strategy.stages(groups, 1)[0].trainable)
+    model.train()
+
+
+def learn(model: nn.Module, name: str, optimizer: torch.optim.Optimizer, step: int) -> None:
+    cross_entropy(model(**pixels(name, seed=step, rows=4)).logits, torch.tensor([0, 1, 2, 3])).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def open_names(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def equal(found: Weights, expected: Weights) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+# L2-SP
+
+
+def test_a_pull_goes_a_share_of_the_way_back_at_each_groups_own_rate() -> None:
+    """w - rate * alpha * (w - w0), in numpy; the head is left alone.
+
+    Mutation: hf_transfer/training/averaging.py: "float(rates[parameter]) * self.alpha" -> "self.alpha"
+    Mutation: hf_transfer/training/averaging.py: "name not in self._head and" -> ""
+    """
+    model, groups = prepared("vit")
+    start = state(model)
+    pull = StartingPoint(model, groups, alpha=0.3)
+    head = {"classifier.weight", "classifier.bias"}
+    slow = {name for name in start if name.startswith("vit.embeddings")}
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [parameters[name] for name in parameters if name in slow], "lr": 0.1},
+            {"params": [parameters[name] for name in parameters if name not in slow], "lr": 0.5},
+        ]
+    )
+    learn(model, "vit", optimizer, 0)
+    moved = state(model)
+    pull.pull(model, optimizer)
+    for name, value in model.state_dict().items():
+        w, w0 = moved[name].double().numpy(), start[name].double().numpy()
+        strength = 0.0 if name in head else 0.3 * (0.1 if name in slow else 0.5)
+        assert value.numpy() == pytest.approx(w - strength * (w - w0), abs=1e-6), name
+        if name in head:
+            assert torch.equal(value, moved[name])
+
+
+def test_a_pull_of_one_goes_all_the_way_back() -> None:
+    model, groups = prepared("vit")
+    start = state(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    pull = StartingPoint(model, groups, alpha=2.0)
+    learn(model, "vit", optimizer, 0)
+    pull.pull(model, optimizer)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+def test_only_open_values_are_remembered_and_a_later_stage_adds_its_own() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "and name not in self._start" -> "" """
+    model, groups = prepared("vit", layers=1)
+    start = state(model)
+    pull = StartingPoint(model, groups, alpha=0.3)
+    first = open_names(model) - {"classifier.weight", "classifier.bias"}
+    assert pull.state_dict().keys() == first
+    learn(model, "vit", torch.optim.SGD(model.parameters(), lr=0.5), 0)
+    open_up(model, groups, None)
+    pull.extend(model)
+    expected = open_names(model) - {"classifier.weight", "classifier.bias"}
+    assert first < expected
+    assert equal(pull.state_dict(), {name: start[name] for name in expected})
+
+
+def test_what_the_optimizer_does_not_hold_is_not_pulled() -> None:
+    model, groups = prepared("vit")
+    pull = StartingPoint(model, groups, alpha=1.0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    before = state(model)
+    held = model.get_parameter("vit.layernorm.weight")
+    pull.pull(model, torch.optim.SGD([held], lr=0.5))
+    assert {name for name, value in before.items() if not torch.equal(model.state_dict()[name], value)} == {
+        "vit.layernorm.weight"
+    }
+
+
+def test_a_starting_point_survives_a_checkpoint() -> None:
+    model, groups = prepared("vit")
+    saved = {name: value.clone() for name, value in StartingPoint(model, groups, alpha=0.3).state_dict().items()}
+    learn(model, "vit", torch.optim.SGD(model.parameters(), lr=0.5), 0)
+    resumed = StartingPoint(model, groups, alpha=0.3)
+    assert not equal(resumed.state_dict(), saved)
+    resumed.load_state_dict(saved)
+    assert equal(resumed.state_dict(), saved)
+
+
+# The moving average
+
+
+@pytest.mark.parametrize("decay", [0.25, 0.999])
+def test_the_average_is_the_recursion_written_out(decay: float) -> None:
+    """In numpy, with a decay that grows to its limit; statistics of BatchNorm are the latest.
+
+    Mutation: hf_transfer/training/averaging.py: "(1 + self.steps) / (10 + self.steps)" -> "self.steps / 10"
+    Mutation: hf_transfer/training/averaging.py: "if name in statistics:" -> "if not name:"
+    """
+    model, _ = prepared("resnet_basic")
+    average = ExponentialMovingAverage(model, decay)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = {name: value.double().numpy() for name, value in state(model).items()}
+    for step in range(1, 6):
+        learn(model, "resnet_basic", optimizer, step)
+        average.update(model)
+        kept = min(decay, (1 + step) / (10 + step))
+        for name, value in state(model).items():
+            is_statistic = "running" in name or "num_batches" in name
+            now = value.double().numpy()
+            expected[name] = now if is_statistic else kept * expected[name] + (1 - kept) * now
+    with average.applied(model):
+        for name, value in model.state_dict().items():
+            assert value.numpy() == pytest.approx(expected[name], abs=1e-6), name
+
+
+def test_only_what_learns_is_averaged() -> None:
+    model, _ = prepared("vit", layers=1)
+    averaged = {name.removeprefix("average.") for name in ExponentialMovingAverage(model, 0.9).state_dict()}
+    assert averaged == {*open_names(model), "steps"}
+
+
+def averaged_resnet() -> tuple[nn.Module, ExponentialMovingAverage]:
+    model, _ = prepared("resnet_basic")
+    average = ExponentialMovingAverage(model, 0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        learn(model, "resnet_basic", optimizer, step)
+        average.update(model)
+    return model, average
+
+
+def test_the_weights_come_back_to_the_bit() -> None:
+    """Also statistics that were computed anew meanwhile, and their counters.
+
+    Mutation: hf_transfer/training/averaging.py: "_statistics(model, counts=True).keys()" -> "self._averages.keys()"
+    """
+    model, average = averaged_resnet()
+    before, storages = state(model), {name: value.data_ptr() for name, value in model.state_dict().items()}
+    with average.applied(model):
+        assert not equal(state(model), before)
+        recompute_batch_norm(model, [pixels("resnet_basic", seed=9, rows=4)])
+    assert equal(state(model), before)
+    assert {name: value.data_ptr() for name, value in model.state_dict().items()} == storages
+
+
+def test_the_weights_come_back_after_an_error() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "      _write(values, before)" -> "      str(before)" """
+    model, average = averaged_resnet()
+    before = state(model)
+    with pytest.raises(KeyboardInterrupt), average.applied(model):
+        raise KeyboardInterrupt
+    assert equal(state(model), before)
+
+
+def test_the_averages_themselves_are_not_changed_by_their_use() -> None:
+    model, average = averaged_resnet()
+    before = {name: value.clone() for name, value in average.state_dict().items()}
+    with average.applied(model):
+        learn(model, "resnet_basic", torch.optim.SGD(model.parameters(), lr=0.5), 0)
+    assert equal(average.state_dict(), before)
+
+
+def test_a_copy_of_the_model_has_the_same_average() -> None:
+    model, average = averaged_resnet()
+    twin, twins_average = copy.deepcopy((model, average))
+    for one, its_average in ((model, average), (twin, average), (twin, twins_average)):
+        with its_average.applied(one):
+            found = state(one)
+        with average.applied(model):
+            assert equal(found, state(model))
+    average.update(twin)
+    assert not equal(average.state_dict(), twins_average.state_dict())
+
+
+def test_a_stage_that_opens_more_goes_on_with_the_average() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "if name not in self._averages:" -> "if name:" """
+    model, groups = prepared("vit", layers=1)
+    average = ExponentialMovingAverage(model, 0.9)
+    first = open_names(model)
+    learn(model, "vit", torch.optim.SGD(model.parameters(), lr=0.5), 0)
+    average.update(model)
+    before = {name: value.clone() for name, value in average.state_dict().items()}
+    open_up(model, groups, None)
+    average.extend(model)
+    after = average.state_dict()
+    assert equal({name: after[name] for name in before}, before)
+    added = {name: after[f"average.{name}"] for name in open_names(model) - first}
+    assert added
+    assert equal(added, {name: model.get_parameter(name).detach() for name in added})
+
+
+def test_an_average_survives_a_checkpoint() -> None:
+    model, average = averaged_resnet()
+    saved = {name: value.clone() for name, value in average.state_dict().items()}
+    resumed = ExponentialMovingAverage(model, 0.9)
+    resumed.load_state_dict(saved)
+    learn(model, "resnet_basic", torch.optim.SGD(model.parameters(), lr=0.1), 5)
+    average.update(model)
+    resumed.update(model)
+    assert equal(resumed.state_dict(), average.state_dict())
+    assert not equal(resumed.state_dict(), saved)
+
+
+# The best epochs and their soup
+
+
+def weights(*numbers: float) -> Weights:
+    return {"w": torch.tensor(numbers), "count": torch.tensor(int(numbers[0]))}
+
+
+def test_the_best_epochs_are_kept_and_of_equal_ones_the_earlier() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "candidate.scores >= scores" -> "candidate.scores > scores" """
+    best = BestCheckpoints(3)
+    scores = [(0.5, -1.0), (0.8, -0.4), (0.8, -0.4), (0.2, 0.0), (0.8, -0.5), (0.9, -2.0), (0.8, -0.4)]
+    answers = [best.offer(weights(epoch), score, epoch) for epoch, score in enumerate(scores)]
+    assert [(kept.epoch, kept.scores) for kept in best.candidates] == [(e, scores[e]) for e in (5, 1, 2)]
+    assert all(kept.weights["w"].item() == kept.epoch for kept in best.candidates)
+    assert answers == [True, True, True, False, True, True, False]
+
+
+def test_kept_weights_are_copies() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "to("cpu", copy=True)" -> "cpu()" """
+    best, parameter = BestCheckpoints(1), nn.Parameter(torch.zeros(2))
+    best.offer({"w": parameter}, (1.0,), 0)
+    with torch.no_grad():
+        parameter.add_(1)
+    (kept,) = best.candidates
+    assert kept.weights["w"].tolist() == [0, 0]
+    assert not kept.weights["w"].requires_grad
+
+
+def test_a_score_that_is_no_number_is_the_worst() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "-math.inf if math.isnan(score) else score" -> "score" """
+    best = BestCheckpoints(2)
+    for epoch, score in enumerate([0.3, math.nan, 0.1]):
+        best.offer(weights(epoch), (score,), epoch)
+    assert [kept.epoch for kept in best.candidates] == [0, 2]
+
+
+def distance_to(target: np.ndarray[Any, Any]) -> Any:
+    def evaluate(found: Weights) -> tuple[float, ...]:
+        return (-float(np.square(found["w"].double().numpy() - target).sum()),)
+
+    return evaluate
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_soup_is_the_greedy_mean_of_wortsman(seed: int) -> None:
+    """Recipe 1 of the paper, with means of lists in numpy.
+
+    Mutation: hf_transfer/training/averaging.py: "1 / (len(chosen) + 1)" -> "0.5"
+    """
+    generator = np.random.default_rng(seed)
+    target = generator.normal(size=3)
+    points = target + generator.normal(size=(6, 3))
+    evaluate = distance_to(target)
+    candidates = [
+        Candidate(weights(*row), evaluate(weights(*row)), epoch) for epoch, row in enumerate(points.astype(np.float32))
+    ]
+    soup, chosen = greedy_soup(candidates, evaluate)
+
+    ingredients: list[int] = []
+    reached = -math.inf
+    for position in sorted(range(6), key=lambda p: -candidates[p].scores[0]):
+        mean = points[[*ingredients, position]].mean(0)
+        if -np.square(mean - target).sum() >= reached:
+            ingredients.append(position)
+            reached = -np.square(mean - target).sum()
+    assert chosen == ingredients
+    assert soup["w"].numpy() == pytest.approx(points[ingredients].mean(0), abs=1e-6)
+    assert evaluate(soup) >= max(candidate.scores for candidate in candidates)
+    assert torch.equal(soup["count"], candidates[chosen[0]].weights["count"])
+    assert {name: value.dtype for name, value in soup.items()} == {"w": torch.float32, "count": torch.int64}
+
+
+def test_a_soup_that_would_be_worse_is_the_best_candidate_to_the_bit() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "evaluate(trial)) >= scores" -> "evaluate(trial)) <= scores" """
+    candidates = [Candidate(weights(0.1), (0.1,), 0), Candidate(weights(1 / 3), (0.9,), 1)]
+    soup, chosen = greedy_soup(candidates, lambda _: (0.8,))
+    assert chosen == [1]
+    assert equal(soup, weights(1 / 3))
+
+
+def test_a_candidate_that_makes_no_difference_goes_in() -> None:
+    """Wortsman et al.: at least as good."""
+    candidates = [Candidate(weights(2.0), (0.9,), 0), Candidate(weights(1.0), (0.5,), 1)]
+    soup, chosen = greedy_soup(candidates, lambda _: (0.9,))
+    assert chosen == [0, 1]
+    assert equal(soup, {"w": torch.tensor([1.5]), "count": torch.tensor(2)})
+
+
+def test_a_single_candidate_is_not_evaluated() -> None:
+    soup, chosen = greedy_soup([Candidate(weights(0.1), (0.1,), 0)], lambda _: pytest.fail("evaluated"))
+    assert chosen == [0]
+    assert equal(soup, weights(0.1))
+
+
+def test_a_soup_leaves_its_ingredients_alone() -> None:
+    candidates = [Candidate(weights(number), (number,), 0) for number in (1.0, 2.0, 4.0)]
+    greedy_soup(candidates, lambda _: (9.0,))
+    assert [candidate.weights["w"].item() for candidate in candidates] == [1, 2, 4]
+
+
+# Statistics computed anew
+
+
+def batches(name: str) -> list[dict[str, Tensor]]:
+    """The last one is smaller."""
+    return [pixels(name, seed=seed, rows=rows) for seed, rows in ((3, 4), (4, 4), (5, 2))]
+
+
+def statistics(model: nn.Module) -> Weights:
+    return {name: value.clone() for name, value in model.named_buffers() if "running" in name or "batches" in name}
+
+
+@pytest.mark.parametrize("name", ["resnet_basic", "mobilenet_v2"])
+def test_statistics_are_those_of_torchs_own_way(name: str) -> None:
+    """Both models are without dropout.
+
+    Mutation: hf_transfer/training/averaging.py: "norm.momentum = None" -> "norm.momentum = 0.1"
+    Mutation: hf_transfer/training/averaging.py: "            norm.reset_running_stats()" -> "            str(norm)"
+    """
+    model, _ = prepared(name)
+    twin = copy.deepcopy(model)
+    recompute_batch_norm(model, batches(name))
+    update_bn([batch["pixel_values"] for batch in batches(name)], twin)
+    assert equal(state(model), state(twin))
+
+
+def test_frozen_statistics_stay() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "isinstance(module, _BatchNorm) and module.training" -> "isinstance(module, _BatchNorm)" """  # noqa: E501
+    model, _ = prepared("resnet_basic", layers=1)
+    before = statistics(model)
+    recompute_batch_norm(model, batches("resnet_basic"))
+    changed = {name for name, value in statistics(model).items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.startswith("resnet.encoder.stages.2")}
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_momenta_and_modes_are_as_before_also_after_an_error(training: bool, broken: bool) -> None:
+    """Mutation: hf_transfer/training/averaging.py: "    norm.momentum = momentum" -> "    str(momentum)" """
+
+    def given() -> Iterator[dict[str, Tensor]]:
+        yield batches("resnet_basic")[0]
+        if broken:
+            raise KeyboardInterrupt
+
+    def found() -> list[tuple[bool, Any]]:
+        return [(module.training, getattr(module, "momentum", None)) for module in model.modules()]
+
+    model, _ = prepared("resnet_basic", layers=1)
+    model.train(training)
+    before = found()
+    try:
+        recompute_batch_norm(model, given())
+    except KeyboardInterrupt:
+        assert broken
+    assert found() == before
+
+
+def test_without_batches_the_statistics_stay() -> None:
+    model, _ = prepared("resnet_basic")
+    before = statistics(model)
+    recompute_batch_norm(model, [])
+    assert equal(statistics(model), before)
+
+
+def test_a_model_without_batch_norm_does_not_look_at_the_batches() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "        if norms:" -> "        if True:" """
+
+    def given() -> Iterator[dict[str, Tensor]]:
+        pytest.fail("asked for a batch")
+        yield {}
+
+    model, _ = prepared("vit")
+    recompute_batch_norm(model, given())
+
+
+def test_dropout_is_off_and_no_random_number_is_drawn() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "    model.eval()" -> "    model.train()" """
+
+    class Noisy(nn.Sequential):
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            return super().forward(pixel_values)  # type: ignore[no-any-return,no-untyped-call]
+
+    model = Noisy(nn.Dropout(0.5), nn.BatchNorm2d(3)).train()
+    images = pixels("resnet_basic", seed=3, rows=4)
+    generator = torch.get_rng_state()
+    recompute_batch_norm(model, [images])
+    assert torch.equal(torch.get_rng_state(), generator)
+    expected = images["pixel_values"].mean((0, 2, 3))
+    torch.testing.assert_close(model.get_buffer("1.running_mean"), expected)
