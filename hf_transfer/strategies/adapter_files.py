@@ -1,0 +1,117 @@
+"""Adapters in a folder, as peft writes and reads them, and worked into the weights of a plain model."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from copy import deepcopy
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from peft import PeftModel, PeftType, get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+
+from hf_transfer.config import mistake
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def save_adapter(model: nn.Module, folder: Path, *, base_model_name: str | None = None) -> None:
+    """Write the adapter and the head, with the configuration of the base that knows the new labels.
+
+    peft's own README.md is left out: it is a template of blanks that holds the path of the base model.
+
+    Args:
+        model: what `prepare` gave back, unwrapped.
+        folder: is created if need be; other files in it stay.
+        base_model_name: where the base model is to be found; None for where it was loaded from.
+    """
+    assert isinstance(model, PeftModel)
+    base: Any = model.get_base_model()
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as scratch, quietly():
+        # Without "auto", for which peft asks the Hub whether the vocabulary has grown.
+        model.save_pretrained(scratch, save_embedding_layers=False)
+        settings = json.loads((Path(scratch) / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+        # Sets have no order, and loading for text classification adds its two names each time.
+        for key in ("target_modules", "modules_to_save"):
+            if isinstance(settings.get(key), list):
+                settings[key] = sorted(set(settings[key]))
+        if base_model_name is not None:
+            settings["base_model_name_or_path"] = base_model_name
+        (folder / ADAPTER_FILES[0]).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (Path(scratch) / ADAPTER_FILES[1]).replace(folder / ADAPTER_FILES[1])
+    config = deepcopy(base.config)
+    config.architectures = [type(base).__name__]
+    config.save_pretrained(folder)
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether the folder holds an adapter instead of a whole model."""
+    return all((folder / name).is_file() for name in ADAPTER_FILES)
+
+
+def load_adapter(folder: Path, base_model: nn.Module) -> nn.Module:
+    """The base model with the adapter and the head in `folder`, in evaluation mode.
+
+    Args:
+        folder: what `save_adapter` has written.
+        base_model: the model that the adapter was trained on, with a head of the right size; changed in place.
+
+    Raises:
+        UserError: no adapter is there, or it belongs to another base model.
+    """
+    if not is_adapter_folder(folder):
+        raise mistake(
+            expected=f"an adapter in {folder}: {' and '.join(ADAPTER_FILES)}",
+            found="a folder without them" if folder.is_dir() else "no such folder",
+            do="name the folder OUT/model of a run with adapters",
+        )
+    settings = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    problem = "layers that it does not name"
+    try:
+        with quietly():
+            model = PeftModel.from_pretrained(base_model, str(folder))
+            stored = load_file(folder / ADAPTER_FILES[1])
+            expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    except (RuntimeError, ValueError) as error:
+        stored, expected, problem = {}, {"": torch.empty(0)}, str(error).strip().splitlines()[-1].strip()
+    if stored.keys() != expected.keys():
+        raise mistake(
+            expected=f"the base model of the adapter in {folder}: {settings.get('base_model_name_or_path')}",
+            found=f"{type(base_model).__name__} of other layers or classes: {problem}",
+            do="load the base model that adapter_config.json names, with the labels in config.json",
+        )
+    return model.eval()
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A plain model with the adapter worked into its weights; the one with the adapter stays as it is.
+
+    Raises:
+        UserError: the method has no such weights.
+    """
+    assert isinstance(model, PeftModel)
+    try:
+        with quietly():
+            plain: nn.Module = deepcopy(model).merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        method = model.active_peft_config.peft_type
+        raise mistake(
+            expected="an adapter that can be worked into the weights",
+            found=f"{PeftType(method).value}, which peft cannot merge: {error}",
+            do="leave --merge_adapter out, or use --strategy lora",
+        ) from error
+    return plain
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without peft's remarks on what it has corrected itself, and its progress bars."""
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        yield

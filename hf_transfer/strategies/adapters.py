@@ -1,0 +1,337 @@
+"""Strategies that leave the pretrained weights alone and learn small adapters beside them, with peft.
+
+Which layers get an adapter is read off the model, and which kinds of layers a method can adapt is found by asking
+peft itself: a layer of the same kind is adapted, run forward and backward, merged, and compared.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftType, TaskType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from transformers.pytorch_utils import Conv1D
+
+from hf_transfer.config import UserError, mistake
+from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.strategies.adapter_files import quietly
+from hf_transfer.strategies.freezing import Stage
+
+NOT_BLOCKS = ("embeddings", "backbone", "final", "head")
+# What peft's model for text classification saves besides: every module whose name ends so.
+SAVED_FOR_TEXT = ("classifier", "score")
+# peft can attach these to a layer, but they are not what their name says without more than an adapter.
+UNFIT = {
+    "ADALORA": "it must be told the number of steps, and prunes ranks from within the training loop",
+    "LN_TUNING": "it copies whole layers; use --strategy bitfit for the norms and biases",
+    "OSF": "it decomposes the whole weight, and learns as much as full fine-tuning",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Adapters:
+    """What all methods share.
+
+    Attributes:
+        layers: how many blocks carry adapters, counted from the head; None for all.
+    """
+
+    layers: int | None = None
+    fresh_weights: bool = False
+    learning_rate: float = 5e-4
+    peft_type: ClassVar[str]
+
+    def settings(self) -> dict[str, Any]:
+        """The method's own settings, under peft's names."""
+        raise NotImplementedError
+
+    def prepare(
+        self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int
+    ) -> tuple[nn.Module, list[Group]]:
+        """The model with adapters in its blocks and its head made ready to be saved with them; and its groups.
+
+        Args:
+            model: a classifier; its layers are replaced in place.
+            groups: its groups in depth order.
+            inputs: a small batch to trace the result with.
+            seed: seed of the adapters' weights.
+
+        Raises:
+            UserError: the model has fewer blocks, or the method can adapt none of their layers.
+        """
+        targets = self._targets(model, groups)
+        saved = _saved_modules(model, groups)
+        config = self.config(targets)
+        if "input_ids" in inputs:
+            config.task_type = TaskType.SEQ_CLS
+            saved = [name for name in saved if not _saved_for_text(name)]
+        config.modules_to_save = saved
+        with _seeded(seed), quietly():
+            adapted: nn.Module = get_peft_model(model, config)
+        try:
+            with quietly():
+                return adapted, trace_groups(adapted, inputs)
+        except AttributeError as error:
+            # Setting the attribute would help us, but not who loads the adapter with peft alone.
+            raise mistake(
+                expected="a model that only calls its layers, which peft replaces by its own",
+                found=f"{type(model).__name__}, which reads more of them: {error}",
+                do="use --strategy partial or full",
+            ) from error
+
+    def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
+        """One stage: the adapters, the head, and the dense layers between the last block and the head."""
+        prefix = PEFT_TYPE_TO_PREFIX_MAPPING[PeftType(self.peft_type)]
+        learns = frozenset(
+            name
+            for group in groups
+            for name in group.parameters
+            if group.name == "head" or prefix in name or "modules_to_save" in name.split(".")
+        )
+        return [Stage(learns, epochs)]
+
+    def config(self, targets: Sequence[str]) -> Any:
+        """The method's peft configuration for layers of these names."""
+        kind: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)]
+        return kind(**self.settings(), target_modules=list(targets))
+
+    def _targets(self, model: nn.Module, groups: Sequence[Group]) -> list[str]:
+        """Names of the layers that get an adapter."""
+        layers = _layers(model, _carriers(groups, self.layers))
+        # What decides stands in a layer's repr: its class and all its sizes.
+        kinds = {repr(layer): layer for layer in layers.values()}
+        can_adapt = {kind: _adapts(self, layer) for kind, layer in kinds.items()}
+        targets = [name for name, layer in layers.items() if can_adapt[repr(layer)]]
+        if not targets:
+            raise _nothing_to_adapt(self, kinds)
+        return targets
+
+
+@dataclass(frozen=True)
+class LowRankAdaptation(_Adapters):
+    """LoRA: each layer's weight gets a product of two thin matrices beside it, W + (alpha / rank) B A, with B = 0.
+
+    Reference: Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang and Chen, "LoRA: Low-Rank Adaptation of Large Language
+    Models", ICLR 2022, https://arxiv.org/abs/2106.09685.
+
+    Attributes:
+        rank: rows of A and columns of B.
+        alpha: scale of the product, divided by the rank; None for twice the rank.
+        dropout: share of the adapter's inputs that are dropped in training.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    dropout: float = 0.05
+    peft_type = "LORA"
+
+    def settings(self) -> dict[str, Any]:
+        """Rank, alpha and dropout."""
+        return {"r": self.rank, "lora_alpha": self.scale, "lora_dropout": self.dropout}
+
+    @property
+    def scale(self) -> float:
+        """Alpha, or what stands for it."""
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+
+@dataclass(frozen=True)
+class WeightDecomposedAdaptation(LowRankAdaptation):
+    """DoRA: LoRA changes the direction of each weight vector, and a magnitude of its own learns beside it.
+
+    Reference: Liu, Wang, Yin, Molchanov, Wang, Cheng and Chen, "DoRA: Weight-Decomposed Low-Rank Adaptation",
+    ICML 2024, https://arxiv.org/abs/2402.09353.
+    """
+
+    def settings(self) -> dict[str, Any]:
+        """Those of LoRA."""
+        return super().settings() | {"use_dora": True}
+
+
+@dataclass(frozen=True)
+class InfusedAdapters(_Adapters):
+    """(IA)³: each layer's outputs are scaled, one learned factor for each output, from 1 on.
+
+    Few numbers that all start at 1 must move by tenths to matter: the paper trains them at 3e-3, six times our rate
+    for LoRA.
+
+    Reference: Liu, Tam, Muqeeth, Mohta, Huang, Bansal and Raffel, "Few-Shot Parameter-Efficient Fine-Tuning is Better
+    and Cheaper than In-Context Learning", NeurIPS 2022, https://arxiv.org/abs/2205.05638.
+    """
+
+    learning_rate: float = 3e-3
+    peft_type = "IA3"
+
+    def settings(self) -> dict[str, Any]:
+        """Outputs are scaled in every layer; peft would scale inputs of those in its table of architectures."""
+        return {"feedforward_modules": []}
+
+
+@dataclass(frozen=True)
+class KroneckerAdaptation(LowRankAdaptation):
+    """LoKr: each layer's weight gets a Kronecker product of two small matrices beside it.
+
+    Reference: Yeh, Hsieh, Gao, Yang, Oh and Gong, "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning
+    to Model Evaluation", ICLR 2024, https://arxiv.org/abs/2309.14859.
+    """
+
+    peft_type = "LOKR"
+
+    def settings(self) -> dict[str, Any]:
+        """Rank, alpha and dropout, which here leaves out whole adapters."""
+        return {"r": self.rank, "alpha": self.scale, "module_dropout": self.dropout}
+
+
+@dataclass(frozen=True)
+class OtherAdapters(LowRankAdaptation):
+    """Any other method of peft that adapts single layers, with peft's own default settings.
+
+    Reference: Mangrulkar, Gugger, Debut, Belkada, Paul and Bossan, "PEFT: State-of-the-art Parameter-Efficient
+    Fine-Tuning methods", 2022, https://github.com/huggingface/peft; the papers are named in its documentation.
+
+    Attributes:
+        peft_type: peft's name of the method.
+        rank: as for LoRA, where the method has one.
+        alpha: as for LoRA, where the method has one.
+        dropout: where the method has it.
+    """
+
+    peft_type: str = "LOHA"  # type: ignore[misc]
+
+    def settings(self) -> dict[str, Any]:
+        """What the method has of rank, alpha and dropout, by the names that peft gives them."""
+        known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)])}
+        own = self.peft_type.lower()
+        # OFT takes the rank or the size of its blocks.
+        values: dict[str, Any] = {"r": self.rank, "oft_block_size": 0, "feedforward_modules": []}
+        values |= dict.fromkeys(("alpha", f"{own}_alpha", "lora_alpha"), self.scale)
+        values |= dict.fromkeys((f"{own}_dropout", "module_dropout", "lora_dropout"), self.dropout)
+        return {name: value for name, value in values.items() if name in known}
+
+
+def _carriers(groups: Sequence[Group], layers: int | None) -> list[Group]:
+    """The groups that carry adapters: the top blocks, or the whole backbone where nothing repeats."""
+    blocks = [group for group in groups if group.name not in NOT_BLOCKS]
+    if layers is None:
+        return blocks or [group for group in groups if group.name == "backbone"]
+    if layers > len(blocks):
+        raise mistake(
+            expected=f"--adapter_layers from 1 to {len(blocks)}, the blocks of this model"
+            if blocks
+            else "a model with repeated blocks",
+            found=str(layers) if blocks else "none",
+            do="lower it, or leave it out for all" if blocks else "leave --adapter_layers out",
+        )
+    return blocks[len(blocks) - layers :]
+
+
+def _layers(model: nn.Module, groups: Sequence[Group]) -> dict[str, nn.Module]:
+    """The linear layers and convolutions of some groups, by name; those that no gradient reaches are left out."""
+    return {
+        name: layer
+        for group in groups
+        for outermost in group.modules
+        for name, layer in model.get_submodule(outermost).named_modules(prefix=outermost)
+        if isinstance(layer, nn.Linear | Conv1D | _ConvNd) and f"{name}.weight" in group.parameters
+    }
+
+
+def _saved_modules(model: nn.Module, groups: Sequence[Group]) -> list[str]:
+    """What is stored whole beside the adapter: the head, and the dense layers between the last block and it.
+
+    Such a layer (a pooler, the inner layer of a two-layer head) may be missing in the checkpoint, and a second
+    loading of the base would draw it anew.
+    """
+    dense = _layers(model, [group for group in groups if group.name == "final"])
+    return [*groups[-1].modules, *(name for name, layer in dense.items() if isinstance(layer, nn.Linear))]
+
+
+def _saved_for_text(name: str) -> bool:
+    return any(part.endswith(SAVED_FOR_TEXT) for part in name.split("."))
+
+
+class _Alone(nn.Module):
+    """A model of one layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, batch: Tensor) -> Tensor:
+        output: Tensor = self.layer(batch)
+        return output
+
+
+def _adapts(strategy: _Adapters, layer: nn.Module) -> bool:
+    """Whether a method can adapt a layer: forward, backward, and merged into the weights to the same outputs."""
+    if strategy.peft_type in UNFIT:
+        return False
+    model = _Alone(deepcopy(layer).float().cpu())
+    generator = torch.Generator().manual_seed(0)
+    batch = _batch(layer, generator)
+    try:
+        with _seeded(0), quietly():
+            expected = model(batch)
+            adapted = get_peft_model(model, strategy.config(["layer"])).eval()
+            with torch.no_grad():
+                # Adapters start at zero, which hides errors.
+                for parameter in adapted.parameters():
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(0.02 * noise * parameter.requires_grad)
+            output = adapted(batch)
+            output.square().sum().backward()
+            again = adapted.merge_and_unload()(batch)
+    except Exception:  # peft says no in a dozen ways, from TypeError to an index out of range
+        return False
+    return output.shape == expected.shape and torch.allclose(again, output, rtol=1e-3, atol=1e-3)
+
+
+def _batch(layer: nn.Module, generator: torch.Generator) -> Tensor:
+    if isinstance(layer, _ConvNd):
+        sides = [5 + step * size for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return torch.randn(2, layer.in_channels, *sides, generator=generator)
+    assert isinstance(layer, nn.Linear | Conv1D)
+    width = layer.nx if isinstance(layer, Conv1D) else layer.in_features
+    return torch.randn(2, 3, width, generator=generator)
+
+
+def _nothing_to_adapt(strategy: _Adapters, kinds: Mapping[str, nn.Module]) -> UserError:
+    """What the method would need, what the model has, and what can be attached to it."""
+    method = strategy.peft_type
+    with _seeded(0):
+        examples = {
+            "linear layers": nn.Linear(256, 256),
+            "GPT-2's Conv1D": Conv1D(256, 256),
+            "convolutions": nn.Conv2d(64, 64, 3, padding=1),
+            "depthwise convolutions": nn.Conv2d(64, 64, 3, padding=1, groups=64),
+        }
+    possible = [words for words, example in examples.items() if _adapts(strategy, example)]
+    others = [
+        other.value
+        for other in PeftType
+        if any(_adapts(OtherAdapters(peft_type=other.value), layer) for layer in kinds.values())
+    ]
+    unfit = f"{method}: {UNFIT[method]}" if method in UNFIT else method
+    return mistake(
+        expected=f"layers that {method} can adapt: {', '.join(possible)}"
+        if possible
+        else "a method of peft that adapts single layers, and needs nothing else",
+        found=f"in this model {'; '.join(list(kinds)[:4]) or 'none'}" if possible else unfit,
+        do=f"use --strategy adapter with --peft_type {', '.join(others)}"
+        if others
+        else "use --strategy linear_probe, partial or full",
+    )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from torch's global generator with `seed`, and leave the generator as it was."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
