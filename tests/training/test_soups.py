@@ -1,0 +1,112 @@
+"""The best epochs of a run, and their soup against the paper's recipe in numpy."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_transfer.training.averaging import BestCheckpoints, Candidate, Weights, greedy_soup
+
+
+def equal(found: Weights, expected: Weights) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def weights(*numbers: float) -> Weights:
+    return {"w": torch.tensor(numbers), "count": torch.tensor(int(numbers[0]))}
+
+
+def test_the_best_epochs_are_kept_and_of_equal_ones_the_earlier() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "candidate.scores >= scores" -> "candidate.scores > scores" """
+    best = BestCheckpoints(3)
+    scores = [(0.5, -1.0), (0.8, -0.4), (0.8, -0.4), (0.2, 0.0), (0.8, -0.5), (0.9, -2.0), (0.8, -0.4)]
+    answers = [best.offer(weights(epoch), score, epoch) for epoch, score in enumerate(scores)]
+    assert [(kept.epoch, kept.scores) for kept in best.candidates] == [(e, scores[e]) for e in (5, 1, 2)]
+    assert all(kept.weights["w"].item() == kept.epoch for kept in best.candidates)
+    assert answers == [True, True, True, False, True, True, False]
+
+
+def test_kept_weights_are_copies() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "to("cpu", copy=True)" -> "cpu()" """
+    best, parameter = BestCheckpoints(1), nn.Parameter(torch.zeros(2))
+    best.offer({"w": parameter}, (1.0,), 0)
+    with torch.no_grad():
+        parameter.add_(1)
+    (kept,) = best.candidates
+    assert kept.weights["w"].tolist() == [0, 0]
+    assert not kept.weights["w"].requires_grad
+
+
+def test_a_score_that_is_no_number_is_the_worst() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "-math.inf if math.isnan(score) else score" -> "score" """
+    best = BestCheckpoints(2)
+    for epoch, score in enumerate([0.3, math.nan, 0.1]):
+        best.offer(weights(epoch), (score,), epoch)
+    assert [kept.epoch for kept in best.candidates] == [0, 2]
+
+
+def distance_to(target: np.ndarray[Any, Any]) -> Any:
+    def evaluate(found: Weights) -> tuple[float, ...]:
+        return (-float(np.square(found["w"].double().numpy() - target).sum()),)
+
+    return evaluate
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_soup_is_the_greedy_mean_of_wortsman(seed: int) -> None:
+    """Recipe 1 of the paper, with means of lists in numpy.
+
+    Mutation: hf_transfer/training/averaging.py: "1 / (len(chosen) + 1)" -> "0.5"
+    """
+    generator = np.random.default_rng(seed)
+    target = generator.normal(size=3)
+    points = target + generator.normal(size=(6, 3))
+    evaluate = distance_to(target)
+    candidates = [
+        Candidate(weights(*row), evaluate(weights(*row)), epoch) for epoch, row in enumerate(points.astype(np.float32))
+    ]
+    soup, chosen = greedy_soup(candidates, evaluate)
+
+    ingredients: list[int] = []
+    reached = -math.inf
+    for position in sorted(range(6), key=lambda p: -candidates[p].scores[0]):
+        mean = points[[*ingredients, position]].mean(0)
+        if -np.square(mean - target).sum() >= reached:
+            ingredients.append(position)
+            reached = -np.square(mean - target).sum()
+    assert chosen == ingredients
+    assert soup["w"].numpy() == pytest.approx(points[ingredients].mean(0), abs=1e-6)
+    assert evaluate(soup) >= max(candidate.scores for candidate in candidates)
+    assert torch.equal(soup["count"], candidates[chosen[0]].weights["count"])
+    assert {name: value.dtype for name, value in soup.items()} == {"w": torch.float32, "count": torch.int64}
+
+
+def test_a_soup_that_would_be_worse_is_the_best_candidate_to_the_bit() -> None:
+    """Mutation: hf_transfer/training/averaging.py: "evaluate(trial)) >= scores" -> "evaluate(trial)) <= scores" """
+    candidates = [Candidate(weights(0.1), (0.1,), 0), Candidate(weights(1 / 3), (0.9,), 1)]
+    soup, chosen = greedy_soup(candidates, lambda _: (0.8,))
+    assert chosen == [1]
+    assert equal(soup, weights(1 / 3))
+
+
+def test_a_candidate_that_makes_no_difference_goes_in() -> None:
+    """Wortsman et al.: at least as good."""
+    candidates = [Candidate(weights(2.0), (0.9,), 0), Candidate(weights(1.0), (0.5,), 1)]
+    soup, chosen = greedy_soup(candidates, lambda _: (0.9,))
+    assert chosen == [0, 1]
+    assert equal(soup, {"w": torch.tensor([1.5]), "count": torch.tensor(2)})
+
+
+def test_a_single_candidate_is_not_evaluated() -> None:
+    soup, chosen = greedy_soup([Candidate(weights(0.1), (0.1,), 0)], lambda _: pytest.fail("evaluated"))
+    assert chosen == [0]
+    assert equal(soup, weights(0.1))
+
+
+def test_a_soup_leaves_its_ingredients_alone() -> None:
+    candidates = [Candidate(weights(number), (number,), 0) for number in (1.0, 2.0, 4.0)]
+    greedy_soup(candidates, lambda _: (9.0,))
+    assert [candidate.weights["w"].item() for candidate in candidates] == [1, 2, 4]
