@@ -24,8 +24,9 @@ from benchmarks.intervals import median_interval
 from hf_transfer.config import VisionConfig
 from hf_transfer.data.inputs import EpochSampler, PixelPipeline, image_loaders
 from hf_transfer.data.sources import load_image_splits
-from hf_transfer.models.pretrained import Checkpoint, load_image_classifier
-from hf_transfer.strategies.freezing import choose_strategy, set_trainable
+from hf_transfer.models.pretrained import Checkpoint, load_classifier
+from hf_transfer.strategies.choice import choose_strategy
+from hf_transfer.strategies.freezing import set_trainable
 from hf_transfer.training.loop import start_accelerator, train_epoch
 
 BACKBONES = ("sample:vit-glyphs", "sample:resnet-glyphs")
@@ -129,7 +130,7 @@ def _model_and_loaders(config: VisionConfig, accelerator: Accelerator) -> tuple[
     checkpoint = Checkpoint(config.model_name_or_path)
     splits = load_image_splits(config)
     pipeline = PixelPipeline(checkpoint.processor())
-    model, groups = load_image_classifier(
+    model, groups = load_classifier(
         checkpoint, splits.label_names, config, pipeline.example(), fresh_weights=False
     )
     loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=False)

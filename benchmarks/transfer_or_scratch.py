@@ -96,12 +96,13 @@ class _Run:
 
     def train(self) -> float:
         from hf_transfer.data.inputs import image_loaders
-        from hf_transfer.models.pretrained import load_image_classifier
-        from hf_transfer.strategies.freezing import choose_strategy, frozen_prefix
+        from hf_transfer.models.pretrained import load_classifier
+        from hf_transfer.strategies.choice import choose_strategy
+        from hf_transfer.strategies.freezing import frozen_prefix
         from hf_transfer.training.loop import fit, start_accelerator
 
         strategy = choose_strategy(self.config)
-        model, groups = load_image_classifier(
+        model, groups = load_classifier(
             self.checkpoint,
             self.splits.label_names,
             self.config,
@@ -120,7 +121,8 @@ class _Run:
     def test(self) -> float:
         from hf_transfer.data.inputs import image_loaders
         from hf_transfer.models.pretrained import Checkpoint
-        from hf_transfer.training.loop import predict_split, start_accelerator
+        from hf_transfer.training.loop import start_accelerator
+        from hf_transfer.training.predictions import predict_split
 
         model = Checkpoint(self.config.output_dir).finished_classifier(self.splits.label_names)
         with start_accelerator(self.config) as accelerator:

@@ -11,15 +11,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "UserError": "config",
     "VisionConfig": "config",
+    "TextConfig": "config",
     "load_image_splits": "data.sources",
+    "load_text_splits": "data.sources",
     "image_loaders": "data.inputs",
-    "load_image_classifier": "models.pretrained",
+    "text_loaders": "data.tokens",
+    "load_classifier": "models.pretrained",
     "trace_groups": "models.groups",
     "check_boundary": "models.groups",
-    "choose_strategy": "strategies.freezing",
+    "choose_strategy": "strategies.choice",
     "set_trainable": "strategies.freezing",
     "fit": "training.loop",
-    "predict_split": "training.loop",
+    "predict_split": "training.predictions",
     "classify_images": "evaluation.predict",
 }
 __all__ = sorted(_HOMES)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hf_transfer.config import UserError, check_installation, exit_with, mistake
+from hf_transfer.config import UserError, check_installation, mistake
+from hf_transfer.parsing import exit_with
 
 
 class _Parser(argparse.ArgumentParser):

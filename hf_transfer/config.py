@@ -1,19 +1,16 @@
-"""Every setting of a run: the only list of flags, with its help, its checks and its YAML form."""
+"""Every setting of a run: the only list of flags, with its help and its checks."""
 
+import codecs
 import dataclasses
-import difflib
 import importlib.metadata
-import os
 import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar, get_origin
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 
-MAX_CONFIG_BYTES = 1_000_000
 RETIRED_DISTRIBUTION = "hf-transfer"
 
 
@@ -49,6 +46,7 @@ class RunConfig:
     dataset_name: str = setting(help="Hub id, local folder, CSV/JSON/Parquet file or folder of them, or sample:NAME.")
     dataset_config_name: str | None = setting(None, help="Configuration of a data set on the Hub that has several.")
     dataset_revision: str = setting("main", help="Branch, tag or commit of a data set on the Hub.")
+    encoding: str = setting("utf-8", help="Encoding of CSV and JSON files.")
     label_column_name: str | None = setting(None, help="Column with the labels (default: found by name and type).")
     validation_fraction: float = setting(0.15, help="Share of the training split to cut off if there is no validation.")
     test_fraction: float = setting(0.15, help="Share of the training split to cut off if there is no test.")
@@ -63,19 +61,33 @@ class RunConfig:
     cache_dir: str | None = setting(None, help="Where checks are remembered (default: HF_HOME/hf_transfer).")
 
     # What learns
-    strategy: Literal["linear_probe", "partial", "full", "scratch"] = setting(
-        "full", help="What learns: the head; the top layers and the head; all; or all, from fresh weights."
-    )
+    strategy: Literal[
+        "linear_probe", "partial", "gradual", "lp_ft", "full", "scratch",
+        "bitfit", "lora", "dora", "ia3", "lokr", "adapter",
+    ] = setting("full", help="What learns, and when: README says it of each.")  # fmt: skip
     trainable_layers: int = setting(1, help="For --strategy partial: how many blocks learn, counted from the head.")
+    adapter_layers: int | None = setting(None, help="Adapters in so many top blocks only (default: in all).")
+    adapter_rank: int = setting(8, help="Rank of an adapter's matrices.")
+    adapter_alpha: float | None = setting(None, help="Scale of an adapter, over its rank (default: 2 x rank).")
+    adapter_dropout: float = setting(0.05, help="Dropout in front of an adapter.")
+    peft_type: str = setting("LOHA", help="For --strategy adapter: any method of peft that can attach to the model.")
+    merge_adapter: bool = setting(False, help="Save a plain transformers model, the adapter worked into its weights.")
 
     # Training
     num_train_epochs: int = setting(20, help="Passes over the training split.")
     learning_rate: float | None = setting(None, help="Peak learning rate (default: the strategy's own).")
+    head_learning_rate: float | None = setting(None, help="Peak learning rate of the head (default: as all else).")
+    layer_lr_decay: float = setting(1.0, help="Each block learns at so much of the rate of the block above it.")
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = setting(
         "cosine", help="How the learning rate moves after warm-up."
     )
     warmup_steps: float = setting(0.1, help="Warm-up: a number of steps, or below 1 a share of all steps.")
     weight_decay: float = setting(0.05, help="AdamW's decay; norms and biases are spared.")
+    l2_sp: float = setting(0.0, help="Pull toward the pretrained weights, in place of their decay (L2-SP); 0: none.")
+    label_smoothing_factor: float = setting(0.0, help="Share of the target spread over all classes.")
+    class_weights: Literal["none", "balanced"] = setting("none", help="Let each class count alike in the loss.")
+    ema_decay: float = setting(0.0, help="Judge and keep a moving average of the weights (0.999, say); 0: none.")
+    soup_size: int = setting(1, help="Average up to so many of the best epochs, as long as validation gains by it.")
     max_grad_norm: float = setting(1.0, help="Clip the gradient to this norm; 0 leaves it.")
     per_device_train_batch_size: int = setting(32, help="Samples in a batch, on each process.")
     per_device_eval_batch_size: int = setting(64, help="Samples in an evaluation batch, on each process.")
@@ -104,9 +116,8 @@ class RunConfig:
     debug: bool = setting(False, help="Show the traceback of an error.")
 
     def __post_init__(self) -> None:
-        for name in ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"):
-            self.require(name, "a whole number of at least 1", getattr(self, name) >= 1)
-        for name in ("gradient_accumulation_steps", "trainable_layers"):
+        at_least_one = ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
+        for name in (*at_least_one, "gradient_accumulation_steps", "trainable_layers", "adapter_rank", "soup_size"):
             self.require(name, "a whole number of at least 1", getattr(self, name) >= 1)
         for name in ("early_stopping_patience", "verify_samples"):
             self.require(name, "a whole number of at least 0", getattr(self, name) >= 0)
@@ -114,16 +125,15 @@ class RunConfig:
             self.require(name, "a whole number from 0 to 4294967295", 0 <= getattr(self, name) < 2**32)
         for name in ("model_name_or_path", "dataset_name", "output_dir"):
             self.require(name, "a name or a path", bool(getattr(self, name).strip()))
-        for name in ("weight_decay", "max_grad_norm", "warmup_steps"):
+        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "l2_sp"):
             self.require(name, "a number of at least 0", 0 <= getattr(self, name) < float("inf"))
+        for name in ("label_smoothing_factor", "adapter_dropout", "ema_decay"):
+            self.require(name, "a number from 0 to below 1", 0 <= getattr(self, name) < 1)
         for name in ("validation_fraction", "test_fraction"):
             self.require(name, "a share above 0 and at most 0.5", 0 < getattr(self, name) <= 0.5)
-        rate = self.learning_rate
-        self.require("learning_rate", "a number above 0 and at most 10", rate is None or 0 < rate <= 10)
-        per_class = self.max_train_samples_per_class
-        self.require("max_train_samples_per_class", "at least 1", per_class is None or per_class >= 1)
-        workers = self.dataloader_num_workers
-        self.require("dataloader_num_workers", "at least 0", workers is None or workers >= 0)
+        self.require("layer_lr_decay", "a number above 0 and at most 1", 0 < self.layer_lr_decay <= 1)
+        self.require("encoding", "the name of an encoding, such as utf-8 or latin-1", _is_encoding(self.encoding))
+        self._check_what_may_be_left_out()
         if self.bf16 and self.fp16:
             raise mistake(
                 expected="one kind of mixed precision",
@@ -131,10 +141,23 @@ class RunConfig:
                 do="keep --bf16 on recent GPUs and CPUs, --fp16 on GPUs older than Ampere",
             )
 
+    def _check_what_may_be_left_out(self) -> None:
+        for name in ("learning_rate", "head_learning_rate"):
+            self.require_if_given(name, "a number above 0 and at most 10", lambda rate: 0 < rate <= 10)
+        self.require_if_given("adapter_alpha", "a number above 0", lambda alpha: 0 < alpha < float("inf"))
+        for name in ("max_train_samples_per_class", "adapter_layers"):
+            self.require_if_given(name, "at least 1", lambda count: count >= 1)
+        self.require_if_given("dataloader_num_workers", "at least 0", lambda workers: workers >= 0)
+
     def require(self, name: str, expected: str, holds: bool) -> None:
         """Raise the error for a value out of range, unless `holds`."""
         if not holds:
             raise mistake(expected=f"--{name}: {expected}", found=str(getattr(self, name)), do=f"change --{name}")
+
+    def require_if_given(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
+        """The same for a setting that may be left out."""
+        value = getattr(self, name)
+        self.require(name, expected, value is None or holds(value))
 
     def resolved(self) -> dict[str, Any]:
         """All settings as plain values, in the order of `--help`, with the name of the recipe first."""
@@ -159,6 +182,14 @@ class RunConfig:
         ]
 
 
+def _is_encoding(name: str) -> bool:
+    try:
+        codecs.lookup(name)
+    except LookupError:
+        return False
+    return True
+
+
 @dataclass
 class VisionConfig(RunConfig):
     """The settings of `recipes/vision.py`."""
@@ -177,160 +208,35 @@ class VisionConfig(RunConfig):
         help="Augmented views of a sample; 0: a new one in every epoch (default: 4 behind a frozen prefix, else 0).",
     )
 
+    mixup_alpha: float = setting(0.0, help="Mix each image with another; 0.2 is mild, 0: never.")
+    cutmix_alpha: float = setting(0.0, help="Paste a box of another image into each; 1: of any size, 0: never.")
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("cache_views", "at least 0", self.cache_views is None or self.cache_views >= 0)
+        self.require_if_given("cache_views", "at least 0", lambda views: views >= 0)
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            self.require(name, "a number of at least 0", 0 <= getattr(self, name) < float("inf"))
 
 
-Config = TypeVar("Config", bound=RunConfig)
+@dataclass
+class TextConfig(RunConfig):
+    """The settings of `recipes/text.py`."""
 
+    recipe: ClassVar[str] = "text"
 
-def run(main: Callable[[Config], object], config_class: type[Config], argv: Sequence[str] | None = None) -> None:
-    """Run a recipe from the command line: a user's mistake becomes a message and exit code 2."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    try:
-        check_installation()
-        config = parse(config_class, arguments)
-        debug = config.debug
-        main(config)
-    except UserError as error:
-        if debug:
-            raise
-        exit_with(error)
-
-
-def exit_with(error: UserError) -> NoReturn:
-    """Print what to mend, without a traceback, and end the process with code 2."""
-    rank = os.environ.get("RANK", "0")
-    print(f"\nerror{'' if rank == '0' else f' on rank {rank}'}:\n{error}\n", file=sys.stderr)
-    sys.exit(2)
-
-
-def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
-    """Settings from the command line, on top of those in a `--config` file, on top of the defaults.
-
-    Raises:
-        UserError: an unknown or abbreviated setting, a value of the wrong type or out of range, an unreadable file.
-    """
-    from transformers import HfArgumentParser
-
-    class Help(ArgumentDefaultsHelpFormatter):
-        def _get_help_string(self, action: Action) -> str | None:
-            said = action.default is None or "(default" in (action.help or "")
-            return action.help if said else super()._get_help_string(action)
-
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise mistake(expected="settings as --help lists them", found=message, do="correct that setting")
-
-    parser = Parser(config_class, allow_abbrev=False, formatter_class=Help)  # type: ignore[arg-type]
-    parser.add_argument("--config", metavar="FILE.yaml", default=None, help="Settings in a file; flags win over it.")
-    known = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
-    own = list(argv)
-    from_file = _file_as_arguments(_config_path(own), config_class)
-    config, _, unknown = parser.parse_args_into_dataclasses(
-        [*from_file, *own], return_remaining_strings=True, look_for_args_file=False
+    text_column_name: str | None = setting(None, help="Column with the texts (default: found by name and type).")
+    text_pair_column_name: str | None = setting(None, help="Column with a second text, for pairs of sentences.")
+    max_seq_length: int | None = setting(None, help="Cut texts behind so many tokens (default: what the model takes).")
+    train_sampling_strategy: Literal["group_by_length", "random"] = setting(
+        "group_by_length", help="Fill a batch with texts of like length, or with any."
     )
-    if unknown:
-        names = [name.split("=")[0].removeprefix("--") for name in unknown if name.startswith("-")]
-        raise _unknown_settings(names or unknown, known)
-    return config
-
-
-def load(config_class: type[Config], path: Path) -> Config:
-    """Settings from a YAML file alone."""
-    return parse(config_class, ["--config", str(path)])
-
-
-def _config_path(argv: Sequence[str]) -> Path | None:
-    path = None
-    for position, argument in enumerate(argv):
-        if argument.startswith("--config="):
-            path = Path(argument.removeprefix("--config="))
-        if argument == "--config" and position + 1 < len(argv):
-            path = Path(argv[position + 1])
-    return path
-
-
-def _file_as_arguments(path: Path | None, config_class: type[RunConfig]) -> list[str]:
-    """The file's settings as command-line arguments, so that types and "the last one wins" are argparse's alone."""
-    if path is None:
-        return []
-    values = _read_yaml(path)
-    recipe = values.pop("recipe", config_class.recipe)
-    if recipe != config_class.recipe:
-        raise mistake(
-            expected=f"settings of the {config_class.recipe} recipe",
-            found=f"{path} with 'recipe: {recipe}'",
-            do=f"run recipes/{recipe}.py with it",
-        )
-    types = {field.name: field.type for field in dataclasses.fields(config_class)}
-    if unknown := [str(key) for key in values if key not in types]:
-        raise _unknown_settings(unknown, list(types), path)
-    arguments: list[str] = []
-    for key, value in values.items():
-        if isinstance(value, list) and get_origin(types[key]) is list and all(isinstance(item, str) for item in value):
-            arguments += [f"--{key}", *value]
-        elif isinstance(value, dict | list):
-            found = "a mapping" if isinstance(value, dict) else f"the list {value}"
-            raise mistake(expected=f"one value for {key} in {path}", found=found, do="write 'name: value' lines")
-        elif value is not None:
-            # In one word, as a value may begin with a dash.
-            arguments.append(f"--{key}={value}")
-    return arguments
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Plain YAML: no tags, no aliases (which can expand without bound), no key twice.
-
-    Values stay text, but for null: `1e-4` is a number, and a revision `0123456` or a column `no` is a name, as the
-    setting's own type has it.
-    """
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (the stubs declare it so)
-        first: [(tag, pattern) for tag, pattern in found if tag == "tag:yaml.org,2002:null"]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed")
-        if tag := getattr(self.peek_event(), "tag", None):  # type: ignore[no-untyped-call]
-            raise yaml.YAMLError(f"tags ({tag}) are not allowed")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [str(key.value) for key, _ in node.value]
-        if twice := {key for key in keys if keys.count(key) > 1}:
-            raise yaml.YAMLError(f"{', '.join(sorted(twice))}: given more than once")
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[Any, Any]:
-    if not path.is_file():
-        raise mistake(expected="a YAML file for --config", found=f"no file {path}", do="correct the path")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise mistake(expected="a short YAML file", found=f"{path.stat().st_size} bytes in {path}", do="check the path")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 (a safe loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise mistake(expected=f"readable YAML in {path}", found=str(error), do="correct that line") from error
-    if not isinstance(values or {}, dict):
-        raise mistake(expected=f"'name: value' lines in {path}", found=type(values).__name__, do="correct the file")
-    return values or {}
-
-
-def _unknown_settings(names: Sequence[str], known: Sequence[str], path: Path | None = None) -> UserError:
-    hints = []
-    for name in names:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4) or [k for k in known if k.startswith(name)][:1]
-        hints.append(f"{name}" + (f" (nearest: {near[0]})" if near else ""))
-    return mistake(
-        expected="settings that exist, spelled out in full",
-        found=f"{', '.join(hints)}" + (f" in {path}" if path else ""),
-        do="use the nearest name, or see --help for all",
+    pooling: Literal["own", "cls", "mean"] = setting(
+        "own", help="What the head sees of a text: as the checkpoint has it, the first token, or the mean of all."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_if_given("max_seq_length", "at least 3", lambda length: length >= 3)
 
 
 def check_installation() -> None:

@@ -10,7 +10,10 @@ A flag wins over the file; `--help` lists all settings. On a finished run the sa
 
 import time
 
-from hf_transfer.config import VisionConfig, run
+from hf_transfer.config import VisionConfig
+from hf_transfer.parsing import run
+
+TASK = "image-classification"
 
 
 def main(config: VisionConfig) -> None:
@@ -19,11 +22,11 @@ def main(config: VisionConfig) -> None:
     from hf_transfer.data.inputs import PixelPipeline, image_loaders
     from hf_transfer.data.sources import load_image_splits
     from hf_transfer.evaluation.report import results_table, write_report
-    from hf_transfer.evaluation.run_folder import finished_results, open_run_folder, save_model
-    from hf_transfer.models.groups import describe_frozen
-    from hf_transfer.models.pretrained import Checkpoint, load_image_classifier
-    from hf_transfer.strategies.freezing import choose_strategy, frozen_prefix
-    from hf_transfer.training.loop import Fit, fit, predict_split, start_accelerator
+    from hf_transfer.evaluation.run_folder import finished_results, load_finished, open_run_folder, save_model
+    from hf_transfer.models.pretrained import Checkpoint
+    from hf_transfer.strategies.choice import choose_strategy, prepare_model
+    from hf_transfer.training.loop import Fit, fit, start_accelerator
+    from hf_transfer.training.predictions import predict_split
 
     started = time.perf_counter()
     with start_accelerator(config) as accelerator:
@@ -32,7 +35,7 @@ def main(config: VisionConfig) -> None:
             return
 
         # Whatever can be wrong is found before weights are read: first the checkpoint's small files, then the data.
-        checkpoint = Checkpoint(config.model_name_or_path, config.model_revision)
+        checkpoint = Checkpoint(config.model_name_or_path, config.model_revision, TASK)
         pipeline = PixelPipeline(checkpoint.processor())
         with accelerator.main_process_first():
             splits = load_image_splits(config)
@@ -40,30 +43,27 @@ def main(config: VisionConfig) -> None:
         accelerator.print(*notes, sep="\n")
 
         if config.evaluate_only:
-            fitted = Fit(checkpoint.finished_classifier(splits.label_names))
-            loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=False)
+            model = load_finished(
+                config.model_name_or_path, splits.label_names, task=TASK, revision=config.model_revision
+            )
+            loaders, fitted = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=False), Fit(model)
             folder = open_run_folder(config, accelerator)
         else:
             # A pretrained backbone and a new head. The strategy says which of its groups learn, and when.
             strategy = choose_strategy(config)
-            example = pipeline.example()
-            model, groups = load_image_classifier(
-                checkpoint, splits.label_names, config, example, fresh_weights=strategy.fresh_weights
-            )
-            frozen = frozen_prefix(groups, strategy.stages(groups, config.num_train_epochs))
-            about_model = [describe_frozen(model, groups, frozen, example), *checkpoint.describe_fresh(groups)]
-            accelerator.print(*about_model, sep="\n")
-            notes += about_model
+            prepared = prepare_model(checkpoint, strategy, splits.label_names, config, pipeline.example())
+            loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=prepared.frozen > 0)
+            accelerator.print(*prepared.notes, *loaders.notes, sep="\n")
+            notes += [*prepared.notes, *loaders.notes]
 
-            loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=frozen > 0)
             folder = open_run_folder(config, accelerator)
-            fitted = fit(model, strategy, groups, loaders, config, accelerator)
+            fitted = fit(prepared.model, strategy, prepared.groups, loaders, config, accelerator)
 
             # From here on only what was saved counts: the figures are those of the files.
             if accelerator.is_main_process:
-                save_model(fitted.model, checkpoint.processor(), folder)
+                save_model(fitted.model, pipeline.processor, folder, base=checkpoint.path, merge=config.merge_adapter)
             accelerator.wait_for_everyone()
-            fitted.model = Checkpoint(str(folder / "model")).finished_classifier(splits.label_names)
+            fitted.model = load_finished(str(folder / "model"), splits.label_names, task=TASK)
 
         predictions = {name: predict_split(fitted.model, loaders, name, accelerator) for name in ("validation", "test")}
         if accelerator.is_main_process:

@@ -53,7 +53,8 @@ def vision(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Recipe:
 
     Settings that a test does not name make the run tiny. The exit code is 0, or that of `SystemExit`.
     """
-    from hf_transfer.config import VisionConfig, run
+    from hf_transfer.config import VisionConfig
+    from hf_transfer.parsing import run
 
     def recipe(*flags: str, **settings: object) -> Finished:
         defaults: dict[str, object] = {

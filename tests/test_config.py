@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from hf_transfer.config import UserError, VisionConfig, mistake, parse, run
+from hf_transfer.config import UserError, VisionConfig, mistake
+from hf_transfer.parsing import parse, run
 from tests.conftest import REPOSITORY
 
 REQUIRED = ("--model_name_or_path=m", "--dataset_name=d", "--output_dir=o")
@@ -67,7 +68,7 @@ def test_help_lists_every_setting_with_its_explanation(capsys: pytest.CaptureFix
 def test_an_abbreviation_is_refused_and_the_full_name_given(flag: str, found: str) -> None:
     """An abbreviation would change its meaning when a setting is added.
 
-    Mutation: hf_transfer/config.py: "allow_abbrev=False" -> "allow_abbrev=True"
+    Mutation: hf_transfer/parsing.py: "allow_abbrev=False" -> "allow_abbrev=True"
     """
     with pytest.raises(UserError) as error:
         settings(flag)
@@ -88,7 +89,7 @@ def test_an_abbreviation_is_refused_and_the_full_name_given(flag: str, found: st
 def test_an_unknown_setting_is_named_with_the_nearest_one(flags: list[str], found: str) -> None:
     """No word on the command line is passed over in silence.
 
-    Mutation: hf_transfer/config.py: "    if unknown:" -> "    if False:"
+    Mutation: hf_transfer/parsing.py: "    if unknown:" -> "    if False:"
     """
     with pytest.raises(UserError) as error:
         settings(*flags)
@@ -109,7 +110,7 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(flags: list[str], foun
 def test_a_value_of_the_wrong_type_is_named_with_its_setting(flags: list[str], found: str) -> None:
     """Instead of argparse's own exit.
 
-    Mutation: hf_transfer/config.py: "found=message, do="correct that setting"" -> "found="", do="correct that setting""
+    Mutation: hf_transfer/parsing.py: "found=message, do="correct that" -> "found="", do="correct that"
     """
     with pytest.raises(UserError) as error:
         settings(*flags)
@@ -213,7 +214,7 @@ def test_differences_count_only_what_changes_the_result() -> None:
 def test_a_users_mistake_ends_with_code_2_and_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     """The command's last word is the message.
 
-    Mutation: hf_transfer/config.py: "    sys.exit(2)" -> "    sys.exit(1)"
+    Mutation: hf_transfer/parsing.py: "    sys.exit(2)" -> "    sys.exit(1)"
     """
     with pytest.raises(SystemExit) as end:
         run(lambda config: None, VisionConfig, [*REQUIRED, "--seed=-1"])
@@ -230,7 +231,7 @@ def fails(config: VisionConfig) -> None:
 def test_debug_raises_with_the_traceback(tmp_path: Path) -> None:
     """Wherever the setting is given.
 
-    Mutation: hf_transfer/config.py: "debug = config.debug" -> "debug = False"
+    Mutation: hf_transfer/parsing.py: "debug = config.debug" -> "debug = False"
     """
     (tmp_path / "debug.yaml").write_text("debug: true\n")
     for flags in (["--debug"], ["--debug=true"], ["--config", str(tmp_path / "debug.yaml")]):
@@ -256,7 +257,7 @@ def test_a_message_names_its_process(
 ) -> None:
     """Of several processes each prints.
 
-    Mutation: hf_transfer/config.py: "if rank == '0' else" -> "if rank else"
+    Mutation: hf_transfer/parsing.py: "if rank == '0' else" -> "if rank else"
     """
     monkeypatch.setenv("RANK", rank)
     with pytest.raises(SystemExit):

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from hf_transfer.config import UserError, VisionConfig, load, parse
+from hf_transfer.config import UserError, VisionConfig
+from hf_transfer.parsing import load, parse
 from tests.test_config import FIELDS, REQUIRED, settings, words
 
 
@@ -22,7 +23,7 @@ def from_yaml(tmp_path: Path, text: str | bytes, *flags: str) -> VisionConfig:
 def test_an_unknown_setting_in_a_file_is_named_with_the_nearest_one_and_the_file(tmp_path: Path) -> None:
     """The same for files.
 
-    Mutation: hf_transfer/config.py: "if key not in types]" -> "if key is None]"
+    Mutation: hf_transfer/parsing.py: "if key not in types]" -> "if key is None]"
     """
     with pytest.raises(UserError) as error:
         from_yaml(tmp_path, "seed: 1\nlearning_rat: 1\n")
@@ -64,7 +65,7 @@ def test_a_file_cannot_name_what_is_no_setting(tmp_path: Path, key: str) -> None
 def test_a_value_in_a_file_has_the_type_of_its_setting(tmp_path: Path, text: str, name: str, value: object) -> None:
     """YAML's own guesses would make 1e-4 a text, a revision 0123456 a number, and a column `no` False.
 
-    Mutation: hf_transfer/config.py: "if tag == "tag:yaml.org,2002:null"]" -> "if tag]"
+    Mutation: hf_transfer/parsing.py: "if tag == "tag:yaml.org,2002:null"]" -> "if tag]"
     """
     read = getattr(from_yaml(tmp_path, text), name)
     assert read == value
@@ -74,7 +75,7 @@ def test_a_value_in_a_file_has_the_type_of_its_setting(tmp_path: Path, text: str
 def test_the_last_one_wins_flag_over_file_over_default(tmp_path: Path) -> None:
     """The order of precedence.
 
-    Mutation: hf_transfer/config.py: "[*from_file, *own]" -> "[*own, *from_file]"
+    Mutation: hf_transfer/parsing.py: "[*from_file, *own]" -> "[*own, *from_file]"
     """
     text = "seed: 3\nweight_decay: 0.3\nreport_to: [wandb, trackio]\nbf16: true\n"
     config = from_yaml(tmp_path, text, "--seed=5", "--seed", "6", "--report_to", "tensorboard", "--bf16", "false")
@@ -85,7 +86,7 @@ def test_the_last_one_wins_flag_over_file_over_default(tmp_path: Path) -> None:
 def test_a_flag_wins_over_the_file_wherever_it_stands_and_of_two_files_the_last_counts(tmp_path: Path) -> None:
     """As for every other flag.
 
-    Mutation: hf_transfer/config.py: "path = Path(argv[position + 1])" -> "path = path or Path(argv[position + 1])"
+    Mutation: hf_transfer/parsing.py: "path = Path(argv[position + 1])" -> "path = path or Path(argv[position + 1])"
     """
     (tmp_path / "a.yaml").write_text("seed: 3\nsplit_seed: 3\n")
     (tmp_path / "b.yaml").write_text("seed: 4\n")
@@ -113,7 +114,7 @@ UNREADABLE = [
 def test_yaml_that_is_broken_or_clever_is_refused(tmp_path: Path, text: str | bytes, found: str) -> None:
     """Aliases expand without bound, tags run code, of two equal keys one is lost.
 
-    Mutation: hf_transfer/config.py: "if self.check_event(yaml.AliasEvent):" -> "if False:"
+    Mutation: hf_transfer/parsing.py: "if self.check_event(yaml.AliasEvent):" -> "if False:"
     """
     with pytest.raises(UserError) as error:
         from_yaml(tmp_path, text)
@@ -124,7 +125,7 @@ def test_yaml_that_is_broken_or_clever_is_refused(tmp_path: Path, text: str | by
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     """Of two equal keys one would be lost.
 
-    Mutation: hf_transfer/config.py: "if keys.count(key) > 1}" -> "if keys.count(key) > 2}"
+    Mutation: hf_transfer/parsing.py: "if keys.count(key) > 1}" -> "if keys.count(key) > 2}"
     """
     with pytest.raises(UserError, match="seed: given more than once"):
         from_yaml(tmp_path, "seed: 1\nseed: 2\n")
@@ -144,7 +145,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
 def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str, expected: str, found: str) -> None:
     """A list for a single setting would be read as stray words.
 
-    Mutation: hf_transfer/config.py: "isinstance(value, dict | list)" -> "isinstance(value, set)"
+    Mutation: hf_transfer/parsing.py: "isinstance(value, dict | list)" -> "isinstance(value, set)"
     """
     with pytest.raises(UserError) as error:
         from_yaml(tmp_path, text)
@@ -155,7 +156,7 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str, expected: 
 def test_settings_of_another_recipe_are_sent_to_that_recipe(tmp_path: Path) -> None:
     """The recipe's name is in the file.
 
-    Mutation: hf_transfer/config.py: "if recipe != config_class.recipe:" -> "if False:"
+    Mutation: hf_transfer/parsing.py: "if recipe != config_class.recipe:" -> "if False:"
     """
     with pytest.raises(UserError) as error:
         from_yaml(tmp_path, "recipe: text\n")
@@ -165,7 +166,7 @@ def test_settings_of_another_recipe_are_sent_to_that_recipe(tmp_path: Path) -> N
 def test_a_file_that_is_missing_or_a_folder_or_too_large_is_refused(tmp_path: Path) -> None:
     """The file is looked at before it is read.
 
-    Mutation: hf_transfer/config.py: "> MAX_CONFIG_BYTES:" -> "> 9 * MAX_CONFIG_BYTES:"
+    Mutation: hf_transfer/parsing.py: "> MAX_CONFIG_BYTES:" -> "> 9 * MAX_CONFIG_BYTES:"
     """
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(UserError) as error:
@@ -211,7 +212,7 @@ def test_settings_that_are_saved_are_read_back_equal(
 ) -> None:
     """For any text, however much it looks like something else in YAML or in argparse.
 
-    Mutation: hf_transfer/config.py: "arguments.append(f"--{key}={value}")" -> "arguments += [f"--{key}", str(value)]"
+    Mutation: hf_transfer/parsing.py: "arguments.append(f"--{key}={value}")" -> "arguments += [f"--{key}", str(value)]"
     """
     drawn["fp16"] = drawn["fp16"] and not drawn["bf16"]
     config = VisionConfig(**drawn)

@@ -22,7 +22,8 @@ from tests.local_hub import LocalHub, Repository, cache_by_hand, local_hub
 # The clients read their switches when they are imported: each Hub gets a process of its own, which makes several runs.
 SEVERAL_RUNS = """
 import contextlib, io, json, sys, time, traceback
-from hf_transfer.config import VisionConfig, run
+from hf_transfer.config import VisionConfig
+from hf_transfer.parsing import run
 from tests.conftest import load_recipe
 import hf_transfer.evaluation.report, hf_transfer.models.pretrained
 

@@ -20,7 +20,10 @@ EXPECTED = "Expected: the import name hf_transfer for the distribution hf-transf
 MENDED_BY = "pip uninstall -y hf_transfer && pip install --force-reinstall --no-deps hf-transfer-learning"
 RETIRED = "Found:    the retired download accelerator hf_transfer 0.1.9"
 # What a recipe does, in the process of a user.
-RUN = "from hf_transfer.config import VisionConfig, run; run(print, VisionConfig, ['--help'])"
+RUN = (
+    "from hf_transfer.config import VisionConfig; from hf_transfer.parsing import run; "
+    "run(print, VisionConfig, ['--help'])"
+)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 import hf_transfer
-from hf_transfer.config import RunConfig, VisionConfig, load
+from hf_transfer.config import RunConfig, VisionConfig
+from hf_transfer.parsing import load
 from tests.conftest import REPOSITORY
 
 # From left to right: a room imports rooms to its left, and its own modules.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("config", "metrics"),
+    ("parsing",),
     ("data",),
     ("models",),
     ("strategies",),

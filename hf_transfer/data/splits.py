@@ -17,7 +17,7 @@ class Split:
     """Some rows of a data set, which itself stays untouched: a sample is known by its row number.
 
     Attributes:
-        dataset: all rows, with the one column `image`, not decoded.
+        dataset: all rows, with the column `image`, not decoded, or `text` and perhaps `text_pair`.
         rows: row numbers that belong to this split, ascending.
         labels: class numbers of these rows, in the same order.
         bad: rows that are masked, each with the reason.
@@ -35,9 +35,15 @@ class Split:
         """The encoded image of a row: `{"bytes": ..., "path": ...}`, one of them None; both if there is no image."""
         return self.dataset[row]["image"] or {"bytes": None, "path": None}
 
+    def texts(self) -> list[tuple[str | None, ...]]:
+        """The text of each row, or its pair of texts, in the order of `rows`."""
+        chosen = self.dataset.select(self.rows)
+        columns = [chosen[name][:] for name in ("text", "text_pair") if name in chosen.column_names]
+        return list(zip(*columns, strict=True))
+
     def describe(self, row: int) -> str:
         """How to find a row again: the path of its image, or its number."""
-        path = self.raw(row)["path"]
+        path = self.raw(row)["path"] if "image" in self.dataset.column_names else None
         return str(path) if path else f"row {row}"
 
 

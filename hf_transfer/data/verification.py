@@ -1,4 +1,4 @@
-"""Looking at images before anything slow begins: can they be read, and do splits share some?"""
+"""Looking at samples before anything slow begins: can they be read, and do splits share some?"""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import huggingface_hub.constants
 import numpy as np
 
-from hf_transfer.config import VisionConfig, mistake
+from hf_transfer.config import RunConfig, TextConfig, VisionConfig, mistake
 from hf_transfer.data.images import BadImageError, check_header, content, content_size, decode
 from hf_transfer.data.splits import Split
 
@@ -37,7 +37,26 @@ def find_bad_images(split: Split, split_name: str, config: VisionConfig) -> dict
         bad = _check_rows(split, decoded)
         _remember(memory, bad)
     if bad:
-        _judge(bad, split, split_name, config)
+        _judge(bad, split, split_name, config, "images that can be read", "that cannot")
+    return bad
+
+
+def find_bad_texts(split: Split, split_name: str, config: TextConfig) -> dict[int, str]:
+    """Rows without a text, each with the reason.
+
+    Raises:
+        UserError: with `on_bad_sample="error"` for the first such row, with `"skip"` above 1 % of the rows.
+    """
+    bad = {}
+    for row, texts in zip(split.rows.tolist(), split.texts(), strict=True):
+        if any(text is None for text in texts):
+            bad[row] = "missing"
+        elif any(not text for text in texts):
+            bad[row] = "empty"
+        elif any(not str(text).strip() for text in texts):
+            bad[row] = "white space only"
+    if bad:
+        _judge(bad, split, split_name, config, "a text in every row", "without one")
     return bad
 
 
@@ -45,13 +64,23 @@ def refuse_bad_share(bad: Mapping[int, str], split: Split, split_name: str) -> N
     """Stop when more than 1 % of a split would be masked: that is no accident any more."""
     if len(bad) > MAX_BAD_SHARE * len(split):
         raise mistake(
-            expected=f"at most {MAX_BAD_SHARE:.0%} unreadable images in split '{split_name}' with --on_bad_sample skip",
+            expected=f"at most {MAX_BAD_SHARE:.0%} bad samples in split '{split_name}' with --on_bad_sample skip",
             found=f"{len(bad)} of {len(split)}: {_list(bad, split)}",
-            do="mend or remove these files",
+            do="mend or remove these samples",
         )
 
 
-def count_duplicates(splits: Mapping[str, Split]) -> dict[str, int]:
+def count_duplicate_texts(splits: Mapping[str, Split]) -> dict[str, int]:
+    """For validation and test: how many of their rows have an exact copy among the training texts."""
+
+    def readable(split: Split) -> list[tuple[str | None, ...]]:
+        return [texts for row, texts in zip(split.rows.tolist(), split.texts(), strict=True) if row not in split.bad]
+
+    known = set(readable(splits["train"]))
+    return {name: sum(texts in known for texts in readable(splits[name])) for name in ("validation", "test")}
+
+
+def count_duplicate_images(splits: Mapping[str, Split]) -> dict[str, int]:
     """For validation and test: how many of their rows have an exact copy among the training images.
 
     Only images that agree in size are read and hashed.
@@ -82,13 +111,13 @@ def _check_rows(split: Split, decoded: set[int]) -> dict[int, str]:
         return {row: reason for row, reason in zip(rows, problems, strict=True) if reason is not None}
 
 
-def _judge(bad: dict[int, str], split: Split, split_name: str, config: VisionConfig) -> None:
+def _judge(bad: dict[int, str], split: Split, split_name: str, config: RunConfig, expected: str, lacking: str) -> None:
     if config.on_bad_sample == "skip":
         refuse_bad_share(bad, split, split_name)
         return
     raise mistake(
-        expected=f"images that can be read in split '{split_name}'",
-        found=f"{len(bad)} that cannot: {_list(bad, split)}",
+        expected=f"{expected} in split '{split_name}'",
+        found=f"{len(bad)} {lacking}: {_list(bad, split)}",
         do="mend or remove them, or mask them with --on_bad_sample skip",
     )
 

@@ -15,16 +15,17 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from hf_transfer.config import RunConfig
-from hf_transfer.data.sources import ImageSplits
+from hf_transfer.data.sources import Splits
 from hf_transfer.evaluation.run_folder import RESULTS_FILE, peak_memory_bytes, versions
-from hf_transfer.training.loop import Fit, Predictions
+from hf_transfer.training.loop import Fit
+from hf_transfer.training.predictions import Predictions
 
 CLASSES_WITH_NUMBERS = 20
 CLASSES_WITH_NAMES = 60
 
 
 def write_report(
-    folder: Path, config: RunConfig, splits: ImageSplits, fitted: Fit, predictions: Mapping[str, Predictions],
+    folder: Path, config: RunConfig, splits: Splits, fitted: Fit, predictions: Mapping[str, Predictions],
     *, notes: Sequence[str], total_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `results.json`, `report.md` and its pictures; the results come last, as they mark a finished run.
@@ -53,6 +54,7 @@ def write_report(
         "parameters": {"total": sum(p.numel() for p in fitted.model.parameters()), "trainable": fitted.trainable},
         "metrics": {name: found.metrics() for name, found in predictions.items()},
         "best_epoch": fitted.best_epoch + 1,
+        "soup": [epoch + 1 for epoch in fitted.soup],
         "history": fitted.history,
         "samples": {name: len(split) for name, split in splits.items()},
         "masked": {"train": len(splits.train.bad), **{name: found.masked for name, found in predictions.items()}},

@@ -5,18 +5,24 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
 
-from hf_transfer.config import RunConfig, load, mistake
+from hf_transfer.config import RunConfig, mistake
+from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.parsing import load
+from hf_transfer.strategies.adapter_files import is_adapter_folder, load_adapter, merged, save_adapter
 
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
 OURS = ("model", "checkpoints", "report.md", "curves.png", "confusion.png", RESULTS_FILE, CONFIG_FILE)
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "kornia", "pillow", "numpy", "scikit-learn")
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "kornia", "pillow", "numpy", "scikit-learn")
 
 
 def finished_results(config: RunConfig) -> dict[str, Any] | None:
@@ -83,14 +89,47 @@ def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Path:
     return folder
 
 
-def save_model(model: Any, processor: Any, folder: Path) -> Path:
-    """Write `folder/model`, whole or not at all: plain transformers files that a pipeline loads."""
+def save_model(model: Any, processor: Any, folder: Path, *, base: str | None = None, merge: bool = False) -> Path:
+    """Write `folder/model`, whole or not at all: plain transformers or peft files.
+
+    Args:
+        model: unwrapped, with adapters or without.
+        processor: image processor or tokenizer.
+        folder: the run's folder.
+        base: for an adapter: where its base model is to be found.
+        merge: work an adapter into the weights.
+    """
     partial, final = folder / ".model-partial", folder / "model"
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    if isinstance(model, PeftModel) and not merge:
+        save_adapter(model, partial, base_model_name=base)
+    else:
+        plain: Any = merged(model) if isinstance(model, PeftModel) else model
+        plain.save_pretrained(partial)
     processor.save_pretrained(partial)
     partial.rename(final)
     return final
+
+
+def load_finished(name: str, label_names: Sequence[str] | None, *, task: str, revision: str = "main") -> nn.Module:
+    """A finished model with its own head, whole or as an adapter beside its base.
+
+    Args:
+        name: a folder OUT/model, a Hub id, or sample:NAME.
+        label_names: the classes it must have, in their order; None takes any.
+        task: image-classification or text-classification.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        UserError: no such model, or one of other classes.
+    """
+    folder = Path(name).expanduser()
+    if not is_adapter_folder(folder):
+        return Checkpoint(name, revision, task).finished_classifier(label_names)
+    names = Checkpoint(name, revision, task).class_names(label_names)
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    model = Checkpoint(base, task=task).classifier(names, seed=0, fresh_weights=False)
+    return load_adapter(folder, model)
 
 
 def peak_memory_bytes() -> dict[str, int]:

@@ -185,10 +185,11 @@ def _storage(tensor: Tensor) -> int:
 
 def _blocks(model: nn.Module, trace: _Trace, classes: int) -> list[str]:
     """Names of the outermost repeated modules, in the order of their calls; empty if nothing repeats."""
-    # Without the head: a thousand classes must not outweigh the blocks of a small backbone.
+    # Without the head and the vocabulary: thousands of classes or words must not outweigh a small backbone's blocks.
     head = _heads(model, trace, classes, after=-1)[0]
-    outside = sum(parameter.numel() for parameter in model.get_submodule(head).parameters())
-    total = sum(parameter.numel() for parameter in model.parameters()) - outside
+    apart = [model.get_submodule(head), *(module for module in model.modules() if isinstance(module, nn.Embedding))]
+    outside = {parameter for module in apart for parameter in module.parameters()}
+    total = sum(parameter.numel() for parameter in model.parameters() if parameter not in outside)
     candidates = []
     for name, module in model.named_modules():
         units = _called_children(name, module, trace)

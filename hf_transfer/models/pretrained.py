@@ -1,7 +1,8 @@
-"""A pretrained image classifier with a new head, and the image processor it was trained with."""
+"""A pretrained classifier with a new head, and the image processor or tokenizer it was trained with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
-from hf_transfer.config import VisionConfig, mistake
+from hf_transfer.config import RunConfig, mistake
 from hf_transfer.data import hub_access, samples
 from hf_transfer.data.inputs import ImageProcessor
 from hf_transfer.models.groups import Group, trace_groups
@@ -26,26 +33,56 @@ from hf_transfer.models.groups import Group, trace_groups
 HEAD_STANDARD_DEVIATION = 0.02
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What transformers has for a task."""
+
+    classifier: Any
+    model_types: Mapping[str, Any]
+    expected: str
+    advice: str
+
+
+TASKS = {
+    "image-classification": _Task(
+        AutoModelForImageClassification,
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        "a model that transformers can load as an image classifier (ViT, ResNet, ConvNeXt, Swin, ...)",
+        "choose an image model in --model_name_or_path",
+    ),
+    "text-classification": _Task(
+        AutoModelForSequenceClassification,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "a model that transformers can load as a text classifier (BERT, RoBERTa, DeBERTa, DistilBERT, GPT-2, ...)",
+        "choose a text model in --model_name_or_path",
+    ),
+}
+
+
 class Checkpoint:
-    """A checkpoint that has been found and can classify images; no weights are read yet.
+    """A checkpoint that has been found and can do the task; no weights are read yet.
+
+    Args:
+        name: a Hub id, a local folder, or sample:NAME.
+        revision: branch, tag or commit on the Hub.
+        task: image-classification or text-classification.
 
     Raises:
-        UserError: it does not exist, cannot be reached or read, or is no image classifier.
+        UserError: it does not exist, cannot be reached or read, or is no classifier of that kind.
     """
 
-    def __init__(self, name: str, revision: str = "main") -> None:
+    def __init__(self, name: str, revision: str = "main", task: str = "image-classification") -> None:
         self.name = name
+        self._task = TASKS[task]
         self._fresh: frozenset[str] = frozenset()
         self.path, answers = _locate(name, revision)
         self._offline = not answers
         self._revision = revision
         with _explained(name), hub_access.local_files_only(self._offline):
             self.config: PretrainedConfig = AutoConfig.from_pretrained(self.path, revision=revision)
-        if self.config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        if self.config.model_type not in self._task.model_types:
             raise mistake(
-                expected="a model that transformers can load as an image classifier (ViT, ResNet, ConvNeXt, Swin, ...)",
-                found=f"{name}, a {self.config.model_type} model",
-                do="choose an image model in --model_name_or_path",
+                expected=self._task.expected, found=f"{name}, a {self.config.model_type} model", do=self._task.advice
             )
         if getattr(self.config, "num_channels", 3) != 3:
             raise mistake(
@@ -63,6 +100,41 @@ class Checkpoint:
             )
         return processor
 
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's own tokenizer."""
+        with _explained(self.name), hub_access.local_files_only(self._offline):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path, revision=self._revision)
+        return tokenizer
+
+    @property
+    def longest_input(self) -> int | None:
+        """How many tokens the model has positions for; None if its config does not say."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def outline(self, label_names: Sequence[str], inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
+        """The architecture without weights, which takes no time and no memory, and its groups.
+
+        Args:
+            label_names: class names.
+            inputs: a small batch to trace the model with.
+        """
+        # Without the mask: masks are made by looking at its values, and on this device there are none.
+        main = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
+        with torch.device("meta"):
+            model = self._from_config(label_names)
+        try:
+            return model, trace_groups(model, main)
+        except (RuntimeError, NotImplementedError):
+            # Some look at the values of their inputs: these need real, if random, weights.
+            model = self._from_config(label_names)
+            return model, trace_groups(model, inputs)
+
+    def _from_config(self, label_names: Sequence[str]) -> PreTrainedModel:
+        with _explained(self.name), hub_access.local_files_only(self._offline):
+            config = AutoConfig.from_pretrained(self.path, revision=self._revision, **_labels(label_names))
+            model: PreTrainedModel = self._task.classifier.from_config(config, dtype=torch.float32)
+        return model
+
     def classifier(self, label_names: Sequence[str], *, seed: int, fresh_weights: bool) -> PreTrainedModel:
         """The backbone with an output for each label, in float32.
 
@@ -71,21 +143,15 @@ class Checkpoint:
             seed: seed of every weight that is not read from the checkpoint.
             fresh_weights: take the architecture only; no weights are read.
         """
-        labels: dict[str, Any] = {
-            "num_labels": len(label_names),
-            "id2label": dict(enumerate(label_names)),
-            "label2id": {name: number for number, name in enumerate(label_names)},
-        }
         with _seeded(seed), _explained(self.name), hub_access.local_files_only(self._offline):
             if fresh_weights:
-                config = AutoConfig.from_pretrained(self.path, revision=self._revision, **labels)
-                model: PreTrainedModel = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
-            else:
-                model, found = AutoModelForImageClassification.from_pretrained(
-                    self.path, revision=self._revision, dtype=torch.float32, ignore_mismatched_sizes=True,
-                    output_loading_info=True, **labels,
-                )  # fmt: skip
-                self._fresh = frozenset(found["missing_keys"]) | {name for name, *_ in found["mismatched_keys"]}
+                return self._from_config(label_names)
+            model: PreTrainedModel
+            model, found = self._task.classifier.from_pretrained(
+                self.path, revision=self._revision, dtype=torch.float32, ignore_mismatched_sizes=True,
+                output_loading_info=True, **_labels(label_names),
+            )  # fmt: skip
+        self._fresh = frozenset(found["missing_keys"]) | {name for name, *_ in found["mismatched_keys"]}
         return model
 
     def describe_fresh(self, groups: Sequence[Group]) -> list[str]:
@@ -113,6 +179,22 @@ class Checkpoint:
         Raises:
             UserError: its classes are not those of the data.
         """
+        self.class_names(label_names)
+        with _explained(self.name), hub_access.local_files_only(self._offline):
+            model: PreTrainedModel = self._task.classifier.from_pretrained(
+                self.path, revision=self._revision, dtype=torch.float32
+            )
+        return model
+
+    def class_names(self, label_names: Sequence[str] | None = None) -> list[str]:
+        """The classes of a finished model.
+
+        Args:
+            label_names: the classes it must have, in their order; None takes any.
+
+        Raises:
+            UserError: its classes are others.
+        """
         own = [str(name) for _, name in sorted((self.config.id2label or {}).items())]
         if label_names is not None and own != list(label_names):
             raise mistake(
@@ -120,15 +202,11 @@ class Checkpoint:
                 found=f"{self.name} with {', '.join(own[:5])}, ...",
                 do="name the folder OUT/model of a run on this data set, or train first (without --evaluate_only)",
             )
-        with _explained(self.name), hub_access.local_files_only(self._offline):
-            model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
-                self.path, revision=self._revision, dtype=torch.float32
-            )
-        return model
+        return own
 
 
-def load_image_classifier(
-    checkpoint: Checkpoint, label_names: Sequence[str], config: VisionConfig, inputs: dict[str, Tensor],
+def load_classifier(
+    checkpoint: Checkpoint, label_names: Sequence[str], config: RunConfig, inputs: dict[str, Tensor],
     *, fresh_weights: bool,
 ) -> tuple[PreTrainedModel, list[Group]]:  # fmt: skip
     """A classifier with a new head, and its groups in depth order.
@@ -154,6 +232,14 @@ def load_image_classifier(
             )
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model, groups
+
+
+def _labels(label_names: Sequence[str]) -> dict[str, Any]:
+    """What a model's config says of its classes."""
+    return {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: number for number, name in enumerate(label_names)},
+    }
 
 
 def renew_head(model: nn.Module, head: Group, seed: int) -> None:

@@ -1,17 +1,21 @@
-"""Strategies that freeze by depth, and how freezing is done.
+"""Strategies that choose among the model's own parameters, and how freezing is done.
 
 A strategy is a pure answer to "what learns, and when?". Everything else is derived from it: the parameter groups
 of the optimizer, the counts in the report, and how much of the model is frozen.
 """
 
-from collections.abc import Iterator, Sequence, Set
+import math
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_transfer.config import RunConfig, mistake
+from hf_transfer.config import mistake
 from hf_transfer.models.groups import Group
+
+ENDS = ("embeddings", "backbone", "final", "head")
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,13 @@ class Stage:
     Attributes:
         trainable: names of the parameters that learn.
         epochs: length of the stage.
+        solved: the head alone learns, which is a convex problem: solve it, instead of so many epochs, where the model
+            ends in one Linear layer.
     """
 
     trainable: frozenset[str]
     epochs: int
+    solved: bool = False
 
 
 class Strategy(Protocol):
@@ -38,12 +45,53 @@ class Strategy(Protocol):
     def learning_rate(self) -> float:
         """Peak learning rate if the user names none."""
 
+    def check(self, model: nn.Module, groups: Sequence[Group]) -> None:
+        """Refuse a model that cannot be trained so; it may be an outline without weights.
+
+        Raises:
+            UserError: it has too few blocks, or no layer that adapters can attach to.
+        """
+
+    def prepare(
+        self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int
+    ) -> tuple[nn.Module, list[Group]]:
+        """The model that is trained, and its groups: adapters are put in here.
+
+        Args:
+            model: a classifier with a new head.
+            groups: its groups in depth order.
+            inputs: a small batch to trace what comes out with.
+            seed: seed of whatever is added.
+        """
+
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """The stages of a training of `epochs` epochs, for groups in depth order."""
 
 
+class _OwnParameters:
+    """A strategy that adds nothing to the model."""
+
+    def check(self, model: nn.Module, groups: Sequence[Group]) -> None:  # noqa: ARG002
+        """See `Strategy.check`: a pure answer shows what is wrong."""
+        self.stages(groups, 1)
+
+    def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
+        """See `Strategy.stages`."""
+        raise NotImplementedError
+
+    def prepare(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        inputs: Mapping[str, Tensor],
+        seed: int,  # noqa: ARG002
+    ) -> tuple[nn.Module, list[Group]]:
+        """The model as it is."""
+        return model, list(groups)
+
+
 @dataclass(frozen=True)
-class LinearProbe:
+class LinearProbe(_OwnParameters):
     """Only the head learns, on what the frozen backbone makes of the input.
 
     Reference: Alain and Bengio, "Understanding intermediate layers using linear classifier probes", ICLR workshop
@@ -54,12 +102,12 @@ class LinearProbe:
     learning_rate: float = 3e-3
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
-        """One stage: the head."""
-        return [Stage(_parameters(groups[-1:]), epochs)]
+        """One stage: the head, solved."""
+        return [Stage(_parameters(groups[-1:]), epochs, solved=True)]
 
 
 @dataclass(frozen=True)
-class PartialFineTuning:
+class PartialFineTuning(_OwnParameters):
     """The top blocks learn, with the final norm and the head; what lies below stays as it was pretrained.
 
     Reference: Yosinski, Clune, Bengio and Lipson, "How transferable are features in deep neural networks?",
@@ -79,8 +127,7 @@ class PartialFineTuning:
         Raises:
             UserError: the model has fewer blocks.
         """
-        ends = ("embeddings", "backbone", "final", "head")
-        blocks = [position for position, group in enumerate(groups) if group.name not in ends]
+        blocks = [position for position, group in enumerate(groups) if group.name not in ENDS]
         if self.layers > len(blocks):
             raise mistake(
                 expected=f"--trainable_layers from 1 to {len(blocks)}, the blocks of this model"
@@ -93,7 +140,71 @@ class PartialFineTuning:
 
 
 @dataclass(frozen=True)
-class FullFineTuning:
+class GradualUnfreezing(_OwnParameters):
+    """The head learns first; then, from the top, one more block in each epoch; in the end all of it.
+
+    Where there are fewer epochs than blocks, several are opened at a time. The paper also lets lower blocks learn at
+    a lower rate, each at 1/2.6 of the one above: `--layer_lr_decay 0.385`.
+
+    Reference: Howard and Ruder, "Universal language model fine-tuning for text classification", ACL 2018,
+    https://arxiv.org/abs/1801.06146.
+    """
+
+    fresh_weights: bool = False
+    learning_rate: float = 3e-4
+
+    def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
+        """A stage for each opening: of one epoch, the last of what remains."""
+        # What follows the blocks, a norm or a pooler, goes with the head.
+        top = next((number for number, group in enumerate(groups) if group.name in ("final", "head")), len(groups) - 1)
+        openings = top + 1
+        count = min(openings, epochs)
+        stages = []
+        for number in range(1, count + 1):
+            opened = math.ceil(openings * number / count)
+            length = 1 if number < count else epochs - count + 1
+            stages.append(Stage(_parameters(groups[openings - opened :]), length))
+        return stages
+
+
+@dataclass(frozen=True)
+class LinearProbeThenFineTuning(_OwnParameters):
+    """The head is solved on the frozen backbone; from there all of it learns.
+
+    A random head would first distort the features that it then has to use.
+
+    Reference: Kumar, Raghunathan, Jones, Ma and Liang, "Fine-tuning can distort pretrained features and underperform
+    out-of-distribution", ICLR 2022, https://arxiv.org/abs/2202.10054.
+    """
+
+    fresh_weights: bool = False
+    learning_rate: float = 1e-4
+
+    def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
+        """Two stages: the head, then all parameters."""
+        head = Stage(_parameters(groups[-1:]), math.ceil(epochs / 4), solved=True)
+        return [head, Stage(_parameters(groups), epochs)]
+
+
+@dataclass(frozen=True)
+class BiasTuning(_OwnParameters):
+    """BitFit: only the biases and the head learn.
+
+    Reference: Ben Zaken, Goldberg and Ravfogel, "BitFit: simple parameter-efficient fine-tuning for transformer-based
+    masked language-models", ACL 2022, https://arxiv.org/abs/2106.10199.
+    """
+
+    fresh_weights: bool = False
+    learning_rate: float = 1e-3
+
+    def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
+        """One stage: whatever is named `bias`, in a BatchNorm too, whose statistics then stay, and the head."""
+        biases = frozenset(name for name in _parameters(groups) if name.rpartition(".")[2] == "bias")
+        return [Stage(biases | _parameters(groups[-1:]), epochs)]
+
+
+@dataclass(frozen=True)
+class FullFineTuning(_OwnParameters):
     """Everything learns, from the pretrained weights."""
 
     fresh_weights: bool = False
@@ -110,19 +221,6 @@ class FromScratch(FullFineTuning):
 
     fresh_weights: bool = True
     learning_rate: float = 1e-3
-
-
-def choose_strategy(config: RunConfig) -> Strategy:
-    """The strategy that the settings name."""
-    match config.strategy:
-        case "linear_probe":
-            return LinearProbe()
-        case "partial":
-            return PartialFineTuning(layers=config.trainable_layers)
-        case "full":
-            return FullFineTuning()
-        case "scratch":
-            return FromScratch()
 
 
 def frozen_prefix(groups: Sequence[Group], stages: Sequence[Stage]) -> int:
@@ -147,7 +245,8 @@ class _Frozen:
 def set_trainable(model: nn.Module, groups: Sequence[Group], names: Set[str]) -> None:
     """Let exactly `names` learn. A group in which nothing learns is in evaluation mode from now on.
 
-    `requires_grad=False` alone would let BatchNorm statistics drift and dropout go on.
+    `requires_grad=False` alone would let BatchNorm statistics drift and dropout go on. In a group in which something
+    learns, a BatchNorm whose own scale and shift do not both learn keeps its statistics, too.
 
     Raises:
         ValueError: the model has no parameter of such a name.
@@ -163,12 +262,16 @@ def set_trainable(model: nn.Module, groups: Sequence[Group], names: Set[str]) ->
         if group.parameters:
             learns = not names.isdisjoint(group.parameters)
         for module in _modules(model, group):
-            _thaw(module) if learns else _freeze(module)
+            _thaw(module) if learns and not _keeps_statistics(module) else _freeze(module)
 
 
 def _modules(model: nn.Module, group: Group) -> Iterator[nn.Module]:
     for name in group.modules:
         yield from model.get_submodule(name).modules()
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and any(not p.requires_grad for p in module.parameters(recurse=False))
 
 
 def _freeze(module: nn.Module) -> None:

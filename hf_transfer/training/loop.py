@@ -1,4 +1,4 @@
-"""The one loop: stages of epochs on Accelerate, the best epoch kept; and prediction on a split."""
+"""The one loop: stages of epochs on Accelerate, the best epoch kept."""
 
 import math
 import sys
@@ -8,50 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import get_scheduler
 
 from hf_transfer.config import RunConfig, mistake
-from hf_transfer.data.inputs import MASKED, Loaders
+from hf_transfer.data.inputs import Loaders
 from hf_transfer.models.groups import Group
-from hf_transfer.strategies.freezing import Stage, Strategy, set_trainable
-
-Metrics = dict[str, float]
-LOWER_IS_BETTER = frozenset({"loss"})
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model says of a split: every sample once, on every process, in the order of its row numbers.
-
-    Attributes:
-        logits: float32 [samples, classes].
-        labels: class numbers [samples].
-        index: row numbers [samples].
-        masked: how many samples were masked; they are not among the rows above.
-    """
-
-    logits: Tensor
-    labels: npt.NDArray[np.int64]
-    index: npt.NDArray[np.int64]
-    masked: int
-
-    def metrics(self) -> Metrics:
-        """Accuracy, macro F1 and mean cross-entropy."""
-        # Not at the top: evaluate takes seconds to import, and a wrong setting must be answered at once.
-        from hf_transfer.metrics import ClassificationMetrics
-
-        predicted = self.logits.argmax(-1).numpy()
-        scores = ClassificationMetrics().compute(predictions=predicted, references=self.labels)
-        loss = cross_entropy(self.logits, torch.from_numpy(self.labels)).item()
-        return {**{name: float(value) for name, value in scores.items()}, "loss": loss}
+from hf_transfer.strategies.freezing import Strategy, set_trainable
+from hf_transfer.training.averaging import BestCheckpoints, greedy_soup, recompute_batch_norm
+from hf_transfer.training.predictions import Metrics, is_better, predict_split, scores
+from hf_transfer.training.probe import last_layer, solve_head
+from hf_transfer.training.steps import Steps
 
 
 @dataclass
@@ -62,6 +32,7 @@ class Fit:
         model: the unwrapped model with the weights of the best epoch.
         history: a row of numbers for each epoch.
         best_epoch: position of the best in `history`; -1 if nothing was trained.
+        soup: positions of the epochs whose weights were averaged; one of them if none was worth adding.
         trainable: how many parameters learned.
         seconds: time spent in training, without evaluation.
     """
@@ -69,6 +40,7 @@ class Fit:
     model: nn.Module
     history: list[Metrics] = field(default_factory=list)
     best_epoch: int = -1
+    soup: list[int] = field(default_factory=list)
     trainable: int = 0
     seconds: float = 0.0
 
@@ -93,49 +65,55 @@ def fit(
     Raises:
         UserError: the loss is no number any more.
     """
-    result = Fit(model)
+    result, best = Fit(model), BestCheckpoints(config.soup_size)
     # Dropout draws from torch's global generator, on each process from a stream of its own.
     set_seed(config.seed, device_specific=True)
     # Not before the run's folder is ready: trackers write into it.
     accelerator.init_trackers("trackers")
     stages = strategy.stages(groups, config.num_train_epochs)
     learning = frozenset[str]().union(*(stage.trainable for stage in stages))
-    best_weights: dict[str, Tensor] = {}
-    without_gain = 0
+    steps = Steps(model, groups, loaders, config, strategy, stages)
+
+    def record(row: Metrics) -> bool:
+        """Enter a judged epoch into the history, and keep its weights if they are among the best; whether they lead."""
+        epoch, metric = len(result.history), config.metric_for_best_model
+        gained = is_better(row, result.history, result.best_epoch, metric)
+        result.best_epoch = epoch if gained else result.best_epoch
+        result.history.append({"epoch": float(epoch), **row})
+        result.seconds += row["seconds"]
+        best.offer(_what_changes(model, learning), scores(row, metric), epoch)
+        accelerator.log(row, step=epoch)
+        _say_epoch(accelerator, result.history[-1], is_best=gained)
+        return gained
+
     for stage in stages:
         # A distributed wrapper averages only gradients that were open when it was built: a stage prepares anew.
         set_trainable(model, groups, stage.trainable)
         result.trainable = max(result.trainable, sum(p.numel() for p in model.parameters() if p.requires_grad))
-        optimizer = torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=_rate(config, strategy), fused=True)
-        scheduler = build_scheduler(optimizer, config, stage, len(loaders.train))
-        wrapped, optimizer = accelerator.prepare(model, optimizer)
-
+        if stage.solved and (layer := last_layer(model, groups[-1])):
+            record(solve_head(model, layer, loaders, accelerator, config))
+            continue
+        wrapped, optimizer, schedule = steps.prepare(stage, accelerator)
+        without_gain = 0
         for _ in range(stage.epochs):
             epoch = len(result.history)
             loaders.train.set_epoch(epoch)
-            row = train_epoch(wrapped, optimizer, scheduler, loaders, config, accelerator, epoch)
-            result.seconds += row["seconds"]
-            _refuse_broken_loss(row, config, strategy)
-            row |= predict_split(wrapped, loaders, "validation", accelerator).metrics()
-            result.history.append(row)
-            accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch)
-            if is_better(row, result.history, result.best_epoch, config.metric_for_best_model):
-                result.best_epoch, without_gain = epoch, 0
-                best_weights = _copy_of_what_changes(model, learning)
-            else:
-                without_gain += 1
-            _say_epoch(accelerator, row, is_best=result.best_epoch == epoch)
+            row = train_epoch(wrapped, optimizer, schedule, loaders, config, accelerator, epoch, steps)
+            _refuse_broken_loss(row, epoch, steps.learning_rate)
+            with steps.judged_weights():
+                row |= predict_split(wrapped, loaders, "validation", accelerator).metrics()
+                without_gain = 0 if record(row) else without_gain + 1
             if 0 < config.early_stopping_patience <= without_gain:
                 break
         _refuse_drift(accelerator, model)
         accelerator.free_memory()
-    model.load_state_dict(best_weights, strict=False)
+    result.soup = _take_best(model, best, loaders, config, accelerator)
     return result
 
 
 def train_epoch(
     model: nn.Module, optimizer: Any, scheduler: Any, loaders: Loaders, config: RunConfig, accelerator: Accelerator,
-    epoch: int,
+    epoch: int, steps: Steps,
 ) -> Metrics:  # fmt: skip
     """One pass over the training split: mean loss, last learning rate used, seconds and samples a second."""
     model.train()
@@ -144,11 +122,14 @@ def train_epoch(
     rate = 0.0
     progress = _progress(accelerator, len(loaders.train.dataset), f"epoch {epoch + 1}")
     for batch in loaders.train:
-        inputs, labels, _ = loaders.to_inputs(batch, accelerator.device, "train", epoch)
+        inputs, labels, index = loaders.to_inputs(batch, accelerator.device, "train", epoch)
+        targets = labels
+        if steps.mixing is not None:
+            inputs["pixel_values"], targets = steps.mixing(inputs["pixel_values"], labels, index, epoch)
         with accelerator.accumulate(model):
             with accelerator.autocast():
                 logits = model(**inputs).logits
-            loss = _mean_loss(logits.float(), labels)
+            loss = steps.objective(logits.float(), targets)
             accelerator.backward(loss)
             if accelerator.sync_gradients and config.max_grad_norm > 0:
                 accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
@@ -156,6 +137,7 @@ def train_epoch(
             optimizer.zero_grad()
         rate = scheduler.get_last_lr()[0]
         if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+            steps.after_step()
             scheduler.step()
         total += loss.detach() * len(labels)
         seen += len(labels)
@@ -166,7 +148,6 @@ def train_epoch(
     seconds = time.perf_counter() - started
     sums = accelerator.reduce(torch.stack([total, total.new_tensor(float(seen))]))
     return {
-        "epoch": float(epoch),
         "train_loss": (sums[0] / sums[1]).item(),
         "learning_rate": float(rate),
         "seconds": seconds,
@@ -174,87 +155,44 @@ def train_epoch(
     }
 
 
-@torch.no_grad()
-def predict_split(model: nn.Module, loaders: Loaders, split_name: str, accelerator: Accelerator) -> Predictions:
-    """Logits of every sample of a split, computed by all processes together.
-
-    Args:
-        model: wrapped or not.
-        loaders: the loaders of the run.
-        split_name: train, validation or test.
-        accelerator: devices and processes.
-    """
-    model.eval()
-    model.to(accelerator.device)
-    loader = loaders.of(split_name)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for batch in loader:
-        inputs, labels, index = loaders.to_inputs(batch, accelerator.device, split_name, None)
-        with accelerator.autocast():
-            logits = model(**inputs).logits.float()
-        gathered = accelerator.gather_for_metrics((logits, labels, index))
-        parts.append(tuple(part.cpu() for part in gathered))
-    logits, labels, index = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    rows = loader.dataset.split.rows
-    assert sorted(index.tolist()) == rows.tolist(), "evaluation must see every sample exactly once"
-    order = index.argsort()
-    kept = order[labels[order] != MASKED]
-    return Predictions(logits[kept], labels[kept].numpy(), index[kept].numpy(), masked=len(order) - len(kept))
-
-
-def is_better(row: Metrics, history: Sequence[Metrics], best_epoch: int, metric: str) -> bool:
-    """Whether an epoch beats the best so far; equal scores, common in small splits, go to the lower loss."""
-    if best_epoch < 0:
-        return True
-    best = history[best_epoch]
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-    return (sign * row[metric], -row["loss"]) > (sign * best[metric], -best["loss"])
-
-
-def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the samples that are not masked; 0 if all are."""
-    counted = (labels != MASKED).sum().clamp_min(1)
-    return cross_entropy(logits, labels, ignore_index=MASKED, reduction="sum") / counted
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Open parameters in two groups: matrices and kernels decay, norms and biases (one dimension) do not."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in learning if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in learning if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def _rate(config: RunConfig, strategy: Strategy) -> float:
-    return strategy.learning_rate if config.learning_rate is None else config.learning_rate
-
-
-def build_scheduler(optimizer: Any, config: RunConfig, stage: Stage, batches: int) -> Any:
-    """Warm-up and decay over the optimizer steps of a stage.
-
-    It is not prepared by Accelerate, which would step it once for every process.
-    """
-    steps = math.ceil(batches / config.gradient_accumulation_steps) * stage.epochs
-    warmup = config.warmup_steps * steps if config.warmup_steps < 1 else config.warmup_steps
-    return get_scheduler(config.lr_scheduler_type, optimizer, round(warmup), steps)
-
-
-def _copy_of_what_changes(model: nn.Module, learning: Set[str]) -> dict[str, Tensor]:
-    """On the CPU: the parameters that learn in any stage, and the running statistics."""
+def _what_changes(model: nn.Module, learning: Set[str]) -> dict[str, Tensor]:
+    """The parameters that learn in any stage, and the running statistics."""
     buffers = {name for name, _ in model.named_buffers()}
-    return {
-        name: value.detach().to("cpu", copy=True)
-        for name, value in model.state_dict().items()
-        if name in learning or name in buffers
-    }
+    return {name: value for name, value in model.state_dict().items() if name in learning or name in buffers}
 
 
-def _refuse_broken_loss(row: Metrics, config: RunConfig, strategy: Strategy) -> None:
+def _take_best(
+    model: nn.Module, best: BestCheckpoints, loaders: Loaders, config: RunConfig, accelerator: Accelerator
+) -> list[int]:
+    """Give the model the weights of the best epoch or, if asked for, of a soup; the epochs that went in."""
+
+    def take(weights: dict[str, Tensor], *, averaged: bool) -> None:
+        model.load_state_dict(weights, strict=False)
+        if averaged:
+            loaders.train.set_epoch(0)
+            inputs = (loaders.to_inputs(batch, accelerator.device, "train", 0)[0] for batch in loaders.train)
+            recompute_batch_norm(model, inputs)
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(accelerator.reduce(buffer, "mean"))
+
+    def evaluate(weights: dict[str, Tensor]) -> tuple[float, ...]:
+        take(weights, averaged=True)
+        return scores(predict_split(model, loaders, "validation", accelerator).metrics(), config.metric_for_best_model)
+
+    candidates = best.candidates
+    weights, chosen = greedy_soup(candidates, evaluate)
+    take(weights, averaged=len(chosen) > 1)
+    if len(candidates) > 1:
+        accelerator.print(f"soup: {len(chosen)} of the {len(candidates)} best epochs")
+    return [candidates[position].epoch for position in chosen]
+
+
+def _refuse_broken_loss(row: Metrics, epoch: int, learning_rate: float) -> None:
     if not math.isfinite(row["train_loss"]):
         raise mistake(
             expected="a loss that is a number",
-            found=f"{row['train_loss']} in epoch {int(row['epoch']) + 1}, at a peak rate of {_rate(config, strategy)}",
+            found=f"{row['train_loss']} in epoch {epoch + 1}, at a peak rate of {learning_rate}",
             do="lower --learning_rate, or leave out --fp16",
         )
 

@@ -84,7 +84,7 @@ def test_a_picture_beside_the_class_folders(refused: Refused, picture_folder: Fo
     (folder / "stray.png").write_bytes((folder / "cat" / "000.png").read_bytes())
     refused(
         dataset_name=folder,
-        expected="a label for each image",
+        expected="a label for each sample",
         found="beside the class folders",
         do="put each class in a folder of its own",
     )
@@ -107,8 +107,8 @@ def test_pictures_in_one_folder_have_no_labels(below: str, refused: Refused, pic
     """
     refused(
         dataset_name=picture_folder(cat=6) / below,
-        expected="a label for each image, of at least 2 classes",
-        found="images without labels: in one folder",
+        expected="a label for each sample, of at least 2 classes",
+        found="samples without labels: in one folder",
         do="put each class in a folder of its own, as in FOLDER/cat/1.jpg, or add a metadata.csv",
     )
 
@@ -166,7 +166,7 @@ def test_too_many_unreadable_images_to_skip(refused: Refused, picture_folder: Fo
         on_bad_sample="skip",
         expected="at most 1% unreadable images",
         found="003.png (the file is empty)",
-        do="mend or remove these files",
+        do="mend or remove these samples",
     )
 
 

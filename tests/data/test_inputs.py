@@ -27,7 +27,7 @@ from hf_transfer.data.inputs import (
     PixelPipeline,
     image_loaders,
 )
-from hf_transfer.data.sources import ImageSplits
+from hf_transfer.data.sources import Splits
 from hf_transfer.data.splits import Split
 from tests.data.conftest import Settings, encoded, mistake_saying, noise, raw_bytes
 
@@ -184,14 +184,14 @@ def good(count: int, seed: int) -> list[bytes]:
     return [encoded(Image.fromarray(picture)) for picture in noise(count, 20, 24, 3, seed=seed)]
 
 
-def splits_of(train: Split) -> ImageSplits:
-    return ImageSplits(
-        train=train, validation=embedded(good(7, 1)), test=embedded(good(5, 2)), label_names=["a", "b", "c"],
-        mirror_keeps_class=True, duplicates={}, notes=[],
+def splits_of(train: Split) -> Splits:
+    return Splits(
+        train=train, validation=embedded(good(7, 1)), test=embedded(good(5, 2)), samples="images",
+        label_names=["a", "b", "c"], duplicates={}, notes=[],
     )  # fmt: skip
 
 
-def loaders_of(splits: ImageSplits, pipeline: PixelPipeline, config: VisionConfig, **kwargs: bool) -> Loaders:
+def loaders_of(splits: Splits, pipeline: PixelPipeline, config: VisionConfig, **kwargs: bool) -> Loaders:
     return image_loaders(splits, pipeline, config, Accelerator(cpu=True), **({"frozen_prefix": False} | kwargs))
 
 
@@ -280,15 +280,14 @@ def test_views_come_round_behind_a_frozen_prefix_or_as_set(
 
 
 @pytest.mark.parametrize(
-    ("setting", "mirror_keeps_class", "flips"),
-    [(None, True, True), (None, False, False), (True, False, True), (False, True, False)],
+    ("setting", "name", "flips"),
+    [(None, "mine", True), (None, "sample:digits", False), (True, "sample:digits", True), (False, "mine", False)],
 )
 def test_the_data_decide_on_mirroring_unless_the_user_does(
-    setting: bool | None, mirror_keeps_class: bool, flips: bool, settings: Settings, pipeline: PixelPipeline
+    setting: bool | None, name: str, flips: bool, settings: Settings, pipeline: PixelPipeline
 ) -> None:
     splits = splits_of(embedded(good(3, 0)))
-    object.__setattr__(splits, "mirror_keeps_class", mirror_keeps_class)
-    to_inputs = loaders_of(splits, pipeline, settings(horizontal_flip=setting)).to_inputs
+    to_inputs = loaders_of(splits, pipeline, settings(dataset_name=name, horizontal_flip=setting)).to_inputs
     assert isinstance(to_inputs, ImageBatches)
     assert to_inputs.augmentation.flip is flips
 
@@ -344,7 +343,7 @@ def test_bad_rows_that_are_found_late_are_masked_up_to_one_percent(
             _, labels, rows = one_pass(loaders, "train", epoch)
             assert rows[labels == MASKED].tolist() == [99]
         return
-    with mistake_saying(expected="at most 1% unreadable images in split 'train'", found="2 of 100", do="mend"):
+    with mistake_saying(expected="at most 1% bad samples in split 'train'", found="2 of 100", do="mend"):
         one_pass(loaders, "train", 0)
 
 

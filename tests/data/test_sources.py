@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from hf_transfer.data.images import decode
-from hf_transfer.data.sources import ImageSplits, load_image_splits
+from hf_transfer.data.sources import Splits, load_image_splits
 from hf_transfer.data.splits import Split
 from tests.data.conftest import Settings, mistake_saying, noise, same
 
 Table = Callable[..., datasets.Dataset]
 
 
-def sizes(splits: ImageSplits) -> dict[str, int]:
+def sizes(splits: Splits) -> dict[str, int]:
     return {name: len(split) for name, split in splits.items()}
 
 

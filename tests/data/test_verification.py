@@ -12,7 +12,7 @@ from PIL import Image
 
 from hf_transfer.data import verification
 from hf_transfer.data.splits import Split
-from hf_transfer.data.verification import count_duplicates, find_bad_images, refuse_bad_share
+from hf_transfer.data.verification import count_duplicate_images, find_bad_images, refuse_bad_share
 from tests.data.conftest import Settings, encoded, mistake_saying, noise, png_by_hand, raw_bytes
 
 WHOLE = encoded(Image.fromarray(noise(64, 64, 3)))
@@ -121,9 +121,9 @@ def test_more_than_one_percent_stops_the_run_even_when_skipping(settings: Settin
     """
     split = split_of_bytes([*[WHOLE] * 98, b"", b""])
     with mistake_saying(
-        expected="at most 1% unreadable images in split 'validation' with --on_bad_sample skip",
+        expected="at most 1% bad samples in split 'validation' with --on_bad_sample skip",
         found="2 of 100: row 98 (the file is empty); row 99 (the file is empty)",
-        do="mend or remove these files",
+        do="mend or remove these samples",
     ):
         find_bad_images(split, "validation", settings(on_bad_sample="skip"))
 
@@ -233,7 +233,7 @@ def test_copies_are_counted_by_content_against_training(tmp_path: Path) -> None:
         "validation": split_of_bytes([pictures[0], pictures[0], pictures[5], pictures[5], b"other size"[:3]]),
         "test": split_of_bytes([pictures[5], pictures[3], pictures[6]]),
     }
-    assert count_duplicates(splits) == {"validation": 2, "test": 1}
+    assert count_duplicate_images(splits) == {"validation": 2, "test": 1}
 
 
 def test_masked_images_are_no_copies_of_each_other() -> None:
@@ -243,4 +243,7 @@ def test_masked_images_are_no_copies_of_each_other() -> None:
     """
     empty = split_of_bytes([b"", b"x"])
     masked = Split(empty.dataset, empty.rows, empty.labels, bad={0: "the file is empty"})
-    assert count_duplicates({"train": masked, "validation": masked, "test": masked}) == {"validation": 1, "test": 1}
+    assert count_duplicate_images({"train": masked, "validation": masked, "test": masked}) == {
+        "validation": 1,
+        "test": 1,
+    }

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_transfer.config import VisionConfig, run
+from hf_transfer.config import VisionConfig
+from hf_transfer.parsing import run
 from tests.conftest import Finished, load_recipe
 
 CLASSES = ("blue", "green", "red")

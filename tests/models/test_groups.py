@@ -116,7 +116,7 @@ def test_tracing_leaves_the_model_as_it_was_also_when_the_forward_fails() -> Non
 def test_the_number_of_classes_does_not_change_the_groups(name: str) -> None:
     """Two thousand classes outweigh the blocks of a tiny backbone.
 
-    Mutation: hf_transfer/models/groups.py: ") - outside" -> ")"
+    Mutation: hf_transfer/models/groups.py: " if parameter not in outside)" -> ")"
     """
     groups = trace_groups(tiny_model(name, num_labels=2000), pixels(name))
     assert [group.name for group in groups] == ARCHITECTURES[name].group_names

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification, BertConfig, BertModel
 
 from hf_transfer.config import UserError, VisionConfig
 from hf_transfer.models.groups import Group
-from hf_transfer.models.pretrained import Checkpoint, load_image_classifier, renew_head
+from hf_transfer.models.pretrained import Checkpoint, load_classifier, renew_head
 from tests.tiny_models import CLASSES, pixels, save_checkpoint, state, tiny_model
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
@@ -23,7 +23,7 @@ def settings(**more: Any) -> VisionConfig:
 
 
 def load(folder: Path, *, names: list[str] = NAMES, fresh: bool = False, **more: Any) -> nn.Module:
-    model, _ = load_image_classifier(
+    model, _ = load_classifier(
         Checkpoint(str(folder)), names, settings(**more), pixels("vit"), fresh_weights=fresh
     )
     return model
@@ -166,7 +166,7 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients(checkpoint: Pa
 def test_a_model_that_cannot_checkpoint_gradients_is_refused(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "poolformer", "poolformer")
     with pytest.raises(UserError) as caught:
-        load_image_classifier(
+        load_classifier(
             Checkpoint(str(folder)),
             NAMES,
             settings(gradient_checkpointing=True),
@@ -279,7 +279,7 @@ def test_a_norm_behind_the_blocks_that_the_checkpoint_lacks_is_named(checkpoint:
         metadata={"format": "pt"},
     )
     found = Checkpoint(str(checkpoint))
-    _, groups = load_image_classifier(found, NAMES, settings(), pixels("vit"), fresh_weights=False)
+    _, groups = load_classifier(found, NAMES, settings(), pixels("vit"), fresh_weights=False)
     (said,) = found.describe_fresh(groups)
     assert said.startswith("Not in the checkpoint, and drawn anew: ")
     assert "vit.layernorm.weight" in said

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from hf_transfer.config import VisionConfig
 from hf_transfer.data.inputs import PixelPipeline, image_loaders
 from hf_transfer.data.samples import BACKBONE_FOLDER
-from hf_transfer.data.sources import ImageSplits, load_image_splits
+from hf_transfer.data.sources import Splits, load_image_splits
 from hf_transfer.models.pretrained import Checkpoint
-from hf_transfer.training.loop import predict_split
+from hf_transfer.training.predictions import predict_split
 
 NAMES = ("vit-glyphs", "resnet-glyphs")
 
@@ -25,7 +25,7 @@ def settings(name: str) -> VisionConfig:
 
 
 @cache
-def glyphs() -> ImageSplits:
+def glyphs() -> Splits:
     return load_image_splits(settings(NAMES[0]))
 
 

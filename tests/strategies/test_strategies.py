@@ -6,6 +6,7 @@ import pytest
 
 from hf_transfer.config import UserError, VisionConfig
 from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.strategies.freezing import (
     FromScratch,
     FullFineTuning,
@@ -13,7 +14,6 @@ from hf_transfer.strategies.freezing import (
     PartialFineTuning,
     Stage,
     Strategy,
-    choose_strategy,
     frozen_prefix,
 )
 from tests.tiny_models import pixels, state, tiny_model

@@ -6,16 +6,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from hf_transfer.config import UserError
-from hf_transfer.data.inputs import MASKED
 from hf_transfer.models.groups import trace_groups
-from hf_transfer.strategies.freezing import FromScratch, FullFineTuning, LinearProbe, Stage, set_trainable
+from hf_transfer.strategies.freezing import BiasTuning, FromScratch, FullFineTuning, Stage, set_trainable
 from hf_transfer.training import loop
-from hf_transfer.training.loop import is_better, start_accelerator
+from hf_transfer.training.loop import start_accelerator
+from hf_transfer.training.predictions import is_better
 from tests.tiny_models import pixels, state, tiny_model
-from tests.training.toy_task import Rows, loaders_of, settings, train_vit, vit
+from tests.training.toy_task import HeadAlone, Rows, loaders_of, settings, train_vit, vit
 
 
 class Recorder:
@@ -51,7 +50,7 @@ def cosine(step: int, *, peak: float, warmup: int, total: int) -> float:
 
 @pytest.mark.parametrize(("warmup_steps", "warmup"), [(0.25, 3), (5, 5), (0, 0)])
 def test_the_rate_warms_up_and_follows_a_cosine(recorder: Recorder, warmup_steps: float, warmup: int) -> None:
-    """Mutation: hf_transfer/training/loop.py: "warmup_steps < 1 else" -> "warmup_steps < 9 else" """
+    """Mutation: hf_transfer/training/rates.py: "warmup_steps < 1 else" -> "warmup_steps < 9 else" """
     fitted = train_vit(settings(warmup_steps=warmup_steps, learning_rate=2e-3))
     expected = [cosine(step, peak=2e-3, warmup=warmup, total=12) for step in range(12)]
     assert recorder.rates == pytest.approx(expected)
@@ -61,13 +60,13 @@ def test_the_rate_warms_up_and_follows_a_cosine(recorder: Recorder, warmup_steps
 def test_the_rate_counts_optimizer_steps_not_batches(recorder: Recorder) -> None:
     """Six batches in fours: two steps an epoch.
 
-    Mutation: hf_transfer/training/loop.py: "batches / config.gradient_accumulation_steps" -> "batches / 1"
+    Mutation: hf_transfer/training/steps.py: "train) / config.gradient_accumulation_steps" -> "train) / 1"
     """
     train_vit(settings(gradient_accumulation_steps=4, warmup_steps=1, learning_rate=2e-3))
     assert recorder.rates == pytest.approx([cosine(step, peak=2e-3, warmup=1, total=4) for step in range(4)])
 
 
-@pytest.mark.parametrize("strategy", [LinearProbe(), FullFineTuning(), FromScratch()])
+@pytest.mark.parametrize("strategy", [BiasTuning(), FullFineTuning(), FromScratch()])
 def test_without_a_rate_the_strategys_own_is_the_peak(recorder: Recorder, strategy: Any) -> None:
     train_vit(settings(learning_rate=None, warmup_steps=1, num_train_epochs=1), strategy=strategy)
     assert max(recorder.rates) == pytest.approx(strategy.learning_rate)
@@ -76,7 +75,7 @@ def test_without_a_rate_the_strategys_own_is_the_peak(recorder: Recorder, strate
 def test_norms_and_biases_do_not_decay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read from the optimizer that the loop makes.
 
-    Mutation: hf_transfer/training/loop.py: "weight_decay": 0.0}" -> "weight_decay": 0.1}"
+    Mutation: hf_transfer/training/rates.py: "if decays else 0.0" -> "if decays else 0.1"
     """
     made: list[torch.optim.Optimizer] = []
     original = torch.optim.AdamW
@@ -123,7 +122,7 @@ def test_gradients_are_clipped_to_the_norm(recorder: Recorder) -> None:
     [("accuracy", 3), ("f1_macro", 1), ("loss", 4)],
 )
 def test_each_metric_picks_its_epoch_and_ties_go_to_the_lower_loss(metric: str, best: int) -> None:
-    """Mutation: hf_transfer/training/loop.py: "metric], -row[" -> "metric], row[" """
+    """Mutation: hf_transfer/training/predictions.py: "row[metric]), -row[" -> "row[metric]), row[" """
     columns = {
         "accuracy": [0.5, 0.6, 0.8, 0.8, 0.7, 0.8],
         "f1_macro": [0.5, 0.9, 0.7, 0.8, 0.6, 0.7],
@@ -153,7 +152,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
 
 
 def test_the_weights_of_the_best_epoch_come_back(scripted: list[dict[str, Tensor]]) -> None:
-    """Mutation: hf_transfer/training/loop.py: "(best_weights, strict=False)" -> "({}, strict=False)" """
+    """Mutation: hf_transfer/training/loop.py: "load_state_dict(weights, strict=False)" -> "load_state_dict({}, strict=False)" """
     fitted = train_vit(settings(num_train_epochs=4))
     assert (fitted.best_epoch, len(fitted.history)) == (1, 4)
     assert all(torch.equal(value, scripted[1][name]) for name, value in fitted.model.state_dict().items())
@@ -186,32 +185,6 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
     ]
 
 
-def test_masked_labels_count_neither_in_the_loss_nor_in_the_gradient() -> None:
-    """Mutation: hf_transfer/training/loop.py: "(labels != MASKED).sum()" -> "(labels != 7).sum()" """
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 5, generator=generator).requires_grad_()
-    labels = torch.tensor([0, MASKED, 3, 4, MASKED, 1])
-    loss = loop._mean_loss(logits, labels)
-    loss.backward()
-    kept = logits.detach()[labels != MASKED].requires_grad_()
-    expected = cross_entropy(kept, labels[labels != MASKED])
-    expected.backward()
-    torch.testing.assert_close(loss, expected)
-    assert logits.grad is not None
-    torch.testing.assert_close(logits.grad[labels != MASKED], kept.grad)
-    assert not logits.grad[labels == MASKED].any()
-
-
-def test_a_batch_of_masked_labels_alone_changes_nothing() -> None:
-    """Mutation: hf_transfer/training/loop.py: ".sum().clamp_min(1)" -> ".sum()" """
-    logits = torch.randn(3, 5).requires_grad_()
-    loss = loop._mean_loss(logits, torch.full((3,), MASKED))
-    loss.backward()
-    assert loss.item() == 0
-    assert logits.grad is not None
-    assert not logits.grad.any()
-
-
 def test_a_masked_row_teaches_nothing() -> None:
     """Whatever its pixels are."""
     config = settings(per_device_train_batch_size=8, num_train_epochs=1)
@@ -228,7 +201,7 @@ def test_a_masked_row_teaches_nothing() -> None:
 
 
 def test_the_history_counts_epochs_samples_and_learning_parameters() -> None:
-    fitted = train_vit(settings(), strategy=LinearProbe())
+    fitted = train_vit(settings(), strategy=HeadAlone())
     assert [row["epoch"] for row in fitted.history] == [0, 1]
     assert all(row["samples_per_second"] * row["seconds"] == pytest.approx(24) for row in fitted.history)
     assert fitted.trainable == 24 * 5 + 5
@@ -255,14 +228,11 @@ def test_the_model_really_learns_the_task() -> None:
     assert fitted.history[-1]["train_loss"] < 0.5 * fitted.history[0]["train_loss"]
 
 
-class TwoStages:
+class TwoStages(FullFineTuning):
     """First the head, then everything."""
 
-    fresh_weights = False
-    learning_rate = 1e-3
-
     def stages(self, groups: Any, epochs: int) -> list[Stage]:
-        head = LinearProbe().stages(groups, 1)
+        head = HeadAlone().stages(groups, 1)
         return [*head, *FullFineTuning().stages(groups, epochs - 1)]
 
 
@@ -279,7 +249,7 @@ class HeadAfterAll(TwoStages):
     """First everything, then the head."""
 
     def stages(self, groups: Any, epochs: int) -> list[Stage]:
-        return [*FullFineTuning().stages(groups, 1), *LinearProbe().stages(groups, epochs - 1)]
+        return [*FullFineTuning().stages(groups, 1), *HeadAlone().stages(groups, epochs - 1)]
 
 
 def test_the_best_weights_have_what_learned_in_any_stage(scripted: list[dict[str, Tensor]]) -> None:

@@ -7,7 +7,8 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from hf_transfer.data.inputs import MASKED
 from hf_transfer.metrics import ClassificationMetrics
-from hf_transfer.training.loop import Predictions, predict_split, start_accelerator
+from hf_transfer.training.loop import start_accelerator
+from hf_transfer.training.predictions import Predictions, predict_split
 from tests.tiny_models import logits
 from tests.training.toy_task import Rows, loaders_of, settings, vit
 
@@ -37,7 +38,7 @@ def test_a_class_that_is_never_right_scores_zero_without_a_warning(recwarn: pyte
 
 
 def test_a_split_is_predicted_in_order_and_without_masked_rows() -> None:
-    """Mutation: hf_transfer/training/loop.py: "order[labels[order] != MASKED]" -> "order[labels[order] != 7]" """
+    """Mutation: hf_transfer/training/predictions.py: "[labels[order] != MASKED]" -> "[labels[order] != 7]" """
     model, _ = vit()
     rows = Rows(11, masked=(3, 7))
     with start_accelerator(settings()) as accelerator:
@@ -54,7 +55,7 @@ def test_a_split_is_predicted_in_order_and_without_masked_rows() -> None:
 
 @pytest.mark.parametrize("seen", [[0, 1, 2, 3, 4, 4], [0, 1, 2, 3]])
 def test_a_sample_seen_twice_or_never_is_noticed(seen: list[int]) -> None:
-    """Mutation: hf_transfer/training/loop.py: "assert sorted(index.tolist()) == " -> "assert index.tolist() or " """
+    """Mutation: hf_transfer/training/predictions.py: "assert sorted(index.tolist()) ==" -> "assert True or" """
     model, _ = vit()
     rows = Rows(5)
     with start_accelerator(settings()) as accelerator:

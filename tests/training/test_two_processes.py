@@ -92,7 +92,7 @@ def test_drift_is_told_from_what_was_gathered(shift: float, stops: bool) -> None
 def test_the_vision_recipe_runs_on_two_processes(tmp_path: Path, strategy: str) -> None:
     """One set of files, each sample counted once (the loop asserts it), equal weights (the loop refuses others).
 
-    Mutation: hf_transfer/training/loop.py: "accelerator.gather_for_metrics((" -> "accelerator.gather(("
+    Mutation: hf_transfer/training/predictions.py: "accelerator.gather_for_metrics((" -> "accelerator.gather(("
     """
     out = tmp_path / "out"
     flags = {

@@ -1,5 +1,6 @@
 """A task that a tiny ViT learns in a few steps: a pattern for each class, and noise."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,19 @@ from transformers import PreTrainedModel
 from hf_transfer.config import VisionConfig
 from hf_transfer.data.inputs import MASKED, EpochSampler, Loaders
 from hf_transfer.models.groups import Group, trace_groups
-from hf_transfer.strategies.freezing import FullFineTuning, Strategy
+from hf_transfer.strategies.freezing import FullFineTuning, LinearProbe, Stage, Strategy
 from hf_transfer.training.loop import Fit, fit, start_accelerator
 from tests.tiny_models import CLASSES, pixels, tiny_model
 
 Batch = dict[str, Tensor]
+
+
+class HeadAlone(LinearProbe):
+    """The head learns step by step, and is not solved."""
+
+    def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
+        """See `Strategy.stages`."""
+        return [replace(stage, solved=False) for stage in super().stages(groups, epochs)]
 
 
 class Rows(Dataset[Batch]):
@@ -31,7 +40,7 @@ class Rows(Dataset[Batch]):
         patterns = torch.randn(CLASSES, 3, 16, 16, generator=torch.Generator().manual_seed(99))
         self.pixels = torch.randn(size, 3, 16, 16, generator=generator) / 2 + patterns[self.labels]
         self.labels[list(masked)] = MASKED
-        self.split = SimpleNamespace(rows=np.arange(size), labels=self.labels.numpy())
+        self.split = SimpleNamespace(rows=np.arange(size), labels=self.labels.numpy(), bad={})
 
     def __len__(self) -> int:
         return len(self.labels)

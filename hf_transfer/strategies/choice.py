@@ -1,0 +1,91 @@
+"""Which strategy the settings name, and the model made ready for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hf_transfer.config import RunConfig
+from hf_transfer.models.groups import Group, describe_frozen
+from hf_transfer.models.pretrained import Checkpoint, load_classifier
+from hf_transfer.strategies.adapters import (
+    InfusedAdapters,
+    KroneckerAdaptation,
+    LowRankAdaptation,
+    OtherAdapters,
+    WeightDecomposedAdaptation,
+)
+from hf_transfer.strategies.freezing import (
+    BiasTuning,
+    FromScratch,
+    FullFineTuning,
+    GradualUnfreezing,
+    LinearProbe,
+    LinearProbeThenFineTuning,
+    PartialFineTuning,
+    Strategy,
+    frozen_prefix,
+)
+
+
+def choose_strategy(config: RunConfig) -> Strategy:
+    """The strategy that the settings name."""
+    rank, alpha, dropout = config.adapter_rank, config.adapter_alpha, config.adapter_dropout
+    layers = config.adapter_layers
+    strategies: dict[str, Strategy] = {
+        "linear_probe": LinearProbe(),
+        "partial": PartialFineTuning(layers=config.trainable_layers),
+        "gradual": GradualUnfreezing(),
+        "lp_ft": LinearProbeThenFineTuning(),
+        "full": FullFineTuning(),
+        "scratch": FromScratch(),
+        "bitfit": BiasTuning(),
+        "lora": LowRankAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "dora": WeightDecomposedAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "ia3": InfusedAdapters(layers=layers),
+        "lokr": KroneckerAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "adapter": OtherAdapters(config.peft_type, rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+    }
+    return strategies[config.strategy]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is ready to be trained as a strategy has it.
+
+    Attributes:
+        model: a classifier with a new head, and with adapters if the strategy puts some in.
+        groups: its groups in depth order.
+        frozen: how many of them, counted from the input, never learn.
+        notes: sentences on what is frozen, and on what the checkpoint lacked.
+    """
+
+    model: nn.Module
+    groups: list[Group]
+    frozen: int
+    notes: list[str]
+
+
+def prepare_model(
+    checkpoint: Checkpoint, strategy: Strategy, label_names: Sequence[str], config: RunConfig,
+    inputs: dict[str, Tensor],
+) -> Prepared:  # fmt: skip
+    """Load the backbone, give it a new head, and make it ready for the strategy.
+
+    Args:
+        checkpoint: what to start from.
+        strategy: what learns, and when.
+        label_names: class names.
+        config: settings.
+        inputs: a small batch to trace the model with.
+
+    Raises:
+        UserError: before weights are read: the model has fewer blocks than named, or no layer that adapters can
+            attach to; later: the checkpoint is not complete.
+    """
+    strategy.check(*checkpoint.outline(label_names, inputs))
+    model, groups = load_classifier(checkpoint, label_names, config, inputs, fresh_weights=strategy.fresh_weights)
+    fresh = checkpoint.describe_fresh(groups)
+    prepared, groups = strategy.prepare(model, groups, inputs, config.seed)
+    frozen = frozen_prefix(groups, strategy.stages(groups, config.num_train_epochs))
+    return Prepared(prepared, groups, frozen, [describe_frozen(prepared, groups, frozen, inputs), *fresh])

@@ -1,0 +1,119 @@
+"""How parameters move in a run: what is minimised, at which rates, and what is kept of each step."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hf_transfer.config import RunConfig, VisionConfig
+from hf_transfer.data.inputs import MASKED, Loaders
+from hf_transfer.data.mixing import Mixing
+from hf_transfer.models.groups import Group
+from hf_transfer.strategies.freezing import Stage, Strategy
+from hf_transfer.training.averaging import ExponentialMovingAverage, StartingPoint
+from hf_transfer.training.objective import Objective, balanced_class_weights
+from hf_transfer.training.probe import last_layer
+from hf_transfer.training.rates import carry_over, learning_rate_schedule, parameter_groups
+
+
+class Steps:
+    """Loss, rates, pull toward the start and moving average of a run, from stage to stage.
+
+    Args:
+        model: classifier in float32, not wrapped.
+        groups: its groups in depth order.
+        loaders: the batches of the run.
+        config: settings.
+        strategy: it has a learning rate, if the settings name none.
+        stages: what will learn, and for how long.
+
+    Attributes:
+        learning_rate: the peak.
+        objective: (logits, targets) -> loss.
+        mixing: mixes the images of a batch; None if nothing is mixed.
+    """
+
+    def __init__(
+        self, model: nn.Module, groups: Sequence[Group], loaders: Loaders, config: RunConfig, strategy: Strategy,
+        stages: Sequence[Stage],
+    ) -> None:  # fmt: skip
+        self.learning_rate = strategy.learning_rate if config.learning_rate is None else config.learning_rate
+        self.objective = _objective(config, loaders, _classes(model, groups))
+        self.mixing = _mixing(config, _classes(model, groups))
+        self._model, self._groups, self._config = model, groups, config
+        self._steps_per_epoch = math.ceil(len(loaders.train) / config.gradient_accumulation_steps)
+        by_steps = [stage for stage in stages if not (stage.solved and last_layer(model, groups[-1]))]
+        self._total = self._steps_per_epoch * sum(stage.epochs for stage in by_steps)
+        self._done = 0
+        self._start: StartingPoint | None = None
+        self._average: ExponentialMovingAverage | None = None
+        self._optimizer: Any = None
+
+    def prepare(self, stage: Stage, accelerator: Accelerator) -> tuple[nn.Module, Any, Any]:
+        """The wrapped model, its optimizer and its schedule for a stage whose parameters are open."""
+        config, model = self._config, self._model
+        if config.l2_sp > 0:
+            self._start = self._start or StartingPoint(model, self._groups, config.l2_sp)
+            self._start.extend(model)
+        if config.ema_decay > 0:
+            self._average = self._average or ExponentialMovingAverage(model, config.ema_decay)
+            self._average.extend(model)
+        groups = parameter_groups(
+            model, self._groups, learning_rate=self.learning_rate, weight_decay=config.weight_decay,
+            layer_lr_decay=config.layer_lr_decay, head_learning_rate=config.head_learning_rate,
+            decayed_elsewhere=config.l2_sp > 0,
+        )  # fmt: skip
+        # On their device before the optimizer takes in what is known of them.
+        model.to(accelerator.device)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
+        if self._optimizer is not None:
+            carry_over(self._optimizer, optimizer)
+        self._optimizer = optimizer
+        schedule = learning_rate_schedule(
+            optimizer, config.lr_scheduler_type, config.warmup_steps, self._total, self._done
+        )
+        self._done += self._steps_per_epoch * stage.epochs
+        wrapped, prepared = accelerator.prepare(model, optimizer)
+        return wrapped, prepared, schedule
+
+    def after_step(self) -> None:
+        """To be called after each step of the optimizer, before that of the schedule."""
+        if self._start is not None:
+            self._start.pull(self._model, self._optimizer)
+        if self._average is not None:
+            self._average.update(self._model)
+
+    @contextmanager
+    def judged_weights(self) -> Iterator[None]:
+        """The model has the weights that are judged and kept: the moving averages, if there are any."""
+        if self._average is None:
+            yield
+            return
+        with self._average.applied(self._model):
+            yield
+
+
+def _classes(model: nn.Module, groups: Sequence[Group]) -> int:
+    layer = model.get_submodule(groups[-1].modules[0])
+    assert isinstance(layer, nn.Linear)
+    return layer.out_features
+
+
+def _objective(config: RunConfig, loaders: Loaders, classes: int) -> Objective:
+    weights = None
+    if config.class_weights == "balanced":
+        split = loaders.train.dataset.split
+        labels = np.where(np.isin(split.rows, list(split.bad)), MASKED, split.labels)
+        weights = balanced_class_weights(labels, classes)
+    return Objective(config.label_smoothing_factor, weights)
+
+
+def _mixing(config: RunConfig, classes: int) -> Mixing | None:
+    if not isinstance(config, VisionConfig) or config.mixup_alpha == config.cutmix_alpha == 0:
+        return None
+    return Mixing(config.mixup_alpha, config.cutmix_alpha, config.seed, classes)
