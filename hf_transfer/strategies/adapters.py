@@ -51,6 +51,14 @@ class _Adapters:
         """The method's own settings, under peft's names."""
         raise NotImplementedError
 
+    def check(self, model: nn.Module, groups: Sequence[Group]) -> None:
+        """Refuse a model that has fewer blocks, or no layer that the method can adapt; weights are not looked at.
+
+        Raises:
+            UserError: it is such a model.
+        """
+        self._targets(model, groups)
+
     def prepare(
         self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int
     ) -> tuple[nn.Module, list[Group]]:
@@ -72,17 +80,17 @@ class _Adapters:
             config.task_type = TaskType.SEQ_CLS
             saved = [name for name in saved if not _saved_for_text(name)]
         config.modules_to_save = saved
-        with _seeded(seed), quietly():
-            adapted: nn.Module = get_peft_model(model, config)
         try:
-            with quietly():
+            with _seeded(seed), quietly():
+                adapted: nn.Module = get_peft_model(model, config)
                 return adapted, trace_groups(adapted, inputs)
-        except AttributeError as error:
-            # Setting the attribute would help us, but not who loads the adapter with peft alone.
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            # MobileNetV2 reads its layers' strides, which peft's have not. Setting them would help us, but not who
+            # loads the adapter with peft alone.
             raise mistake(
-                expected="a model that only calls its layers, which peft replaces by its own",
-                found=f"{type(model).__name__}, which reads more of them: {error}",
-                do="use --strategy partial or full",
+                expected=f"a model that runs with the layers that {self.peft_type} puts in place of its own",
+                found=f"{type(model).__name__}: {error}",
+                do="use another kind of adapter, or --strategy partial or full",
             ) from error
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
@@ -212,6 +220,9 @@ class OtherAdapters(LowRankAdaptation):
         values: dict[str, Any] = {"r": self.rank, "oft_block_size": 0, "feedforward_modules": []}
         values |= dict.fromkeys(("alpha", f"{own}_alpha", "lora_alpha"), self.scale)
         values |= dict.fromkeys((f"{own}_dropout", "module_dropout", "lora_dropout"), self.dropout)
+        # These two would start as noise beside each weight.
+        if self.peft_type in ("FOURIERFT", "C3A"):
+            values["init_weights"] = True
         return {name: value for name, value in values.items() if name in known}
 
 
@@ -272,8 +283,12 @@ def _adapts(strategy: _Adapters, layer: nn.Module) -> bool:
     """Whether a method can adapt a layer: forward, backward, and merged into the weights to the same outputs."""
     if strategy.peft_type in UNFIT:
         return False
-    model = _Alone(deepcopy(layer).float().cpu())
     generator = torch.Generator().manual_seed(0)
+    # The layer may be an outline without weights.
+    model = _Alone(deepcopy(layer).float().to_empty(device="cpu"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     batch = _batch(layer, generator)
     try:
         with _seeded(0), quietly():
