@@ -7,12 +7,13 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from hf_transfer.config import UserError, VisionConfig, mistake
+from hf_transfer.config import RunConfig, TextConfig, UserError, VisionConfig, mistake
 from hf_transfer.parsing import parse, run
 from tests.conftest import REPOSITORY
 
 REQUIRED = ("--model_name_or_path=m", "--dataset_name=d", "--output_dir=o")
-FIELDS = {field.name: field for field in dataclasses.fields(VisionConfig)}
+RECIPES: list[type[RunConfig]] = [VisionConfig, TextConfig]
+FIELDS = {field.name: field for recipe in RECIPES for field in dataclasses.fields(recipe)}
 # Flags in README that belong to other programs.
 FOREIGN_FLAGS = {
     "--config", "--help", "--top", "--json", "--num_processes", "--num_machines", "--nproc_per_node", "--nnodes",
@@ -21,8 +22,11 @@ FOREIGN_FLAGS = {
 }  # fmt: skip
 
 
-def settings(*flags: str) -> VisionConfig:
-    return parse(VisionConfig, [*REQUIRED, *flags])
+def settings(*flags: str) -> RunConfig:
+    """Of the recipe that has the settings."""
+    names = {flag.partition("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")}
+    recipe = TextConfig if names & TextConfig.__annotations__.keys() else VisionConfig
+    return parse(recipe, [*REQUIRED, *flags])
 
 
 def words(error: pytest.ExceptionInfo[UserError]) -> tuple[str, str, str]:
@@ -46,11 +50,13 @@ def test_help_lists_every_setting_with_its_explanation(capsys: pytest.CaptureFix
 
     Mutation: hf_transfer/config.py: "metadata={"help": help}, kw_only=True" -> "metadata={}, kw_only=True"
     """
-    with pytest.raises(SystemExit) as end:
-        parse(VisionConfig, ["--help"])
-    assert end.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert len(FIELDS) >= 35
+    text = ""
+    for recipe in RECIPES:
+        with pytest.raises(SystemExit) as end:
+            parse(recipe, ["--help"])
+        assert end.value.code == 0
+        text += " ".join(capsys.readouterr().out.split())
+    assert len(FIELDS) >= 55
     for name, field in FIELDS.items():
         assert len(field.metadata["help"]) > 15, name
         assert re.search(rf"--{name}[ ,].*{re.escape(field.metadata['help'].replace('%%', '%'))}", text), name
@@ -83,7 +89,7 @@ def test_an_abbreviation_is_refused_and_the_full_name_given(flag: str, found: st
             ["--agumentation=none", "--stratgy=full"],
             "agumentation (nearest: augmentation), stratgy (nearest: strategy)",
         ),
-        (["digits"], "digits"),
+        (["7"], "7"),
     ],
 )
 def test_an_unknown_setting_is_named_with_the_nearest_one(flags: list[str], found: str) -> None:
@@ -102,7 +108,7 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(flags: list[str], foun
         (["--num_train_epochs", "1.5"], "invalid int value: '1.5'"),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
         (["--bf16", "maybe"], "Truthy value expected: got maybe"),
-        (["--strategy", "magic"], "invalid choice: 'magic' (choose from 'linear_probe', 'partial', 'full', 'scratch')"),
+        (["--strategy", "magic"], "invalid choice: 'magic' (choose from 'linear_probe', 'partial', 'gradual', "),
         (["--report_to"], "expected at least one argument"),
         (["--seed"], "expected one argument"),
     ],
@@ -118,6 +124,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_setting(flags: list[str], f
     assert found in words(error)[1]
 
 
+BELOW_ONE, RATE = "a number from 0 to below 1", "a number above 0 and at most 10"
 COUNT, NUMBER, SHARE = "a whole number of at least 1", "a number of at least 0", "a share above 0 and at most 0.5"
 WHOLE, SEED = "a whole number of at least 0", "a whole number from 0 to 4294967295"
 RANGES = [
@@ -135,10 +142,23 @@ RANGES = [
     ("warmup_steps", NUMBER, ["0", "0.5", "7"], ["-0.1", "nan", "inf"]),
     ("validation_fraction", SHARE, ["0.5", "0.01"], ["0", "0.51", "nan", "-1"]),
     ("test_fraction", SHARE, ["0.5", "0.01"], ["0", "0.51", "nan", "-1"]),
-    ("learning_rate", "a number above 0 and at most 10", ["10", "1e-9"], ["0", "-1", "10.1", "nan", "inf"]),
+    ("adapter_rank", COUNT, ["1"], ["0"]),
+    ("soup_size", COUNT, ["1"], ["0"]),
+    ("l2_sp", NUMBER, ["0"], ["-0.1", "nan", "inf"]),
+    ("mixup_alpha", NUMBER, ["0"], ["-0.1", "nan", "inf"]),
+    ("cutmix_alpha", NUMBER, ["0"], ["-0.1", "nan", "inf"]),
+    ("label_smoothing_factor", BELOW_ONE, ["0", "0.9"], ["1", "-0.1", "nan"]),
+    ("adapter_dropout", BELOW_ONE, ["0", "0.9"], ["1", "-0.1", "nan"]),
+    ("ema_decay", BELOW_ONE, ["0", "0.9999"], ["1", "-0.1", "nan"]),
+    ("layer_lr_decay", "a number above 0 and at most 1", ["1", "0.01"], ["0", "1.1", "nan"]),
+    ("adapter_alpha", "a number above 0", ["0.1"], ["0", "nan", "inf"]),
+    ("adapter_layers", "at least 1", ["1"], ["0"]),
+    ("head_learning_rate", RATE, ["10", "1e-9"], ["0", "-1", "10.1", "nan", "inf"]),
+    ("learning_rate", RATE, ["10", "1e-9"], ["0", "-1", "10.1", "nan", "inf"]),
     ("max_train_samples_per_class", "at least 1", ["1"], ["0", "-3"]),
     ("dataloader_num_workers", "at least 0", ["0"], ["-1"]),
     ("cache_views", "at least 0", ["0"], ["-1"]),
+    ("max_seq_length", "at least 3", ["3"], ["2", "-1"]),
 ]
 
 

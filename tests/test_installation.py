@@ -114,7 +114,7 @@ def assert_refused(done: "subprocess.CompletedProcess[str]", found: str) -> None
 def test_the_wheel_has_all_its_files_and_nothing_else(our_wheel: Path) -> None:
     """The samples' files are read at run time.
 
-    Mutation: pyproject.toml: "["py.typed", "data/sample_backbones/*/*"]" -> "["py.typed"]"
+    Mutation: pyproject.toml: "["py.typed", "data/sample_backbones/*/*", "data/sample_texts/*/*"]" -> "["py.typed"]"
     """
     with zipfile.ZipFile(our_wheel) as archive:
         packed = {name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")}

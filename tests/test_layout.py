@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hf_transfer
-from hf_transfer.config import RunConfig, VisionConfig
+from hf_transfer.config import RunConfig, TextConfig, VisionConfig
 from hf_transfer.parsing import load
 from tests.conftest import REPOSITORY
 
@@ -28,7 +28,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 STANDS_ALONE = ("space", "hf_transfer/models/fusion.py")
 FORBIDDEN_ROOMS = {"utils", "core", "common", "base", "helpers"}
-RECIPE_SETTINGS: dict[str, type[RunConfig]] = {"vision": VisionConfig}
+RECIPE_SETTINGS: dict[str, type[RunConfig]] = {"vision": VisionConfig, "text": TextConfig}
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_RECIPE = 400, 60, 110
 
 

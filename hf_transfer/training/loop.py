@@ -44,6 +44,14 @@ class Fit:
     trainable: int = 0
     seconds: float = 0.0
 
+    def enter(self, row: Metrics, metric: str) -> bool:
+        """Add a judged epoch to the history; whether it leads."""
+        leads = is_better(row, self.history, self.best_epoch, metric)
+        self.best_epoch = len(self.history) if leads else self.best_epoch
+        self.history.append({"epoch": float(len(self.history)), **row})
+        self.seconds += row["seconds"]
+        return leads
+
 
 def fit(
     model: nn.Module, strategy: Strategy, groups: Sequence[Group], loaders: Loaders, config: RunConfig,
@@ -59,13 +67,9 @@ def fit(
         config: settings.
         accelerator: devices, processes, precision, trackers.
 
-    Returns:
-        The model and its history.
-
     Raises:
         UserError: the loss is no number any more.
     """
-    result, best = Fit(model), BestCheckpoints(config.soup_size)
     # Dropout draws from torch's global generator, on each process from a stream of its own.
     set_seed(config.seed, device_specific=True)
     # Not before the run's folder is ready: trackers write into it.
@@ -73,25 +77,23 @@ def fit(
     stages = strategy.stages(groups, config.num_train_epochs)
     learning = frozenset[str]().union(*(stage.trainable for stage in stages))
     steps = Steps(model, groups, loaders, config, strategy, stages)
+    result, best = Fit(model), BestCheckpoints(config.soup_size)
 
-    def record(row: Metrics) -> bool:
-        """Enter a judged epoch into the history, and keep its weights if they are among the best; whether they lead."""
-        epoch, metric = len(result.history), config.metric_for_best_model
-        gained = is_better(row, result.history, result.best_epoch, metric)
-        result.best_epoch = epoch if gained else result.best_epoch
-        result.history.append({"epoch": float(epoch), **row})
-        result.seconds += row["seconds"]
-        best.offer(_what_changes(model, learning), scores(row, metric), epoch)
+    def judged(row: Metrics) -> bool:
+        """Keep the weights if they are among the best; whether they lead."""
+        leads = result.enter(row, config.metric_for_best_model)
+        epoch, ranked = len(result.history) - 1, scores(row, config.metric_for_best_model)
+        best.offer(_what_changes(model, learning), ranked, epoch)
         accelerator.log(row, step=epoch)
-        _say_epoch(accelerator, result.history[-1], is_best=gained)
-        return gained
+        _say_epoch(accelerator, result.history[-1], is_best=leads)
+        return leads
 
     for stage in stages:
         # A distributed wrapper averages only gradients that were open when it was built: a stage prepares anew.
         set_trainable(model, groups, stage.trainable)
         result.trainable = max(result.trainable, sum(p.numel() for p in model.parameters() if p.requires_grad))
         if stage.solved and (layer := last_layer(model, groups[-1])):
-            record(solve_head(model, layer, loaders, accelerator, config))
+            judged(solve_head(model, layer, loaders, accelerator, config))
             continue
         wrapped, optimizer, schedule = steps.prepare(stage, accelerator)
         without_gain = 0
@@ -102,7 +104,7 @@ def fit(
             _refuse_broken_loss(row, epoch, steps.learning_rate)
             with steps.judged_weights():
                 row |= predict_split(wrapped, loaders, "validation", accelerator).metrics()
-                without_gain = 0 if record(row) else without_gain + 1
+                without_gain = 0 if judged(row) else without_gain + 1
             if 0 < config.early_stopping_patience <= without_gain:
                 break
         _refuse_drift(accelerator, model)

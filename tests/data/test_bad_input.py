@@ -74,7 +74,7 @@ def test_a_folder_without_images(refused: Refused, tmp_path: Path) -> None:
         dataset_name=tmp_path / "data",
         expected="images (.bmp",
         found="1 files, and none of them is one",
-        do="put each class in a folder of its own",
+        do="for images put each class in a folder of its own",
     )
 
 
@@ -86,7 +86,7 @@ def test_a_picture_beside_the_class_folders(refused: Refused, picture_folder: Fo
         dataset_name=folder,
         expected="a label for each sample",
         found="beside the class folders",
-        do="put each class in a folder of its own",
+        do="put images of each class in a folder of their own",
     )
 
 
@@ -108,8 +108,8 @@ def test_pictures_in_one_folder_have_no_labels(below: str, refused: Refused, pic
     refused(
         dataset_name=picture_folder(cat=6) / below,
         expected="a label for each sample, of at least 2 classes",
-        found="samples without labels: in one folder",
-        do="put each class in a folder of its own, as in FOLDER/cat/1.jpg, or add a metadata.csv",
+        found="samples without labels: images in one folder",
+        do="put images of each class in a folder of their own, as in FOLDER/cat/1.jpg; give tables a column label",
     )
 
 
@@ -164,7 +164,7 @@ def test_too_many_unreadable_images_to_skip(refused: Refused, picture_folder: Fo
         dataset_name=folder,
         max_train_samples_per_class=None,
         on_bad_sample="skip",
-        expected="at most 1% unreadable images",
+        expected="at most 1% bad samples",
         found="003.png (the file is empty)",
         do="mend or remove these samples",
     )

@@ -97,7 +97,7 @@ def test_an_unknown_backbone_is_answered_with_those_there_are() -> None:
 def test_a_sample_name_cannot_lead_out_of_its_folder(name: str) -> None:
     """Neither a path from the root nor one with dots.
 
-    Mutation: hf_transfer/data/samples.py: "if short not in known" -> "if Path(short).name not in known"
+    Mutation: hf_transfer/data/samples.py: "if short not in [*own" -> "if Path(short).name not in [*own"
     """
     with mistake_saying(expected="for --model_name_or_path one of", found=name, do="use"):
         samples.backbone_folder(name)

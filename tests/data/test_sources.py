@@ -135,7 +135,7 @@ def test_a_parquet_file_with_embedded_pictures_keeps_names_and_pixels(
 ) -> None:
     """A class that no row has keeps its place in the names.
 
-    Mutation: hf_transfer/data/sources.py: "label_names=names" -> "label_names=sorted(names)"
+    Mutation: hf_transfer/data/sources.py: "for name in SPLIT_NAMES}, names" -> "for name in SPLIT_NAMES}, sorted(names)"
     """
     feature = datasets.ClassLabel(names=["zebra", "ant", "unused"])
     picture_table([0, 1] * 10, feature).to_parquet(tmp_path / "data.parquet")
@@ -251,15 +251,6 @@ def test_at_most_so_many_training_samples_of_each_class_are_kept(settings: Setti
     assert set(few.train.rows.tolist()) <= set(whole.train.rows.tolist())
     assert few.test.rows.tolist() == whole.test.rows.tolist()
     assert few.validation.rows.tolist() == whole.validation.rows.tolist()
-
-
-def test_a_sample_may_say_that_a_mirror_changes_its_classes(settings: Settings, picture_folder: Any) -> None:
-    """A mirrored 2 looks like a 5.
-
-    Mutation: hf_transfer/data/sources.py: "not in samples.NOT_TO_BE_MIRRORED" -> "in samples.NOT_TO_BE_MIRRORED"
-    """
-    assert not load_image_splits(settings(dataset_name="sample:digits")).mirror_keeps_class
-    assert load_image_splits(settings(dataset_name=str(picture_folder(a=5, b=5)))).mirror_keeps_class
 
 
 @pytest.mark.parametrize("name", ["./nothing-here", "/nothing/here", "~/nothing/here", "nothing.parquet", "a/b/c"])

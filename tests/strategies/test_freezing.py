@@ -93,7 +93,7 @@ def test_statistics_of_frozen_groups_do_not_drift(name: str, strategy: str) -> N
 
 
 def test_dropout_is_off_in_frozen_groups_and_on_in_learning_ones() -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "if learns else _freeze(module)" -> "" """
+    """Mutation: hf_transfer/strategies/freezing.py: "_thaw(module) if learns and" -> "_thaw(module) if True or" """
     model, groups = prepared(
         "vit", PartialFineTuning(layers=1), hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5
     )
@@ -180,8 +180,10 @@ def test_a_model_with_frozen_groups_is_saved_as_a_plain_one(name: str, tmp_path:
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
     assert type(loaded) is type(tiny_model(name))
     model.eval()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+    # Not to the bit: a convolution may round otherwise where its weights lie at another address.
     with torch.no_grad():
-        assert torch.equal(loaded(**pixels(name)).logits, model(**pixels(name)).logits)
+        torch.testing.assert_close(loaded(**pixels(name)).logits, model(**pixels(name)).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_group_with_one_learning_parameter_is_not_frozen() -> None:

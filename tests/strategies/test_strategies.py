@@ -101,7 +101,7 @@ def test_gentler_strategies_have_higher_rates() -> None:
     ],
 )
 def test_settings_name_the_strategy(chosen: dict[str, Any], expected: Strategy) -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "layers=config.trainable_layers" -> "layers=1" """
+    """Mutation: hf_transfer/strategies/choice.py: "layers=config.trainable_layers" -> "layers=1" """
     found = choose_strategy(settings(**chosen))
     assert (type(found), found) == (type(expected), expected)
 
