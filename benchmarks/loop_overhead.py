@@ -130,9 +130,7 @@ def _model_and_loaders(config: VisionConfig, accelerator: Accelerator) -> tuple[
     checkpoint = Checkpoint(config.model_name_or_path)
     splits = load_image_splits(config)
     pipeline = PixelPipeline(checkpoint.processor())
-    model, groups = load_classifier(
-        checkpoint, splits.label_names, config, pipeline.example(), fresh_weights=False
-    )
+    model, groups = load_classifier(checkpoint, splits.label_names, config, pipeline.example(), fresh_weights=False)
     loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=False)
     return model, {"splits": splits, "pipeline": pipeline, "groups": groups, "loaders": loaders}
 

@@ -44,7 +44,7 @@ def choose_strategy(config: RunConfig) -> Strategy:
         "dora": WeightDecomposedAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
         "ia3": InfusedAdapters(layers=layers),
         "lokr": KroneckerAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
-        "adapter": OtherAdapters(config.peft_type, rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "adapter": OtherAdapters(peft_type=config.peft_type, rank=rank, alpha=alpha, dropout=dropout, layers=layers),
     }
     return strategies[config.strategy]
 
