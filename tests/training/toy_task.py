@@ -1,7 +1,7 @@
-"""A task that a tiny ViT learns in a few steps: a pattern for each class, and noise."""
+"""A task that a tiny model learns in a few steps: for each class a pattern or a word, and noise."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from hf_transfer.config import VisionConfig
+from hf_transfer.config import RunConfig, TextConfig, VisionConfig
 from hf_transfer.data.inputs import MASKED, EpochSampler, Loaders
 from hf_transfer.models.groups import Group, trace_groups
 from hf_transfer.strategies.freezing import FullFineTuning, LinearProbe, Stage, Strategy
 from hf_transfer.training.loop import Fit, fit, start_accelerator
 from tests.tiny_models import CLASSES, pixels, tiny_model
+from tests.tiny_text_models import MASK, PAD, START, TEXT_ARCHITECTURES, VOCABULARY, tiny_text_model, token_ids
 
 Batch = dict[str, Tensor]
 
@@ -34,28 +35,46 @@ class HeadAlone(LinearProbe):
 class Rows(Dataset[Batch]):
     """Samples in memory, in the form that the loop expects of a split."""
 
-    def __init__(self, size: int, *, masked: tuple[int, ...] = (), seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.labels = torch.arange(size) % CLASSES
-        patterns = torch.randn(CLASSES, 3, 16, 16, generator=torch.Generator().manual_seed(99))
-        self.pixels = torch.randn(size, 3, 16, 16, generator=generator) / 2 + patterns[self.labels]
+    def __init__(self, size: int, *, masked: tuple[int, ...] = (), seed: int = 0, classes: int = CLASSES) -> None:
+        self.labels = torch.arange(size) % classes
+        self.inputs = self._inputs(torch.Generator().manual_seed(seed))
         self.labels[list(masked)] = MASKED
         self.split = SimpleNamespace(rows=np.arange(size), labels=self.labels.numpy(), bad={})
+
+    def _inputs(self, generator: torch.Generator) -> Batch:
+        patterns = torch.randn(CLASSES, 3, 16, 16, generator=torch.Generator().manual_seed(99))
+        noise = torch.randn(len(self.labels), 3, 16, 16, generator=generator) / 2
+        return {"pixel_values": noise + patterns[self.labels]}
+
+    @property
+    def pixels(self) -> Tensor:
+        """All pixels; not a copy."""
+        return self.inputs["pixel_values"]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, position: int) -> Batch:
-        return {
-            "pixel_values": self.pixels[position],
-            "labels": self.labels[position],
-            "index": torch.tensor(position),
-        }
+        columns = {"labels": self.labels, **self.inputs}
+        return {name: column[position] for name, column in columns.items()} | {"index": torch.tensor(position)}
+
+
+class TextRows(Rows):
+    """Texts of 4 to 8 tokens, padded on the right; every other word tells the class."""
+
+    def _inputs(self, generator: torch.Generator) -> Batch:
+        ids = torch.randint(MASK + 1 + CLASSES, VOCABULARY, (len(self.labels), 8), generator=generator)
+        ids[:, 1::2] = MASK + 1 + self.labels[:, None]
+        ids[:, 0] = START
+        lengths = torch.randint(4, 9, (len(self.labels), 1), generator=generator)
+        mask = (torch.arange(8) < lengths).long()
+        return {"input_ids": torch.where(mask > 0, ids, PAD), "attention_mask": mask}
 
 
 def to_inputs(batch: Batch, device: torch.device, split: str, epoch: int | None) -> tuple[Batch, Tensor, Tensor]:
     """See `Loaders.to_inputs`."""
-    return {"pixel_values": batch["pixel_values"]}, batch["labels"], batch["index"]
+    inputs = {name: column for name, column in batch.items() if name not in ("labels", "index")}
+    return inputs, batch["labels"], batch["index"]
 
 
 def loaders_of(accelerator: Accelerator, train: Rows, validation: Rows, batch_size: int, seed: int = 0) -> Loaders:
@@ -76,6 +95,25 @@ def settings(**more: Any) -> VisionConfig:
     return VisionConfig(model_name_or_path="m", dataset_name="d", **{"output_dir": "o", **chosen, **more})
 
 
+def text_settings(**more: Any) -> TextConfig:
+    """The same for texts."""
+    known = {field.name for field in fields(TextConfig)}
+    return TextConfig(**({name: value for name, value in asdict(settings()).items() if name in known} | more))
+
+
+def tiny(name: str, **more: Any) -> tuple[PreTrainedModel, list[Group], Batch]:
+    """A tiny image or text model, its groups, and what it was traced with."""
+    text = name in TEXT_ARCHITECTURES
+    model = tiny_text_model(name, **more) if text else tiny_model(name, **more)
+    inputs = token_ids() if text else pixels(name)
+    return model, trace_groups(model, inputs), inputs
+
+
+def rows_for(name: str, size: int, **more: Any) -> Rows:
+    """Samples for a tiny model."""
+    return (TextRows if name in TEXT_ARCHITECTURES else Rows)(size, **more)
+
+
 def vit(**more: Any) -> tuple[PreTrainedModel, list[Group]]:
     """A tiny ViT and its groups."""
     model = tiny_model("vit", **more)
@@ -93,6 +131,16 @@ def train_vit(
             accelerator, Rows(rows, masked=masked), Rows(10, seed=1), config.per_device_train_batch_size, config.seed
         )
         return fit(model, strategy or FullFineTuning(), groups, loaders, config, accelerator)
+
+
+def train(
+    model: nn.Module, groups: Sequence[Group], strategy: Strategy, config: RunConfig, train_rows: Rows,
+    validation: Rows, *, views: int = 0,
+) -> Fit:  # fmt: skip
+    """The loop on a model and rows that are given."""
+    with start_accelerator(config) as accelerator:
+        loaders = loaders_of(accelerator, train_rows, validation, config.per_device_train_batch_size, config.seed)
+        return fit(model, strategy, groups, replace(loaders, views=views), config, accelerator)
 
 
 def in_folder(config: VisionConfig, folder: Path) -> VisionConfig:
