@@ -83,7 +83,7 @@ class _OwnParameters:
         self,
         model: nn.Module,
         groups: Sequence[Group],
-        inputs: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],  # noqa: ARG002
         seed: int,  # noqa: ARG002
     ) -> tuple[nn.Module, list[Group]]:
         """The model as it is."""
