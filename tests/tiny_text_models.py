@@ -48,8 +48,8 @@ def _distilbert(**more: Any) -> PretrainedConfig:
 
 
 def _gpt2(**more: Any) -> PretrainedConfig:
-    sizes = {"n_embd": 24, "n_layer": 3, "n_head": 2, "n_inner": 32, "n_positions": 40}
-    return GPT2Config(vocab_size=VOCABULARY, bos_token_id=END, eos_token_id=END, pad_token_id=PAD, **(sizes | more))
+    sizes = {"n_embd": 24, "n_layer": 3, "n_head": 2, "n_inner": 32, "n_positions": 40, "pad_token_id": PAD}
+    return GPT2Config(vocab_size=VOCABULARY, bos_token_id=END, eos_token_id=END, **(sizes | more))
 
 
 def _deberta(**more: Any) -> PretrainedConfig:
@@ -119,8 +119,14 @@ def token_ids(*, seed: int = 0, rows: int = 2, length: int = 9) -> dict[str, Ten
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def tiny_tokenizer(*, pad: bool = True, model_max_length: int = 32) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words; `word7` is a word, everything else but a few is unknown."""
+def tiny_tokenizer(*, pad: bool = True, end: bool = True, **settings: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words; `word7` is a word, everything else but a few is unknown.
+
+    Args:
+        pad: whether it knows a token to pad with.
+        end: whether it knows an end-of-text token.
+        settings: the tokenizer's own; it takes 32 tokens unless they say otherwise.
+    """
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
     words = special + [f"word{number}" for number in range(VOCABULARY - len(special))]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
@@ -134,9 +140,9 @@ def tiny_tokenizer(*, pad: bool = True, model_max_length: int = 32) -> PreTraine
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
-        eos_token="[SEP]" if pad else None,
+        eos_token="[SEP]" if end else None,
         pad_token="[PAD]" if pad else None,
-        model_max_length=model_max_length,
+        **({"model_max_length": 32, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} | settings),
     )
 
 

@@ -1,12 +1,13 @@
 """From a name to checked splits: Hub ids, folders, files and samples."""
 
+import codecs
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -199,7 +200,14 @@ def _load_files(source: Path, files: Sequence[Path], encoding: str) -> datasets.
             found=f"{', '.join(sorted({file.suffix or file.name for file in files}))} in {source}",
             do="name one of them, or a folder that has one kind",
         )
-    options: dict[str, str] = {} if builder == "parquet" else {"encoding": encoding}
+    options: dict[str, Any] = {} if builder == "parquet" else {"encoding": encoding}
+    if builder == "csv":
+        # Only an empty field is missing: pandas would also drop texts and labels such as None, NA, null or nan.
+        options |= {"keep_default_na": False, "na_values": [""]}
+    if builder == "json" and codecs.lookup(encoding).name == "utf-8":
+        # Arrow takes these bytes as they are, and fails much later, wherever a text is looked at.
+        for file in files:
+            _refuse_other_encoding(file, encoding)
     if all(file.suffix.lower() == ".tsv" for file in files):
         options["sep"] = "\t"
     if source.is_dir():
@@ -271,6 +279,12 @@ def _text_columns(data: datasets.Dataset, config: TextConfig) -> list[str]:
     columns = [_column(data, config.text_column_name, usual, candidates, "text_column_name")]
     if config.text_pair_column_name is not None:
         columns.append(_column(data, config.text_pair_column_name, (), [], "text_pair_column_name"))
+        if columns[0] == columns[1]:
+            raise mistake(
+                expected="two columns for --text_column_name and --text_pair_column_name",
+                found=f"'{columns[0]}' for both",
+                do="name the other column, or leave --text_pair_column_name out",
+            )
     for name in columns:
         # A column without any value has no type; its rows are named one by one.
         if not _is_text(data.features[name]) and data.features[name] != datasets.Value("null"):

@@ -1,6 +1,7 @@
 """From texts to batches: a checkpoint's own tokenizer, batches of like length, padded to their longest text."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class TokenPipeline:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, model_limit: int | None, max_seq_length: int | None = None
     ) -> None:
-        limits = [limit for limit in (tokenizer.model_max_length, model_limit) if limit and limit < LONGEST_LIMIT]
+        limits = [limit for limit in (tokenizer.model_max_length, model_limit) if limit and 0 < limit < LONGEST_LIMIT]
         if limits and max_seq_length is not None and max_seq_length > min(limits):
             raise mistake(
                 expected=f"--max_seq_length of at most {min(limits)}, which is what the model can take",
@@ -67,7 +68,7 @@ class TokenPipeline:
         cut = self._encode([texts[position] for position in too_long], truncation=True)
         for position, text in zip(too_long, cut, strict=True):
             whole[position] = text
-        return whole, lost
+        return [text if text["input_ids"] else self._one_token(text) for text in whole], lost
 
     def pad(self, texts: Sequence[Encoded]) -> Batch:
         """Model inputs [texts, tokens of the longest]."""
@@ -81,6 +82,11 @@ class TokenPipeline:
     def example(self) -> Batch:
         """Model inputs of two short texts of different length, to trace a model with."""
         return self.inputs([("one two three",), ("one",)])
+
+    def _one_token(self, empty: Encoded) -> Encoded:
+        """What stands for a text of no tokens, which a tokenizer that adds none of its own makes of some characters."""
+        values = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 1}
+        return {key: [values.get(key, 0)] for key in empty}
 
     def _encode(self, texts: Sequence[tuple[str, ...]], *, truncation: bool) -> list[Encoded]:
         if not texts:
@@ -177,16 +183,11 @@ def text_loaders(splits: Splits, pipeline: TokenPipeline, config: TextConfig, ac
     """
     rows = {name: TextRows(split, pipeline) for name, split in splits.items()}
 
-    def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
-        batch = pipeline.pad([sample["tokens"] for sample in samples])
-        batch["labels"] = torch.tensor([sample["label"] for sample in samples])
-        batch["index"] = torch.tensor([sample["index"] for sample in samples])
-        return batch
-
     def loader(name: str, batch_size: int, order: EpochSampler) -> Any:
         # Tokens are in memory already: workers would only copy them.
         return loader_of(rows[name], batch_size, order, config.dataloader_num_workers or 0, accelerator, collate)
 
+    collate = partial(_collate, pipeline)
     lengths, size = rows["train"].lengths, config.per_device_train_batch_size
     by_length = config.train_sampling_strategy == "group_by_length"
     order = LengthGroupedSampler(lengths, size, config.seed) if by_length else EpochSampler(len(lengths), config.seed)
@@ -197,6 +198,14 @@ def text_loaders(splits: Splits, pipeline: TokenPipeline, config: TextConfig, ac
         to_inputs=_to_inputs,
         notes=(*pipeline.notes, *_describe_truncation(rows, pipeline.max_length)),
     )
+
+
+def _collate(pipeline: TokenPipeline, samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """A batch of padded texts; no closure, since workers that are started afresh must be sent it."""
+    batch = pipeline.pad([sample["tokens"] for sample in samples])
+    batch["labels"] = torch.tensor([sample["label"] for sample in samples])
+    batch["index"] = torch.tensor([sample["index"] for sample in samples])
+    return batch
 
 
 def _to_inputs(batch: Batch, device: torch.device, _: str, __: int | None) -> tuple[Batch, Tensor, Tensor]:

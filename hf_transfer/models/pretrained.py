@@ -131,9 +131,18 @@ class Checkpoint:
 
     def _from_config(self, label_names: Sequence[str]) -> PreTrainedModel:
         with _explained(self.name), hub_access.local_files_only(self._offline):
-            config = AutoConfig.from_pretrained(self.path, revision=self._revision, **_labels(label_names))
+            config = AutoConfig.from_pretrained(self.path, revision=self._revision, **self._settings(label_names))
             model: PreTrainedModel = self._task.classifier.from_config(config, dtype=torch.float32)
         return model
+
+    def _settings(self, label_names: Sequence[str]) -> dict[str, Any]:
+        """What the model's config is to say: its classes and, for texts, which token is padding."""
+        settings = _labels(label_names)
+        if getattr(self.config, "pad_token_id", 0) is None and self._task is TASKS["text-classification"]:
+            tokenizer = self.tokenizer()
+            found = tokenizer.pad_token_id if tokenizer.pad_token is not None else tokenizer.eos_token_id
+            settings["pad_token_id"] = found
+        return settings
 
     def classifier(self, label_names: Sequence[str], *, seed: int, fresh_weights: bool) -> PreTrainedModel:
         """The backbone with an output for each label, in float32.
@@ -149,7 +158,7 @@ class Checkpoint:
             model: PreTrainedModel
             model, found = self._task.classifier.from_pretrained(
                 self.path, revision=self._revision, dtype=torch.float32, ignore_mismatched_sizes=True,
-                output_loading_info=True, **_labels(label_names),
+                output_loading_info=True, **self._settings(label_names),
             )  # fmt: skip
         self._fresh = frozenset(found["missing_keys"]) | {name for name, *_ in found["mismatched_keys"]}
         return model
