@@ -74,7 +74,7 @@ def trainers(folder: Path, epochs: int, rate: float, seed: int) -> dict[str, flo
     checkpoint, pipeline, splits = loaded(config)
     model = checkpoint.classifier(splits.label_names, seed=seed, fresh_weights=False)
 
-    def rows(name: str) -> list[dict[str, Any]]:
+    def rows(name: str) -> Any:
         split = TextRows(dict(splits.items())[name], pipeline)
         return [{**split[n]["tokens"], "labels": split[n]["label"]} for n in range(len(split))]
 
@@ -89,7 +89,7 @@ def trainers(folder: Path, epochs: int, rate: float, seed: int) -> dict[str, flo
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train()
         seconds = time.perf_counter() - started
-        found = trainer.predict(rows("test"))
+        found: Any = trainer.predict(rows("test"))
     return {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean()), "seconds": seconds}
 
 

@@ -28,6 +28,7 @@ from hf_transfer.models.pretrained import Checkpoint, load_classifier
 from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.strategies.freezing import set_trainable
 from hf_transfer.training.loop import start_accelerator, train_epoch
+from hf_transfer.training.steps import Steps
 
 BACKBONES = ("sample:vit-glyphs", "sample:resnet-glyphs")
 ROUNDS = 30
@@ -85,19 +86,16 @@ def hand_written(config: VisionConfig) -> Epoch:
 
 def ours(config: VisionConfig, accelerator: Accelerator) -> Epoch:
     """An epoch of `training.loop`, on the same rows."""
-    from hf_transfer.training import loop
-
     model, parts = _model_and_loaders(config, accelerator)
     loaders, strategy = parts["loaders"], choose_strategy(config)
-    stage = strategy.stages(parts["groups"], config.num_train_epochs)[0]
-    set_trainable(model, parts["groups"], stage.trainable)
-    optimizer = torch.optim.AdamW(loop.decay_groups(model, config.weight_decay), lr=1e-4, fused=True)
-    scheduler = loop.build_scheduler(optimizer, config, stage, len(loaders.train))
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    stages = strategy.stages(parts["groups"], config.num_train_epochs)
+    set_trainable(model, parts["groups"], stages[0].trainable)
+    steps = Steps(model, parts["groups"], loaders, config, strategy, stages)
+    wrapped, optimizer, schedule = steps.prepare(stages[0], accelerator)
 
     def epoch(number: int) -> float:
         loaders.train.set_epoch(number)
-        return train_epoch(wrapped, optimizer, scheduler, loaders, config, accelerator, number)["train_loss"]
+        return train_epoch(wrapped, optimizer, schedule, loaders, config, accelerator, number, steps)["train_loss"]
 
     return epoch
 
