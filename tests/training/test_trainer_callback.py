@@ -1,0 +1,437 @@
+"""With `transformers.Trainer`, too, exactly what the strategy names learns, and when it says."""
+
+import copy
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from hf_transfer.config import UserError
+from hf_transfer.models.groups import Group
+from hf_transfer.strategies.freezing import GradualUnfreezing, LinearProbeThenFineTuning, Stage, Strategy
+from hf_transfer.training.trainer_callback import prepare_for_trainer
+from tests.conftest import REPOSITORY
+from tests.tiny_models import ALL, Architecture, logits, state, tiny_model
+from tests.tiny_text_models import TEXT_ARCHITECTURES
+from tests.training.test_two_processes import torchrun
+from tests.training.trainer_run import (
+    BATCH,
+    STRATEGIES,
+    Epochs,
+    Row,
+    Rows,
+    arguments,
+    batch_of,
+    model_of,
+    trainer_for,
+)
+
+NAMES = ("vit", "resnet_basic", "bert")
+STEPS = 6  # of an epoch
+Moved = list[set[str]]
+
+
+def parts_of(name: str) -> Architecture:
+    return TEXT_ARCHITECTURES[name] if name in TEXT_ARCHITECTURES else ALL[name]
+
+
+def moved(weights: Sequence[Row]) -> Moved:
+    """What each epoch changed: parameters and statistics."""
+    return [
+        {key for key, value in after.items() if not torch.equal(value, before[key])}
+        for before, after in itertools.pairwise(weights)
+    ]
+
+
+def expected_to_move(name: str, strategy: str, keys: Sequence[str]) -> Moved:
+    """By the architecture's own module names, not by our groups."""
+    parts = parts_of(name)
+    head, top = (parts.head,), (*parts.final, parts.head)
+
+    def inside(modules: Sequence[str]) -> set[str]:
+        return {key for key in keys if key.startswith(tuple(f"{module}." for module in modules))}
+
+    everything, last = set(keys), inside((parts.blocks[-1], *top))
+    biases = {key for key in keys if key.endswith(".bias")}
+    adapters = {key for key in keys if ".lora_" in key or ".modules_to_save." in key}
+    return {
+        "full": [everything] * 3,
+        "linear_probe": [inside(head)] * 3,
+        "partial": [last] * 3,
+        "gradual": [last, inside((*parts.blocks, *top)), everything],
+        "lp_ft": [inside(head), everything, everything],
+        "bitfit": [biases | inside(head)] * 3,
+        "lora": [adapters] * 3,
+    }[strategy]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_exactly_the_named_parameters_and_their_statistics_move_in_each_epoch(
+    tmp_path: Path, name: str, strategy: str
+) -> None:
+    """With weight decay and Trainer's `train()` in every step; the head is solved in no stage, but learns alone.
+
+    Mutation: hf_transfer/training/trainer_callback.py: "if self._epoch < before:" -> "if True:"
+    """
+    trainer, _, watch = trainer_for(name, STRATEGIES[strategy], arguments(tmp_path))
+    trainer.train()
+    assert len(watch.weights) == 4
+    keys = list(watch.weights[0])
+    if name == "resnet_basic":
+        assert sum(key.endswith(("running_mean", "running_var", "num_batches_tracked")) for key in keys) >= 15
+    assert moved(watch.weights) == expected_to_move(name, strategy, keys)
+
+
+def test_gradients_that_add_up_over_several_batches_do_not_reach_what_is_closed(tmp_path: Path) -> None:
+    args = arguments(tmp_path, gradient_accumulation_steps=2, max_grad_norm=0.0)
+    trainer, _, watch = trainer_for("resnet_basic", STRATEGIES["gradual"], args)
+    trainer.train()
+    assert moved(watch.weights) == expected_to_move("resnet_basic", "gradual", list(watch.weights[0]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_moments_start_when_a_group_is_opened(tmp_path: Path, name: str) -> None:
+    trainer, prepared, watch = trainer_for(name, STRATEGIES["gradual"], arguments(tmp_path))
+    trainer.train()
+    first, second, third = expected_to_move(name, "gradual", list(watch.weights[0]))
+    steps = {
+        key: int(prepared.optimizer.state[parameter]["step"])
+        for key, parameter in prepared.model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert set(steps) == {key for key, _ in prepared.model.named_parameters()}
+    for key, taken in steps.items():
+        assert taken == STEPS * (3 if key in first else 2 if key in second else 1), key
+    assert third - second
+    assert second - first
+
+
+@pytest.mark.parametrize("stop", [STEPS, STEPS + 3], ids=["after_an_epoch", "within_an_epoch"])
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [("vit", "gradual"), ("resnet_basic", "gradual"), ("bert", "gradual"), ("vit", "lora"), ("bert", "lora")],
+)
+def test_a_resumed_training_equals_the_uninterrupted_one(tmp_path: Path, name: str, strategy: str, stop: int) -> None:
+    """Bit for bit, with dropout; also of a ViT, whose checkpoint has older names than the model.
+
+    Mutation: hf_transfer/training/trainer_callback.py: "int(state.epoch)" -> "0"
+    Mutation: hf_transfer/training/trainer_callback.py: "if isinstance(model, PreTrainedModel):" -> "if False:"
+    """
+    args = arguments(tmp_path, save_strategy="steps", save_steps=3)
+    whole, _, watch = trainer_for(name, STRATEGIES[strategy], arguments(tmp_path / "whole"))
+    whole.train()
+
+    interrupted, _, first = trainer_for(name, STRATEGIES[strategy], args)
+    first.stop_after = stop
+    interrupted.train()
+    assert interrupted.state.global_step == stop
+
+    resumed, prepared, second = trainer_for(name, STRATEGIES[strategy], args)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    assert resumed.state.global_step == 3 * STEPS
+    assert first.losses + second.losses == watch.losses
+    assert state(prepared.model).keys() == watch.weights[-1].keys()
+    assert moved([watch.weights[-1], state(prepared.model)]) == [set()]
+
+
+class Open(TrainerCallback):
+    """Notes in each epoch what backward runs to."""
+
+    def __init__(self) -> None:
+        self.names: Moved = []
+
+    def on_epoch_begin(self, *_: Any, **kwargs: Any) -> None:
+        model: nn.Module = kwargs["model"]
+        self.names.append({name for name, parameter in model.named_parameters() if parameter.requires_grad})
+
+
+def test_on_one_process_backward_stops_at_what_is_closed(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/trainer_callback.py: "args.world_size > 1" -> "True" """
+    trainer, prepared, _ = trainer_for("vit", STRATEGIES["gradual"], arguments(tmp_path))
+    trainer.add_callback(opened := Open())
+    trainer.train()
+    names = [name for name, _ in prepared.model.named_parameters()]
+    assert opened.names == expected_to_move("vit", "gradual", names)
+
+
+class CutShort(TrainerCallback):
+    """Ends the first epoch after half of its steps."""
+
+    def on_step_end(self, *given: Any, **_: Any) -> None:
+        given[2].should_epoch_stop = given[1].global_step == STEPS // 2
+
+
+def test_an_epoch_cut_short_is_an_epoch(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/trainer_callback.py: "self._epoch += 1" -> "pass" """
+    trainer, _, watch = trainer_for("vit", STRATEGIES["gradual"], arguments(tmp_path))
+    trainer.add_callback(CutShort())
+    trainer.train()
+    assert trainer.state.global_step == STEPS // 2 + 2 * STEPS
+    assert moved(watch.weights) == expected_to_move("vit", "gradual", list(watch.weights[0]))
+
+
+class Batches:
+    """Keeps what a model is fed while it trains."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.kept: list[Row] = []
+        model.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, model: nn.Module, _: Any, given: dict[str, Any]) -> None:
+        if model.training:
+            self.kept.append({name: given[name].clone() for name in ("pixel_values", "labels")})
+
+
+def test_gradual_unfreezing_equals_a_loop_in_which_closed_means_without_gradient(tmp_path: Path) -> None:
+    """Clipped by the norm of what learns, not by that of what is closed. Without Adam, which makes noise large."""
+    model, by_hand = tiny_model("vit"), tiny_model("vit")
+    args = arguments(
+        tmp_path, max_grad_norm=0.5, lr_scheduler_type="constant", weight_decay=0.0, optim="sgd", learning_rate=0.1
+    )
+    trainer, _, watch = trainer_for("vit", STRATEGIES["gradual"], args, model=model)
+    batches = Batches(model)
+    trainer.train()
+    assert len(batches.kept) == 3 * STEPS
+
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    parameters = dict(by_hand.named_parameters())
+    for epoch, names in enumerate(expected_to_move("vit", "gradual", list(parameters))):
+        by_hand.train().requires_grad_(False)
+        for name in names:
+            parameters[name].requires_grad_(True)
+        for batch in batches.kept[epoch * STEPS : (epoch + 1) * STEPS]:
+            optimizer.zero_grad()
+            by_hand(**batch).loss.backward()
+            assert nn.utils.clip_grad_norm_(by_hand.parameters(), 0.5) > 0.5
+            optimizer.step()
+        for name, value in by_hand.state_dict().items():
+            torch.testing.assert_close(watch.weights[epoch + 1][name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "bert"])
+def test_full_fine_tuning_equals_trainer_without_the_plugin(tmp_path: Path, name: str) -> None:
+    """The same losses, and the same weights: with one rate the optimizer is Trainer's own."""
+    args = arguments(tmp_path)
+    trainer, prepared, watch = trainer_for(name, STRATEGIES["full"], args)
+    trainer.train()
+    plain_watch, plain = Epochs(), model_of(name)
+    Trainer(plain, args, train_dataset=Rows(name), callbacks=[plain_watch]).train()
+    assert len(watch.losses) == 3 * STEPS
+    assert watch.losses == plain_watch.losses
+    assert type(prepared.optimizer) is torch.optim.AdamW
+    assert all(torch.equal(value, prepared.model.state_dict()[key]) for key, value in plain.state_dict().items())
+
+
+def test_each_layer_learns_at_its_own_rate(tmp_path: Path) -> None:
+    """Adam's first step moves a weight by the rate of its group.
+
+    Mutation: hf_transfer/training/trainer_callback.py: "layer_lr_decay=layer_lr_decay" -> "layer_lr_decay=1.0"
+    """
+    args = arguments(tmp_path, max_steps=1, weight_decay=0.0, adam_epsilon=1e-12, lr_scheduler_type="constant")
+    trainer, prepared, watch = trainer_for(
+        "vit", STRATEGIES["full"], args, layer_lr_decay=0.5, head_learning_rate=0.003
+    )
+    assert trainer.optimizer is prepared.optimizer
+    trainer.train()
+    parts = parts_of("vit")
+    slices = [(parts.head,), parts.final, *((block,) for block in reversed(parts.blocks)), parts.embeddings]
+    for distance, modules in enumerate(slices):
+        rate = 0.003 if distance == 0 else 0.01 * 0.5**distance
+        inside = [key for key in watch.weights[0] if key.startswith(tuple(f"{module}." for module in modules))]
+        steps = [(watch.weights[1][key] - watch.weights[0][key]).abs().max().item() for key in inside]
+        assert max(steps) == pytest.approx(rate, rel=1e-3)
+
+
+def test_trainers_schedule_scales_each_rate_from_its_own_peak(tmp_path: Path) -> None:
+    trainer, prepared, watch = trainer_for("vit", STRATEGIES["gradual"], arguments(tmp_path), layer_lr_decay=0.5)
+    watch.stop_after = STEPS
+    trainer.train()
+    found = {group["name"]: group["lr"] for group in prepared.optimizer.param_groups}
+    expected = {"head": 1.0, "vit.layers.2": 0.5**2, "vit.layers.0": 0.5**4, "embeddings": 0.5**5}
+    assert {name: found[name] for name in expected} == {
+        name: pytest.approx(0.01 * share * 2 / 3) for name, share in expected.items()
+    }
+
+
+WITHOUT_US = """
+import sys
+from pathlib import Path
+
+sys.modules["hf_transfer"] = None
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageClassification
+
+folder = Path(sys.argv[1])
+loaders = {"resnet_basic": AutoModelForImageClassification, "bert": AutoPeftModelForSequenceClassification}
+found = {}
+for name, loader in loaders.items():
+    settings = {"num_labels": 5} if name == "bert" else {}
+    model = loader.from_pretrained(folder / name / "checkpoint-6", **settings).eval()
+    with torch.no_grad():
+        found[name] = model(**load_file(folder / f"{name}.safetensors")).logits
+save_file(found, folder / "found.safetensors")
+"""
+
+
+def test_what_trainer_saves_is_loaded_without_us(tmp_path: Path) -> None:
+    """Transformers' own class, saved while groups are closed; and peft's adapter on its base."""
+    expected: dict[str, Tensor] = {}
+    for name, strategy in (("resnet_basic", "gradual"), ("bert", "lora")):
+        model = model_of(name)
+        model.save_pretrained(tmp_path / "base" / name)
+        model.name_or_path = str(tmp_path / "base" / name)
+        args = arguments(tmp_path / name, save_strategy="epoch")
+        trainer, prepared, watch = trainer_for(name, STRATEGIES[strategy], args, model=model)
+        watch.stop_after = STEPS
+        trainer.train()
+        save_file(batch_of(name), tmp_path / f"{name}.safetensors")
+        expected[name] = logits(prepared.model.eval(), batch_of(name))
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_US, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found = load_file(tmp_path / "found.safetensors")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
+
+
+def test_after_training_the_modules_have_their_own_classes_again(tmp_path: Path) -> None:
+    """Also where they are frozen to the end; and a second training begins with the first stage.
+
+    Mutation: hf_transfer/training/trainer_callback.py: "name in learning)" -> "True)"
+    """
+    model = model_of("resnet_basic")
+    classes = [type(module) for module in model.modules()]
+    trainer, prepared, watch = trainer_for("resnet_basic", STRATEGIES["partial"], arguments(tmp_path), model=model)
+    assert [type(module) for module in prepared.model.modules()] != classes
+    trainer.train()
+    assert [type(module) for module in prepared.model.modules()] == classes
+    last = expected_to_move("resnet_basic", "partial", [name for name, _ in model.named_parameters()])[0]
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == last
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in copy.deepcopy(model).state_dict().items())
+    watch.weights.clear()
+    trainer.train()
+    assert moved(watch.weights) == expected_to_move("resnet_basic", "partial", list(watch.weights[0]))
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which `trainer_run.py` has left its weights."""
+    folder = tmp_path_factory.mktemp("two")
+    ended = torchrun(str(REPOSITORY / "tests" / "training" / "trainer_run.py"), str(folder))
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize(("name", "strategy"), [("vit", "gradual"), ("resnet_basic", "gradual"), ("bert", "lora")])
+def test_two_processes_agree_after_every_stage_and_move_the_same_parameters(
+    two_processes: Path, name: str, strategy: str
+) -> None:
+    """Although backward runs to what is closed, too.
+
+    Mutation: hf_transfer/training/trainer_callback.py: "parameter.grad = None" -> "pass"
+    """
+    of_rank = [
+        [load_file(two_processes / f"{name}-{epoch}-{rank}.safetensors") for epoch in range(4)] for rank in range(2)
+    ]
+    for own, other in zip(*of_rank, strict=True):
+        # Statistics of open BatchNorms are of each process's own last batch: the wrapper sends them in each forward.
+        different = {key for key, value in own.items() if not torch.equal(value, other[key])}
+        assert {key.rpartition(".")[2] for key in different} <= {"running_mean", "running_var"}
+    for weights in of_rank:
+        # The gradient of a key's bias is zero but for rounding, and without Adam it may stay.
+        keys = [key for key in weights[0] if not key.endswith("k_proj.bias")]
+        kept = [{key: epoch[key] for key in keys} for epoch in weights]
+        assert moved(kept) == expected_to_move(name, strategy, keys)
+
+
+def test_two_processes_learn_what_one_learns_on_batches_twice_as_large(two_processes: Path, tmp_path: Path) -> None:
+    """Also when gradients add up over two batches, and clipped by the norm of what learns.
+
+    Mutation: hf_transfer/training/trainer_callback.py: "torch.zeros_like)" -> "torch.clone)"
+    """
+    args = arguments(tmp_path, per_device_train_batch_size=2 * BATCH, optim="sgd")
+    trainer, _, watch = trainer_for("vit", STRATEGIES["gradual"], args, model=tiny_model("vit"))
+    trainer.train()
+    together = load_file(two_processes / "vit-3-0.safetensors")
+    for key, value in watch.weights[-1].items():
+        torch.testing.assert_close(together[key], value, rtol=1e-4, atol=1e-5)
+
+
+def other_optimizer(folder: Path) -> None:
+    args, model = arguments(folder), model_of("vit")
+    prepared = prepare_for_trainer(model, STRATEGIES["full"], batch_of("vit"), args)
+    Trainer(model, args, train_dataset=Rows("vit"), callbacks=[prepared.callback]).train()
+
+
+def other_model(folder: Path) -> None:
+    args, model = arguments(folder), model_of("vit")
+    prepared = prepare_for_trainer(model, STRATEGIES["lora"], batch_of("vit"), args)
+    given: Any = {"optimizers": (prepared.optimizer, None), "callbacks": [prepared.callback]}
+    Trainer(model, args, train_dataset=Rows("vit"), **given).train()
+
+
+def other_length(folder: Path) -> None:
+    trainer_for("vit", STRATEGIES["gradual"], arguments(folder, max_steps=4))[0].train()
+
+
+def too_short(folder: Path) -> None:
+    trainer_for("vit", STRATEGIES["lp_ft"], arguments(folder, num_train_epochs=1))
+
+
+def foreign_optimizer(folder: Path) -> None:
+    trainer_for("vit", STRATEGIES["full"], arguments(folder, optim="adafactor"))
+
+
+@pytest.mark.parametrize(
+    ("mistaken", "words"),
+    [
+        (other_optimizer, r"another model or optimizer\n.*optimizers=\(prepared.optimizer, None\)"),
+        (other_model, r"another model or optimizer"),
+        (other_length, r"a training of 3 epochs, for which the 3 stages are made\n.*1 epochs\n.*leave max_steps out"),
+        (too_short, r"more than 1 epochs, which the stages before the last take\n.*num_train_epochs=1\n"),
+        (foreign_optimizer, r"one of torch's own optimizers, and no FSDP or DeepSpeed\n.*optim=adafactor"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_step(
+    tmp_path: Path, mistaken: Callable[[Path], None], words: str
+) -> None:
+    """Mutation: hf_transfer/training/trainer_callback.py: "is not self._model or " -> "is None or "
+    Mutation: hf_transfer/training/trainer_callback.py: "is not self._optimizer:" -> "is None:"
+    Mutation: hf_transfer/training/trainer_callback.py: "state.num_train_epochs != self._epochs" -> "False"
+    Mutation: hf_transfer/training/trainer_callback.py: ">= epochs:" -> "> epochs:"
+    """
+    with pytest.raises(UserError, match=words):
+        mistaken(tmp_path)
+
+
+class Reopened(GradualUnfreezing):
+    """All, then the head, then all."""
+
+    def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
+        """See `Strategy.stages`."""
+        head, everything = LinearProbeThenFineTuning().stages(groups, epochs)
+        return [Stage(everything.trainable, 1), Stage(head.trainable, 1), Stage(everything.trainable, 1)]
+
+
+def test_a_group_that_is_closed_again_keeps_its_moments(tmp_path: Path) -> None:
+    """Momentum does not move it meanwhile."""
+    strategy: Strategy = Reopened()
+    trainer, prepared, watch = trainer_for("resnet_basic", strategy, arguments(tmp_path))
+    trainer.train()
+    keys = set(watch.weights[0])
+    assert moved(watch.weights) == [keys, {"classifier.1.weight", "classifier.1.bias"}, keys]
+    embedder = prepared.model.get_parameter("resnet.embedder.embedder.convolution.weight")
+    assert int(prepared.optimizer.state[embedder]["step"]) == 2 * STEPS
