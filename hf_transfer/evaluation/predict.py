@@ -9,6 +9,7 @@ import torch
 from hf_transfer.config import mistake
 from hf_transfer.data.images import BadImageError, decode
 from hf_transfer.data.inputs import PixelPipeline
+from hf_transfer.evaluation.run_folder import load_finished
 from hf_transfer.models.pretrained import Checkpoint
 
 BATCH_SIZE = 32
@@ -44,8 +45,8 @@ def classify_images(model_name_or_path: str, paths: Sequence[Path], *, top: int 
         raise mistake(expected="readable pictures", found="; ".join(problems), do="correct or leave out these paths")
     checkpoint = Checkpoint(model_name_or_path)
     pipeline = PixelPipeline(checkpoint.processor())
-    model = checkpoint.finished_classifier().eval()
-    names = model.config.id2label
+    model = load_finished(model_name_or_path, None, task="image-classification").eval()
+    names = checkpoint.class_names()
     answers = []
     for start in range(0, len(paths), BATCH_SIZE):
         logits = model(**pipeline.inputs(pictures[start : start + BATCH_SIZE])).logits.float()
