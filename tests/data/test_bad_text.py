@@ -136,7 +136,7 @@ def test_up_to_one_percent_are_masked_in_place_and_counted_in_the_report(name: s
     checkpoint = save_text_checkpoint(tmp_path / "checkpoint", name)
     if name == "gpt2":
         tokenizer = tiny_tokenizer()
-        tokenizer.backend_tokenizer.post_processor = None  # type: ignore[assignment]
+        tokenizer.backend_tokenizer.post_processor = None
         tokenizer.save_pretrained(checkpoint)
     data = split_files(tmp_path / "data", text_rows(200))
     rows = text_rows(101, seed=3)
@@ -301,12 +301,18 @@ def test_more_blocks_than_the_model_has(refused: Refused) -> None:
         trainable_layers=4,
         expected="--trainable_layers from 1 to 3, the blocks of this model",
         found="4",
-        do="",
+        do="lower it, or use --strategy full",
     )
 
 
 def test_an_adapter_that_cannot_attach(refused: Refused) -> None:
-    refused(strategy="adapter", peft_type="PROMPT_TUNING", expected="", found="PROMPT_TUNING", do="--peft_type")
+    refused(
+        strategy="adapter",
+        peft_type="PROMPT_TUNING",
+        expected="a method of peft that adapts single layers, and needs nothing else",
+        found="PROMPT_TUNING",
+        do="use --strategy adapter with --peft_type LORA, ",
+    )
 
 
 def test_more_blocks_for_adapters_than_the_model_has(refused: Refused) -> None:
