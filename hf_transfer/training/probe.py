@@ -1,6 +1,7 @@
 """The head, solved: with a frozen backbone it is a convex problem, and no loop of small steps is needed."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,11 @@ from hf_transfer.training.predictions import Metrics, Predictions, is_better, pr
 # Of the mean loss of a sample, on standardised features, from strong to weak.
 REGULARISATIONS = tuple(10.0**exponent for exponent in np.arange(1.0, -6.5, -0.5))
 MOST_ITERATIONS = 1_000
+# A gradient is small beside that of the penalty: scikit-learn's own limit would leave a weak one where it started.
+LARGEST_GRADIENT = 1e-4
+SHARE_OF_REGULARISATION = 0.01
+# Two decades without a gain on validation: what is weaker still takes longest, and would only overfit more.
+PATIENCE = 4
 # A class that training lacks must not win for want of evidence.
 NEVER = -30.0
 Floats = npt.NDArray[np.float64]
@@ -38,7 +44,8 @@ def solve_head(
     """Multinomial logistic regression on what enters the last layer; the solution is written into that layer.
 
     Features are standardised, and the standardisation is folded into the weights. The regularisation is the one with
-    which validation goes best, from strong to weak, each solution starting from the one before.
+    which validation goes best, from strong to weak, each solution starting from the one before, until two decades have
+    brought no gain.
 
     References: Alain and Bengio, "Understanding intermediate layers using linear classifier probes", ICLR workshop
     2017, https://arxiv.org/abs/1610.01644; Liu and Nocedal, "On the limited memory BFGS method for large scale
@@ -70,7 +77,9 @@ def solve_head(
         path = regularisation_path(features, labels, layer.out_features, layer.bias is not None, balanced)
         weight, bias, regularisation = _best(path, held_out, config.metric_for_best_model)
         found = torch.cat([weight, bias[:, None], torch.full_like(bias, regularisation)[:, None]], dim=1)
-    found = broadcast(found.to(accelerator.device)).cpu()
+    if accelerator.num_processes > 1:
+        # Not where there is nobody to tell: Apple's GPUs know no double precision.
+        found = broadcast(found.to(accelerator.device)).cpu()
     weight, bias, regularisation = found[:, :-2], found[:, -2], found[0, -1].item()
     with torch.no_grad():
         layer.weight.copy_(weight)
@@ -96,6 +105,7 @@ def regularisation_path(
     standardised features.
     """
     # Not at the top: it takes a second to import.
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     centre = features.mean(0) if intercept else np.zeros(features.shape[1])
@@ -107,12 +117,18 @@ def regularisation_path(
     model = LogisticRegression(
         fit_intercept=intercept, max_iter=MOST_ITERATIONS, warm_start=True, class_weight=weighting
     )
+    # Of two classes scikit-learn keeps the difference alone, whose square is twice the sum of both classes' squares.
+    pair = len(present) == 2
+    strength = (2.0 if pair else 1.0) / len(labels)
     for regularisation in REGULARISATIONS:
-        model.set_params(C=1.0 / (regularisation * len(labels))).fit(standard, labels)
+        tolerance = min(LARGEST_GRADIENT, SHARE_OF_REGULARISATION * regularisation)
+        with warnings.catch_warnings():
+            # After so many iterations a better solution is not worth the wait.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.set_params(C=strength / regularisation, tol=tolerance).fit(standard, labels)
         coefficients = np.asarray(model.coef_)
         intercepts = np.broadcast_to(model.intercept_, len(coefficients))
-        if len(present) == 2:
-            # Of two classes scikit-learn keeps the difference alone.
+        if pair:
             coefficients = np.concatenate([-coefficients, coefficients]) / 2
             intercepts = np.concatenate([-intercepts, intercepts]) / 2
         weight, bias = np.zeros((classes, features.shape[1])), np.full(classes, NEVER if intercept else 0.0)
@@ -131,6 +147,8 @@ def _best(
         if is_better(row, rows, best, metric):
             best, solution = len(rows), (weight, bias, regularisation)
         rows.append(row)
+        if len(rows) - best > PATIENCE:
+            break
     return solution
 
 
@@ -140,10 +158,13 @@ def _judged(features: Predictions, weight: Tensor, bias: Tensor) -> Metrics:
 
 @contextmanager
 def _without(model: nn.Module, layer_name: str) -> Iterator[None]:
-    """The model gives what enters its last layer, in the place of logits."""
+    """The model gives what enters its last layer, in the place of logits; afterwards it is as it was."""
     layer = model.get_submodule(layer_name)
+    modes = [(module, module.training) for module in model.modules()]
     model.set_submodule(layer_name, nn.Identity())
     try:
         yield
     finally:
         model.set_submodule(layer_name, layer)
+        for module, mode in modes:
+            module.training = mode
