@@ -1,7 +1,6 @@
 """With `transformers.Trainer`, too, exactly what the strategy names learns, and when it says."""
 
 import copy
-import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,65 +11,34 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from hf_transfer.config import UserError
 from hf_transfer.models.groups import Group
 from hf_transfer.strategies.freezing import GradualUnfreezing, LinearProbeThenFineTuning, Stage, Strategy
 from hf_transfer.training.trainer_callback import prepare_for_trainer
 from tests.conftest import REPOSITORY
-from tests.tiny_models import ALL, Architecture, logits, state, tiny_model
-from tests.tiny_text_models import TEXT_ARCHITECTURES
+from tests.tiny_models import logits, state, tiny_model
 from tests.training.test_two_processes import torchrun
 from tests.training.trainer_run import (
     BATCH,
+    STEPS,
     STRATEGIES,
+    Batches,
+    CutShort,
     Epochs,
-    Row,
+    Open,
     Rows,
     arguments,
     batch_of,
+    expected_to_move,
     model_of,
+    moved,
+    parts_of,
     trainer_for,
 )
 
 NAMES = ("vit", "resnet_basic", "bert")
-STEPS = 6  # of an epoch
-Moved = list[set[str]]
-
-
-def parts_of(name: str) -> Architecture:
-    return TEXT_ARCHITECTURES[name] if name in TEXT_ARCHITECTURES else ALL[name]
-
-
-def moved(weights: Sequence[Row]) -> Moved:
-    """What each epoch changed: parameters and statistics."""
-    return [
-        {key for key, value in after.items() if not torch.equal(value, before[key])}
-        for before, after in itertools.pairwise(weights)
-    ]
-
-
-def expected_to_move(name: str, strategy: str, keys: Sequence[str]) -> Moved:
-    """By the architecture's own module names, not by our groups."""
-    parts = parts_of(name)
-    head, top = (parts.head,), (*parts.final, parts.head)
-
-    def inside(modules: Sequence[str]) -> set[str]:
-        return {key for key in keys if key.startswith(tuple(f"{module}." for module in modules))}
-
-    everything, last = set(keys), inside((parts.blocks[-1], *top))
-    biases = {key for key in keys if key.endswith(".bias")}
-    adapters = {key for key in keys if ".lora_" in key or ".modules_to_save." in key}
-    return {
-        "full": [everything] * 3,
-        "linear_probe": [inside(head)] * 3,
-        "partial": [last] * 3,
-        "gradual": [last, inside((*parts.blocks, *top)), everything],
-        "lp_ft": [inside(head), everything, everything],
-        "bitfit": [biases | inside(head)] * 3,
-        "lora": [adapters] * 3,
-    }[strategy]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -143,15 +111,18 @@ def test_a_resumed_training_equals_the_uninterrupted_one(tmp_path: Path, name: s
     assert moved([watch.weights[-1], state(prepared.model)]) == [set()]
 
 
-class Open(TrainerCallback):
-    """Notes in each epoch what backward runs to."""
+def test_the_best_checkpoint_is_taken_whole(tmp_path: Path) -> None:
+    """Of a ViT, whose checkpoint has older names than the model; here "best" is where the loss is largest.
 
-    def __init__(self) -> None:
-        self.names: Moved = []
-
-    def on_epoch_begin(self, *_: Any, **kwargs: Any) -> None:
-        model: nn.Module = kwargs["model"]
-        self.names.append({name for name, parameter in model.named_parameters() if parameter.requires_grad})
+    Mutation: hf_transfer/training/trainer_callback.py: "saved in state and " -> "False and "
+    """
+    each: dict[str, Any] = dict.fromkeys(("save_strategy", "eval_strategy"), "epoch")
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    trainer, prepared, watch = trainer_for("vit", STRATEGIES["gradual"], arguments(tmp_path, **each, **best))
+    trainer.train()
+    epoch = (trainer.state.best_global_step or 0) // STEPS
+    assert epoch in (1, 2)
+    assert moved([watch.weights[epoch], state(prepared.model)]) == [set()]
 
 
 def test_on_one_process_backward_stops_at_what_is_closed(tmp_path: Path) -> None:
@@ -163,13 +134,6 @@ def test_on_one_process_backward_stops_at_what_is_closed(tmp_path: Path) -> None
     assert opened.names == expected_to_move("vit", "gradual", names)
 
 
-class CutShort(TrainerCallback):
-    """Ends the first epoch after half of its steps."""
-
-    def on_step_end(self, *given: Any, **_: Any) -> None:
-        given[2].should_epoch_stop = given[1].global_step == STEPS // 2
-
-
 def test_an_epoch_cut_short_is_an_epoch(tmp_path: Path) -> None:
     """Mutation: hf_transfer/training/trainer_callback.py: "self._epoch += 1" -> "pass" """
     trainer, _, watch = trainer_for("vit", STRATEGIES["gradual"], arguments(tmp_path))
@@ -177,18 +141,6 @@ def test_an_epoch_cut_short_is_an_epoch(tmp_path: Path) -> None:
     trainer.train()
     assert trainer.state.global_step == STEPS // 2 + 2 * STEPS
     assert moved(watch.weights) == expected_to_move("vit", "gradual", list(watch.weights[0]))
-
-
-class Batches:
-    """Keeps what a model is fed while it trains."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.kept: list[Row] = []
-        model.register_forward_pre_hook(self._keep, with_kwargs=True)
-
-    def _keep(self, model: nn.Module, _: Any, given: dict[str, Any]) -> None:
-        if model.training:
-            self.kept.append({name: given[name].clone() for name in ("pixel_values", "labels")})
 
 
 def test_gradual_unfreezing_equals_a_loop_in_which_closed_means_without_gradient(tmp_path: Path) -> None:

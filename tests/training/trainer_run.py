@@ -3,7 +3,9 @@
 As a script it writes into the folder that it is given, for each case and process, the weights after each epoch.
 """
 
+import itertools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,11 @@ from hf_transfer.strategies.freezing import (
     Strategy,
 )
 from hf_transfer.training.trainer_callback import PreparedForTrainer, prepare_for_trainer
-from tests.tiny_models import CLASSES, pixels, state, tiny_model
-from tests.tiny_text_models import tiny_text_model, token_ids
+from tests.tiny_models import ALL, CLASSES, Architecture, pixels, state, tiny_model
+from tests.tiny_text_models import TEXT_ARCHITECTURES, tiny_text_model, token_ids
 
 ROWS, BATCH = 24, 4
+STEPS = ROWS // BATCH  # of an epoch
 STRATEGIES: dict[str, Strategy] = {
     "full": FullFineTuning(),
     "linear_probe": LinearProbe(),
@@ -41,6 +44,7 @@ STRATEGIES: dict[str, Strategy] = {
 # Dropout, where an architecture has it, so that a resumed run must find its place among the random numbers.
 DROPOUT: dict[str, dict[str, Any]] = {"vit": {"hidden_dropout_prob": 0.1}, "bert": {}, "resnet_basic": {}}
 Row = dict[str, Tensor]
+Moved = list[set[str]]
 
 
 class Rows(Dataset[Row]):
@@ -88,6 +92,36 @@ class Epochs(TrainerCallback):
             given[2].should_training_stop = True
 
 
+class Open(TrainerCallback):
+    """Notes in each epoch what backward runs to."""
+
+    def __init__(self) -> None:
+        self.names: Moved = []
+
+    def on_epoch_begin(self, *_: Any, **kwargs: Any) -> None:
+        model: nn.Module = kwargs["model"]
+        self.names.append({name for name, parameter in model.named_parameters() if parameter.requires_grad})
+
+
+class CutShort(TrainerCallback):
+    """Ends the first epoch after half of its steps."""
+
+    def on_step_end(self, *given: Any, **_: Any) -> None:
+        given[2].should_epoch_stop = given[1].global_step == STEPS // 2
+
+
+class Batches:
+    """Keeps what a model is fed while it trains."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.kept: list[Row] = []
+        model.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, model: nn.Module, _: Any, given: dict[str, Any]) -> None:
+        if model.training:
+            self.kept.append({name: given[name].clone() for name in ("pixel_values", "labels")})
+
+
 def model_of(name: str) -> PreTrainedModel:
     """A tiny classifier."""
     return tiny_text_model(name) if name == "bert" else tiny_model(name, **DROPOUT.get(name, {}))
@@ -118,10 +152,45 @@ def trainer_for(
         prepared.model,
         args,
         train_dataset=Rows(name),
+        eval_dataset=Rows(name),
         optimizers=(prepared.optimizer, None),
         callbacks=[prepared.callback, watch],
     )
     return trainer, prepared, watch
+
+
+def parts_of(name: str) -> Architecture:
+    return TEXT_ARCHITECTURES[name] if name in TEXT_ARCHITECTURES else ALL[name]
+
+
+def moved(weights: Sequence[Row]) -> Moved:
+    """What each epoch changed: parameters and statistics."""
+    return [
+        {key for key, value in after.items() if not torch.equal(value, before[key])}
+        for before, after in itertools.pairwise(weights)
+    ]
+
+
+def expected_to_move(name: str, strategy: str, keys: Sequence[str]) -> Moved:
+    """By the architecture's own module names, not by our groups."""
+    parts = parts_of(name)
+    head, top = (parts.head,), (*parts.final, parts.head)
+
+    def inside(modules: Sequence[str]) -> set[str]:
+        return {key for key in keys if key.startswith(tuple(f"{module}." for module in modules))}
+
+    everything, last = set(keys), inside((parts.blocks[-1], *top))
+    biases = {key for key in keys if key.endswith(".bias")}
+    adapters = {key for key in keys if ".lora_" in key or ".modules_to_save." in key}
+    return {
+        "full": [everything] * 3,
+        "linear_probe": [inside(head)] * 3,
+        "partial": [last] * 3,
+        "gradual": [last, inside((*parts.blocks, *top)), everything],
+        "lp_ft": [inside(head), everything, everything],
+        "bitfit": [biases | inside(head)] * 3,
+        "lora": [adapters] * 3,
+    }[strategy]
 
 
 def main(folder: Path) -> None:
