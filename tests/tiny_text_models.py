@@ -43,17 +43,19 @@ def _roberta(**more: Any) -> PretrainedConfig:
 
 
 def _distilbert(**more: Any) -> PretrainedConfig:
-    sizes = {"dim": 24, "n_layers": 3, "n_heads": 2, "hidden_dim": 32}
-    return DistilBertConfig(vocab_size=VOCABULARY, max_position_embeddings=40, pad_token_id=PAD, **(sizes | more))
+    sizes = {"dim": 24, "n_layers": 3, "n_heads": 2, "hidden_dim": 32, "vocab_size": VOCABULARY}
+    return DistilBertConfig(max_position_embeddings=40, pad_token_id=PAD, **(sizes | more))
 
 
 def _gpt2(**more: Any) -> PretrainedConfig:
-    sizes = {"n_embd": 24, "n_layer": 3, "n_head": 2, "n_inner": 32, "n_positions": 40, "pad_token_id": PAD}
-    return GPT2Config(vocab_size=VOCABULARY, bos_token_id=END, eos_token_id=END, **(sizes | more))
+    sizes = {"n_embd": 24, "n_layer": 3, "n_head": 2, "n_inner": 32, "n_positions": 40}
+    sizes |= {"vocab_size": VOCABULARY, "pad_token_id": PAD}
+    return GPT2Config(bos_token_id=END, eos_token_id=END, **(sizes | more))
 
 
 def _deberta(**more: Any) -> PretrainedConfig:
-    return DebertaV2Config(**(_ENCODER | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]} | more))
+    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm"}
+    return DebertaV2Config(**(_ENCODER | relative | more))
 
 
 def _blocks(pattern: str) -> tuple[str, ...]:
@@ -88,9 +90,9 @@ TEXT_ARCHITECTURES = {
     "deberta": Architecture(
         _deberta,
         0,
-        ("deberta.embeddings",),
+        ("deberta.embeddings", "deberta.encoder.rel_embeddings", "deberta.encoder.LayerNorm"),
         _blocks("deberta.encoder.layer.{}"),
-        ("pooler.dropout", "pooler.dense", "dropout"),
+        ("pooler", "dropout"),
     ),
 }
 

@@ -34,7 +34,7 @@ class TokenPipeline:
         notes: what was decided about the tokenizer, in sentences.
 
     Raises:
-        UserError: the model takes fewer tokens than asked for, or the tokenizer has nothing to pad with.
+        UserError: the model takes fewer tokens than asked for, or the tokenizer has no words or nothing to pad with.
     """
 
     def __init__(
@@ -46,6 +46,14 @@ class TokenPipeline:
                 expected=f"--max_seq_length of at most {min(limits)}, which is what the model can take",
                 found=str(max_seq_length),
                 do="lower it, or leave it out",
+            )
+        special = set(tokenizer.all_special_tokens)
+        if not any(sign.isalnum() for word in tokenizer.get_vocab() if word not in special for sign in word):
+            # transformers makes one of nothing for a folder that has none, and all texts would be alike to it.
+            raise mistake(
+                expected="a tokenizer with a vocabulary",
+                found=f"{type(tokenizer).__name__} that knows no word",
+                do="save the tokenizer beside the model (tokenizer.json), or choose another --model_name_or_path",
             )
         self.notes: list[str] = []
         if tokenizer.pad_token is None:

@@ -75,7 +75,9 @@ def trace_groups(model: nn.Module, inputs: Inputs) -> list[Group]:
     """
     trace, classes = _trace(model, inputs)
     blocks = _blocks(model, trace, classes)
-    heads = _heads(model, trace, classes, after=trace.end[blocks[-1]] if blocks else -1)
+    *others, last = _heads(model, trace, classes, after=trace.end[blocks[-1]] if blocks else -1)
+    # With as many classes as the backbone is wide, a pooler has the shape of a head.
+    heads = [*(name for name in others if not _feeds(model, inputs, name, last)), last]
     names = ["embeddings", *blocks, "final", "head"] if blocks else ["backbone", "head"]
     home = {name: _home(name, blocks, heads, trace) for name, _ in model.named_modules()}
     learns = _reached_by_gradient(model, inputs)
@@ -149,7 +151,8 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
 
             def before(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
                 begin.setdefault(name, next(clock))
-                if any(tensor.requires_grad for tensor in _tensors((args, kwargs))):
+                # Token ids carry no gradient; whoever gets them is fed all the same.
+                if any(tensor.requires_grad or _storage(tensor) in storages for tensor in _tensors((args, kwargs))):
                     fed.add(name)
 
             def after(*_: Any, name: str = name) -> None:
@@ -230,7 +233,24 @@ def _heads(model: nn.Module, trace: _Trace, classes: int, after: int) -> list[st
             found=f"{type(model).__name__} without one",
             do="choose another --model_name_or_path",
         )
-    return heads if after >= 0 else [max(heads, key=trace.begin.__getitem__)]
+    heads.sort(key=trace.begin.__getitem__)
+    return heads if after >= 0 else heads[-1:]
+
+
+def _feeds(model: nn.Module, inputs: Inputs, layer: str, other: str) -> bool:
+    """Whether what one layer gives flows into another."""
+    found: list[bool] = []
+
+    def look(_: nn.Module, args: Any, kwargs: Any) -> None:
+        found.append(any(tensor.requires_grad for tensor in _tensors((args, kwargs))))
+
+    names = {f"{layer}.{name}" for name, _ in model.get_submodule(layer).named_parameters()}
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        stack.enter_context(_only_open(model, names))
+        stack.callback(model.get_submodule(other).register_forward_pre_hook(look, with_kwargs=True).remove)
+        model(**inputs)
+    return any(found)
 
 
 def _home(name: str, blocks: Sequence[str], heads: Sequence[str], trace: _Trace) -> str:

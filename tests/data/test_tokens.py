@@ -253,7 +253,8 @@ def test_batches_do_not_come_in_the_order_of_their_lengths() -> None:
 
 def padding_share(loaders: Loaders) -> float:
     masks = [batch["attention_mask"] for batch in loaders.train]
-    return 1.0 - sum(float(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+    share: float = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+    return share
 
 
 def test_an_order_by_length_wastes_far_less_on_padding_than_a_random_one(text_settings: TextSettings) -> None:

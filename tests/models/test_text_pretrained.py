@@ -1,0 +1,205 @@
+"""A pretrained text model with a new head and its tokenizer, and every checkpoint that cannot be one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, GPT2Model, PreTrainedModel
+
+from hf_transfer.config import TextConfig, UserError
+from hf_transfer.data.tokens import TokenPipeline
+from hf_transfer.models.groups import trace_groups
+from hf_transfer.models.pretrained import Checkpoint, load_classifier
+from tests.tiny_models import state
+from tests.tiny_text_models import (
+    CLASSES,
+    END,
+    PAD,
+    TEXT_ARCHITECTURES,
+    save_text_checkpoint,
+    tiny_text_model,
+    tiny_tokenizer,
+    token_ids,
+)
+
+NAMES = ["ant", "bee", "cat", "dog", "eel"]
+TASK = "text-classification"
+
+
+def load(folder: Path, *, names: list[str] = NAMES, fresh: bool = False, **more: Any) -> PreTrainedModel:
+    config = TextConfig(model_name_or_path="m", dataset_name="d", output_dir="o", **more)
+    checkpoint = Checkpoint(str(folder), task=TASK)
+    return load_classifier(checkpoint, names, config, token_ids(), fresh_weights=fresh)[0]
+
+
+def without_pad_token(folder: Path, **settings: Any) -> Path:
+    """GPT-2 as it is on the Hub: neither config nor tokenizer names a pad token."""
+    tiny_text_model("gpt2", pad_token_id=None, **settings).save_pretrained(folder)
+    tiny_tokenizer(pad=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("classes", [3, CLASSES])
+@pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
+def test_the_backbone_is_that_of_the_checkpoint_and_the_head_is_new(name: str, classes: int, tmp_path: Path) -> None:
+    """Also when the checkpoint has as many classes as the data."""
+    save_text_checkpoint(tmp_path, name)
+    saved = state(AutoModelForSequenceClassification.from_pretrained(tmp_path))
+    loaded = state(load(tmp_path, names=NAMES[:classes]))
+    head = TEXT_ARCHITECTURES[name].head
+    new = {f"{head}.weight", f"{head}.bias"}
+    assert loaded.keys() == saved.keys()
+    assert all(torch.equal(loaded[key], saved[key]) for key in saved.keys() - new)
+    assert loaded[f"{head}.weight"].shape == (classes, 24)
+    shared = min(classes, CLASSES)
+    assert not torch.isclose(loaded[f"{head}.weight"][:shared], saved[f"{head}.weight"][:shared]).all(1).any()
+
+
+@pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
+def test_fresh_weights_have_the_architecture_and_nothing_else_of_the_checkpoint(name: str, tmp_path: Path) -> None:
+    save_text_checkpoint(tmp_path, name)
+    pretrained, fresh, again = (state(load(tmp_path, fresh=is_fresh)) for is_fresh in (False, True, True))
+    assert {key: value.shape for key, value in fresh.items()} == {k: v.shape for k, v in pretrained.items()}
+    matrices = [key for key, value in fresh.items() if value.ndim > 1]
+    head = f"{TEXT_ARCHITECTURES[name].head}.weight"
+    assert not any(torch.equal(fresh[key], pretrained[key]) for key in matrices if key != head)
+    assert all(torch.equal(fresh[key], again[key]) for key in fresh)
+
+
+@pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
+def test_the_outline_has_the_groups_of_the_real_model_and_no_memory(name: str, tmp_path: Path) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: "with torch.device("meta"):" -> "with torch.device("cpu"):" """
+    checkpoint = Checkpoint(str(save_text_checkpoint(tmp_path, name)), task=TASK)
+    outline, groups = checkpoint.outline(NAMES, token_ids())
+    real = checkpoint.classifier(NAMES, seed=0, fresh_weights=False)
+    assert groups == trace_groups(real, token_ids())
+    assert type(outline) is type(real)
+    assert {key: value.shape for key, value in outline.named_parameters()} == {
+        key: value.shape for key, value in real.named_parameters()
+    }
+    if name == "bert":
+        assert all(parameter.is_meta for parameter in outline.parameters())
+
+
+def test_an_outline_reads_no_weights(tmp_path: Path) -> None:
+    """What is wrong with a strategy is said before gigabytes are read."""
+    save_text_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    _, groups = Checkpoint(str(tmp_path), task=TASK).outline(NAMES, token_ids())
+    assert [group.name for group in groups] == TEXT_ARCHITECTURES["bert"].group_names
+
+
+def test_a_checkpoint_without_a_head_gets_one_and_what_else_it_lacks_is_named(tmp_path: Path) -> None:
+    """A pretrained BERT without a pooler, as sentence models often are."""
+    whole: Any = tiny_text_model("bert")
+    bare = BertModel(whole.config, add_pooling_layer=False)
+    bare.load_state_dict(whole.bert.state_dict(), strict=False)
+    bare.save_pretrained(tmp_path)
+    checkpoint = Checkpoint(str(tmp_path), task=TASK)
+    loaded = checkpoint.classifier(NAMES, seed=0, fresh_weights=False)
+    groups = trace_groups(loaded, token_ids())
+    assert checkpoint.describe_fresh(groups) == [
+        "Not in the checkpoint, and drawn anew: bert.pooler.dense.weight, bert.pooler.dense.bias."
+    ]
+    mine = state(loaded)
+    assert all(torch.equal(mine[f"bert.{key}"], value) for key, value in bare.state_dict().items())
+
+
+def test_the_tokenizer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    save_text_checkpoint(tmp_path)
+    found = Checkpoint(str(tmp_path), task=TASK).tokenizer()
+    assert type(found) is type(AutoTokenizer.from_pretrained(tmp_path))
+    assert found("word7 word8")["input_ids"] == tiny_tokenizer()("word7 word8")["input_ids"]
+    assert found.model_max_length == 32
+
+
+@pytest.mark.parametrize(("name", "limit"), [("bert", 40), ("distilbert", 40), ("gpt2", 40), ("deberta", 40)])
+def test_the_longest_input_is_what_the_config_says(name: str, limit: int, tmp_path: Path) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: ""max_position_embeddings", None)" -> ""n_positions", None)" """
+    assert Checkpoint(str(save_text_checkpoint(tmp_path, name)), task=TASK).longest_input == limit
+
+
+def test_the_packaged_sample_is_a_text_model_with_its_tokenizer() -> None:
+    """The blocks of the real one: six layers, 384 wide."""
+    checkpoint = Checkpoint("sample:minilm", task=TASK)
+    pipeline = TokenPipeline(checkpoint.tokenizer(), model_limit=checkpoint.longest_input)
+    outline, groups = checkpoint.outline(NAMES, pipeline.example())
+    assert len([group for group in groups if ".layer." in group.name]) == 6
+    assert outline.config.hidden_size == 384
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("pad", [True, False])
+def test_a_model_whose_config_names_no_padding_gets_that_of_the_tokenizer(
+    pad: bool, fresh: bool, tmp_path: Path
+) -> None:
+    """GPT-2 without one refuses any batch of two texts; a tokenizer's own pad token comes first.
+
+    Mutation: hf_transfer/models/pretrained.py: "if tokenizer.pad_token is not None" -> "if not tokenizer.pad_token"
+    """
+    without_pad_token(tmp_path)
+    tiny_tokenizer(pad=pad).save_pretrained(tmp_path)
+    model = load(tmp_path, fresh=fresh)
+    assert model.config.pad_token_id == (PAD if pad else END)
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["pad_token_id"] == (PAD if pad else END)
+
+
+def test_a_config_that_names_its_padding_keeps_it(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: ""pad_token_id", 0) is None" -> ""pad_token_id", 0) is not None" """
+    save_text_checkpoint(tmp_path, "gpt2", pad_token_id=9)
+    assert load(tmp_path).config.pad_token_id == 9
+
+
+def test_a_backbone_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    """GPT-2 of two blocks, under the config of three."""
+    whole: Any = tiny_text_model("gpt2", n_layer=2)
+    GPT2Model(whole.config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"n_layer": 3}))
+    with pytest.raises(UserError, match=r"missing or of another shape: transformer\.h\.2\."):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
+def test_a_checkpoint_without_a_tokenizer_is_refused(name: str, tmp_path: Path) -> None:
+    """transformers makes one of nothing, to which all texts are alike.
+
+    Mutation: hf_transfer/data/tokens.py: "if word not in special for sign" -> "for sign"
+    """
+    tiny_text_model(name).save_pretrained(tmp_path)
+    tokenizer = Checkpoint(str(tmp_path), task=TASK).tokenizer()
+    with pytest.raises(UserError, match=r"a tokenizer with a vocabulary\nFound:    .*Tokenizer that knows no word\n"):
+        TokenPipeline(tokenizer, model_limit=40)
+
+
+def test_a_finished_text_model_keeps_its_head_and_its_classes_are_checked(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/models/pretrained.py: "own != list(label_names):" -> "set(own) != set(label_names):" """
+    model: nn.Module = load(save_text_checkpoint(tmp_path / "base"))
+    model.save_pretrained(tmp_path / "done")  # type: ignore[operator]
+    checkpoint = Checkpoint(str(tmp_path / "done"), task=TASK)
+    found = checkpoint.finished_classifier(NAMES)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in found.state_dict().items())
+    with pytest.raises(UserError, match="a model with the classes of the data set, in their order: eel, dog"):
+        checkpoint.finished_classifier(NAMES[::-1])
+
+
+def test_an_image_model_is_no_text_classifier() -> None:
+    with pytest.raises(UserError) as caught:
+        Checkpoint("sample:resnet-glyphs", task=TASK)
+    assert str(caught.value) == (
+        "Expected: a model that transformers can load as a text classifier (BERT, RoBERTa, DeBERTa, DistilBERT, "
+        "GPT-2, ...)\nFound:    sample:resnet-glyphs, a resnet model\n"
+        "Do this:  choose a text model in --model_name_or_path"
+    )
+
+
+def test_a_text_model_is_no_image_classifier(tmp_path: Path) -> None:
+    save_text_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="a bert model\nDo this:  choose an image model in --model_name_or_path"):
+        Checkpoint(str(tmp_path))
