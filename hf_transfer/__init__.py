@@ -22,6 +22,7 @@ _HOMES = {
     "choose_strategy": "strategies.choice",
     "set_trainable": "strategies.freezing",
     "fit": "training.loop",
+    "prepare_for_trainer": "training.trainer_callback",
     "predict_split": "training.predictions",
     "classify_images": "evaluation.predict",
 }
