@@ -1,0 +1,494 @@
+"""Text classifiers with another pooling than their checkpoint's: values, what is saved, and who can load it."""
+
+import json
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, PretrainedConfig, PreTrainedModel, T5Config
+
+from hf_transfer.config import UserError
+from hf_transfer.models import modeling_pooled
+from hf_transfer.models.groups import check_boundary, trace_groups
+from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification, first_token, mean
+from hf_transfer.models.pooling import (
+    Pooling,
+    backbone_config,
+    check_pooling,
+    load_pooled,
+    pooled_classifier,
+    pooling_of,
+    read_config,
+)
+from tests.tiny_models import logits, perturb, state
+from tests.tiny_text_models import (
+    CLASSES,
+    PAD,
+    TEXT_ARCHITECTURES,
+    save_text_checkpoint,
+    tiny_text_model,
+    tiny_tokenizer,
+    token_ids,
+)
+
+NAMES = ["ant", "bee", "cat", "dog", "ünïcode"]
+LABELS = {"id2label": dict(enumerate(NAMES)), "label2id": {name: number for number, name in enumerate(NAMES)}}
+# The first token of GPT-2 sees nothing else.
+KINDS: list[tuple[str, Pooling]] = [
+    *((name, "mean") for name in TEXT_ARCHITECTURES),
+    *((name, "cls") for name in TEXT_ARCHITECTURES if name != "gpt2"),
+]
+TEXTS = ["word1 word2 word3 word9", "word7", "word4 word4"]
+
+
+def pooled(name: str, pooling: Pooling, *, classes: int = CLASSES) -> PreTrainedModel:
+    """A perturbed tiny model in evaluation mode."""
+    config = PooledConfig(text_config=TEXT_ARCHITECTURES[name].config(), pooling=pooling, num_labels=classes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: PreTrainedModel = PooledForSequenceClassification(config)
+    perturb(model, 1)
+    model.train(False)
+    return model
+
+
+def from_folder(folder: Path, pooling: Pooling = "mean", **more: Any) -> tuple[PreTrainedModel, frozenset[str]]:
+    with torch.random.fork_rng():
+        return pooled_classifier(str(folder), pooling=pooling, labels=LABELS, **more)
+
+
+def padded_left(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same texts with their padding in front."""
+    kept = inputs["attention_mask"].bool()
+    moved = {name: torch.full_like(value, PAD) for name, value in inputs.items()}
+    for row, mask in enumerate(kept):
+        for name, value in inputs.items():
+            moved[name][row, len(mask) - int(mask.sum()) :] = value[row, mask]
+    return moved
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT that was a classifier of other classes."""
+    moods: dict[str, Any] = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}, "num_labels": 2}
+    return save_text_checkpoint(tmp_path_factory.mktemp("models") / "bert", **moods)
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path) -> Path:
+    """A folder as a run leaves it."""
+    model, _ = from_folder(checkpoint)
+    folder = checkpoint.parent / "finished"
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("name", "pooling"), KINDS)
+def test_the_logits_are_those_of_the_pooled_tokens_by_hand(name: str, pooling: Pooling, side: str) -> None:
+    """Each text for itself, in numpy, from the backbone's last hidden states.
+
+    Mutation: hf_transfer/models/modeling_pooled.py: "(~padding).sum(1).clamp(min=1)" -> "len(mask)"
+    """
+    model = pooled(name, pooling)
+    inputs = token_ids(seed=3, rows=4)
+    if side == "left":
+        inputs = padded_left(inputs)
+    with torch.no_grad():
+        hidden = model.get_submodule("backbone")(**inputs).last_hidden_state.double().numpy()
+    weight, bias = (model.get_parameter(f"classifier.{key}").detach().double().numpy() for key in ("weight", "bias"))
+    expected = []
+    for row, mask in zip(hidden, inputs["attention_mask"].numpy(), strict=True):
+        tokens = [vector for vector, real in zip(row, mask, strict=True) if real]
+        vector = tokens[0] if pooling == "cls" else np.stack(tokens).mean(0)
+        expected.append(weight @ vector + bias)
+    np.testing.assert_allclose(logits(model, inputs).numpy(), np.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "pooling"), KINDS)
+def test_a_text_means_the_same_alone_and_in_a_padded_batch(name: str, pooling: Pooling) -> None:
+    """Padding changes nothing.
+
+    Mutation: hf_transfer/models/modeling_pooled.py: "self.backbone(**known" -> "self.backbone(known['input_ids']"
+    """
+    model = pooled(name, pooling)
+    inputs = token_ids(seed=4, rows=4)
+    together = logits(model, inputs)
+    for row, mask in enumerate(inputs["attention_mask"].bool()):
+        alone = logits(model, {"input_ids": inputs["input_ids"][row : row + 1, mask]})
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_token_is_the_first_that_is_no_padding() -> None:
+    """Mutation: hf_transfer/models/modeling_pooled.py: ".int().argmax(1)" -> ".int().argmin(1) * 0" """
+    hidden = torch.arange(12.0).reshape(2, 3, 2)
+    mask = torch.tensor([[0, 0, 1], [1, 1, 0]])
+    assert first_token(hidden, mask).tolist() == [[4.0, 5.0], [6.0, 7.0]]
+    assert first_token(hidden, None).tolist() == [[0.0, 1.0], [6.0, 7.0]]
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_mean_in_half_precision_is_added_up_in_single_precision(masked: bool) -> None:
+    """The sum is beyond the largest number of half precision.
+
+    Mutation: hf_transfer/models/modeling_pooled.py: "hidden.float().masked_fill(" -> "hidden.masked_fill("
+    """
+    hidden = torch.full((1, 2000, 2), 100.0, dtype=torch.float16)
+    found = mean(hidden, torch.ones(1, 2000) if masked else None)
+    assert found.dtype == torch.float16
+    assert found.tolist() == [[100.0, 100.0]]
+
+
+def test_what_stands_at_padded_places_does_not_reach_the_mean() -> None:
+    """Attention of nothing to nothing may give anything there, and a text may have no token at all.
+
+    Mutation: hf_transfer/models/modeling_pooled.py: "masked_fill(padding, 0.0)" -> "mul(~padding)"
+    """
+    hidden = torch.tensor([[[1.0], [float("nan")]], [[float("inf")], [5.0]], [[2.0], [2.0]]])
+    assert mean(hidden, torch.tensor([[1, 0], [0, 1], [0, 0]])).tolist() == [[1.0], [5.0], [0.0]]
+
+
+def test_a_backbone_is_given_only_what_it_takes() -> None:
+    """DistilBERT knows no second text, BERT does.
+
+    Mutation: hf_transfer/models/modeling_pooled.py: " if value is not None and name in self._takes" -> ""
+    """
+    inputs = token_ids()
+    inputs["token_type_ids"] = torch.ones_like(inputs["input_ids"])
+    for name, more in (("distilbert", set[str]()), ("bert", {"token_type_ids", "use_cache"})):
+        model, given = pooled(name, "mean"), dict[str, Any]()
+        model.get_submodule("backbone").register_forward_pre_hook(
+            lambda _module, _args, kwargs, given=given: given.update(kwargs), with_kwargs=True
+        )
+        logits(model, inputs)
+        assert given.keys() == {"input_ids", "attention_mask"} | more
+
+
+@pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
+def test_no_pooler_is_kept_and_every_weight_learns(name: str) -> None:
+    """A pooler without a gradient would stop DistributedDataParallel.
+
+    Mutation: hf_transfer/models/modeling_pooled.py: "add_pooling_layer=False" -> "add_pooling_layer=True"
+    """
+    model = pooled(name, "mean")
+    model(**token_ids()).logits.square().sum().backward()
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize(("name", "pooling"), KINDS)
+def test_the_groups_are_the_blocks_and_the_model_can_be_cut_behind_each(name: str, pooling: Pooling) -> None:
+    """The names are those of the backbone's own classifier; the head sees what comes behind the last block."""
+    model, inputs = pooled(name, pooling), token_ids()
+    groups = trace_groups(model, inputs)
+    own = TEXT_ARCHITECTURES[name]
+    blocks = [f"backbone.{block.partition('.')[2]}" for block in own.blocks]
+    assert [group.name for group in groups] == ["embeddings", *blocks, "final", "head"]
+    assert groups[-1].parameters == ("classifier.weight", "classifier.bias")
+    assert {parameter for group in groups for parameter in group.parameters} == set(dict(model.named_parameters()))
+    for count in range(1, len(groups)):
+        boundary = check_boundary(model, groups, count, inputs)
+        assert (boundary.legal, boundary.reason) == (True, "")
+        assert not boundary.live or name == "deberta"
+
+
+def test_the_loss_is_the_cross_entropy_and_the_result_may_be_a_tuple() -> None:
+    """Mutation: hf_transfer/models/modeling_pooled.py: "if named else" -> "if True else" """
+    model, inputs, labels = pooled("bert", "mean"), token_ids(), torch.tensor([4, 0])
+    with torch.no_grad():
+        result = model(**inputs, labels=labels)
+        loss, given = model(**inputs, labels=labels, return_dict=False)
+    torch.testing.assert_close(result.loss, nn.functional.cross_entropy(result.logits, labels))
+    assert torch.equal(given, result.logits)
+    assert torch.equal(loss, result.loss)
+
+
+def test_a_copy_in_half_precision_and_recomputed_activations_say_the_same() -> None:
+    """Recomputing gives the same gradients, to the bit."""
+    model, inputs = pooled("bert", "mean"), token_ids()
+    expected = logits(model, inputs)
+    assert torch.equal(logits(deepcopy(model), inputs), expected)
+    half = logits(deepcopy(model).bfloat16(), inputs)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.05)
+
+    gradients = []
+    for recompute in (False, True):
+        copy = deepcopy(model).train()
+        for module in copy.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        if recompute:
+            copy.activation_checkpointing_enable({"use_reentrant": False})
+            assert copy.is_activation_checkpointing
+        copy(**inputs).logits.square().sum().backward()
+        gradients.append([parameter.grad for parameter in copy.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert plain is not None
+        assert torch.equal(plain, recomputed)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_the_backbone_is_that_of_the_checkpoint_and_only_the_head_is_lacking(
+    checkpoint: Path, pooling: Pooling
+) -> None:
+    """The backbone says what `AutoModel` says, with its way to compute attention.
+
+    Mutation: hf_transfer/models/modeling_pooled.py: "        config.text_config = backbone.config" -> ""
+    """
+    model, lacking = from_folder(checkpoint, pooling)
+    model.eval()
+    plain = AutoModel.from_pretrained(checkpoint, add_pooling_layer=False).eval()
+    ours = state(model.get_submodule("backbone"))
+    assert ours.keys() == state(plain).keys()
+    assert all(torch.equal(ours[name], value) for name, value in state(plain).items())
+    with torch.no_grad():
+        expected = plain(**token_ids()).last_hidden_state
+        assert torch.equal(model.get_submodule("backbone")(**token_ids()).last_hidden_state, expected)
+    assert lacking == {"classifier.weight", "classifier.bias"}
+    backbone: Any = model.get_submodule("backbone")
+    assert model.config.text_config is backbone.config
+    assert backbone.config._attn_implementation == "sdpa"
+    assert (model.config.pooling, model.config.id2label) == (pooling, LABELS["id2label"])
+    assert model.get_parameter("classifier.weight").shape == (CLASSES, 24)
+    assert model.name_or_path == str(checkpoint)
+
+
+def test_weights_that_the_checkpoint_lacks_are_named_as_in_the_pooled_model(checkpoint: Path, tmp_path: Path) -> None:
+    """Mutation: hf_transfer/models/pooling.py: "frozenset({f"backbone.{name}" for" -> "frozenset({name for" """
+    folder = save_text_checkpoint(tmp_path / "holes")
+    weights = load_file(folder / "model.safetensors")
+    gone = "bert.encoder.layer.1.output.dense.weight"
+    wrong = "bert.embeddings.position_embeddings.weight"
+    kept = {name: value for name, value in weights.items() if name != gone}
+    save_file(kept | {wrong: weights[wrong][:8].clone()}, folder / "model.safetensors", metadata={"format": "pt"})
+    model, lacking = from_folder(folder)
+    assert lacking == {
+        "classifier.weight",
+        "classifier.bias",
+        "backbone.encoder.layer.1.output.dense.weight",
+        "backbone.embeddings.position_embeddings.weight",
+    }
+    assert lacking < set(dict(model.named_parameters()))
+
+
+def test_half_precision_weights_are_loaded_in_single_precision(tmp_path: Path) -> None:
+    """Also where only the architecture is taken from such a checkpoint.
+
+    Mutation: hf_transfer/models/modeling_pooled.py: "dtype=torch.get_default_dtype()" -> ""
+    """
+    tiny_text_model("bert").bfloat16().save_pretrained(tmp_path / "half")
+    for fresh in (False, True):
+        model, _ = from_folder(tmp_path / "half", fresh_weights=fresh)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    model.save_pretrained(tmp_path / "pooled")
+    assert {parameter.dtype for parameter in load_pooled(str(tmp_path / "pooled")).parameters()} == {torch.float32}
+
+
+def test_fresh_weights_take_the_architecture_alone_and_an_outline_takes_no_memory(checkpoint: Path) -> None:
+    """Mutation: hf_transfer/models/pooling.py: "    if fresh_weights:" -> "    if False:" """
+    pretrained, _ = from_folder(checkpoint)
+    fresh, lacking = from_folder(checkpoint, fresh_weights=True)
+    shapes = {name: value.shape for name, value in pretrained.named_parameters()}
+    assert {name: value.shape for name, value in fresh.named_parameters()} == shapes
+    assert lacking == frozenset()
+    matrices = [name for name, value in fresh.named_parameters() if value.ndim > 1]
+    assert not any(torch.equal(fresh.get_parameter(name), pretrained.get_parameter(name)) for name in matrices)
+    with torch.device("meta"):
+        outline, _ = from_folder(checkpoint, fresh_weights=True)
+    assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
+    ids = {"input_ids": token_ids()["input_ids"].to("meta")}
+    assert trace_groups(outline, ids) == trace_groups(pretrained, token_ids())
+
+
+@pytest.mark.parametrize(("name", "setting"), [("bert", "hidden_dropout_prob"), ("distilbert", "seq_classif_dropout")])
+def test_the_head_has_the_dropout_that_the_backbones_own_classifier_has(
+    tmp_path: Path, name: str, setting: str
+) -> None:
+    """Mutation: hf_transfer/models/pooling.py: "classifier_dropout=dropout" -> "classifier_dropout=0.1" """
+    settings: dict[str, Any] = {setting: 0.35}
+    save_text_checkpoint(tmp_path, name, **settings)
+    model, _ = from_folder(tmp_path, fresh_weights=True)
+    assert model.get_submodule("dropout").extra_repr().startswith("p=0.35")
+
+
+def test_the_saved_folder_holds_the_file_the_map_and_no_pickle(finished: Path, checkpoint: Path) -> None:
+    """Nothing of the earlier task's classes, nor of where the checkpoint lay.
+
+    Mutation: hf_transfer/models/pooling.py: "    backbone.id2label = None" -> ""
+    """
+    files = {path.name for path in finished.iterdir()}
+    assert {"config.json", "model.safetensors", "modeling_pooled.py", "tokenizer.json"} <= files
+    assert not {path.suffix for path in finished.iterdir()} & {".bin", ".pt", ".pth", ".pkl"}
+    assert (finished / "modeling_pooled.py").read_bytes() == Path(modeling_pooled.__file__).read_bytes()
+    settings = json.loads((finished / "config.json").read_text(encoding="utf-8"))
+    assert settings["auto_map"] == {
+        "AutoConfig": "modeling_pooled.PooledConfig",
+        "AutoModelForSequenceClassification": "modeling_pooled.PooledForSequenceClassification",
+    }
+    assert settings["architectures"] == ["PooledForSequenceClassification"]
+    assert list(settings["label2id"]) == NAMES
+    assert settings["text_config"]["model_type"] == "bert"
+    assert str(checkpoint.parent) not in (finished / "config.json").read_text(encoding="utf-8")
+    assert settings["text_config"]["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
+
+
+def test_the_copied_file_imports_torch_and_transformers_alone() -> None:
+    text = Path(modeling_pooled.__file__).read_text(encoding="utf-8")
+    lines = [line.split()[1].partition(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))]
+    assert set(lines) == {"inspect", "collections", "typing", "torch", "transformers"}
+
+
+@pytest.mark.parametrize(("name", "pooling"), KINDS)
+def test_saved_and_loaded_again_it_says_the_same(name: str, pooling: Pooling, tmp_path: Path) -> None:
+    """Mutation: hf_transfer/models/modeling_pooled.py: "self.pooling = pooling" -> "self.pooling = 'mean'" """
+    model = pooled(name, pooling)
+    model.save_pretrained(tmp_path)
+    again = load_pooled(str(tmp_path))
+    assert again.config.pooling == pooling
+    assert torch.equal(logits(again.eval(), token_ids()), logits(model, token_ids()))
+
+
+ELSEWHERE = """
+import json, sys
+sys.modules["hf_transfer"] = None
+import torch
+from transformers import AutoModelForSequenceClassification, pipeline
+folder, texts = sys.argv[1], sys.argv[2:]
+speak = pipeline("text-classification", folder, trust_remote_code=True)
+answers = speak(texts, top_k=None, batch_size=3)
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
+with torch.no_grad():
+    found = model(**speak.tokenizer(texts, padding=True, return_tensors="pt")).logits
+mine = [name for name, module in sys.modules.items() if name.startswith("hf_transfer") and module is not None]
+labels = [model.config.num_labels, model.config.id2label]
+model.save_pretrained(folder + "-again")
+print(json.dumps({"answers": answers, "logits": found.tolist(), "labels": labels, "ours": mine}))
+"""
+
+
+def test_transformers_loads_the_folder_where_this_package_is_not_installed(finished: Path, tmp_path: Path) -> None:
+    """A fresh interpreter: the pipeline, and the model itself, which can be saved and loaded once more.
+
+    Mutation: hf_transfer/models/modeling_pooled.py: "_auto_class = "AutoModelForSeq" -> "_auto = "AutoModelForSeq"
+    """
+    surroundings = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(finished), *TEXTS],
+        cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "is not supported" not in done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["ours"] == []
+    assert found["labels"] == [CLASSES, {str(number): name for number, name in enumerate(NAMES)}]
+    model = load_pooled(str(finished)).eval()
+    expected = logits(model, dict(tiny_tokenizer()(TEXTS, padding=True, return_tensors="pt")))
+    torch.testing.assert_close(torch.tensor(found["logits"]), expected)
+    shares = [{answer["label"]: answer["score"] for answer in answers} for answers in found["answers"]]
+    said = torch.tensor([[share[name] for name in NAMES] for share in shares])
+    torch.testing.assert_close(said, expected.softmax(-1))
+    again = load_pooled(f"{finished}-again").eval()
+    assert torch.equal(again.get_parameter("classifier.weight"), model.get_parameter("classifier.weight"))
+
+
+def test_we_never_run_the_file_that_lies_beside_the_weights(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor ask whether we may; a folder from somebody else may hold anything.
+
+    Mutation: hf_transfer/models/pooling.py: "settings.get("model_type") ==" -> "None ==" """
+    monkeypatch.setattr("builtins.input", lambda _: "yes")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    for path in finished.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "modeling_pooled.py").write_text("raise SystemExit('executed')\n", encoding="utf-8")
+    config = read_config(str(tmp_path))
+    assert pooling_of(config) == "mean"
+    assert type(load_pooled(str(tmp_path))) is PooledForSequenceClassification
+    from_folder(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, config=backbone_config(config))
+    assert tokenizer("word1")["input_ids"] == tiny_tokenizer()("word1")["input_ids"]
+    assert not (tmp_path / "modules").exists()
+
+
+def test_nothing_is_registered_by_an_import() -> None:
+    with pytest.raises(ValueError, match="Unrecognized model identifier"):
+        AutoConfig.for_model(PooledConfig.model_type)
+
+
+def test_the_configuration_of_any_other_checkpoint_is_its_own(checkpoint: Path) -> None:
+    config = read_config(str(checkpoint))
+    assert type(config) is BertConfig
+    assert pooling_of(config) is None
+    assert backbone_config(config) is config
+    assert backbone_config(pooled("bert", "mean").config).max_position_embeddings == 40
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("classes", [2, CLASSES])
+def test_a_model_of_ours_can_be_started_from_with_either_pooling_and_other_classes(
+    finished: Path, pooling: Pooling, classes: int
+) -> None:
+    """Mutation: hf_transfer/models/pooling.py: "(path, pooling=pooling, **labels" -> "(path, **labels" """
+    names = NAMES[:classes]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    model, lacking = pooled_classifier(str(finished), pooling=pooling, labels=labels)
+    assert lacking == (set() if classes == CLASSES else {"classifier.weight", "classifier.bias"})
+    assert (model.config.pooling, model.config.num_labels) == (pooling, classes)
+    saved = state(load_pooled(str(finished)))
+    backbone = [name for name in saved if name.startswith("backbone.")]
+    assert all(torch.equal(state(model)[name], saved[name]) for name in backbone)
+    fresh, _ = pooled_classifier(str(finished), pooling=pooling, labels=labels, fresh_weights=True)
+    assert fresh.config.pooling == pooling
+    assert {name: value.shape for name, value in state(fresh).items()} == {n: v.shape for n, v in state(model).items()}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_first_token_of_a_model_that_looks_back_only_is_refused(inside: bool) -> None:
+    """Mutation: hf_transfer/models/pooling.py: "continues and not fills" -> "False" """
+    config: PretrainedConfig = TEXT_ARCHITECTURES["gpt2"].config()
+    check_pooling("some/gpt2", config, "mean")
+    if inside:
+        config = PooledConfig(text_config=config)
+    with pytest.raises(UserError) as caught:
+        check_pooling("some/gpt2", config, "cls")
+    assert str(caught.value) == (
+        "Expected: for --pooling cls a model whose first token sees the whole text (BERT, RoBERTa, ...)\n"
+        "Found:    some/gpt2, a gpt2 model, in which a token sees those in front of it\n"
+        "Do this:  use --pooling mean, or --pooling own, which takes the last token"
+    )
+
+
+def test_an_encoder_that_was_made_a_decoder_is_refused_too() -> None:
+    """Mutation: hf_transfer/models/pooling.py: "bool(getattr(config, "is_decoder", False)) or" -> "" """
+    with pytest.raises(UserError, match="a bert model, in which a token sees those in front"):
+        check_pooling("some/bert", BertConfig(is_decoder=True), "cls")
+    for name in TEXT_ARCHITECTURES.keys() - {"gpt2"}:
+        check_pooling(name, TEXT_ARCHITECTURES[name].config(), "cls")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_model_with_an_encoder_and_a_decoder_is_refused(pooling: Pooling) -> None:
+    """Mutation: hf_transfer/models/pooling.py: "    if backbone.is_encoder_decoder:" -> "    if False:" """
+    with pytest.raises(UserError) as caught:
+        check_pooling("some/t5", T5Config(), pooling)
+    assert str(caught.value) == (
+        f"Expected: for --pooling {pooling} a model with one stack of layers (BERT, RoBERTa, GPT-2, ...)\n"
+        "Found:    some/t5, a t5 model with an encoder and a decoder\n"
+        "Do this:  use --pooling own"
+    )
+
+
+def test_a_pooling_that_nobody_knows_is_refused() -> None:
+    """Mutation: hf_transfer/models/modeling_pooled.py: "if pooling not in" -> "if None in" """
+    with pytest.raises(ValueError, match="'mean' or 'cls', not 'max'"):
+        PooledConfig.from_dict({"pooling": "max"})
