@@ -1,0 +1,100 @@
+"""Run by torchrun: trains on two processes with strategies of several stages, and notes the weights after each epoch.
+
+Writes `NAME.json` into the folder that it is given, for each training: for each epoch and process a checksum of every
+tensor, and whether each parameter moved.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from hf_transfer.config import RunConfig
+from hf_transfer.strategies.choice import choose_strategy
+from hf_transfer.training import loop
+from hf_transfer.training.loop import Fit, fit, start_accelerator
+from tests.tiny_models import state
+from tests.training.toy_task import loaders_of, rows_for, settings, tiny
+
+EPOCHS = 5
+# Also with what is kept beside the weights from stage to stage.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit-gradual": ("vit", {"strategy": "gradual", "learning_rate": 5e-3}),
+    "resnet_basic-gradual": (
+        "resnet_basic",
+        {"strategy": "gradual", "ema_decay": 0.8, "l2_sp": 0.1, "soup_size": 3, "learning_rate": 5e-3},
+    ),
+    "vit-lp_ft": ("vit", {"strategy": "lp_ft", "class_weights": "balanced"}),
+    "vit-lora": ("vit", {"strategy": "lora"}),
+}
+
+
+def checksum(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def config_of(case: str) -> RunConfig:
+    return settings(num_train_epochs=EPOCHS, warmup_steps=0, **CASES[case][1])
+
+
+def trained(case: str, accelerator: Accelerator) -> tuple[list[dict[str, Any]], Fit]:
+    """One training; on every process the same list of what each of them has found in each epoch, and at the end."""
+    name, config = CASES[case][0], config_of(case)
+    model, groups, inputs = tiny(name)
+    strategy = choose_strategy(config)
+    prepared, groups = strategy.prepare(model, groups, inputs, config.seed)
+    stages = [sorted(stage.trainable) for stage in strategy.stages(groups, config.num_train_epochs)]
+    found: list[dict[str, Any]] = []
+    before = state(prepared)
+
+    def note() -> None:
+        nonlocal before
+        after = state(prepared)
+        own = {
+            "weights": {key: checksum(value) for key, value in after.items()},
+            "moved": [key for key, _ in prepared.named_parameters() if not torch.equal(after[key], before[key])],
+        }
+        before = after
+        found.append({"processes": gather_object([own])})
+
+    def noting(function: Any) -> Any:
+        def call(asked: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+            answer = function(asked, *arguments, **keywords)
+            note()
+            return answer
+
+        return call
+
+    originals = {key: vars(loop)[key] for key in ("predict_split", "solve_head")}
+    rows = rows_for(name, 24), rows_for(name, 20, seed=1)
+    loaders = loaders_of(accelerator, *rows, config.per_device_train_batch_size, config.seed)
+    for key, function in originals.items():
+        setattr(loop, key, noting(function))
+    try:
+        fitted = fit(prepared, strategy, groups, loaders, config, accelerator)
+    finally:
+        for key, function in originals.items():
+            setattr(loop, key, function)
+    note()
+    return [{"stages": stages}, *found], fitted
+
+
+def main(folder: Path) -> None:
+    """All of them at once: starting processes is what takes the time."""
+    with start_accelerator(settings()) as accelerator:
+        for case in CASES:
+            found, fitted = trained(case, accelerator)
+            if accelerator.is_main_process:
+                rows = [{key: row[key] for key in ("accuracy", "loss")} for row in fitted.history]
+                said = {"stages": found[0]["stages"], "epochs": found[1:], "history": rows, "soup": fitted.soup}
+                (folder / f"{case}.json").write_text(json.dumps({"number": accelerator.num_processes, **said}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
