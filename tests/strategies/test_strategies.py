@@ -1,30 +1,29 @@
 """A strategy is a pure answer to what learns, and when."""
 
-from typing import Any
+import itertools
 
 import pytest
 
-from hf_transfer.config import UserError, VisionConfig
+from hf_transfer.config import UserError
 from hf_transfer.models.groups import Group, trace_groups
-from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.strategies.freezing import (
+    BiasTuning,
     FromScratch,
     FullFineTuning,
+    GradualUnfreezing,
     LinearProbe,
+    LinearProbeThenFineTuning,
     PartialFineTuning,
     Stage,
     Strategy,
     frozen_prefix,
 )
 from tests.tiny_models import pixels, state, tiny_model
+from tests.tiny_text_models import tiny_text_model, token_ids
 
 GROUPS = [Group(name, (name,), (f"{name}.weight",)) for name in ("embeddings", "b.0", "b.1", "b.2", "final", "head")]
 WITHOUT_BLOCKS = [Group(name, (name,), (f"{name}.weight",)) for name in ("backbone", "head")]
 STRATEGIES: list[Strategy] = [LinearProbe(), PartialFineTuning(layers=2), FullFineTuning(), FromScratch()]
-
-
-def settings(**more: Any) -> VisionConfig:
-    return VisionConfig(model_name_or_path="m", dataset_name="d", output_dir="o", **more)
 
 
 def learning(groups: list[Group], stages: list[Stage]) -> list[str]:
@@ -91,21 +90,6 @@ def test_gentler_strategies_have_higher_rates() -> None:
     assert [strategy.learning_rate for strategy in STRATEGIES] == [3e-3, 3e-4, 1e-4, 1e-3]
 
 
-@pytest.mark.parametrize(
-    ("chosen", "expected"),
-    [
-        ({"strategy": "linear_probe"}, LinearProbe()),
-        ({"strategy": "partial", "trainable_layers": 3}, PartialFineTuning(layers=3)),
-        ({"strategy": "full"}, FullFineTuning()),
-        ({"strategy": "scratch"}, FromScratch()),
-    ],
-)
-def test_settings_name_the_strategy(chosen: dict[str, Any], expected: Strategy) -> None:
-    """Mutation: hf_transfer/strategies/choice.py: "layers=config.trainable_layers" -> "layers=1" """
-    found = choose_strategy(settings(**chosen))
-    assert (type(found), found) == (type(expected), expected)
-
-
 def test_more_layers_than_blocks_are_refused() -> None:
     """Mutation: hf_transfer/strategies/freezing.py: "self.layers > len(blocks)" -> "self.layers > 9" """
     with pytest.raises(UserError) as caught:
@@ -140,3 +124,87 @@ def test_the_frozen_prefix_is_what_learns_in_no_stage() -> None:
     late = [Stage(frozenset({"head.weight"}), 1), Stage(frozenset({"b.1.weight"}), 1)]
     assert frozen_prefix(GROUPS, late) == 2
     assert frozen_prefix(GROUPS, []) == len(GROUPS)
+
+
+def chain(blocks: int, *, final: bool = True, embeddings: bool = True) -> list[Group]:
+    """Groups of a model with so many blocks, each of one parameter, called by its letter or number."""
+    names = ["embeddings"] * embeddings + [str(number) for number in range(blocks)] + ["final"] * final + ["head"]
+    return [Group(name, (name,), (name if name.isdigit() else name[0],)) for name in names]
+
+
+def openings(groups: list[Group], epochs: int) -> list[tuple[str, int]]:
+    """What learns in each stage, from the input to the head, and for how long."""
+    stages = GradualUnfreezing().stages(groups, epochs)
+    order = [name for group in groups for name in group.parameters]
+    assert not any(stage.solved for stage in stages)
+    return [("".join(name for name in order if name in stage.trainable), stage.epochs) for stage in stages]
+
+
+@pytest.mark.parametrize(
+    ("groups", "epochs", "expected"),
+    [
+        (chain(3), 5, [("fh", 1), ("2fh", 1), ("12fh", 1), ("012fh", 1), ("e012fh", 1)]),
+        (chain(3), 9, [("fh", 1), ("2fh", 1), ("12fh", 1), ("012fh", 1), ("e012fh", 5)]),
+        (chain(3), 3, [("2fh", 1), ("012fh", 1), ("e012fh", 1)]),
+        (chain(3), 2, [("12fh", 1), ("e012fh", 1)]),
+        (chain(3), 1, [("e012fh", 1)]),
+        (chain(1), 2, [("0fh", 1), ("e0fh", 1)]),
+        (chain(1), 20, [("fh", 1), ("0fh", 1), ("e0fh", 18)]),
+        (chain(6), 4, [("5fh", 1), ("345fh", 1), ("12345fh", 1), ("e012345fh", 1)]),
+        (chain(3, final=False), 4, [("2h", 1), ("12h", 1), ("012h", 1), ("e012h", 1)]),
+        (chain(2, final=False, embeddings=False), 4, [("h", 1), ("1h", 1), ("01h", 2)]),
+        (WITHOUT_BLOCKS, 3, [("head.weight", 1), ("backbone.weighthead.weight", 2)]),
+    ],
+)
+def test_gradual_unfreezing_opens_from_the_top(
+    groups: list[Group], epochs: int, expected: list[tuple[str, int]]
+) -> None:
+    """One opening in each epoch, several where epochs are few; the last lasts as long as epochs remain.
+
+    Mutation: hf_transfer/strategies/freezing.py: "math.ceil(openings * number / count)" -> "openings * number // count"
+    """
+    assert openings(groups, epochs) == expected
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 12, 24])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 26, 40])
+def test_gradual_unfreezing_keeps_to_its_epochs_and_ends_with_all(blocks: int, epochs: int) -> None:
+    """Mutation: hf_transfer/strategies/freezing.py: "else epochs - count + 1" -> "else epochs - count" """
+    groups = chain(blocks)
+    stages = GradualUnfreezing().stages(groups, epochs)
+    assert sum(stage.epochs for stage in stages) == epochs
+    assert all(first.trainable < second.trainable for first, second in itertools.pairwise(stages))
+    assert stages[-1].trainable == {name for group in groups for name in group.parameters}
+    assert len(stages) == min(epochs, blocks + 2)
+
+
+@pytest.mark.parametrize(("epochs", "steps_of_the_head"), [(1, 1), (4, 1), (5, 2), (20, 5)])
+def test_the_head_is_solved_and_then_all_is_tuned(epochs: int, steps_of_the_head: int) -> None:
+    """A quarter more for the head, where it cannot be solved.
+
+    Mutation: hf_transfer/strategies/freezing.py: "math.ceil(epochs / 4), solved=True" -> "math.ceil(epochs / 4)"
+    """
+    head, everything = LinearProbeThenFineTuning().stages(GROUPS, epochs)
+    assert head == Stage(frozenset({"head.weight"}), steps_of_the_head, solved=True)
+    assert everything == Stage(frozenset(f"{group.name}.weight" for group in GROUPS), epochs)
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet_basic", "bert"])
+def test_bitfit_names_every_bias_and_the_head(name: str) -> None:
+    """By the layers' own attribute, not by their parameters' names.
+
+    Mutation: hf_transfer/strategies/freezing.py: "biases | _parameters(groups[-1:])" -> "biases"
+    """
+    text = name == "bert"
+    model = tiny_text_model(name) if text else tiny_model(name)
+    groups = trace_groups(model, token_ids() if text else pixels(name))
+    (stage,) = BiasTuning().stages(groups, 7)
+    own = {id(m.bias) for m in model.modules() if getattr(m, "bias", None) is not None}
+    biases = {key for key, value in model.named_parameters() if id(value) in own}
+    assert len(biases) > 9
+    assert stage == Stage(frozenset(biases | set(groups[-1].parameters)), 7)
+
+
+def test_rates_of_the_strategies_of_many_stages_and_of_biases() -> None:
+    found = [strategy.learning_rate for strategy in (GradualUnfreezing(), LinearProbeThenFineTuning(), BiasTuning())]
+    assert found == [3e-4, 1e-4, 1e-3]
