@@ -237,6 +237,13 @@ class TextConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_if_given("max_seq_length", "at least 3", lambda length: length >= 3)
+        adapters = ("lora", "dora", "ia3", "lokr", "adapter")
+        if self.pooling != "own" and self.strategy in adapters and not self.merge_adapter:
+            raise mistake(
+                expected=f"an adapter that peft can load elsewhere, or --merge_adapter with --pooling {self.pooling}",
+                found=f"--strategy {self.strategy} without it",
+                do="add --merge_adapter, or use --pooling own",
+            )
 
 
 def check_installation() -> None:

@@ -35,7 +35,7 @@ def main(config: TextConfig) -> None:
             return
 
         # Whatever can be wrong is found before weights are read: first the checkpoint's small files, then the data.
-        checkpoint = Checkpoint(config.model_name_or_path, config.model_revision, TASK)
+        checkpoint = Checkpoint(config.model_name_or_path, config.model_revision, TASK, config.pooling)
         pipeline = TokenPipeline(
             checkpoint.tokenizer(), model_limit=checkpoint.longest_input, max_seq_length=config.max_seq_length
         )

@@ -26,7 +26,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("command_line", "recipes", "benchmarks"),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
-STANDS_ALONE = ("space", "hf_transfer/models/fusion.py")
+STANDS_ALONE = ("space", "hf_transfer/models/fusion.py", "hf_transfer/models/modeling_pooled.py")
 FORBIDDEN_ROOMS = {"utils", "core", "common", "base", "helpers"}
 RECIPE_SETTINGS: dict[str, type[RunConfig]] = {"vision": VisionConfig, "text": TextConfig}
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_RECIPE = 400, 60, 110

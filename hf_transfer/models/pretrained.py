@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -29,6 +29,15 @@ from hf_transfer.config import RunConfig, mistake
 from hf_transfer.data import hub_access, samples
 from hf_transfer.data.inputs import ImageProcessor
 from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.models.pooling import (
+    Pooling,
+    backbone_config,
+    check_pooling,
+    load_pooled,
+    pooled_classifier,
+    pooling_of,
+    read_config,
+)
 
 HEAD_STANDARD_DEVIATION = 0.02
 
@@ -66,12 +75,16 @@ class Checkpoint:
         name: a Hub id, a local folder, or sample:NAME.
         revision: branch, tag or commit on the Hub.
         task: image-classification or text-classification.
+        pooling: what the head sees of a text: as the checkpoint has it, the first token, or the mean of all.
 
     Raises:
         UserError: it does not exist, cannot be reached or read, or is no classifier of that kind.
     """
 
-    def __init__(self, name: str, revision: str = "main", task: str = "image-classification") -> None:
+    def __init__(
+        self, name: str, revision: str = "main", task: str = "image-classification",
+        pooling: Literal["own", "cls", "mean"] = "own",
+    ) -> None:  # fmt: skip
         self.name = name
         self._task = TASKS[task]
         self._fresh: frozenset[str] = frozenset()
@@ -79,11 +92,13 @@ class Checkpoint:
         self._offline = not answers
         self._revision = revision
         with _explained(name), hub_access.local_files_only(self._offline):
-            self.config: PretrainedConfig = AutoConfig.from_pretrained(self.path, revision=revision)
-        if self.config.model_type not in self._task.model_types:
-            raise mistake(
-                expected=self._task.expected, found=f"{name}, a {self.config.model_type} model", do=self._task.advice
-            )
+            self.config: PretrainedConfig = read_config(self.path, revision=revision)
+        kind = backbone_config(self.config).model_type
+        if kind not in self._task.model_types:
+            raise mistake(expected=self._task.expected, found=f"{name}, a {kind} model", do=self._task.advice)
+        self._pooling: Pooling | None = pooling_of(self.config) if pooling == "own" else pooling
+        if self._pooling is not None:
+            check_pooling(name, self.config, self._pooling)
         if getattr(self.config, "num_channels", 3) != 3:
             raise mistake(
                 expected="a model that takes images of 3 channels",
@@ -103,13 +118,15 @@ class Checkpoint:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's own tokenizer."""
         with _explained(self.name), hub_access.local_files_only(self._offline):
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path, revision=self._revision)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                self.path, revision=self._revision, config=backbone_config(self.config)
+            )
         return tokenizer
 
     @property
     def longest_input(self) -> int | None:
         """How many tokens the model has positions for; None if its config does not say."""
-        return getattr(self.config, "max_position_embeddings", None)
+        return getattr(backbone_config(self.config), "max_position_embeddings", None)
 
     def outline(self, label_names: Sequence[str], inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
         """The architecture without weights, which takes no time and no memory, and its groups.
@@ -131,9 +148,18 @@ class Checkpoint:
 
     def _from_config(self, label_names: Sequence[str]) -> PreTrainedModel:
         with _explained(self.name), hub_access.local_files_only(self._offline):
+            if self._pooling is not None:
+                return self._pooled(label_names, fresh_weights=True)[0]
             config = AutoConfig.from_pretrained(self.path, revision=self._revision, **self._settings(label_names))
             model: PreTrainedModel = self._task.classifier.from_config(config, dtype=torch.float32)
         return model
+
+    def _pooled(self, label_names: Sequence[str], *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
+        assert self._pooling is not None
+        return pooled_classifier(
+            self.path, pooling=self._pooling, labels=_labels(label_names), revision=self._revision,
+            fresh_weights=fresh_weights,
+        )  # fmt: skip
 
     def _settings(self, label_names: Sequence[str]) -> dict[str, Any]:
         """What the model's config is to say: its classes and, for texts, which token is padding."""
@@ -156,6 +182,9 @@ class Checkpoint:
             if fresh_weights:
                 return self._from_config(label_names)
             model: PreTrainedModel
+            if self._pooling is not None:
+                model, self._fresh = self._pooled(label_names, fresh_weights=False)
+                return model
             model, found = self._task.classifier.from_pretrained(
                 self.path, revision=self._revision, dtype=torch.float32, ignore_mismatched_sizes=True,
                 output_loading_info=True, **self._settings(label_names),
@@ -190,6 +219,8 @@ class Checkpoint:
         """
         self.class_names(label_names)
         with _explained(self.name), hub_access.local_files_only(self._offline):
+            if pooling_of(self.config) is not None:
+                return load_pooled(self.path, revision=self._revision)
             model: PreTrainedModel = self._task.classifier.from_pretrained(
                 self.path, revision=self._revision, dtype=torch.float32
             )
