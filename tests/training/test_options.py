@@ -357,8 +357,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
 def test_early_stopping_ends_a_stage_and_the_next_one_begins(scripted: list[Weights], steps: Steps) -> None:
     """Two epochs without a gain end the first stage after three, and the second after two.
 
-    Mutation: hf_transfer/training/loop.py: "        without_gain = 0" -> "        without_gain = 0 if not result.history else 9"
-    """  # noqa: E501
+    Mutation: hf_transfer/training/loop.py: "                break" -> "                return result"
+    """
     model, groups, _ = tiny("vit")
     before = state(model)
     chosen = settings(early_stopping_patience=2, num_train_epochs=8)
