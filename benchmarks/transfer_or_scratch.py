@@ -3,9 +3,9 @@
     python -m benchmarks.transfer_or_scratch
 
 Every arm has the same data, the same augmentation (none, and the recipe's default), the same learning-rate grid and
-the same number of epochs (the probe is solved, and needs neither rate nor epochs). Its learning rate is the one with the best mean validation accuracy over the first seeds; then all seeds are
-trained at that rate, and the test split is looked at once for each. Whether the epochs are enough is shown by training
-from scratch for twice as many at the chosen rate.
+the same number of epochs (the probe is solved, and needs neither rate nor epochs). Its learning rate is the one with
+the best mean validation accuracy over the first seeds; then all seeds are trained at that rate, and the test split is
+looked at once for each. Whether the epochs are enough is shown by training from scratch for twice as many.
 """
 
 import argparse
@@ -78,9 +78,8 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
             pairs = zip(row["test"], scratch[row["augmentation"], row["backbone"]], strict=True)
             difference, width = mean_interval([100 * (ours - theirs) for ours, theirs in pairs])
             gain = f"{difference:+.1f} ± {width:.1f}"
-        lines.append(
-            f"| {row['augmentation']} | `{row['backbone']}` | {row['arm']} | {rate} | {score:.1f} ± {half:.1f} % | {gain} |"
-        )
+        names = f"{row['augmentation']} | `{row['backbone']}` | {row['arm']}"
+        lines.append(f"| {names} | {rate} | {score:.1f} ± {half:.1f} % | {gain} |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,5 @@
 """Every setting of a run: the only list of flags, with its help and its checks."""
 
-import codecs
 import dataclasses
 import importlib.metadata
 import sys
@@ -183,8 +182,9 @@ class RunConfig:
 
 
 def _is_encoding(name: str) -> bool:
+    # Not by its name alone: hex and rot13 are codecs, too, but no encodings of text.
     try:
-        codecs.lookup(name)
+        "a".encode(name)
     except LookupError:
         return False
     return True

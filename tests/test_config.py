@@ -199,6 +199,18 @@ def test_every_number_has_a_range() -> None:
     assert numbers == {row[0] for row in RANGES}
 
 
+@pytest.mark.parametrize("name", ["klingon", "hex", "rot13"])
+def test_an_encoding_is_one_of_text(name: str) -> None:
+    """Python has codecs that are none, too.
+
+    Mutation: hf_transfer/config.py: ""a".encode(name)" -> "__import__("codecs").lookup(name)"
+    """
+    with pytest.raises(UserError) as error:
+        settings(f"--encoding={name}")
+    assert words(error)[0] == "--encoding: the name of an encoding, such as utf-8 or latin-1"
+    assert settings("--encoding=latin-1").encoding == "latin-1"
+
+
 def test_two_kinds_of_mixed_precision_are_refused() -> None:
     """One of them would be ignored.
 

@@ -93,6 +93,11 @@ def load_text_splits(config: TextConfig) -> Splits:
     """
     loaded, notes = _rename_splits(_load(config))
     columns = _text_columns(loaded["train"], config)
+    label = _label_column(loaded["train"], config.label_column_name)
+    unused = [
+        name for name, kind in loaded["train"].features.items() if _is_text(kind) and name not in (*columns, label)
+    ]
+    notes += [f"Columns of text that are not used: {', '.join(unused)}."] if unused else []
     checked, names = _checked_splits(loaded, config, notes, partial(_texts, columns=columns), find_bad_texts)
     copies = count_duplicate_texts(checked)
     return Splits(**checked, samples="texts", label_names=names, duplicates=copies, notes=notes)

@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
+from transformers.utils import logging
 
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.data import hub_access, samples
@@ -126,7 +127,15 @@ class Checkpoint:
     @property
     def longest_input(self) -> int | None:
         """How many tokens the model has positions for; None if its config does not say."""
-        return getattr(backbone_config(self.config), "max_position_embeddings", None)
+        stated = getattr(backbone_config(self.config), "max_position_embeddings", None)
+        if not stated or stated < 0:
+            return None
+        with torch.device("meta"):
+            model = self._from_config(["a", "b"])
+        # RoBERTa and its kin count positions from behind the padding's: of 514 they have 512 for tokens.
+        tables = (module for name, module in model.named_modules() if "position" in name)
+        padding = (table.padding_idx for table in tables if isinstance(table, nn.Embedding))
+        return int(stated) - max((index + 1 for index in padding if index is not None), default=0)
 
     def outline(self, label_names: Sequence[str], inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
         """The architecture without weights, which takes no time and no memory, and its groups.
@@ -178,7 +187,7 @@ class Checkpoint:
             seed: seed of every weight that is not read from the checkpoint.
             fresh_weights: take the architecture only; no weights are read.
         """
-        with _seeded(seed), _explained(self.name), hub_access.local_files_only(self._offline):
+        with _seeded(seed), _explained(self.name), hub_access.local_files_only(self._offline), _quietly():
             if fresh_weights:
                 return self._from_config(label_names)
             model: PreTrainedModel
@@ -326,7 +335,7 @@ def _explained(name: str) -> Iterator[None]:
             raise mistake(
                 expected=f"a complete transformers checkpoint in {name}",
                 found=str(error).splitlines()[0],
-                do="check its config.json, preprocessor_config.json and model.safetensors",
+                do="check its config.json, model.safetensors, and preprocessor_config.json or tokenizer.json",
             ) from error
         raise hub_access.unreachable(name, kind="model", setting="model_name_or_path") from error
 
@@ -336,6 +345,20 @@ def _chain(error: BaseException | None) -> str:
     while error is not None:
         words, error = f"{words} {error}", error.__cause__ or error.__context__
     return words
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' table of what a new head lacks: `describe_fresh` says what matters, in a line."""
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -108,6 +108,8 @@ def fit(
             if 0 < config.early_stopping_patience <= without_gain:
                 break
         _refuse_drift(accelerator, model)
+        # The next stage's mixed precision must not be wrapped around this one's.
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         accelerator.free_memory()
     result.soup = _take_best(model, best, loaders, config, accelerator)
     return result

@@ -135,7 +135,7 @@ def test_a_parquet_file_with_embedded_pictures_keeps_names_and_pixels(
 ) -> None:
     """A class that no row has keeps its place in the names.
 
-    Mutation: hf_transfer/data/sources.py: "for name in SPLIT_NAMES}, names" -> "for name in SPLIT_NAMES}, sorted(names)"
+    Mutation: hf_transfer/data/sources.py: "SPLIT_NAMES}, names" -> "SPLIT_NAMES}, sorted(names)"
     """
     feature = datasets.ClassLabel(names=["zebra", "ant", "unused"])
     picture_table([0, 1] * 10, feature).to_parquet(tmp_path / "data.parquet")
