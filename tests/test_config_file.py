@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from hf_transfer.config import UserError, VisionConfig
+from hf_transfer.config import RunConfig, TextConfig, UserError, VisionConfig
 from hf_transfer.parsing import load, parse
-from tests.test_config import FIELDS, REQUIRED, settings, words
+from tests.test_config import REQUIRED, settings, words
 
 
 def from_yaml(tmp_path: Path, text: str | bytes, *flags: str) -> VisionConfig:
@@ -188,7 +188,12 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x8
 BOUNDS: dict[str, Any] = {
     "validation_fraction": st.floats(0.01, 0.5),
     "test_fraction": st.floats(0.01, 0.5),
-    "learning_rate": st.none() | st.floats(1e-9, 10),
+    **dict.fromkeys(("learning_rate", "head_learning_rate"), st.none() | st.floats(1e-9, 10)),
+    **dict.fromkeys(("label_smoothing_factor", "adapter_dropout", "ema_decay"), st.floats(0, 0.99)),
+    "layer_lr_decay": st.floats(0.01, 1),
+    "adapter_alpha": st.none() | st.floats(0.01, 100),
+    "encoding": st.sampled_from(["utf-8", "latin-1"]),
+    "max_seq_length": st.none() | st.integers(3, 2**20),
     **dict.fromkeys(("model_name_or_path", "dataset_name", "output_dir"), NAMES.filter(str.strip)),
     "report_to": st.lists(NAMES.filter(lambda name: not name.startswith("-")), min_size=1, max_size=3),
 }
@@ -205,22 +210,31 @@ def values_of(field: "dataclasses.Field[Any]") -> Any:
     return st.one_of(*options, *([st.none()] if get_args(field.type) else []))
 
 
-@given(st.fixed_dictionaries({name: values_of(field) for name, field in FIELDS.items()}))
+def drawn_settings(recipe: type[RunConfig]) -> st.SearchStrategy[RunConfig]:
+    """Settings of a recipe that pass its checks."""
+
+    def sound(values: dict[str, Any]) -> RunConfig:
+        values["fp16"] = values["fp16"] and not values["bf16"]
+        values["merge_adapter"] = True
+        return recipe(**values)
+
+    return st.fixed_dictionaries({field.name: values_of(field) for field in dataclasses.fields(recipe)}).map(sound)
+
+
+@given(st.one_of(drawn_settings(VisionConfig), drawn_settings(TextConfig)))
 @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_settings_that_are_saved_are_read_back_equal(
-    tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, Any]
+    tmp_path_factory: pytest.TempPathFactory, config: RunConfig
 ) -> None:
     """For any text, however much it looks like something else in YAML or in argparse.
 
     Mutation: hf_transfer/parsing.py: "arguments.append(f"--{key}={value}")" -> "arguments += [f"--{key}", str(value)]"
     """
-    drawn["fp16"] = drawn["fp16"] and not drawn["bf16"]
-    config = VisionConfig(**drawn)
     path = tmp_path_factory.mktemp("saved") / "config.yaml"
     config.save(path)
     # Leave to replace an earlier run is for one command, and is not saved.
     expected = dataclasses.replace(config, overwrite_output_dir=False)
-    assert load(VisionConfig, path) == expected
+    assert load(type(config), path) == expected
 
 
 def test_leave_to_replace_an_earlier_run_is_not_passed_on_with_the_file(tmp_path: Path) -> None:

