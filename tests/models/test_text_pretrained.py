@@ -116,7 +116,9 @@ def test_the_tokenizer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     assert found.model_max_length == 32
 
 
-@pytest.mark.parametrize(("name", "limit"), [("bert", 40), ("roberta", 39), ("distilbert", 40), ("gpt2", 40), ("deberta", 40)])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("bert", 40), ("roberta", 39), ("distilbert", 40), ("gpt2", 40), ("deberta", 40)]
+)
 def test_the_longest_input_is_what_the_config_says(name: str, limit: int, tmp_path: Path) -> None:
     """Mutation: hf_transfer/models/pretrained.py: ""max_position_embeddings", None)" -> ""n_positions", None)" """
     assert Checkpoint(str(save_text_checkpoint(tmp_path, name)), task=TASK).longest_input == limit
