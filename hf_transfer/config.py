@@ -185,7 +185,7 @@ def _is_encoding(name: str) -> bool:
     # Not by its name alone: hex and rot13 are codecs, too, but no encodings of text.
     try:
         "a".encode(name)
-    except LookupError:
+    except (LookupError, ValueError):
         return False
     return True
 
@@ -237,6 +237,12 @@ class TextConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_if_given("max_seq_length", "at least 3", lambda length: length >= 3)
+        if self.pooling != "own" and self.evaluate_only:
+            raise mistake(
+                expected="with --evaluate_only a model that is judged as it was saved",
+                found=f"--pooling {self.pooling}, which is for a new head",
+                do="leave --pooling out; a model that was trained with it knows it",
+            )
         adapters = ("lora", "dora", "ia3", "lokr", "adapter")
         if self.pooling != "own" and self.strategy in adapters and not self.merge_adapter:
             raise mistake(

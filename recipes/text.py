@@ -63,7 +63,10 @@ def main(config: TextConfig) -> None:
 
             # From here on only what was saved counts: the figures are those of the files.
             if accelerator.is_main_process:
-                save_model(fitted.model, pipeline.tokenizer, folder, base=checkpoint.path, merge=config.merge_adapter)
+                save_model(
+                    fitted.model, pipeline.tokenizer, folder,
+                    base=checkpoint.path, revision=config.model_revision, merge=config.merge_adapter,
+                )  # fmt: skip
             accelerator.wait_for_everyone()
             fitted.model = load_finished(str(folder / "model"), splits.label_names, task=TASK)
 

@@ -199,7 +199,7 @@ def test_every_number_has_a_range() -> None:
     assert numbers == {row[0] for row in RANGES}
 
 
-@pytest.mark.parametrize("name", ["klingon", "hex", "rot13"])
+@pytest.mark.parametrize("name", ["klingon", "hex", "rot13", "undefined"])
 def test_an_encoding_is_one_of_text(name: str) -> None:
     """Python has codecs that are none, too.
 
@@ -209,6 +209,17 @@ def test_an_encoding_is_one_of_text(name: str) -> None:
         settings(f"--encoding={name}")
     assert words(error)[0] == "--encoding: the name of an encoding, such as utf-8 or latin-1"
     assert settings("--encoding=latin-1").encoding == "latin-1"
+
+
+def test_a_pooling_for_a_model_that_is_only_judged_is_refused() -> None:
+    """It would be ignored, and still stand in the settings of the run.
+
+    Mutation: hf_transfer/config.py: "and self.evaluate_only" -> "and False"
+    """
+    required = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"}
+    with pytest.raises(UserError, match="Found:    --pooling mean"):
+        TextConfig(**required, pooling="mean", evaluate_only=True)
+    assert TextConfig(**required, pooling="own", evaluate_only=True).evaluate_only
 
 
 def test_two_kinds_of_mixed_precision_are_refused() -> None:

@@ -67,7 +67,7 @@ def write_report(
     }
     _draw_confusion(folder / "confusion.png", confusion, label_names)
     if fitted.history:
-        _draw_curves(folder / "curves.png", fitted.history, fitted.best_epoch)
+        _draw_curves(folder / "curves.png", fitted.history, fitted.soup)
     text = _markdown(results, _per_class(test, label_names), notes, bool(fitted.history))
     (folder / "report.md").write_text(text, encoding="utf-8")
     # Whole or not at all: a run that is killed here is done again.
@@ -155,7 +155,7 @@ def _markdown(
         )
     lines += ["", "## Data and model", "", *(f"- {plain(note)}" for note in notes), ""]
     if trained:
-        lines += ["## Training", "", f"Kept: epoch {results['best_epoch']} of {len(results['history'])}.", ""]
+        lines += ["## Training", "", f"Kept: {_kept(results['soup'])} of {len(results['history'])}.", ""]
         lines += ["![Loss and validation score by epoch](curves.png)", ""]
     lines += ["## Classes (test)", "", "| class | precision | recall | F1 | samples |", "|---|---:|---:|---:|---:|"]
     lines += [f"| {plain(name)} | {p:.4f} | {r:.4f} | {f:.4f} | {n} |" for name, p, r, f, n in per_class]
@@ -169,7 +169,14 @@ def _markdown(
     return "\n".join(lines)
 
 
-def _draw_curves(path: Path, history: Sequence[Mapping[str, float]], best: int) -> None:
+def _kept(epochs: Sequence[int]) -> str:
+    """What the saved weights are, of epochs counted from 1."""
+    if len(epochs) == 1:
+        return f"epoch {epochs[0]}"
+    return f"the average of epochs {', '.join(map(str, sorted(epochs)))}"
+
+
+def _draw_curves(path: Path, history: Sequence[Mapping[str, float]], kept: Sequence[int]) -> None:
     epochs = [row["epoch"] + 1 for row in history]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -180,7 +187,9 @@ def _draw_curves(path: Path, history: Sequence[Mapping[str, float]], best: int) 
     right.plot(epochs, [row["f1_macro"] for row in history], label="macro F1", color="C3", linestyle="--")
     right.set(title="Validation score", xlabel="epoch", ylim=(0, 1.02))
     for axes in (left, right):
-        axes.axvline(best + 1, color="0.6", linestyle=":", label=f"kept: epoch {best + 1}")
+        for number, epoch in enumerate(kept):
+            label = f"kept: {_kept([one + 1 for one in kept])}" if number == 0 else None
+            axes.axvline(epoch + 1, color="0.6", linestyle=":", label=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)

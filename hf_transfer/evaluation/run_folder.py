@@ -89,7 +89,9 @@ def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Path:
     return folder
 
 
-def save_model(model: Any, processor: Any, folder: Path, *, base: str | None = None, merge: bool = False) -> Path:
+def save_model(
+    model: Any, processor: Any, folder: Path, *, base: str | None = None, revision: str = "main", merge: bool = False
+) -> Path:  # fmt: skip
     """Write `folder/model`, whole or not at all: plain transformers or peft files.
 
     Args:
@@ -97,11 +99,17 @@ def save_model(model: Any, processor: Any, folder: Path, *, base: str | None = N
         processor: image processor or tokenizer.
         folder: the run's folder.
         base: for an adapter: where its base model is to be found.
+        revision: branch, tag or commit of a base on the Hub.
         merge: work an adapter into the weights.
     """
     partial, final = folder / ".model-partial", folder / "model"
     shutil.rmtree(partial, ignore_errors=True)
     if isinstance(model, PeftModel) and not merge:
+        if base is not None and Path(base).is_dir():
+            # From another folder a relative path would be taken for a name on the Hub.
+            base = str(Path(base).resolve())
+        else:
+            model.active_peft_config.revision = revision
         save_adapter(model, partial, base_model_name=base)
     else:
         plain: Any = merged(model) if isinstance(model, PeftModel) else model
@@ -127,8 +135,9 @@ def load_finished(name: str, label_names: Sequence[str] | None, *, task: str, re
     if not is_adapter_folder(folder):
         return Checkpoint(name, revision, task).finished_classifier(label_names)
     names = Checkpoint(name, revision, task).class_names(label_names)
-    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    model = Checkpoint(base, task=task).classifier(names, seed=0, fresh_weights=False)
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = Checkpoint(settings["base_model_name_or_path"], settings.get("revision") or "main", task)
+    model = base.classifier(names, seed=0, fresh_weights=False)
     return load_adapter(folder, model)
 
 

@@ -175,6 +175,21 @@ def test_the_report_states_the_figures_of_the_results(finished_run: Run, strange
         assert f"\n| {name} | {precision:.4f} | {recall:.4f} |" in report
 
 
+def test_an_average_of_epochs_is_reported_as_one(finished_run: Run, tmp_path: Path) -> None:
+    """No single epoch has the weights that were saved.
+
+    Mutation: hf_transfer/evaluation/report.py: "if len(epochs) == 1:" -> "if epochs:"
+    """
+    settings = {"seed": 3, "num_train_epochs": 4, "soup_size": 4, "metric_for_best_model": "loss"}
+    assert start(finished_run.argv(output_dir=tmp_path / "out", **settings)).code == 0
+    soup = sorted(results(tmp_path / "out")["soup"])
+    assert len(soup) > 1, "choose a seed with which averaging gains"
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert f"Kept: the average of epochs {', '.join(map(str, soup))} of 4." in report
+    single = results(finished_run.out)
+    assert f"Kept: epoch {single['best_epoch']} of 2." in (finished_run.out / "report.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("successes", "trials"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 10), (81, 263), (9999, 10_000)]
 )
