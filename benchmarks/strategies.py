@@ -22,6 +22,7 @@ STRATEGIES = (
     "linear_probe", "partial", "gradual", "lp_ft", "full", "bitfit", "lora", "dora", "ia3", "lokr", "adapter",
     "scratch",
 )  # fmt: skip
+MORE: dict[str, dict[str, int]] = {"partial": {"trainable_layers": 2}}
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SEEDS = (0, 1, 2, 3, 4)
 SEEDS_THAT_CHOOSE = (0,)
@@ -36,7 +37,6 @@ SAMPLES: dict[str, Trial] = {
             "num_train_epochs": 50,
             "per_device_train_batch_size": 25,
             "per_device_eval_batch_size": 128,
-            "trainable_layers": 2,
         },
     ),
     "intents": Trial(
@@ -47,7 +47,6 @@ SAMPLES: dict[str, Trial] = {
             "max_train_samples_per_class": 8,
             "num_train_epochs": 20,
             "per_device_train_batch_size": 16,
-            "trainable_layers": 2,
         },
     ),
 }
@@ -57,7 +56,7 @@ RESULTS = Path(__file__).parent / "results" / "strategies.json"
 def arms(samples: Sequence[str]) -> list[tuple[Arm, Trial]]:
     """Every strategy with every sample."""
     return [
-        ((name, strategy), SAMPLES[name].with_settings(strategy=strategy))
+        ((name, strategy), SAMPLES[name].with_settings(strategy=strategy, **MORE.get(strategy, {})))
         for name in samples
         for strategy in STRATEGIES
     ]

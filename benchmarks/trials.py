@@ -66,7 +66,7 @@ def run(trial: Trial, look_at_test: bool) -> Outcome:
         with start_accelerator(config) as accelerator:
             checkpoint, splits, pipeline, make_loaders = _data(config)
             prepared = prepare_model(checkpoint, strategy, splits.label_names, config, pipeline.example())
-            loaders = make_loaders(splits, pipeline, config, accelerator, prepared.frozen > 0)
+            loaders = make_loaders(splits, pipeline, config, accelerator, prepared.frozen_blocks)
             started = time.perf_counter()
             fitted = fit(prepared.model, strategy, prepared.groups, loaders, config, accelerator)
             seconds = time.perf_counter() - started

@@ -10,6 +10,19 @@ from typing import Any, ClassVar, Literal, Self
 
 import yaml
 
+ADAPTERS = ("lora", "dora", "ia3", "lokr", "adapter")
+WITH_RANK = ("lora", "dora", "lokr", "adapter")
+# Settings that only some strategies have an eye on: with any other they would be passed over in silence.
+SERVES: dict[str, tuple[str, ...]] = {
+    "trainable_layers": ("partial",),
+    "adapter_layers": ADAPTERS,
+    "merge_adapter": ADAPTERS,
+    "adapter_rank": WITH_RANK,
+    "adapter_alpha": WITH_RANK,
+    "adapter_dropout": WITH_RANK,
+    "peft_type": ("adapter",),
+    "l2_sp": ("partial", "gradual", "lp_ft", "full", "bitfit", *ADAPTERS),
+}
 RETIRED_DISTRIBUTION = "hf-transfer"
 
 
@@ -133,12 +146,23 @@ class RunConfig:
         self.require("layer_lr_decay", "a number above 0 and at most 1", 0 < self.layer_lr_decay <= 1)
         self.require("encoding", "the name of an encoding, such as utf-8 or latin-1", _is_encoding(self.encoding))
         self._check_what_may_be_left_out()
+        self._check_what_serves_the_strategy()
         if self.bf16 and self.fp16:
             raise mistake(
                 expected="one kind of mixed precision",
                 found="both --bf16 and --fp16",
                 do="keep --bf16 on recent GPUs and CPUs, --fp16 on GPUs older than Ampere",
             )
+
+    def _check_what_serves_the_strategy(self) -> None:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, strategies in SERVES.items():
+            if self.strategy not in strategies and getattr(self, name) != defaults[name]:
+                raise mistake(
+                    expected=f"--{name} with --strategy {' or '.join(strategies)}",
+                    found=f"--strategy {self.strategy}, on which it has no effect",
+                    do="leave it out, or choose such a strategy",
+                )
 
     def _check_what_may_be_left_out(self) -> None:
         for name in ("learning_rate", "head_learning_rate"):
@@ -243,8 +267,7 @@ class TextConfig(RunConfig):
                 found=f"--pooling {self.pooling}, which is for a new head",
                 do="leave --pooling out; a model that was trained with it knows it",
             )
-        adapters = ("lora", "dora", "ia3", "lokr", "adapter")
-        if self.pooling != "own" and self.strategy in adapters and not self.merge_adapter:
+        if self.pooling != "own" and self.strategy in ADAPTERS and not self.merge_adapter:
             raise mistake(
                 expected=f"an adapter that peft can load elsewhere, or --merge_adapter with --pooling {self.pooling}",
                 found=f"--strategy {self.strategy} without it",

@@ -52,7 +52,7 @@ def main(config: VisionConfig) -> None:
             # A pretrained backbone and a new head. The strategy says which of its groups learn, and when.
             strategy = choose_strategy(config)
             prepared = prepare_model(checkpoint, strategy, splits.label_names, config, pipeline.example())
-            loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=prepared.frozen > 0)
+            loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=prepared.frozen_blocks)
             accelerator.print(*prepared.notes, *loaders.notes, sep="\n")
             notes += [*prepared.notes, *loaders.notes]
 

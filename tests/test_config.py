@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from hf_transfer.config import RunConfig, TextConfig, UserError, VisionConfig, mistake
+from hf_transfer.config import SERVES, RunConfig, TextConfig, UserError, VisionConfig, mistake
 from hf_transfer.parsing import parse, run
 from tests.conftest import REPOSITORY
 
@@ -26,7 +26,8 @@ def settings(*flags: str) -> RunConfig:
     """Of the recipe that has the settings."""
     names = {flag.partition("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")}
     recipe = TextConfig if names & TextConfig.__annotations__.keys() else VisionConfig
-    return parse(recipe, [*REQUIRED, *flags])
+    fitting = [f"--strategy={SERVES[name][0]}" for name in names & SERVES.keys()]
+    return parse(recipe, [*REQUIRED, *fitting, *flags])
 
 
 def words(error: pytest.ExceptionInfo[UserError]) -> tuple[str, str, str]:
@@ -216,10 +217,33 @@ def test_a_pooling_for_a_model_that_is_only_judged_is_refused() -> None:
 
     Mutation: hf_transfer/config.py: "and self.evaluate_only" -> "and False"
     """
-    required = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"}
+    required: dict[str, Any] = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"}
     with pytest.raises(UserError, match="Found:    --pooling mean"):
         TextConfig(**required, pooling="mean", evaluate_only=True)
     assert TextConfig(**required, pooling="own", evaluate_only=True).evaluate_only
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--strategy=full", "--adapter_layers=2"], "--adapter_layers with --strategy lora or dora or ia3"),
+        (["--strategy=linear_probe", "--l2_sp=0.1"], "--l2_sp with --strategy partial or gradual"),
+        (["--strategy=scratch", "--l2_sp=0.1"], "--l2_sp with --strategy partial or gradual"),
+        (["--strategy=ia3", "--adapter_rank=4"], "--adapter_rank with --strategy lora or dora or lokr"),
+        (["--strategy=full", "--merge_adapter"], "--merge_adapter with --strategy lora"),
+        (["--strategy=lora", "--peft_type=HRA"], "--peft_type with --strategy adapter"),
+        (["--strategy=full", "--trainable_layers=3"], "--trainable_layers with --strategy partial"),
+    ],
+)
+def test_a_setting_without_effect_on_the_strategy_is_refused(flags: list[str], expected: str) -> None:
+    """It would be passed over in silence, and still stand in the settings of the run.
+
+    Mutation: hf_transfer/config.py: "if self.strategy not in strategies and" -> "if not strategies and"
+    """
+    with pytest.raises(UserError) as error:
+        parse(VisionConfig, [*REQUIRED, *flags])
+    assert words(error)[0].startswith(expected)
+    assert words(error)[1] == f"{flags[0].replace('=', ' ')}, on which it has no effect"
 
 
 def test_two_kinds_of_mixed_precision_are_refused() -> None:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from hf_transfer.config import RunConfig, TextConfig, UserError, VisionConfig
+from hf_transfer.config import SERVES, RunConfig, TextConfig, UserError, VisionConfig
 from hf_transfer.parsing import load, parse
 from tests.test_config import REQUIRED, settings, words
 
@@ -215,7 +215,10 @@ def drawn_settings(recipe: type[RunConfig]) -> st.SearchStrategy[RunConfig]:
 
     def sound(values: dict[str, Any]) -> RunConfig:
         values["fp16"] = values["fp16"] and not values["bf16"]
-        values["merge_adapter"] = True
+        values |= {"merge_adapter": True, "evaluate_only": False}
+        for name, strategies in SERVES.items():
+            if values["strategy"] not in strategies:
+                del values[name]
         return recipe(**values)
 
     return st.fixed_dictionaries({field.name: values_of(field) for field in dataclasses.fields(recipe)}).map(sound)

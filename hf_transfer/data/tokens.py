@@ -22,6 +22,7 @@ LONGEST_LIMIT = 1_000_000
 WITHOUT_LIMIT = 512
 # Texts are sorted within so many batches: enough for like lengths, few enough that batches differ from epoch to epoch.
 BATCHES_SORTED_TOGETHER = 50
+TEXTS_ENCODED_TOGETHER = 10_000
 Encoded = dict[str, list[int]]
 
 
@@ -117,12 +118,18 @@ class TextRows(Dataset[dict[str, Any]]):
     def __init__(self, split: Split, pipeline: TokenPipeline) -> None:
         self.split = split
         texts = [tuple(text or "" for text in texts) for texts in split.texts()]
-        encoded, lost = pipeline.encode(texts)
-        self._keys = list(encoded[0])
-        self._flat = {
-            key: np.concatenate([np.asarray(text[key], dtype=np.int32) for text in encoded]) for key in self._keys
-        }
-        self.lengths = np.asarray([len(text["input_ids"]) for text in encoded], dtype=np.int64)
+        parts: dict[str, list[np.ndarray[Any, np.dtype[np.int32]]]] = {}
+        lengths, lost = [], []
+        # Not all at once: lists of Python numbers take ten times the room.
+        for start in range(0, len(texts), TEXTS_ENCODED_TOGETHER):
+            encoded, cut = pipeline.encode(texts[start : start + TEXTS_ENCODED_TOGETHER])
+            lengths += [len(text["input_ids"]) for text in encoded]
+            lost += cut
+            for key in encoded[0]:
+                flat = np.concatenate([np.asarray(text[key], dtype=np.int32) for text in encoded])
+                parts.setdefault(key, []).append(flat)
+        self._flat = {key: np.concatenate(flat) for key, flat in parts.items()}
+        self.lengths = np.asarray(lengths, dtype=np.int64)
         self.lost = np.asarray(lost, dtype=np.int64)
         self._ends = self.lengths.cumsum()
 
@@ -133,7 +140,7 @@ class TextRows(Dataset[dict[str, Any]]):
         row, end = int(self.split.rows[position]), self._ends[position]
         begin = end - self.lengths[position]
         label = MASKED if row in self.split.bad else int(self.split.labels[position])
-        tokens = {key: self._flat[key][begin:end].tolist() for key in self._keys}
+        tokens = {key: flat[begin:end].tolist() for key, flat in self._flat.items()}
         return {"tokens": tokens, "label": label, "index": row}
 
 

@@ -51,7 +51,7 @@ def write_report(
         "dataset_name": config.dataset_name,
         "seed": config.seed,
         "labels": label_names,
-        "parameters": {"total": sum(p.numel() for p in fitted.model.parameters()), "trainable": fitted.trainable},
+        "parameters": {"total": _parameters(fitted.model), "trainable": fitted.trainable},
         "metrics": {name: found.metrics() for name, found in predictions.items()},
         "best_epoch": fitted.best_epoch + 1,
         "soup": [epoch + 1 for epoch in fitted.soup],
@@ -93,6 +93,11 @@ def results_table(results: Mapping[str, Any], output_dir: str) -> str:
         f"model        {folder / 'model'}" if (folder / "model").is_dir() else "",
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    """How many parameters a model has, without the copies that peft keeps of what it has replaced."""
+    return sum(value.numel() for name, value in model.named_parameters() if ".original_module." not in name)
 
 
 def wilson_interval(successes: float, trials: int) -> tuple[float, float]:

@@ -290,6 +290,8 @@ def _labels(label_names: Sequence[str]) -> dict[str, Any]:
     return {
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: number for number, name in enumerate(label_names)},
+        # A checkpoint of another kind of task would lend the pipeline its sigmoid.
+        "problem_type": "single_label_classification",
     }
 
 

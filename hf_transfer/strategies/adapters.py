@@ -192,8 +192,11 @@ class KroneckerAdaptation(LowRankAdaptation):
     peft_type = "LOKR"
 
     def settings(self) -> dict[str, Any]:
-        """Rank, alpha and dropout, which here leaves out whole adapters."""
-        return {"r": self.rank, "alpha": self.scale, "module_dropout": self.dropout}
+        """Rank, alpha and dropout, which here leaves out rows of the product.
+
+        Not whole adapters at a time, as peft also can: several processes would wait for gradients that never come.
+        """
+        return {"r": self.rank, "alpha": self.scale, "rank_dropout": self.dropout}
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ class OtherAdapters(LowRankAdaptation):
         # OFT takes the rank or the size of its blocks.
         values: dict[str, Any] = {"r": self.rank, "oft_block_size": 0, "feedforward_modules": []}
         values |= dict.fromkeys(("alpha", f"{own}_alpha", "lora_alpha"), self.scale)
-        values |= dict.fromkeys((f"{own}_dropout", "module_dropout", "lora_dropout"), self.dropout)
+        values |= dict.fromkeys((f"{own}_dropout", "rank_dropout", "lora_dropout"), self.dropout)
         # These two would start as noise beside each weight.
         if self.peft_type in ("FOURIERFT", "C3A"):
             values["init_weights"] = True

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
-from hf_transfer.config import RunConfig
+from hf_transfer.config import RunConfig, mistake
 from hf_transfer.models.groups import Group, describe_frozen
 from hf_transfer.models.pretrained import Checkpoint, load_classifier
+from hf_transfer.strategies.adapter_files import is_adapter_folder
 from hf_transfer.strategies.adapters import (
     InfusedAdapters,
     KroneckerAdaptation,
@@ -65,6 +67,11 @@ class Prepared:
     frozen: int
     notes: list[str]
 
+    @property
+    def frozen_blocks(self) -> bool:
+        """Whether whole blocks never learn, so that storing what comes out of them would pay."""
+        return any(group.name not in ("embeddings", "final") for group in self.groups[: self.frozen])
+
 
 def prepare_model(
     checkpoint: Checkpoint, strategy: Strategy, label_names: Sequence[str], config: RunConfig,
@@ -83,6 +90,12 @@ def prepare_model(
         UserError: before weights are read: the model has fewer blocks than named, or no layer that adapters can
             attach to; later: the checkpoint is not complete.
     """
+    if is_adapter_folder(Path(checkpoint.path)):
+        raise mistake(
+            expected="a whole model to start from",
+            found=f"an adapter in {checkpoint.name}",
+            do="name its base model, or the folder of a run with --merge_adapter",
+        )
     strategy.check(*checkpoint.outline(label_names, inputs))
     model, groups = load_classifier(checkpoint, label_names, config, inputs, fresh_weights=strategy.fresh_weights)
     fresh = checkpoint.describe_fresh(groups)

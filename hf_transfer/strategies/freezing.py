@@ -198,9 +198,20 @@ class BiasTuning(_OwnParameters):
     learning_rate: float = 1e-3
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
-        """One stage: whatever is named `bias`, in a BatchNorm too, whose statistics then stay, and the head."""
-        biases = frozenset(name for name in _parameters(groups) if name.rpartition(".")[2] == "bias")
-        return [Stage(biases | _parameters(groups[-1:]), epochs)]
+        """One stage: whatever is named a bias, in a BatchNorm too, whose statistics then stay, and the head.
+
+        Raises:
+            UserError: the backbone has no biases.
+        """
+        biases = frozenset(name for name in _parameters(groups) if name.endswith("bias"))
+        head = _parameters(groups[-1:])
+        if biases <= head:
+            raise mistake(
+                expected="for --strategy bitfit a backbone with biases",
+                found="none below the head",
+                do="use --strategy lora, or linear_probe",
+            )
+        return [Stage(biases | head, epochs)]
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ class StartingPoint:
             parameter = model.get_parameter(name)
             if parameter in rates:
                 start = self._start[name] = start.to(parameter.device)
-                parameter.lerp_(start, float(rates[parameter]) * self.alpha)
+                # All the way back at most: beyond it the pull would be a push.
+                parameter.lerp_(start, min(1.0, float(rates[parameter]) * self.alpha))
 
     def state_dict(self) -> Weights:
         """The pretrained values, for a checkpoint; not copies."""

@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -22,6 +23,9 @@ from hf_transfer.training.averaging import BestCheckpoints, greedy_soup, recompu
 from hf_transfer.training.predictions import Metrics, is_better, predict_split, scores
 from hf_transfer.training.probe import last_layer, solve_head
 from hf_transfer.training.steps import Steps
+
+# The others wait while one process looks at the data, solves a head or saves.
+LONGEST_WAIT = timedelta(hours=12)
 
 
 @dataclass
@@ -107,11 +111,10 @@ def fit(
                 without_gain = 0 if judged(row) else without_gain + 1
             if 0 < config.early_stopping_patience <= without_gain:
                 break
-        _refuse_drift(accelerator, model)
-        # The next stage's mixed precision must not be wrapped around this one's.
-        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-        accelerator.free_memory()
+        _end_stage(accelerator, wrapped, model)
     result.soup = _take_best(model, best, loaders, config, accelerator)
+    # Every module has its own class again: the model can be pickled, and goes on as any other.
+    set_trainable(model, groups, frozenset(name for name, _ in model.named_parameters()))
     return result
 
 
@@ -139,7 +142,7 @@ def train_epoch(
                 accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-        rate = scheduler.get_last_lr()[0]
+        rate = max(scheduler.get_last_lr())
         if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
             steps.after_step()
             scheduler.step()
@@ -201,6 +204,13 @@ def _refuse_broken_loss(row: Metrics, epoch: int, learning_rate: float) -> None:
         )
 
 
+def _end_stage(accelerator: Accelerator, wrapped: nn.Module, model: nn.Module) -> None:
+    _refuse_drift(accelerator, model)
+    # The next stage's mixed precision must not be wrapped around this one's.
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    accelerator.free_memory()
+
+
 def _refuse_drift(accelerator: Accelerator, model: nn.Module) -> None:
     """Stop if the processes do not hold equal weights: a result that no single model gave must not be saved."""
     if accelerator.num_processes == 1:
@@ -239,6 +249,7 @@ def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             log_with=trackers or None,
             project_dir=config.output_dir if trackers else None,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
         )
     except (ValueError, ImportError) as error:
         raise mistake(
@@ -246,6 +257,12 @@ def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
             found=str(error).splitlines()[0],
             do="leave out --fp16, or install the tracker named in --report_to",
         ) from error
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise mistake(
+            expected="processes that hold the whole model (MULTI_GPU, or MULTI_CPU)",
+            found=f"{accelerator.distributed_type.value}, which is not supported yet",
+            do="choose another distributed type in `accelerate config`, or leave the flag for it out",
+        )
     if config.fp16 and accelerator.device.type == "cpu":
         raise mistake(expected="a GPU for --fp16", found="none", do="use --bf16, which CPUs have too, or leave it out")
     try:

@@ -1,5 +1,6 @@
 """What a model says of a split: every sample once, whatever number of processes computes it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,7 +77,10 @@ def predict_split(
 
 def scores(row: Metrics, metric: str) -> tuple[float, float]:
     """What epochs are ranked by, higher is better; equal scores, common in small splits, go to the lower loss."""
-    return (-row[metric] if metric in LOWER_IS_BETTER else row[metric]), -row["loss"]
+    ranked = (-row[metric] if metric in LOWER_IS_BETTER else row[metric]), -row["loss"]
+    # What is no number is worse than any: as it stands it would be neither better nor worse.
+    first, second = (-math.inf if math.isnan(score) else score for score in ranked)
+    return first, second
 
 
 def is_better(row: Metrics, history: Sequence[Metrics], best_epoch: int, metric: str) -> bool:

@@ -23,9 +23,7 @@ def settings(**more: Any) -> VisionConfig:
 
 
 def load(folder: Path, *, names: list[str] = NAMES, fresh: bool = False, **more: Any) -> nn.Module:
-    model, _ = load_classifier(
-        Checkpoint(str(folder)), names, settings(**more), pixels("vit"), fresh_weights=fresh
-    )
+    model, _ = load_classifier(Checkpoint(str(folder)), names, settings(**more), pixels("vit"), fresh_weights=fresh)
     return model
 
 
@@ -284,3 +282,13 @@ def test_a_norm_behind_the_blocks_that_the_checkpoint_lacks_is_named(checkpoint:
     assert said.startswith("Not in the checkpoint, and drawn anew: ")
     assert "vit.layernorm.weight" in said
     assert "classifier" not in said
+
+
+def test_a_checkpoint_of_another_kind_of_task_does_not_lend_its_sigmoid(tmp_path: Path) -> None:
+    """A pipeline reads the kind of task from the config.
+
+    Mutation: hf_transfer/models/pretrained.py: ""problem_type": "single_label_classification"," -> ""
+    """
+    save_checkpoint(tmp_path, problem_type="multi_label_classification")
+    model = Checkpoint(str(tmp_path)).classifier(["a", "b", "c"], seed=0, fresh_weights=False)
+    assert model.config.problem_type == "single_label_classification"

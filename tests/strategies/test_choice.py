@@ -41,7 +41,7 @@ CHOICES: dict[str, tuple[dict[str, Any], Strategy]] = {
     "bitfit": ({}, BiasTuning()),
     "lora": (ADAPTED, LowRankAdaptation(rank=4, alpha=3.0, dropout=0.2, layers=2)),
     "dora": (ADAPTED, WeightDecomposedAdaptation(rank=4, alpha=3.0, dropout=0.2, layers=2)),
-    "ia3": (ADAPTED, InfusedAdapters(layers=2)),
+    "ia3": ({"adapter_layers": 2}, InfusedAdapters(layers=2)),
     "lokr": (ADAPTED, KroneckerAdaptation(rank=4, alpha=3.0, dropout=0.2, layers=2)),
     "adapter": (
         ADAPTED | {"peft_type": "OFT"},
@@ -134,3 +134,29 @@ def test_adapters_are_put_in_with_the_seed_of_the_run(tmp_path: Path) -> None:
     first, again, other = ([v for k, v in model.named_parameters() if "lora_A" in k] for model in models)
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
     assert not any(torch.equal(*pair) for pair in zip(first, other, strict=True))
+
+
+def test_an_adapter_is_no_model_to_start_from(tmp_path: Path) -> None:
+    """Its folder has a config.json, but no weights of its own.
+
+    Mutation: hf_transfer/strategies/choice.py: "if is_adapter_folder(Path(checkpoint.path)):" -> "if False:"
+    """
+    save_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="name its base model, or the folder of a run with --merge_adapter"):
+        prepare_model(Checkpoint(str(tmp_path)), FullFineTuning(), LABELS, settings(), pixels("vit"))
+
+
+def test_only_frozen_blocks_are_worth_storing(tmp_path: Path) -> None:
+    """With adapters in every block the embeddings alone are frozen, and each epoch shall see new views.
+
+    Mutation: hf_transfer/strategies/choice.py: "not in ("embeddings", "final")" -> "is not None"
+    """
+    checkpoint = Checkpoint(str(save_checkpoint(tmp_path)))
+    found = {}
+    for strategy in ("lora", "linear_probe"):
+        config = settings(strategy=strategy)
+        found[strategy] = prepare_model(checkpoint, choose_strategy(config), LABELS, config, pixels("vit"))
+    assert (found["lora"].frozen, found["lora"].frozen_blocks) == (1, False)
+    assert found["linear_probe"].frozen_blocks

@@ -92,8 +92,8 @@ def run(name: str, strategy: str) -> Run:
     """One training for all that is asked of it."""
     make = text_settings if name in TEXT_ARCHITECTURES else settings
     config = make(
-        strategy=strategy, trainable_layers=2, num_train_epochs=EPOCHS.get(strategy, 2), warmup_steps=0,
-        learning_rate=5e-3,
+        strategy=strategy, trainable_layers=2 if strategy == "partial" else 1, warmup_steps=0, learning_rate=5e-3,
+        num_train_epochs=EPOCHS.get(strategy, 2),
     )  # fmt: skip
     model, groups, inputs = tiny(name, **DROPOUT[name])
     chosen = choose_strategy(config)

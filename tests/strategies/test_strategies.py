@@ -193,7 +193,7 @@ def test_the_head_is_solved_and_then_all_is_tuned(epochs: int, steps_of_the_head
 def test_bitfit_names_every_bias_and_the_head(name: str) -> None:
     """By the layers' own attribute, not by their parameters' names.
 
-    Mutation: hf_transfer/strategies/freezing.py: "biases | _parameters(groups[-1:])" -> "biases"
+    Mutation: hf_transfer/strategies/freezing.py: "Stage(biases | head, epochs)" -> "Stage(biases, epochs)"
     """
     text = name == "bert"
     model = tiny_text_model(name) if text else tiny_model(name)
@@ -208,3 +208,15 @@ def test_bitfit_names_every_bias_and_the_head(name: str) -> None:
 def test_rates_of_the_strategies_of_many_stages_and_of_biases() -> None:
     found = [strategy.learning_rate for strategy in (GradualUnfreezing(), LinearProbeThenFineTuning(), BiasTuning())]
     assert found == [3e-4, 1e-4, 1e-3]
+
+
+def test_a_backbone_without_biases_is_refused_for_bitfit() -> None:
+    """It would be a linear probe, trained step by step.
+
+    Mutation: hf_transfer/strategies/freezing.py: "if biases <= head:" -> "if False:"
+    """
+    groups = [Group("b.0", ("b",), ("b.weight",)), Group("head", ("head",), ("head.weight", "head.bias"))]
+    with pytest.raises(UserError, match="for --strategy bitfit a backbone with biases"):
+        BiasTuning().stages(groups, 1)
+    own = Group("b.0", ("b",), ("b.weight", "b.q_bias"))
+    assert BiasTuning().stages([own, groups[1]], 1)[0].trainable == {"b.q_bias", "head.weight", "head.bias"}

@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "vit-lp_ft": ("vit", {"strategy": "lp_ft", "class_weights": "balanced"}),
     "vit-lora": ("vit", {"strategy": "lora"}),
+    "vit-lokr": ("vit", {"strategy": "lokr", "adapter_dropout": 0.5}),
 }
 
 

@@ -276,3 +276,24 @@ def test_statistics_of_learning_groups_come_back_with_the_best_epoch(scripted: l
         loaders = loaders_of(accelerator, Rows(16), Rows(10), 8)
         fitted = loop.fit(model, FullFineTuning(), groups, loaders, config, accelerator)
     assert all(torch.equal(value, scripted[1][name]) for name, value in fitted.model.state_dict().items())
+
+
+def test_the_finished_model_has_its_own_classes_again() -> None:
+    """A class made while freezing can be neither pickled nor trained further.
+
+    Mutation: hf_transfer/training/loop.py: "set_trainable(model, groups, frozenset(name" -> "str(frozenset(name"
+    """
+    fitted = train_vit(settings(num_train_epochs=1), strategy=HeadAlone())
+    kinds = {type(module) for module in vit()[0].modules()}
+    assert {type(module) for module in fitted.model.modules()} == kinds
+    assert all(module.training for module in fitted.model.train().modules())
+
+
+def test_the_rate_that_is_shown_is_the_highest() -> None:
+    """That of the embeddings is a thousandth of it.
+
+    Mutation: hf_transfer/training/loop.py: "max(scheduler.get_last_lr())" -> "scheduler.get_last_lr()[0]"
+    """
+    options: dict[str, Any] = {"layer_lr_decay": 0.25, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0}
+    fitted = train_vit(settings(**options, learning_rate=1e-3, num_train_epochs=1))
+    assert fitted.history[0]["learning_rate"] == pytest.approx(1e-3)

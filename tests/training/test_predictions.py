@@ -1,5 +1,7 @@
 """Prediction on a split, and metrics against scikit-learn and torch."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from hf_transfer.data.inputs import MASKED
 from hf_transfer.metrics import ClassificationMetrics
 from hf_transfer.training.loop import start_accelerator
-from hf_transfer.training.predictions import Predictions, predict_split
+from hf_transfer.training.predictions import Predictions, is_better, predict_split
 from tests.tiny_models import logits
 from tests.training.toy_task import Rows, loaders_of, settings, vit
 
@@ -63,3 +65,14 @@ def test_a_sample_seen_twice_or_never_is_noticed(seen: list[int]) -> None:
         loaders.validation.dataset.split = rows.split
         with pytest.raises(AssertionError, match=r"evaluation must see every sample exactly once"):
             predict_split(model, loaders, "validation", accelerator)
+
+
+def test_an_epoch_without_a_number_is_worse_than_any() -> None:
+    """Else nothing would ever compare as better, and the history and the kept weights would go apart.
+
+    Mutation: hf_transfer/training/predictions.py: "-math.inf if math.isnan(score) else score" -> "score"
+    """
+    broken = {"accuracy": 0.5, "f1_macro": 0.5, "loss": math.nan}
+    sound = {"accuracy": 0.1, "f1_macro": 0.1, "loss": 9.0}
+    assert is_better(sound, [broken], 0, "loss")
+    assert not is_better(broken, [sound], 0, "loss")
