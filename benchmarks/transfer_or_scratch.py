@@ -99,9 +99,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axes.bar(position, score, color=colour, width=0.6)
             axes.errorbar(position, score, yerr=half, color="black", capsize=4)
             axes.plot([position] * len(percent), percent, "o", color="white", markeredgecolor="black", markersize=4)
-            axes.annotate(f"{score:.1f}", (position, 72), ha="center", color="white")
+            axes.annotate(f"{score:.1f}", (position, 4), ha="center", color="white")
         axes.set_xticks(range(len(ARMS)), ARMS)
-        axes.set(title=f"{backbone}, augmentation {augmentation}", ylim=(70, 100))
+        axes.set(title=f"{backbone}, augmentation {augmentation}", ylim=(0, 100))
         axes.spines[["top", "right"]].set_visible(False)
     for line in panels:
         line[0].set_ylabel("test accuracy, %")
