@@ -32,8 +32,8 @@ from hf_transfer.strategies.freezing import set_trainable
 from hf_transfer.training.loop import start_accelerator, train_epoch
 from hf_transfer.training.steps import Steps
 
-ROUNDS = 21
-TEXTS = 96
+ROUNDS = 20
+TEXTS = 64
 BATCH_SIZE = 16
 FIXED_LENGTH = 128
 RESULTS = Path(__file__).parent / "results" / "text_speed.json"
