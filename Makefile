@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two threads, so that the figures and the shipped bytes repeat on a machine with more cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-mutations check format bench bench-transfer bench-loop backbones clean
+.PHONY: setup demo test test-mutations check format bench bench-transfer bench-loop bench-text bench-strategies backbones clean
 
 setup: .venv/ready
 
@@ -37,13 +37,19 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-transfer bench-loop  ## All measurements that README shows.
+bench: bench-transfer bench-loop bench-text bench-strategies  ## All measurements that README shows.
 
 bench-transfer: setup
 	$(BIN)/python -m benchmarks.transfer_or_scratch
 
 bench-loop: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.loop_overhead
+
+bench-text: setup  ## Length grouping, and a BERT next to transformers.Trainer.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.text_speed
+
+bench-strategies: setup  ## Every strategy on both samples.
+	$(BIN)/python -m benchmarks.strategies
 
 backbones: setup  ## Train the sample backbones again and compare them with what is shipped.
 	$(BIN)/python -m benchmarks.sample_backbones
