@@ -35,6 +35,11 @@ class Group:
     modules: tuple[str, ...]
     parameters: tuple[str, ...]
 
+    @property
+    def is_block(self) -> bool:
+        """Whether it is one of the repeated modules, and not what stands before or behind them."""
+        return self.name not in ("embeddings", "backbone", "final", "head")
+
 
 @dataclass(frozen=True)
 class Boundary:
@@ -109,7 +114,7 @@ def check_boundary(model: nn.Module, groups: Sequence[Group], count: int, inputs
     module = max(fed or called, key=lambda name: trace.end[name])
     names = {name for group in groups[:count] for name in group.parameters}
     parameters = {name: value for name, value in model.named_parameters() if name in names}
-    with _evaluating(model), _only_open(model, names), _detached_output(model.get_submodule(module)):
+    with evaluating(model), _only_open(model, names), _detached_output(model.get_submodule(module)):
         logits = model(**inputs).logits
         if not logits.requires_grad:
             return Boundary(module, True, (), "")
@@ -141,7 +146,7 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
     fed: set[str] = set()
     clock = iter(range(10**9))
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         # Only what depends on the data requires a gradient.
         stack.enter_context(_only_open(model, set()))
         storages = {_storage(value) for value in inputs.values()}
@@ -246,7 +251,7 @@ def _feeds(model: nn.Module, inputs: Inputs, layer: str, other: str) -> bool:
 
     names = {f"{layer}.{name}" for name, _ in model.get_submodule(layer).named_parameters()}
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         stack.enter_context(_only_open(model, names))
         stack.callback(model.get_submodule(other).register_forward_pre_hook(look, with_kwargs=True).remove)
         model(**inputs)
@@ -286,7 +291,7 @@ def _reached_by_gradient(model: nn.Module, inputs: Inputs) -> set[str]:
     DistributedDataParallel would wait for the gradients of the others.
     """
     parameters = dict(model.named_parameters())
-    with _evaluating(model), _only_open(model, set(parameters)):
+    with evaluating(model), _only_open(model, set(parameters)):
         logits = model(**inputs).logits
         gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
@@ -328,7 +333,7 @@ def _detached_output(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, with every module's own mode restored; no dropout, no change of running statistics."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -189,7 +189,7 @@ class Checkpoint:
             seed: seed of every weight that is not read from the checkpoint.
             fresh_weights: take the architecture only; no weights are read.
         """
-        with _seeded(seed), _explained(self.name), hub_access.local_files_only(self._offline), _quietly():
+        with seeded(seed), _explained(self.name), hub_access.local_files_only(self._offline), _quietly():
             if fresh_weights:
                 return self._from_config(label_names)
             model: PreTrainedModel
@@ -366,7 +366,7 @@ def _quietly() -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draw from torch's global generator with `seed`, and leave the generator as it was."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)

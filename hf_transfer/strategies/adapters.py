@@ -5,8 +5,8 @@ peft itself: a layer of the same kind is adapted, run forward and backward, merg
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,10 +20,10 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_transfer.config import UserError, mistake
 from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.models.pretrained import seeded
 from hf_transfer.strategies.adapter_files import quietly
-from hf_transfer.strategies.freezing import Stage
+from hf_transfer.strategies.freezing import Stage, top_blocks
 
-NOT_BLOCKS = ("embeddings", "backbone", "final", "head")
 # What peft's model for text classification saves besides: every module whose name ends so.
 SAVED_FOR_TEXT = ("classifier", "score")
 # peft can attach these to a layer, but they are not what their name says without more than an adapter.
@@ -35,7 +35,7 @@ UNFIT = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Adapters:
+class _Adapters(ABC):
     """What all methods share.
 
     Attributes:
@@ -47,9 +47,9 @@ class _Adapters:
     learning_rate: float = 5e-4
     peft_type: ClassVar[str]
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The method's own settings, under peft's names."""
-        raise NotImplementedError
 
     def check(self, model: nn.Module, groups: Sequence[Group]) -> None:
         """Refuse a model that has fewer blocks, or no layer that the method can adapt; weights are not looked at.
@@ -81,7 +81,7 @@ class _Adapters:
             saved = [name for name in saved if not _saved_for_text(name)]
         config.modules_to_save = saved
         try:
-            with _seeded(seed), quietly():
+            with seeded(seed), quietly():
                 adapted: nn.Module = get_peft_model(model, config)
                 return adapted, trace_groups(adapted, inputs)
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
@@ -231,18 +231,13 @@ class OtherAdapters(LowRankAdaptation):
 
 def _carriers(groups: Sequence[Group], layers: int | None) -> list[Group]:
     """The groups that carry adapters: the top blocks, or the whole backbone where nothing repeats."""
-    blocks = [group for group in groups if group.name not in NOT_BLOCKS]
-    if layers is None:
-        return blocks or [group for group in groups if group.name == "backbone"]
-    if layers > len(blocks):
-        raise mistake(
-            expected=f"--adapter_layers from 1 to {len(blocks)}, the blocks of this model"
-            if blocks
-            else "a model with repeated blocks",
-            found=str(layers) if blocks else "none",
-            do="lower it, or leave it out for all" if blocks else "leave --adapter_layers out",
-        )
-    return blocks[len(blocks) - layers :]
+    if layers is not None:
+        return top_blocks(
+            groups, layers, setting="adapter_layers", fewer="lower it, or leave it out for all",
+            without="leave --adapter_layers out",
+        )  # fmt: skip
+    blocks = [group for group in groups if group.is_block]
+    return blocks or [group for group in groups if group.name == "backbone"]
 
 
 def _layers(model: nn.Module, groups: Sequence[Group]) -> dict[str, nn.Module]:
@@ -294,7 +289,7 @@ def _adapts(strategy: _Adapters, layer: nn.Module) -> bool:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     batch = _batch(layer, generator)
     try:
-        with _seeded(0), quietly():
+        with seeded(0), quietly():
             expected = model(batch)
             adapted = get_peft_model(model, strategy.config(["layer"])).eval()
             with torch.no_grad():
@@ -322,7 +317,7 @@ def _batch(layer: nn.Module, generator: torch.Generator) -> Tensor:
 def _nothing_to_adapt(strategy: _Adapters, kinds: Mapping[str, nn.Module]) -> UserError:
     """What the method would need, what the model has, and what can be attached to it."""
     method = strategy.peft_type
-    with _seeded(0):
+    with seeded(0):
         examples = {
             "linear layers": nn.Linear(256, 256),
             "GPT-2's Conv1D": Conv1D(256, 256),
@@ -345,11 +340,3 @@ def _nothing_to_adapt(strategy: _Adapters, kinds: Mapping[str, nn.Module]) -> Us
         if others
         else "use --strategy linear_probe, partial or full",
     )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw from torch's global generator with `seed`, and leave the generator as it was."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield

@@ -70,7 +70,7 @@ class Prepared:
     @property
     def frozen_blocks(self) -> bool:
         """Whether whole blocks never learn, so that storing what comes out of them would pay."""
-        return any(group.name not in ("embeddings", "final") for group in self.groups[: self.frozen])
+        return any(group.is_block or group.name == "backbone" for group in self.groups[: self.frozen])
 
 
 def prepare_model(

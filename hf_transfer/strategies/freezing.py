@@ -5,6 +5,7 @@ of the optimizer, the counts in the report, and how much of the model is frozen.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,8 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_transfer.config import mistake
 from hf_transfer.models.groups import Group
-
-ENDS = ("embeddings", "backbone", "final", "head")
 
 
 @dataclass(frozen=True)
@@ -68,16 +67,16 @@ class Strategy(Protocol):
         """The stages of a training of `epochs` epochs, for groups in depth order."""
 
 
-class _OwnParameters:
+class _OwnParameters(ABC):
     """A strategy that adds nothing to the model."""
 
     def check(self, model: nn.Module, groups: Sequence[Group]) -> None:  # noqa: ARG002
         """See `Strategy.check`: a pure answer shows what is wrong."""
         self.stages(groups, 1)
 
+    @abstractmethod
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """See `Strategy.stages`."""
-        raise NotImplementedError
 
     def prepare(
         self,
@@ -127,16 +126,11 @@ class PartialFineTuning(_OwnParameters):
         Raises:
             UserError: the model has fewer blocks.
         """
-        blocks = [position for position, group in enumerate(groups) if group.name not in ENDS]
-        if self.layers > len(blocks):
-            raise mistake(
-                expected=f"--trainable_layers from 1 to {len(blocks)}, the blocks of this model"
-                if blocks
-                else "a model with repeated blocks",
-                found=str(self.layers) if blocks else "none",
-                do="lower it, or use --strategy full" if blocks else "use --strategy linear_probe or full",
-            )
-        return [Stage(_parameters(groups[blocks[-self.layers] :]), epochs)]
+        lowest, *_ = top_blocks(
+            groups, self.layers, setting="trainable_layers", fewer="lower it, or use --strategy full",
+            without="use --strategy linear_probe or full",
+        )  # fmt: skip
+        return [Stage(_parameters(groups[groups.index(lowest) :]), epochs)]
 
 
 @dataclass(frozen=True)
@@ -234,9 +228,32 @@ class FromScratch(FullFineTuning):
     learning_rate: float = 1e-3
 
 
+def top_blocks(groups: Sequence[Group], count: int, *, setting: str, fewer: str, without: str) -> list[Group]:
+    """The last `count` of the model's blocks, in depth order.
+
+    Raises:
+        UserError: the model has fewer, or none; `fewer` and `without` say what to do then, `setting` what to change.
+    """
+    blocks = [group for group in groups if group.is_block]
+    if count > len(blocks):
+        raise mistake(
+            expected=f"--{setting} from 1 to {len(blocks)}, the blocks of this model"
+            if blocks
+            else "a model with repeated blocks",
+            found=str(count) if blocks else "none",
+            do=fewer if blocks else without,
+        )
+    return blocks[len(blocks) - count :]
+
+
+def learning_parameters(stages: Sequence[Stage]) -> frozenset[str]:
+    """Names of the parameters that learn in any stage."""
+    return frozenset[str]().union(*(stage.trainable for stage in stages))
+
+
 def frozen_prefix(groups: Sequence[Group], stages: Sequence[Stage]) -> int:
     """How many groups, counted from the input, learn in no stage."""
-    learns = frozenset[str]().union(*(stage.trainable for stage in stages))
+    learns = learning_parameters(stages)
     for count, group in enumerate(groups):
         if learns.intersection(group.parameters):
             return count

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.data.inputs import Loaders
 from hf_transfer.models.groups import Group
-from hf_transfer.strategies.freezing import Strategy, set_trainable
+from hf_transfer.strategies.freezing import Strategy, learning_parameters, set_trainable
 from hf_transfer.training.averaging import BestCheckpoints, greedy_soup, recompute_batch_norm
 from hf_transfer.training.predictions import Metrics, is_better, predict_split, scores
 from hf_transfer.training.probe import last_layer, solve_head
@@ -79,7 +79,7 @@ def fit(
     # Not before the run's folder is ready: trackers write into it.
     accelerator.init_trackers("trackers")
     stages = strategy.stages(groups, config.num_train_epochs)
-    learning = frozenset[str]().union(*(stage.trainable for stage in stages))
+    learning = learning_parameters(stages)
     steps = Steps(model, groups, loaders, config, strategy, stages)
     result, best = Fit(model), BestCheckpoints(config.soup_size)
 

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from hf_transfer.config import RunConfig
 from hf_transfer.data.inputs import Loaders
-from hf_transfer.models.groups import Group
+from hf_transfer.models.groups import Group, evaluating
 from hf_transfer.training.predictions import Metrics, Predictions, is_better, predict_split
 
 # Of the mean loss of a sample, on standardised features, from strong to weak.
@@ -160,11 +160,9 @@ def _judged(features: Predictions, weight: Tensor, bias: Tensor) -> Metrics:
 def _without(model: nn.Module, layer_name: str) -> Iterator[None]:
     """The model gives what enters its last layer, in the place of logits; afterwards it is as it was."""
     layer = model.get_submodule(layer_name)
-    modes = [(module, module.training) for module in model.modules()]
-    model.set_submodule(layer_name, nn.Identity())
-    try:
-        yield
-    finally:
-        model.set_submodule(layer_name, layer)
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(model):
+        model.set_submodule(layer_name, nn.Identity())
+        try:
+            yield
+        finally:
+            model.set_submodule(layer_name, layer)

@@ -19,7 +19,7 @@ from transformers.training_args import OptimizerNames
 
 from hf_transfer.config import mistake
 from hf_transfer.models.groups import Group, trace_groups
-from hf_transfer.strategies.freezing import Stage, Strategy, set_trainable
+from hf_transfer.strategies.freezing import Stage, Strategy, learning_parameters, set_trainable
 from hf_transfer.training.rates import parameter_groups
 
 
@@ -108,7 +108,7 @@ class StrategyCallback(TrainerCallback):
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Give the modules their own classes back, so that the model can be pickled and goes on as any other."""
         self._enter(Stage(frozenset(name for name, _ in self._model.named_parameters()), 0))
-        learning = _learning(self._stages)
+        learning = learning_parameters(self._stages)
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(name in learning)
 
@@ -124,7 +124,7 @@ class StrategyCallback(TrainerCallback):
         for handle in self._handles:
             handle.remove()
         set_trainable(self._model, self._groups, stage.trainable)
-        closed = _learning(self._stages) - stage.trainable if self._distributed else frozenset()
+        closed = learning_parameters(self._stages) - stage.trainable if self._distributed else frozenset()
         self._closed = [parameter for name, parameter in self._model.named_parameters() if name in closed]
         for parameter in self._closed:
             parameter.requires_grad_(True)
@@ -194,7 +194,7 @@ def prepare_for_trainer(
             found=f"num_train_epochs={args.num_train_epochs:g}",
             do="raise num_train_epochs",
         )
-    set_trainable(model, groups, _learning(stages))
+    set_trainable(model, groups, learning_parameters(stages))
     if isinstance(model, PreTrainedModel):
         model.register_load_state_dict_pre_hook(_take_saved_names)
     made = parameter_groups(
@@ -203,10 +203,6 @@ def prepare_for_trainer(
     )  # fmt: skip
     optimizer: Optimizer = kind(made, **settings)
     return PreparedForTrainer(model, optimizer, StrategyCallback(model, groups, stages, optimizer, epochs))
-
-
-def _learning(stages: Sequence[Stage]) -> frozenset[str]:
-    return frozenset[str]().union(*(stage.trainable for stage in stages))
 
 
 def _take_saved_names(model: PreTrainedModel, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

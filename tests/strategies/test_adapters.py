@@ -195,7 +195,7 @@ def test_every_layer_of_the_blocks_that_peft_can_adapt_carries_an_adapter(
 
 @pytest.mark.parametrize(("name", "top"), [("vit", 1), ("vit", 2), ("resnet_basic", 2), ("gpt2", 1), ("convnext", 4)])
 def test_the_top_blocks_carry_the_adapters(name: str, top: int) -> None:
-    """Mutation: hf_transfer/strategies/adapters.py: "blocks[len(blocks) - layers :]" -> "blocks[:layers]" """
+    """Mutation: hf_transfer/strategies/freezing.py: "blocks[len(blocks) - count :]" -> "blocks[:count]" """
     blocks = (ALL | TEXT_ARCHITECTURES)[name].blocks[-top:]
     found = adapt(name, LowRankAdaptation(layers=top)).layers()
     wanted = {key for key, depthwise in candidates(name).items() if key.startswith(blocks) and not depthwise}
@@ -274,7 +274,7 @@ def test_the_head_and_the_dense_layers_in_front_of_it_are_saved_whole(name: str,
 
 @pytest.mark.parametrize("method", ["lora", "dora", "lokr", "loha"])
 def test_weights_are_a_function_of_the_seed(method: str) -> None:
-    """Mutation: hf_transfer/strategies/adapters.py: "with _seeded(seed), quietly():" -> "with quietly():" """
+    """Mutation: hf_transfer/strategies/adapters.py: "with seeded(seed), quietly():" -> "with quietly():" """
     before = torch.get_rng_state()
     first, again, other = (state(adapt("vit", STRATEGIES[method], seed=seed).model) for seed in (7, 7, 8))
     assert torch.equal(torch.get_rng_state(), before)
@@ -394,7 +394,7 @@ ATTACHABLE_TO_GPT2 = "LORA, IA3, VERA, FROD, PVERA, FOURIERFT, UNILORA, RANDLORA
     ],
 )
 def test_what_cannot_be_done_is_said_in_words(name: str, strategy: Adapters, words: str) -> None:
-    """Mutation: hf_transfer/strategies/adapters.py: "if layers > len(blocks):" -> "if False:" """
+    """Mutation: hf_transfer/strategies/freezing.py: "if count > len(blocks):" -> "if False:" """
     with pytest.raises(UserError) as caught:
         adapt(name, strategy)
     assert str(caught.value) == words

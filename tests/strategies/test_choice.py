@@ -151,7 +151,7 @@ def test_an_adapter_is_no_model_to_start_from(tmp_path: Path) -> None:
 def test_only_frozen_blocks_are_worth_storing(tmp_path: Path) -> None:
     """With adapters in every block the embeddings alone are frozen, and each epoch shall see new views.
 
-    Mutation: hf_transfer/strategies/choice.py: "not in ("embeddings", "final")" -> "is not None"
+    Mutation: hf_transfer/strategies/choice.py: "any(group.is_block or group.name == "backbone" for" -> "any(True for"
     """
     checkpoint = Checkpoint(str(save_checkpoint(tmp_path)))
     found = {}

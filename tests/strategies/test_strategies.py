@@ -67,7 +67,7 @@ def test_a_strategy_leaves_the_model_alone(name: str) -> None:
     ],
 )
 def test_the_top_learns_and_the_bottom_does_not(name: str, strategy: Strategy, expected: list[str]) -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "blocks[-self.layers]" -> "blocks[self.layers - 1]" """
+    """Mutation: hf_transfer/strategies/freezing.py: "blocks[len(blocks) - count :]" -> "blocks[count - 1 :]" """
     groups = trace_groups(tiny_model(name), pixels(name))
     assert learning(groups, strategy.stages(groups, 1)) == expected
 
@@ -91,7 +91,7 @@ def test_gentler_strategies_have_higher_rates() -> None:
 
 
 def test_more_layers_than_blocks_are_refused() -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "self.layers > len(blocks)" -> "self.layers > 9" """
+    """Mutation: hf_transfer/strategies/freezing.py: "if count > len(blocks):" -> "if count > len(blocks) + 1:" """
     with pytest.raises(UserError) as caught:
         PartialFineTuning(layers=4).stages(GROUPS, 1)
     assert str(caught.value).splitlines() == [

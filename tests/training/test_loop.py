@@ -255,7 +255,7 @@ class HeadAfterAll(TwoStages):
 def test_the_best_weights_have_what_learned_in_any_stage(scripted: list[dict[str, Tensor]]) -> None:
     """The best epoch lies in the first stage; the second has changed the head since.
 
-    Mutation: hf_transfer/training/loop.py: "(*(stage.trainable for stage in stages))" -> "(stages[1].trainable)"
+    Mutation: hf_transfer/training/loop.py: "learning = learning_parameters(stages)" -> "learning = stages[1].trainable"
     """
     monitored = settings(num_train_epochs=3, metric_for_best_model="f1_macro")
     fitted = train_vit(monitored, strategy=HeadAfterAll())

@@ -342,7 +342,7 @@ def frozen(name: str) -> tuple[nn.Module, list[Group]]:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_backbone_and_all_modes_are_left_alone(name: str) -> None:
-    """Mutation: hf_transfer/training/probe.py: "module.training = mode" -> "module.training = False" """
+    """Mutation: hf_transfer/training/probe.py: "with evaluating(model):" -> "if True:" """
     model, _ = frozen(name)
     before, before_modes, layer = state(model), modes(model), model.get_submodule(HEADS[name])
     with start_accelerator(settings()) as accelerator:
