@@ -64,7 +64,7 @@ def run(trial: Trial, look_at_test: bool) -> Outcome:
         config = kind(**trial.settings, output_dir=folder)
         strategy = choose_strategy(config)
         with start_accelerator(config) as accelerator:
-            checkpoint, splits, pipeline, make_loaders = _data(config)
+            checkpoint, splits, pipeline, make_loaders = data_of(config)
             prepared = prepare_model(checkpoint, strategy, splits.label_names, config, pipeline.example())
             loaders = make_loaders(splits, pipeline, config, accelerator, prepared.frozen_blocks)
             started = time.perf_counter()
@@ -78,7 +78,7 @@ def run(trial: Trial, look_at_test: bool) -> Outcome:
     return Outcome(accuracy, test, seconds, fitted.trainable, peak)
 
 
-def _data(config: Any) -> tuple[Any, Any, Any, Any]:
+def data_of(config: Any) -> tuple[Any, Any, Any, Any]:
     """Checkpoint, splits, pipeline, and what makes loaders of them."""
     from hf_transfer.config import VisionConfig
     from hf_transfer.data.inputs import PixelPipeline, image_loaders

@@ -21,6 +21,8 @@ SERVES: dict[str, tuple[str, ...]] = {
     "adapter_alpha": WITH_RANK,
     "adapter_dropout": WITH_RANK,
     "peft_type": ("adapter",),
+    "probe": ("linear_probe", "lp_ft"),
+    "feature_layers": ("linear_probe", "lp_ft"),
     "l2_sp": ("partial", "gradual", "lp_ft", "full", "bitfit", *ADAPTERS),
 }
 RETIRED_DISTRIBUTION = "hf-transfer"
@@ -47,7 +49,15 @@ class RunConfig:
     recipe: ClassVar[str]
     # Free to change between two runs that are to be the same run: they steer speed and talk, never the result.
     without_effect: ClassVar[frozenset[str]] = frozenset(
-        {"output_dir", "overwrite_output_dir", "debug", "report_to", "dataloader_num_workers", "cache_dir"}
+        {
+            "output_dir",
+            "overwrite_output_dir",
+            "debug",
+            "report_to",
+            "dataloader_num_workers",
+            "cache_dir",
+            "cache_frozen",
+        }
     )
 
     # Model
@@ -70,7 +80,9 @@ class RunConfig:
         "error", help="A sample that cannot be read: stop, or mask it in place (up to 1 %% of the rows)."
     )
     verify_samples: int = setting(10_000, help="Decode so many samples before training; headers are read of all.")
-    cache_dir: str | None = setting(None, help="Where checks are remembered (default: HF_HOME/hf_transfer).")
+    cache_dir: str | None = setting(
+        None, help="Where checks and the outputs of frozen layers are kept (default: HF_HOME/hf_transfer)."
+    )
 
     # What learns
     strategy: Literal[
@@ -116,6 +128,24 @@ class RunConfig:
     )
     seed: int = setting(0, help="Seed of the head, the order of samples, dropout and augmentation.")
 
+    # Frozen layers
+    cache_frozen: Literal["auto", "on", "off"] = setting(
+        "auto", help="Run frozen layers once for each sample and store what comes out: if it pays, always, or never."
+    )
+    probe: Literal["logistic", "svm", "knn"] = setting(
+        "logistic",
+        help="How a head on frozen features is solved: logistic regression or a support vector machine; knn: the "
+        "first, and the report says how good nearest neighbours are.",
+    )
+    feature_layers: list[int] = field(
+        default_factory=list,
+        kw_only=True,
+        metadata={"help": "Blocks, counted from 1 at the input, whose features the report is to judge by a probe."},
+    )
+    cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", help="Type of what is stored (default: that of the computation)."
+    )
+
     # Output
     output_dir: str = setting(help="Folder for the model, the report and the results.")
     overwrite_output_dir: bool = setting(False, help="Replace an earlier run in --output_dir.")
@@ -143,6 +173,7 @@ class RunConfig:
             self.require(name, "a number from 0 to below 1", 0 <= getattr(self, name) < 1)
         for name in ("validation_fraction", "test_fraction"):
             self.require(name, "a share above 0 and at most 0.5", 0 < getattr(self, name) <= 0.5)
+        self.require("feature_layers", "numbers of at least 1", min(self.feature_layers, default=1) >= 1)
         self.require("layer_lr_decay", "a number above 0 and at most 1", 0 < self.layer_lr_decay <= 1)
         self.require("encoding", "the name of an encoding, such as utf-8 or latin-1", _is_encoding(self.encoding))
         self._check_what_may_be_left_out()
@@ -155,7 +186,8 @@ class RunConfig:
             )
 
     def _check_what_serves_the_strategy(self) -> None:
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults["feature_layers"] = []
         for name, strategies in SERVES.items():
             if self.strategy not in strategies and getattr(self, name) != defaults[name]:
                 raise mistake(
@@ -248,6 +280,9 @@ class TextConfig(RunConfig):
 
     recipe: ClassVar[str] = "text"
 
+    # A pretrained language model needs few passes over a text, but many steps.
+    num_train_epochs: int = setting(5, help="Passes over the training split.")
+    per_device_train_batch_size: int = setting(16, help="Samples in a batch, on each process.")
     text_column_name: str | None = setting(None, help="Column with the texts (default: found by name and type).")
     text_pair_column_name: str | None = setting(None, help="Column with a second text, for pairs of sentences.")
     max_seq_length: int | None = setting(None, help="Cut texts behind so many tokens (default: what the model takes).")

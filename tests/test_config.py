@@ -197,7 +197,17 @@ def test_every_number_has_a_range() -> None:
         if field.type in (int, float)
         or (set(get_args(field.type)) & {int, float} and get_origin(field.type) != Literal)
     }
-    assert numbers == {row[0] for row in RANGES}
+    assert numbers == {row[0] for row in RANGES} | {"feature_layers"}
+
+
+def test_feature_layers_count_from_one() -> None:
+    """Mutation: hf_transfer/config.py: "min(self.feature_layers, default=1) >= 1" -> "True" """
+    layers = ["--strategy=linear_probe", "--feature_layers"]
+    assert parse(VisionConfig, [*REQUIRED, *layers, "1", "3"]).feature_layers == [1, 3]
+    with pytest.raises(UserError, match="Expected: --feature_layers: numbers of at least 1"):
+        parse(VisionConfig, [*REQUIRED, *layers, "0", "3"])
+    with pytest.raises(UserError, match="Expected: --feature_layers with --strategy linear_probe or lp_ft"):
+        parse(VisionConfig, [*REQUIRED, "--strategy=full", "--feature_layers", "2"])
 
 
 @pytest.mark.parametrize("name", ["klingon", "hex", "rot13", "undefined"])

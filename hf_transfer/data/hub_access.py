@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 from unittest.mock import patch
 
@@ -21,6 +22,11 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from hf_transfer.config import mistake
 
 ANSWER_WITHIN_SECONDS = 3.0
+
+
+def cache_folder(named: str | None) -> Path:
+    """Where checks and activations are kept: the folder that the settings name, or one beside the Hub's."""
+    return Path(named) if named else Path(huggingface_hub.constants.HF_HOME) / "hf_transfer"
 
 
 def hub_answers(repository: str, *, kind: Literal["model", "dataset"], revision: str) -> bool:

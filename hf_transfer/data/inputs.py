@@ -1,5 +1,6 @@
 """From splits to batches: the order of samples, their masks, and for images a checkpoint's own processor."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from hf_transfer.data.images import BadImageError, decode
 from hf_transfer.data.samples import NOT_TO_BE_MIRRORED
 from hf_transfer.data.sources import Splits
 from hf_transfer.data.splits import Split
-from hf_transfer.data.verification import refuse_bad_share
+from hf_transfer.data.verification import image_fingerprint, refuse_bad_share
 
 MASKED = -100
 DECODED_CACHE_BYTES = 1 << 30
@@ -89,6 +90,13 @@ class PixelPipeline:
         generator = torch.Generator().manual_seed(0)
         return {"pixel_values": self.normalise(torch.rand(2, *self.shape, generator=generator) * 255.0)}
 
+    def fingerprint(self) -> str:
+        """A hash that changes with whatever the processor does to a picture: it is read off one of noise."""
+        noise = np.random.default_rng(0).integers(0, 256, (97, 61, 3), dtype=np.uint8)
+        given = self.resize(Image.fromarray(noise))
+        values = (given.numpy(), self.shift.numpy(), self.scale.numpy())
+        return hashlib.sha256(b"".join(value.tobytes() for value in values)).hexdigest()
+
     def _whole(self, image: Image.Image) -> Tensor:
         return torch.from_numpy(np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0])).float()
 
@@ -129,6 +137,23 @@ class ImageRows(Dataset[dict[str, Tensor]]):
         return self.pipeline.resize(decode(self.split.raw(row)))
 
 
+class LabelRows(Dataset[dict[str, Tensor]]):
+    """One split without its images: label and row number of each sample, none of which is read."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self._labels = np.where(np.isin(split.rows, list(split.bad)), MASKED, split.labels)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        return {
+            "labels": torch.tensor(int(self._labels[position])),
+            "index": torch.tensor(int(self.split.rows[position])),
+        }
+
+
 class EpochSampler(Sampler[int]):
     """Positions in an order that is a pure function of (seed, epoch)."""
 
@@ -158,16 +183,23 @@ class Loaders:
         test: the data loader of the test split, in order.
         to_inputs: (batch, device, split name, epoch or None in evaluation) -> (model inputs, labels, row numbers).
             Raises `UserError` for a sample that turned out to be bad.
+        fingerprint: (split name, epoch or None in evaluation) -> a hash of all that model inputs and labels depend on.
         views: augmented views that a solved head sees of a training sample, beside the sample as it is.
+        cycle: after so many epochs a training sample looks as before; 0: never.
         notes: what became of the samples on the way, in sentences.
+        blank: makes the same loaders without the work that only the first layers need: inputs have the right shape, but
+            pixels are all zero. None: the samples are in memory anyway.
     """
 
     train: Any
     validation: Any
     test: Any
     to_inputs: Callable[[Batch, torch.device, str, int | None], tuple[Batch, Tensor, Tensor]]
+    fingerprint: Callable[[str, int | None], str]
     views: int = 0
+    cycle: int = 1
     notes: tuple[str, ...] = ()
+    blank: "Callable[[], Loaders] | None" = None
 
     def of(self, split_name: str) -> Any:
         """The data loader of a split."""
@@ -182,6 +214,7 @@ class ImageBatches:
         self.augmentation = augmentation
         self.splits = splits
         self.skip = skip
+        self._contents: dict[str, str] = {}
         self._late: dict[str, dict[int, str]] = {name: dict(split.bad) for name, split in splits.items()}
 
     def __call__(
@@ -194,6 +227,24 @@ class ImageBatches:
             pixels = self.augmentation(pixels / 255.0, batch["index"], epoch) * 255.0
         labels = batch["labels"].to(device, non_blocking=True)
         return {"pixel_values": self.pipeline.normalise(pixels)}, labels, batch["index"].to(device, non_blocking=True)
+
+    def fingerprint(self, split_name: str, epoch: int | None) -> str:
+        """See `Loaders.fingerprint`."""
+        split = dict(self.splits.items())[split_name]
+        # Once: every image has to be looked at.
+        if split_name not in self._contents:
+            self._contents[split_name] = image_fingerprint(split)
+        content = self._contents[split_name]
+        key = hashlib.sha256(np.stack([split.rows, split.labels]).tobytes())
+        key.update(f"{content} {sorted(split.bad)} {self.skip} {self.pipeline.fingerprint()}".encode())
+        if self.augmentation.kind != "none" and epoch is not None:
+            key.update(f"{self.augmentation} {self.augmentation.view(split.rows, epoch)[:1]}".encode())
+        return key.hexdigest()
+
+    def blank(self, batch: Batch, device: torch.device, *_: object) -> tuple[Batch, Tensor, Tensor]:
+        """See `Loaders.to_inputs`; the pixels are all zero, and take no room."""
+        pixels = torch.zeros((), device=device).expand(len(batch["index"]), *self.pipeline.shape)
+        return {"pixel_values": pixels}, batch["labels"].to(device), batch["index"].to(device)
 
     def _check_masked(self, batch: Batch, name: str) -> None:
         """Verification looks at all images of a small data set, but only at some of a large one."""
@@ -256,18 +307,27 @@ def image_loaders(
     )
     sampler = EpochSampler(len(splits.train), config.seed)
     workers = _workers(config, len(splits.train))
+    batches = ImageBatches(pipeline, augmentation, splits, skip=config.on_bad_sample == "skip")
 
-    def loader(split: Split, batch_size: int, order: Sampler[int] | None) -> Any:
-        rows = ImageRows(split, pipeline, keep_bytes=DECODED_CACHE_BYTES // max(1, workers))
-        return loader_of(rows, batch_size, order, workers, accelerator)
+    def rows(split: Split) -> Dataset[dict[str, Tensor]]:
+        return ImageRows(split, pipeline, keep_bytes=DECODED_CACHE_BYTES // max(1, workers))
 
-    return Loaders(
-        train=loader(splits.train, config.per_device_train_batch_size, sampler),
-        validation=loader(splits.validation, config.per_device_eval_batch_size, None),
-        test=loader(splits.test, config.per_device_eval_batch_size, None),
-        to_inputs=ImageBatches(pipeline, augmentation, splits, skip=config.on_bad_sample == "skip"),
-        views=0 if augmentation.kind == "none" else augmentation.views or DEFAULT_VIEWS,
-    )
+    def loaders(rows: Callable[[Split], Dataset[dict[str, Tensor]]], to_inputs: Any, workers: int) -> Loaders:
+        def loader(split: Split, batch_size: int, order: Sampler[int] | None) -> Any:
+            return loader_of(rows(split), batch_size, order, workers, accelerator)
+
+        return Loaders(
+            train=loader(splits.train, config.per_device_train_batch_size, sampler),
+            validation=loader(splits.validation, config.per_device_eval_batch_size, None),
+            test=loader(splits.test, config.per_device_eval_batch_size, None),
+            to_inputs=to_inputs,
+            fingerprint=batches.fingerprint,
+            views=0 if augmentation.kind == "none" else augmentation.views or DEFAULT_VIEWS,
+            cycle=1 if augmentation.kind == "none" else augmentation.views,
+            blank=lambda: loaders(LabelRows, batches.blank, 0),
+        )
+
+    return loaders(rows, batches, workers)
 
 
 def _views(config: VisionConfig, frozen_prefix: bool) -> int:

@@ -1,5 +1,6 @@
 """From texts to batches: a checkpoint's own tokenizer, batches of like length, padded to their longest text."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -143,6 +144,14 @@ class TextRows(Dataset[dict[str, Any]]):
         tokens = {key: flat[begin:end].tolist() for key, flat in self._flat.items()}
         return {"tokens": tokens, "label": label, "index": row}
 
+    def fingerprint(self) -> str:
+        """A hash of all tokens and labels."""
+        digest = hashlib.sha256(np.stack([self.split.rows, self.split.labels, self.lengths]).tobytes())
+        digest.update(str(sorted(self.split.bad)).encode())
+        for key, flat in sorted(self._flat.items()):
+            digest.update(key.encode() + flat.tobytes())
+        return digest.hexdigest()
+
 
 class LengthGroupedSampler(EpochSampler):
     """Positions in an order, a pure function of (seed, epoch), in which each batch has texts of like length.
@@ -211,6 +220,7 @@ def text_loaders(splits: Splits, pipeline: TokenPipeline, config: TextConfig, ac
         validation=loader("validation", config.per_device_eval_batch_size, _Order(rows["validation"].lengths)),
         test=loader("test", config.per_device_eval_batch_size, _Order(rows["test"].lengths)),
         to_inputs=_to_inputs,
+        fingerprint=lambda name, _: rows[name].fingerprint(),
         notes=(*pipeline.notes, *_describe_truncation(rows, pipeline.max_length)),
     )
 

@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import numpy as np
+import pyarrow.compute
 
 from hf_transfer.config import RunConfig, TextConfig, VisionConfig, mistake
+from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.images import BadImageError, check_header, content, content_size, decode
 from hf_transfer.data.splits import Split
 
@@ -129,19 +130,26 @@ def _list(bad: Mapping[int, str], split: Split) -> str:
 
 
 def _memory_file(split: Split, decoded: set[int], config: VisionConfig) -> Path:
-    """Where the result is remembered: the name changes with any image, its size or its time of change."""
-    key = hashlib.sha256(str(split.dataset._fingerprint).encode())
+    """Where the result is remembered."""
+    key = hashlib.sha256(image_fingerprint(split).encode())
     key.update(np.asarray(sorted(decoded), dtype=np.int64).tobytes())
-    for row in split.rows.tolist():
-        raw = split.raw(row)
-        path = Path(raw["path"] or "")
-        if raw["bytes"] is None and path.is_file():
-            status = path.stat()
+    return cache_folder(config.cache_dir) / "verified" / f"{key.hexdigest()}.json"
+
+
+def image_fingerprint(split: Split) -> str:
+    """A hash that changes with any image of a split, its size or its time of change."""
+    key = hashlib.sha256(f"{split.dataset._fingerprint}{split.rows.tolist()}".encode())
+    # As they lie in memory: a million rows, taken one by one, would be a matter of minutes.
+    images = split.dataset.with_format("arrow")[:]["image"]
+    sizes = pyarrow.compute.binary_length(pyarrow.compute.struct_field(images, "bytes")).take(split.rows)
+    paths = pyarrow.compute.struct_field(images, "path").take(split.rows)
+    for path, size in zip(paths.to_pylist(), sizes.to_pylist(), strict=True):
+        if size is None and path and Path(path).is_file():
+            status = Path(path).stat()
             key.update(f"{path}|{status.st_size}|{status.st_mtime_ns}".encode())
         else:
-            key.update(f"{row}|{content_size(raw)}".encode())
-    folder = Path(config.cache_dir) if config.cache_dir else Path(huggingface_hub.constants.HF_HOME) / "hf_transfer"
-    return folder / "verified" / f"{key.hexdigest()}.json"
+            key.update(f"{size}".encode())
+    return key.hexdigest()
 
 
 def _remember(memory: Path, bad: dict[int, str]) -> None:

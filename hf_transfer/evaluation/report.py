@@ -59,7 +59,7 @@ def write_report(
         "samples": {name: len(split) for name, split in splits.items()},
         "masked": {"train": len(splits.train.bad), **{name: found.masked for name, found in predictions.items()}},
         "duplicates_of_training": splits.duplicates,
-        "seconds": {"total": total_seconds, "train": fitted.seconds, "frozen": 0.0},
+        "seconds": {"total": total_seconds, "train": fitted.seconds, "frozen": fitted.frozen_seconds},
         "peak_memory_bytes": peak_memory_bytes(),
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
@@ -68,7 +68,7 @@ def write_report(
     _draw_confusion(folder / "confusion.png", confusion, label_names)
     if fitted.history:
         _draw_curves(folder / "curves.png", fitted.history, fitted.soup)
-    text = _markdown(results, _per_class(test, label_names), notes, bool(fitted.history))
+    text = _markdown(results, _per_class(test, label_names), [*notes, *fitted.notes], bool(fitted.history))
     (folder / "report.md").write_text(text, encoding="utf-8")
     # Whole or not at all: a run that is killed here is done again.
     partial = folder / ".results-partial"

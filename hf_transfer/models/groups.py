@@ -114,7 +114,7 @@ def check_boundary(model: nn.Module, groups: Sequence[Group], count: int, inputs
     module = max(fed or called, key=lambda name: trace.end[name])
     names = {name for group in groups[:count] for name in group.parameters}
     parameters = {name: value for name, value in model.named_parameters() if name in names}
-    with evaluating(model), _only_open(model, names), _detached_output(model.get_submodule(module)):
+    with evaluating(model), only_open(model, names), _detached_output(model.get_submodule(module)):
         logits = model(**inputs).logits
         if not logits.requires_grad:
             return Boundary(module, True, (), "")
@@ -148,7 +148,7 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         # Only what depends on the data requires a gradient.
-        stack.enter_context(_only_open(model, set()))
+        stack.enter_context(only_open(model, set()))
         storages = {_storage(value) for value in inputs.values()}
         for name, module in model.named_modules():
             if isinstance(module, nn.Embedding):
@@ -252,7 +252,7 @@ def _feeds(model: nn.Module, inputs: Inputs, layer: str, other: str) -> bool:
     names = {f"{layer}.{name}" for name, _ in model.get_submodule(layer).named_parameters()}
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        stack.enter_context(_only_open(model, names))
+        stack.enter_context(only_open(model, names))
         stack.callback(model.get_submodule(other).register_forward_pre_hook(look, with_kwargs=True).remove)
         model(**inputs)
     return any(found)
@@ -291,7 +291,7 @@ def _reached_by_gradient(model: nn.Module, inputs: Inputs) -> set[str]:
     DistributedDataParallel would wait for the gradients of the others.
     """
     parameters = dict(model.named_parameters())
-    with evaluating(model), _only_open(model, set(parameters)):
+    with evaluating(model), only_open(model, set(parameters)):
         logits = model(**inputs).logits
         gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
@@ -345,7 +345,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _only_open(model: nn.Module, names: set[str]) -> Iterator[None]:
+def only_open(model: nn.Module, names: set[str]) -> Iterator[None]:
     """Let exactly `names` require a gradient, for a while."""
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():

@@ -96,9 +96,24 @@ def prepare_model(
             found=f"an adapter in {checkpoint.name}",
             do="name its base model, or the folder of a run with --merge_adapter",
         )
-    strategy.check(*checkpoint.outline(label_names, inputs))
+    outline, groups = checkpoint.outline(label_names, inputs)
+    strategy.check(outline, groups)
+    blocks = sum(group.is_block for group in groups)
+    if max(config.feature_layers, default=0) > blocks:
+        raise mistake(
+            expected=f"--feature_layers from 1 to {blocks}, the blocks of this model",
+            found=" ".join(map(str, config.feature_layers)),
+            do="leave out what is above",
+        )
     model, groups = load_classifier(checkpoint, label_names, config, inputs, fresh_weights=strategy.fresh_weights)
     fresh = checkpoint.describe_fresh(groups)
     prepared, groups = strategy.prepare(model, groups, inputs, config.seed)
-    frozen = frozen_prefix(groups, strategy.stages(groups, config.num_train_epochs))
+    stages = strategy.stages(groups, config.num_train_epochs)
+    if config.cache_frozen == "on" and not any(frozen_prefix(groups, [stage]) for stage in stages):
+        raise mistake(
+            expected="with --cache_frozen on a strategy that leaves the first layers frozen",
+            found=f"--strategy {config.strategy}, with which every layer learns",
+            do="use --strategy partial, linear_probe or adapters with --adapter_layers, or --cache_frozen auto",
+        )
+    frozen = frozen_prefix(groups, stages)
     return Prepared(prepared, groups, frozen, [describe_frozen(prepared, groups, frozen, inputs), *fresh])

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +20,8 @@ from hf_transfer.data.inputs import Loaders
 from hf_transfer.models.groups import Group
 from hf_transfer.strategies.freezing import Strategy, learning_parameters, set_trainable
 from hf_transfer.training.averaging import BestCheckpoints, greedy_soup, recompute_batch_norm
+from hf_transfer.training.frozen import FrozenPrefix
+from hf_transfer.training.layer_probes import probe_layers
 from hf_transfer.training.predictions import Metrics, is_better, predict_split, scores
 from hf_transfer.training.probe import last_layer, solve_head
 from hf_transfer.training.steps import Steps
@@ -39,6 +41,8 @@ class Fit:
         soup: positions of the epochs whose weights were averaged; one of them if none was worth adding.
         trainable: how many parameters learned.
         seconds: time spent in training, without evaluation.
+        frozen_seconds: time spent in storing what frozen layers make of the samples.
+        notes: what was decided about that, in sentences.
     """
 
     model: nn.Module
@@ -47,6 +51,13 @@ class Fit:
     soup: list[int] = field(default_factory=list)
     trainable: int = 0
     seconds: float = 0.0
+    frozen_seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> int:
+        """How many have been judged."""
+        return len(self.history)
 
     def enter(self, row: Metrics, metric: str) -> bool:
         """Add a judged epoch to the history; whether it leads."""
@@ -54,6 +65,7 @@ class Fit:
         self.best_epoch = len(self.history) if leads else self.best_epoch
         self.history.append({"epoch": float(len(self.history)), **row})
         self.seconds += row["seconds"]
+        self.frozen_seconds += row.get("frozen_seconds", 0.0)
         return leads
 
 
@@ -79,15 +91,16 @@ def fit(
     # Not before the run's folder is ready: trackers write into it.
     accelerator.init_trackers("trackers")
     stages = strategy.stages(groups, config.num_train_epochs)
-    learning = learning_parameters(stages)
+    changing = learning_parameters(stages) | {name for name, _ in model.named_buffers()}
     steps = Steps(model, groups, loaders, config, strategy, stages)
-    result, best = Fit(model), BestCheckpoints(config.soup_size)
+    frozen = FrozenPrefix(model, groups, loaders, config, accelerator)
+    result, best = Fit(model, notes=frozen.notes), BestCheckpoints(config.soup_size)
 
     def judged(row: Metrics) -> bool:
         """Keep the weights if they are among the best; whether they lead."""
         leads = result.enter(row, config.metric_for_best_model)
-        epoch, ranked = len(result.history) - 1, scores(row, config.metric_for_best_model)
-        best.offer(_what_changes(model, learning), ranked, epoch)
+        epoch, ranked = result.epochs - 1, scores(row, config.metric_for_best_model)
+        best.offer(frozen.state_of(changing), ranked, epoch)
         accelerator.log(row, step=epoch)
         _say_epoch(accelerator, result.history[-1], is_best=leads)
         return leads
@@ -97,21 +110,21 @@ def fit(
         set_trainable(model, groups, stage.trainable)
         result.trainable = max(result.trainable, sum(p.numel() for p in model.parameters() if p.requires_grad))
         if stage.solved and (layer := last_layer(model, groups[-1])):
-            judged(solve_head(model, layer, loaders, accelerator, config))
+            probe_layers(model, groups, loaders, accelerator, config, frozen.say)
+            judged(solve_head(model, layer, loaders, accelerator, config, frozen.say))
             continue
-        wrapped, optimizer, schedule = steps.prepare(stage, accelerator)
-        without_gain = 0
-        for _ in range(stage.epochs):
-            epoch = len(result.history)
-            loaders.train.set_epoch(epoch)
-            row = train_epoch(wrapped, optimizer, schedule, loaders, config, accelerator, epoch, steps)
-            _refuse_broken_loss(row, epoch, steps.learning_rate)
-            with steps.judged_weights():
-                row |= predict_split(wrapped, loaders, "validation", accelerator).metrics()
-                without_gain = 0 if judged(row) else without_gain + 1
-            if 0 < config.early_stopping_patience <= without_gain:
-                break
-        _end_stage(accelerator, wrapped, model)
+        with frozen.skipped(stage) as batches:
+            wrapped, optimizer, schedule = steps.prepare(stage, accelerator)
+            without_gain = 0
+            for _ in range(stage.epochs):
+                row = train_epoch(wrapped, optimizer, schedule, batches, config, accelerator, result.epochs, steps)
+                with steps.judged_weights():
+                    row |= predict_split(wrapped, batches, "validation", accelerator).metrics()
+                    without_gain = 0 if judged(row) else without_gain + 1
+                if 0 < config.early_stopping_patience <= without_gain:
+                    break
+            _end_stage(accelerator, wrapped, model)
+    result.frozen_seconds += frozen.seconds
     result.soup = _take_best(model, best, loaders, config, accelerator)
     # Every module has its own class again: the model can be pickled, and goes on as any other.
     set_trainable(model, groups, frozenset(name for name, _ in model.named_parameters()))
@@ -122,7 +135,12 @@ def train_epoch(
     model: nn.Module, optimizer: Any, scheduler: Any, loaders: Loaders, config: RunConfig, accelerator: Accelerator,
     epoch: int, steps: Steps,
 ) -> Metrics:  # fmt: skip
-    """One pass over the training split: mean loss, last learning rate used, seconds and samples a second."""
+    """One pass over the training split: mean loss, last learning rate used, seconds and samples a second.
+
+    Raises:
+        UserError: the loss is no number any more.
+    """
+    loaders.train.set_epoch(epoch)
     model.train()
     started = time.perf_counter()
     total, seen = torch.zeros((), device=accelerator.device), 0
@@ -154,18 +172,14 @@ def train_epoch(
     progress.close()
     seconds = time.perf_counter() - started
     sums = accelerator.reduce(torch.stack([total, total.new_tensor(float(seen))]))
+    loss_of_all = (sums[0] / sums[1]).item()
+    _refuse_broken_loss(loss_of_all, epoch, steps.learning_rate)
     return {
-        "train_loss": (sums[0] / sums[1]).item(),
+        "train_loss": loss_of_all,
         "learning_rate": float(rate),
         "seconds": seconds,
         "samples_per_second": sums[1].item() / seconds,
     }
-
-
-def _what_changes(model: nn.Module, learning: Set[str]) -> dict[str, Tensor]:
-    """The parameters that learn in any stage, and the running statistics."""
-    buffers = {name for name, _ in model.named_buffers()}
-    return {name: value for name, value in model.state_dict().items() if name in learning or name in buffers}
 
 
 def _take_best(
@@ -195,11 +209,11 @@ def _take_best(
     return [candidates[position].epoch for position in chosen]
 
 
-def _refuse_broken_loss(row: Metrics, epoch: int, learning_rate: float) -> None:
-    if not math.isfinite(row["train_loss"]):
+def _refuse_broken_loss(loss: float, epoch: int, learning_rate: float) -> None:
+    if not math.isfinite(loss):
         raise mistake(
             expected="a loss that is a number",
-            found=f"{row['train_loss']} in epoch {epoch + 1}, at a peak rate of {learning_rate}",
+            found=f"{loss} in epoch {epoch + 1}, at a peak rate of {learning_rate}",
             do="lower --learning_rate, or leave out --fp16",
         )
 

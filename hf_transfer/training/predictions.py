@@ -38,10 +38,22 @@ class Predictions:
         # Not at the top: evaluate takes seconds to import, and a wrong setting must be answered at once.
         from hf_transfer.metrics import ClassificationMetrics
 
-        predicted = self.logits.argmax(-1).numpy()
-        scores = ClassificationMetrics().compute(predictions=predicted, references=self.labels)
-        loss = cross_entropy(self.logits, torch.from_numpy(self.labels)).item()
-        return {**{name: float(value) for name, value in scores.items()}, "loss": loss}
+        scores = ClassificationMetrics().compute(predictions=self._predicted, references=self.labels)
+        return {**{name: float(value) for name, value in scores.items()}, "loss": self._loss}
+
+    def only(self, metric: str) -> Metrics:
+        """The loss and one metric: for comparing many solutions, at a tenth of the time of all."""
+        if metric == "f1_macro":
+            return self.metrics()
+        return {"accuracy": float((self._predicted == self.labels).mean()), "loss": self._loss}
+
+    @property
+    def _predicted(self) -> npt.NDArray[np.int64]:
+        return self.logits.argmax(-1).numpy()
+
+    @property
+    def _loss(self) -> float:
+        return cross_entropy(self.logits, torch.from_numpy(self.labels)).item()
 
 
 @torch.no_grad()

@@ -232,7 +232,7 @@ def test_a_solved_head_takes_one_epoch(name: str, strategy: str) -> None:
 
 @cases
 def test_the_model_that_comes_back_is_that_of_the_best_epoch(name: str, strategy: str) -> None:
-    """Mutation: hf_transfer/training/loop.py: "name in learning or name in buffers" -> "name in buffers" """
+    """Mutation: hf_transfer/training/loop.py: "changing = learning_parameters(stages) | " -> "changing = " """
     found = run(name, strategy)
     best = found.moments[found.fitted.best_epoch + 1]
     assert found.fitted.soup == [found.fitted.best_epoch]

@@ -169,7 +169,7 @@ def test_training_stops_after_so_many_epochs_without_a_better_one(
 
 
 def test_a_loss_that_is_no_number_stops_the_run() -> None:
-    """Mutation: hf_transfer/training/loop.py: "not math.isfinite(row" -> "not str(row" """
+    """Mutation: hf_transfer/training/loop.py: "not math.isfinite(loss" -> "not str(loss" """
     model, groups = vit()
     with torch.no_grad():
         model.get_parameter("classifier.bias").fill_(float("nan"))
@@ -255,7 +255,7 @@ class HeadAfterAll(TwoStages):
 def test_the_best_weights_have_what_learned_in_any_stage(scripted: list[dict[str, Tensor]]) -> None:
     """The best epoch lies in the first stage; the second has changed the head since.
 
-    Mutation: hf_transfer/training/loop.py: "learning = learning_parameters(stages)" -> "learning = stages[1].trainable"
+    Mutation: hf_transfer/training/loop.py: "changing = learning_parameters(stages)" -> "changing = stages[1].trainable"
     """
     monitored = settings(num_train_epochs=3, metric_for_best_model="f1_macro")
     fitted = train_vit(monitored, strategy=HeadAfterAll())

@@ -1,0 +1,209 @@
+"""Whether frozen layers are stored, and how that is said."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_transfer.config import UserError
+from hf_transfer.training import frozen, store
+from hf_transfer.training.frozen import FrozenPrefix
+from hf_transfer.training.store import Store, in_units
+from tests.training.frozen_task import HELD_OUT, SAMPLES, Task, assert_equal, costing, damage, texts
+
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
+
+def notes_and_files(task: Task, **more: Any) -> tuple[list[str], int]:
+    return task.run(**more).notes, len(task.files())
+
+
+@pytest.mark.parametrize(
+    ("costs", "epochs", "used", "seconds"),
+    [
+        ((1.0, 0.0, 0.0), 2, True, "34.0 s with it and 68.0 s"),
+        ((1.0, 0.0, 0.0), 1, False, "34.0 s with it and 34.0 s"),
+        ((1.0, 0.5, 0.5), 2, False, "85.0 s with it and 68.0 s"),
+        ((1.0, 0.5, 0.25), 2, False, "68.0 s with it and 68.0 s"),
+        ((1.0, 0.5, 0.25), 3, True, "76.5 s with it and 102.0 s"),
+    ],
+)
+def test_auto_stores_if_that_takes_less_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    costs: tuple[float, float, float], epochs: int, used: bool, seconds: str,
+) -> None:  # fmt: skip
+    """And says on which numbers that was decided.
+
+    Mutation: hf_transfer/training/frozen.py: "pays = stored < live and" -> "pays = stored <= live and"
+    Mutation: hf_transfer/training/frozen.py: "+ epochs * samples * self.read" -> "+ samples * self.read"
+    """
+    costing(monkeypatch, *costs)
+    monkeypatch.setattr(frozen, "free_bytes", lambda _: 10**9)
+    task = Task(tmp_path)
+    size = in_units((SAMPLES + HELD_OUT) * (5 * 24 * 4 + 8))
+    notes, files = notes_and_files(task, cache_frozen="auto", num_train_epochs=epochs)
+    sentence = (
+        f"Frozen store: {'' if used else 'not used, '}3 of 6 groups, {size} (1 GB free), about {seconds} without for "
+        f"these groups in {epochs} epochs."
+    )
+    assert (notes, files) == ([sentence], 2 if used else 0)
+    assert sentence in capsys.readouterr().out
+
+
+def test_auto_measures_and_leaves_nothing_of_it(tmp_path: Path) -> None:
+    """One epoch is never worth it: each sample would still be computed once, and be written and read besides.
+
+    Mutation: hf_transfer/training/frozen.py: "            trial.remove()" -> "            pass"
+    """
+    task = Task.of(tmp_path, "vit")
+    notes, files = notes_and_files(task, cache_frozen="auto", num_train_epochs=1)
+    assert notes[0].startswith("Frozen store: not used, 3 of 6 groups, ")
+    assert (len(notes), files, list((tmp_path / "frozen").glob("*"))) == (1, 0, [])
+
+
+def test_auto_leaves_embeddings_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost next to nothing.
+
+    Mutation: hf_transfer/training/frozen.py: "if not any(group.is_block or" -> "if not any(True or"
+    """
+    costing(monkeypatch, 1.0, 0.0, 0.0)
+    task = Task(tmp_path)
+    assert notes_and_files(task, cache_frozen="auto", trainable_layers=3) == ([], 0)
+    assert notes_and_files(task, cache_frozen="on", trainable_layers=3) == ([], 2)
+
+
+def test_what_an_earlier_run_left_is_always_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured then.
+
+    Mutation: hf_transfer/training/frozen.py: "if all(store.complete for" -> "if not all(store.complete for"
+    """
+    task = Task.of(tmp_path, "vit")
+    task.run()
+    monkeypatch.setattr(FrozenPrefix, "_costs", lambda *_: pytest.fail("nothing is to be decided"))
+    monkeypatch.setattr(Store, "write", lambda *_: pytest.fail("it was there already"))
+    notes = task.run(cache_frozen="auto", num_train_epochs=1).notes
+    assert notes == ["Frozen store: 3 of 6 groups, as an earlier run left it."]
+
+
+def test_a_disk_that_is_too_small_is_said_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/training/frozen.py: "if size >= free:" -> "if False:"
+    Mutation: hf_transfer/training/frozen.py: "stored < live and size < free" -> "stored < live"
+    """
+    costing(monkeypatch, 1.0, 0.0, 0.0)
+    for module in (frozen, store):
+        monkeypatch.setattr(module, "free_bytes", lambda _: 3_000)
+    task = Task(tmp_path)
+    notes, files = notes_and_files(task, cache_frozen="auto")
+    assert (len(notes), files) == (1, 0)
+    assert notes[0].startswith("Frozen store: not used, 3 of 6 groups, 16.6 kB (3 kB free), about ")
+    with pytest.raises(UserError) as refused:
+        task.run()
+    assert "16.6 kB of disk for the activations of the frozen layers" in str(refused.value)
+    assert f"3 kB free in {tmp_path / 'frozen'}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("cycle", "more", "reason"),
+    [
+        (0, {}, "every epoch sees new views (--cache_views 0)"),
+        (1, {"mixup_alpha": 0.2}, "images are mixed with each other, in every epoch anew"),
+        (1, {"cutmix_alpha": 0.2}, "images are mixed with each other, in every epoch anew"),
+    ],
+)
+def test_what_never_comes_back_is_not_stored(tmp_path: Path, cycle: int, more: dict[str, Any], reason: str) -> None:
+    """Mutation: hf_transfer/training/frozen.py: "for name in ("mixup_alpha", "cutmix_alpha")" -> "for name in ()" """
+    task = Task(tmp_path, cycle=cycle)
+    with pytest.raises(UserError, match="with --cache_frozen on a model whose frozen layers can be stored") as refused:
+        task.run(**more)
+    assert f"Found: {reason}" in " ".join(str(refused.value).split())
+    assert notes_and_files(task, cache_frozen="auto", **more) == (
+        [f"Frozen store: not used for 3 of 6 groups; {reason}."], 0,
+    )  # fmt: skip
+
+
+LEFT = "texts are padded on the left, so what a layer makes of one depends on the others"
+
+
+def padded_on_the_left(task: Task) -> Task:
+    for rows in (task.rows, task.validation):
+        rows.inputs = {name: column.flip(1) for name, column in rows.inputs.items()}
+    return task
+
+
+def test_texts_padded_on_the_left_are_not_stored(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/frozen.py: "[:, 0].all()" -> "[:, -1].any()" """
+    task = padded_on_the_left(Task.of(tmp_path, "gpt2"))
+    assert notes_and_files(task, cache_frozen="auto") == ([f"Frozen store: not used for 3 of 6 groups; {LEFT}."], 0)
+    with pytest.raises(UserError, match="padded on the left"):
+        task.run()
+
+
+def test_padding_on_the_left_is_seen_although_the_first_texts_need_none(tmp_path: Path) -> None:
+    task = Task.of(tmp_path, "gpt2")
+    rows, _ = texts(task)
+    for column in rows.inputs.values():
+        column[[0, 1]] = column[int(rows.lengths.argmax())].clone()
+    rows.lengths[[0, 1]] = rows.lengths.max()
+    assert notes_and_files(padded_on_the_left(task), cache_frozen="auto")[0] == [
+        f"Frozen store: not used for 3 of 6 groups; {LEFT}."
+    ]
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Mounts a folder upon itself so that nobody can write to it, not even root."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for options in ("bind", "remount,bind,ro"):
+            command = ["mount", "-o", options, str(folder), str(folder)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"NO READ-ONLY FOLDER COULD BE MOUNTED: {done.stderr.strip()}")
+            if options == "bind":
+                mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        # Files in it may still be mapped.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error_if_the_store_was_asked_for(
+    tmp_path: Path, read_only: Callable[[Path], None]
+) -> None:
+    """Mutation: hf_transfer/training/frozen.py: "            return str(error).splitlines()" -> "            raise error; return str(error).splitlines()" """  # noqa: E501
+    read_only(tmp_path / "cache")
+    task = Task(tmp_path / "cache")
+    reason = "Frozen store: not used for 3 of 6 groups; Read-only file system"
+    notes, files = notes_and_files(task, cache_frozen="auto")
+    assert (files, len(notes)) == (0, 1)
+    assert notes[0].startswith(reason)
+    with pytest.raises(UserError) as refused:
+        task.run()
+    assert f"a folder for activations that can be written to: {tmp_path / 'cache'}" in str(refused.value)
+    assert "Read-only file system" in str(refused.value)
+
+
+@pytest.mark.parametrize("asked", ["on", "auto"])
+def test_a_whole_store_is_used_where_nothing_can_be_written(
+    tmp_path: Path, read_only: Callable[[Path], None], asked: str
+) -> None:
+    task = Task.of(tmp_path / "cache", "vit")
+    first = task.run()
+    read_only(tmp_path / "cache")
+    assert_equal(task.run(cache_frozen=asked), first, task.validation)
+
+
+def test_a_damaged_store_that_cannot_be_mended_is_an_error_in_words(
+    tmp_path: Path, read_only: Callable[[Path], None]
+) -> None:
+    task = Task(tmp_path / "cache")
+    task.run()
+    damage(next((tmp_path / "cache").rglob("*.safetensors")))
+    read_only(tmp_path / "cache")
+    with pytest.raises(UserError, match="Read-only file system"):
+        task.run()

@@ -1,0 +1,364 @@
+"""The solver against scikit-learn, and against itself on other cuts of the same samples."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
+from torch import Tensor
+
+from hf_transfer.training import linear_classifier
+from hf_transfer.training.linear_classifier import REGULARISATIONS, LinearProblem, Solution
+from tests.conftest import REPOSITORY
+
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+FEW = (1.0, 1e-2, 1e-4)
+MEGABYTE = 1 << 20
+
+
+@dataclass
+class Samples:
+    """Features whose spreads differ, and classes that overlap; also a function that gives them as blocks.
+
+    Attributes:
+        features: float32 [samples, features].
+        labels: class numbers [samples].
+        classes: how many there are, with those that no sample has.
+        passes: how often the blocks were asked for.
+    """
+
+    features: npt.NDArray[np.float32]
+    labels: Counts
+    classes: int
+    sizes: Sequence[int] = (64,)
+    passes: int = 0
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        start, turn = 0, 0
+        while start < len(self.labels):
+            end = start + self.sizes[turn % len(self.sizes)]
+            yield torch.from_numpy(self.features[start:end]), torch.from_numpy(self.labels[start:end])
+            start, turn = end, turn + 1
+
+    def path(self, regularisations: Sequence[float] = FEW, *, intercept: bool = True, **more: Any) -> list[Solution]:
+        return list(LinearProblem(self, self.classes, intercept=intercept, **more).path(regularisations))
+
+
+def samples(
+    count: int = 150, *, classes: int = 4, present: Sequence[int] | None = None, features: int = 10, seed: int = 0
+) -> Samples:
+    generator = np.random.default_rng(seed)
+    labels = np.asarray(present or range(classes))[generator.integers(0, len(present or range(classes)), count)]
+    centres = generator.normal(size=(classes, features)) / 2
+    noise = generator.normal(size=(count, features)) * np.linspace(0.2, 3, features)
+    return Samples((centres[labels] + noise).astype(np.float32), labels, classes)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The same problem, written out: features are standardised, the classes that are there are numbered."""
+
+    given: Samples
+    intercept: bool = True
+    balanced: bool = False
+
+    @property
+    def raw(self) -> Floats:
+        return self.given.features.astype(np.float64)
+
+    @property
+    def spread(self) -> Floats:
+        spread = self.raw.std(0)
+        return np.where(spread < 1e-6 * spread.max(), 1.0, spread)
+
+    @property
+    def centre(self) -> Floats:
+        return np.asarray(self.raw.mean(0) * self.intercept)
+
+    @property
+    def seen(self) -> Floats:
+        return np.asarray((self.raw - self.centre) / self.spread)
+
+    @property
+    def present(self) -> Counts:
+        return np.unique(self.given.labels)
+
+    @property
+    def numbers(self) -> Counts:
+        return np.searchsorted(self.present, self.given.labels)
+
+    @property
+    def importance(self) -> Floats:
+        counts = np.bincount(self.numbers)
+        each = len(self.numbers) / (len(counts) * counts) if self.balanced else np.ones(len(counts))
+        return np.asarray(each[self.numbers], dtype=np.float64)
+
+    def standard(self, solution: Solution) -> tuple[Floats, Floats]:
+        """Weight and bias on standardised features, of the classes that are there."""
+        weight, bias = solution.weight.numpy()[self.present], solution.bias.numpy()[self.present]
+        return weight * self.spread, bias + weight @ self.centre
+
+    def cross_entropies(self, weight: Floats, bias: Floats) -> Floats:
+        logarithms = torch.log_softmax(torch.from_numpy(self.seen @ weight.T + bias), 1).numpy()
+        return np.asarray(-logarithms[np.arange(len(self.numbers)), self.numbers])
+
+    def hinges(self, weight: Floats, bias: Floats) -> Floats:
+        signs = np.where(np.arange(len(weight)) == self.numbers[:, None], 1.0, -1.0)
+        return np.asarray((np.maximum(0.0, 1.0 - signs * (self.seen @ weight.T + bias)) ** 2).sum(1))
+
+    def objective(self, losses: Floats, weight: Floats, regularisation: float) -> float:
+        return float((losses * self.importance).mean() + regularisation / 2 * np.square(weight).sum())
+
+    def logistic(self, regularisation: float) -> tuple[Floats, Floats]:
+        """Scikit-learn's solution, by Newton's method."""
+        # Of two classes it takes the difference, whose square is twice the sum of the squares of both.
+        scale = 2.0 if len(self.present) == 2 else 1.0
+        model = LogisticRegression(
+            C=scale / (regularisation * len(self.numbers)), solver="newton-cg", tol=1e-10, max_iter=5000,
+            fit_intercept=self.intercept, class_weight="balanced" if self.balanced else None,
+        ).fit(self.seen, self.numbers)  # fmt: skip
+        weight, bias = np.asarray(model.coef_), np.broadcast_to(model.intercept_, len(model.coef_))
+        if len(weight) == 1:
+            return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        return weight, bias
+
+    def svm(self, regularisation: float) -> tuple[Floats, Floats]:
+        """Scikit-learn's solution, one class against the rest."""
+        model = LinearSVC(
+            loss="squared_hinge", dual=False, C=1 / (regularisation * len(self.numbers)), tol=1e-9, max_iter=100_000,
+            # It penalises the intercept too: by a millionth of what ours would cost.
+            fit_intercept=self.intercept, intercept_scaling=1e3,
+        ).fit(self.seen, self.numbers, sample_weight=self.importance)  # fmt: skip
+        return model.coef_, np.broadcast_to(model.intercept_, len(model.coef_))
+
+
+@pytest.mark.parametrize(
+    ("given", "intercept", "balanced"),
+    [
+        pytest.param(samples(classes=2), True, False, id="two classes"),
+        pytest.param(samples(600, classes=30, features=20), True, False, id="thirty classes"),
+        pytest.param(samples(), True, True, id="balanced"),
+        pytest.param(samples(classes=2, present=(0, 0, 0, 1)), True, True, id="two classes balanced"),
+        pytest.param(samples(), False, False, id="no intercept"),
+        pytest.param(samples(), False, True, id="no intercept, balanced"),
+        pytest.param(samples(classes=7, present=(1, 3, 4)), True, False, id="absent classes"),
+        pytest.param(samples(classes=7, present=(2, 2, 2, 5)), True, True, id="two of seven classes, balanced"),
+        pytest.param(samples(40, features=60), True, False, id="fewer samples than features"),
+    ],
+)
+def test_the_minimum_is_scikit_learns(given: Samples, intercept: bool, balanced: bool) -> None:
+    """Mutation: hf_transfer/training/linear_classifier.py: "- weight[self._present] @ self._centre" -> ""
+    Mutation: hf_transfer/training/linear_classifier.py: "counts.sum() / (len(counts) * counts) if" -> "counts if"
+    Mutation: hf_transfer/training/linear_classifier.py: "            bias_slope.zero_()" -> "            bias_slope.add_(0)"
+    Mutation: hf_transfer/training/linear_classifier.py: "SHARE_OF_REGULARISATION = 0.01" -> "SHARE_OF_REGULARISATION = 100"
+    """  # noqa: E501
+    problem = Problem(given, intercept, balanced)
+    for solution in given.path(intercept=intercept, balanced=balanced):
+        own, theirs = problem.standard(solution), problem.logistic(solution.regularisation)
+        ours, expected = problem.cross_entropies(*own), problem.cross_entropies(*theirs)
+        assert ours.mean() == pytest.approx(solution.loss, abs=1e-9)
+        assert ours.mean() == pytest.approx(expected.mean(), abs=1e-3)
+        assert problem.objective(ours, own[0], solution.regularisation) == pytest.approx(
+            problem.objective(expected, theirs[0], solution.regularisation), abs=2e-6
+        )
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize(("classes", "present"), [(2, (0, 1)), (4, (0, 1, 2, 3)), (7, (1, 3, 4))])
+def test_a_support_vector_machine_is_scikit_learns(
+    classes: int, present: Sequence[int], intercept: bool, balanced: bool
+) -> None:
+    """Mutation: hf_transfer/training/linear_classifier.py: "-2.0 * signs * short" -> "-1.0 * signs * short"
+    Mutation: hf_transfer/training/linear_classifier.py: ".clamp_min(0.0)" -> ""
+    Mutation: hf_transfer/training/linear_classifier.py: "_logistic if self._loss ==" -> "_logistic if self._loss !="
+    """
+    given = samples(classes=classes, present=present)
+    problem = Problem(given, intercept, balanced)
+    for solution in given.path(intercept=intercept, balanced=balanced, loss="svm"):
+        own, theirs = problem.standard(solution), problem.svm(solution.regularisation)
+        if len(present) == 2:
+            # One against the other is the other against the one.
+            theirs = np.concatenate([-theirs[0], theirs[0]]), np.concatenate([-theirs[1], theirs[1]])
+        assert problem.objective(problem.hinges(*own), own[0], solution.regularisation) == pytest.approx(
+            problem.objective(problem.hinges(*theirs), theirs[0], solution.regularisation), abs=2e-6
+        )
+        assert own[0] == pytest.approx(theirs[0], abs=5e-3)
+        assert problem.cross_entropies(*own).mean() == pytest.approx(solution.loss, abs=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["logistic", "svm"])
+def test_a_class_that_training_lacks_never_wins(loss: str) -> None:
+    """Mutation: hf_transfer/training/linear_classifier.py: "NEVER = -30.0" -> "NEVER = 30.0" """
+    given = samples(classes=7, present=(1, 3, 4))
+    for solution in given.path(loss=loss):
+        scores = torch.from_numpy(given.features).double() @ solution.weight.T + solution.bias
+        assert set(scores.argmax(1).tolist()) <= {1, 3, 4}
+        assert scores.softmax(1)[:, [0, 2, 5, 6]].max() < 1e-6
+
+
+@pytest.mark.parametrize("loss", ["logistic", "svm"])
+def test_a_class_that_training_lacks_never_wins_without_an_intercept(loss: str) -> None:
+    """Mutation: hf_transfer/training/linear_classifier.py: "weight[:] = torch.where" -> "torch.where" """
+    given = samples(classes=7, present=(1, 3, 4))
+    for solution in given.path(intercept=False, loss=loss):
+        scores = torch.from_numpy(given.features).double() @ solution.weight.T
+        assert set(scores.argmax(1).tolist()) <= {1, 3, 4}
+        assert solution.bias.tolist() == [0.0] * 7
+
+
+def test_one_class_alone_is_no_trouble() -> None:
+    (solution,) = samples(classes=3, present=(1,)).path([1e-2])
+    assert solution.loss == solution.weight.abs().max().item() == 0.0
+    assert solution.bias.tolist() == [-30.0, 0.0, -30.0]
+
+
+def test_features_far_from_zero_are_solved_as_well() -> None:
+    """What is squared must not be large, and what never changes tells nothing.
+
+    Mutation: hf_transfer/training/linear_classifier.py: "(features.double() - mean).square().sum(0)" -> "(features.square() - mean.float().square()).sum(0)"
+    Mutation: hf_transfer/training/linear_classifier.py: "self._centre = mean if self._intercept" -> "self._centre = mean if False"
+    Mutation: hf_transfer/training/linear_classifier.py: "    spread[spread <= " -> "    spread[spread < 0 * "
+    """  # noqa: E501
+    near = samples()
+    # In a column of its own each, since float32 would round them away.
+    far = Samples(near.features + np.float32(1e4), near.labels, near.classes)
+    constants = np.asarray([0.0, 1e4, -0.1, 1e-8], dtype=np.float32)
+    far.features = np.concatenate([far.features, np.broadcast_to(constants, (len(far.labels), 4))], axis=1)
+    problem = Problem(far)
+    for solution in far.path():
+        own, theirs = problem.standard(solution), problem.logistic(solution.regularisation)
+        assert problem.objective(problem.cross_entropies(*own), own[0], solution.regularisation) == pytest.approx(
+            problem.objective(problem.cross_entropies(*theirs), theirs[0], solution.regularisation), abs=2e-6
+        )
+        assert solution.weight[:, -4:].abs().max() < 1e-6
+
+
+def test_features_that_all_never_change_leave_the_frequencies() -> None:
+    given = samples()
+    given.features = np.full_like(given.features, 1e4)
+    frequencies = torch.bincount(torch.from_numpy(given.labels)) / len(given.labels)
+    for solution in given.path():
+        scores = torch.from_numpy(given.features[:1]).double() @ solution.weight.T + solution.bias
+        assert scores.softmax(1)[0].tolist() == pytest.approx(frequencies.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(7, 64, 1), (3,), (149,), (10_000,)], ids=str)
+@pytest.mark.parametrize("at_once", [4_096, 16])
+def test_samples_in_any_blocks_have_the_same_solution(
+    sizes: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: hf_transfer/training/linear_classifier.py: "self._importance[labels] / self._samples" -> "self._importance[labels] / len(labels)"
+    Mutation: hf_transfer/training/linear_classifier.py: "total is None else total + summed" -> "total is None else summed"
+    """  # noqa: E501
+    whole = samples().path()
+    given = samples()
+    given.sizes = sizes
+    monkeypatch.setattr(linear_classifier, "BLOCK_SAMPLES", at_once)
+    for solution, expected in zip(given.path(), whole, strict=True):
+        assert solution.loss == pytest.approx(expected.loss, abs=1e-6)
+        assert torch.allclose(solution.weight, expected.weight, rtol=0, atol=1e-3)
+
+
+def test_a_block_without_samples_changes_nothing() -> None:
+    """All its samples may be masked."""
+    given = samples()
+
+    def with_gaps() -> Iterator[tuple[Tensor, Tensor]]:
+        for features, labels in given():
+            yield features[:0], labels[:0]
+            yield features, labels
+
+    found = list(LinearProblem(with_gaps, 4, intercept=True).path(FEW))
+    for solution, expected in zip(found, given.path(), strict=True):
+        assert torch.equal(solution.weight, expected.weight)
+
+
+def test_what_does_not_fit_is_read_again_and_gives_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/training/linear_classifier.py: "torch.float64.itemsize > KEPT_BYTES" -> "torch.float64.itemsize > 0" """  # noqa: E501
+    kept, streamed = samples(), samples()
+    solutions = kept.path()
+    monkeypatch.setattr(linear_classifier, "KEPT_BYTES", 0)
+    for solution, expected in zip(streamed.path(), solutions, strict=True):
+        assert torch.equal(solution.weight, expected.weight)
+        assert torch.equal(solution.bias, expected.bias)
+        assert solution.loss == expected.loss
+    # Two for means and spreads, one to keep them.
+    assert kept.passes == 3
+    assert streamed.passes > 20
+
+
+@pytest.mark.parametrize("loss", ["logistic", "svm"])
+def test_a_path_ends_where_a_cold_start_does(loss: str) -> None:
+    for solution in samples().path(loss=loss):
+        (cold,) = samples().path([solution.regularisation], loss=loss)
+        assert solution.loss == pytest.approx(cold.loss, abs=1e-4)
+        assert solution.regularisation == cold.regularisation
+
+
+def test_the_path_leads_from_strong_to_weak_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        losses = [solution.loss for solution in samples().path(REGULARISATIONS)]
+    assert losses == sorted(losses, reverse=True)
+    assert list(REGULARISATIONS) == pytest.approx([10.0 ** (1 - half / 2) for half in range(15)])
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
+
+
+def solve_mapped(path: str) -> None:
+    """In a process of its own: print the most anonymous memory while solving with few and with many samples."""
+    linear_classifier.MOST_ITERATIONS = 1
+    features = np.load(path, mmap_mode="c")
+    labels = torch.arange(len(features)) % 3
+    levels: list[int] = []
+
+    def blocks(times: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in [*range(0, len(features), 2048)] * times:
+            levels.append(anonymous_bytes())
+            yield torch.from_numpy(features[start : start + 2048]), labels[start : start + 2048]
+
+    most = []
+    for times in (1, 3):
+        levels.clear()
+        list(LinearProblem(partial(blocks, times), 3, intercept=True).path([1e-2]))
+        most.append(max(levels))
+    print(json.dumps(most))
+
+
+def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/linear_classifier.py: "KEPT_BYTES = 32 << 20" -> "KEPT_BYTES = 32 << 30" """
+    features = np.random.default_rng(0).normal(size=(17_000, 256)).astype(np.float32)
+    assert features.size * 8 > linear_classifier.KEPT_BYTES
+    np.save(tmp_path / "features.npy", features)
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import solve_mapped as run; run({str(tmp_path / 'features.npy')!r})"],
+        cwd=REPOSITORY,
+        # What is freed goes back at once: only what is held is to be measured.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    few, many = json.loads(done.stdout)
+    # In double precision the further samples would take 70 MB.
+    assert many - few < 4 * MEGABYTE

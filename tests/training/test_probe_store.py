@@ -1,0 +1,147 @@
+"""Features of a solved head on disk: another solution needs no pass, and nothing wrong is ever served."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hf_transfer.config import UserError
+from hf_transfer.training import store
+from hf_transfer.training.loop import start_accelerator
+from hf_transfer.training.predictions import Metrics
+from hf_transfer.training.probe import solve_head
+from tests.training.solved_heads import HEADS
+from tests.training.toy_task import Rows, loaders_of, rows_for, settings, tiny
+
+
+@dataclass
+class Stored:
+    """A solved head, and what it took."""
+
+    weight: Tensor
+    bias: Tensor
+    row: Metrics
+    passes: int
+
+    def same(self, other: "Stored") -> bool:
+        """To the bit, and what is logged too, but for seconds."""
+        logged = [{key: value for key, value in one.row.items() if "second" not in key} for one in (self, other)]
+        return torch.equal(self.weight, other.weight) and torch.equal(self.bias, other.bias) and logged[0] == logged[1]
+
+
+def solve_stored(name: str, *, edit: Any = None, rows: Rows | None = None, **more: Any) -> Stored:
+    """Solve, and count the passes through the backbone."""
+    model, _, _ = tiny(name)
+    if edit is not None:
+        edit(model)
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    config = settings(**more)
+    with start_accelerator(config) as accelerator:
+        loaders = loaders_of(accelerator, rows or rows_for(name, 40), rows_for(name, 20, seed=1), 4)
+        row = solve_head(model, HEADS[name], loaders, accelerator, config)
+    head = model.get_submodule(HEADS[name])
+    assert isinstance(head, nn.Linear)
+    return Stored(head.weight.detach(), head.bias.detach(), row, len(passes))
+
+
+def other_head(model: nn.Module) -> None:
+    nn.init.zeros_(model.get_parameter("classifier.weight"))
+
+
+def other_norm(model: nn.Module) -> None:
+    nn.init.constant_(model.get_parameter("vit.layernorm.bias"), 0.5)
+
+
+@pytest.mark.parametrize("name", ["vit", "bert"])
+@pytest.mark.parametrize("kept", ["on", "auto"])
+def test_a_second_solution_needs_no_pass_and_is_the_same_to_the_bit(name: str, kept: str, tmp_path: Path) -> None:
+    """Whatever stood in the head before: it is not part of what is stored.
+
+    Mutation: hf_transfer/training/probe.py: "identity(model, (layer_name,), accelerator)" -> "identity(model, (), accelerator)"
+    Mutation: hf_transfer/training/recording.py: "and not store.sound(number)]" -> "]"
+    """  # noqa: E501
+    first, second = (
+        solve_stored(name, edit=edit, cache_frozen=kept, cache_dir=str(tmp_path)) for edit in (None, other_head)
+    )
+    assert (first.passes > 0, second.passes) == (True, 0)
+    assert second.same(first)
+    assert len(list((tmp_path / "frozen").iterdir())) == 2
+
+
+def test_another_backbone_or_other_samples_are_computed_anew(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/recording.py: "        digest.update(raw_bytes(value.detach().cpu()))" -> ""
+    Mutation: hf_transfer/training/recording.py: ""samples": loaders.fingerprint(split, view)" -> ""samples": split"
+    """
+    kept: dict[str, Any] = {"cache_frozen": "on", "cache_dir": str(tmp_path)}
+    first = solve_stored("vit", **kept)
+    others = [
+        solve_stored("vit", edit=other_norm, **kept),
+        solve_stored("vit", rows=Rows(40, seed=7), **kept),
+        solve_stored("vit", cache_dtype="bfloat16", **kept),
+    ]
+    assert all(other.passes > 0 and not other.same(first) for other in others)
+    # What is the same in all of them but the first is validation, once.
+    assert [other.passes < first.passes for other in others] == [False, True, False]
+    assert len(list((tmp_path / "frozen").iterdir())) == 2 + 2 + 1 + 2
+
+
+def test_what_is_damaged_or_missing_is_computed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else."""
+    monkeypatch.setattr(store, "CHUNK_SAMPLES", 8)
+    kept: dict[str, Any] = {"cache_frozen": "on", "cache_dir": str(tmp_path), "per_device_eval_batch_size": 8}
+    first = solve_stored("vit", **kept)
+    assert first.passes == 5 + 3
+    train, _ = sorted((tmp_path / "frozen").iterdir(), key=lambda folder: -len(list(folder.iterdir())))
+    (train / "000003.safetensors").unlink()
+    damaged = train / "000001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    second = solve_stored("vit", **kept)
+    assert second.passes == 2
+    assert second.same(first)
+
+
+def test_without_a_place_to_keep_them_features_are_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Switched off, or where nothing can be written: the same head, and no file is left.
+
+    Mutation: hf_transfer/training/features.py: "config.cache_frozen == "auto" and can_be_written(kept)" -> "config.cache_frozen == "auto""
+    Mutation: hf_transfer/training/features.py: "if config.cache_frozen == "on" or" -> "if True or"
+    """  # noqa: E501
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "file").touch()
+    kept = solve_stored("vit", cache_frozen="on", cache_dir=str(tmp_path / "kept"))
+    off = solve_stored("vit", cache_frozen="off", cache_dir=str(tmp_path / "off"))
+    nowhere = solve_stored("vit", cache_frozen="auto", cache_dir=str(tmp_path / "file" / "cache"))
+    assert off.same(kept)
+    assert nowhere.same(kept)
+    assert off.passes == nowhere.passes == kept.passes
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "kept", "temporary"]
+
+
+def test_features_are_not_looked_at_once_they_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several processes only the first has them mapped into memory by then.
+
+    Mutation: hf_transfer/training/probe.py: "samples / seconds" -> "features.samples / seconds"
+    """
+    chunk = store.Store.chunk
+
+    def present(self: store.Store, number: int) -> tuple[list[Tensor], Tensor]:
+        assert self.folder.is_dir()
+        return chunk(self, number)
+
+    monkeypatch.setattr(store.Store, "chunk", present)
+    assert solve_stored("vit", cache_frozen="off").row["samples_per_second"] > 0
+
+
+def test_features_that_must_be_kept_where_nothing_can_be_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"(?s){tmp_path / 'file'}.*--cache_dir"):
+        solve_stored("vit", cache_frozen="on", cache_dir=str(tmp_path / "file" / "cache"))

@@ -1,0 +1,230 @@
+"""Stores under attack: killed writers, two at once, disks that are full or cannot be written to, and many samples."""
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hf_transfer.config import UserError
+from hf_transfer.training import store as store_module
+from hf_transfer.training.store import Column, Store, can_be_written, free_bytes, in_units
+from tests.conftest import REPOSITORY
+from tests.training.stored_samples import Samples, chunk_files, samples, temporary_files
+
+pytestmark = pytest.mark.usefixtures("small_chunks")
+# Children share what this process has loaded already, and take no seconds to start.
+forks = multiprocessing.get_context("fork")
+
+
+def write_for_ever(given: Samples, folder: Path) -> None:
+    store = given.store(folder)
+    while True:
+        given.write(store)
+        for path in chunk_files(store)[::2]:
+            path.unlink()
+
+
+def test_a_killed_process_leaves_nothing_that_is_read(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/store.py: "partial.write_bytes(whole)" -> "partial.write_bytes(whole), path.write_bytes(whole)" """  # noqa: E501
+    given = samples(columns=(Column((1 << 16,), torch.float32),))
+    store, seen = given.store(tmp_path), 0
+    for attempt in range(12):
+        process = forks.Process(target=write_for_ever, args=(given, tmp_path))
+        process.start()
+        while process.is_alive() and not chunk_files(store):
+            process.join(0.001)
+        process.join(0.02 + 0.013 * attempt)
+        process.kill()
+        process.join()
+        assert process.exitcode == -9
+        present = [number for number in range(5) if store._path(number).is_file()]
+        seen += len(temporary_files(store))
+        assert [number for number in range(5) if store.sound(number)] == present
+    assert seen > 0, "no process was killed while it wrote"
+    given.write(store)
+    assert store.complete
+    given.agrees(given.store(tmp_path), range(30))
+    store.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_and_read(given: Samples, folder: Path, start: Any) -> None:
+    start.wait()
+    for _ in range(30):
+        store = given.store(folder)
+        given.write(store)
+        given.agrees(store, range(29, -1, -1))
+        assert all(store.sound(number) for number in range(5))
+
+
+def test_processes_that_write_at_once_leave_a_sound_store(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/store.py: "f".{path.stem}-{uuid.uuid4().hex}"" -> "f".{path.stem}"" """
+    given, start = samples(columns=(Column((1 << 12,), torch.float32),)), forks.Barrier(2)
+    processes = [forks.Process(target=write_and_read, args=(given, tmp_path, start)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    store = given.store(tmp_path)
+    assert all(store.sound(number) for number in range(5))
+    given.agrees(store, range(30))
+    assert temporary_files(store) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"A small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    # Later: what was read is still mapped into memory.
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_an_error_that_says_how_much_is_needed(small_disk: Path) -> None:
+    """What was whole stays, and nothing half written is left.
+
+    Mutation: hf_transfer/training/store.py: "error.errno in (errno.ENOSPC, errno.EDQUOT)" -> "error.errno == 0"
+    Mutation: hf_transfer/training/store.py: "partial.unlink(missing_ok=True)" -> "pass"
+    """
+    given = samples(columns=(Column((12_500,), torch.float32),))
+    store = given.store(small_disk / "frozen")
+    with pytest.raises(UserError) as caught:
+        given.write(store)
+    assert [path.name for path in chunk_files(store)] == ["000000.safetensors", "000001.safetensors"]
+    assert [store.sound(number) for number in range(5)] == [True, True, False, False, False]
+    assert temporary_files(store) == []
+    expected, found, do = str(caught.value).splitlines()
+    assert "1.5 MB of disk" in expected
+    assert f"{in_units(free_bytes(small_disk))} free in {store.folder}" in found
+    # Less than a chunk, which takes 350 kB.
+    assert 300_000 < free_bytes(small_disk) < 350_000
+    assert "--cache_dir" in do
+    assert "--cache_frozen off" in do
+
+
+def test_a_disk_that_is_full_already_is_left_as_it_was(small_disk: Path) -> None:
+    with (small_disk / "filling").open("wb", buffering=0) as filling, contextlib.suppress(OSError):
+        while filling.write(b"x" * 4096):
+            pass
+    given = samples()
+    store = given.store(small_disk)
+    with pytest.raises(UserError, match=f"Found:    0 B free in {store.folder}"):
+        given.write(store)
+    assert list(store.folder.iterdir()) == []
+
+
+def test_a_disk_that_cannot_be_written_to_is_an_error_that_names_it(small_disk: Path) -> None:
+    """Mutation: hf_transfer/training/store.py: "do="name another with --cache_dir, or" -> "do="" """
+    given = samples()
+    written = given.write(given.store(small_disk), range(3))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for store, number in ((written, 3), (given.store(small_disk, model="other"), 0)):
+        with pytest.raises(UserError) as caught:
+            given.write(store, [number])
+        assert str(store.folder) in str(caught.value)
+        assert "--cache_dir" in str(caught.value)
+        assert "Read-only file system" in str(caught.value)
+    assert not can_be_written(small_disk)
+    assert not can_be_written(small_disk / "further" / "down")
+    given.agrees(written, [20, 3, 11])
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, None])
+def test_whatever_the_disk_refuses_is_an_error_in_words(number: int | None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"(?s){tmp_path}.*--cache_dir"), store_module.refused_by_disk(tmp_path, 1):
+        raise OSError(number, "refused") if number else OSError("refused")
+
+
+def test_a_folder_is_tried_by_writing_and_left_empty(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/store.py: "        probe.unlink()" -> "        pass" """
+    assert can_be_written(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").touch()
+    assert not can_be_written(tmp_path / "file" / "b")
+    assert free_bytes(tmp_path / "not" / "there" / "yet") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (15_360, "15.4 kB"),
+        (1_500_000, "1.5 MB"),
+        (999_499, "999 kB"),
+        (999_500, "1 MB"),
+        (10**9, "1 GB"),
+        (10**16, "1e+04 TB"),
+    ],
+)
+def test_sizes_are_said_as_people_say_them(size: int, words: str) -> None:
+    assert in_units(size) == words
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
+
+
+def write_and_read_many(folder: str, count: int) -> None:
+    """In a process of its own: print anonymous memory, after each chunk that is written and while batches are read."""
+    store = Store(Path(folder), {}, [Column((384,), torch.float32)], count)
+    levels = []
+    for number in range(len(store.chunks)):
+        chunk = store.empty_chunk(number)
+        for batch in store.batches(number, 1024):
+            rows = torch.tensor(batch)[:, None] + torch.arange(384.0)
+            chunk.put(batch, [rows], torch.tensor(batch), None)
+        store.write(number, chunk.tensors, chunk.labels)
+        del chunk
+        levels.append(anonymous_bytes())
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        positions = generator.integers(0, count, 64)
+        (rows,), labels = store.read(positions)
+        assert torch.equal(labels, torch.from_numpy(positions))
+        assert torch.equal(rows[:, 5], labels + 5.0)
+        levels.append(anonymous_bytes())
+    assert all(store.sound(number) for number in range(len(store.chunks)))
+    levels.append(anonymous_bytes())
+    print(json.dumps(levels))
+
+
+def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/store.py: "safetensors.torch.load_file(self._path(number))" -> "{name: tensor.clone() for name, tensor in safetensors.torch.load_file(self._path(number)).items()}" """  # noqa: E501
+    count = 40_000
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import write_and_read_many as run; run({str(tmp_path)!r}, {count})"],
+        cwd=REPOSITORY,
+        # What is freed goes back at once: only what is held is to be measured.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    levels = json.loads(done.stdout)
+    assert len(levels) == 20 + 100 + 1
+    assert max(levels) < 1.05 * levels[1]
+    # All of it would be much more.
+    assert count * 384 * 4 > 0.2 * levels[1]
