@@ -112,8 +112,9 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {}
     for seed in arguments.seeds:
         for strategy in OURS:
-            results.setdefault(f"ours, `{strategy}`", []).append(ours(arguments.folder, strategy, seed))
-            print(list(results)[-1], seed, results[list(results)[-1]][-1], flush=True)
+            arm = f"ours, `{strategy}`"
+            results.setdefault(arm, []).append(ours(arguments.folder, strategy, seed))
+            print(arm, seed, results[arm][-1], flush=True)
         for epochs, rate in TRAINERS:
             arm = f"Trainer, {epochs} epochs, {rate:g}"
             results.setdefault(arm, []).append(trainers(arguments.folder, epochs, rate, seed))

@@ -224,7 +224,9 @@ class RunConfig:
         The leave to replace an earlier run is for one command: whoever takes the file up must give it anew.
         """
         left_out = ("overwrite_output_dir",)
-        written = {key: value for key, value in self.resolved().items() if value is not None and key not in left_out}
+        written = {
+            key: value for key, value in self.resolved().items() if value not in (None, []) and key not in left_out
+        }
         path.write_text(yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def differences(self, other: Self) -> list[str]:

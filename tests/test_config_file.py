@@ -195,6 +195,7 @@ BOUNDS: dict[str, Any] = {
     "encoding": st.sampled_from(["utf-8", "latin-1"]),
     "max_seq_length": st.none() | st.integers(3, 2**20),
     **dict.fromkeys(("model_name_or_path", "dataset_name", "output_dir"), NAMES.filter(str.strip)),
+    "feature_layers": st.lists(st.integers(1, 99), max_size=3),
     "report_to": st.lists(NAMES.filter(lambda name: not name.startswith("-")), min_size=1, max_size=3),
 }
 

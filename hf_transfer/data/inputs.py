@@ -281,6 +281,8 @@ def loader_of(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=collate,
+        # Its own, because the model's dropout draws from torch's, whatever the number of workers and of passes.
+        generator=torch.Generator(),
     )
     # `to_inputs` moves the batches, after it has looked at their masks on the CPU.
     return accelerator.prepare_data_loader(batches, device_placement=False)

@@ -56,6 +56,7 @@ def write_report(
         "best_epoch": fitted.best_epoch + 1,
         "soup": [epoch + 1 for epoch in fitted.soup],
         "history": fitted.history,
+        "frozen_store": fitted.notes,
         "samples": {name: len(split) for name, split in splits.items()},
         "masked": {"train": len(splits.train.bad), **{name: found.masked for name, found in predictions.items()}},
         "duplicates_of_training": splits.duplicates,

@@ -146,7 +146,7 @@ def test_results_are_written_whole_or_not_at_all(own_copy: Run, monkeypatch: pyt
 def test_a_run_repeats_from_its_own_settings_to_the_byte(finished_run: Run, tmp_path: Path) -> None:
     """The promise at the end of every report.
 
-    Mutation: hf_transfer/config.py: "if value is not None and key not in left_out}" -> "if key in ("recipe", "seed")}"
+    Mutation: hf_transfer/config.py: "value not in (None, []) and" -> "key in ("recipe", "seed") and"
     """
     new = tmp_path / "new"
     again = start(["--config", str(finished_run.out / "config.yaml"), "--output_dir", str(new)])

@@ -1,0 +1,89 @@
+"""Does memory grow with the number of samples? A store of a million feature vectors, written and read.
+
+    python -m benchmarks.large_store
+
+The features are synthetic. What counts is anonymous memory: pages of files that are mapped are the system's to drop.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hf_transfer.training.linear_classifier import LinearProblem
+from hf_transfer.training.store import Column, Store
+
+FEATURES, CLASSES, BATCH_SIZE = 384, 12, 256
+RESULTS = Path(__file__).parent / "results" / "large_store.json"
+
+
+def anonymous_bytes() -> int:
+    """Anonymous resident memory of this process (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def measure(samples: int, folder: Path) -> dict[str, object]:
+    """Write, check, read in random batches, and solve with one regularisation; memory all along, in MiB."""
+    store = Store(folder, {"synthetic": samples}, [Column((FEATURES,), torch.float32)], samples)
+    generator = torch.Generator().manual_seed(0)
+    memory: dict[str, list[float]] = {}
+    seconds: dict[str, float] = {}
+
+    def note(step: str) -> None:
+        memory.setdefault(step, []).append(anonymous_bytes() / 2**20)
+
+    started = time.perf_counter()
+    for number, positions in enumerate(store.chunks):
+        features = torch.randn(len(positions), FEATURES, generator=generator)
+        store.write(number, [features], features[:, :CLASSES].argmax(1))
+        note("write")
+    seconds["write"] = time.perf_counter() - started
+    started = time.perf_counter()
+    for number in range(len(store.chunks)):
+        assert store.sound(number)
+        note("check")
+    seconds["check"] = time.perf_counter() - started
+    order = np.random.default_rng(0).permutation(samples)
+    started = time.perf_counter()
+    for start in range(0, samples, BATCH_SIZE):
+        store.read(order[start : start + BATCH_SIZE])
+        if start % (BATCH_SIZE * 64) == 0:
+            note("read")
+    seconds["read"] = time.perf_counter() - started
+    started = time.perf_counter()
+
+    def blocks() -> object:
+        for number in range(len(store.chunks)):
+            (features,), labels = store.chunk(number)
+            note("solve")
+            yield features, labels
+
+    next(LinearProblem(blocks, CLASSES, intercept=True).path([1e-2]))  # type: ignore[arg-type]
+    seconds["solve"] = time.perf_counter() - started
+    return {
+        "samples": samples,
+        "bytes": store.bytes,
+        "seconds": seconds,
+        # Not the first of each step: what is loaded once is not what grows.
+        "memory": {step: [min(found[2:]), max(found[2:]), found[-1]] for step, found in memory.items()},
+    }
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=1_000_000)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(parser.parse_args().samples, Path(folder))
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Earlier layers and nearest neighbours: reported, and computed by somebody else's code, too."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from hf_transfer.strategies.freezing import LinearProbe
+from hf_transfer.training.loop import Fit, start_accelerator
+from hf_transfer.training.probe import solve_head
+from tests.training.solved_heads import features
+from tests.training.toy_task import Rows, loaders_of, rows_for, settings, text_settings, tiny, train
+
+BLOCKS = {"vit": "vit.layers.{}", "resnet_basic": "resnet.encoder.stages.{}", "bert": "bert.encoder.layer.{}"}
+
+
+def pooled(model: nn.Module, name: str, block: int, rows: Rows) -> Tensor:
+    """The mean of what a block of the live model gives, over tokens or places."""
+    caught: list[Tensor] = []
+
+    def catch(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        caught.append(output if isinstance(output, Tensor) else output[0])
+
+    hook = model.get_submodule(BLOCKS[name].format(block - 1)).register_forward_hook(catch)
+    with torch.no_grad():
+        model.eval()(**rows.inputs)
+    hook.remove()
+    (found,) = caught
+    if name == "resnet_basic":
+        return found.mean((2, 3))
+    counted = rows.inputs["attention_mask"].bool() if name == "bert" else torch.ones(found.shape[:2], dtype=torch.bool)
+    return torch.stack([sample[own].mean(0) for sample, own in zip(found, counted, strict=True)])
+
+
+def probed(name: str, layers: list[int], folder: Path, **more: object) -> tuple[Fit, Rows, Rows]:
+    """A linear probe whose report judges some blocks, too."""
+    model, groups, _ = tiny(name)
+    rows, validation = rows_for(name, 60), rows_for(name, 40, seed=1)
+    # Half of the labels are wrong: something is left to tell apart.
+    rows.labels[::2] = rows.labels[::2].roll(1)
+    chosen = {
+        "strategy": "linear_probe",
+        "feature_layers": layers,
+        "cache_frozen": "on",
+        "cache_dir": str(folder),
+        **more,
+    }
+    config = text_settings(**chosen) if name == "bert" else settings(**chosen)
+    return train(model, groups, LinearProbe(), config, rows, validation), rows, validation
+
+
+def said(fitted: Fit) -> dict[str, float]:
+    """Validation accuracy by layers."""
+    found = (re.match(r"Probe of layer (.+) of 3: validation accuracy ([\d.]+), loss", note) for note in fitted.notes)
+    return {match[1]: float(match[2]) for match in found if match}
+
+
+def best_accuracy(seen: Tensor, labels: Tensor, held_out: Tensor, expected: Tensor) -> float:
+    """Of scikit-learn's solutions, from strong to weak regularisation until four in a row have brought nothing."""
+    # Some maps of a residual network are never more than zero.
+    mean, spread = seen.mean(0), seen.std(0, correction=0).where(seen.std(0) > 0, 1)
+    rows: list[tuple[float, float]] = []
+    for exponent in np.arange(1.0, -6.5, -0.5):
+        classifier = LogisticRegression(C=1 / (len(seen) * 10.0**exponent), max_iter=5000, tol=1e-7)
+        classifier.fit((seen - mean) / spread, labels)
+        scores = torch.from_numpy(classifier.decision_function((held_out - mean) / spread))
+        rows.append((float((scores.argmax(1) == expected).double().mean()), -cross_entropy(scores, expected).item()))
+        if len(rows) - rows.index(max(rows)) > 4:
+            break
+    return max(rows)[0]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_each_layer_is_as_good_as_scikit_learn_finds_it(name: str, tmp_path: Path) -> None:
+    """Each alone, and all of them together, with the regularisation that goes best on validation.
+
+    Mutation: hf_transfer/training/layer_probes.py: "weights.sum(1)" -> "weights.shape[1]"
+    Mutation: hf_transfer/training/layer_probes.py: "tensor.flatten(2).mean(2)" -> "tensor.flatten(2)[:, :, 0]"
+    """
+    fitted, rows, validation = probed(name, [1, 3], tmp_path)
+    found = said(fitted)
+    model = tiny(name)[0]
+    parts = {block: (pooled(model, name, block, rows), pooled(model, name, block, validation)) for block in (1, 3)}
+    joined = tuple(torch.cat([parts[block][side] for block in (1, 3)], 1) for side in (0, 1))
+    assert found.keys() == {"1", "3", "1 + 3"}
+    for words, (seen, held_out) in {"1": parts[1], "3": parts[3], "1 + 3": joined}.items():
+        assert found[words] == pytest.approx(best_accuracy(seen, rows.labels, held_out, validation.labels), abs=1e-4)
+
+
+def test_the_head_is_the_same_whatever_else_is_reported(tmp_path: Path) -> None:
+    plain, *_ = probed("vit", [], tmp_path)
+    reported, *_ = probed("vit", [2], tmp_path, probe="knn")
+    assert not plain.notes
+    assert len(reported.notes) == 2
+    weights = [fitted.model.get_parameter("classifier.weight") for fitted in (plain, reported)]
+    assert torch.equal(*weights)
+
+
+def test_a_second_report_needs_no_pass(tmp_path: Path) -> None:
+    """What was computed for it is kept beside the features of the head."""
+    first, *_ = probed("vit", [1, 2], tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    second, *_ = probed("vit", [1, 2], tmp_path)
+    assert first.notes == second.notes
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == files
+
+
+@pytest.mark.parametrize("chunk", [7, 2048])
+def test_nearest_neighbours_are_scikit_learns(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the cosine, the best of 1, 5 and 20, however the training samples lie on disk.
+
+    Mutation: hf_transfer/training/features.py: "_unit(queries) @ _unit(features).T" -> "queries @ features.T"
+    Mutation: hf_transfer/training/features.py: "best = int(right.argmax())" -> "best = 0"
+    """
+    monkeypatch.setattr("hf_transfer.training.store.CHUNK_SAMPLES", chunk)
+    model, *_ = tiny("vit")
+    rows, validation = Rows(60), Rows(40, seed=1)
+    rows.labels[::2] = rows.labels[::2].roll(1)
+    sentences: list[str] = []
+    config = settings(strategy="linear_probe", probe="knn", cache_frozen="on", cache_dir=str(tmp_path))
+    with start_accelerator(config) as accelerator:
+        loaders = loaders_of(accelerator, rows, validation, 4)
+        solve_head(model, "classifier", loaders, accelerator, config, sentences.append)
+    seen, labels = features(model, "vit", rows)
+    held_out, expected = features(model, "vit", validation)
+    scores = [
+        KNeighborsClassifier(count, metric="cosine", algorithm="brute").fit(seen, labels).score(held_out, expected)
+        for count in (1, 5, 20)
+    ]
+    (sentence,) = sentences
+    match = re.fullmatch(r"Nearest neighbours: validation accuracy ([\d.]+) by a vote of (\d+); not saved\.", sentence)
+    assert match is not None
+    assert int(match[2]) == (1, 5, 20)[int(np.argmax(scores))]
+    assert float(match[1]) == pytest.approx(max(scores), abs=1e-4)
