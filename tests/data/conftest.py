@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import datasets
 import hypothesis
@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from hf_transfer.config import TextConfig, UserError, VisionConfig
+from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.parsing import run
 from tests.conftest import Finished, load_recipe
 
@@ -186,3 +187,24 @@ def run_text(capsys: pytest.CaptureFixture[str], settings: Mapping[str, object],
         code = int(end.code or 0)
     captured = capsys.readouterr()
     return Finished(code, captured.out, captured.err)
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trap: whoever loads a model fails."""
+
+    def weights(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("model weights were loaded before the data were checked")
+
+    monkeypatch.setattr(Checkpoint, "classifier", weights)
+    monkeypatch.setattr(Checkpoint, "finished_classifier", weights)
+
+
+def assert_refused(finished: Finished, expected: str, found: str, do: str) -> None:
+    """The recipe has ended with code 2 and the three parts of a message."""
+    assert finished.code == 2, finished.err
+    assert "Traceback" not in finished.out + finished.err
+    parts = re.search(r"\nerror:\nExpected: (.+)\nFound:    (.+)\nDo this:  (.+)\n", finished.err, re.DOTALL)
+    assert parts is not None, finished.err
+    for wanted, part in zip((expected, found, do), parts.groups(), strict=True):
+        assert wanted in part

@@ -1,42 +1,29 @@
 """Bad data through the recipe as a user runs it: told by words, before weights are read and anything is written."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
-from hf_transfer.models.pretrained import Checkpoint
 from tests.conftest import Finished, Recipe
-from tests.data.conftest import encoded, noise, png_by_hand, raw_bytes
+from tests.data.conftest import assert_refused, encoded, noise, png_by_hand, raw_bytes
 
 Refused = Callable[..., Finished]
 Folder = Callable[..., Path]
 
 
 @pytest.fixture
-def refused(vision: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
+def refused(vision: Recipe, tmp_path: Path, no_weights: None) -> Refused:
     """Runs the recipe, which must end with code 2 and the three parts, and must not have got as far as a model."""
-
-    def weights(*_: object, **__: object) -> NoReturn:
-        raise AssertionError("model weights were loaded before the data were checked")
-
-    monkeypatch.setattr(Checkpoint, "classifier", weights)
-    monkeypatch.setattr(Checkpoint, "finished_classifier", weights)
 
     def run(*, expected: str, found: str, do: str, **settings: object) -> Finished:
         finished = vision(**settings)
-        assert finished.code == 2, finished.err
-        assert "Traceback" not in finished.out + finished.err
-        parts = re.search(r"\nerror:\nExpected: (.+)\nFound:    (.+)\nDo this:  (.+)\n", finished.err, re.DOTALL)
-        assert parts is not None, finished.err
-        for wanted, part in zip((expected, found, do), parts.groups(), strict=True):
-            assert wanted in part
+        assert_refused(finished, expected, found, do)
         assert not (tmp_path / "out").exists()
         return finished
 

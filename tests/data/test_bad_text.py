@@ -1,18 +1,16 @@
 """Bad texts through the recipe as a user runs it: told by words, before weights are read and anything is written."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import datasets
 import pytest
 
 from hf_transfer.data import samples
-from hf_transfer.models.pretrained import Checkpoint
 from tests.conftest import Finished, Recipe
-from tests.data.conftest import text_rows, write_table
+from tests.data.conftest import assert_refused, text_rows, write_table
 from tests.tiny_text_models import save_text_checkpoint, tiny_text_model, tiny_tokenizer
 
 Text = Callable[..., Finished]
@@ -26,31 +24,16 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def refused(text: Text, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
+def refused(text: Text, bert: Path, tmp_path: Path, no_weights: None) -> Refused:
     """Runs the recipe, which must end with code 2 and the three parts, and must not have got as far as a model."""
-
-    def weights(*_: object, **__: object) -> NoReturn:
-        raise AssertionError("model weights were loaded before the data were checked")
-
-    monkeypatch.setattr(Checkpoint, "classifier", weights)
-    monkeypatch.setattr(Checkpoint, "finished_classifier", weights)
 
     def run(*, expected: str, found: str, do: str, **settings: object) -> Finished:
         finished = text(**{"model_name_or_path": bert, "dataset_name": "sample:intents"} | settings)
-        _assert_refused(finished, expected, found, do)
+        assert_refused(finished, expected, found, do)
         assert not (tmp_path / "out").exists()
         return finished
 
     return run
-
-
-def _assert_refused(finished: Finished, expected: str, found: str, do: str) -> None:
-    assert finished.code == 2, finished.err
-    assert "Traceback" not in finished.out + finished.err
-    parts = re.search(r"\nerror:\nExpected: (.+)\nFound:    (.+)\nDo this:  (.+)\n", finished.err, re.DOTALL)
-    assert parts is not None, finished.err
-    for wanted, part in zip((expected, found, do), parts.groups(), strict=True):
-        assert wanted in part
 
 
 def split_files(folder: Path, train: list[dict[str, Any]]) -> Path:
@@ -331,7 +314,7 @@ def test_an_image_model_is_no_text_classifier(refused: Refused) -> None:
 def test_a_text_model_is_no_image_classifier(vision: Recipe, bert: Path, tmp_path: Path) -> None:
     finished = vision(model_name_or_path=bert)
     expected = "a model that transformers can load as an image classifier (ViT"
-    _assert_refused(finished, expected, f"{bert}, a bert model", "choose an image model in --model_name_or_path")
+    assert_refused(finished, expected, f"{bert}, a bert model", "choose an image model in --model_name_or_path")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,9 +1,6 @@
 """The solver against scikit-learn, and against itself on other cuts of the same samples."""
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +18,7 @@ from torch import Tensor
 
 from hf_transfer.training import linear_classifier
 from hf_transfer.training.linear_classifier import REGULARISATIONS, LinearProblem, Solution
-from tests.conftest import REPOSITORY
+from tests.training.memory import anonymous_bytes, in_a_process
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -318,12 +315,6 @@ def test_the_path_leads_from_strong_to_weak_without_a_warning() -> None:
     assert list(REGULARISATIONS) == pytest.approx([10.0 ** (1 - half / 2) for half in range(15)])
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that no file backs."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
-    return int(line.split()[1]) * 1024
-
-
 def solve_mapped(path: str) -> None:
     """In a process of its own: print the most anonymous memory while solving with few and with many samples."""
     linear_classifier.MOST_ITERATIONS = 1
@@ -349,16 +340,6 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
     features = np.random.default_rng(0).normal(size=(17_000, 256)).astype(np.float32)
     assert features.size * 8 > linear_classifier.KEPT_BYTES
     np.save(tmp_path / "features.npy", features)
-    done = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import solve_mapped as run; run({str(tmp_path / 'features.npy')!r})"],
-        cwd=REPOSITORY,
-        # What is freed goes back at once: only what is held is to be measured.
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    few, many = json.loads(done.stdout)
+    few, many = in_a_process(__name__, f"solve_mapped({str(tmp_path / 'features.npy')!r})")
     # In double precision the further samples would take 70 MB.
     assert many - few < 4 * MEGABYTE

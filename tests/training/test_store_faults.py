@@ -4,10 +4,8 @@ import contextlib
 import errno
 import json
 import multiprocessing
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import torch
 from hf_transfer.config import UserError
 from hf_transfer.training import store as store_module
 from hf_transfer.training.store import Column, Store, can_be_written, free_bytes, in_units
-from tests.conftest import REPOSITORY
+from tests.training.memory import anonymous_bytes, in_a_process
 from tests.training.stored_samples import Samples, chunk_files, samples, temporary_files
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -180,12 +178,6 @@ def test_sizes_are_said_as_people_say_them(size: int, words: str) -> None:
     assert in_units(size) == words
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that no file backs."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
-    return int(line.split()[1]) * 1024
-
-
 def write_and_read_many(folder: str, count: int) -> None:
     """In a process of its own: print anonymous memory, after each chunk that is written and while batches are read."""
     store = Store(Path(folder), {}, [Column((384,), torch.float32)], count)
@@ -213,17 +205,7 @@ def write_and_read_many(folder: str, count: int) -> None:
 def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
     """Mutation: hf_transfer/training/store.py: "safetensors.torch.load_file(self._path(number))" -> "{name: tensor.clone() for name, tensor in safetensors.torch.load_file(self._path(number)).items()}" """  # noqa: E501
     count = 40_000
-    done = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import write_and_read_many as run; run({str(tmp_path)!r}, {count})"],
-        cwd=REPOSITORY,
-        # What is freed goes back at once: only what is held is to be measured.
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    levels = json.loads(done.stdout)
+    levels = in_a_process(__name__, f"write_and_read_many({str(tmp_path)!r}, {count})")
     assert len(levels) == 20 + 100 + 1
     assert max(levels) < 1.05 * levels[1]
     # All of it would be much more.

@@ -1,0 +1,31 @@
+"""Memory of a process of its own, in which only what is held is measured."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import REPOSITORY
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
+
+
+def in_a_process(module: str, call: str) -> Any:
+    """What a call in a module prints as JSON, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {module} as module; module.{call}"],
+        cwd=REPOSITORY,
+        # What is freed goes back at once.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
