@@ -45,7 +45,6 @@ TRAIN, ALL_STORES = {"train 0", "train 1"}, {"train 0", "train 1", "validation 0
         ({"per_device_train_batch_size": 3, "per_device_eval_batch_size": 5}, set()),
         ({"seed": 5}, set()),
     ],
-    ids=str,
 )
 def test_the_store_has_another_key_where_its_content_would_be_another(
     tmp_path: Path, change: dict[str, Any], changed: set[str]
