@@ -55,9 +55,8 @@ class LinearProblem:
     The standardisation is folded into the solution. L-BFGS sees the samples block by block, in double precision.
 
     References: Liu and Nocedal, "On the limited memory BFGS method for large scale optimization", Mathematical
-    Programming 1989, https://doi.org/10.1007/BF01589116 (by scipy); Crammer and Singer, "On the algorithmic
-    implementation of multiclass kernel-based vector machines", JMLR 2001,
-    https://www.jmlr.org/papers/v2/crammer01a.html (on one against the rest).
+    Programming 1989, https://doi.org/10.1007/BF01589116 (by scipy); Rifkin and Klautau, "In defense of one-vs-all
+    classification", JMLR 2004, https://www.jmlr.org/papers/v5/rifkin04a.html (each class against the rest).
 
     Args:
         blocks: the training samples.

@@ -4,16 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from tests.conftest import REPOSITORY
-
-
-def anonymous_bytes() -> int:
-    """Memory of this process that no file backs."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
-    return int(line.split()[1]) * 1024
 
 
 def in_a_process(module: str, call: str) -> Any:

@@ -16,9 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
+from benchmarks.large_store import anonymous_bytes
 from hf_transfer.training import linear_classifier
 from hf_transfer.training.linear_classifier import REGULARISATIONS, LinearProblem, Solution
-from tests.training.memory import anonymous_bytes, in_a_process
+from tests.training.memory import in_a_process
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]

@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.large_store import anonymous_bytes
 from hf_transfer.config import UserError
 from hf_transfer.training import store as store_module
 from hf_transfer.training.store import Column, Store, can_be_written, free_bytes, in_units
-from tests.training.memory import anonymous_bytes, in_a_process
+from tests.training.memory import in_a_process
 from tests.training.stored_samples import Samples, chunk_files, samples, temporary_files
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -25,31 +29,35 @@ pytestmark = pytest.mark.usefixtures("small_chunks")
 forks = multiprocessing.get_context("fork")
 
 
-def write_for_ever(given: Samples, folder: Path) -> None:
-    store = given.store(folder)
-    while True:
-        given.write(store)
-        for path in chunk_files(store)[::2]:
-            path.unlink()
+def write_and_be_killed(given: Samples, folder: Path, writes: int) -> None:
+    """Write a store, and be killed with half of a file written; `writes` counts the files up to that one."""
+    files = itertools.count(1)
+    write_bytes = Path.write_bytes
+
+    def half_of_one(path: Path, whole: bytes) -> int:
+        if next(files) < writes:
+            return write_bytes(path, whole)
+        write_bytes(path, whole[: len(whole) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
+
+    Path.write_bytes = half_of_one  # type: ignore[method-assign, assignment]
+    given.write(given.store(folder))
 
 
-def test_a_killed_process_leaves_nothing_that_is_read(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/store.py: "partial.write_bytes(whole)" -> "partial.write_bytes(whole), path.write_bytes(whole)" """  # noqa: E501
-    given = samples(columns=(Column((1 << 16,), torch.float32),))
-    store, seen = given.store(tmp_path), 0
-    for attempt in range(12):
-        process = forks.Process(target=write_for_ever, args=(given, tmp_path))
-        process.start()
-        while process.is_alive() and not chunk_files(store):
-            process.join(0.001)
-        process.join(0.02 + 0.013 * attempt)
-        process.kill()
-        process.join()
-        assert process.exitcode == -9
-        present = [number for number in range(5) if store._path(number).is_file()]
-        seen += len(temporary_files(store))
-        assert [number for number in range(5) if store.sound(number)] == present
-    assert seen > 0, "no process was killed while it wrote"
+@pytest.mark.parametrize("writes", range(1, 7), ids=lambda writes: f"file_{writes}")
+def test_a_killed_process_leaves_nothing_that_is_read(tmp_path: Path, writes: int) -> None:
+    """Mutation: hf_transfer/training/store.py: "partial.write_bytes(whole)" -> "path.write_bytes(whole), partial.write_bytes(whole)" """  # noqa: E501
+    given = samples(columns=(Column((1 << 12,), torch.float32),))
+    process = forks.Process(target=write_and_be_killed, args=(given, tmp_path, writes))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    store = given.store(tmp_path)
+    # The first file says what lies there, and each of the others is a chunk.
+    assert [number for number in range(5) if store._path(number).is_file()] == list(range(writes - 2))
+    assert all(store.sound(number) for number in range(writes - 2))
+    assert len(temporary_files(store)) == 1
     given.write(store)
     assert store.complete
     given.agrees(given.store(tmp_path), range(30))
