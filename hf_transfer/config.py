@@ -283,7 +283,7 @@ class TextConfig(RunConfig):
     recipe: ClassVar[str] = "text"
 
     # A pretrained language model needs few passes over a text, but many steps.
-    num_train_epochs: int = setting(5, help="Passes over the training split.")
+    num_train_epochs: int = setting(8, help="Passes over the training split.")
     per_device_train_batch_size: int = setting(16, help="Samples in a batch, on each process.")
     text_column_name: str | None = setting(None, help="Column with the texts (default: found by name and type).")
     text_pair_column_name: str | None = setting(None, help="Column with a second text, for pairs of sentences.")
