@@ -21,14 +21,12 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from benchmarks.intervals import median_interval
+from benchmarks.trials import epochs_of_ours
 from hf_transfer.config import VisionConfig
 from hf_transfer.data.inputs import EpochSampler, PixelPipeline, image_loaders
 from hf_transfer.data.sources import load_image_splits
 from hf_transfer.models.pretrained import Checkpoint, load_classifier
-from hf_transfer.strategies.choice import choose_strategy
-from hf_transfer.strategies.freezing import set_trainable
-from hf_transfer.training.loop import start_accelerator, train_epoch
-from hf_transfer.training.steps import Steps
+from hf_transfer.training.loop import start_accelerator
 
 BACKBONES = ("sample:vit-glyphs", "sample:resnet-glyphs")
 ROUNDS = 30
@@ -50,6 +48,7 @@ def settings(backbone: str) -> VisionConfig:
         num_train_epochs=ROUNDS + 1,
         learning_rate=1e-4,
         output_dir="unused",
+        save_steps=0,
     )
 
 
@@ -87,17 +86,8 @@ def hand_written(config: VisionConfig) -> Epoch:
 def ours(config: VisionConfig, accelerator: Accelerator) -> Epoch:
     """An epoch of `training.loop`, on the same rows."""
     model, parts = _model_and_loaders(config, accelerator)
-    loaders, strategy = parts["loaders"], choose_strategy(config)
-    stages = strategy.stages(parts["groups"], config.num_train_epochs)
-    set_trainable(model, parts["groups"], stages[0].trainable)
-    steps = Steps(model, parts["groups"], loaders, config, strategy, stages)
-    wrapped, optimizer, schedule = steps.prepare(stages[0], accelerator)
-
-    def epoch(number: int) -> float:
-        loaders.train.set_epoch(number)
-        return train_epoch(wrapped, optimizer, schedule, loaders, config, accelerator, number, steps)["train_loss"]
-
-    return epoch
+    epoch = epochs_of_ours(model, parts["groups"], parts["loaders"], config, accelerator)
+    return lambda number: epoch(number)["train_loss"]
 
 
 def measure(backbone: str) -> dict[str, Any]:

@@ -23,14 +23,13 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.intervals import median_interval
+from benchmarks.trials import epochs_of_ours
 from hf_transfer.config import TextConfig
 from hf_transfer.data.sources import Splits, load_text_splits
 from hf_transfer.data.tokens import TokenPipeline, text_loaders
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.strategies.choice import choose_strategy, prepare_model
-from hf_transfer.strategies.freezing import set_trainable
-from hf_transfer.training.loop import start_accelerator, train_epoch
-from hf_transfer.training.steps import Steps
+from hf_transfer.training.loop import start_accelerator
 
 ROUNDS = 20
 TEXTS = 64
@@ -75,6 +74,7 @@ class _Arm:
             max_seq_length=FIXED_LENGTH,
             train_sampling_strategy=sampling,  # type: ignore[arg-type]
             output_dir="unused",
+            save_steps=0,
         )
         checkpoint = Checkpoint("sample:minilm", task="text-classification")
         self.pipeline: TokenPipeline = (_FixedLength if fixed_length else TokenPipeline)(
@@ -90,17 +90,8 @@ class _Arm:
         """An epoch of `training.loop`."""
         prepared, config = self.prepared, self.config
         loaders = text_loaders(self.splits, self.pipeline, config, accelerator)
-        stages = self.strategy.stages(prepared.groups, config.num_train_epochs)
-        set_trainable(prepared.model, prepared.groups, stages[0].trainable)
-        steps = Steps(prepared.model, prepared.groups, loaders, config, self.strategy, stages)
-        wrapped, optimizer, schedule = steps.prepare(stages[0], accelerator)
-
-        def epoch(number: int) -> float:
-            loaders.train.set_epoch(number)
-            row = train_epoch(wrapped, optimizer, schedule, loaders, config, accelerator, number, steps)
-            return row["seconds"]
-
-        return epoch
+        epoch = epochs_of_ours(prepared.model, prepared.groups, loaders, config, accelerator)
+        return lambda number: epoch(number)["seconds"]
 
     def trainers(self, accelerator: Any) -> Epoch:
         """An epoch of `transformers.Trainer` on the same batches; only the epoch itself counts."""

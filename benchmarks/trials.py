@@ -7,7 +7,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -97,6 +97,37 @@ def data_of(config: Any) -> tuple[Any, Any, Any, Any]:
     checkpoint = Checkpoint(config.model_name_or_path, task="text-classification")
     tokens = TokenPipeline(checkpoint.tokenizer(), model_limit=checkpoint.longest_input)
     return checkpoint, load_text_splits(config), tokens, lambda s, p, c, a, _: text_loaders(s, p, c, a)
+
+
+def epochs_of_ours(model: Any, groups: Any, loaders: Any, config: Any, accelerator: Any) -> Callable[[int], Any]:
+    """An epoch of `training.loop` in the first stage of a strategy: its number goes in, a row of history comes out."""
+    from hf_transfer.interruption import Request
+    from hf_transfer.strategies.choice import choose_strategy
+    from hf_transfer.strategies.freezing import set_trainable
+    from hf_transfer.training.averaging import BestCheckpoints
+    from hf_transfer.training.frozen import FrozenPrefix
+    from hf_transfer.training.guard import Guard
+    from hf_transfer.training.loop import train_epoch
+    from hf_transfer.training.progress import Fit, Position
+    from hf_transfer.training.resuming import Course, Resuming
+    from hf_transfer.training.steps import Steps
+
+    strategy = choose_strategy(config)
+    stages = strategy.stages(groups, config.num_train_epochs)
+    set_trainable(model, groups, stages[0].trainable)
+    steps = Steps(model, groups, loaders, config, strategy, stages)
+    frozen = FrozenPrefix(model, groups, loaders, config, accelerator)
+    course = Course(Position(), Fit(model), steps, frozen, BestCheckpoints(1), stages[0].trainable)
+    guard = Guard(
+        Request(), course, Resuming(model, course.changing, loaders, config, accelerator), config, accelerator
+    )
+    learner = steps.prepare(stages[0], accelerator)
+
+    def epoch(number: int) -> Any:
+        course.position, course.result.history = Position(), [{} for _ in range(number)]
+        return train_epoch(learner, loaders, course, guard, accelerator)
+
+    return epoch
 
 
 def tuned(

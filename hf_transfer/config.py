@@ -57,6 +57,11 @@ class RunConfig:
             "dataloader_num_workers",
             "cache_dir",
             "cache_frozen",
+            "save_steps",
+            "save_total_limit",
+            "resume_from_checkpoint",
+            "no_resume",
+            "allow_mismatch",
         }
     )
 
@@ -146,6 +151,17 @@ class RunConfig:
         "auto", help="Type of what is stored (default: that of the computation)."
     )
 
+    # Checkpoints
+    save_steps: int | None = setting(
+        None, help="Save after every so many optimizer steps (default: about once a minute); 0: never."
+    )
+    save_total_limit: int = setting(2, help="How many checkpoints stay; at least 2.")
+    resume_from_checkpoint: str | None = setting(None, help="Go on from this one (default: the newest that is whole).")
+    no_resume: bool = setting(False, help="Begin anew, though --output_dir has an interrupted run of these settings.")
+    allow_mismatch: bool = setting(
+        False, help="Go on though versions, threads or device are others than when the checkpoint was written."
+    )
+
     # Output
     output_dir: str = setting(help="Folder for the model, the report and the results.")
     overwrite_output_dir: bool = setting(False, help="Replace an earlier run in --output_dir.")
@@ -173,6 +189,7 @@ class RunConfig:
             self.require(name, "a number from 0 to below 1", 0 <= getattr(self, name) < 1)
         for name in ("validation_fraction", "test_fraction"):
             self.require(name, "a share above 0 and at most 0.5", 0 < getattr(self, name) <= 0.5)
+        self.require("save_total_limit", "a whole number of at least 2", self.save_total_limit >= 2)
         self.require("feature_layers", "numbers of at least 1", min(self.feature_layers, default=1) >= 1)
         self.require("layer_lr_decay", "a number above 0 and at most 1", 0 < self.layer_lr_decay <= 1)
         self.require("encoding", "the name of an encoding, such as utf-8 or latin-1", _is_encoding(self.encoding))
@@ -202,7 +219,8 @@ class RunConfig:
         self.require_if_given("adapter_alpha", "a number above 0", lambda alpha: 0 < alpha < float("inf"))
         for name in ("max_train_samples_per_class", "adapter_layers"):
             self.require_if_given(name, "at least 1", lambda count: count >= 1)
-        self.require_if_given("dataloader_num_workers", "at least 0", lambda workers: workers >= 0)
+        for name in ("dataloader_num_workers", "save_steps"):
+            self.require_if_given(name, "at least 0", lambda count: count >= 0)
 
     def require(self, name: str, expected: str, holds: bool) -> None:
         """Raise the error for a value out of range, unless `holds`."""

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar, get_origin
 import yaml
 
 from hf_transfer.config import RunConfig, UserError, check_installation, mistake
+from hf_transfer.interruption import Interrupted, ending_at_once, same_command
 
 MAX_CONFIG_BYTES = 1_000_000
 Config = TypeVar("Config", bound=RunConfig)
@@ -25,11 +26,21 @@ def run(main: Callable[[Config], object], config_class: type[Config], argv: Sequ
         check_installation()
         config = parse(config_class, arguments)
         debug = config.debug
-        main(config)
+        with ending_at_once():
+            main(config)
     except UserError as error:
         if debug:
             raise
         exit_with(error)
+    except Interrupted as asked:
+        end_interrupted(asked)
+
+
+def end_interrupted(asked: Interrupted) -> NoReturn:
+    """Say how the run is taken up again, and end the process with the code that stands for the signal."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"\nInterrupted by {asked}\nTo go on:    {same_command()}\n", file=sys.stderr, flush=True)
+    sys.exit(asked.exit_code)
 
 
 def exit_with(error: UserError) -> NoReturn:

@@ -25,8 +25,9 @@ def main(config: VisionConfig) -> None:
     from hf_transfer.evaluation.run_folder import finished_results, load_finished, open_run_folder, save_model
     from hf_transfer.models.pretrained import Checkpoint
     from hf_transfer.strategies.choice import choose_strategy, prepare_model
-    from hf_transfer.training.loop import Fit, fit, start_accelerator
+    from hf_transfer.training.loop import fit, start_accelerator
     from hf_transfer.training.predictions import predict_split
+    from hf_transfer.training.progress import Fit
 
     started = time.perf_counter()
     with start_accelerator(config) as accelerator:
@@ -70,7 +71,7 @@ def main(config: VisionConfig) -> None:
 
         predictions = {name: predict_split(fitted.model, loaders, name, accelerator) for name in ("validation", "test")}
         if accelerator.is_main_process:
-            seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started + fitted.earlier_seconds
             results = write_report(folder, config, splits, fitted, predictions, notes=notes, total_seconds=seconds)
             print(results_table(results, config.output_dir))
 

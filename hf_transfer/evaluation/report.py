@@ -17,8 +17,8 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from hf_transfer.config import RunConfig
 from hf_transfer.data.sources import Splits
 from hf_transfer.evaluation.run_folder import RESULTS_FILE, peak_memory_bytes, versions
-from hf_transfer.training.loop import Fit
 from hf_transfer.training.predictions import Predictions
+from hf_transfer.training.progress import Fit
 
 CLASSES_WITH_NUMBERS = 20
 CLASSES_WITH_NAMES = 60
@@ -56,6 +56,7 @@ def write_report(
         "best_epoch": fitted.best_epoch + 1,
         "soup": [epoch + 1 for epoch in fitted.soup],
         "history": fitted.history,
+        "resumed_at_steps": fitted.resumed,
         "frozen_store": fitted.notes,
         "samples": {name: len(split) for name, split in splits.items()},
         "masked": {"train": len(splits.train.bad), **{name: found.masked for name, found in predictions.items()}},

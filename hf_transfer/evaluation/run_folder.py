@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import sys
@@ -21,7 +22,11 @@ from hf_transfer.strategies.adapter_files import is_adapter_folder, load_adapter
 
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
-OURS = ("model", "checkpoints", "report.md", "curves.png", "confusion.png", RESULTS_FILE, CONFIG_FILE)
+LOCK_FILE = ".lock"
+PARTIAL_CONFIG = ".config-partial"
+OURS = (RESULTS_FILE, "model", "report.md", "curves.png", "confusion.png")
+# What a run has made of a new folder that was killed before it had written its settings.
+LEFT_OVER = (LOCK_FILE, PARTIAL_CONFIG)
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "kornia", "pillow", "numpy", "scikit-learn")
 
 
@@ -34,7 +39,7 @@ def finished_results(config: RunConfig) -> dict[str, Any] | None:
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise mistake(expected="a folder for --output_dir", found=f"a file, {folder}", do="name another folder")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.name in LEFT_OVER for path in folder.iterdir()):
         return None
     if not _is_a_run(folder):
         raise mistake(
@@ -64,10 +69,13 @@ def _is_a_run(folder: Path) -> bool:
 def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Path:
     """Make the folder ready: an earlier run's files are removed, any others stay, the settings are written.
 
+    The checkpoints of an interrupted run stay, unless it is to begin anew. No other process can have the folder until
+    this one ends.
+
     One process writes; the others have all looked at the folder before it does.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder cannot be written to, or another run is writing into it.
     """
     folder = Path(config.output_dir)
     accelerator.wait_for_everyone()
@@ -75,18 +83,49 @@ def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Path:
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in OURS:
+        lock(folder)
+        # Results first and settings never: wherever this is interrupted, the folder is that of an unfinished run.
+        anew = config.overwrite_output_dir or config.no_resume or config.evaluate_only
+        for name in (*OURS, "checkpoints") if anew else OURS:
             path = folder / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        config.save(folder / CONFIG_FILE)
+        config.save(folder / PARTIAL_CONFIG)
+        (folder / PARTIAL_CONFIG).replace(folder / CONFIG_FILE)
     except OSError as error:
         raise mistake(
             expected="an --output_dir that can be written to", found=str(error), do="name another folder"
         ) from error
     return folder
+
+
+def lock(folder: Path) -> None:
+    """Take the folder for this process, until it ends, however it ends.
+
+    Raises:
+        UserError: another process has it.
+    """
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    # A lock of the process, not of the file handle: loaders' workers that outlive it do not keep it. To be held to the
+    # end, the handle is never closed.
+    handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+        os.close(handle)
+        raise mistake(
+            expected="an --output_dir that no other run is writing into",
+            found=f"{folder}, in use by {holder}",
+            do="wait for it to end, or name another folder",
+        ) from error
+    os.truncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
 
 
 def save_model(

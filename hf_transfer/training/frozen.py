@@ -20,6 +20,7 @@ from hf_transfer.data.inputs import MASKED, Batch, Loaders
 from hf_transfer.models.cutting import CannotCutError, Cut, Stand
 from hf_transfer.models.groups import Group, evaluating
 from hf_transfer.strategies.freezing import Stage, frozen_prefix
+from hf_transfer.training.checkpoint import Checkpoints
 from hf_transfer.training.recording import computed, fill, identity, store_of, stored_dtype
 from hf_transfer.training.store import Column, Store, free_bytes, in_units, no_room
 
@@ -75,6 +76,7 @@ class FrozenPrefix:
         loaders: the batches of the run.
         config: whether to store, where, and as which type.
         accelerator: the processes; those of one machine share the work.
+        decisions: where they are remembered, so that a run that goes on decides as it did before.
 
     Attributes:
         seconds: spent in building stores.
@@ -82,10 +84,11 @@ class FrozenPrefix:
     """
 
     def __init__(
-        self, model: nn.Module, groups: Sequence[Group], loaders: Loaders, config: RunConfig, accelerator: Accelerator
-    ) -> None:
+        self, model: nn.Module, groups: Sequence[Group], loaders: Loaders, config: RunConfig, accelerator: Accelerator,
+        decisions: Checkpoints | None = None,
+    ) -> None:  # fmt: skip
         self._model, self._groups, self._loaders = model, groups, loaders
-        self._config, self._accelerator = config, accelerator
+        self._config, self._accelerator, self._decisions = config, accelerator, decisions
         self.seconds = 0.0
         self.notes: list[str] = []
         self._resting: dict[str, Tensor] = {}
@@ -185,11 +188,22 @@ class FrozenPrefix:
             return False
         answer: list[Any] = [None]
         if self._accelerator.is_main_process:
-            answer = [self._verdict(plan, stage, frozen)]
+            answer = [self._decided(plan, stage, frozen)]
         broadcast_object_list(answer)
         ((pays, sentence),) = answer
         self.say(sentence)
         return bool(pays)
+
+    def _decided(self, plan: _Plan, stage: Stage, frozen: str) -> tuple[bool, str]:
+        """As it was decided when the run began, if that was in an earlier process."""
+        name = f"store {plan.count} groups"
+        if self._decisions is None:
+            return self._verdict(plan, stage, frozen)
+        if (earlier := self._decisions.remembered().get(name)) is not None:
+            return bool(earlier), f"Frozen store: {'' if earlier else 'not '}used for {frozen}, as when the run began."
+        pays, sentence = self._verdict(plan, stage, frozen)
+        self._decisions.remember(name, pays)
+        return pays, sentence
 
     def _verdict(self, plan: _Plan, stage: Stage, frozen: str) -> tuple[bool, str]:
         if all(store.complete for _, _, store in plan.every):

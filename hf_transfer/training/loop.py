@@ -1,72 +1,35 @@
-"""The one loop: stages of epochs on Accelerate, the best epoch kept."""
+"""The one loop: stages of epochs on Accelerate, the best epoch kept, and no step lost."""
 
-import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs, skip_first_batches
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from hf_transfer.config import RunConfig, mistake
-from hf_transfer.data.inputs import Loaders
+from hf_transfer.data.inputs import Batch, Loaders
+from hf_transfer.interruption import ending_when_asked
 from hf_transfer.models.groups import Group
-from hf_transfer.strategies.freezing import Strategy, learning_parameters, set_trainable
+from hf_transfer.strategies.freezing import Stage, Strategy, learning_parameters, set_trainable
 from hf_transfer.training.averaging import BestCheckpoints, greedy_soup, recompute_batch_norm
 from hf_transfer.training.frozen import FrozenPrefix
+from hf_transfer.training.guard import Guard, memory_in_words
 from hf_transfer.training.layer_probes import probe_layers
-from hf_transfer.training.predictions import Metrics, is_better, predict_split, scores
+from hf_transfer.training.predictions import Metrics, predict_split, scores
 from hf_transfer.training.probe import last_layer, solve_head
-from hf_transfer.training.steps import Steps
+from hf_transfer.training.progress import Fit, Position
+from hf_transfer.training.resuming import Course, Resuming
+from hf_transfer.training.steps import Learner, Steps
 
 # The others wait while one process looks at the data, solves a head or saves.
 LONGEST_WAIT = timedelta(hours=12)
-
-
-@dataclass
-class Fit:
-    """What training came to.
-
-    Attributes:
-        model: the unwrapped model with the weights of the best epoch.
-        history: a row of numbers for each epoch.
-        best_epoch: position of the best in `history`; -1 if nothing was trained.
-        soup: positions of the epochs whose weights were averaged; one of them if none was worth adding.
-        trainable: how many parameters learned.
-        seconds: time spent in training, without evaluation.
-        frozen_seconds: time spent in storing what frozen layers make of the samples.
-        notes: what was decided about that, in sentences.
-    """
-
-    model: nn.Module
-    history: list[Metrics] = field(default_factory=list)
-    best_epoch: int = -1
-    soup: list[int] = field(default_factory=list)
-    trainable: int = 0
-    seconds: float = 0.0
-    frozen_seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def epochs(self) -> int:
-        """How many have been judged."""
-        return len(self.history)
-
-    def enter(self, row: Metrics, metric: str) -> bool:
-        """Add a judged epoch to the history; whether it leads."""
-        leads = is_better(row, self.history, self.best_epoch, metric)
-        self.best_epoch = len(self.history) if leads else self.best_epoch
-        self.history.append({"epoch": float(len(self.history)), **row})
-        self.seconds += row["seconds"]
-        self.frozen_seconds += row.get("frozen_seconds", 0.0)
-        return leads
 
 
 def fit(
@@ -74,6 +37,8 @@ def fit(
     accelerator: Accelerator,
 ) -> Fit:  # fmt: skip
     """Train stage by stage, judge every epoch on validation, and end with the weights of the best one.
+
+    Checkpoints are written on the way; from the newest that `--output_dir` has, the run goes on, to the same end.
 
     Args:
         model: classifier in float32, not wrapped.
@@ -84,7 +49,9 @@ def fit(
         accelerator: devices, processes, precision, trackers.
 
     Raises:
-        UserError: the loss is no number any more.
+        UserError: the loss or a gradient is no number any more, the memory or the disk is full, or the checkpoint to
+            go on from is another run's.
+        Interrupted: a signal asked the run to end; a checkpoint has been written.
     """
     # Dropout draws from torch's global generator, on each process from a stream of its own.
     set_seed(config.seed, device_specific=True)
@@ -92,61 +59,75 @@ def fit(
     accelerator.init_trackers("trackers")
     stages = strategy.stages(groups, config.num_train_epochs)
     changing = learning_parameters(stages) | {name for name, _ in model.named_buffers()}
+    resuming = Resuming(model, changing, loaders, config, accelerator)
     steps = Steps(model, groups, loaders, config, strategy, stages)
-    frozen = FrozenPrefix(model, groups, loaders, config, accelerator)
+    frozen = FrozenPrefix(model, groups, loaders, config, accelerator, resuming.decisions)
     result, best = Fit(model, notes=frozen.notes), BestCheckpoints(config.soup_size)
+    course = Course(Position(), result, steps, frozen, best, changing)
+    taken = resuming.take_up(course)
 
-    def judged(row: Metrics) -> bool:
-        """Keep the weights if they are among the best; whether they lead."""
-        leads = result.enter(row, config.metric_for_best_model)
-        epoch, ranked = result.epochs - 1, scores(row, config.metric_for_best_model)
-        best.offer(frozen.state_of(changing), ranked, epoch)
-        accelerator.log(row, step=epoch)
-        _say_epoch(accelerator, result.history[-1], is_best=leads)
-        return leads
-
-    for stage in stages:
+    for number, stage in enumerate(stages):
         # A distributed wrapper averages only gradients that were open when it was built: a stage prepares anew.
         set_trainable(model, groups, stage.trainable)
-        result.trainable = max(result.trainable, sum(p.numel() for p in model.parameters() if p.requires_grad))
-        if stage.solved and (layer := last_layer(model, groups[-1])):
-            probe_layers(model, groups, loaders, accelerator, config, frozen.say)
-            judged(solve_head(model, layer, loaders, accelerator, config, frozen.say))
+        learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        course.result.trainable = max(course.result.trainable, learning)
+        solved = stage.solved and last_layer(model, groups[-1])
+        if number < course.position.stage:
+            if not solved:
+                steps.pass_by(stage)
             continue
-        with frozen.skipped(stage) as batches:
-            wrapped, optimizer, schedule = steps.prepare(stage, accelerator)
-            without_gain = 0
-            for _ in range(stage.epochs):
-                row = train_epoch(wrapped, optimizer, schedule, batches, config, accelerator, result.epochs, steps)
-                with steps.judged_weights():
-                    row |= predict_split(wrapped, batches, "validation", accelerator).metrics()
-                    without_gain = 0 if judged(row) else without_gain + 1
-                if 0 < config.early_stopping_patience <= without_gain:
-                    break
-            _end_stage(accelerator, wrapped, model)
-    result.frozen_seconds += frozen.seconds
-    result.soup = _take_best(model, best, loaders, config, accelerator)
+        if solved:
+            probe_layers(model, groups, loaders, accelerator, config, frozen.say)
+            _judge(course, solve_head(model, solved, loaders, accelerator, config, frozen.say), config, accelerator)
+        else:
+            with frozen.skipped(stage) as batches:
+                learner = steps.prepare(stage, accelerator, taken.files if taken else None, course.position)
+                resuming.restore_random_numbers()
+                taken = None
+                run_stage(learner, stage, batches, course, resuming, config, accelerator)
+                _end_stage(accelerator, learner.model, model)
+        course.position.next_stage()
+        resuming.save_if_due(course)
+    resuming.wait()
+    course.result.frozen_seconds += frozen.seconds
+    course.result.soup = _take_best(model, course.best, loaders, config, accelerator)
     # Every module has its own class again: the model can be pickled, and goes on as any other.
     set_trainable(model, groups, frozenset(name for name, _ in model.named_parameters()))
-    return result
+    return course.result
 
 
-def train_epoch(
-    model: nn.Module, optimizer: Any, scheduler: Any, loaders: Loaders, config: RunConfig, accelerator: Accelerator,
-    epoch: int, steps: Steps,
-) -> Metrics:  # fmt: skip
-    """One pass over the training split: mean loss, last learning rate used, seconds and samples a second.
+def run_stage(
+    learner: Learner, stage: Stage, loaders: Loaders, course: Course, resuming: Resuming, config: RunConfig,
+    accelerator: Accelerator,
+) -> None:  # fmt: skip
+    """The epochs of a stage that are still to be done."""
+    position = course.position
+    with memory_in_words(config, resuming), ending_when_asked() as request:
+        guard = Guard(request, course, resuming, config, accelerator)
+        while position.epoch < stage.epochs and not 0 < config.early_stopping_patience <= position.without_gain:
+            row = train_epoch(learner, loaders, course, guard, accelerator)
+            with guard.saved_if_left(), course.steps.judged_weights():
+                row |= predict_split(learner.model, loaders, "validation", accelerator, poll=guard.poll).metrics()
+                leads = _judge(course, row, config, accelerator)
+            position.next_epoch(gained=leads)
+        guard.leave_if_asked()
+
+
+def train_epoch(learner: Learner, loaders: Loaders, course: Course, guard: Guard, accelerator: Accelerator) -> Metrics:
+    """What is left of a pass over the training split: mean loss, last learning rate used, seconds, samples a second.
 
     Raises:
-        UserError: the loss is no number any more.
+        UserError: the loss or a gradient is no number any more, or the memory is full.
+        Interrupted: a signal asked the run to end.
     """
-    loaders.train.set_epoch(epoch)
+    model, optimizer, scheduler = learner
+    position, steps, epoch = course.position, course.steps, course.result.epochs
     model.train()
-    started = time.perf_counter()
-    total, seen = torch.zeros((), device=accelerator.device), 0
-    rate = 0.0
+    started = time.perf_counter() - position.seconds
+    total, seen = torch.tensor(position.loss, device=accelerator.device), position.seen
+    rate = max(scheduler.get_last_lr())
     progress = _progress(accelerator, len(loaders.train.dataset), f"epoch {epoch + 1}")
-    for batch in loaders.train:
+    for batch in batches_left(loaders, epoch, position.batches):
         inputs, labels, index = loaders.to_inputs(batch, accelerator.device, "train", epoch)
         targets = labels
         if steps.mixing is not None:
@@ -156,30 +137,53 @@ def train_epoch(
                 logits = model(**inputs).logits
             loss = steps.objective(logits.float(), targets)
             accelerator.backward(loss)
-            if accelerator.sync_gradients and config.max_grad_norm > 0:
-                accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            guard.see(loss, logits, index)
+            if accelerator.sync_gradients:
+                guard.check(model)
             optimizer.step()
             optimizer.zero_grad()
         rate = max(scheduler.get_last_lr())
-        if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
-            steps.after_step()
-            scheduler.step()
         total += loss.detach() * len(labels)
         seen += len(labels)
+        position.batches += 1
+        if accelerator.sync_gradients:
+            if not accelerator.optimizer_step_was_skipped:
+                steps.after_step()
+                scheduler.step()
+            position.steps, position.schedule = position.steps + 1, scheduler.last_epoch
+            position.seconds = time.perf_counter() - started
+            guard.save_or_leave(total, seen)
         if not progress.disable:
             progress.set_postfix(loss=f"{loss.item():.3f}", rate=f"{rate:.1e}", refresh=False)
             progress.update(len(labels) * accelerator.num_processes)
     progress.close()
-    seconds = time.perf_counter() - started
+    position.loss, position.seen = total.item(), seen
+    seconds = position.seconds = time.perf_counter() - started
     sums = accelerator.reduce(torch.stack([total, total.new_tensor(float(seen))]))
-    loss_of_all = (sums[0] / sums[1]).item()
-    _refuse_broken_loss(loss_of_all, epoch, steps.learning_rate)
     return {
-        "train_loss": loss_of_all,
+        "train_loss": (sums[0] / sums[1]).item(),
         "learning_rate": float(rate),
         "seconds": seconds,
         "samples_per_second": sums[1].item() / seconds,
     }
+
+
+def batches_left(loaders: Loaders, epoch: int, taken: int) -> Iterable[Batch]:
+    """The batches of an epoch, without the first ones, whose samples are not even read."""
+    loaders.train.set_epoch(epoch)
+    left: Iterable[Batch] = loaders.train if taken == 0 else skip_first_batches(loaders.train, taken)
+    return left
+
+
+def _judge(course: Course, row: Metrics, config: RunConfig, accelerator: Accelerator) -> bool:
+    """Keep the weights if they are among the best; whether they lead."""
+    result = course.result
+    leads = result.enter(row, config.metric_for_best_model)
+    epoch, ranked = result.epochs - 1, scores(row, config.metric_for_best_model)
+    course.best.offer(course.frozen.state_of(course.changing), ranked, epoch)
+    accelerator.log(row, step=epoch)
+    _say_epoch(accelerator, result.history[-1], is_best=leads)
+    return leads
 
 
 def _take_best(
@@ -207,15 +211,6 @@ def _take_best(
     if len(candidates) > 1:
         accelerator.print(f"soup: {len(chosen)} of the {len(candidates)} best epochs")
     return [candidates[position].epoch for position in chosen]
-
-
-def _refuse_broken_loss(loss: float, epoch: int, learning_rate: float) -> None:
-    if not math.isfinite(loss):
-        raise mistake(
-            expected="a loss that is a number",
-            found=f"{loss} in epoch {epoch + 1}, at a peak rate of {learning_rate}",
-            do="lower --learning_rate, or leave out --fp16",
-        )
 
 
 def _end_stage(accelerator: Accelerator, wrapped: nn.Module, model: nn.Module) -> None:

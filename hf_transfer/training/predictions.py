@@ -1,7 +1,7 @@
 """What a model says of a split: every sample once, whatever number of processes computes it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,8 +58,9 @@ class Predictions:
 
 @torch.no_grad()
 def predict_split(
-    model: nn.Module, loaders: Loaders, split_name: str, accelerator: Accelerator, view: int | None = None
-) -> Predictions:
+    model: nn.Module, loaders: Loaders, split_name: str, accelerator: Accelerator, view: int | None = None,
+    poll: Callable[[], object] = bool,
+) -> Predictions:  # fmt: skip
     """Logits of every sample of a split, computed by all processes together.
 
     Args:
@@ -68,12 +69,14 @@ def predict_split(
         split_name: train, validation or test.
         accelerator: devices and processes.
         view: augment the samples as this epoch of training would; None leaves them as they are.
+        poll: is called before each batch, by all processes alike.
     """
     model.eval()
     model.to(accelerator.device)
     loader = loaders.of(split_name)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in loader:
+        poll()
         inputs, labels, index = loaders.to_inputs(batch, accelerator.device, split_name, view)
         with accelerator.autocast():
             logits = model(**inputs).logits.float()

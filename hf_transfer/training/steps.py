@@ -1,14 +1,14 @@
 """How parameters move in a run: what is minimised, at which rates, and what is kept of each step."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from hf_transfer.config import RunConfig, VisionConfig
 from hf_transfer.data.inputs import MASKED, Loaders
@@ -18,7 +18,18 @@ from hf_transfer.strategies.freezing import Stage, Strategy
 from hf_transfer.training.averaging import ExponentialMovingAverage, StartingPoint
 from hf_transfer.training.objective import Objective, balanced_class_weights
 from hf_transfer.training.probe import last_layer
+from hf_transfer.training.progress import Position
 from hf_transfer.training.rates import carry_over, learning_rate_schedule, parameter_groups
+
+Files = Mapping[str, Mapping[str, Tensor]]
+
+
+class Learner(NamedTuple):
+    """What learns in a stage: the wrapped model, its optimizer, its schedule."""
+
+    model: nn.Module
+    optimizer: Any
+    schedule: Any
 
 
 class Steps:
@@ -54,32 +65,65 @@ class Steps:
         self._average: ExponentialMovingAverage | None = None
         self._optimizer: Any = None
 
-    def prepare(self, stage: Stage, accelerator: Accelerator) -> tuple[nn.Module, Any, Any]:
-        """The wrapped model, its optimizer and its schedule for a stage whose parameters are open."""
+    def pass_by(self, stage: Stage) -> None:
+        """Leave a stage behind that an earlier process has trained."""
+        self._done += self._steps_per_epoch * stage.epochs
+
+    def prepare(
+        self, stage: Stage, accelerator: Accelerator, saved: Files | None = None, position: Position | None = None
+    ) -> Learner:
+        """The wrapped model, its optimizer and its schedule for a stage whose parameters are open.
+
+        Args:
+            stage: what learns.
+            accelerator: devices and processes.
+            saved: what `files` gave in an earlier process, and was written to a checkpoint.
+            position: where the run stood then.
+        """
         config, model = self._config, self._model
-        if config.l2_sp > 0:
-            self._start = self._start or StartingPoint(model, self._groups, config.l2_sp)
-            self._start.extend(model)
-        if config.ema_decay > 0:
-            self._average = self._average or ExponentialMovingAverage(model, config.ema_decay)
-            self._average.extend(model)
+        # On their device before anything takes in what is known of them.
+        model.to(accelerator.device)
+        self._follow(saved or {})
         groups = parameter_groups(
             model, self._groups, learning_rate=self.learning_rate, weight_decay=config.weight_decay,
             layer_lr_decay=config.layer_lr_decay, head_learning_rate=config.head_learning_rate,
             decayed_elsewhere=config.l2_sp > 0,
         )  # fmt: skip
-        # On their device before the optimizer takes in what is known of them.
-        model.to(accelerator.device)
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
         if self._optimizer is not None:
             carry_over(self._optimizer, optimizer)
         self._optimizer = optimizer
-        schedule = learning_rate_schedule(
-            optimizer, config.lr_scheduler_type, config.warmup_steps, self._total, self._done
-        )
-        self._done += self._steps_per_epoch * stage.epochs
+        self._take_moments((saved or {}).get("optimizer", {}))
+        # In the middle of a stage, steps of a scaler that were left out do not count.
+        inside = position is not None and (position.epoch, position.batches) != (0, 0)
+        done = position.schedule if position is not None and inside else self._done
+        schedule = learning_rate_schedule(optimizer, config.lr_scheduler_type, config.warmup_steps, self._total, done)
+        self.pass_by(stage)
         wrapped, prepared = accelerator.prepare(model, optimizer)
-        return wrapped, prepared, schedule
+        return Learner(wrapped, prepared, schedule)
+
+    def _follow(self, saved: Files) -> None:
+        """Let the pull toward the start and the moving average know what is open now."""
+        model, config = self._model, self._config
+        if config.l2_sp > 0:
+            self._start = self._start or StartingPoint(model, self._groups, config.l2_sp)
+            if saved.get("start"):
+                self._start.load_state_dict(saved["start"])
+            self._start.extend(model)
+        if config.ema_decay > 0:
+            self._average = self._average or ExponentialMovingAverage(model, config.ema_decay)
+            if saved.get("average"):
+                self._average.load_state_dict(saved["average"])
+            self._average.extend(model)
+
+    def _take_moments(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on with the moments of a checkpoint, as far as their parameters still learn."""
+        learning = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
+        for name, value in saved.items():
+            key, _, owner = name.partition(".")
+            parameter = self._model.get_parameter(owner)
+            if parameter in learning:
+                self._optimizer.state[parameter][key] = value.to(parameter.device)
 
     def after_step(self) -> None:
         """To be called after each step of the optimizer, before that of the schedule."""
@@ -87,6 +131,15 @@ class Steps:
             self._start.pull(self._model, self._optimizer)
         if self._average is not None:
             self._average.update(self._model)
+
+    def files(self) -> Files:
+        """What moves parameters and is none, for a checkpoint: moments, averages, starting point; not copies."""
+        names = {parameter: name for name, parameter in self._model.named_parameters()}
+        state = self._optimizer.state.items() if self._optimizer is not None else ()
+        moments = {f"{key}.{names[parameter]}": value for parameter, own in state for key, value in own.items()}
+        average = {} if self._average is None else self._average.state_dict()
+        start = {} if self._start is None else self._start.state_dict()
+        return {"optimizer": moments, "average": average, "start": start}
 
     @contextmanager
     def judged_weights(self) -> Iterator[None]:

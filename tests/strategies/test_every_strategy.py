@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.strategies.freezing import Stage
 from hf_transfer.training import loop
-from hf_transfer.training.loop import Fit
+from hf_transfer.training.progress import Fit
 from tests.tiny_models import ALL, Architecture, state
 from tests.tiny_text_models import TEXT_ARCHITECTURES
 from tests.training.conftest import own_accelerator  # noqa: F401

@@ -16,7 +16,8 @@ from torch import nn
 from hf_transfer.config import VisionConfig
 from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.training import store
-from hf_transfer.training.loop import Fit, fit, start_accelerator
+from hf_transfer.training.loop import fit, start_accelerator
+from hf_transfer.training.progress import Fit
 from tests.training.toy_task import Rows, loaders_of, settings, vit
 
 SAMPLES, HELD_OUT, CHUNK = 24, 10, 4

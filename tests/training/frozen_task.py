@@ -16,8 +16,9 @@ from hf_transfer.data.inputs import Loaders
 from hf_transfer.models.groups import Group, trace_groups
 from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.training.frozen import Costs, FrozenPrefix
-from hf_transfer.training.loop import Fit, fit, start_accelerator
+from hf_transfer.training.loop import fit, start_accelerator
 from hf_transfer.training.predictions import Metrics
+from hf_transfer.training.progress import Fit
 from hf_transfer.training.store import Store
 from tests.tiny_models import ALL, logits
 from tests.tiny_text_models import TEXT_ARCHITECTURES

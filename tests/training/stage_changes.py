@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from hf_transfer.config import RunConfig
 from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.training import loop
-from hf_transfer.training.loop import Fit, fit, start_accelerator
+from hf_transfer.training.loop import fit, start_accelerator
+from hf_transfer.training.progress import Fit
 from tests.tiny_models import state
 from tests.training.toy_task import loaders_of, rows_for, settings, tiny
 

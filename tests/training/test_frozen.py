@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_transfer.data.inputs import Loaders
 from hf_transfer.training import frozen, loop, recording
-from hf_transfer.training.loop import Fit
+from hf_transfer.training.progress import Fit
 from hf_transfer.training.store import Store
 from tests.tiny_models import state
 from tests.training.frozen_task import EVERY, HELD_OUT, SAMPLES, Edit, Task, assert_equal

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hf_transfer.strategies.freezing import LinearProbe
-from hf_transfer.training.loop import Fit, start_accelerator
+from hf_transfer.training.loop import start_accelerator
 from hf_transfer.training.probe import solve_head
+from hf_transfer.training.progress import Fit
 from tests.training.solved_heads import features
 from tests.training.toy_task import Rows, loaders_of, rows_for, settings, text_settings, tiny, train
 

@@ -15,9 +15,10 @@ from hf_transfer.models.groups import Group
 from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.strategies.freezing import FullFineTuning, GradualUnfreezing, Stage, Strategy
 from hf_transfer.training import loop
-from hf_transfer.training.loop import Fit, start_accelerator
+from hf_transfer.training.loop import start_accelerator
 from hf_transfer.training.objective import Objective
 from hf_transfer.training.predictions import predict_split
+from hf_transfer.training.progress import Fit
 from tests.tiny_models import ARCHITECTURES, logits, state
 from tests.training.toy_task import HeadAlone, Rows, loaders_of, settings, tiny, train, train_vit
 

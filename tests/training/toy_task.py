@@ -18,7 +18,8 @@ from hf_transfer.config import RunConfig, TextConfig, VisionConfig
 from hf_transfer.data.inputs import MASKED, EpochSampler, Loaders
 from hf_transfer.models.groups import Group, trace_groups
 from hf_transfer.strategies.freezing import FullFineTuning, LinearProbe, Stage, Strategy
-from hf_transfer.training.loop import Fit, fit, start_accelerator
+from hf_transfer.training.loop import fit, start_accelerator
+from hf_transfer.training.progress import Fit
 from tests.tiny_models import CLASSES, pixels, tiny_model
 from tests.tiny_text_models import MASK, PAD, START, TEXT_ARCHITECTURES, VOCABULARY, tiny_text_model, token_ids
 

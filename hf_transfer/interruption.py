@@ -1,0 +1,99 @@
+"""Signals that ask a run to end, and how it does so without losing what it has."""
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+# What schedulers send before they end a job, and what Ctrl-C sends.
+SIGNALS = tuple(
+    number for name in ("SIGTERM", "SIGUSR1", "SIGINT") if (number := getattr(signal, name, None)) is not None
+)
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to end; whatever can be kept has been kept.
+
+    It is a `KeyboardInterrupt`, since no library takes that for an error of its own, and loaders' workers know it.
+    """
+
+    def __init__(self, number: int, kept: str = "") -> None:
+        super().__init__(number, kept)
+        self.number = number
+        self.kept = kept
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 143 after any other signal, as a shell has it."""
+        return INTERRUPTED if self.number == signal.SIGINT else TERMINATED
+
+    def __str__(self) -> str:
+        return f"{signal.Signals(self.number).name}. {self.kept}".rstrip()
+
+
+class Request:
+    """Whether the run has been asked to end, and by which signal (0: by none)."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """A signal raises `Interrupted` wherever the run is; a second one ends the process."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        _let_the_next_end_all()
+        raise Interrupted(number)
+
+    with _handled(end):
+        yield
+
+
+@contextmanager
+def ending_when_asked() -> Iterator[Request]:
+    """A signal is noted, for the run to look at when its state can be kept; a second Ctrl-C ends the process."""
+    request = Request()
+
+    def note(number: int, _: FrameType | None) -> None:
+        request.number = number
+        _let_the_next_end_all()
+
+    with _handled(note):
+        yield request
+
+
+def _let_the_next_end_all() -> None:
+    # Schedulers send the others more than once, and to each process of a group.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def _handled(handler: object) -> Iterator[None]:
+    # Python lets no other thread do it, as when a run is part of a larger program.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def same_command(argv: Sequence[str] | None = None) -> str:
+    """The command that started this process, as it is to be typed again."""
+    words = list(sys.argv if argv is None else argv)
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ and "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return shlex.join(["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", processes), *words])
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return shlex.join(["accelerate", "launch", *words])
+    return shlex.join(["python", *words])
