@@ -67,7 +67,7 @@ class Task:
         return self.kind(
             **{
                 **self.settings, "num_train_epochs": EPOCHS, "per_device_train_batch_size": BATCH_SIZE,
-                "output_dir": "unused", **more,
+                "output_dir": "unused", "save_steps": 0, **more,
             }
         )  # fmt: skip
 

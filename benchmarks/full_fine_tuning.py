@@ -42,6 +42,7 @@ def settings(folder: Path, strategy: str, seed: int) -> TextConfig:
         strategy=strategy,  # type: ignore[arg-type]
         seed=seed,
         output_dir="unused",
+        save_steps=0,
     )
 
 

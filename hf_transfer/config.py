@@ -47,23 +47,15 @@ class RunConfig:
     """The settings that every recipe has."""
 
     recipe: ClassVar[str]
-    # Free to change between two runs that are to be the same run: they steer speed and talk, never the result.
-    without_effect: ClassVar[frozenset[str]] = frozenset(
-        {
-            "output_dir",
-            "overwrite_output_dir",
-            "debug",
-            "report_to",
-            "dataloader_num_workers",
-            "cache_dir",
-            "cache_frozen",
-            "save_steps",
-            "save_total_limit",
-            "resume_from_checkpoint",
-            "no_resume",
-            "allow_mismatch",
-        }
+    # What is to become of an earlier run: it does not go into the file of settings.
+    for_one_command: ClassVar[frozenset[str]] = frozenset(
+        {"overwrite_output_dir", "no_resume", "resume_from_checkpoint", "allow_mismatch"}
     )
+    # Free to change between two runs that are to be the same run: they steer speed and talk, never the result.
+    without_effect: ClassVar[frozenset[str]] = for_one_command | {
+        "output_dir", "debug", "report_to", "dataloader_num_workers", "cache_dir", "cache_frozen", "save_steps",
+        "save_total_limit",
+    }  # fmt: skip
 
     # Model
     model_name_or_path: str = setting(help="Pretrained model: a Hub id, a local folder, or sample:NAME.")
@@ -195,6 +187,12 @@ class RunConfig:
         self.require("encoding", "the name of an encoding, such as utf-8 or latin-1", _is_encoding(self.encoding))
         self._check_what_may_be_left_out()
         self._check_what_serves_the_strategy()
+        if self.no_resume and self.resume_from_checkpoint is not None:
+            raise mistake(
+                expected="a run that goes on, or one that begins anew",
+                found="both --resume_from_checkpoint and --no_resume",
+                do="leave one of them out",
+            )
         if self.bf16 and self.fp16:
             raise mistake(
                 expected="one kind of mixed precision",
@@ -239,11 +237,12 @@ class RunConfig:
     def save(self, path: Path) -> None:
         """Write the settings as a YAML file that `--config` takes back.
 
-        The leave to replace an earlier run is for one command: whoever takes the file up must give it anew.
+        What becomes of an earlier run is for one command: whoever takes the file up must say it anew.
         """
-        left_out = ("overwrite_output_dir",)
         written = {
-            key: value for key, value in self.resolved().items() if value not in (None, []) and key not in left_out
+            key: value
+            for key, value in self.resolved().items()
+            if value not in (None, []) and key not in self.for_one_command
         }
         path.write_text(yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

@@ -134,6 +134,8 @@ RANGES = [
     ("per_device_eval_batch_size", COUNT, ["1"], ["0"]),
     ("gradient_accumulation_steps", COUNT, ["1"], ["0"]),
     ("trainable_layers", COUNT, ["1"], ["0"]),
+    ("save_total_limit", "a whole number of at least 2", ["2"], ["1", "0", "-1"]),
+    ("save_steps", "at least 0", ["0"], ["-1"]),
     ("early_stopping_patience", WHOLE, ["0"], ["-1"]),
     ("verify_samples", WHOLE, ["0"], ["-1"]),
     ("seed", SEED, ["0", "4294967295"], ["-1", "4294967296"]),

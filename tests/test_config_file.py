@@ -195,6 +195,7 @@ BOUNDS: dict[str, Any] = {
     "encoding": st.sampled_from(["utf-8", "latin-1"]),
     "max_seq_length": st.none() | st.integers(3, 2**20),
     **dict.fromkeys(("model_name_or_path", "dataset_name", "output_dir"), NAMES.filter(str.strip)),
+    "save_total_limit": st.integers(2, 2**20),
     "feature_layers": st.lists(st.integers(1, 99), max_size=3),
     "report_to": st.lists(NAMES.filter(lambda name: not name.startswith("-")), min_size=1, max_size=3),
 }
@@ -217,6 +218,7 @@ def drawn_settings(recipe: type[RunConfig]) -> st.SearchStrategy[RunConfig]:
     def sound(values: dict[str, Any]) -> RunConfig:
         values["fp16"] = values["fp16"] and not values["bf16"]
         values |= {"merge_adapter": True, "evaluate_only": False}
+        values["no_resume"] = values["no_resume"] and values["resume_from_checkpoint"] is None
         for name, strategies in SERVES.items():
             if values["strategy"] not in strategies:
                 del values[name]
@@ -237,14 +239,20 @@ def test_settings_that_are_saved_are_read_back_equal(
     path = tmp_path_factory.mktemp("saved") / "config.yaml"
     config.save(path)
     # Leave to replace an earlier run is for one command, and is not saved.
-    expected = dataclasses.replace(config, overwrite_output_dir=False)
+    anew: dict[str, Any] = {
+        "overwrite_output_dir": False,
+        "no_resume": False,
+        "resume_from_checkpoint": None,
+        "allow_mismatch": False,
+    }
+    expected = dataclasses.replace(config, **anew)
     assert load(type(config), path) == expected
 
 
 def test_leave_to_replace_an_earlier_run_is_not_passed_on_with_the_file(tmp_path: Path) -> None:
     """`--config OUT/config.yaml --output_dir OTHER` must not replace what is in OTHER.
 
-    Mutation: hf_transfer/config.py: "left_out = ("overwrite_output_dir",)" -> "left_out = ()"
+    Mutation: hf_transfer/config.py: "and key not in self.for_one_command" -> ""
     """
     settings("--overwrite_output_dir").save(tmp_path / "c.yaml")
     assert load(VisionConfig, tmp_path / "c.yaml").overwrite_output_dir is False

@@ -64,36 +64,34 @@ def fit(
     frozen = FrozenPrefix(model, groups, loaders, config, accelerator, resuming.decisions)
     result, best = Fit(model, notes=frozen.notes), BestCheckpoints(config.soup_size)
     course = Course(Position(), result, steps, frozen, best, changing)
-    taken = resuming.take_up(course)
+    resuming.take_up(course)
 
     for number, stage in enumerate(stages):
         # A distributed wrapper averages only gradients that were open when it was built: a stage prepares anew.
         set_trainable(model, groups, stage.trainable)
         learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        course.result.trainable = max(course.result.trainable, learning)
+        result.trainable = max(result.trainable, learning)
         solved = stage.solved and last_layer(model, groups[-1])
         if number < course.position.stage:
-            if not solved:
-                steps.pass_by(stage)
+            steps.pass_by(stage)
             continue
         if solved:
             probe_layers(model, groups, loaders, accelerator, config, frozen.say)
             _judge(course, solve_head(model, solved, loaders, accelerator, config, frozen.say), config, accelerator)
         else:
             with frozen.skipped(stage) as batches:
-                learner = steps.prepare(stage, accelerator, taken.files if taken else None, course.position)
+                learner = steps.prepare(stage, accelerator, resuming.files, course.position)
                 resuming.restore_random_numbers()
-                taken = None
                 run_stage(learner, stage, batches, course, resuming, config, accelerator)
                 _end_stage(accelerator, learner.model, model)
         course.position.next_stage()
         resuming.save_if_due(course)
     resuming.wait()
-    course.result.frozen_seconds += frozen.seconds
-    course.result.soup = _take_best(model, course.best, loaders, config, accelerator)
+    result.frozen_seconds += frozen.seconds
+    result.soup = _take_best(model, best, loaders, config, accelerator)
     # Every module has its own class again: the model can be pickled, and goes on as any other.
     set_trainable(model, groups, frozenset(name for name, _ in model.named_parameters()))
-    return course.result
+    return result
 
 
 def run_stage(

@@ -90,8 +90,13 @@ class Resuming:
         """Where decisions are remembered; None if nothing is to be written."""
         return None if self._config.save_steps == 0 else self.checkpoints
 
-    def take_up(self, course: Course) -> Taken | None:
-        """Move a run to where its newest checkpoint has it, with its weights; None if there is none.
+    @property
+    def files(self) -> dict[str, Tensors] | None:
+        """Tensors of the checkpoint that was taken up, until the run has gone on from it."""
+        return None if self._taken is None else self._taken.files
+
+    def take_up(self, course: Course) -> None:
+        """Move a run to where its newest checkpoint has it, with its weights, if there is one.
 
         The optimizer and the random numbers follow when its stage begins.
 
@@ -100,7 +105,7 @@ class Resuming:
         """
         taken = self._shared(self._read() if self._accelerator.is_main_process else None)
         if taken is None:
-            return None
+            return
         state, own = taken.state, taken.state["ranks"][self._accelerator.process_index]
         vars(course.position).update({**state["position"], "loss": own["loss"], "seen": own["seen"]})
         vars(course.result).update(copy.deepcopy(state["fit"]))
@@ -111,7 +116,6 @@ class Resuming:
         self._model.load_state_dict(taken.files["model"], strict=False)
         self._taken = taken
         self._accelerator.print(f"Going on after {course.position.steps:,} steps, in epoch {course.result.epochs + 1}.")
-        return taken
 
     def restore_random_numbers(self) -> None:
         """Let dropout go on as if the run had not been interrupted; the last thing before a step."""

@@ -58,8 +58,7 @@ class Steps:
         self.mixing = _mixing(config, _classes(model, groups))
         self._model, self._groups, self._config = model, groups, config
         self._steps_per_epoch = math.ceil(len(loaders.train) / config.gradient_accumulation_steps)
-        by_steps = [stage for stage in stages if not (stage.solved and last_layer(model, groups[-1]))]
-        self._total = self._steps_per_epoch * sum(stage.epochs for stage in by_steps)
+        self._total = sum(self._steps_of(stage) for stage in stages)
         self._done = 0
         self._start: StartingPoint | None = None
         self._average: ExponentialMovingAverage | None = None
@@ -67,7 +66,11 @@ class Steps:
 
     def pass_by(self, stage: Stage) -> None:
         """Leave a stage behind that an earlier process has trained."""
-        self._done += self._steps_per_epoch * stage.epochs
+        self._done += self._steps_of(stage)
+
+    def _steps_of(self, stage: Stage) -> int:
+        solved = stage.solved and last_layer(self._model, self._groups[-1])
+        return 0 if solved else self._steps_per_epoch * stage.epochs
 
     def prepare(
         self, stage: Stage, accelerator: Accelerator, saved: Files | None = None, position: Position | None = None

@@ -1,7 +1,9 @@
 """Every test has an accelerator of its own: its state is shared by the whole process."""
 
 import gc
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
@@ -29,3 +31,18 @@ def quick_collections() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"A small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    # Later: what was read is still mapped into memory.
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -81,7 +81,7 @@ def test_the_best_epoch_of_an_early_stage_comes_back_whole(
     def scripted(cache_frozen: str) -> tuple[Fit, dict[str, Tensor]]:
         moments: list[dict[str, Tensor]] = []
 
-        def predict(model: nn.Module, loaders: Loaders, *_: Any) -> Any:
+        def predict(model: nn.Module, loaders: Loaders, *_: Any, **__: Any) -> Any:
             epoch = min(len(moments), 2)
             moments.append(state(model))
             row = {metric: column[epoch] for metric, column in WORSE.items()}

@@ -68,7 +68,7 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
     found: list[Weights] = []
     original = predict_split
 
-    def predict(model: nn.Module, *arguments: Any) -> Any:
+    def predict(model: nn.Module, *arguments: Any, **more: Any) -> Any:
         found.append(state(model))
         return original(model, *arguments)
 
@@ -345,10 +345,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
     accuracies = iter([0.5, 0.4, 0.3, 0.2, 0.1, 0.9])
     found: list[Weights] = []
 
-    def predict(model: nn.Module, *_: Any) -> Any:
+    def predict(model: nn.Module, *_: Any, **__: Any) -> Any:
         found.append(state(model))
-        metrics = {"accuracy": next(accuracies), "f1_macro": 0.5, "loss": 1.0}
-        return SimpleNamespace(metrics=lambda: metrics)
+        return SimpleNamespace(metrics=lambda: {"accuracy": next(accuracies), "f1_macro": 0.5, "loss": 1.0})
 
     monkeypatch.setattr(loop, "predict_split", predict)
     return found

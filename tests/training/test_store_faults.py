@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,21 +86,6 @@ def test_processes_that_write_at_once_leave_a_sound_store(tmp_path: Path) -> Non
     assert all(store.sound(number) for number in range(5))
     given.agrees(store, range(30))
     assert temporary_files(store) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of a megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"A small disk cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    # Later: what was read is still mapped into memory.
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_is_an_error_that_says_how_much_is_needed(small_disk: Path) -> None:

@@ -105,6 +105,7 @@ def settings(**more: Any) -> VisionConfig:
         "num_train_epochs": 2,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-3,
+        "save_steps": 0,
         "cache_frozen": "off",
     }
     return VisionConfig(model_name_or_path="m", dataset_name="d", **{"output_dir": "o", **chosen, **more})

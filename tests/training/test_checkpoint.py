@@ -1,0 +1,272 @@
+"""Checkpoints on disk: whole or absent, whatever happens while they are written, and never believed when damaged."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_transfer.config import UserError
+from hf_transfer.training.checkpoint import MANIFEST, STATE, BrokenCheckpointError, Checkpoints, Saved
+from tests.training.killed_children import killed_in_operation
+
+FILES = ("model.safetensors", "optimizer.safetensors", STATE, MANIFEST)
+
+
+def content(step: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors that tell the step they belong to."""
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "model": {"weight": torch.randn(100, generator=generator), "count": torch.tensor(step)},
+        "optimizer": {"exp_avg.weight": torch.randn(100, generator=generator)},
+        "average": {},
+    }
+
+
+def save(folder: Path, *steps: int, keep: int = 2) -> Checkpoints:
+    checkpoints = Checkpoints(folder, keep)
+    for step in steps:
+        checkpoints.save(step, content(step), {"note": f"step {step}"})
+    return checkpoints
+
+
+def agrees(saved: Saved | None, step: int) -> None:
+    assert saved is not None
+    assert saved.step == step
+    assert saved.state == {"note": f"step {step}"}
+    for name, tensors in content(step).items():
+        found = saved.tensors(name)
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[key], value) for key, value in tensors.items())
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_newest_checkpoint_comes_back_and_the_oldest_go(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/checkpoint.py: "self.own()[: -self.keep]" -> "self.own()[: 0]"
+    Mutation: hf_transfer/training/checkpoint.py: "for folder in reversed(self.own()):" -> "for folder in self.own():"
+    """
+    checkpoints = save(tmp_path / "c", 2, 10, 100, 30)
+    assert names(tmp_path / "c") == ["checkpoint-00000030", "checkpoint-00000100", "run.json"]
+    agrees(checkpoints.newest()[0], 100)
+    agrees(Checkpoints(tmp_path / "c").newest()[0], 100)
+    assert names(save(tmp_path / "d", 1, 2, 3, 4, keep=3).folder)[:3] == [f"checkpoint-0000000{n}" for n in (2, 3, 4)]
+
+
+def test_a_folder_without_checkpoints_has_none_and_is_left_alone(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "new").newest() == (None, [])
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_same_step_is_not_written_twice(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/checkpoint.py: "if self._is_own(final):" -> "if False:" """
+    checkpoints = save(tmp_path, 5)
+    before = (tmp_path / "checkpoint-00000005" / STATE).stat().st_ino
+    checkpoints.save(5, content(6), {"note": "step 6"})
+    agrees(checkpoints.newest()[0], 5)
+    assert (tmp_path / "checkpoint-00000005" / STATE).stat().st_ino == before
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path: Path) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) * 2 // 3] ^= 1
+    path.write_bytes(bytes(whole))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [missing, empty, half, flipped])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path: Path, name: str, damage: Any) -> None:
+    """Mutation: hf_transfer/training/checkpoint.py: "if _sha256(path) != noted" -> "if not noted"
+    Mutation: hf_transfer/training/checkpoint.py: "if not path.is_file():" -> "if False:"
+    Mutation: hf_transfer/training/checkpoint.py: "whole = manifest == _signed(" -> "whole = manifest and _signed("
+    """
+    checkpoints = save(tmp_path, 1, 2)
+    broken = tmp_path / "checkpoint-00000002"
+    damage(broken / name)
+    with pytest.raises(BrokenCheckpointError, match=name):
+        checkpoints.read(broken)
+    found, (note,) = checkpoints.newest()
+    agrees(found, 1)
+    assert note.startswith(f"Checkpoint checkpoint-00000002 is damaged ({name}")
+    (aside,) = tmp_path.glob("broken-*")
+    assert note.endswith(f"set aside as {aside.name}.")
+    # It is out of the way of the step when that is reached again.
+    checkpoints.save(2, content(2), {"note": "step 2"})
+    agrees(checkpoints.newest()[0], 2)
+
+
+def test_where_all_are_damaged_there_is_none(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 1, 2)
+    for step in (1, 2):
+        half(tmp_path / f"checkpoint-0000000{step}" / "model.safetensors")
+    found, notes = checkpoints.newest()
+    assert found is None
+    assert [note.split()[1] for note in notes] == ["checkpoint-00000002", "checkpoint-00000001"]
+
+
+def test_steps_tell_which_is_newest_and_no_clock(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/checkpoint.py: "key=_step_of)" -> "key=lambda path: path.stat().st_mtime)" """
+    checkpoints = save(tmp_path, 8, 9)
+    os.utime(tmp_path / "checkpoint-00000009", (0, 0))
+    agrees(checkpoints.newest()[0], 9)
+    checkpoints.save(10, content(10), {"note": "step 10"})
+    assert names(tmp_path) == ["checkpoint-00000009", "checkpoint-00000010", "run.json"]
+
+
+def test_a_checkpoint_of_another_run_is_not_ours(tmp_path: Path) -> None:
+    """Neither taken nor counted nor in the way.
+
+    Mutation: hf_transfer/training/checkpoint.py: "["run"] == self.run" -> "["run"]"
+    """
+    save(tmp_path / "other", 3, 9999)
+    ours = save(tmp_path / "ours", 1, 2)
+    for name in ("checkpoint-00000003", "checkpoint-00009999"):
+        shutil.copytree(tmp_path / "other" / name, tmp_path / "ours" / name)
+    agrees(ours.newest()[0], 2)
+    ours.save(3, content(3), {"note": "step 3"})
+    agrees(ours.newest()[0], 3)
+    assert "checkpoint-00009999" in names(ours.folder)
+
+
+def test_a_run_that_begins_anew_has_none_of_the_old_ones(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 1, 2)
+    checkpoints.begin()
+    assert checkpoints.newest() == (None, [])
+    assert Checkpoints(tmp_path).newest() == (None, [])
+
+
+def test_a_folder_that_was_renamed_is_not_believed(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/checkpoint.py: "_step_of(folder) not in (-1, manifest["step"])" -> "False" """
+    checkpoints = save(tmp_path, 1, 2)
+    (tmp_path / "checkpoint-00000002").rename(tmp_path / "checkpoint-00000077")
+    found, notes = checkpoints.newest()
+    agrees(found, 1)
+    assert "checkpoint-00000077" in notes[0]
+
+
+def test_a_checkpoint_of_another_version_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/training/checkpoint.py: "if manifest["format"] != FORMAT:" -> "if False:" """
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_transfer.training.checkpoint.FORMAT", 99)
+        save(tmp_path, 1)
+    with pytest.raises(BrokenCheckpointError, match="it has format 99, and this version reads 1"):
+        Checkpoints(tmp_path).read(tmp_path / "checkpoint-00000001")
+
+
+def test_a_manifest_does_not_lead_out_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/training/checkpoint.py: "if not whole or not plain or" -> "if not whole or" """
+    (tmp_path / "secret").write_text("s")
+    inside = {"secret": {"bytes": 1, "sha256": "0"}}
+    original = Checkpoints._manifest
+
+    def hostile(self: Checkpoints, step: int, folder: Path) -> dict[str, Any]:
+        manifest = original(self, step, folder)
+        files = {f"../../{name}": noted for name, noted in inside.items()} | manifest["files"]
+        from hf_transfer.training.checkpoint import _signed
+
+        return _signed({**{key: manifest[key] for key in ("format", "run", "step")}, "files": files})
+
+    monkeypatch.setattr(Checkpoints, "_manifest", hostile)
+    save(tmp_path / "c", 1)
+    with pytest.raises(BrokenCheckpointError, match=f"{MANIFEST} has other content than was written"):
+        Checkpoints(tmp_path / "c").read(tmp_path / "c" / "checkpoint-00000001")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"run": 7}', '"x"'])
+def test_damaged_notes_of_a_run_make_it_a_new_one(tmp_path: Path, text: str) -> None:
+    checkpoints = save(tmp_path, 1)
+    (tmp_path / "run.json").write_text(text)
+    assert Checkpoints(tmp_path).run != checkpoints.run
+    assert Checkpoints(tmp_path).newest()[0] is None
+
+
+def test_decisions_are_remembered_beside_each_other(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/checkpoint.py: "{**self.remembered(), name: value}" -> "{name: value}" """
+    checkpoints = Checkpoints(tmp_path)
+    run = checkpoints.run
+    checkpoints.remember("store", True)
+    checkpoints.remember("batch", 8)
+    assert Checkpoints(tmp_path).remembered() == {"run": run, "store": True, "batch": 8}
+
+
+def third_save(folder: Path) -> None:
+    """A save that is followed by a rotation."""
+    Checkpoints(folder).save(3, content(3), {"note": "step 3"})
+
+
+def test_a_kill_at_any_operation_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Enumerated, not drawn: before every opening, renaming and deleting of a save with a rotation, and in the middle
+    of every file of tensors.
+
+    Mutation: hf_transfer/training/checkpoint.py: "self.folder / f".partial-" -> "self.folder / f"checkpoint-"
+    Mutation: hf_transfer/training/checkpoint.py: "        folder.rename(aside)" -> "        aside = folder"
+    """
+    save(tmp_path / "before", 1, 2)
+    killed = 0
+    for operation in range(1, 200):
+        folder = tmp_path / f"at-{operation}"
+        shutil.copytree(tmp_path / "before", folder)
+        code = killed_in_operation(operation, folder, lambda folder=folder: third_save(folder))  # type: ignore[misc]
+        checkpoints = Checkpoints(folder)
+        found, notes = checkpoints.newest()
+        assert notes == [], f"killed at operation {operation}"
+        assert found is not None
+        agrees(found, found.step)
+        assert found.step in (2, 3)
+        assert len(checkpoints.own()) >= 2
+        checkpoints.sweep()
+        assert all(name.startswith(("checkpoint-", "run.json")) for name in names(folder))
+        third_save(folder)
+        agrees(checkpoints.newest()[0], 3)
+        if code == 0:
+            break
+        assert code == -9
+        killed += 1
+    assert code == 0, "not all operations were reached"
+    assert killed >= 15
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints(small_disk: Path) -> None:
+    """Mutation: hf_transfer/training/checkpoint.py: "shutil.rmtree(partial, ignore_errors=True)" -> "pass" """
+    checkpoints = save(small_disk / "c", 1, 2)
+    large = {"model": {"weight": torch.zeros(300_000)}}
+    with pytest.raises(UserError) as caught:
+        checkpoints.save(3, large, {})
+    expected, found, do = str(caught.value).splitlines()
+    assert expected == f"Expected: room for a checkpoint of 1.2 MB in {small_disk / 'c'}"
+    assert "No space left on device" in found
+    assert found.endswith("MB are free")
+    assert "--save_steps 0" in do
+    agrees(checkpoints.newest()[0], 2)
+    assert names(small_disk / "c") == ["checkpoint-00000001", "checkpoint-00000002", "run.json"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"(?s)room for a checkpoint.*Not a directory"):
+        save(tmp_path / "file" / "c", 1)
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    """Only tensors and JSON: reading a checkpoint cannot run anything."""
+    (folder,) = save(tmp_path, 1).own()
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
+    for path in folder.glob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"))
