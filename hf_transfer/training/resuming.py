@@ -108,7 +108,9 @@ class Resuming:
             return
         state, own = taken.state, taken.state["ranks"][self._accelerator.process_index]
         vars(course.position).update({**state["position"], "loss": own["loss"], "seen": own["seen"]})
-        vars(course.result).update(copy.deepcopy(state["fit"]))
+        # What is said of frozen layers from now on comes after what was said then.
+        course.result.notes[:] = state["fit"]["notes"]
+        vars(course.result).update(copy.deepcopy(state["fit"]) | {"notes": course.result.notes})
         course.result.resumed.append(course.position.steps)
         course.result.earlier_seconds = state["elapsed"]
         for number, kept in enumerate(state["best"]):
@@ -212,7 +214,7 @@ class Resuming:
         return {
             "settings": {name: value for name, value in settings if name not in self._config.without_effect},
             "data": {split: self._loaders.fingerprint(split, None) for split in ("train", "validation")},
-            "frozen weights": own.pop("weights"),
+            "frozen weights": [own.pop("weights"), own.pop("settings")],
             "processes": self._accelerator.num_processes,
             "threads": torch.get_num_threads(),
             **own,

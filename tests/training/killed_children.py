@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -18,7 +19,11 @@ forks = multiprocessing.get_context("fork")
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
 
-def die() -> NoReturn:
+def die(*, written: bool = False) -> NoReturn:
+    """End as after a loss of power; if asked for, not before a checkpoint has been written that is on its way."""
+    for thread in threading.enumerate() if written else ():
+        if thread.name == "checkpoint":
+            thread.join()
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("still alive")
 
@@ -39,15 +44,21 @@ def exit_code(work: Callable[[], object]) -> int:
     return child.exitcode
 
 
-def killed_in_step(step: int, work: Callable[[], object], number: int = signal.SIGKILL) -> int:
-    """The same; in its step of this number, counted from 1, the child gets a signal before weights move."""
+def killed_in_step(step: int, work: Callable[[], object], *, written: bool = True) -> int:
+    """The same; the child is killed in its step of this number, counted from 1, before weights move.
+
+    Args:
+        step: which.
+        work: what the child does.
+        written: let a checkpoint first be written that is on its way to the disk.
+    """
 
     def watched() -> None:
         take_step, steps = torch.optim.AdamW.step, count(1)
 
         def step_or_die(self: Any, *arguments: Any, **more: Any) -> Any:
             if next(steps) == step:
-                os.kill(os.getpid(), number)
+                die(written=written)
             return take_step(self, *arguments, **more)
 
         torch.optim.AdamW.step = step_or_die  # type: ignore[method-assign]
@@ -84,7 +95,7 @@ def killed_in_operation(operation: int, folder: Path, work: Callable[[], object]
                 die()
             save_file(tensors, path)
 
-        safetensors.torch.save_file = save_or_die
+        safetensors.torch.save_file = save_or_die  # type: ignore[assignment]
         sys.addaudithook(hook)
         work()
 

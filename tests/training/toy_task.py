@@ -85,7 +85,7 @@ def loaders_of(accelerator: Accelerator, train: Rows, validation: Rows, batch_si
     sampler = EpochSampler(len(train), seed)
 
     def loader(rows: Rows, order: EpochSampler | None) -> Any:
-        batches = DataLoader(rows, batch_size=batch_size, sampler=order)
+        batches = DataLoader(rows, batch_size=batch_size, sampler=order, generator=torch.Generator())
         return accelerator.prepare_data_loader(batches, device_placement=False)
 
     held_out = loader(validation, None)

@@ -1,0 +1,39 @@
+"""Run by torchrun: one of the resumed cases; in a step of its own choice, one process is killed.
+
+Arguments: the case, the output folder, the number of the process, the step (0: no kill).
+"""
+
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_transfer.config import RunConfig
+from hf_transfer.parsing import run
+from tests.training.killed_children import die
+from tests.training.resumed_runs import CASES
+
+
+def main(name: str, out: Path, process: int, step: int) -> None:
+    """Train, or die."""
+    take_step, steps = torch.optim.AdamW.step, count(1)
+
+    def step_or_die(self: Any, *arguments: Any, **more: Any) -> Any:
+        if next(steps) == step and torch.distributed.get_rank() == process:
+            die(written=True)
+        return take_step(self, *arguments, **more)
+
+    torch.optim.AdamW.step = step_or_die  # type: ignore[method-assign]
+
+    def work(_: RunConfig) -> None:
+        CASES[name].run(out)
+
+    case = CASES[name].config(out)
+    flags = [f"--{key}={getattr(case, key)}" for key in ("model_name_or_path", "dataset_name", "output_dir")]
+    run(work, type(case), flags)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

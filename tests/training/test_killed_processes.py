@@ -1,0 +1,54 @@
+"""Two processes, one of which is killed: both end at once, and the same command goes on to the same weights."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from hf_transfer.training.checkpoint import Checkpoints
+from tests.training.resumed_runs import weights
+from tests.training.test_two_processes import torchrun
+
+SCRIPT = str(Path(__file__).with_name("killed_run.py"))
+
+
+@pytest.mark.parametrize("case", ["full", "gradual"])
+def test_a_killed_process_ends_all_and_the_run_goes_on_exactly(case: str, tmp_path: Path) -> None:
+    """First the one that does not write dies, then the one that does.
+
+    Mutation: hf_transfer/training/resuming.py: "own["seen"]})" -> "own["seen"], "batches": 0})"
+    """
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for out in (whole, killed):
+        out.mkdir()
+    assert torchrun(SCRIPT, case, str(whole), "0", "0").returncode == 0
+    reached = 0
+    for process in (1, 0):
+        started = time.perf_counter()
+        ended = torchrun(SCRIPT, case, str(killed), str(process), "4")
+        assert ended.returncode == 1
+        assert time.perf_counter() - started < 60
+        # torchrun names the process that ended first, and how.
+        cause = ended.stderr[ended.stderr.index("Root Cause") :]
+        assert re.search(rf"rank\s+: {process} ", cause)
+        assert "exitcode  : -9" in cause
+        newest, notes = Checkpoints(killed / "checkpoints").newest()
+        assert newest is not None
+        assert newest.step > reached
+        assert notes == []
+        reached = newest.step
+    assert torchrun(SCRIPT, case, str(killed), "0", "0").returncode == 0
+    assert weights(killed) == weights(whole)
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    """Each would have seen other samples.
+
+    Mutation: hf_transfer/training/resuming.py: ""processes": self._accelerator.num_processes" -> ""processes": 0"
+    """
+    from tests.training.resumed_runs import CASES, failure
+
+    assert torchrun(SCRIPT, "full", str(tmp_path), "1", "4").returncode == 1
+    words = failure(lambda: CASES["full"].run(tmp_path, allow_mismatch=True))
+    assert "another (there -> here): processes: 2 -> 1" in words

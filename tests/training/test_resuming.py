@@ -1,0 +1,315 @@
+"""A run that was interrupted goes on to the same weights, to the bit, or says why it will not."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from hf_transfer.config import UserError
+from hf_transfer.interruption import Interrupted
+from hf_transfer.training import guard, loop
+from hf_transfer.training.checkpoint import STATE, Checkpoints
+from hf_transfer.training.frozen import FrozenPrefix
+from hf_transfer.training.predictions import predict_split
+from tests.training.killed_children import exit_code
+from tests.training.resumed_runs import CASES, STEPS, killed, weights, whole
+from tests.training.toy_task import Rows
+
+pytestmark = pytest.mark.usefixtures("quick_collections")
+FULL = CASES["full"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
+    """The final weights of a case, by name; each is run once."""
+    found: dict[str, bytes] = {}
+
+    def of(name: str) -> bytes:
+        if name not in found:
+            out = tmp_path_factory.mktemp(name)
+            assert whole(CASES[name], out, save_steps=0) == 0
+            found[name] = weights(out)
+        return found[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_run_that_is_killed_twice_ends_with_the_same_weights(
+    name: str, tmp_path: Path, uninterrupted: Callable[[str], bytes]
+) -> None:
+    """In the middle of both epochs.
+
+    Mutation: hf_transfer/training/resuming.py: "torch.set_rng_state(random_numbers[" -> "str(random_numbers["
+    Mutation: hf_transfer/training/steps.py: "self._optimizer.state[parameter][key] =" -> "_ ="
+    Mutation: hf_transfer/training/loop.py: "if taken == 0 else skip_first_batches(loaders.train, taken)" -> ""
+    Mutation: hf_transfer/training/steps.py: "self._average.load_state_dict(saved["average"])" -> "pass"
+    Mutation: hf_transfer/training/steps.py: "self._start.load_state_dict(saved["start"])" -> "pass"
+    Mutation: hf_transfer/training/steps.py: "done = position.schedule if" -> "done = self._done if"
+    """
+    case = CASES[name]
+    assert killed(case, tmp_path, 4) == -9
+    assert not (tmp_path / "weights.safetensors").exists()
+    assert killed(case, tmp_path, 4) == -9
+    assert whole(case, tmp_path) == 0
+    assert weights(tmp_path) == uninterrupted(name)
+
+
+@hypothesis_settings(
+    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    name=st.sampled_from(list(CASES)),
+    every=st.integers(1, 5),
+    kills=st.lists(st.integers(1, STEPS), min_size=1, max_size=3),
+)
+def test_a_run_can_be_killed_anywhere_and_any_number_of_times(
+    name: str, every: int, kills: list[int], tmp_path_factory: pytest.TempPathFactory,
+    uninterrupted: Callable[[str], bytes],
+) -> None:  # fmt: skip
+    """And never loses more than the steps between two checkpoints."""
+    out = tmp_path_factory.mktemp("killed")
+    reached = 0
+    for step in kills:
+        code = killed(CASES[name], out, step, written=False, save_steps=every)
+        newest, notes = Checkpoints(out / "checkpoints").newest()
+        assert notes == []
+        kept = newest.step if newest else 0
+        if code == 0:
+            break
+        # The last one may still have been on its way to the disk.
+        assert kept >= reached + step - 1 - 2 * every
+        reached = kept
+    assert whole(CASES[name], out, save_steps=every) == 0
+    assert weights(out) == uninterrupted(name)
+    shutil.rmtree(out)
+
+
+def test_history_and_notes_go_on(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/resuming.py: "vars(course.result).update(" -> "str(" """
+    (tmp_path / "whole").mkdir()
+    expected = FULL.run(tmp_path / "whole", save_steps=0)
+    out = tmp_path / "out"
+    out.mkdir()
+    assert killed(FULL, out, 9) == -9
+    result = FULL.run(out)
+    assert result.resumed == [8]
+    assert (result.best_epoch, result.soup, result.trainable) == (
+        expected.best_epoch, expected.soup, expected.trainable,
+    )  # fmt: skip
+    timed = {"seconds", "samples_per_second"}
+    for row, other in zip(result.history, expected.history, strict=True):
+        assert {key: value for key, value in row.items() if key not in timed} == {
+            key: value for key, value in other.items() if key not in timed
+        }
+    assert result.earlier_seconds > 0
+
+
+def test_without_saving_nothing_is_written_and_nothing_taken_up(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/resuming.py: "if self._config.save_steps == 0 and not" -> "if False and not" """
+    assert killed(FULL, tmp_path, 9) == -9
+    shutil.copytree(tmp_path / "checkpoints", tmp_path / "before")
+    assert FULL.run(tmp_path, save_steps=0).resumed == []
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted(
+        path.name for path in (tmp_path / "before").iterdir()
+    )
+
+
+def test_by_default_a_checkpoint_is_due_after_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none before.
+
+    Mutation: hf_transfer/training/resuming.py: "SECONDS_BETWEEN = 60.0" -> "SECONDS_BETWEEN = 0.0"
+    """
+    FULL.run(tmp_path, save_steps=None)
+    assert Checkpoints(tmp_path / "checkpoints").own() == []
+    monkeypatch.setattr("hf_transfer.training.resuming.SECONDS_BETWEEN", 0.0)
+    FULL.run(tmp_path, save_steps=None)
+    assert Checkpoints(tmp_path / "checkpoints").own() != []
+
+
+def test_a_checkpoint_that_is_named_is_taken(tmp_path: Path, uninterrupted: Callable[[str], bytes]) -> None:
+    """Also from another folder; what that folder has is not touched.
+
+    Mutation: hf_transfer/training/resuming.py: "            self.checkpoints.begin()" -> "            pass"
+    """
+    (tmp_path / "a").mkdir()
+    assert killed(FULL, tmp_path / "a", 9) == -9
+    earlier = tmp_path / "a" / "checkpoints" / "checkpoint-00000006"
+    (tmp_path / "b").mkdir()
+    assert FULL.run(tmp_path / "b", resume_from_checkpoint=str(earlier)).resumed == [6]
+    assert weights(tmp_path / "b") == uninterrupted("full")
+    # In its own folder, the later ones are not taken for those of the run that went back.
+    assert FULL.run(tmp_path / "a", resume_from_checkpoint=str(earlier)).resumed == [6]
+    assert weights(tmp_path / "a") == uninterrupted("full")
+
+
+def test_a_checkpoint_that_is_named_and_damaged_is_refused(tmp_path: Path) -> None:
+    assert killed(FULL, tmp_path, 9) == -9
+    broken = tmp_path / "checkpoints" / "checkpoint-00000008"
+    (broken / STATE).write_text("{}")
+    with pytest.raises(UserError) as caught:
+        FULL.run(tmp_path, resume_from_checkpoint=str(broken))
+    expected, found, do = str(caught.value).splitlines()
+    assert expected == f"Expected: a whole checkpoint in --resume_from_checkpoint {broken}"
+    assert found.startswith(f"Found:    {STATE} has 2 bytes instead of ")
+    assert "the newest whole one in --output_dir is taken" in do
+    assert broken.is_dir()
+
+
+def test_the_one_before_a_damaged_checkpoint_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], uninterrupted: Callable[[str], bytes]
+) -> None:
+    assert killed(FULL, tmp_path, 9) == -9
+    path = tmp_path / "checkpoints" / "checkpoint-00000008" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert FULL.run(tmp_path).resumed == [6]
+    assert "Checkpoint checkpoint-00000008 is damaged (model.safetensors has " in capsys.readouterr().out
+    assert weights(tmp_path) == uninterrupted("full")
+
+
+def refused(tmp_path: Path, **more: Any) -> list[str]:
+    """The words that a run ends with which is another than that of the checkpoint."""
+    with pytest.raises(UserError) as caught:
+        FULL.run(tmp_path, **more)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_a_checkpoint_of_other_settings_or_data_is_refused(tmp_path: Path, allow: bool) -> None:
+    """Also if harmless differences are allowed.
+
+    Mutation: hf_transfer/training/resuming.py: "self._config.allow_mismatch and not binding" -> "self._config.allow_mismatch"
+    """  # noqa: E501
+    assert killed(FULL, tmp_path, 9) == -9
+    folder = tmp_path / "checkpoints" / "checkpoint-00000008"
+    expected, found, do = refused(tmp_path, allow_mismatch=allow, learning_rate=0.5, weight_decay=0.0)
+    assert expected == f"Expected: the run that {folder} was saved in"
+    assert found == "Found:    another (there -> here): learning_rate: 0.001 -> 0.5; weight_decay: 0.05 -> 0.0"
+    assert do == "Do this:  go on as it began, or begin anew with --no_resume"
+    assert refused(tmp_path, allow_mismatch=allow, rows=Rows(24, seed=5))[1].endswith("(there -> here): other data")
+
+
+def test_a_checkpoint_of_other_frozen_weights_is_refused(tmp_path: Path) -> None:
+    """They are not in the checkpoint: a pretrained model that has changed under its name would go unnoticed."""
+    case = CASES["partial"]
+    assert killed(case, tmp_path, 9) == -9
+    with pytest.raises(UserError, match="other frozen weights"):
+        case.run(tmp_path, seed=1)
+    assert case.run(tmp_path).resumed == [8]
+
+
+def test_other_versions_or_threads_are_refused_unless_allowed(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/resuming.py: "if not differing or" -> "if" """
+    assert killed(FULL, tmp_path, 9) == -9
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        _, found, do = refused(tmp_path)
+        assert found == f"Found:    another (there -> here): threads: {threads} -> {threads + 1}"
+        assert do == "Do this:  go on as it began, or add --allow_mismatch: results may then differ in rounding"
+        assert FULL.run(tmp_path, allow_mismatch=True).resumed == [8]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_steers_speed_may_be_changed_on_the_way(tmp_path: Path, uninterrupted: Callable[[str], bytes]) -> None:
+    assert killed(FULL, tmp_path, 9) == -9
+    FULL.run(tmp_path, save_steps=5, save_total_limit=4, dataloader_num_workers=2)
+    assert weights(tmp_path) == uninterrupted("full")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_in_training_saves_at_the_next_step(
+    number: signal.Signals, tmp_path: Path, uninterrupted: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: hf_transfer/training/guard.py: "if self._asked or self._due:" -> "if self._due:" """
+    step, signals = torch.optim.AdamW.step, [number]
+
+    def ask(self: Any, *arguments: Any, **more: Any) -> Any:
+        if signals:
+            signal.raise_signal(signals.pop())
+        return step(self, *arguments, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", ask)
+    with pytest.raises(Interrupted) as caught:
+        FULL.run(tmp_path, save_steps=100)
+    # Noted in the first step, agreed upon and saved in the second.
+    assert caught.value.kept == f"{tmp_path / 'checkpoints' / 'checkpoint-00000002'} is kept"
+    assert caught.value.exit_code == (130 if number == signal.SIGINT else 143)
+    assert FULL.run(tmp_path).resumed == [2]
+    assert weights(tmp_path) == uninterrupted("full")
+
+
+def test_a_signal_in_evaluation_saves_the_epoch(
+    tmp_path: Path, uninterrupted: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is judged; with the weights that learn, and not those that are judged.
+
+    Mutation: hf_transfer/training/predictions.py: "        poll()" -> "        pass"
+    """
+    predict = predict_split
+
+    def asked(*arguments: Any, **more: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return predict(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "predict_split", asked)
+        with pytest.raises(Interrupted):
+            FULL.run(tmp_path, save_steps=100)
+    result = FULL.run(tmp_path)
+    assert result.resumed == [STEPS // 2]
+    assert len(result.history) == 2
+    assert weights(tmp_path) == uninterrupted("full")
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/interruption.py: "signal.signal(signal.SIGINT, signal.SIG_DFL)" -> "pass" """
+
+    def asked_twice() -> None:
+        def see(*_: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+        guard.Guard.see = see  # type: ignore[method-assign, assignment]
+        FULL.run(tmp_path, save_steps=100)
+
+    assert exit_code(asked_twice) == -signal.SIGINT
+    assert Checkpoints(tmp_path / "checkpoints").own() == []
+
+
+def test_decisions_about_the_store_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/training/frozen.py: "if (earlier := self._decisions" -> "if False and (earlier := self._decisions" """  # noqa: E501
+    case = replace(CASES["partial"], more={"cache_frozen": "auto"})
+    for verdict in (True, False):
+        out = tmp_path / str(verdict)
+        out.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(FrozenPrefix, "_verdict", lambda *_, verdict=verdict: (verdict, "measured"))
+            assert killed(case, out, 9) == -9
+            patch.setattr(FrozenPrefix, "_verdict", lambda *_, verdict=verdict: (not verdict, "measured anew"))
+            result = case.run(out)
+        said = "used for" if verdict else "not used for"
+        assert any(f"Frozen store: {said} " in note and "as when the run began" in note for note in result.notes)
+
+
+def test_the_state_of_a_checkpoint_is_plain(tmp_path: Path) -> None:
+    """People can read it, and what is not a tensor is in it."""
+    assert killed(FULL, tmp_path, 9) == -9
+    (_, folder) = Checkpoints(tmp_path / "checkpoints").own()
+    state = json.loads((folder / STATE).read_text())
+    assert state["position"]["steps"] == 8
+    assert state["position"]["batches"] == 2
+    assert state["run"]["settings"]["learning_rate"] == 0.001
+    assert {path.stem for path in folder.glob("*.safetensors")} == {
+        "model", "optimizer", "average", "start", "random", "best-0",
+    }  # fmt: skip
