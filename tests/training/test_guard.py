@@ -1,0 +1,108 @@
+"""Steps that must not be taken, and memory that is full: the run stops, and says what to look at."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_transfer.config import UserError
+from hf_transfer.training.guard import is_out_of_memory
+from tests.training.resumed_runs import CASES, killed
+from tests.training.toy_task import Rows
+
+FULL = CASES["full"]
+HOST_MEMORY = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+
+
+def words(out: Path, **more: Any) -> list[str]:
+    """The three lines that a run ends with."""
+    with pytest.raises(UserError) as caught:
+        FULL.run(out, **more)
+    return str(caught.value).splitlines()
+
+
+def test_the_sample_that_is_no_number_is_named(tmp_path: Path) -> None:
+    """And no other of its batch.
+
+    Mutation: hf_transfer/training/guard.py: "row for _, broken in batches for row in broken" -> "row for row in ()"
+    """
+    rows = Rows(24)
+    rows.pixels[17, 0, 3, 3] = float("nan")
+    expected, found, do = words(tmp_path, rows=rows)
+    assert expected == "Expected: a loss and a gradient that are numbers"
+    assert found.startswith("Found:    a loss of nan and a gradient of norm nan in step ")
+    assert "with the samples of training rows 17; the step was not taken" in found
+    assert do == "Do this:  look at these samples, lower --learning_rate, or leave out --fp16; then run it again"
+
+
+def test_the_checkpoint_to_return_to_is_named(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/resuming.py: "self.checkpoints.own()[-1:]" -> "[]" """
+    assert killed(FULL, tmp_path, 9) == -9
+    original = torch.optim.AdamW.step
+    kept = tmp_path / "checkpoints" / "checkpoint-00000008"
+
+    def poison(self: Any, *arguments: Any, **more: Any) -> Any:
+        value = original(self, *arguments, **more)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(float("nan"))
+        return value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", poison)
+        _, found, _ = words(tmp_path, save_steps=100)
+    assert "in step 10 (epoch 2, peak rate 1.0e-03)" in found
+    assert found.endswith(f"the step was not taken, {kept} is kept")
+
+
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+def test_a_gradient_that_is_no_number_stops_the_run_though_the_loss_is_one(
+    tmp_path: Path, max_grad_norm: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether gradients are clipped or not; the weights are as they were.
+
+    Mutation: hf_transfer/training/guard.py: "finite &= norm.isfinite()" -> "pass"
+    """
+    backward: Any = torch.Tensor.backward
+
+    def overflow(self: torch.Tensor, *arguments: Any, **more: Any) -> Any:
+        return backward(self * 1e30 * 1e30, *arguments, **more)
+
+    monkeypatch.setattr(torch.Tensor, "backward", overflow)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: pytest.fail("the step was taken"))
+    _, found, _ = words(tmp_path, max_grad_norm=max_grad_norm)
+    # The loss itself is one, and with no row to blame all four of the batch are named.
+    assert re.search(r"a loss of 1\.\d+ and a gradient of norm (nan|inf) in step 1 ", found)
+    assert re.search(r"training rows \d+, \d+, \d+, \d+; the step was not taken", found)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(HOST_MEMORY), MemoryError("m")]
+)
+def test_a_full_memory_is_said_in_words(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the batch size, and what to try.
+
+    Mutation: hf_transfer/training/guard.py: "{config.per_device_train_batch_size} in training" -> "some"
+    """
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(torch.Tensor, "backward", full)
+    expected, found, do = words(tmp_path)
+    assert expected == "Expected: memory for batches of 4 in training and of 64 in evaluation"
+    assert found == f"Found:    {error}; no checkpoint had been written"
+    assert "halve --per_device_train_batch_size and double --gradient_accumulation_steps" in do
+
+
+def test_any_other_error_is_not_taken_for_a_full_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/training/guard.py: "if not is_out_of_memory(error):" -> "if False:" """
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(torch.Tensor, "backward", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        FULL.run(tmp_path)
+    assert not is_out_of_memory(ValueError(HOST_MEMORY))
