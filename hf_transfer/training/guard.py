@@ -135,8 +135,8 @@ def memory_in_words(config: RunConfig, resuming: Resuming) -> Iterator[None]:
             expected=f"memory for batches of {config.per_device_train_batch_size} in training and of "
             f"{config.per_device_eval_batch_size} in evaluation",
             found=f"{str(error).splitlines()[0]}; {resuming.kept()}",
-            do="halve --per_device_train_batch_size and double --gradient_accumulation_steps, or let "
-            "--auto_batch_size find them; --gradient_checkpointing and --bf16 save memory, too",
+            do="halve --per_device_train_batch_size and double --gradient_accumulation_steps: a step sees as many "
+            "samples; --gradient_checkpointing and --bf16 save memory, too",
         ) from error
 
 
