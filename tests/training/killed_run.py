@@ -1,8 +1,11 @@
 """Run by torchrun: one of the resumed cases; in a step of its own choice, one process is killed.
 
-Arguments: the case, the output folder, the number of the process, the step (0: no kill).
+Arguments: the case, the output folder, the number of the process, the step (0: no kill), and `host` if torchrun, which
+has started the process, is to be killed with it.
 """
 
+import os
+import signal
 import sys
 from itertools import count
 from pathlib import Path
@@ -16,12 +19,14 @@ from tests.training.killed_children import die
 from tests.training.resumed_runs import CASES
 
 
-def main(name: str, out: Path, process: int, step: int) -> None:
+def main(name: str, out: Path, process: int, step: int, *whole_host: str) -> None:
     """Train, or die."""
     take_step, steps = torch.optim.AdamW.step, count(1)
 
     def step_or_die(self: Any, *arguments: Any, **more: Any) -> Any:
         if next(steps) == step and torch.distributed.get_rank() == process:
+            if whole_host:
+                os.kill(os.getppid(), signal.SIGKILL)
             die(written=True)
         return take_step(self, *arguments, **more)
 
@@ -36,4 +41,4 @@ def main(name: str, out: Path, process: int, step: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])
