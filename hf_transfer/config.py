@@ -113,6 +113,9 @@ class RunConfig:
     per_device_train_batch_size: int = setting(32, help="Samples in a batch, on each process.")
     per_device_eval_batch_size: int = setting(64, help="Samples in an evaluation batch, on each process.")
     gradient_accumulation_steps: int = setting(1, help="Batches that share one optimizer step.")
+    auto_batch_size: bool = setting(
+        False, help="Take the largest batches that the memory has room for, with as many samples in a step as without."
+    )
     gradient_checkpointing: bool = setting(False, help="Recompute activations in the backward pass to save memory.")
     bf16: bool = setting(False, help="Mixed precision in bfloat16.")
     fp16: bool = setting(False, help="Mixed precision in float16 (needs a GPU).")
@@ -187,11 +190,20 @@ class RunConfig:
         self.require("encoding", "the name of an encoding, such as utf-8 or latin-1", _is_encoding(self.encoding))
         self._check_what_may_be_left_out()
         self._check_what_serves_the_strategy()
+        self._check_what_excludes_each_other()
+
+    def _check_what_excludes_each_other(self) -> None:
         if self.no_resume and self.resume_from_checkpoint is not None:
             raise mistake(
                 expected="a run that goes on, or one that begins anew",
                 found="both --resume_from_checkpoint and --no_resume",
                 do="leave one of them out",
+            )
+        if self.auto_batch_size and self.evaluate_only:
+            raise mistake(
+                expected="--auto_batch_size with training",
+                found="--evaluate_only",
+                do="leave it out, and set --per_device_eval_batch_size",
             )
         if self.bf16 and self.fp16:
             raise mistake(

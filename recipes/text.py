@@ -25,6 +25,7 @@ def main(config: TextConfig) -> None:
     from hf_transfer.evaluation.run_folder import finished_results, load_finished, open_run_folder, save_model
     from hf_transfer.models.pretrained import Checkpoint
     from hf_transfer.strategies.choice import choose_strategy, prepare_model
+    from hf_transfer.training.batch_size import find_batch_sizes
     from hf_transfer.training.loop import fit, start_accelerator
     from hf_transfer.training.predictions import predict_split
     from hf_transfer.training.progress import Fit
@@ -60,6 +61,11 @@ def main(config: TextConfig) -> None:
             notes += [*prepared.notes, *loaders.notes]
 
             folder = open_run_folder(config, accelerator)
+            if config.auto_batch_size:
+                config, found = find_batch_sizes(prepared, strategy, loaders, config, accelerator)
+                loaders = text_loaders(splits, pipeline, config, accelerator)
+                accelerator.print(found)
+                notes.append(found)
             fitted = fit(prepared.model, strategy, prepared.groups, loaders, config, accelerator)
 
             # From here on only what was saved counts: the figures are those of the files.

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -204,6 +204,16 @@ class Loaders:
     def of(self, split_name: str) -> Any:
         """The data loader of a split."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[split_name]
+
+
+def some_samples(
+    loaders: Loaders, split: str, positions: Iterable[int], epoch: int | None, device: torch.device
+) -> tuple[Batch, Tensor]:
+    """Samples of a split by their positions, as an epoch sees them: model inputs and labels."""
+    source = loaders.of(split)
+    batch = source.collate_fn([source.dataset[position] for position in positions])
+    inputs, labels, _ = loaders.to_inputs(batch, device, split, epoch)
+    return inputs, labels
 
 
 class ImageBatches:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hf_transfer.config import RunConfig, UserError, mistake
-from hf_transfer.data.inputs import MASKED, Batch, Loaders
+from hf_transfer.data.inputs import MASKED, Batch, Loaders, some_samples
 from hf_transfer.models.cutting import CannotCutError, Cut, Stand
 from hf_transfer.models.groups import Group, evaluating
 from hf_transfer.strategies.freezing import Stage, frozen_prefix
@@ -264,12 +264,12 @@ class FrozenPrefix:
         """Model inputs of two samples; of texts the longest and the shortest, so that there is padding."""
         lengths = getattr(self._loaders.train.dataset, "lengths", None)
         rows = range(2) if lengths is None else (int(lengths.argmax()), int(lengths.argmin()))
-        return _samples(self._loaders, rows, self._accelerator.device)[0]
+        return some_samples(self._loaders, "train", rows, 0, self._accelerator.device)[0]
 
     @torch.no_grad()
     def _first_loss(self, loaders: Loaders) -> float:
         rows = range(min(self._config.per_device_train_batch_size, len(loaders.train.dataset)))
-        inputs, labels = _samples(loaders, rows, self._accelerator.device)
+        inputs, labels = some_samples(loaders, "train", rows, 0, self._accelerator.device)
         with evaluating(self._model), self._accelerator.autocast():
             logits = self._model(**inputs).logits
         return cross_entropy(logits.float(), labels, ignore_index=MASKED).item()
@@ -288,13 +288,6 @@ class FrozenPrefix:
         """Print a sentence, and keep it for the report."""
         self.notes.append(sentence)
         self._accelerator.print(sentence)
-
-
-def _samples(loaders: Loaders, positions: Iterable[int], device: torch.device) -> tuple[Batch, Tensor]:
-    """Some training samples as epoch 0 sees them: model inputs and labels."""
-    source = loaders.train
-    inputs, labels, _ = loaders.to_inputs(source.collate_fn([source.dataset[n] for n in positions]), device, "train", 0)
-    return inputs, labels
 
 
 def _stored_loaders(loaders: Loaders, plan: _Plan, stand: Stand) -> Loaders:

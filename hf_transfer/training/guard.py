@@ -135,8 +135,9 @@ def memory_in_words(config: RunConfig, resuming: Resuming) -> Iterator[None]:
             expected=f"memory for batches of {config.per_device_train_batch_size} in training and of "
             f"{config.per_device_eval_batch_size} in evaluation",
             found=f"{str(error).splitlines()[0]}; {resuming.kept()}",
-            do="halve --per_device_train_batch_size and double --gradient_accumulation_steps: a step sees as many "
-            "samples; --gradient_checkpointing and --bf16 save memory, too",
+            do="add --auto_batch_size, or halve --per_device_train_batch_size and double "
+            "--gradient_accumulation_steps: a step sees as many samples; --gradient_checkpointing and --bf16 save "
+            "memory, too",
         ) from error
 
 
