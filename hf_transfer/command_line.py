@@ -55,7 +55,7 @@ def _doctor() -> None:
     import huggingface_hub.constants
     import torch
 
-    from hf_transfer.evaluation.run_folder import versions
+    from hf_transfer.versions import versions
 
     for name, version in {
         "hf-transfer-learning": importlib.metadata.version("hf-transfer-learning"),

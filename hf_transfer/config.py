@@ -199,6 +199,12 @@ class RunConfig:
                 found="both --resume_from_checkpoint and --no_resume",
                 do="leave one of them out",
             )
+        if self.resume_from_checkpoint is not None and (self.overwrite_output_dir or self.evaluate_only):
+            raise mistake(
+                expected="--resume_from_checkpoint with a run that goes on",
+                found="--evaluate_only" if self.evaluate_only else "--overwrite_output_dir, which removes checkpoints",
+                do="leave one of them out, or go on in another --output_dir",
+            )
         if self.auto_batch_size and self.evaluate_only:
             raise mistake(
                 expected="--auto_batch_size with training",

@@ -38,8 +38,10 @@ def run(main: Callable[[Config], object], config_class: type[Config], argv: Sequ
 
 def end_interrupted(asked: Interrupted) -> NoReturn:
     """Say how the run is taken up again, and end the process with the code that stands for the signal."""
+    # Said once more, what was to become of an earlier run would befall the one that has just been saved.
+    done = RunConfig.for_one_command - {"allow_mismatch"} if asked.saved else frozenset[str]()
     if os.environ.get("RANK", "0") == "0":
-        print(f"\nInterrupted by {asked}\nTo go on:    {same_command()}\n", file=sys.stderr, flush=True)
+        print(f"\nInterrupted by {asked}\nTo go on:    {same_command(without=done)}\n", file=sys.stderr, flush=True)
     sys.exit(asked.exit_code)
 
 

@@ -1,5 +1,7 @@
 """What the end of an interrupted command looks like, and two commands that want the same folder."""
 
+import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -47,6 +49,27 @@ def test_what_was_kept_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Interrupted by SIGTERM. out/checkpoint-00000008 is kept\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("saved", "more"), [(True, "--allow_mismatch"), (False, "--no_resume --allow_mismatch")])
+def test_the_command_that_goes_on_does_not_remove_what_was_saved(
+    saved: bool, more: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: hf_transfer/parsing.py: "if asked.saved else" -> "if False else" """
+    monkeypatch.setattr(sys, "argv", ["recipes/vision.py", "--no_resume", "--allow_mismatch"])
+
+    def leave(_: Any) -> None:
+        raise Interrupted(signal.SIGTERM, "o/checkpoint-00000008 is kept", saved=saved)
+
+    with pytest.raises(SystemExit):
+        run(leave, VisionConfig, REQUIRED)
+    assert f"To go on:    python recipes/vision.py {more}\n" in capsys.readouterr().err
+
+
+def test_settings_are_left_out_with_their_values() -> None:
+    """Mutation: hf_transfer/interruption.py: ".partition("=")[0]" -> "" """
+    words = ["r.py", "--a", "x", "--b=1", "--a=2", "--config", "c.yaml", "--a", "--seed", "3"]
+    assert same_command(words, without={"a"}).endswith("r.py --b=1 --config c.yaml --seed 3")
+
+
 def test_only_the_main_process_says_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutation: hf_transfer/parsing.py: "if os.environ.get("RANK", "0") == "0":" -> "if True:" """
     monkeypatch.setenv("RANK", "1")
@@ -56,12 +79,31 @@ def test_only_the_main_process_says_it(capsys: pytest.CaptureFixture[str], monke
 
 
 def test_a_signal_that_is_noted_does_not_end_anything() -> None:
-    with ending_when_asked() as request:
+    with contextlib.suppress(ZeroDivisionError), ending_when_asked() as request:
         assert request.number == 0
         signal.raise_signal(signal.SIGTERM)
         assert request.number == signal.SIGTERM
         # Schedulers send it again.
         signal.raise_signal(signal.SIGTERM)
+        # Otherwise it would be sent once more at the end.
+        raise ZeroDivisionError
+
+
+def test_a_signal_that_came_too_late_to_be_looked_at_is_not_lost() -> None:
+    """Mutation: hf_transfer/interruption.py: "    if request.number:" -> "    if False:" """
+    done = []
+
+    def work() -> None:
+        with ending_at_once():
+            with ending_when_asked():
+                signal.raise_signal(signal.SIGUSR1)
+                done.append("all of it")
+            done.append("more")
+
+    with pytest.raises(Interrupted) as caught:
+        work()
+    assert caught.value.number == signal.SIGUSR1
+    assert done == ["all of it"]
 
 
 def test_another_thread_leaves_signals_alone() -> None:
@@ -136,5 +178,64 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         holder.kill()
         holder.wait()
     lock(tmp_path)
+    # The lock is the process's own.
     lock(tmp_path)
     assert (tmp_path / LOCK_FILE).read_text() == f"process {os.getpid()} on {os.uname().nodename}\n"
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_no_reason_not_to_train(
+    code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: hf_transfer/evaluation/run_folder.py: "    except OSError as error:\n        # Some" -> "    except ZeroDivisionError as error:\n        # Some" """  # noqa: E501
+
+    def refuse(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    lock(tmp_path)
+    assert f"{tmp_path} cannot be locked ([Errno {code}]" in capsys.readouterr().out
+
+
+ASKED = """
+import sys, time
+import torch
+from torch.utils.data import Dataset
+from hf_transfer.data.inputs import loader_of
+from accelerate import Accelerator
+from hf_transfer.interruption import ending_when_asked
+
+class Slow(Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, position):
+        time.sleep(0.05)
+        return torch.tensor(position)
+
+with ending_when_asked() as request:
+    seen = 0
+    for batch in loader_of(Slow(), 4, None, 1, Accelerator()):
+        print("batch", flush=True)
+        seen += len(batch)
+    print("seen", seen, "asked", request.number, flush=True)
+    raise SystemExit(0)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_the_whole_group_leaves_the_workers_at_work(number: signal.Signals) -> None:
+    """Schedulers send it to all processes of a job.
+
+    Mutation: hf_transfer/data/inputs.py: "        worker_init_fn=ignore_signals," -> ""
+    """
+    job = subprocess.Popen(
+        [sys.executable, "-c", ASKED],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True,
+    )  # fmt: skip
+    assert job.stdout is not None
+    assert job.stdout.readline() == "batch\n"
+    os.killpg(job.pid, number)
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    assert f"seen 40 asked {int(number)}" in out

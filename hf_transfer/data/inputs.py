@@ -21,6 +21,7 @@ from hf_transfer.data.samples import NOT_TO_BE_MIRRORED
 from hf_transfer.data.sources import Splits
 from hf_transfer.data.splits import Split
 from hf_transfer.data.verification import image_fingerprint, refuse_bad_share
+from hf_transfer.interruption import ignore_signals
 
 MASKED = -100
 DECODED_CACHE_BYTES = 1 << 30
@@ -291,6 +292,7 @@ def loader_of(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=collate,
+        worker_init_fn=ignore_signals,
         # Its own, because the model's dropout draws from torch's, whatever the number of workers and of passes.
         generator=torch.Generator(),
     )

@@ -16,9 +16,10 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from hf_transfer.config import RunConfig
 from hf_transfer.data.sources import Splits
-from hf_transfer.evaluation.run_folder import RESULTS_FILE, peak_memory_bytes, versions
+from hf_transfer.evaluation.run_folder import RESULTS_FILE, peak_memory_bytes
 from hf_transfer.training.predictions import Predictions
 from hf_transfer.training.progress import Fit
+from hf_transfer.versions import versions
 
 CLASSES_WITH_NUMBERS = 20
 CLASSES_WITH_NAMES = 60

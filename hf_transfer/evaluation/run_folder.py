@@ -1,6 +1,5 @@
 """The folder of a run: whose it is, whether it is finished, and what is written into it."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -27,7 +26,6 @@ PARTIAL_CONFIG = ".config-partial"
 OURS = (RESULTS_FILE, "model", "report.md", "curves.png", "confusion.png")
 # What a run has made of a new folder that was killed before it had written its settings.
 LEFT_OVER = (LOCK_FILE, PARTIAL_CONFIG)
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "kornia", "pillow", "numpy", "scikit-learn")
 
 
 def finished_results(config: RunConfig) -> dict[str, Any] | None:
@@ -84,6 +82,13 @@ def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock(folder)
+        if finished_results(config):
+            # While this one was loading; what it has come to must not be removed.
+            raise mistake(
+                expected=f"a run in {folder} that is still to be done",
+                found="that another process has just finished it",
+                do="repeat the command: it prints the results",
+            )
         # Results first and settings never: wherever this is interrupted, the folder is that of an unfinished run.
         anew = config.overwrite_output_dir or config.no_resume or config.evaluate_only
         for name in (*OURS, "checkpoints") if anew else OURS:
@@ -116,7 +121,7 @@ def lock(folder: Path) -> None:
     handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except (BlockingIOError, PermissionError) as error:
         holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
         os.close(handle)
         raise mistake(
@@ -124,6 +129,9 @@ def lock(folder: Path) -> None:
             found=f"{folder}, in use by {holder}",
             do="wait for it to end, or name another folder",
         ) from error
+    except OSError as error:
+        # Some network disks know no locks: that is no reason not to train.
+        print(f"{folder} cannot be locked ({error}): let no other run write into it.")
     os.truncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
 
@@ -189,8 +197,3 @@ def peak_memory_bytes() -> dict[str, int]:
         unit = 1 if sys.platform == "darwin" else 1024
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"host": host, "device": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0}
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}

@@ -1,9 +1,11 @@
 """Checkpoints on disk: each whole or absent, compared with its hashes before it is read, the last one never deleted."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +31,10 @@ Tensors = dict[str, Tensor]
 
 class BrokenCheckpointError(Exception):
     """A checkpoint is not what was written; the message names the file and what is wrong with it."""
+
+
+class OtherFormatError(BrokenCheckpointError):
+    """A checkpoint is whole, but of a version that this one cannot read."""
 
 
 @dataclass(frozen=True)
@@ -66,21 +72,33 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         assert keep >= 2, "the newest may turn out to be damaged"
         self.folder, self.keep = folder, keep
+        # What is remembered of a run that has saved nothing yet; None once it is in the file.
+        self._unsaved: dict[str, Any] | None = None
+        # A checkpoint may be being written while the run goes on and decides.
+        self._changing = threading.RLock()
 
     @cached_property
     def run(self) -> str:
-        """The name of the run: a checkpoint of another one, left in the same folder, is not taken for ours."""
-        return str(self.remembered().get("run", "")) or self.begin()
+        """The name of the run: a checkpoint of another one, left in the same folder, is not taken for ours.
 
-    def begin(self) -> str:
-        """Give the run a new name: what lies in the folder is another's from now on."""
-        name = uuid.uuid4().hex
+        Where it is not known any more, it is that of the checkpoint with the most steps.
+        """
+        known = self.remembered().get("run")
+        if isinstance(known, str) and known:
+            return known
+        name = self._run_of_newest() or uuid.uuid4().hex
         self.remember("run", name)
-        self.__dict__["run"] = name
         return name
+
+    def begin(self, **remembered: Any) -> None:
+        """Be another run, with what it has decided; those in the folder stay what they were until it first saves."""
+        self._unsaved = {**remembered, "run": uuid.uuid4().hex}
+        self.__dict__["run"] = self._unsaved["run"]
 
     def remembered(self) -> dict[str, Any]:
         """What was decided in this run, and must be decided alike when it goes on."""
+        if self._unsaved is not None:
+            return dict(self._unsaved)
         path = self.folder / RUN_FILE
         try:
             found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -90,10 +108,18 @@ class Checkpoints:
 
     def remember(self, name: str, value: Any) -> None:
         """Note a decision."""
-        content = {**self.remembered(), name: value}
+        with self._changing:
+            content = {**self.remembered(), name: value}
+            if self._unsaved is None:
+                self._write_run(content)
+            else:
+                self._unsaved = content
+
+    def _write_run(self, content: Mapping[str, Any]) -> None:
         with _refused_by_disk(self.folder, len(repr(content))):
             self.folder.mkdir(parents=True, exist_ok=True)
             put(self.folder / RUN_FILE, (json.dumps(content, indent=2) + "\n").encode())
+            _on_disk(self.folder / RUN_FILE, self.folder)
 
     def save(self, step: int, files: Mapping[str, Tensors], state: Mapping[str, Any]) -> Path:
         """Write a checkpoint, and then remove the oldest ones.
@@ -120,26 +146,39 @@ class Checkpoints:
                         safetensors.torch.save_file(tensors, partial / f"{name}.safetensors")
                 _write(partial / STATE, state)
                 _write(partial / MANIFEST, self._manifest(step, partial))
-                _on_disk(partial)
+                _on_disk(*partial.iterdir(), partial)
                 if final.exists():
                     # Another run's: a folder cannot take another's place.
                     self._discard(final)
                 partial.rename(final)
-                _on_disk(self.folder, files=False)
+                _on_disk(self.folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-            self._rotate()
+            with self._changing:
+                if self._unsaved is not None:
+                    self._write_run(self._unsaved)
+                    self._unsaved = None
+            self._rotate(final)
         return final
 
     def newest(self) -> tuple[Saved | None, list[str]]:
         """The checkpoint with the most steps that is what was written, and what was found on the way, in sentences.
 
         A damaged one is set aside under another name.
+
+        Raises:
+            UserError: it was written by a version of another format.
         """
         notes: list[str] = []
         for folder in reversed(self.own()):
             try:
                 return self.read(folder), notes
+            except OtherFormatError as reason:
+                raise mistake(
+                    expected=f"a checkpoint that this version can read in {folder}",
+                    found=str(reason),
+                    do="go on with the version that wrote it, or begin anew with --no_resume",
+                ) from reason
             except BrokenCheckpointError as reason:
                 aside = folder.with_name(f"broken-{folder.name}-{uuid.uuid4().hex[:8]}")
                 notes.append(f"Checkpoint {folder.name} is damaged ({reason}); set aside as {aside.name}.")
@@ -153,15 +192,12 @@ class Checkpoints:
             BrokenCheckpointError: something is missing, or is not what was written.
         """
         manifest = self._manifest_of(folder)
-        for name, noted in manifest["files"].items():
-            path = folder / name
-            if not path.is_file():
-                raise BrokenCheckpointError(f"{name} is missing")
-            if path.stat().st_size != noted["bytes"]:
-                raise BrokenCheckpointError(f"{name} has {path.stat().st_size:,} bytes instead of {noted['bytes']:,}")
-            if _sha256(path) != noted["sha256"]:
-                raise BrokenCheckpointError(f"{name} has other content than was written")
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        try:
+            for name, noted in manifest["files"].items():
+                _compare(folder / name, noted["bytes"], noted["sha256"])
+            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BrokenCheckpointError(str(error)) from error
         return Saved(folder, manifest["step"], state)
 
     def sweep(self) -> None:
@@ -186,14 +222,16 @@ class Checkpoints:
         if not whole or not plain or _step_of(folder) not in (-1, manifest["step"]):
             raise BrokenCheckpointError(f"{MANIFEST} has other content than was written")
         if manifest["format"] != FORMAT:
-            raise BrokenCheckpointError(f"it has format {manifest['format']}, and this version reads {FORMAT}")
+            raise OtherFormatError(f"it has format {manifest['format']}, and this version reads {FORMAT}")
         return dict(manifest)
 
     def own(self) -> list[Path]:
         """Folders of this run's checkpoints, by step; clocks may go wrong, and names may be those of another run."""
-        folders = [folder for folder in self.folder.glob(f"{PREFIX}*") if _step_of(folder) >= 0]
         # Those that are damaged are named when they are read.
-        return sorted((folder for folder in folders if self._is_own(folder, if_broken=True)), key=_step_of)
+        return [folder for folder in self._by_step() if self._is_own(folder, if_broken=True)]
+
+    def _by_step(self) -> list[Path]:
+        return sorted((folder for folder in self.folder.glob(f"{PREFIX}*") if _step_of(folder) >= 0), key=_step_of)
 
     def _is_own(self, folder: Path, *, if_broken: bool = False) -> bool:
         try:
@@ -201,15 +239,26 @@ class Checkpoints:
         except BrokenCheckpointError:
             return if_broken
 
-    def _rotate(self) -> None:
-        for folder in self.own()[: -self.keep]:
+    def _run_of_newest(self) -> str:
+        for folder in reversed(self._by_step()):
+            try:
+                return str(self._manifest_of(folder)["run"])
+            except BrokenCheckpointError:
+                continue
+        return ""
+
+    def _rotate(self, newest: Path) -> None:
+        """Remove the oldest whole ones; damaged ones do not count, and what has just been written stays."""
+        whole = [folder for folder in self.own() if self._is_own(folder) and folder != newest]
+        for folder in whole[: 1 - self.keep]:
             self._discard(folder)
 
     def _discard(self, folder: Path) -> None:
         """Delete a checkpoint; what is left of it after a kill is not taken for one."""
         aside = folder.with_name(f".deleted-{folder.name}-{uuid.uuid4().hex[:8]}")
         folder.rename(aside)
-        shutil.rmtree(aside)
+        # Some disks keep a file that is still open; the next run sweeps it up.
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _step_of(folder: Path) -> int:
@@ -235,12 +284,29 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _on_disk(folder: Path, *, files: bool = True) -> None:
-    """Wait until the names in a folder, and the content of its files, are on the disk itself."""
-    for path in [*(folder.iterdir() if files else ()), folder]:
+def _compare(path: Path, size: int, sha256: str) -> None:
+    """Refuse a file that is not as the manifest has it."""
+    if not path.is_file():
+        raise BrokenCheckpointError(f"{path.name} is missing")
+    if path.stat().st_size != size:
+        raise BrokenCheckpointError(f"{path.name} has {path.stat().st_size:,} bytes instead of {size:,}")
+    if _sha256(path) != sha256:
+        raise BrokenCheckpointError(f"{path.name} has other content than was written")
+
+
+def _on_disk(*paths: Path) -> None:
+    """Wait until the content of files, and the names in folders, are on the disk itself."""
+    for path in paths:
+        if path.is_dir() and os.name == "nt":
+            # There, a folder cannot be opened.
+            continue
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            # Some network disks know no such thing for folders.
+            if error.errno != errno.EINVAL:
+                raise
         finally:
             os.close(handle)
 

@@ -129,7 +129,10 @@ class FrozenPrefix:
     def _plan(self, stage: Stage) -> _Plan | None:
         """How the stage is to be stored; None if it is not."""
         count = frozen_prefix(self._groups, [stage])
-        if self._config.cache_frozen == "off" or count == 0:
+        if count == 0:
+            return None
+        self._refuse_change(count)
+        if self._config.cache_frozen == "off":
             return None
         asked = self._config.cache_frozen == "on"
         frozen = f"{count} of {len(self._groups)} groups"
@@ -148,6 +151,19 @@ class FrozenPrefix:
             self.say(f"Frozen store: not used for {frozen}; {reason}.")
             return None
         return plan
+
+    def _refuse_change(self, count: int) -> None:
+        """What is stored may be rounded: a run that goes on must not be told to do otherwise than it did."""
+        if self._config.cache_frozen == "auto" or self._decisions is None or not self._accelerator.is_main_process:
+            return
+        name, used = _decision(count), self._config.cache_frozen == "on"
+        if self._decisions.remembered().get(name, used) != used and not self._config.allow_mismatch:
+            raise mistake(
+                expected=f"--cache_frozen {'off' if used else 'on'} or auto, as when the run began",
+                found=f"--cache_frozen {self._config.cache_frozen}",
+                do="leave it as it was, or add --allow_mismatch: results may then differ in rounding",
+            )
+        self._decisions.remember(name, used)
 
     def _cut(self, count: int) -> _Plan:
         cycle = self._loaders.cycle
@@ -196,7 +212,7 @@ class FrozenPrefix:
 
     def _decided(self, plan: _Plan, stage: Stage, frozen: str) -> tuple[bool, str]:
         """As it was decided when the run began, if that was in an earlier process."""
-        name = f"store {plan.count} groups"
+        name = _decision(plan.count)
         if self._decisions is None:
             return self._verdict(plan, stage, frozen)
         if (earlier := self._decisions.remembered().get(name)) is not None:
@@ -288,6 +304,11 @@ class FrozenPrefix:
         """Print a sentence, and keep it for the report."""
         self.notes.append(sentence)
         self._accelerator.print(sentence)
+
+
+def _decision(count: int) -> str:
+    """What it is remembered under whether so many groups are stored."""
+    return f"store {count} groups"
 
 
 def _stored_loaders(loaders: Loaders, plan: _Plan, stand: Stand) -> Loaders:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.interruption import Interrupted, Request
-from hf_transfer.training.resuming import Course, Resuming, agreed
+from hf_transfer.training.resuming import Course, Kept, Resuming, agreed
 
 ROWS_NAMED = 10
 # How torch says on a CPU that there is no memory left: there is no error of its own for it.
@@ -35,7 +35,7 @@ class Guard:
         self._request, self._course, self._resuming = request, course, resuming
         self._config, self._accelerator = config, accelerator
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._asked = self._due = False
+        self._asked = self._due = 0
 
     def see(self, loss: Tensor, logits: Tensor, index: Tensor) -> None:
         """Remember a batch until its step is taken: loss, logits [samples, classes], row numbers [samples]."""
@@ -53,7 +53,7 @@ class Guard:
         if self._accelerator.scaler is None:
             finite &= norm.isfinite()
         due = self._accelerator.is_main_process and self._resuming.due(self._course.position.steps + 1)
-        broken, self._asked, self._due = agreed(self._accelerator, not bool(finite), self._request.number > 0, due)
+        broken, self._asked, self._due = agreed(self._accelerator, not bool(finite), self._request.number, due)
         if broken:
             self._refuse(norm)
         self._seen.clear()
@@ -64,7 +64,7 @@ class Guard:
             self._course.position.loss, self._course.position.seen = total.item(), seen
             self._resuming.save(self._course)
         if self._asked:
-            self._leave()
+            self._leave(self._asked)
 
     def poll(self) -> None:
         """To be called between batches of evaluation.
@@ -72,26 +72,35 @@ class Guard:
         Raises:
             Interrupted: a process was asked to end.
         """
-        if agreed(self._accelerator, self._request.number > 0)[0]:
-            raise Interrupted(self._request.number)
+        (number,) = agreed(self._accelerator, self._request.number)
+        if number:
+            raise Interrupted(number)
 
     @contextmanager
     def saved_if_left(self) -> Iterator[None]:
         """Around evaluation: a run that ends in it is saved as it was before."""
         try:
             yield
-        except Interrupted:
+        except Interrupted as asked:
             self._resuming.save(self._course)
-            self._leave()
+            self._leave(asked.number)
 
     def leave_if_asked(self) -> None:
         """When a stage is over."""
-        if agreed(self._accelerator, self._request.number > 0)[0]:
+        (number,) = agreed(self._accelerator, self._request.number)
+        if number:
             self._resuming.save(self._course)
-            self._leave()
+            self._leave(number)
 
-    def _leave(self) -> NoReturn:
-        raise Interrupted(self._request.number, self._resuming.kept())
+    def _leave(self, number: int) -> NoReturn:
+        kept = self._kept()
+        raise Interrupted(number, kept.sentence, saved=kept.saved)
+
+    def _kept(self) -> Kept:
+        """What the main process knows, when it has written it: whoever leaves before that would end its process."""
+        kept = self._resuming.kept()
+        self._accelerator.wait_for_everyone()
+        return kept
 
     def _clipped(self, model: nn.Module) -> Tensor:
         if self._config.max_grad_norm > 0:
@@ -112,7 +121,7 @@ class Guard:
             found=f"a loss of {', '.join(f'{loss:.4g}' for loss in losses)} and a gradient of norm {norm.item():.4g} "
             f"in step {position.steps + 1} (epoch {self._course.result.epochs + 1}, peak rate {rate:.1e}), with the "
             f"samples of training rows {', '.join(map(str, rows[:ROWS_NAMED]))}{more}; the step was not taken, "
-            f"{self._resuming.kept()}",
+            f"{self._kept().sentence}",
             do="look at these samples, lower --learning_rate, or leave out --fp16; then run it again",
         )
 
@@ -134,7 +143,7 @@ def memory_in_words(config: RunConfig, resuming: Resuming) -> Iterator[None]:
         raise mistake(
             expected=f"memory for batches of {config.per_device_train_batch_size} in training and of "
             f"{config.per_device_eval_batch_size} in evaluation",
-            found=f"{str(error).splitlines()[0]}; {resuming.kept()}",
+            found=f"{str(error).splitlines()[0]}; {resuming.kept().sentence}",
             do="add --auto_batch_size, or halve --per_device_train_batch_size and double "
             "--gradient_accumulation_steps: a step sees as many samples; --gradient_checkpointing and --bf16 save "
             "memory, too",

@@ -123,7 +123,6 @@ def train_epoch(learner: Learner, loaders: Loaders, course: Course, guard: Guard
     model.train()
     started = time.perf_counter() - position.seconds
     total, seen = torch.tensor(position.loss, device=accelerator.device), position.seen
-    rate = max(scheduler.get_last_lr())
     progress = _progress(accelerator, len(loaders.train.dataset), f"epoch {epoch + 1}")
     for batch in batches_left(loaders, epoch, position.batches):
         inputs, labels, index = loaders.to_inputs(batch, accelerator.device, "train", epoch)
@@ -140,7 +139,7 @@ def train_epoch(learner: Learner, loaders: Loaders, course: Course, guard: Guard
                 guard.check(model)
             optimizer.step()
             optimizer.zero_grad()
-        rate = max(scheduler.get_last_lr())
+        position.rate = max(scheduler.get_last_lr())
         total += loss.detach() * len(labels)
         seen += len(labels)
         position.batches += 1
@@ -152,7 +151,7 @@ def train_epoch(learner: Learner, loaders: Loaders, course: Course, guard: Guard
             position.seconds = time.perf_counter() - started
             guard.save_or_leave(total, seen)
         if not progress.disable:
-            progress.set_postfix(loss=f"{loss.item():.3f}", rate=f"{rate:.1e}", refresh=False)
+            progress.set_postfix(loss=f"{loss.item():.3f}", rate=f"{position.rate:.1e}", refresh=False)
             progress.update(len(labels) * accelerator.num_processes)
     progress.close()
     position.loss, position.seen = total.item(), seen
@@ -160,7 +159,7 @@ def train_epoch(learner: Learner, loaders: Loaders, course: Course, guard: Guard
     sums = accelerator.reduce(torch.stack([total, total.new_tensor(float(seen))]))
     return {
         "train_loss": (sums[0] / sums[1]).item(),
-        "learning_rate": float(rate),
+        "learning_rate": float(position.rate),
         "seconds": seconds,
         "samples_per_second": sums[1].item() / seconds,
     }
@@ -203,6 +202,8 @@ def _take_best(
         take(weights, averaged=True)
         return scores(predict_split(model, loaders, "validation", accelerator).metrics(), config.metric_for_best_model)
 
+    # A run that was taken up behind its last stage has not moved it yet.
+    model.to(accelerator.device)
     candidates = best.candidates
     weights, chosen = greedy_soup(candidates, evaluate)
     take(weights, averaged=len(chosen) > 1)

@@ -69,6 +69,7 @@ class Position:
         loss: sum of the losses of this process's samples in the epoch so far.
         seen: how many these are.
         seconds: time spent in the epoch so far.
+        rate: the learning rate that was used last.
     """
 
     stage: int = 0
@@ -80,6 +81,7 @@ class Position:
     loss: float = 0.0
     seen: float = 0.0
     seconds: float = 0.0
+    rate: float = 0.0
 
     def next_epoch(self, *, gained: bool) -> None:
         """Move to the beginning of the next epoch."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from hf_transfer.config import RunConfig, mistake
+from hf_transfer.config import RunConfig, UserError, mistake
 from hf_transfer.data.inputs import Loaders
 from hf_transfer.training.averaging import BestCheckpoints
 from hf_transfer.training.checkpoint import BrokenCheckpointError, Checkpoints, Saved, Tensors
@@ -25,8 +25,11 @@ from hf_transfer.training.frozen import FrozenPrefix
 from hf_transfer.training.progress import Fit, Position
 from hf_transfer.training.recording import identity
 from hf_transfer.training.steps import Steps
+from hf_transfer.versions import versions
 
 FOLDER = "checkpoints"
+# Of a run that went on from a checkpoint it was given: which.
+BEGAN_FROM = "began from"
 # Without --save_steps: so many seconds apart, and further where a save holds training up for longer than this share.
 SECONDS_BETWEEN = 60.0
 SHARE_OF_TIME = 0.05
@@ -61,6 +64,13 @@ class Taken:
 
     state: dict[str, Any]
     files: dict[str, Tensors]
+
+
+class Kept(NamedTuple):
+    """What there is to go back to, in a sentence, and whether the run has been saved as it stands."""
+
+    sentence: str
+    saved: bool
 
 
 class Resuming:
@@ -132,6 +142,8 @@ class Resuming:
         torch.set_rng_state(random_numbers[f"cpu.{rank}"])
         if f"cuda.{rank}" in random_numbers:
             torch.cuda.set_rng_state(random_numbers[f"cuda.{rank}"], self._accelerator.device)
+        if f"mps.{rank}" in random_numbers:
+            torch.mps.set_rng_state(random_numbers[f"mps.{rank}"])
         if self._accelerator.scaler is not None and self._taken.state["scaler"]:
             self._accelerator.scaler.load_state_dict(self._taken.state["scaler"])
         self._taken = None
@@ -178,13 +190,20 @@ class Resuming:
             writer, self._writer = self._writer, None
             writer.result()
 
-    def kept(self) -> str:
-        """What there is to go back to, in a sentence."""
+    def kept(self) -> Kept:
+        """What there is to go back to, when all has been written; the main process knows."""
         if not self._accelerator.is_main_process:
-            return ""
-        self.wait()
+            return Kept("", saved=False)
+        failed = ""
+        try:
+            self.wait()
+        except UserError as error:
+            # An error is on its way already: this one must not take its place.
+            failed = f" (the last one could not be: {' '.join(str(error).split())})"
         newest = self.checkpoints.own()[-1:]
-        return f"{newest[0]} is kept" if newest else "no checkpoint had been written"
+        if not newest:
+            return Kept(f"no checkpoint had been written{failed}", saved=False)
+        return Kept(f"{newest[0]} is kept{failed}", saved=not failed)
 
     def _files(self, course: Course, ranks: Sequence[dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
         generators = {
@@ -204,7 +223,11 @@ class Resuming:
             "scaler": scaler.state_dict() if scaler is not None else {},
             "elapsed": course.result.earlier_seconds + time.perf_counter() - self._started,
             "run": self._identity,
+            "remembered": self._decisions_made(),
         }
+
+    def _decisions_made(self) -> dict[str, Any]:
+        return {name: value for name, value in self.checkpoints.remembered().items() if name not in ("run", BEGAN_FROM)}
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -217,6 +240,8 @@ class Resuming:
             "frozen weights": [own.pop("weights"), own.pop("settings")],
             "processes": self._accelerator.num_processes,
             "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "accelerator": _accelerator_name(self._accelerator),
             **own,
         }
 
@@ -225,19 +250,24 @@ class Resuming:
         if self._config.save_steps == 0 and not self._config.resume_from_checkpoint:
             return None
         self.checkpoints.sweep()
-        if self._config.resume_from_checkpoint:
-            saved = self._asked_for(Path(self._config.resume_from_checkpoint))
-            self.checkpoints.begin()
-        else:
-            found, notes = self.checkpoints.newest()
+        asked = self._config.resume_from_checkpoint and str(Path(self._config.resume_from_checkpoint).resolve())
+        saved = None
+        # A run that was begun from there, and then interrupted, goes on when its command is repeated.
+        if not asked or self.checkpoints.remembered().get(BEGAN_FROM) == asked:
+            saved, notes = self.checkpoints.newest()
             for note in notes:
                 print(note)
-            if found is None:
-                # Now, since later some layers may be out of the model.
-                assert self._identity
-                return None
-            saved = found
-        self._compare(saved)
+        if saved is None and asked:
+            saved = self._asked_for(Path(asked))
+            self._compare(saved)
+            self.checkpoints.begin(**saved.state["remembered"], **{BEGAN_FROM: asked})
+        elif saved is None:
+            # Both now: later some layers may be out of the model, and decisions be made while a checkpoint is written.
+            assert self._identity
+            assert self.checkpoints.run
+            return None
+        else:
+            self._compare(saved)
         names = [path.stem for path in saved.folder.glob("*.safetensors")]
         empty: dict[str, Tensors] = {"optimizer": {}, "average": {}, "start": {}}
         return Taken(saved.state, empty | {name: saved.tensors(name) for name in names})
@@ -295,12 +325,13 @@ class Resuming:
         return Taken(state, files)
 
 
-def agreed(accelerator: Accelerator, *flags: bool) -> list[bool]:
-    """Each of some flags: whether it is set on any process."""
+def agreed(accelerator: Accelerator, *numbers: int) -> list[int]:
+    """Of each of some numbers the largest on any process."""
     if accelerator.num_processes == 1:
-        return list(flags)
-    sums = accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=accelerator.device))
-    return [value > 0 for value in sums.tolist()]
+        return list(numbers)
+    everyone: Tensor = accelerator.gather(torch.tensor([numbers], device=accelerator.device))
+    largest: list[int] = everyone.amax(0).tolist()
+    return largest
 
 
 class _Writer:
@@ -335,6 +366,8 @@ def _of_this_process(position: Position, accelerator: Accelerator) -> dict[str, 
     generators = {"cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
         generators["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    if accelerator.device.type == "mps":
+        generators["mps"] = torch.mps.get_rng_state()
     return {
         "loss": position.loss,
         "seen": position.seen,
@@ -344,6 +377,11 @@ def _of_this_process(position: Position, accelerator: Accelerator) -> dict[str, 
     }
 
 
+def _accelerator_name(accelerator: Accelerator) -> str:
+    """GPUs of another kind round otherwise."""
+    return torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else "none"
+
+
 def _copied(tensors: Mapping[str, Tensor]) -> Tensors:
     """Copies in the host's memory, in a layout that every file format has."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
@@ -351,7 +389,7 @@ def _copied(tensors: Mapping[str, Tensor]) -> Tensors:
 
 def _difference(name: str, there: Any, here: Any) -> list[str]:
     """In words, short: settings one by one, hashes not at all."""
-    if isinstance(there, dict) and isinstance(here, dict) and name == "settings":
+    if isinstance(there, dict) and isinstance(here, dict) and name in ("settings", "versions"):
         return [f"{key}: {there.get(key)} -> {value}" for key, value in here.items() if there.get(key) != value]
     if name in ("data", "frozen weights", "settings"):
         return [f"other {name}"]

@@ -2,13 +2,14 @@
 
 import gc
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from hf_transfer.training import store as store_module
+from tests.training.resumed_runs import CASES, weights, whole
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +47,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     yield folder
     # Later: what was read is still mapped into memory.
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
+    """The final weights of a case, by name; each is run once."""
+    found: dict[str, bytes] = {}
+
+    def of(name: str) -> bytes:
+        if name not in found:
+            out = tmp_path_factory.mktemp(name)
+            assert whole(CASES[name], out, save_steps=0) == 0
+            found[name] = weights(out)
+        return found[name]
+
+    return of

@@ -1,5 +1,6 @@
 """Checkpoints on disk: whole or absent, whatever happens while they are written, and never believed when damaged."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from hf_transfer.config import UserError
+from hf_transfer.training import checkpoint
 from hf_transfer.training.checkpoint import MANIFEST, STATE, BrokenCheckpointError, Checkpoints, Saved
 from tests.training.killed_children import killed_in_operation
 
@@ -48,7 +50,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_the_newest_checkpoint_comes_back_and_the_oldest_go(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/checkpoint.py: "self.own()[: -self.keep]" -> "self.own()[: 0]"
+    """Mutation: hf_transfer/training/checkpoint.py: "whole[: 1 - self.keep]" -> "whole[:0]"
     Mutation: hf_transfer/training/checkpoint.py: "for folder in reversed(self.own()):" -> "for folder in self.own():"
     """
     checkpoints = save(tmp_path / "c", 2, 10, 100, 30)
@@ -146,10 +148,20 @@ def test_a_checkpoint_of_another_run_is_not_ours(tmp_path: Path) -> None:
 
 
 def test_a_run_that_begins_anew_has_none_of_the_old_ones(tmp_path: Path) -> None:
+    """Nor does it disown them before it has one of its own.
+
+    Mutation: hf_transfer/training/checkpoint.py: "                    self._write_run(self._unsaved)" -> "                    pass"
+    """  # noqa: E501
     checkpoints = save(tmp_path, 1, 2)
-    checkpoints.begin()
+    checkpoints.begin(store=True)
+    checkpoints.remember("batch", 8)
     assert checkpoints.newest() == (None, [])
-    assert Checkpoints(tmp_path).newest() == (None, [])
+    agrees(Checkpoints(tmp_path).newest()[0], 2)
+    assert Checkpoints(tmp_path).remembered().keys() == {"run"}
+    checkpoints.save(1, content(1), {"note": "step 1"})
+    again = Checkpoints(tmp_path)
+    agrees(again.newest()[0], 1)
+    assert again.remembered() == {"store": True, "run": checkpoints.run, "batch": 8}
 
 
 def test_a_folder_that_was_renamed_is_not_believed(tmp_path: Path) -> None:
@@ -190,11 +202,102 @@ def test_a_manifest_does_not_lead_out_of_its_folder(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"run": 7}', '"x"'])
-def test_damaged_notes_of_a_run_make_it_a_new_one(tmp_path: Path, text: str) -> None:
-    checkpoints = save(tmp_path, 1)
+def test_damaged_notes_of_a_run_do_not_disown_its_checkpoints(tmp_path: Path, text: str) -> None:
+    """Mutation: hf_transfer/training/checkpoint.py: "self._run_of_newest() or " -> "" """
+    checkpoints = save(tmp_path, 1, 2)
+    (tmp_path / "checkpoint-00000077").mkdir()
     (tmp_path / "run.json").write_text(text)
-    assert Checkpoints(tmp_path).run != checkpoints.run
-    assert Checkpoints(tmp_path).newest()[0] is None
+    again = Checkpoints(tmp_path)
+    assert again.run == checkpoints.run
+    agrees(again.newest()[0], 2)
+    assert json.loads((tmp_path / "run.json").read_text())["run"] == checkpoints.run
+
+
+def test_damaged_notes_without_a_checkpoint_make_a_new_run(tmp_path: Path) -> None:
+    first = Checkpoints(tmp_path).run
+    (tmp_path / "run.json").unlink()
+    assert Checkpoints(tmp_path).run != first
+
+
+def test_what_cannot_be_read_counts_as_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad block of the disk, for one.
+
+    Mutation: hf_transfer/training/checkpoint.py: "        except OSError as error:\n            raise Broken" -> "        except ZeroDivisionError as error:\n            raise Broken"
+    """  # noqa: E501
+    checkpoints = save(tmp_path, 1, 2)
+    original = checkpoint._sha256
+
+    def unreadable(path: Path) -> str:
+        if path.parent.name == "checkpoint-00000002":
+            raise OSError(5, "Input/output error")
+        return original(path)
+
+    monkeypatch.setattr(checkpoint, "_sha256", unreadable)
+    found, (note,) = checkpoints.newest()
+    agrees(found, 1)
+    assert note.startswith("Checkpoint checkpoint-00000002 is damaged ([Errno 5] Input/output error)")
+
+
+def test_checkpoints_of_another_version_are_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/training/checkpoint.py: "            except OtherFormatError as reason:" -> "            except ZeroDivisionError as reason:" """  # noqa: E501
+    save(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    with pytest.raises(UserError) as caught:
+        Checkpoints(tmp_path).newest()
+    expected, found, do = str(caught.value).splitlines()
+    assert expected == f"Expected: a checkpoint that this version can read in {tmp_path / 'checkpoint-00000001'}"
+    assert found == "Found:    it has format 1, and this version reads 99"
+    assert do == "Do this:  go on with the version that wrote it, or begin anew with --no_resume"
+    assert (tmp_path / "checkpoint-00000001").is_dir()
+
+
+def test_a_folder_that_cannot_be_deleted_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network disks keep files that are open.
+
+    Mutation: hf_transfer/training/checkpoint.py: "shutil.rmtree(aside, ignore_errors=True)" -> "shutil.rmtree(aside)"
+    """
+    checkpoints = save(tmp_path, 1, 2)
+    original = os.rmdir
+
+    def busy(path: Any, *more: Any, **others: Any) -> None:
+        if ".deleted" in str(path):
+            raise OSError(16, "Device or resource busy")
+        original(path, *more, **others)
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    checkpoints.save(3, content(3), {"note": "step 3"})
+    agrees(checkpoints.newest()[0], 3)
+    monkeypatch.undo()
+    checkpoints.sweep()
+    assert names(tmp_path) == ["checkpoint-00000002", "checkpoint-00000003", "run.json"]
+
+
+def test_damaged_checkpoints_do_not_push_whole_ones_out(tmp_path: Path) -> None:
+    """Nor the one that has just been written, if a run has gone back behind them.
+
+    Mutation: hf_transfer/training/checkpoint.py: "if self._is_own(folder) and folder != newest" -> ""
+    """
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 5, 6):
+        checkpoints.save(step, content(step), {"note": f"step {step}"})
+    for step in (5, 6):
+        half(tmp_path / f"checkpoint-0000000{step}" / MANIFEST)
+    for step in (2, 3):
+        written = checkpoints.save(step, content(step), {"note": f"step {step}"})
+        assert written.is_dir()
+        agrees(Checkpoints(tmp_path).read(written), step)
+
+
+def test_a_disk_that_does_not_sync_folders_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And any other error of the disk is said.
+
+    Mutation: hf_transfer/training/checkpoint.py: "if error.errno != errno.EINVAL:" -> "if True:"
+    """
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EINVAL, "Invalid argument")))
+    agrees(save(tmp_path / "a", 1).newest()[0], 1)
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(UserError, match="Input/output error"):
+        save(tmp_path / "b", 1)
 
 
 def test_decisions_are_remembered_beside_each_other(tmp_path: Path) -> None:

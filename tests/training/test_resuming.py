@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,33 +13,15 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from hf_transfer.config import UserError
-from hf_transfer.interruption import Interrupted
-from hf_transfer.training import guard, loop
+from hf_transfer.config import UserError, mistake
+from hf_transfer.training import loop
 from hf_transfer.training.checkpoint import STATE, Checkpoints
 from hf_transfer.training.frozen import FrozenPrefix
-from hf_transfer.training.predictions import predict_split
-from tests.training.killed_children import exit_code
 from tests.training.resumed_runs import CASES, STEPS, killed, weights, whole
 from tests.training.toy_task import Rows
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
 FULL = CASES["full"]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
-    """The final weights of a case, by name; each is run once."""
-    found: dict[str, bytes] = {}
-
-    def of(name: str) -> bytes:
-        if name not in found:
-            out = tmp_path_factory.mktemp(name)
-            assert whole(CASES[name], out, save_steps=0) == 0
-            found[name] = weights(out)
-        return found[name]
-
-    return of
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -139,7 +120,7 @@ def test_by_default_a_checkpoint_is_due_after_a_minute(tmp_path: Path, monkeypat
 def test_a_checkpoint_that_is_named_is_taken(tmp_path: Path, uninterrupted: Callable[[str], bytes]) -> None:
     """Also from another folder; what that folder has is not touched.
 
-    Mutation: hf_transfer/training/resuming.py: "            self.checkpoints.begin()" -> "            pass"
+    Mutation: hf_transfer/training/resuming.py: "            self.checkpoints.begin(**" -> "            dict(**"
     """
     (tmp_path / "a").mkdir()
     assert killed(FULL, tmp_path / "a", 9) == -9
@@ -150,6 +131,46 @@ def test_a_checkpoint_that_is_named_is_taken(tmp_path: Path, uninterrupted: Call
     # In its own folder, the later ones are not taken for those of the run that went back.
     assert FULL.run(tmp_path / "a", resume_from_checkpoint=str(earlier)).resumed == [6]
     assert weights(tmp_path / "a") == uninterrupted("full")
+
+
+def test_a_named_checkpoint_that_is_refused_leaves_the_run_its_own(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/resuming.py: "            self._compare(saved)\n            self.checkpoints.begin" -> "            self.checkpoints.begin" """  # noqa: E501
+    assert killed(FULL, tmp_path, 9) == -9
+    with pytest.raises(UserError):
+        FULL.run(tmp_path, learning_rate=0.5, resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-00000006"))
+    assert FULL.run(tmp_path).resumed == [8]
+
+
+def test_a_run_that_was_begun_from_a_checkpoint_goes_on_when_its_command_is_repeated(
+    tmp_path: Path, uninterrupted: Callable[[str], bytes]
+) -> None:
+    """As schedulers do it.
+
+    Mutation: hf_transfer/training/resuming.py: "if not asked or self.checkpoints" -> "if not asked or {} and self.checkpoints"
+    """  # noqa: E501
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert killed(FULL, tmp_path / "a", 5) == -9
+    named: dict[str, Any] = {"resume_from_checkpoint": str(tmp_path / "a/checkpoints/checkpoint-00000004")}
+    assert killed(FULL, tmp_path / "b", 5, **named) == -9
+    assert FULL.run(tmp_path / "b", **named).resumed == [4, 8]
+    assert weights(tmp_path / "b") == uninterrupted("full")
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_a_run_that_goes_on_at_the_end_of_an_epoch_tells_the_rate_of_its_last_step(step: int, tmp_path: Path) -> None:
+    """Mutation: hf_transfer/training/loop.py: "position.rate = max(" -> "rate = max(" """
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    rates = [row["learning_rate"] for row in FULL.run(tmp_path / "a").history]
+    assert min(rates) > 0
+    checkpoint = tmp_path / "a/checkpoints" / f"checkpoint-{step:08d}"
+    if not checkpoint.is_dir():
+        FULL.run(tmp_path / "b", save_total_limit=9)
+        checkpoint = tmp_path / "b/checkpoints" / f"checkpoint-{step:08d}"
+    (tmp_path / "c").mkdir()
+    result = FULL.run(tmp_path / "c", resume_from_checkpoint=str(checkpoint))
+    assert [row["learning_rate"] for row in result.history] == rates
 
 
 def test_a_checkpoint_that_is_named_and_damaged_is_refused(tmp_path: Path) -> None:
@@ -227,66 +248,6 @@ def test_what_steers_speed_may_be_changed_on_the_way(tmp_path: Path, uninterrupt
     assert weights(tmp_path) == uninterrupted("full")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_in_training_saves_at_the_next_step(
-    number: signal.Signals, tmp_path: Path, uninterrupted: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Mutation: hf_transfer/training/guard.py: "if self._asked or self._due:" -> "if self._due:" """
-    step, signals = torch.optim.AdamW.step, [number]
-
-    def ask(self: Any, *arguments: Any, **more: Any) -> Any:
-        if signals:
-            signal.raise_signal(signals.pop())
-        return step(self, *arguments, **more)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", ask)
-    with pytest.raises(Interrupted) as caught:
-        FULL.run(tmp_path, save_steps=100)
-    # Noted in the first step, agreed upon and saved in the second.
-    assert caught.value.kept == f"{tmp_path / 'checkpoints' / 'checkpoint-00000002'} is kept"
-    assert caught.value.exit_code == (130 if number == signal.SIGINT else 143)
-    assert FULL.run(tmp_path).resumed == [2]
-    assert weights(tmp_path) == uninterrupted("full")
-
-
-def test_a_signal_in_evaluation_saves_the_epoch(
-    tmp_path: Path, uninterrupted: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before it is judged; with the weights that learn, and not those that are judged.
-
-    Mutation: hf_transfer/training/predictions.py: "        poll()" -> "        pass"
-    """
-    predict = predict_split
-
-    def asked(*arguments: Any, **more: Any) -> Any:
-        signal.raise_signal(signal.SIGTERM)
-        return predict(*arguments, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "predict_split", asked)
-        with pytest.raises(Interrupted):
-            FULL.run(tmp_path, save_steps=100)
-    result = FULL.run(tmp_path)
-    assert result.resumed == [STEPS // 2]
-    assert len(result.history) == 2
-    assert weights(tmp_path) == uninterrupted("full")
-
-
-def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/interruption.py: "signal.signal(signal.SIGINT, signal.SIG_DFL)" -> "pass" """
-
-    def asked_twice() -> None:
-        def see(*_: Any) -> None:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-
-        guard.Guard.see = see  # type: ignore[method-assign, assignment]
-        FULL.run(tmp_path, save_steps=100)
-
-    assert exit_code(asked_twice) == -signal.SIGINT
-    assert Checkpoints(tmp_path / "checkpoints").own() == []
-
-
 def test_decisions_about_the_store_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutation: hf_transfer/training/frozen.py: "if (earlier := self._decisions" -> "if False and (earlier := self._decisions" """  # noqa: E501
     case = replace(CASES["partial"], more={"cache_frozen": "auto"})
@@ -300,6 +261,52 @@ def test_decisions_about_the_store_are_kept(tmp_path: Path, monkeypatch: pytest.
             result = case.run(out)
         said = "used for" if verdict else "not used for"
         assert any(f"Frozen store: {said} " in note and "as when the run began" in note for note in result.notes)
+
+
+def test_decisions_go_with_a_checkpoint_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/training/resuming.py: "**saved.state["remembered"], " -> "" """
+    case = replace(CASES["partial"], more={"cache_frozen": "auto"})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    monkeypatch.setattr(FrozenPrefix, "_verdict", lambda *_: (True, "measured"))
+    assert killed(case, tmp_path / "a", 9) == -9
+    monkeypatch.setattr(FrozenPrefix, "_verdict", lambda *_: (False, "measured anew"))
+    result = case.run(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a/checkpoints/checkpoint-00000008"))
+    assert any("as when the run began" in note for note in result.notes)
+
+
+def test_a_store_is_not_given_up_or_taken_up_on_the_way(tmp_path: Path) -> None:
+    """It may be rounded.
+
+    Mutation: hf_transfer/training/frozen.py: "        self._decisions.remember(name, used)" -> ""
+    """
+    case = CASES["partial"]
+    assert killed(case, tmp_path, 9) == -9
+    with pytest.raises(UserError) as caught:
+        case.run(tmp_path, cache_frozen="off")
+    expected, found, do = str(caught.value).splitlines()
+    assert expected == "Expected: --cache_frozen on or auto, as when the run began"
+    assert found == "Found:    --cache_frozen off"
+    assert do == "Do this:  leave it as it was, or add --allow_mismatch: results may then differ in rounding"
+    assert case.run(tmp_path, cache_frozen="off", allow_mismatch=True).resumed == [8]
+
+
+def test_an_error_is_not_hidden_by_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/training/resuming.py: "        except UserError as error:\n            # An" -> "        except ZeroDivisionError as error:\n            # An" """  # noqa: E501
+
+    def full(*_: Any) -> None:
+        raise mistake(expected="room", found="none", do="make some")
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise MemoryError("too little")
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    monkeypatch.setattr(loop, "predict_split", broken)
+    with pytest.raises(UserError) as caught:
+        FULL.run(tmp_path, save_steps=6)
+    assert "Found:    too little; no checkpoint had been written (the last one could not be: Expected: room" in str(
+        caught.value
+    )
 
 
 def test_the_state_of_a_checkpoint_is_plain(tmp_path: Path) -> None:
