@@ -22,7 +22,7 @@ def main(config: TextConfig) -> None:
     from hf_transfer.data.sources import load_text_splits
     from hf_transfer.data.tokens import TokenPipeline, text_loaders
     from hf_transfer.evaluation.report import results_table, write_report
-    from hf_transfer.evaluation.run_folder import finished_results, load_finished, open_run_folder, save_model
+    from hf_transfer.evaluation.run_folder import finished_results, load_finished, open_run_folder, save_and_load
     from hf_transfer.models.pretrained import Checkpoint
     from hf_transfer.strategies.choice import choose_strategy, prepare_model
     from hf_transfer.training.batch_size import find_batch_sizes
@@ -62,20 +62,14 @@ def main(config: TextConfig) -> None:
 
             folder = open_run_folder(config, accelerator)
             if config.auto_batch_size:
-                config, found = find_batch_sizes(prepared, strategy, loaders, config, accelerator)
+                config = find_batch_sizes(prepared, strategy, loaders, config, accelerator, notes)
                 loaders = text_loaders(splits, pipeline, config, accelerator)
-                accelerator.print(found)
-                notes.append(found)
             fitted = fit(prepared.model, strategy, prepared.groups, loaders, config, accelerator)
 
             # From here on only what was saved counts: the figures are those of the files.
-            if accelerator.is_main_process:
-                save_model(
-                    fitted.model, pipeline.tokenizer, folder,
-                    base=checkpoint.path, revision=config.model_revision, merge=config.merge_adapter,
-                )  # fmt: skip
-            accelerator.wait_for_everyone()
-            fitted.model = load_finished(str(folder / "model"), splits.label_names, task=TASK)
+            fitted.model = save_and_load(
+                fitted.model, pipeline.tokenizer, checkpoint, splits.label_names, config, accelerator
+            )
 
         predictions = {name: predict_split(fitted.model, loaders, name, accelerator) for name in ("validation", "test")}
         if accelerator.is_main_process:

@@ -227,7 +227,7 @@ def test_an_encoding_is_one_of_text(name: str) -> None:
 def test_a_pooling_for_a_model_that_is_only_judged_is_refused() -> None:
     """It would be ignored, and still stand in the settings of the run.
 
-    Mutation: hf_transfer/config.py: "and self.evaluate_only" -> "and False"
+    Mutation: hf_transfer/config.py: "if self.pooling != "own" and self.evaluate_only" -> "if False"
     """
     required: dict[str, Any] = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"}
     with pytest.raises(UserError, match="Found:    --pooling mean"):

@@ -218,7 +218,8 @@ def drawn_settings(recipe: type[RunConfig]) -> st.SearchStrategy[RunConfig]:
     def sound(values: dict[str, Any]) -> RunConfig:
         values["fp16"] = values["fp16"] and not values["bf16"]
         values |= {"merge_adapter": True, "evaluate_only": False}
-        values["no_resume"] = values["no_resume"] and values["resume_from_checkpoint"] is None
+        resumed = values["resume_from_checkpoint"] is not None
+        values |= {name: values[name] and not resumed for name in ("no_resume", "overwrite_output_dir")}
         for name, strategies in SERVES.items():
             if values["strategy"] not in strategies:
                 del values[name]

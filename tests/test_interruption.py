@@ -187,7 +187,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
 def test_a_disk_without_locks_is_no_reason_not_to_train(
     code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/evaluation/run_folder.py: "    except OSError as error:\n        # Some" -> "    except ZeroDivisionError as error:\n        # Some" """  # noqa: E501
+    """Mutation: hf_transfer/evaluation/run_folder.py: "        print(f"{folder} cannot be locked" -> "        raise SystemExit(f"{folder}" """  # noqa: E501
 
     def refuse(*_: Any) -> None:
         raise OSError(code, os.strerror(code))

@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 
 # From left to right: a room imports rooms to its left, and its own modules.
 ROOMS: tuple[tuple[str, ...], ...] = (
-    ("config", "metrics", "interruption"),
+    ("config", "metrics", "interruption", "versions"),
     ("parsing",),
     ("data",),
     ("models",),

@@ -166,6 +166,33 @@ def save_model(
     return final
 
 
+def save_and_load(
+    model: Any, processor: Any, checkpoint: Checkpoint, label_names: Sequence[str], config: RunConfig,
+    accelerator: Accelerator,
+) -> Any:  # fmt: skip
+    """Write a trained model into the run's folder and read it again: what counts is what was saved.
+
+    Args:
+        model: unwrapped, with adapters or without.
+        processor: image processor or tokenizer.
+        checkpoint: what it was trained from.
+        label_names: its classes.
+        config: the run's settings.
+        accelerator: the main process writes, and all read.
+
+    Returns:
+        The model of the files.
+    """
+    folder = Path(config.output_dir)
+    if accelerator.is_main_process:
+        save_model(
+            model, processor, folder,
+            base=checkpoint.path, revision=config.model_revision, merge=config.merge_adapter,
+        )  # fmt: skip
+    accelerator.wait_for_everyone()
+    return load_finished(str(folder / "model"), label_names, task=checkpoint.task)
+
+
 def load_finished(name: str, label_names: Sequence[str] | None, *, task: str, revision: str = "main") -> nn.Module:
     """A finished model with its own head, whole or as an adapter beside its base.
 

@@ -87,7 +87,7 @@ class Checkpoint:
         pooling: Literal["own", "cls", "mean"] = "own",
     ) -> None:  # fmt: skip
         self.name = name
-        self._task = TASKS[task]
+        self.task, self._task = task, TASKS[task]
         self._fresh: frozenset[str] = frozenset()
         self.path, answers = _locate(name, revision)
         self._offline = not answers

@@ -28,16 +28,25 @@ REMEMBERED = "batch sizes"
 
 
 def find_batch_sizes(
-    prepared: Prepared, strategy: Strategy, loaders: Loaders, config: Settings, accelerator: Accelerator
-) -> tuple[Settings, str]:
+    prepared: Prepared, strategy: Strategy, loaders: Loaders, config: Settings, accelerator: Accelerator,
+    notes: list[str],
+) -> Settings:  # fmt: skip
     """Try steps on the longest samples, from a whole step in one batch downwards, until one fits on every process.
 
     The model, its statistics and the random numbers are afterwards as they were. A run that goes on keeps the sizes
     that it began with.
 
+    Args:
+        prepared: the model, and its groups.
+        strategy: what will learn.
+        loaders: the batches of the run, for their samples.
+        config: settings.
+        accelerator: the processes, each of which tries.
+        notes: gets a sentence on what was found, which is printed, too.
+
     Returns:
         The settings with `per_device_train_batch_size`, `gradient_accumulation_steps`, whose product stays, and
-        `per_device_eval_batch_size` as they fit; a sentence on them.
+        `per_device_eval_batch_size` as they fit.
 
     Raises:
         UserError: not even one sample fits.
@@ -51,14 +60,15 @@ def find_batch_sizes(
     train, evaluation = sizes
     steps = _samples_of_a_step(config) // train
     accelerator.gradient_accumulation_steps = steps
-    found = replace(
-        config, per_device_train_batch_size=train, gradient_accumulation_steps=steps,
-        per_device_eval_batch_size=evaluation,
-    )  # fmt: skip
-    return found, (
+    notes.append(
         f"Batches that fit: {train} samples in training, {steps} for a step of {_samples_of_a_step(config)}; "
         f"{evaluation} in evaluation{', as when the run began' if told[0] else ''}."
     )
+    accelerator.print(notes[-1])
+    return replace(
+        config, per_device_train_batch_size=train, gradient_accumulation_steps=steps,
+        per_device_eval_batch_size=evaluation,
+    )  # fmt: skip
 
 
 def _samples_of_a_step(config: RunConfig) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_transfer.config import RunConfig
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.inputs import MASKED, Loaders
-from hf_transfer.training.linear_classifier import Solution
+from hf_transfer.training.linear_classifier import LinearProblem, Solution
 from hf_transfer.training.predictions import Metrics, Predictions, is_better
 from hf_transfer.training.recording import Compute, fill, store_of, stored_dtype
 from hf_transfer.training.store import Column, Store, can_be_written, free_bytes
@@ -88,18 +88,19 @@ class Features:
             yield (features, labels) if bool(counts.all()) else (features[counts], labels[counts])
 
 
-def best_solution(path: Iterator[Solution], features: Features, metric: str) -> tuple[Solution, Metrics]:
+def best_solution(problem: LinearProblem, features: Features, metric: str) -> tuple[Solution, Metrics]:
     """The solution with which validation goes best, until two decades of regularisation have brought no gain."""
     rows: list[Metrics] = []
     best = -1
-    for solution in path:
+    for solution in problem.path(rough=True):
         row = features.judged(solution).only(metric)
         if is_better(row, rows, best, metric):
             best, chosen = len(rows), solution
         rows.append(row)
         if len(rows) - best > PATIENCE:
             break
-    return chosen, rows[best]
+    sharp = problem.sharpened(chosen)
+    return sharp, features.judged(sharp).only(metric)
 
 
 @contextmanager

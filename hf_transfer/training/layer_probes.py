@@ -58,7 +58,7 @@ def probe_layers(
                 own = replace(features, columns=places)
                 balanced = config.class_weights == "balanced"
                 problem = LinearProblem(own.blocks, classes, intercept=True, balanced=balanced)
-                _, row = best_solution(problem.path(), own, config.metric_for_best_model)
+                _, row = best_solution(problem, own, config.metric_for_best_model)
                 names = " + ".join(str(config.feature_layers[place]) for place in places)
                 say(
                     f"Probe of layer {names} of {len(blocks)}: validation accuracy {row['accuracy']:.4f}, "

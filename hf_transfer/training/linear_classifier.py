@@ -1,7 +1,7 @@
 """Linear classifiers solved to convergence on features that need not fit into memory."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -10,21 +10,28 @@ import numpy.typing as npt
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from hf_transfer.config import mistake
 
 # Of the mean loss of a sample, on standardised features, from strong to weak.
 REGULARISATIONS = tuple(10.0**exponent for exponent in np.arange(1.0, -6.5, -0.5))
 MOST_ITERATIONS = 1_000
-# A gradient is small beside that of the penalty: a fixed limit would leave a weak one where it started.
-LARGEST_GRADIENT = 1e-4
-SHARE_OF_REGULARISATION = 0.01
+# A gradient is small beside that of the penalty: a fixed limit would leave a weak one where it started. Below the least
+# one the loss of a weak one does not change any more in its sixth decimal.
+LARGEST_GRADIENT = 1e-5
+SHARE_OF_REGULARISATION = 0.001
+LEAST_GRADIENT = 1e-6
 # Where no progress can be seen any more, in units of double precision.
 SMALLEST_PROGRESS = 64 * np.finfo(np.float64).eps
+# What serves to choose a regularisation by validation: single precision, and no more steps than that can tell apart.
+ROUGH_GRADIENT = 1e-4
+LEAST_ROUGH_GRADIENT = 1e-6
+LEAST_ROUGH_PROGRESS = float(np.finfo(np.float32).eps)
 # A class that training lacks must not win for want of evidence.
 NEVER = -30.0
 BLOCK_SAMPLES = 4_096
-# Below this, features are kept in double precision instead of being converted in each pass.
+# Below this, standardised features are kept instead of being made anew in each pass.
 KEPT_BYTES = 32 << 20
 Loss = Literal["logistic", "svm"]
 # Features [samples, features] and class numbers [samples] of some samples after the other, again in each pass.
@@ -40,19 +47,21 @@ class Solution:
         bias: float64 [classes].
         regularisation: with which it was solved.
         loss: mean cross-entropy of the training samples.
+        point: the same for standardised features, float64 [(features + 1) x classes that training has].
     """
 
     weight: Tensor
     bias: Tensor
     regularisation: float
     loss: float
+    point: npt.NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
 
 class LinearProblem:
     """Minimise the mean loss plus half the regularisation times the squared weights of standardised features.
 
     `logistic` is multinomial logistic regression; `svm` has, for each class against the rest, the squared hinge loss.
-    The standardisation is folded into the solution. L-BFGS sees the samples block by block, in double precision.
+    The standardisation is folded into the solution. L-BFGS sees the samples block by block.
 
     References: Liu and Nocedal, "On the limited memory BFGS method for large scale optimization", Mathematical
     Programming 1989, https://doi.org/10.1007/BF01589116 (by scipy); Rifkin and Klautau, "In defense of one-vs-all
@@ -70,29 +79,50 @@ class LinearProblem:
         self, blocks: Blocks, classes: int, *, intercept: bool, balanced: bool = False, loss: Loss = "logistic"
     ) -> None:
         self._blocks, self._classes, self._intercept, self._loss = blocks, classes, intercept, loss
+        self._kept: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
         self._look()
         counts = self._counts[self._present].double()
         self._importance = counts.sum() / (len(counts) * counts) if balanced else torch.ones_like(counts)
 
-    def path(self, regularisations: Sequence[float] = REGULARISATIONS) -> Iterator[Solution]:
-        """Solutions from strong to weak regularisation, each starting from the one before."""
+    def path(self, regularisations: Sequence[float] = REGULARISATIONS, *, rough: bool = False) -> Iterator[Solution]:
+        """Solutions from strong to weak regularisation, each starting from the one before.
+
+        Rough ones take a fraction of the time, and are good enough to choose one by, that is then to be `sharpened`.
+        """
         start = np.zeros(len(self._present) * (self._features + 1))
         for regularisation in regularisations:
-            found = minimize(
-                self._objective,
-                start,
-                args=(regularisation,),
-                jac=True,
-                method="L-BFGS-B",
-                options={
-                    "maxiter": MOST_ITERATIONS,
-                    "maxls": 50,
-                    "gtol": min(LARGEST_GRADIENT, SHARE_OF_REGULARISATION * regularisation),
-                    "ftol": SMALLEST_PROGRESS,
-                },
-            )
-            start = found.x
-            yield self._solution(start, regularisation)
+            start = self._minimum(start, regularisation, rough=rough)
+            yield self._solution(start, regularisation, torch.float32 if rough else torch.float64)
+
+    def sharpened(self, solution: Solution) -> Solution:
+        """A rough solution, solved to the end in double precision."""
+        assert solution.point is not None
+        point = self._minimum(solution.point, solution.regularisation, rough=False)
+        return self._solution(point, solution.regularisation, torch.float64)
+
+    def _minimum(
+        self, start: npt.NDArray[np.float64], regularisation: float, *, rough: bool
+    ) -> npt.NDArray[np.float64]:
+        # A hinge is flat beyond its margin, so that much smaller gradients still lead somewhere.
+        least = LEAST_GRADIENT if self._loss == "logistic" else 0.0
+        gradient = max(least, min(LARGEST_GRADIENT, SHARE_OF_REGULARISATION * regularisation))
+        if rough:
+            gradient = max(LEAST_ROUGH_GRADIENT, min(ROUGH_GRADIENT, regularisation))
+        found = minimize(
+            self._objective,
+            start,
+            args=(regularisation, torch.float32 if rough else torch.float64),
+            jac=True,
+            method="L-BFGS-B",
+            options={
+                "maxiter": MOST_ITERATIONS,
+                "maxls": 50,
+                "gtol": gradient,
+                "ftol": LEAST_ROUGH_PROGRESS if rough else SMALLEST_PROGRESS,
+            },
+        )
+        point: npt.NDArray[np.float64] = found.x
+        return point
 
     def _look(self) -> None:
         """One pass for the classes and the mean, one for the spread: what is squared must not be large."""
@@ -128,32 +158,38 @@ class LinearProblem:
         numbers[self._present] = torch.arange(len(self._present))
         return numbers
 
-    @cached_property
-    def _kept(self) -> list[tuple[Tensor, Tensor]] | None:
-        if self._samples * self._features * torch.float64.itemsize > KEPT_BYTES:
-            return None
-        return [(features.clone(), labels) for features, labels in self._standardised()]
+    def _passed(self, dtype: torch.dtype) -> Iterable[tuple[Tensor, Tensor]]:
+        """Standardised features and labels, block by block; those that are few are kept."""
+        if self._samples * self._features * dtype.itemsize > KEPT_BYTES:
+            return self._standardised(dtype)
+        if dtype not in self._kept:
+            self._kept[dtype] = [(features.clone(), labels) for features, labels in self._standardised(dtype)]
+        return self._kept[dtype]
 
-    def _standardised(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _standardised(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
         # One buffer: the allocator would hoard what comes and goes in odd sizes.
         buffer = torch.empty(min(BLOCK_SAMPLES, self._samples), self._features, dtype=torch.float64)
         for features, labels in self._blocks():
             for part, own in zip(features.split(BLOCK_SAMPLES), labels.split(BLOCK_SAMPLES), strict=True):
                 standard = buffer[: len(part)]
-                yield standard.copy_(part).sub_(self._centre).div_(self._spread), self._numbers[own]
+                standard.copy_(part).sub_(self._centre).div_(self._spread)
+                yield standard.to(dtype), self._numbers[own]
 
-    def _objective(self, flat: npt.NDArray[np.float64], regularisation: float) -> tuple[float, npt.NDArray[np.float64]]:
-        """Value and gradient."""
+    def _objective(
+        self, flat: npt.NDArray[np.float64], regularisation: float, dtype: torch.dtype
+    ) -> tuple[float, npt.NDArray[np.float64]]:
+        """Value and gradient: in this precision within a block, in double precision over all."""
         weight, bias = self._unpacked(flat)
         value, slope = regularisation / 2 * weight.square().sum(), regularisation * weight
         bias_slope = torch.zeros_like(bias)
         pointwise = _logistic if self._loss == "logistic" else _squared_hinge
-        for features, labels in self._kept or self._standardised():
-            losses, slopes = pointwise(torch.addmm(bias, features, weight.T), labels)
+        own_weight, own_bias = weight.to(dtype), bias.to(dtype)
+        for features, labels in self._passed(dtype):
+            losses, slopes = pointwise(torch.addmm(own_bias, features, own_weight.T), labels)
             importance = self._importance[labels] / self._samples
-            value = value + losses @ importance
-            slopes *= importance[:, None]
-            slope.addmm_(slopes.T, features)
+            value = value + losses.double() @ importance
+            slopes *= importance.to(dtype)[:, None]
+            slope += slopes.T @ features
             bias_slope += slopes.sum(0)
         if not self._intercept:
             bias_slope.zero_()
@@ -163,7 +199,7 @@ class LinearProblem:
         values, classes = torch.from_numpy(flat), len(self._present)
         return values[:-classes].view(classes, self._features), values[-classes:]
 
-    def _solution(self, flat: npt.NDArray[np.float64], regularisation: float) -> Solution:
+    def _solution(self, flat: npt.NDArray[np.float64], regularisation: float, dtype: torch.dtype) -> Solution:
         standard, intercepts = self._unpacked(flat)
         weight = torch.zeros(self._classes, self._features, dtype=torch.float64)
         bias = torch.full((self._classes,), NEVER if self._intercept else 0.0, dtype=torch.float64)
@@ -172,12 +208,13 @@ class LinearProblem:
             # What training lacks scores the mean of the others, which never is the most.
             weight[:] = torch.where(self._counts[:, None] > 0, weight, weight[self._present].mean(0))
         bias[self._present] = intercepts - weight[self._present] @ self._centre
-        return Solution(weight, bias, regularisation, self._cross_entropy(standard, intercepts))
+        return Solution(weight, bias, regularisation, self._cross_entropy(standard, intercepts, dtype), flat)
 
-    def _cross_entropy(self, weight: Tensor, bias: Tensor) -> float:
+    def _cross_entropy(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> float:
+        own_weight, own_bias = weight.to(dtype), bias.to(dtype)
         parts = [
-            _logistic(torch.addmm(bias, features, weight.T), labels)[0].sum()
-            for features, labels in self._kept or self._standardised()
+            cross_entropy(torch.addmm(own_bias, features, own_weight.T), labels, reduction="none").double().sum()
+            for features, labels in self._passed(dtype)
         ]
         return float(sum(parts)) / self._samples
 

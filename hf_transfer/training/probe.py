@@ -91,7 +91,7 @@ def _solved(features: Features, layer: nn.Linear, accelerator: Accelerator, conf
             features.blocks, layer.out_features, intercept=layer.bias is not None,
             balanced=config.class_weights == "balanced", loss="svm" if config.probe == "svm" else "logistic",
         )  # fmt: skip
-        best, _ = best_solution(problem.path(), features, config.metric_for_best_model)
+        best, _ = best_solution(problem, features, config.metric_for_best_model)
         numbers = torch.tensor([best.regularisation, best.loss], dtype=torch.float64).expand(layer.out_features, 2)
         found = torch.cat([best.weight, best.bias[:, None], numbers], dim=1)
     if accelerator.num_processes > 1:

@@ -144,7 +144,7 @@ def test_the_run_folder_holds_the_model_the_report_and_its_pictures(finished_run
     Mutation: hf_transfer/evaluation/run_folder.py: "    partial.rename(final)" -> "    shutil.copytree(partial, final)"
     """
     assert {path.name for path in finished_run.out.iterdir()} == {
-        "model", "results.json", "report.md", "curves.png", "confusion.png", "config.yaml",
+        "model", "results.json", "report.md", "curves.png", "confusion.png", "config.yaml", ".lock", "checkpoints",
     }  # fmt: skip
     assert {path.name for path in (finished_run.out / "model").iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json",

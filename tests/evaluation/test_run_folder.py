@@ -62,7 +62,7 @@ def test_overwriting_replaces_the_run_and_leaves_other_files(own_copy: Run) -> N
     Mutation: hf_transfer/evaluation/run_folder.py: "    if config.overwrite_output_dir:" -> "    if False:"
     """
     (own_copy.out / "notes.txt").write_text("mine")
-    (own_copy.out / "checkpoints").mkdir()
+    (own_copy.out / "checkpoints").mkdir(exist_ok=True)
     (own_copy.out / "checkpoints/old").write_text("old")
     other = start([*own_copy.argv(seed=7, num_train_epochs=1), "--overwrite_output_dir"])
     assert other.code == 0, other.err
@@ -164,7 +164,7 @@ def test_a_run_repeats_from_its_own_settings_to_the_byte(finished_run: Run, tmp_
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     """As root every folder can be written, but none can be made below a file.
 
-    Mutation: hf_transfer/evaluation/run_folder.py: "    except OSError as error:" -> "    except EOFError as error:"
+    Mutation: hf_transfer/evaluation/run_folder.py: "an --output_dir that can be written to" -> "it"
     """
     from accelerate import Accelerator
 

@@ -37,9 +37,10 @@ def found(
     tried = refusing(model, train=room, evaluation=evaluation)
     with start_accelerator(config) as accelerator:
         loaders = loaders_of(accelerator, rows_for(name, 40), rows_for(name, 10, seed=1), 4)
-        chosen, sentence = find_batch_sizes(prepared, strategy or FullFineTuning(), loaders, config, accelerator)
+        notes: list[str] = []
+        chosen = find_batch_sizes(prepared, strategy or FullFineTuning(), loaders, config, accelerator, notes)
         assert accelerator.gradient_accumulation_steps == chosen.gradient_accumulation_steps
-    return chosen, sentence, prepared, tried
+    return chosen, notes[0], prepared, tried
 
 
 @pytest.mark.parametrize(

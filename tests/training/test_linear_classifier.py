@@ -162,7 +162,7 @@ def test_the_minimum_is_scikit_learns(given: Samples, intercept: bool, balanced:
     """Mutation: hf_transfer/training/linear_classifier.py: "- weight[self._present] @ self._centre" -> ""
     Mutation: hf_transfer/training/linear_classifier.py: "counts.sum() / (len(counts) * counts) if" -> "counts if"
     Mutation: hf_transfer/training/linear_classifier.py: "            bias_slope.zero_()" -> "            bias_slope.add_(0)"
-    Mutation: hf_transfer/training/linear_classifier.py: "SHARE_OF_REGULARISATION = 0.01" -> "SHARE_OF_REGULARISATION = 100"
+    Mutation: hf_transfer/training/linear_classifier.py: "SHARE_OF_REGULARISATION = 0.001" -> "SHARE_OF_REGULARISATION = 100"
     """  # noqa: E501
     problem = Problem(given, intercept, balanced)
     for solution in given.path(intercept=intercept, balanced=balanced):
@@ -287,7 +287,7 @@ def test_a_block_without_samples_changes_nothing() -> None:
 
 
 def test_what_does_not_fit_is_read_again_and_gives_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/linear_classifier.py: "torch.float64.itemsize > KEPT_BYTES" -> "torch.float64.itemsize > 0" """  # noqa: E501
+    """Mutation: hf_transfer/training/linear_classifier.py: "dtype.itemsize > KEPT_BYTES" -> "dtype.itemsize > 0" """
     kept, streamed = samples(), samples()
     solutions = kept.path()
     monkeypatch.setattr(linear_classifier, "KEPT_BYTES", 0)

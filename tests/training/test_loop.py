@@ -109,7 +109,7 @@ def test_two_accumulated_batches_equal_one_of_twice_the_size() -> None:
 
 
 def test_gradients_are_clipped_to_the_norm(recorder: Recorder) -> None:
-    """Mutation: hf_transfer/training/loop.py: "parameters(), config.max_grad_norm)" -> "parameters(), 9.0)" """
+    """Mutation: hf_transfer/training/guard.py: "parameters(), self._config.max_grad_norm)" -> "parameters(), 9.0)" """
     train_vit(settings(max_grad_norm=0.5, num_train_epochs=1))
     clipped, recorder.norms = recorder.norms, []
     train_vit(settings(max_grad_norm=0, num_train_epochs=1))
@@ -164,7 +164,7 @@ def test_the_weights_of_the_best_epoch_come_back(scripted: list[dict[str, Tensor
 def test_training_stops_after_so_many_epochs_without_a_better_one(
     scripted: list[dict[str, Tensor]], patience: int, epochs: int, best: int
 ) -> None:
-    """Mutation: hf_transfer/training/loop.py: "_patience <= without_gain" -> "_patience < 0" """
+    """Mutation: hf_transfer/training/loop.py: "_patience <= position.without_gain" -> "_patience < 0" """
     fitted = train_vit(settings(num_train_epochs=6, early_stopping_patience=patience), rows=8)
     assert (len(fitted.history), fitted.best_epoch) == (epochs, best)
 

@@ -98,7 +98,7 @@ def test_rates_by_layer_and_of_the_head_arrive_in_the_optimizer(steps: Steps) ->
 def test_what_is_judged_and_kept_is_the_average_of_the_steps(steps: Steps, moments: list[Weights]) -> None:
     """The recursion written out on the weights that the optimizer made.
 
-    Mutation: hf_transfer/training/loop.py: "with steps.judged_weights():" -> "if True:"
+    Mutation: hf_transfer/training/loop.py: ", course.steps.judged_weights():" -> ":"
     """
     model, groups, _ = tiny("vit")
     average = {name: value.double() for name, value in state(model).items()}
@@ -356,7 +356,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
 def test_early_stopping_ends_a_stage_and_the_next_one_begins(scripted: list[Weights], steps: Steps) -> None:
     """Two epochs without a gain end the first stage after three, and the second after two.
 
-    Mutation: hf_transfer/training/loop.py: "                break" -> "                return result"
+    Mutation: hf_transfer/training/loop.py: "        course.position.next_stage()" -> "        return result"
     """
     model, groups, _ = tiny("vit")
     before = state(model)
@@ -373,7 +373,7 @@ def test_the_schedule_of_a_stage_does_not_depend_on_when_the_one_before_ended(
 ) -> None:
     """Rates go on where the second stage would have begun: in the middle of the cosine.
 
-    Mutation: hf_transfer/training/steps.py: "self._done += self._steps_per_epoch * stage.epochs" -> "self._done += 0"
+    Mutation: hf_transfer/training/steps.py: "        self._done += self._steps_of(stage)" -> "        self._done += 0"
     """
     model, groups, _ = tiny("vit")
     chosen = settings(early_stopping_patience=2, num_train_epochs=8, warmup_steps=0, learning_rate=2e-3)

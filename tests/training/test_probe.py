@@ -35,7 +35,7 @@ def test_the_head_is_scikit_learns(name: str) -> None:
 def test_the_regularisation_is_the_best_on_validation(name: str) -> None:
     """By the loss, which tells solutions apart more finely than accuracy.
 
-    Mutation: hf_transfer/training/probe.py: "best_solution(problem.path(), features, config" -> "best_solution(problem.path(), type(features)(features.train, features.train[0]), config"
+    Mutation: hf_transfer/training/probe.py: "best_solution(problem, features, config" -> "best_solution(problem, type(features)(features.train, features.train[0]), config"
     Mutation: hf_transfer/training/features.py: "if is_better(row, rows, best, metric)" -> "if best < 0"
     """  # noqa: E501
     found = solve(name, rows_for(name, 40), rows_for(name, 20, seed=1), metric_for_best_model="loss")
@@ -123,7 +123,13 @@ def test_a_support_vector_machine_is_scikit_learns(weights: str) -> None:
     Mutation: hf_transfer/training/probe.py: "config.probe == "svm" else" -> "config.probe == "none" else"
     """
     found = solve(
-        "vit", unbalanced(80), unbalanced(40, seed=1), strategy="linear_probe", probe="svm", class_weights=weights
+        "vit",
+        unbalanced(80),
+        unbalanced(40, seed=1),
+        strategy="linear_probe",
+        probe="svm",
+        class_weights=weights,
+        metric_for_best_model="loss",
     )
     seen, labels = found.features(found.train)
     spread, counts, regularisation = seen.std(0), np.bincount(labels), found.row["regularisation"]
@@ -200,8 +206,8 @@ def test_where_what_is_learned_is_wrong_the_strongest_regularisation_wins(monkey
     tried: list[float] = []
     path = LinearProblem.path
 
-    def counted(problem: LinearProblem) -> Iterator[Solution]:
-        for solution in path(problem):
+    def counted(problem: LinearProblem, **more: Any) -> Iterator[Solution]:
+        for solution in path(problem, **more):
             tried.append(solution.regularisation)
             yield solution
 
@@ -216,7 +222,7 @@ def test_where_what_is_learned_is_wrong_the_strongest_regularisation_wins(monkey
 def test_where_everything_can_be_learned_the_weakest_regularisation_wins() -> None:
     """Without a warning, although the last solutions are given up before they are exact.
 
-    Mutation: hf_transfer/training/linear_classifier.py: "min(LARGEST_GRADIENT, SHARE_OF_REGULARISATION * regularisation)" -> "LARGEST_GRADIENT"
+    Mutation: hf_transfer/training/linear_classifier.py: "max(LEAST_ROUGH_GRADIENT, min(ROUGH_GRADIENT, regularisation))" -> "ROUGH_GRADIENT"
     """  # noqa: E501
     rows = Rows(60)
     with warnings.catch_warnings():

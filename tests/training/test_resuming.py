@@ -134,7 +134,7 @@ def test_a_checkpoint_that_is_named_is_taken(tmp_path: Path, uninterrupted: Call
 
 
 def test_a_named_checkpoint_that_is_refused_leaves_the_run_its_own(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "            self._compare(saved)\n            self.checkpoints.begin" -> "            self.checkpoints.begin" """  # noqa: E501
+    """Mutation: hf_transfer/training/resuming.py: "            saved = self._asked_for(Path(asked))" -> "            saved = self.checkpoints.begin() or self._asked_for(Path(asked))" """  # noqa: E501
     assert killed(FULL, tmp_path, 9) == -9
     with pytest.raises(UserError):
         FULL.run(tmp_path, learning_rate=0.5, resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-00000006"))
@@ -292,7 +292,7 @@ def test_a_store_is_not_given_up_or_taken_up_on_the_way(tmp_path: Path) -> None:
 
 
 def test_an_error_is_not_hidden_by_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "        except UserError as error:\n            # An" -> "        except ZeroDivisionError as error:\n            # An" """  # noqa: E501
+    """Mutation: hf_transfer/training/resuming.py: "            failed = f" (the last one" -> "            raise SystemExit(f" (the last one" """  # noqa: E501
 
     def full(*_: Any) -> None:
         raise mistake(expected="room", found="none", do="make some")
