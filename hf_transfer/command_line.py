@@ -1,16 +1,13 @@
 """The console command `hf-transfer`: what one does with a finished model, and a look at the machine."""
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from hf_transfer.config import UserError, check_installation, mistake
-from hf_transfer.parsing import exit_with
+from hf_transfer.parsing import exit_with, load, recipe_of
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,14 +24,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     predict.add_argument("images", nargs="+", type=Path, help="Picture files.")
     predict.add_argument("--top", type=int, default=3, help="How many labels to print of each (default: 3).")
     predict.add_argument("--json", action="store_true", help="One JSON object for each picture.")
-    commands.add_parser("doctor", help="Print versions, devices and caches, and whether the installation is sound.")
+    doctor = commands.add_parser(
+        "doctor", help="Print versions, devices and caches, whether the installation is sound, and what a run takes."
+    )
+    doctor.add_argument(
+        "--config", type=Path, help="Settings of a run: its data, and its time, memory and disk; nothing is trained."
+    )
     try:
         check_installation()
         arguments = parser.parse_args(argv)
         if arguments.command == "predict":
             _predict(arguments.model, arguments.images, arguments.top, arguments.json)
         else:
-            _doctor()
+            _doctor(arguments.config)
     except UserError as error:
         exit_with(error)
 
@@ -51,23 +53,17 @@ def _predict(model: str, images: Sequence[Path], top: int, as_json: bool) -> Non
             print(f"{answer.path}\t" + "\t".join(f"{name} {share:.4f}" for name, share in answer.scores))
 
 
-def _doctor() -> None:
-    import huggingface_hub.constants
-    import torch
+def _doctor(settings: Path | None) -> None:
+    from hf_transfer.evaluation.doctor import machine, run_ahead
 
-    from hf_transfer.versions import versions
-
-    for name, version in {
-        "hf-transfer-learning": importlib.metadata.version("hf-transfer-learning"),
-        **versions(),
-    }.items():
-        print(f"{name:22} {version}")
-    devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    print(f"{'machine':22} {platform.platform()}")
-    print(f"{'processors':22} {os.cpu_count()}, torch uses {torch.get_num_threads()} threads")
-    print(f"{'accelerators':22} {', '.join(devices) or 'none'}")
-    print(f"{'cache':22} {huggingface_hub.constants.HF_HOME}")
-    print(f"{'import name':22} ours alone")
+    # First: a mistake in a file of settings is answered without a look at the machine.
+    config = None if settings is None else load(recipe_of(settings), settings)
+    for name, value in machine():
+        print(f"{name:22} {value}")
+    if config is not None:
+        print(f"\n{settings}: the {config.recipe} recipe, --strategy {config.strategy}")
+        for sentence in run_ahead(config):
+            print(sentence)
 
 
 if __name__ == "__main__":

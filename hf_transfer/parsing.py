@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar, get_origin
 
 import yaml
 
-from hf_transfer.config import RunConfig, UserError, check_installation, mistake
+from hf_transfer.config import RunConfig, TextConfig, UserError, VisionConfig, check_installation, mistake
 from hf_transfer.interruption import Interrupted, ending_at_once, same_command
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -86,6 +86,19 @@ def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
 def load(config_class: type[Config], path: Path) -> Config:
     """Settings from a YAML file alone."""
     return parse(config_class, ["--config", str(path)])
+
+
+def recipe_of(path: Path) -> type[RunConfig]:
+    """The class of the settings in a YAML file, by the recipe that it names."""
+    recipe = _read_yaml(path).get("recipe")
+    classes = {kind.recipe: kind for kind in (VisionConfig, TextConfig)}
+    if recipe not in classes:
+        raise mistake(
+            expected=f"a line 'recipe: NAME' in {path}, with one of {', '.join(classes)}",
+            found=str(recipe),
+            do="add it; a run writes it into the config.yaml of its --output_dir",
+        )
+    return classes[recipe]
 
 
 def _config_path(argv: Sequence[str]) -> Path | None:

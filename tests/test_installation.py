@@ -136,7 +136,7 @@ def test_in_a_clean_environment_the_installed_package_finds_its_samples_and_the_
 ) -> None:
     """Outside the repository, with the wheel's own files.
 
-    Mutation: hf_transfer/command_line.py: "{'import name':22} ours alone" -> "{'import name':22}"
+    Mutation: hf_transfer/evaluation/doctor.py: "yield "import name", "ours alone"" -> "pass"
     """
     environment.install(our_wheel)
     code = (

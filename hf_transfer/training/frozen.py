@@ -121,6 +121,17 @@ class FrozenPrefix:
             yield batches
             self._resting = {}
 
+    def expected(self, stage: Stage) -> str | None:
+        """What storing would take and gain in a stage, in a sentence; None if nothing is frozen in it."""
+        count = frozen_prefix(self._groups, [stage])
+        if not self._is_worth_it(count) or self._config.cache_frozen == "off":
+            return None
+        frozen = f"{count} of {len(self._groups)} groups"
+        try:
+            return self._verdict(self._cut(count), stage, frozen)[1]
+        except CannotCutError as reason:
+            return f"Frozen store: not used for {frozen}; {reason}."
+
     def state_of(self, names: Set[str]) -> dict[str, Tensor]:
         """Weights and statistics by name, also of groups that are out of the model at the moment; not copies."""
         state = {**self._resting, **self._model.state_dict()}
@@ -200,7 +211,7 @@ class FrozenPrefix:
 
     def _pays(self, plan: _Plan, stage: Stage, frozen: str) -> bool:
         """Whether storing takes less time than computing; one process finds out, and all do the same."""
-        if not any(group.is_block or group.name == "backbone" for group in self._groups[: plan.count]):
+        if not self._is_worth_it(plan.count):
             return False
         answer: list[Any] = [None]
         if self._accelerator.is_main_process:
@@ -209,6 +220,10 @@ class FrozenPrefix:
         ((pays, sentence),) = answer
         self.say(sentence)
         return bool(pays)
+
+    def _is_worth_it(self, count: int) -> bool:
+        """Embeddings alone cost too little to be measured."""
+        return any(group.is_block or group.name == "backbone" for group in self._groups[:count])
 
     def _decided(self, plan: _Plan, stage: Stage, frozen: str) -> tuple[bool, str]:
         """As it was decided when the run began, if that was in an earlier process."""
