@@ -29,12 +29,11 @@ from hf_transfer.strategies.freezing import Stage, learning_parameters, set_trai
 from hf_transfer.training.frozen import FrozenPrefix
 from hf_transfer.training.loop import start_accelerator
 from hf_transfer.training.probe import last_layer
+from hf_transfer.training.resuming import COPIES, size_of
 from hf_transfer.training.store import free_bytes, in_units
 from hf_transfer.versions import versions
 
 BATCHES_MEASURED = 3
-# Weights as they are, moments, and the best epoch.
-COPIES_IN_A_CHECKPOINT = 4
 
 
 def machine() -> Iterator[tuple[str, str]]:
@@ -134,16 +133,15 @@ def _seconds_of_a_pass(
 
 def _room(config: RunConfig, prepared: Prepared, learning: Set[str]) -> Iterator[str]:
     """Memory and disk."""
-    parameters = dict(prepared.model.named_parameters())
-    model = sum(parameter.nbytes for parameter in parameters.values())
-    changing = sum(parameters[name].nbytes for name in learning)
+    model = size_of(prepared.model, prepared.model.state_dict().keys())
+    changing = size_of(prepared.model, learning)
     used = peak_memory_bytes()
     device = f" and {in_units(used['device'])} on the accelerator" if used["device"] else ""
     yield (
         f"Memory: {in_units(used['host'])}{device} for a few steps without an optimizer, whose two moments take "
         f"{in_units(2 * changing)} more."
     )
-    saved = 0 if config.save_steps == 0 else (config.save_total_limit + 1) * COPIES_IN_A_CHECKPOINT * changing
+    saved = 0 if config.save_steps == 0 else (config.save_total_limit + 1) * COPIES * changing
     for what, folder, needed in (
         ("--output_dir", Path(config.output_dir), model + saved),
         ("--cache_dir", cache_folder(config.cache_dir), 0),

@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -161,6 +161,19 @@ class Checkpoints:
             self._rotate(final)
         return final
 
+    def refuse_without_room(self, size: int) -> None:
+        """Before hours are spent: is there room for a checkpoint of so many bytes?
+
+        Raises:
+            UserError: there is none.
+        """
+        if size > (free := free_bytes(self.folder)):
+            raise mistake(
+                expected=f"room for a checkpoint of about {in_units(size)} in {self.folder}",
+                found=f"{in_units(free)} free",
+                do="make room, name another --output_dir, or set --save_steps 0 to go without checkpoints",
+            )
+
     def newest(self) -> tuple[Saved | None, list[str]]:
         """The checkpoint with the most steps that is what was written, and what was found on the way, in sentences.
 
@@ -259,6 +272,31 @@ class Checkpoints:
         folder.rename(aside)
         # Some disks keep a file that is still open; the next run sweeps it up.
         shutil.rmtree(aside, ignore_errors=True)
+
+
+class Writer:
+    """Something that is done on the side, and whose error is not lost."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint")
+        self._thread.start()
+
+    def _run(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> None:
+        """Wait until it is done.
+
+        Raises:
+            BaseException: whatever went wrong.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
 
 
 def _step_of(folder: Path) -> int:

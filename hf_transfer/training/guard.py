@@ -133,11 +133,18 @@ def _suspects(_: Tensor, logits: Tensor, index: Tensor) -> tuple[list[int], list
 
 
 @contextmanager
-def memory_in_words(config: RunConfig, resuming: Resuming) -> Iterator[None]:
-    """Turns what torch says of a full memory into an error that says what to do."""
+def failures_in_words(config: RunConfig, resuming: Resuming) -> Iterator[None]:
+    """Turns what torch says of a full memory, or of a loader's worker that is gone, into words on what to do."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if str(error).startswith("DataLoader worker"):
+            raise mistake(
+                expected="loader workers that live as long as the run",
+                found=f"{str(error).splitlines()[0]} {resuming.kept().sentence}",
+                do="run it again; if it happens again the host's memory is full: use fewer --dataloader_num_workers, "
+                "or 0",
+            ) from error
         if not is_out_of_memory(error):
             raise
         raise mistake(

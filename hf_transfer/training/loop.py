@@ -20,7 +20,7 @@ from hf_transfer.models.groups import Group
 from hf_transfer.strategies.freezing import Stage, Strategy, learning_parameters, set_trainable
 from hf_transfer.training.averaging import BestCheckpoints, greedy_soup, recompute_batch_norm
 from hf_transfer.training.frozen import FrozenPrefix
-from hf_transfer.training.guard import Guard, memory_in_words
+from hf_transfer.training.guard import Guard, failures_in_words
 from hf_transfer.training.layer_probes import probe_layers
 from hf_transfer.training.predictions import Metrics, predict_split, scores
 from hf_transfer.training.probe import last_layer, solve_head
@@ -100,7 +100,7 @@ def run_stage(
 ) -> None:  # fmt: skip
     """The epochs of a stage that are still to be done."""
     position = course.position
-    with memory_in_words(config, resuming), ending_when_asked() as request:
+    with failures_in_words(config, resuming), ending_when_asked() as request:
         guard = Guard(request, course, resuming, config, accelerator)
         while position.epoch < stage.epochs and not 0 < config.early_stopping_patience <= position.without_gain:
             row = train_epoch(learner, loaders, course, guard, accelerator)

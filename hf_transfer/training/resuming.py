@@ -3,9 +3,8 @@
 import copy
 import json
 import random
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from hf_transfer.config import RunConfig, UserError, mistake
 from hf_transfer.data.inputs import Loaders
 from hf_transfer.training.averaging import BestCheckpoints
-from hf_transfer.training.checkpoint import BrokenCheckpointError, Checkpoints, Saved, Tensors
+from hf_transfer.training.checkpoint import BrokenCheckpointError, Checkpoints, Saved, Tensors, Writer
 from hf_transfer.training.frozen import FrozenPrefix
 from hf_transfer.training.progress import Fit, Position
 from hf_transfer.training.recording import identity
@@ -30,6 +29,8 @@ from hf_transfer.versions import versions
 FOLDER = "checkpoints"
 # Of a run that went on from a checkpoint it was given: which.
 BEGAN_FROM = "began from"
+# Of what changes, in a checkpoint: weights, two moments, the best epoch.
+COPIES = 4
 # Without --save_steps: so many seconds apart, and further where a save holds training up for longer than this share.
 SECONDS_BETWEEN = 60.0
 SHARE_OF_TIME = 0.05
@@ -92,7 +93,7 @@ class Resuming:
         self.checkpoints = Checkpoints(Path(config.output_dir) / FOLDER, config.save_total_limit)
         self._started = self._last = time.perf_counter()
         self._pause = 0.0
-        self._writer: _Writer | None = None
+        self._writer: Writer | None = None
         self._taken: Taken | None = None
 
     @property
@@ -176,7 +177,7 @@ class Resuming:
                 rank.pop("generators")
             state = copy.deepcopy(self._state(course, ranks))
             steps = course.position.steps
-            self._writer = _Writer(lambda: self.checkpoints.save(steps, files, state))
+            self._writer = Writer(lambda: self.checkpoints.save(steps, files, state))
         self._last = time.perf_counter()
         self._pause = self._last - started
 
@@ -264,6 +265,7 @@ class Resuming:
         elif saved is None:
             # Both now: later some layers may be out of the model, and decisions be made while a checkpoint is written.
             assert self._identity
+            self.checkpoints.refuse_without_room(COPIES * size_of(self._model, self._changing))
             assert self.checkpoints.run
             return None
         else:
@@ -334,29 +336,9 @@ def agreed(accelerator: Accelerator, *numbers: int) -> list[int]:
     return largest
 
 
-class _Writer:
-    """Something that is done on the side, and whose error is not lost."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint")
-        self._thread.start()
-
-    def _run(self, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> None:
-        """Wait until it is done.
-
-        Raises:
-            BaseException: whatever went wrong.
-        """
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
+def size_of(model: nn.Module, names: Set[str]) -> int:
+    """Bytes of some parameters and buffers."""
+    return sum(value.nbytes for name, value in model.state_dict().items() if name in names)
 
 
 def _of_this_process(position: Position, accelerator: Accelerator) -> dict[str, Any]:

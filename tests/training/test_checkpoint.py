@@ -272,6 +272,19 @@ def test_a_folder_that_cannot_be_deleted_does_not_end_the_run(tmp_path: Path, mo
     assert names(tmp_path) == ["checkpoint-00000002", "checkpoint-00000003", "run.json"]
 
 
+def test_a_disk_without_room_is_named_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/training/checkpoint.py: "if size > (free := free_bytes" -> "if 0 > (free := free_bytes" """
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda _: 1_999_999)
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.refuse_without_room(1_999_999)
+    with pytest.raises(UserError) as caught:
+        checkpoints.refuse_without_room(2_000_000)
+    expected, found, do = str(caught.value).splitlines()
+    assert expected == f"Expected: room for a checkpoint of about 2 MB in {tmp_path / 'c'}"
+    assert found == "Found:    2 MB free"
+    assert do == ("Do this:  make room, name another --output_dir, or set --save_steps 0 to go without checkpoints")
+
+
 def test_damaged_checkpoints_do_not_push_whole_ones_out(tmp_path: Path) -> None:
     """Nor the one that has just been written, if a run has gone back behind them.
 

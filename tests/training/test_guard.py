@@ -1,16 +1,20 @@
 """Steps that must not be taken, and memory that is full: the run stops, and says what to look at."""
 
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from hf_transfer.config import UserError
+from hf_transfer.training import loop
 from hf_transfer.training.guard import is_out_of_memory
 from tests.training.resumed_runs import CASES, killed
-from tests.training.toy_task import Rows
+from tests.training.toy_task import Rows, settings, train_vit
 
 FULL = CASES["full"]
 HOST_MEMORY = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"
@@ -94,6 +98,40 @@ def test_a_full_memory_is_said_in_words(tmp_path: Path, error: Exception, monkey
     assert expected == "Expected: memory for batches of 4 in training and of 64 in evaluation"
     assert found == f"Found:    {error}; no checkpoint had been written"
     assert "halve --per_device_train_batch_size and double --gradient_accumulation_steps" in do
+
+
+class Deadly(Dataset[Any]):
+    """Whoever reads one of its later samples is killed, as by a system without memory."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> Any:
+        if position >= 16:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.rows[position]
+
+
+def test_a_loader_worker_that_is_killed_is_said_in_words_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: hf_transfer/training/guard.py: "if str(error).startswith("DataLoader worker"):" -> "if False:" """
+    config = settings(output_dir=str(tmp_path), save_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop, "batches_left",
+            lambda loaders, *_: DataLoader(Deadly(loaders.train.dataset), 4, num_workers=1, prefetch_factor=1),
+        )  # fmt: skip
+        with pytest.raises(UserError) as caught:
+            train_vit(config)
+    expected, found, do = str(caught.value).splitlines()
+    assert expected == "Expected: loader workers that live as long as the run"
+    assert re.match(r"Found:    DataLoader worker \(pid\(?s?\)? \d+\) .* is kept$", found), found
+    assert do.startswith("Do this:  run it again; if it happens again the host's memory is full")
+    assert train_vit(config).resumed
 
 
 def test_any_other_error_is_not_taken_for_a_full_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -309,6 +309,16 @@ def test_an_error_is_not_hidden_by_a_full_disk(tmp_path: Path, monkeypatch: pyte
     )
 
 
+def test_a_disk_without_room_stops_the_run_before_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: hf_transfer/training/resuming.py: "COPIES * size_of(self._model, self._changing)" -> "0" """
+    monkeypatch.setattr("hf_transfer.training.checkpoint.free_bytes", lambda _: 10_000)
+    monkeypatch.setattr(loop, "run_stage", lambda *_: pytest.fail("it was begun"))
+    with pytest.raises(UserError, match="Found:    10 kB free"):
+        FULL.run(tmp_path)
+
+
 def test_the_state_of_a_checkpoint_is_plain(tmp_path: Path) -> None:
     """People can read it, and what is not a tensor is in it."""
     assert killed(FULL, tmp_path, 9) == -9
