@@ -98,6 +98,8 @@ def pooled_classifier(
         "dtype": torch.float32,
         "ignore_mismatched_sizes": True,
         "output_loading_info": True,
+        # Pickles can run anything when they are read.
+        "use_safetensors": True,
     }
     if isinstance(config, PooledConfig):
         loaded: Any = PooledForSequenceClassification.from_pretrained(path, pooling=pooling, **labels, **settings)
@@ -116,7 +118,7 @@ def load_pooled(path: str, *, revision: str = "main") -> PreTrainedModel:
         revision: branch, tag or commit on the Hub.
     """
     model: PreTrainedModel = PooledForSequenceClassification.from_pretrained(
-        path, revision=revision, dtype=torch.float32
+        path, revision=revision, dtype=torch.float32, use_safetensors=True
     )
     return model
 

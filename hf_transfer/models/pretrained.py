@@ -198,7 +198,7 @@ class Checkpoint:
                 return model
             model, found = self._task.classifier.from_pretrained(
                 self.path, revision=self._revision, dtype=torch.float32, ignore_mismatched_sizes=True,
-                output_loading_info=True, **self._settings(label_names),
+                output_loading_info=True, use_safetensors=True, **self._settings(label_names),
             )  # fmt: skip
         self._fresh = frozenset(found["missing_keys"]) | {name for name, *_ in found["mismatched_keys"]}
         return model
@@ -233,7 +233,7 @@ class Checkpoint:
             if pooling_of(self.config) is not None:
                 return load_pooled(self.path, revision=self._revision)
             model: PreTrainedModel = self._task.classifier.from_pretrained(
-                self.path, revision=self._revision, dtype=torch.float32
+                self.path, revision=self._revision, dtype=torch.float32, use_safetensors=True
             )
         return model
 
@@ -335,6 +335,12 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
+        if "use_safetensors=True" in str(error) or _only_pickles(Path(name).expanduser()):
+            raise mistake(
+                expected=f"weights in safetensors in {name}",
+                found="only pickles (pytorch_model.bin), which can run any code when they are read",
+                do="where you trust them, convert them with transformers: load the model and save_pretrained it",
+            ) from error
         if samples.is_sample(name) or Path(name).expanduser().is_dir() or "outgoing traffic" not in _chain(error):
             raise mistake(
                 expected=f"a complete transformers checkpoint in {name}",
@@ -342,6 +348,10 @@ def _explained(name: str) -> Iterator[None]:
                 do="check its config.json, model.safetensors, and preprocessor_config.json or tokenizer.json",
             ) from error
         raise hub_access.unreachable(name, kind="model", setting="model_name_or_path") from error
+
+
+def _only_pickles(folder: Path) -> bool:
+    return any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors"))
 
 
 def _chain(error: BaseException | None) -> str:
