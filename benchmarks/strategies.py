@@ -83,8 +83,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", nargs="+", default=list(SAMPLES), choices=list(SAMPLES), help="Only these.")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
+    parser.add_argument("--journal", type=Path, help="A file of what has been measured, to go on from if interrupted.")
     arguments = parser.parse_args()
-    measured = tuned(arms(arguments.samples), LEARNING_RATES, SEEDS, SEEDS_THAT_CHOOSE, arguments.processes)
+    measured = tuned(
+        arms(arguments.samples), LEARNING_RATES, SEEDS, SEEDS_THAT_CHOOSE, arguments.processes, arguments.journal
+    )
     earlier = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.is_file() else []
     rows = [row for row in earlier if row["backbone"] not in arguments.samples] + measured
     rows.sort(key=lambda row: (list(SAMPLES).index(row["backbone"]), STRATEGIES.index(row["arm"])))

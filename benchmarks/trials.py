@@ -8,8 +8,8 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
@@ -130,9 +130,44 @@ def epochs_of_ours(model: Any, groups: Any, loaders: Any, config: Any, accelerat
     return epoch
 
 
+class Journal:
+    """What has been measured, a line for each run: measuring that was interrupted goes on from there.
+
+    Args:
+        path: the file; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.is_file() else []
+        self._known = {entry["run"]: Outcome(**entry["outcome"]) for entry in map(json.loads, lines)}
+
+    def submit(self, pool: ProcessPoolExecutor, trial: Trial, look_at_test: bool) -> "Future[Outcome]":
+        """The outcome, from the file or from a process of the pool."""
+        known = self._known.get(_name(trial, look_at_test))
+        if known is None:
+            return pool.submit(_run_and_note, trial, look_at_test, self.path)
+        done: Future[Outcome] = Future()
+        done.set_result(known)
+        return done
+
+
+def _name(trial: Trial, look_at_test: bool) -> str:
+    return json.dumps([trial.recipe, trial.settings, look_at_test], sort_keys=True)
+
+
+def _run_and_note(trial: Trial, look_at_test: bool, path: Path | None) -> Outcome:
+    outcome = run(trial, look_at_test)
+    if path is not None:
+        line = json.dumps({"run": _name(trial, look_at_test), "outcome": asdict(outcome)})
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    return outcome
+
+
 def tuned(
     arms: Iterable[tuple[Arm, Trial]], rates: Sequence[float], seeds: Sequence[int], choosing: Sequence[int],
-    processes: int,
+    processes: int, journal: Path | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row for each arm: the rate chosen on validation by the mean of a few seeds, and all seeds at that rate.
 
@@ -140,11 +175,11 @@ def tuned(
     grid stands for all. Every run has a process of its own, so that its peak memory is its own.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    trials = dict(arms)
+    trials, noted = dict(arms), Journal(journal)
     grid = {arm: rates[:1] if trial.settings["strategy"] == "linear_probe" else rates for arm, trial in trials.items()}
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         tried = {
-            (arm, rate, seed): pool.submit(run, trials[arm].with_settings(learning_rate=rate, seed=seed), False)
+            (arm, rate, seed): noted.submit(pool, trials[arm].with_settings(learning_rate=rate, seed=seed), False)
             for arm in trials
             if len(grid[arm]) > 1
             for rate in grid[arm]
@@ -157,7 +192,7 @@ def tuned(
         scores = {arm: {rate: score(arm, rate) for rate in grid[arm]} for arm in trials}
         chosen = {arm: max(by_rate, key=by_rate.__getitem__) for arm, by_rate in scores.items()}
         final = {
-            (arm, seed): pool.submit(run, trials[arm].with_settings(learning_rate=chosen[arm], seed=seed), True)
+            (arm, seed): noted.submit(pool, trials[arm].with_settings(learning_rate=chosen[arm], seed=seed), True)
             for arm in trials
             for seed in seeds
         }
