@@ -61,11 +61,14 @@ def ours(folder: Path, strategy: str, seed: int) -> dict[str, float]:
     return {"accuracy": accuracy, "seconds": seconds}
 
 
-def trainers(folder: Path, epochs: int, rate: float, seed: int) -> dict[str, float]:
-    """The same of `transformers.Trainer`; it does not look at validation."""
+def trainers(
+    folder: Path, epochs: int, rate: float, seed: int, *, frozen: bool = False, judged_by: str = "test"
+) -> dict[str, float]:
+    """The same of `transformers.Trainer`, with its last epoch; of its head alone, if the backbone is frozen."""
     config = settings(folder, "full", seed)
     checkpoint, splits, pipeline, _ = data_of(config)
-    model = checkpoint.classifier(splits.label_names, seed=seed, fresh_weights=False)
+    model: Any = checkpoint.classifier(splits.label_names, seed=seed, fresh_weights=False)
+    model.base_model.requires_grad_(not frozen)
 
     def rows(name: str) -> Any:
         split = TextRows(dict(splits.items())[name], pipeline)
@@ -82,7 +85,7 @@ def trainers(folder: Path, epochs: int, rate: float, seed: int) -> dict[str, flo
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train()
         seconds = time.perf_counter() - started
-        found: Any = trainer.predict(rows("test"))
+        found: Any = trainer.predict(rows(judged_by))
     return {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean()), "seconds": seconds}
 
 
