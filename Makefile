@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two threads, so that the figures and the shipped bytes repeat on a machine with more cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-mutations test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies backbones clean
+.PHONY: setup demo test test-mutations mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies backbones clean
 
 setup: .venv/ready
 
@@ -27,6 +27,9 @@ test: setup  ## All tests; two at a time, one thread each.
 
 test-mutations: setup  ## Break the library line by line, and see the tests fail that say so.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
+
+mutation-score: setup  ## How many small changes to checkpoints and checks of data the tests notice, of 200 drawn.
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation_score
 
 test-faults: setup  ## 200 runs, each killed twice in a phase that is drawn; half an hour.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults

@@ -97,12 +97,7 @@ def try_mutation(root: Path, mutation: Mutation) -> str | None:
     """Why the mutation is no proof for its test, or None if the test fails by it."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         copy = Path(folder) / "repository"
-        copy.mkdir()
-        for name in COPIED:
-            if (root / name).is_dir():
-                shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-            elif (root / name).is_file():
-                shutil.copy2(root / name, copy / name)
+        copy_repository(root, copy)
         path = copy / mutation.file
         path.write_text(path.read_text(encoding="utf-8").replace(mutation.old, mutation.new), encoding="utf-8")
         if wrong := _imported_elsewhere(copy):
@@ -115,6 +110,16 @@ def try_mutation(root: Path, mutation: Mutation) -> str | None:
     if broken := next((word for word in BROKEN if word in said), None):
         return f"it broke the file ({broken}), not the behaviour: {_last_words(said)}"
     return None
+
+
+def copy_repository(root: Path, copy: Path) -> None:
+    """What tests need of the repository, into a new folder."""
+    copy.mkdir()
+    for name in COPIED:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (root / name).is_file():
+            shutil.copy2(root / name, copy / name)
 
 
 def _environment(copy: Path) -> dict[str, str]:
