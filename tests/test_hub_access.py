@@ -17,7 +17,8 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from tests.conftest import REPOSITORY
-from tests.local_hub import LocalHub, Repository, cache_by_hand, local_hub
+from tests.hub.contents import Repository, cache_by_hand
+from tests.hub.stand_in import StandIn, served
 
 # The clients read their switches when they are imported: each Hub gets a process of its own, which makes several runs.
 SEVERAL_RUNS = """
@@ -67,7 +68,7 @@ def several_runs(endpoint: str, home: Path, runs: dict[str, dict[str, object]]) 
     environment |= {"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", SEVERAL_RUNS, json.dumps(argvs)],
-        capture_output=True, text=True, check=False, env=environment, timeout=120,
+        capture_output=True, text=True, check=False, env=environment, timeout=300,
     )  # fmt: skip
     rows = [line.removeprefix("ENDED ") for line in done.stdout.splitlines() if line.startswith("ENDED ")]
     assert len(rows) == len(runs), done.stderr[-3000:]
@@ -102,11 +103,12 @@ def assert_refused(ended: Ended, expected: str, found: str, do: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalHub, dict[str, Ended]]]:
+def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StandIn, dict[str, Ended]]]:
     """Runs against a Hub that answers."""
     root = tmp_path_factory.mktemp("answering")
     a_data_set(root / "pets")
-    hub = LocalHub(gated={"org/gated"})
+    hub = StandIn()
+    hub.repositories["models", "org/gated"] = hub.repositories["datasets", "org/gated"] = Repository(gated=True)
     hub.repositories["models", "org/tiny"] = Repository(a_model(root / "model"))
     hub.repositories["datasets", "org/pets"] = Repository(root / "pets")
     runs: dict[str, dict[str, object]] = {
@@ -118,13 +120,13 @@ def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalH
         "revision of the data": {"dataset_name": "org/pets", "dataset_revision": "v9"},
         "works": {"model_name_or_path": "org/tiny", "dataset_name": "org/pets", "strategy": "full"},
     }
-    with local_hub(hub):
+    with served(hub):
         yield hub, several_runs(hub.endpoint, root / "home", runs)
 
 
 @pytest.mark.parametrize(("kind", "word", "prefix"), [("model", "model", ""), ("data", "dataset", "datasets/")])
 def test_a_gated_repository_is_named_with_the_page_to_accept_its_terms(
-    answering: tuple[LocalHub, dict[str, Ended]], kind: str, word: str, prefix: str
+    answering: tuple[StandIn, dict[str, Ended]], kind: str, word: str, prefix: str
 ) -> None:
     """A user's mistake, before anything slow.
 
@@ -140,7 +142,7 @@ def test_a_gated_repository_is_named_with_the_page_to_accept_its_terms(
 
 
 @pytest.mark.parametrize(("kind", "word"), [("model", "model"), ("data", "dataset")])
-def test_a_missing_repository_is_named(answering: tuple[LocalHub, dict[str, Ended]], kind: str, word: str) -> None:
+def test_a_missing_repository_is_named(answering: tuple[StandIn, dict[str, Ended]], kind: str, word: str) -> None:
     """It may be private: the Hub does not tell.
 
     Mutation: hf_transfer/data/hub_access.py: "except RepositoryNotFoundError as error:" -> "except EOFError as error:"
@@ -158,7 +160,7 @@ def test_a_missing_repository_is_named(answering: tuple[LocalHub, dict[str, Ende
     [("model", "org/tiny", "--model_revision"), ("data", "org/pets", "--dataset_revision")],
 )
 def test_a_revision_that_does_not_exist_is_named(
-    answering: tuple[LocalHub, dict[str, Ended]], kind: str, name: str, flag: str
+    answering: tuple[StandIn, dict[str, Ended]], kind: str, name: str, flag: str
 ) -> None:
     """With the setting to correct.
 
@@ -169,11 +171,11 @@ def test_a_revision_that_does_not_exist_is_named(
 
 
 def test_a_public_model_and_data_set_are_downloaded_and_trained(
-    answering: tuple[LocalHub, dict[str, Ended]],
+    answering: tuple[StandIn, dict[str, Ended]],
 ) -> None:
     """The whole way, over the real clients.
 
-    Mutation: hf_transfer/data/hub_access.py: "    return True" -> "    return False"
+    Mutation: hf_transfer/data/hub_access.py: "    return Found(about.sha, " -> "    return None and Found(about.sha, "
     """
     hub, ended = answering
     assert ended["works"].code == 0, ended["works"].err
@@ -195,7 +197,7 @@ def silent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "cached": {"model_name_or_path": "org/cached", "strategy": "full"},
     }
     if request.param == "hanging":
-        with local_hub(LocalHub(hangs=True)) as hub:
+        with served(StandIn(hangs=True)) as hub:
             yield hub.endpoint, root / "home", several_runs(hub.endpoint, root / "home", runs)
     else:
         with socket.socket() as port:
@@ -264,11 +266,11 @@ def test_with_the_hub_switched_off_nothing_is_asked(monkeypatch: pytest.MonkeyPa
     """
     from huggingface_hub import HfApi
 
-    from hf_transfer.data.hub_access import hub_answers
+    from hf_transfer.data.hub_access import ask_hub
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the Hub was asked")
 
     monkeypatch.setattr(HfApi, "repo_info", forbidden)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert hub_answers("org/far", kind="model", revision="main") is False
+    assert ask_hub("org/far", kind="model", revision="main") is None

@@ -1,7 +1,8 @@
-"""Asking the Hub once, briefly, before anything relies on it."""
+"""Asking the Hub once, briefly, before anything relies on it; all that follows is of the commit that it named."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from unittest.mock import patch
@@ -9,13 +10,14 @@ from unittest.mock import patch
 import datasets.config
 import httpx2
 import huggingface_hub.constants
-from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub import HfApi, ResolvedRevision, is_offline_mode
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    RevisionResolutionError,
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -29,8 +31,21 @@ def cache_folder(named: str | None) -> Path:
     return Path(named) if named else Path(huggingface_hub.constants.HF_HOME) / "hf_transfer"
 
 
-def hub_answers(repository: str, *, kind: Literal["model", "dataset"], revision: str) -> bool:
-    """True if the Hub knows the repository and lets us read it, False if the Hub cannot be reached.
+@dataclass(frozen=True)
+class Found:
+    """What the Hub says of a repository.
+
+    Attributes:
+        commit: what the revision stands for at the moment, 40 hexadecimal digits.
+        languages: codes of the languages that its card names.
+    """
+
+    commit: str
+    languages: tuple[str, ...] = ()
+
+
+def ask_hub(repository: str, *, kind: Literal["model", "dataset"], revision: str) -> Found | None:
+    """What the Hub says of a repository that it knows and lets us read; None if the Hub cannot be reached.
 
     Raises:
         UserError: the Hub answers that the repository is missing, gated, or lacks that revision, or the name is none.
@@ -44,9 +59,9 @@ def hub_answers(repository: str, *, kind: Literal["model", "dataset"], revision:
             do="correct the name",
         ) from error
     if is_offline_mode():
-        return False
+        return None
     try:
-        HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=ANSWER_WITHIN_SECONDS)
+        about = HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=ANSWER_WITHIN_SECONDS)
     except GatedRepoError as error:
         raise mistake(
             expected=f"a {kind} that your account may read",
@@ -64,8 +79,28 @@ def hub_answers(repository: str, *, kind: Literal["model", "dataset"], revision:
             do="correct the name, or `hf auth login` if the repository is private",
         ) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError):
-        return False
-    return True
+        return None
+    card = getattr(about, "card_data", None)
+    named = (card.get("language") if card else None) or []
+    assert about.sha is not None, "the Hub names the commit of every repository"
+    return Found(about.sha, tuple([named] if isinstance(named, str) else map(str, named)))
+
+
+def pinned(model: str, revision: str, found: Found | None) -> str:
+    """The revision of a model that all its files are to be loaded from, as it stands now.
+
+    It reads as what was asked for, and means the commit that this stood for when the Hub was asked; without an answer,
+    when the model was put into the cache. What the cache does not have either stays as it is.
+    """
+    try:
+        return HfApi().resolve_revision(model, revision=revision, local_files_only=found is None)
+    except (RevisionResolutionError, HfHubHTTPError, httpx2.HTTPError):
+        return revision
+
+
+def commit_of(revision: str) -> str | None:
+    """The commit that a pinned revision means; None if it is not pinned."""
+    return revision.resolved if isinstance(revision, ResolvedRevision) else None
 
 
 def unreachable(repository: str, *, kind: Literal["model", "dataset"], setting: str) -> Exception:

@@ -17,7 +17,7 @@ from torch import nn
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.parsing import load
-from hf_transfer.strategies.adapter_files import is_adapter_folder, load_adapter, merged, save_adapter
+from hf_transfer.strategies.adapter_files import ADAPTER_FILES, adapter_of, load_adapter, merged, save_adapter
 
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
@@ -187,7 +187,7 @@ def save_and_load(
     if accelerator.is_main_process:
         save_model(
             model, processor, folder,
-            base=checkpoint.path, revision=config.model_revision, merge=config.merge_adapter,
+            base=checkpoint.path, revision=checkpoint.commit or config.model_revision, merge=config.merge_adapter,
         )  # fmt: skip
     accelerator.wait_for_everyone()
     return load_finished(str(folder / "model"), label_names, task=checkpoint.task)
@@ -205,11 +205,12 @@ def load_finished(name: str, label_names: Sequence[str] | None, *, task: str, re
     Raises:
         UserError: no such model, or one of other classes.
     """
-    folder = Path(name).expanduser()
-    if not is_adapter_folder(folder):
-        return Checkpoint(name, revision, task).finished_classifier(label_names)
-    names = Checkpoint(name, revision, task).class_names(label_names)
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    checkpoint = Checkpoint(name, revision, task)
+    folder = adapter_of(checkpoint)
+    if folder is None:
+        return checkpoint.finished_classifier(label_names)
+    names = checkpoint.class_names(label_names)
+    settings = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
     base = Checkpoint(settings["base_model_name_or_path"], settings.get("revision") or "main", task)
     model = base.classifier(names, seed=0, fresh_weights=False)
     return load_adapter(folder, model)
