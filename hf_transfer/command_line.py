@@ -24,6 +24,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     predict.add_argument("images", nargs="+", type=Path, help="Picture files.")
     predict.add_argument("--top", type=int, default=3, help="How many labels to print of each (default: 3).")
     predict.add_argument("--json", action="store_true", help="One JSON object for each picture.")
+    push = commands.add_parser("push", help="Publish the model of a finished run on the Hub, with its card.")
+    push.add_argument("run", type=Path, help="The --output_dir of the run.")
+    push.add_argument("repository", metavar="OWNER/NAME", help="Where to; it is made if there is none.")
+    push.add_argument(
+        "--hub_private_repo", choices=("true", "false"), default="true",
+        help="Hide it from others (default: true); false shows it to everybody.",
+    )  # fmt: skip
     doctor = commands.add_parser(
         "doctor", help="Print versions, devices and caches, whether the installation is sound, and what a run takes."
     )
@@ -35,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = parser.parse_args(argv)
         if arguments.command == "predict":
             _predict(arguments.model, arguments.images, arguments.top, arguments.json)
+        elif arguments.command == "push":
+            _push(arguments.run, arguments.repository, private=arguments.hub_private_repo == "true")
         else:
             _doctor(arguments.config)
     except UserError as error:
@@ -51,6 +60,13 @@ def _predict(model: str, images: Sequence[Path], top: int, as_json: bool) -> Non
             print(json.dumps({"path": str(answer.path), "scores": dict(answer.scores)}, ensure_ascii=False))
         else:
             print(f"{answer.path}\t" + "\t".join(f"{name} {share:.4f}" for name, share in answer.scores))
+
+
+def _push(run: Path, repository: str, *, private: bool) -> None:
+    from hf_transfer.hub.runs import push_run
+
+    done = push_run(run, repository, private=private)
+    print(f"{done.url} at commit {done.revision}")
 
 
 def _doctor(settings: Path | None) -> None:

@@ -23,6 +23,7 @@ def main(config: VisionConfig) -> None:
     from hf_transfer.data.sources import load_image_splits
     from hf_transfer.evaluation.report import results_table, write_report
     from hf_transfer.evaluation.run_folder import finished_results, load_finished, open_run_folder, save_and_load
+    from hf_transfer.hub.runs import finish_run, prepare_to_publish
     from hf_transfer.models.pretrained import Checkpoint
     from hf_transfer.strategies.choice import choose_strategy, prepare_model
     from hf_transfer.training.batch_size import find_batch_sizes
@@ -34,9 +35,13 @@ def main(config: VisionConfig) -> None:
     with start_accelerator(config) as accelerator:
         if finished := finished_results(config):
             accelerator.print(results_table(finished, config.output_dir))
+            if accelerator.is_main_process:
+                finish_run(config)
             return
 
-        # Whatever can be wrong is found before weights are read: first the checkpoint's small files, then the data.
+        # Whatever can be wrong is found before weights are read: first where the result is to go, then the checkpoint's
+        # small files, then the data.
+        prepare_to_publish(config, accelerator)
         checkpoint = Checkpoint(config.model_name_or_path, config.model_revision, TASK)
         pipeline = PixelPipeline(checkpoint.processor())
         with accelerator.main_process_first():
@@ -72,8 +77,12 @@ def main(config: VisionConfig) -> None:
         predictions = {name: predict_split(fitted.model, loaders, name, accelerator) for name in ("validation", "test")}
         if accelerator.is_main_process:
             seconds = time.perf_counter() - started + fitted.earlier_seconds
-            results = write_report(folder, config, splits, fitted, predictions, notes=notes, total_seconds=seconds)
+            results = write_report(
+                folder, config, splits, fitted, predictions,
+                notes=notes, total_seconds=seconds, commits={"model_name_or_path": checkpoint.commit},
+            )  # fmt: skip
             print(results_table(results, config.output_dir))
+            finish_run(config)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hf_transfer.config import mistake
+from hf_transfer.data.samples import is_sample
 
 ANSWER_WITHIN_SECONDS = 3.0
 
@@ -29,6 +30,20 @@ ANSWER_WITHIN_SECONDS = 3.0
 def cache_folder(named: str | None) -> Path:
     """Where checks and activations are kept: the folder that the settings name, or one beside the Hub's."""
     return Path(named) if named else Path(huggingface_hub.constants.HF_HOME) / "hf_transfer"
+
+
+def is_valid_name(repository: str) -> bool:
+    """Whether the Hub allows the name."""
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        return False
+    return True
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name stands for a repository on the Hub, and for nothing here."""
+    return not is_sample(name) and not Path(name).expanduser().exists() and is_valid_name(name)
 
 
 @dataclass(frozen=True)
@@ -50,14 +65,12 @@ def ask_hub(repository: str, *, kind: Literal["model", "dataset"], revision: str
     Raises:
         UserError: the Hub answers that the repository is missing, gated, or lacks that revision, or the name is none.
     """
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
+    if not is_valid_name(repository):
         raise mistake(
             expected=f"a {kind}: a folder here, a Hub id (OWNER/NAME), or sample:NAME",
             found=f"{repository!r}: no such folder here, and no name that the Hub allows",
             do="correct the name",
-        ) from error
+        )
     if is_offline_mode():
         return None
     try:

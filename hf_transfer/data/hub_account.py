@@ -9,15 +9,11 @@ import httpx2
 import huggingface_hub
 import huggingface_hub.constants
 from huggingface_hub import HfApi, get_session, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import (
-    build_hf_headers,
-    hf_raise_for_status,  # type: ignore[attr-defined]
-    validate_repo_id,  # type: ignore[attr-defined]
-)
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from hf_transfer.config import UserError, mistake
-from hf_transfer.data.hub_access import ANSWER_WITHIN_SECONDS
+from hf_transfer.data.hub_access import ANSWER_WITHIN_SECONDS, is_valid_name
 
 Kind = Literal["model", "space"]
 MAY_WRITE = ("admin", "write", "contributor")
@@ -84,23 +80,34 @@ def whoami(repository: str) -> dict[str, Any]:
     if token is None:
         raise mistake(expected=f"a token for the Hub that may write to {repository}", found="no token", do=LOG_IN)
     with failing_in_words(f"an answer from the Hub before anything is published as {repository}"):
-        answer = get_session().get(
-            f"{huggingface_hub.constants.ENDPOINT}/api/whoami-v2",
-            headers=build_hf_headers(token=token),
-            timeout=ANSWER_WITHIN_SECONDS,
-        )
-        hf_raise_for_status(answer)
+        return _owner(token)
+
+
+def describe_token() -> str:
+    """Whether there is a token, whose it is and what it may do, as far as the Hub tells; never the token itself."""
+    token = huggingface_hub.get_token()
+    if token is None or is_offline_mode():
+        return "none" if token is None else "present"
+    try:
+        about = _owner(token)
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        return f"present; {in_words(error)[0]}"
+    return f"of {about['name']}, to {about.get('auth', {}).get('accessToken', {}).get('role', 'read')}"
+
+
+def _owner(token: str) -> dict[str, Any]:
+    answer = get_session().get(
+        f"{huggingface_hub.constants.ENDPOINT}/api/whoami-v2",
+        headers=build_hf_headers(token=token),
+        timeout=ANSWER_WITHIN_SECONDS,
+    )
+    hf_raise_for_status(answer)
     known: dict[str, Any] = answer.json()
     return known
 
 
 def _check_name(repository: str) -> None:
-    try:
-        validate_repo_id(repository)
-        valid = repository.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
+    if repository.count("/") != 1 or not is_valid_name(repository):
         raise mistake(expected="a repository to publish to: OWNER/NAME", found=repr(repository), do="correct the name")
 
 

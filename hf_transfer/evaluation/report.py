@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from hf_transfer.config import RunConfig
+from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.sources import Splits
 from hf_transfer.evaluation.run_folder import RESULTS_FILE, peak_memory_bytes
 from hf_transfer.training.predictions import Predictions
@@ -42,7 +43,7 @@ def write_report(
         predictions: of the finished model, for validation and test.
         notes: sentences on the data and on what was frozen.
         total_seconds: time since the start of the run.
-        commits: for settings that name models on the Hub: the commits that were loaded.
+        commits: by the settings that name what was loaded: the commit of what is on the Hub.
 
     Returns:
         What `results.json` holds.
@@ -51,12 +52,14 @@ def write_report(
     confusion = _confusion(test, len(label_names))
     per_class = _per_class(test, label_names)
     found = splits.found
+    loaded = {**(commits or {}), "dataset_name": found.commit if found else None}
     results = {
         "recipe": config.recipe,
         "strategy": "evaluate_only" if config.evaluate_only else config.strategy,
         "model_name_or_path": config.model_name_or_path,
         "dataset_name": config.dataset_name,
-        "commits": {**(commits or {}), "dataset_name": found.commit if found else None},
+        # Of what is on the Hub alone; None where the Hub could not be asked.
+        "commits": {name: commit for name, commit in loaded.items() if is_hub_id(getattr(config, name))},
         "languages": list(found.languages) if found else [],
         "seed": config.seed,
         "labels": label_names,

@@ -23,7 +23,7 @@ CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
 LOCK_FILE = ".lock"
 PARTIAL_CONFIG = ".config-partial"
-OURS = (RESULTS_FILE, "model", "report.md", "curves.png", "confusion.png")
+OURS = (RESULTS_FILE, "model", "report.md", "curves.png", "confusion.png", ".card")
 # What a run has made of a new folder that was killed before it had written its settings.
 LEFT_OVER = (LOCK_FILE, PARTIAL_CONFIG)
 

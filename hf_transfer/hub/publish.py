@@ -184,13 +184,13 @@ def _commit(files: dict[str, Path], repository: str, kind: Kind, message: str) -
     head = api.repo_info(repository, repo_type=kind)
     assert head.sha is not None, "the Hub names the commit of every repository"
     stale = [path for path in _paths(api, repository, kind, head.sha) if path not in files and _allowed(path, kind)]
-    operations = [
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
         *(CommitOperationDelete(path_in_repo=path) for path in stale),
     ]
     # With its parent: what others have pushed since would otherwise be changed unseen.
     done = api.create_commit(
-        repository, operations, repo_type=kind, commit_message=message, parent_commit=head.sha
+        repository, list(operations), repo_type=kind, commit_message=message, parent_commit=head.sha
     )  # fmt: skip
     prefix = "spaces/" if kind == "space" else ""
     return Published(f"{huggingface_hub.constants.ENDPOINT}/{prefix}{repository}", done.oid)

@@ -141,7 +141,7 @@ def test_a_model_that_is_not_there_is_a_users_mistake(
 ) -> None:
     """Also a name that the Hub would refuse to look up.
 
-    Mutation: hf_transfer/data/hub_access.py: "except HFValidationError as error:" -> "except EOFError as error:"
+    Mutation: hf_transfer/data/hub_access.py: "    except HFValidationError:" -> "    except EOFError:"
     """
     code, out, err = said_by(["predict", model, str(pictures(finished_run)[0])], capsys)
     assert (code, out) == (2, "")

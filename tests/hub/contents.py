@@ -30,7 +30,7 @@ class Account:
 
     def may_read(self, owner: str) -> bool:
         """Private repositories of an owner."""
-        return owner == self.name or owner in self.organizations
+        return owner == self.name or owner in self.organizations or owner in self.scopes
 
     def may_write(self, owner: str) -> bool:
         """Repositories of an owner."""
