@@ -1,97 +1,18 @@
 """Models and data sets on the Hub: refused, missing, out of reach, cached, and really downloaded."""
 
 import contextlib
-import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from tests.conftest import REPOSITORY
+from tests.hub.clients import Ended, a_data_set, a_model, several_runs
 from tests.hub.contents import Repository, cache_by_hand
 from tests.hub.stand_in import StandIn, served
 
-# The clients read their switches when they are imported: each Hub gets a process of its own, which makes several runs.
-SEVERAL_RUNS = """
-import contextlib, io, json, sys, time, traceback
-from hf_transfer.config import VisionConfig
-from hf_transfer.parsing import run
-from tests.conftest import load_recipe
-import hf_transfer.evaluation.report, hf_transfer.models.pretrained
-
-main = load_recipe("vision").main
-for argv in json.loads(sys.argv[1]):
-    out, err, code, started = io.StringIO(), io.StringIO(), 0, time.perf_counter()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            run(main, VisionConfig, argv)
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            code = 1
-            traceback.print_exc()
-    seconds = time.perf_counter() - started
-    print("ENDED " + json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": seconds}))
-"""
 # After imports; a Hub that does not answer is asked once, for 3 seconds.
 LONGEST_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How one of several runs ended."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float
-
-
-def several_runs(endpoint: str, home: Path, runs: dict[str, dict[str, object]]) -> dict[str, Ended]:
-    """Make runs in one process that has `endpoint` for its Hub; each is a set of settings."""
-    pets = home.parent / "pets"
-    defaults = {"model_name_or_path": "sample:vit-glyphs", "dataset_name": pets, "strategy": "scratch"}
-    tiny = {"num_train_epochs": 1, "cache_dir": home / "checks"}
-    settings = [defaults | tiny | {"output_dir": home / name} | changes for name, changes in runs.items()]
-    argvs = [[f"--{name}={value}" for name, value in row.items()] for row in settings]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment |= {"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", SEVERAL_RUNS, json.dumps(argvs)],
-        capture_output=True, text=True, check=False, env=environment, timeout=300,
-    )  # fmt: skip
-    rows = [line.removeprefix("ENDED ") for line in done.stdout.splitlines() if line.startswith("ENDED ")]
-    assert len(rows) == len(runs), done.stderr[-3000:]
-    return {name: Ended(**json.loads(row)) for name, row in zip(runs, rows, strict=True)}
-
-
-def a_model(folder: Path) -> Path:
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
-    )
-    ViTForImageClassification(config).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
-
-
-def a_data_set(folder: Path) -> Path:
-    generator = np.random.default_rng(0)
-    for label in ("cat", "dog"):
-        (folder / "train" / label).mkdir(parents=True)
-        for position in range(8):
-            pixels = generator.integers(0, 255, (16, 16, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "train" / label / f"{position}.png")
-    return folder
 
 
 def assert_refused(ended: Ended, expected: str, found: str, do: str) -> None:

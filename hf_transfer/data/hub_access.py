@@ -10,7 +10,7 @@ from unittest.mock import patch
 import datasets.config
 import httpx2
 import huggingface_hub.constants
-from huggingface_hub import HfApi, ResolvedRevision, is_offline_mode
+from huggingface_hub import HfApi, is_offline_mode
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -99,21 +99,16 @@ def ask_hub(repository: str, *, kind: Literal["model", "dataset"], revision: str
     return Found(about.sha, tuple([named] if isinstance(named, str) else map(str, named)))
 
 
-def pinned(model: str, revision: str, found: Found | None) -> str:
-    """The revision of a model that all its files are to be loaded from, as it stands now.
+def commit_of(model: str, revision: str, found: Found | None) -> str | None:
+    """The commit that all files of a model are to be loaded from, which the cache remembers for times without the Hub.
 
-    It reads as what was asked for, and means the commit that this stood for when the Hub was asked; without an answer,
-    when the model was put into the cache. What the cache does not have either stays as it is.
+    It is what the revision stands for now; without an answer from the Hub, what it stood for when it was cached. None
+    if the cache does not know it either.
     """
     try:
-        return HfApi().resolve_revision(model, revision=revision, local_files_only=found is None)
+        return HfApi().resolve_revision(model, revision=revision, local_files_only=found is None).resolved
     except (RevisionResolutionError, HfHubHTTPError, httpx2.HTTPError):
-        return revision
-
-
-def commit_of(revision: str) -> str | None:
-    """The commit that a pinned revision means; None if it is not pinned."""
-    return revision.resolved if isinstance(revision, ResolvedRevision) else None
+        return None
 
 
 def unreachable(repository: str, *, kind: Literal["model", "dataset"], setting: str) -> Exception:

@@ -33,6 +33,7 @@ SPLIT_NAMES = {
 }
 TABLE_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 LABEL_NAMES = ("label", "labels")
+TEXT_NAMES = ("text", "sentence", "content", "sentence1", "premise", "question1", "question")
 Config = TypeVar("Config", VisionConfig, TextConfig)
 
 
@@ -282,10 +283,9 @@ def _images(data: datasets.Dataset, column: str) -> datasets.Dataset:
 
 def _text_columns(data: datasets.Dataset, config: TextConfig) -> list[str]:
     """The column of texts, and that of their pairs if there is one."""
-    usual = ("text", "sentence", "content", "sentence1", "premise", "question1", "question")
     label = config.label_column_name or next((name for name in LABEL_NAMES if name in data.column_names), None)
     candidates = [name for name, feature in data.features.items() if name != label and _is_text(feature)]
-    columns = [_column(data, config.text_column_name, usual, candidates, "text_column_name")]
+    columns = [_column(data, config.text_column_name, TEXT_NAMES, candidates, "text_column_name")]
     if config.text_pair_column_name is not None:
         columns.append(_column(data, config.text_pair_column_name, (), [], "text_pair_column_name"))
         if columns[0] == columns[1]:

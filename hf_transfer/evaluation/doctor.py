@@ -53,7 +53,8 @@ def machine() -> Iterator[tuple[str, str]]:
 def run_ahead(config: RunConfig) -> Iterator[str]:
     """What a run with these settings would find and take, in sentences.
 
-    The Hub is asked whether the result may be published. Its data and its model are loaded, and a few steps are timed, whose gradients are thrown away.
+    The Hub is asked whether the result may be published, data and model are loaded, and a few steps are timed, whose
+    gradients are thrown away.
 
     Raises:
         UserError: whatever the run itself would stop at before training.

@@ -18,6 +18,7 @@ from hf_transfer.config import RunConfig
 from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.sources import Splits
 from hf_transfer.evaluation.run_folder import RESULTS_FILE, peak_memory_bytes
+from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.training.predictions import Predictions
 from hf_transfer.training.progress import Fit
 from hf_transfer.versions import versions
@@ -31,7 +32,7 @@ CLASS_COLUMNS = ("label", "precision", "recall", "f1", "samples")
 
 def write_report(
     folder: Path, config: RunConfig, splits: Splits, fitted: Fit, predictions: Mapping[str, Predictions],
-    *, notes: Sequence[str], total_seconds: float, commits: Mapping[str, str | None] | None = None,
+    checkpoint: Checkpoint, notes: Sequence[str], total_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `results.json`, `report.md` and its pictures; the results come last, as they mark a finished run.
 
@@ -41,9 +42,9 @@ def write_report(
         splits: the data.
         fitted: the finished model and its history, which is empty after `--evaluate_only`.
         predictions: of the finished model, for validation and test.
+        checkpoint: what the model was made from.
         notes: sentences on the data and on what was frozen.
         total_seconds: time since the start of the run.
-        commits: by the settings that name what was loaded: the commit of what is on the Hub.
 
     Returns:
         What `results.json` holds.
@@ -51,16 +52,13 @@ def write_report(
     test, label_names = predictions["test"], splits.label_names
     confusion = _confusion(test, len(label_names))
     per_class = _per_class(test, label_names)
-    found = splits.found
-    loaded = {**(commits or {}), "dataset_name": found.commit if found else None}
     results = {
         "recipe": config.recipe,
         "strategy": "evaluate_only" if config.evaluate_only else config.strategy,
         "model_name_or_path": config.model_name_or_path,
         "dataset_name": config.dataset_name,
-        # Of what is on the Hub alone; None where the Hub could not be asked.
-        "commits": {name: commit for name, commit in loaded.items() if is_hub_id(getattr(config, name))},
-        "languages": list(found.languages) if found else [],
+        "commits": _commits(config, checkpoint, splits),
+        "languages": list(splits.found.languages) if splits.found else [],
         "seed": config.seed,
         "labels": label_names,
         "parameters": {"total": _parameters(fitted.model), "trainable": fitted.trainable},
@@ -88,11 +86,21 @@ def write_report(
         _draw_curves(folder / "curves.png", fitted.history, fitted.soup)
     text = _markdown(results, per_class, [*notes, *fitted.notes], bool(fitted.history))
     (folder / "report.md").write_text(text, encoding="utf-8")
-    # Whole or not at all: a run that is killed here is done again.
+    _write(folder, results)
+    return results
+
+
+def _write(folder: Path, results: Mapping[str, Any]) -> None:
+    """Whole or not at all: a run that is killed here is done again."""
     partial = folder / ".results-partial"
     partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(folder / RESULTS_FILE)
-    return results
+
+
+def _commits(config: RunConfig, checkpoint: Checkpoint, splits: Splits) -> dict[str, str | None]:
+    """By the settings that name something on the Hub: the commit that was loaded; None where the Hub did not answer."""
+    loaded = {"model_name_or_path": checkpoint.commit, "dataset_name": splits.found.commit if splits.found else None}
+    return {name: commit for name, commit in loaded.items() if is_hub_id(getattr(config, name))}
 
 
 def results_table(results: Mapping[str, Any], output_dir: str) -> str:

@@ -132,7 +132,7 @@ def _how_to_use_it(settings: Mapping[str, Any], model: Path, task: str, reposito
 def _data(results: Mapping[str, Any], task: str) -> Iterator[str]:
     yield "## Data"
     yield ""
-    yield f"{_linked(results, 'dataset_name')}:"
+    yield f"From {_linked(results, 'dataset_name')}:"
     yield ""
     yield f"| split | {SAMPLES[task]} |"
     yield "|---|---:|"

@@ -2,13 +2,16 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 from hf_transfer.config import ADAPTERS, RunConfig, UserError, mistake
 from hf_transfer.data.hub_access import ask_hub, is_hub_id, is_valid_name
 from hf_transfer.data.hub_account import find_destination
+from hf_transfer.evaluation.report import results_table
 from hf_transfer.evaluation.run_folder import RESULTS_FILE
 from hf_transfer.hub.card import write_card
 from hf_transfer.hub.publish import Published, make_ready, publish_folder
@@ -43,13 +46,16 @@ def _base_is_here(base: str) -> UserError:
     )
 
 
-def finish_run(config: RunConfig) -> None:
-    """Write the model's card and, if it is wanted, publish the model.
+def finish_run(results: Mapping[str, Any], config: RunConfig, accelerator: Accelerator) -> None:
+    """Show what a run has come to, write its model's card and, if that is wanted, publish the model.
 
     Raises:
         UserError: the Hub did not take it; the run is complete all the same, and the command that is left is named.
     """
+    if not accelerator.is_main_process:
+        return
     out = Path(config.output_dir)
+    print(results_table(results, config.output_dir))
     if not (out / "model").is_dir():
         return
     write_card(out, config.hub_model_id or NOWHERE)

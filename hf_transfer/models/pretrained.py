@@ -79,6 +79,10 @@ class Checkpoint:
         task: image-classification or text-classification.
         pooling: what the head sees of a text: as the checkpoint has it, the first token, or the mean of all.
 
+    Attributes:
+        path: where it is loaded from.
+        commit: on the Hub, of which all its files are; None for a folder here.
+
     Raises:
         UserError: it does not exist, cannot be reached or read, or is no classifier of that kind.
     """
@@ -90,7 +94,8 @@ class Checkpoint:
         self.name = name
         self.task, self._task = task, TASKS[task]
         self._fresh: frozenset[str] = frozenset()
-        self.path, self._revision, self._offline = _locate(name, revision)
+        self.path, self.commit, self._offline = _locate(name, revision)
+        self._revision = self.commit or revision
         with _explained(name), hub_access.local_files_only(self._offline):
             self.config: PretrainedConfig = read_config(self.path, revision=self._revision)
         kind = backbone_config(self.config).model_type
@@ -105,11 +110,6 @@ class Checkpoint:
                 found=f"{name} with {self.config.num_channels}",
                 do="choose another --model_name_or_path",
             )
-
-    @property
-    def commit(self) -> str | None:
-        """The commit on the Hub that everything is loaded from; None for a folder here."""
-        return hub_access.commit_of(self._revision)
 
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint, downloaded if need be; None if it has none of that name."""
@@ -320,10 +320,10 @@ def renew_head(model: nn.Module, head: Group, seed: int) -> None:
                 layer.bias.zero_()
 
 
-def _locate(name: str, revision: str) -> tuple[str, str, bool]:
-    """Where to load from, which revision of it, and whether the Hub must not be asked again."""
+def _locate(name: str, revision: str) -> tuple[str, str | None, bool]:
+    """Where to load from, which commit of it, and whether the Hub must not be asked again."""
     if samples.is_sample(name):
-        return str(samples.backbone_folder(name)), revision, False
+        return str(samples.backbone_folder(name)), None, False
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -332,7 +332,7 @@ def _locate(name: str, revision: str) -> tuple[str, str, bool]:
                 found="a folder without one",
                 do="name the folder that holds config.json and model.safetensors",
             )
-        return str(path), revision, False
+        return str(path), None, False
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise mistake(
             expected="a model: a folder here, a Hub id, or sample:NAME",
@@ -340,7 +340,7 @@ def _locate(name: str, revision: str) -> tuple[str, str, bool]:
             do="correct --model_name_or_path",
         )
     found = hub_access.ask_hub(name, kind="model", revision=revision)
-    return name, hub_access.pinned(name, revision, found), found is None
+    return name, hub_access.commit_of(name, revision, found), found is None
 
 
 @contextmanager
