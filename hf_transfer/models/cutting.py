@@ -223,6 +223,10 @@ class _Stub(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_original"][0], name)
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "_Stub":
+        # A copy of the model that learns in its place is given the same activations.
+        return self
+
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
         stand = self._stand
         leaves = list(self._output.leaves)

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from hf_transfer.models.groups import Group
+from hf_transfer.training.sharding import placed_like
 
 Weights = dict[str, Tensor]
 Scores = tuple[float, ...]
@@ -50,7 +51,7 @@ class StartingPoint:
         for name, start in self._start.items():
             parameter = model.get_parameter(name)
             if parameter in rates:
-                start = self._start[name] = start.to(parameter.device)
+                start = self._start[name] = placed_like(start, parameter)
                 # All the way back at most: beyond it the pull would be a push.
                 parameter.lerp_(start, min(1.0, float(rates[parameter]) * self.alpha))
 
@@ -99,7 +100,7 @@ class ExponentialMovingAverage:
         present = dict(model.named_parameters()) | statistics
         for name, average in self._averages.items():
             value = present[name].detach()
-            average = self._averages[name] = average.to(value.device)
+            average = self._averages[name] = placed_like(average, value)
             if name in statistics:
                 average.copy_(value)
             else:
@@ -154,7 +155,7 @@ def _statistics(model: nn.Module, *, counts: bool = False) -> Weights:
 def _write(values: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
     # In place: optimizers and distributed wrappers hold the same tensors.
     for name, value in new.items():
-        values[name].copy_(value)
+        values[name].copy_(placed_like(value, values[name]))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.interruption import Interrupted, Request
 from hf_transfer.training.resuming import Course, Kept, Resuming, agreed
+from hf_transfer.training.sharding import whole
 
 ROWS_NAMED = 10
 # How torch says on a CPU that there is no memory left: there is no error of its own for it.
@@ -105,9 +106,9 @@ class Guard:
     def _clipped(self, model: nn.Module) -> Tensor:
         if self._config.max_grad_norm > 0:
             norm: Any = self._accelerator.clip_grad_norm_(model.parameters(), self._config.max_grad_norm)
-            return torch.as_tensor(norm)
+            return whole(torch.as_tensor(norm))
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        return whole(torch.nn.utils.get_total_norm(gradients))
 
     def _refuse(self, norm: Tensor) -> NoReturn:
         found = gather_object([[_suspects(*batch) for batch in self._seen]])

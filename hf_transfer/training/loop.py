@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, skip_first_batches
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -26,6 +26,7 @@ from hf_transfer.training.predictions import Metrics, predict_split, scores
 from hf_transfer.training.probe import last_layer, solve_head
 from hf_transfer.training.progress import Fit, Position
 from hf_transfer.training.resuming import Course, Resuming
+from hf_transfer.training.sharding import start_sharding
 from hf_transfer.training.steps import Learner, Steps
 
 # The others wait while one process looks at the data, solves a head or saves.
@@ -83,7 +84,7 @@ def fit(
                 learner = steps.prepare(stage, accelerator, resuming.files, course.position)
                 resuming.restore_random_numbers()
                 run_stage(learner, stage, batches, course, resuming, config, accelerator)
-                _end_stage(accelerator, learner.model, model)
+                _end_stage(accelerator, steps, learner.model, model)
         course.position.next_stage()
         resuming.save_if_due(course)
     resuming.wait()
@@ -212,7 +213,8 @@ def _take_best(
     return [candidates[position].epoch for position in chosen]
 
 
-def _end_stage(accelerator: Accelerator, wrapped: nn.Module, model: nn.Module) -> None:
+def _end_stage(accelerator: Accelerator, steps: Steps, wrapped: nn.Module, model: nn.Module) -> None:
+    steps.leave()
     _refuse_drift(accelerator, model)
     # The next stage's mixed precision must not be wrapped around this one's.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
@@ -224,7 +226,7 @@ def _refuse_drift(accelerator: Accelerator, model: nn.Module) -> None:
     if accelerator.num_processes == 1:
         return
     own = torch.stack([parameter.detach().double().sum() for parameter in model.parameters()])
-    everyone = accelerator.gather(own[None])
+    everyone = accelerator.gather(own[None].to(accelerator.device))
     if not bool((everyone == everyone[0]).all()):
         raise RuntimeError("The processes hold different weights after training: please report this as a bug.")
 
@@ -265,12 +267,7 @@ def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
             found=str(error).splitlines()[0],
             do="leave out --fp16, or install the tracker named in --report_to",
         ) from error
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise mistake(
-            expected="processes that hold the whole model (MULTI_GPU, or MULTI_CPU)",
-            found=f"{accelerator.distributed_type.value}, which is not supported yet",
-            do="choose another distributed type in `accelerate config`, or leave the flag for it out",
-        )
+    start_sharding(config, accelerator)
     if config.fp16 and accelerator.device.type == "cpu":
         raise mistake(expected="a GPU for --fp16", found="none", do="use --bf16, which CPUs have too, or leave it out")
     try:

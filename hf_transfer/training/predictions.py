@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hf_transfer.data.inputs import MASKED, Loaders
+from hf_transfer.training.sharding import to_device
 
 Metrics = dict[str, float]
 LOWER_IS_BETTER = frozenset({"loss"})
@@ -72,7 +73,7 @@ def predict_split(
         poll: is called before each batch, by all processes alike.
     """
     model.eval()
-    model.to(accelerator.device)
+    to_device(model, accelerator.device)
     loader = loaders.of(split_name)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in loader:

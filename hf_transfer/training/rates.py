@@ -1,9 +1,9 @@
 """How fast each parameter learns: the optimizer's groups, the schedule of a run, and moments that outlive a stage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from hf_transfer.models.groups import Group
+from hf_transfer.training.sharding import placed_like
 
 Schedule = Literal["cosine", "linear", "constant_with_warmup"]
 
@@ -123,14 +124,26 @@ def learning_rate_schedule(
     return schedule
 
 
-def carry_over(old_optimizer: Optimizer, new_optimizer: Optimizer) -> None:
-    """Move the moments of the parameters that both optimizers hold to the new one; the others start empty.
+def moments_of(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """What an optimizer remembers of a model's parameters, by kind and name; not copies."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{kind}.{names[parameter]}": value
+        for parameter, kept in optimizer.state.items()
+        for kind, value in kept.items()
+    }
 
-    A later stage of gradual unfreezing then goes on as one optimizer would that had held all its parameters from the
-    first step. The old optimizer must not step again.
+
+def give_moments(optimizer: Optimizer, model: nn.Module, moments: Mapping[str, Tensor]) -> None:
+    """Let an optimizer go on with the moments of an earlier one, as far as it holds their parameters.
+
+    The others start empty: a later stage of gradual unfreezing goes on as one optimizer would that had held all its
+    parameters from the first step. The earlier optimizer must not step again.
     """
-    for group in new_optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter in old_optimizer.state:
-                # Moved, not copied: moments are twice as large as the weights.
-                new_optimizer.state[parameter] = old_optimizer.state.pop(parameter)
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    learning = {name: parameter for name, parameter in model.named_parameters() if parameter in held}
+    for key, value in moments.items():
+        kind, _, name = key.partition(".")
+        if name in learning:
+            # Not copied where that can be helped: moments are twice as large as the weights.
+            optimizer.state[learning[name]][kind] = placed_like(value, learning[name])

@@ -23,6 +23,7 @@ from hf_transfer.training.checkpoint import BrokenCheckpointError, Checkpoints, 
 from hf_transfer.training.frozen import FrozenPrefix
 from hf_transfer.training.progress import Fit, Position
 from hf_transfer.training.recording import identity
+from hf_transfer.training.sharding import is_sharded
 from hf_transfer.training.steps import Steps
 from hf_transfer.versions import versions
 
@@ -170,9 +171,12 @@ class Resuming:
             return
         started = time.perf_counter()
         ranks: list[dict[str, Any]] = gather_object([_of_this_process(course.position, self._accelerator)])
+        # By all together: what the processes share out among them is gathered.
+        course.steps.gather()
+        contents = self._files(course, ranks)
         if self._accelerator.is_main_process:
             self.wait()
-            files = {name: _copied(tensors) for name, tensors in self._files(course, ranks).items()}
+            files = {name: _copied(tensors) for name, tensors in contents.items()}
             for rank in ranks:
                 rank.pop("generators")
             state = copy.deepcopy(self._state(course, ranks))
@@ -360,8 +364,9 @@ def _of_this_process(position: Position, accelerator: Accelerator) -> dict[str, 
 
 
 def _accelerator_name(accelerator: Accelerator) -> str:
-    """GPUs of another kind round otherwise."""
-    return torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else "none"
+    """GPUs of another kind round otherwise, and so do sums over parts of a gradient."""
+    name = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else "none"
+    return f"{name}, weights shared out" if is_sharded(accelerator) else name
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,8 @@ from hf_transfer.training.averaging import ExponentialMovingAverage, StartingPoi
 from hf_transfer.training.objective import Objective, balanced_class_weights
 from hf_transfer.training.probe import last_layer
 from hf_transfer.training.progress import Position
-from hf_transfer.training.rates import carry_over, learning_rate_schedule, parameter_groups
+from hf_transfer.training.rates import give_moments, learning_rate_schedule, moments_of, parameter_groups
+from hf_transfer.training.sharding import gather, is_sharded, sharded_copy, whole_on_first
 
 Files = Mapping[str, Mapping[str, Tensor]]
 
@@ -62,7 +63,10 @@ class Steps:
         self._done = 0
         self._start: StartingPoint | None = None
         self._average: ExponentialMovingAverage | None = None
+        # What the optimizer's parameters belong to: the model, or its sharded copy.
+        self._learning = model
         self._optimizer: Any = None
+        self._moments: dict[str, Tensor] = {}
 
     def pass_by(self, stage: Stage) -> None:
         """Leave a stage behind that an earlier process has trained."""
@@ -83,9 +87,11 @@ class Steps:
             saved: what `files` gave in an earlier process, and was written to a checkpoint.
             position: where the run stood then.
         """
-        config, model = self._config, self._model
+        config, sharded = self._config, is_sharded(accelerator)
+        self.leave()
         # On their device before anything takes in what is known of them.
-        model.to(accelerator.device)
+        model = sharded_copy(self._model, self._groups, accelerator) if sharded else self._model.to(accelerator.device)
+        self._learning = model
         self._follow(saved or {})
         groups = parameter_groups(
             model, self._groups, learning_rate=self.learning_rate, weight_decay=config.weight_decay,
@@ -93,21 +99,33 @@ class Steps:
             decayed_elsewhere=config.l2_sp > 0,
         )  # fmt: skip
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
-        if self._optimizer is not None:
-            carry_over(self._optimizer, optimizer)
-        self._optimizer = optimizer
-        self._take_moments((saved or {}).get("optimizer", {}))
+        give_moments(optimizer, model, self._moments | dict((saved or {}).get("optimizer", {})))
+        self._optimizer, self._moments = optimizer, {}
         # In the middle of a stage, steps of a scaler that were left out do not count.
         inside = position is not None and (position.epoch, position.batches) != (0, 0)
         done = position.schedule if position is not None and inside else self._done
         schedule = learning_rate_schedule(optimizer, config.lr_scheduler_type, config.warmup_steps, self._total, done)
         self.pass_by(stage)
+        if sharded:
+            return Learner(model, accelerator.prepare_optimizer(optimizer, device_placement=False), schedule)
         wrapped, prepared = accelerator.prepare(model, optimizer)
         return Learner(wrapped, prepared, schedule)
 
+    def gather(self) -> None:
+        """Let the model have what its sharded copy, if there is one, has learned; all processes call it together."""
+        if self._learning is not self._model:
+            gather(self._learning, self._model)
+
+    def leave(self) -> None:
+        """When a stage is over: the model has the weights, and the moments wait for the next stage."""
+        self.gather()
+        if self._optimizer is not None:
+            self._moments = moments_of(self._optimizer, self._learning)
+        self._learning, self._optimizer = self._model, None
+
     def _follow(self, saved: Files) -> None:
         """Let the pull toward the start and the moving average know what is open now."""
-        model, config = self._model, self._config
+        model, config = self._learning, self._config
         if config.l2_sp > 0:
             self._start = self._start or StartingPoint(model, self._groups, config.l2_sp)
             if saved.get("start"):
@@ -119,38 +137,31 @@ class Steps:
                 self._average.load_state_dict(saved["average"])
             self._average.extend(model)
 
-    def _take_moments(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on with the moments of a checkpoint, as far as their parameters still learn."""
-        learning = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
-        for name, value in saved.items():
-            key, _, owner = name.partition(".")
-            parameter = self._model.get_parameter(owner)
-            if parameter in learning:
-                self._optimizer.state[parameter][key] = value.to(parameter.device)
-
     def after_step(self) -> None:
         """To be called after each step of the optimizer, before that of the schedule."""
         if self._start is not None:
-            self._start.pull(self._model, self._optimizer)
+            self._start.pull(self._learning, self._optimizer)
         if self._average is not None:
-            self._average.update(self._model)
+            self._average.update(self._learning)
 
     def files(self) -> Files:
-        """What moves parameters and is none, for a checkpoint: moments, averages, starting point; not copies."""
-        names = {parameter: name for name, parameter in self._model.named_parameters()}
-        state = self._optimizer.state.items() if self._optimizer is not None else ()
-        moments = {f"{key}.{names[parameter]}": value for parameter, own in state for key, value in own.items()}
+        """What moves parameters and is none, for a checkpoint: moments, averages, starting point; not copies.
+
+        All processes call it together, and the first gets what they share out among them.
+        """
+        moments = self._moments if self._optimizer is None else moments_of(self._optimizer, self._learning)
         average = {} if self._average is None else self._average.state_dict()
         start = {} if self._start is None else self._start.state_dict()
-        return {"optimizer": moments, "average": average, "start": start}
+        files = {"optimizer": moments, "average": average, "start": start}
+        return {
+            file: {name: whole_on_first(value) for name, value in tensors.items()} for file, tensors in files.items()
+        }
 
     @contextmanager
     def judged_weights(self) -> Iterator[None]:
         """The model has the weights that are judged and kept: the moving averages, if there are any."""
-        if self._average is None:
-            yield
-            return
-        with self._average.applied(self._model):
+        with nullcontext() if self._average is None else self._average.applied(self._learning):
+            self.gather()
             yield
 
 

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from hf_transfer.config import UserError
@@ -63,13 +61,3 @@ def test_tracking_does_not_change_the_result(tmp_path: Path) -> None:
     plain = state(train_vit(settings()).model)
     tracked = state(train_vit(settings(report_to=["tensorboard"], output_dir=str(tmp_path))).model)
     assert all(torch.equal(tracked[name], value) for name, value in plain.items())
-
-
-def test_processes_that_share_one_model_among_them_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would keep its own part of the best weights.
-
-    Mutation: hf_transfer/training/loop.py: "if accelerator.distributed_type in (" -> "if None in ("
-    """
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(UserError, match="FSDP, which is not supported yet"), start_accelerator(settings()):
-        pass

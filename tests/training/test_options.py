@@ -130,7 +130,7 @@ def test_training_goes_on_from_the_weights_not_from_their_average(steps: Steps, 
 def test_one_step_with_a_pull_toward_the_start_is_the_formula(steps: Steps) -> None:
     """AdamW's first step has the size of its rate; the backbone is pulled, and the head decays.
 
-    Mutation: hf_transfer/training/steps.py: "self._start.pull(self._model, self._optimizer)" -> "pass"
+    Mutation: hf_transfer/training/steps.py: "self._start.pull(self._learning, self._optimizer)" -> "pass"
     Mutation: hf_transfer/training/steps.py: "decayed_elsewhere=config.l2_sp > 0" -> "decayed_elsewhere=False"
     """
     rate, alpha, decay = 0.01, 30.0, 0.2
@@ -385,7 +385,7 @@ def test_the_schedule_of_a_stage_does_not_depend_on_when_the_one_before_ended(
 def test_moments_of_the_optimizer_go_on_in_the_next_stage(steps: Steps) -> None:
     """AdamW counts its steps for each parameter: the head's go on, the blocks' begin.
 
-    Mutation: hf_transfer/training/steps.py: "            carry_over(self._optimizer, optimizer)" -> "            pass"
+    Mutation: hf_transfer/training/steps.py: "self._moments | dict(" -> "{} | dict("
     """
     model, groups, _ = tiny("vit")
     train(model, groups, GradualUnfreezing(), settings(num_train_epochs=5), Rows(8), Rows(10))

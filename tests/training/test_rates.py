@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from hf_transfer.models.groups import Group, trace_groups
-from hf_transfer.training.rates import Schedule, carry_over, learning_rate_schedule, parameter_groups
+from hf_transfer.training.rates import (
+    Schedule,
+    give_moments,
+    learning_rate_schedule,
+    moments_of,
+    parameter_groups,
+)
 from tests.tiny_models import ARCHITECTURES, pixels, tiny_model
 
 SCHEDULES: tuple[Schedule, ...] = ("cosine", "linear", "constant_with_warmup")
@@ -239,7 +245,7 @@ def learn(optimizer: torch.optim.Optimizer, bottom: nn.Linear, top: nn.Linear, s
 def test_moments_go_on_in_the_next_stages_optimizer(fused: bool) -> None:
     """As in one optimizer that held all parameters from the start, of which the lower had no gradient at first.
 
-    Mutation: hf_transfer/training/rates.py: "old_optimizer.state.pop(parameter)" -> "{}"
+    Mutation: hf_transfer/training/rates.py: "[kind] = placed_like(value" -> "[kind] = placed_like(value * 0"
     """
     bottom, top = layers()
     bottom.requires_grad_(False)
@@ -247,7 +253,8 @@ def test_moments_go_on_in_the_next_stages_optimizer(fused: bool) -> None:
     learn(first, bottom, top, range(4))
     bottom.requires_grad_()
     second = torch.optim.AdamW([*bottom.parameters(), *top.parameters()], lr=0.1, fused=fused)
-    carry_over(first, second)
+    both = nn.Sequential(bottom, top)
+    give_moments(second, both, moments_of(first, both))
     assert set(second.state) == set(top.parameters())
     learn(second, bottom, top, range(4, 8))
 
@@ -266,5 +273,6 @@ def test_moments_of_parameters_that_learn_no_more_are_dropped() -> None:
     first = torch.optim.AdamW([*bottom.parameters(), *top.parameters()])
     learn(first, bottom, top, range(2))
     second = torch.optim.AdamW(bottom.parameters())
-    carry_over(first, second)
+    both = nn.Sequential(bottom, top)
+    give_moments(second, both, moments_of(first, both))
     assert set(second.state) == set(bottom.parameters())

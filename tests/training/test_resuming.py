@@ -31,7 +31,7 @@ def test_a_run_that_is_killed_twice_ends_with_the_same_weights(
     """In the middle of both epochs.
 
     Mutation: hf_transfer/training/resuming.py: "torch.set_rng_state(random_numbers[" -> "str(random_numbers["
-    Mutation: hf_transfer/training/steps.py: "self._optimizer.state[parameter][key] =" -> "_ ="
+    Mutation: hf_transfer/training/rates.py: "optimizer.state[learning[name]][kind] =" -> "_ ="
     Mutation: hf_transfer/training/loop.py: "if taken == 0 else skip_first_batches(loaders.train, taken)" -> ""
     Mutation: hf_transfer/training/steps.py: "self._average.load_state_dict(saved["average"])" -> "pass"
     Mutation: hf_transfer/training/steps.py: "self._start.load_state_dict(saved["start"])" -> "pass"

@@ -1,0 +1,109 @@
+"""Run by torchrun: trainings of tiny models; if FSDP is asked for, the processes share the weights out among them.
+
+Into the folder that it is given go, for each, `weights.safetensors`, `model/` and `history.json`; with FSDP also
+`parts.json`, what each process held; and some trainings again, in `NAME-resumed`, interrupted and then repeated.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from hf_transfer.evaluation.run_folder import save_model
+from hf_transfer.interruption import Interrupted
+from hf_transfer.training import steps
+from hf_transfer.training.loop import fit, start_accelerator
+from hf_transfer.training.progress import Fit
+from hf_transfer.training.sharding import is_sharded
+from tests.training.resumed_runs import CASES
+from tests.training.toy_task import loaders_of, rows_for, settings, tiny
+
+# Averages, soup and L2-SP; stages; a frozen store; statistics; adapters; accumulation.
+COMPARED = ("full", "gradual", "partial", "statistics", "lora", "accumulated")
+# In which of its steps each is interrupted: in the middle of an epoch, and in the middle of a later stage.
+INTERRUPTED = {"full": 3, "gradual": 8}
+
+
+def trained(name: str, out: Path, accelerator: Accelerator, **more: Any) -> Fit:
+    """One training, as the case has it."""
+    case = CASES[name]
+    config = case.config(out, **more)
+    accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
+    model, groups, inputs = tiny(case.model, seed=0)
+    prepared, its_groups = case.strategy.prepare(model, groups, inputs, config.seed)
+    rows = rows_for(case.model, 24), rows_for(case.model, 10, seed=1)
+    return fit(prepared, case.strategy, its_groups, loaders_of(accelerator, *rows, 4, config.seed), config, accelerator)
+
+
+def keep(fitted: Fit, out: Path, accelerator: Accelerator) -> None:
+    """The main process writes what came out."""
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.clone().contiguous() for name, value in fitted.model.state_dict().items()}
+        safetensors.torch.save_file(weights, out / "weights.safetensors")
+        (out / "history.json").write_text(json.dumps(fitted.history))
+        save_model(fitted.model, SimpleNamespace(save_pretrained=str), out)
+
+
+@contextmanager
+def asked_to_end(step: int, process: int) -> Iterator[None]:
+    """One of the processes gets a signal in one of its steps."""
+    take_step, taken = torch.optim.AdamW.step, count(1)
+
+    def step_with_signal(self: Any, *arguments: Any, **more: Any) -> Any:
+        if next(taken) == step and torch.distributed.get_rank() == process:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return take_step(self, *arguments, **more)
+
+    torch.optim.AdamW.step = step_with_signal  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.optim.AdamW.step = take_step  # type: ignore[method-assign]
+
+
+def main(folder: Path) -> None:
+    """All of them at once: starting processes is what takes the time."""
+    parts: list[dict[str, int]] = []
+    share_out = vars(steps)["sharded_copy"]
+
+    def noting(*arguments: Any) -> nn.Module:
+        part: nn.Module = share_out(*arguments)
+        held = [value.to_local() for value in part.parameters() if isinstance(value, DTensor)]
+        units = sum(isinstance(module, FSDPModule) for module in part.modules())
+        parts.append({"numbers": sum(value.numel() for value in held), "units": units})
+        return part
+
+    setattr(steps, "sharded_copy", noting)  # noqa: B010
+    with start_accelerator(settings()) as accelerator:
+        for name in COMPARED:
+            keep(trained(name, folder / name, accelerator, save_steps=0), folder / name, accelerator)
+        if not is_sharded(accelerator):
+            return
+        held = gather_object([parts[0]])
+        if accelerator.is_main_process:
+            (folder / "parts.json").write_text(json.dumps(held))
+        for name, step in INTERRUPTED.items():
+            out = folder / f"{name}-resumed"
+            with asked_to_end(step, process=1), pytest.raises(Interrupted):
+                trained(name, out, accelerator)
+            keep(trained(name, out, accelerator), out, accelerator)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

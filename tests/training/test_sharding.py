@@ -1,0 +1,207 @@
+"""FSDP: two processes share the weights of a model out among them, and come to what two with whole models come to."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, DynamoBackend
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+from hf_transfer.config import RunConfig, UserError
+from hf_transfer.training.resuming import _accelerator_name
+from hf_transfer.training.sharding import sharded_copy, start_sharding
+from tests.conftest import REPOSITORY
+from tests.training.sharded_runs import COMPARED, INTERRUPTED
+from tests.training.test_two_processes import torchrun
+from tests.training.toy_task import settings, tiny
+
+SCRIPT = str(Path(__file__).with_name("sharded_runs.py"))
+CONFIG = "recipes/configs/accelerate/fsdp.yaml"
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def ran(folder: Path, **surroundings: str) -> Path:
+    """The folder in which `sharded_runs.py` has left its findings."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in surroundings.items():
+            patch.setenv(name, value)
+        ended = torchrun(SCRIPT, str(folder))
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ran(tmp_path_factory.mktemp("sharded"), **FSDP)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ran(tmp_path_factory.mktemp("whole"))
+
+
+def test_each_process_holds_its_part(sharded: Path) -> None:
+    """Accelerate alone would leave the weights whole on CPUs, and everything below would hold as well.
+
+    Mutation: hf_transfer/training/sharding.py: "== DistributedType.FSDP)" -> "is None)"
+    """
+    model, groups, _ = tiny("vit")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    found = json.loads((sharded / "parts.json").read_text())
+    assert len(found) == 2
+    assert sum(process["numbers"] for process in found) == total
+    assert all(0.4 * total < process["numbers"] < 0.6 * total for process in found)
+    blocks = sum(group.is_block for group in groups)
+    assert [process["units"] for process in found] == [blocks + 1] * 2
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_losses_and_weights_are_those_of_whole_models(sharded: Path, whole: Path, name: str) -> None:
+    """Also where moving averages are judged between the steps, and where each process has statistics of its own.
+
+    Mutation: hf_transfer/training/sharding.py: "fully_shard(part, mesh=mesh, reshard_after_forward=True)" -> "fully_shard(part, mesh=mesh)"
+    Mutation: hf_transfer/training/sharding.py: "copy_(buffer.copy_(broadcast(buffer)))" -> "copy_(buffer)"
+    """  # noqa: E501
+    histories = [json.loads((folder / name / "history.json").read_text()) for folder in (sharded, whole)]
+    assert len(histories[0]) == len(histories[1]) > 1
+    for row, other in zip(*histories, strict=True):
+        for key in ("train_loss", "loss", "accuracy", "learning_rate"):
+            assert row[key] == pytest.approx(other[key], rel=1e-5, abs=1e-7), key
+    weights, others = (load_file(folder / name / "weights.safetensors") for folder in (sharded, whole))
+    assert weights.keys() == others.keys()
+    for key, value in weights.items():
+        assert torch.allclose(value, others[key], rtol=0, atol=1e-4), key
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_an_interrupted_run_goes_on_to_the_same_bytes(sharded: Path, name: str) -> None:
+    """Mutation: hf_transfer/training/resuming.py: "course.steps.gather()" -> "pass" """
+    out = sharded / f"{name}-resumed"
+    assert (out / "weights.safetensors").read_bytes() == (sharded / name / "weights.safetensors").read_bytes()
+    saved = sorted((out / "checkpoints").glob("checkpoint-*"))
+    assert saved
+    assert all({path.suffix for path in folder.iterdir()} == {".safetensors", ".json"} for folder in saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("full", AutoModelForImageClassification), ("gradual", AutoModelForSequenceClassification)]
+)
+def test_the_saved_model_is_a_plain_one(sharded: Path, name: str, kind: Any) -> None:
+    loaded = kind.from_pretrained(sharded / name / "model").state_dict()
+    weights = load_file(sharded / name / "weights.safetensors")
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.items())
+
+
+def test_the_recipe_runs_with_the_configuration_file(tmp_path: Path) -> None:
+    """As README has it, but for the CPUs; the frozen layers are stored, and run on the whole model."""
+    flags = {
+        "model_name_or_path": "sample:vit-glyphs",
+        "dataset_name": "sample:digits",
+        "strategy": "partial",
+        "bf16": True,
+        "cache_frozen": "on",
+        "max_train_samples_per_class": 2,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 4,
+        "output_dir": tmp_path / "out",
+        "cache_dir": tmp_path / "cache",
+    }
+    command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", CONFIG, "recipes/vision.py"]
+    ended = subprocess.run(
+        [*command, *(f"--{name}={value}" for name, value in flags.items())],
+        cwd=REPOSITORY,
+        env={**os.environ, "ACCELERATE_USE_CPU": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "Weights, gradients and moments are shared out among 2 processes." in ended.stdout
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["processes"] == 2
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "model").config.num_labels == 10
+
+
+def an_accelerator(kind: DistributedType, **more: Any) -> Any:
+    """As it is after `accelerate launch` with FSDP; the plugin looks at the environment."""
+    plugin = FullyShardedDataParallelPlugin()
+    dynamo = SimpleNamespace(backend=more.pop("backend", DynamoBackend.NO))
+    state = SimpleNamespace(fsdp_plugin=plugin, dynamo_plugin=dynamo)
+    given = {"distributed_type": kind, "state": state, "parallelism_config": None, "num_processes": 2, "print": print}
+    return SimpleNamespace(**(given | more))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("FSDP_VERSION", "1", "fsdp_version: 1"),
+        ("FSDP_RESHARD_AFTER_FORWARD", "false", "fsdp_reshard_after_forward: false"),
+        ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "fsdp_cpu_ram_efficient_loading: true"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params: true"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "fsdp_activation_checkpointing: true (--gradient_checkpointing"),
+        ("FSDP_IGNORED_MODULES", "classifier", "fsdp_ignored_modules"),
+    ],
+)
+def test_other_ways_of_fsdp_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str, found: str) -> None:
+    """Mutation: hf_transfer/training/sharding.py: "if found := _unsupported(" -> "if found := print(" """
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    start_sharding(settings(), an_accelerator(DistributedType.FSDP))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as refusal:
+        start_sharding(settings(), an_accelerator(DistributedType.FSDP))
+    assert f"Found:    {found}" in str(refusal.value)
+    assert "recipes/configs/accelerate/fsdp.yaml" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "found"),
+    [
+        (settings(auto_batch_size=True), {}, "--auto_batch_size"),
+        (settings(fp16=True), {}, "--fp16 (--bf16 works)"),
+        (settings(), {"parallelism_config": object()}, "a parallelism_config"),
+        (settings(), {"backend": DynamoBackend.INDUCTOR}, "a dynamo_backend"),
+    ],
+)
+def test_what_is_not_to_be_combined_with_fsdp_is_refused(
+    monkeypatch: pytest.MonkeyPatch, config: RunConfig, more: dict[str, Any], found: str
+) -> None:
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(UserError, match="with FSDP what has been shown") as refusal:
+        start_sharding(config, an_accelerator(DistributedType.FSDP, **more))
+    assert f"Found:    {found}\n" in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM])
+def test_other_ways_to_share_weights_out_are_refused(kind: DistributedType) -> None:
+    with pytest.raises(UserError, match=f"{kind.value}, which is not supported"):
+        start_sharding(settings(), an_accelerator(kind))
+
+
+def test_a_parameter_that_cannot_be_divided_is_refused_by_its_name() -> None:
+    model = nn.Module()
+    model.register_parameter("logit_scale", nn.Parameter(torch.tensor(1.0)))
+    with pytest.raises(UserError, match="Found:    logit_scale, a single number"):
+        sharded_copy(model, [], an_accelerator(DistributedType.FSDP))
+
+
+def test_a_checkpoint_of_whole_models_is_another_runs() -> None:
+    """Sums over parts round otherwise: to go on all the same, one has to say so.
+
+    Mutation: hf_transfer/training/resuming.py: "weights shared out" if is_sharded(accelerator) -> "weights shared out" if None
+    """  # noqa: E501
+    cpu = torch.device("cpu")
+    names = [
+        _accelerator_name(an_accelerator(kind, device=cpu))
+        for kind in (DistributedType.MULTI_CPU, DistributedType.FSDP)
+    ]
+    assert names == ["none", "none, weights shared out"]
