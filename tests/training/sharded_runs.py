@@ -1,7 +1,8 @@
-"""Run by torchrun: trainings of tiny models; if FSDP is asked for, the processes share the weights out among them.
+"""Run by torchrun with FSDP: trainings of tiny models, whose weights the processes share out among them.
 
-Into the folder that it is given go, for each, `weights.safetensors`, `model/` and `history.json`; with FSDP also
-`parts.json`, what each process held; and some trainings again, in `NAME-resumed`, interrupted and then repeated.
+Into the folder that it is given go, for each, `weights.safetensors`, `model/` and `history.json`; in `whole/` the same
+of whole models (DDP); in `NAME-resumed` that of some which were interrupted and then repeated; and in `parts.json` what
+each process held.
 """
 
 import json
@@ -18,8 +19,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -29,7 +30,6 @@ from hf_transfer.interruption import Interrupted
 from hf_transfer.training import steps
 from hf_transfer.training.loop import fit, start_accelerator
 from hf_transfer.training.progress import Fit
-from hf_transfer.training.sharding import is_sharded
 from tests.training.resumed_runs import CASES
 from tests.training.toy_task import loaders_of, rows_for, settings, tiny
 
@@ -77,6 +77,19 @@ def asked_to_end(step: int, process: int) -> Iterator[None]:
         torch.optim.AdamW.step = take_step  # type: ignore[method-assign]
 
 
+@contextmanager
+def whole_models(accelerator: Accelerator) -> Iterator[None]:
+    """Meanwhile the same processes train by DDP: to start others would take longer than all the trainings."""
+    states: list[Any] = [accelerator.state, PartialState()]
+    try:
+        for state in states:
+            state.distributed_type = DistributedType.MULTI_CPU
+        yield
+    finally:
+        for state in states:
+            state.distributed_type = DistributedType.FSDP
+
+
 def main(folder: Path) -> None:
     """All of them at once: starting processes is what takes the time."""
     parts: list[dict[str, int]] = []
@@ -93,9 +106,12 @@ def main(folder: Path) -> None:
     with start_accelerator(settings()) as accelerator:
         for name in COMPARED:
             keep(trained(name, folder / name, accelerator, save_steps=0), folder / name, accelerator)
-        if not is_sharded(accelerator):
-            return
-        held = gather_object([parts[0]])
+        held, stages = gather_object([parts[0]]), len(parts)
+        with whole_models(accelerator):
+            for name in COMPARED:
+                out = folder / "whole" / name
+                keep(trained(name, out, accelerator, save_steps=0), out, accelerator)
+        assert len(parts) == stages, "these were to be whole"
         if accelerator.is_main_process:
             (folder / "parts.json").write_text(json.dumps(held))
         for name, step in INTERRUPTED.items():

@@ -29,24 +29,16 @@ CONFIG = "recipes/configs/accelerate/fsdp.yaml"
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
-def ran(folder: Path, **surroundings: str) -> Path:
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which `sharded_runs.py` has left its findings."""
+    folder = tmp_path_factory.mktemp("sharded")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in surroundings.items():
+        for name, value in FSDP.items():
             patch.setenv(name, value)
         ended = torchrun(SCRIPT, str(folder))
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder
-
-
-@pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ran(tmp_path_factory.mktemp("sharded"), **FSDP)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ran(tmp_path_factory.mktemp("whole"))
 
 
 def test_each_process_holds_its_part(sharded: Path) -> None:
@@ -65,18 +57,18 @@ def test_each_process_holds_its_part(sharded: Path) -> None:
 
 
 @pytest.mark.parametrize("name", COMPARED)
-def test_losses_and_weights_are_those_of_whole_models(sharded: Path, whole: Path, name: str) -> None:
+def test_losses_and_weights_are_those_of_whole_models(sharded: Path, name: str) -> None:
     """Also where moving averages are judged between the steps, and where each process has statistics of its own.
 
     Mutation: hf_transfer/training/sharding.py: "fully_shard(part, mesh=mesh, reshard_after_forward=True)" -> "fully_shard(part, mesh=mesh)"
     Mutation: hf_transfer/training/sharding.py: "copy_(buffer.copy_(broadcast(buffer)))" -> "copy_(buffer)"
     """  # noqa: E501
-    histories = [json.loads((folder / name / "history.json").read_text()) for folder in (sharded, whole)]
+    histories = [json.loads((folder / name / "history.json").read_text()) for folder in (sharded, sharded / "whole")]
     assert len(histories[0]) == len(histories[1]) > 1
     for row, other in zip(*histories, strict=True):
         for key in ("train_loss", "loss", "accuracy", "learning_rate"):
             assert row[key] == pytest.approx(other[key], rel=1e-5, abs=1e-7), key
-    weights, others = (load_file(folder / name / "weights.safetensors") for folder in (sharded, whole))
+    weights, others = (load_file(folder / name / "weights.safetensors") for folder in (sharded, sharded / "whole"))
     assert weights.keys() == others.keys()
     for key, value in weights.items():
         assert torch.allclose(value, others[key], rtol=0, atol=1e-4), key
@@ -197,8 +189,8 @@ def test_a_parameter_that_cannot_be_divided_is_refused_by_its_name() -> None:
 def test_a_checkpoint_of_whole_models_is_another_runs() -> None:
     """Sums over parts round otherwise: to go on all the same, one has to say so.
 
-    Mutation: hf_transfer/training/resuming.py: "weights shared out" if is_sharded(accelerator) -> "weights shared out" if None
-    """  # noqa: E501
+    Mutation: hf_transfer/training/resuming.py: "if is_sharded(accelerator) else name" -> "if None else name"
+    """
     cpu = torch.device("cpu")
     names = [
         _accelerator_name(an_accelerator(kind, device=cpu))
