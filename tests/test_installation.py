@@ -25,6 +25,41 @@ RUN = (
     "run(print, VisionConfig, ['--help'])"
 )
 
+# `hf extensions install`, with GitHub's answers for a repository named hf-transfer that holds what this one does.
+EXTENSION = """
+import subprocess, sys, venv
+from pathlib import Path
+
+import httpx2
+from huggingface_hub.cli import extensions
+from huggingface_hub.cli.hf import main
+
+wheel, repository = sys.argv[1:3]
+install, build = subprocess.run, venv.EnvBuilder
+
+def github(method, url, **_):
+    name = url.partition("/HEAD/")[2]
+    request = httpx2.Request(method, url)
+    if name and not Path(repository, name).is_file():
+        raise httpx2.HTTPStatusError("404", request=request, response=httpx2.Response(404, request=request))
+    text = Path(repository, name).read_text() if name else "a" * 40 + " HEAD" + chr(0)
+    return httpx2.Response(200, text=text, request=request)
+
+def from_github(command, **more):
+    if command[-1] == "https://github.com/somebody/hf-transfer/archive/HEAD.zip":
+        # By the pip that there is: a new one in each environment takes its time.
+        own = [sys.executable, "-m", "pip", "--python", command[0], *command[3:-1]]
+        command = [*own, "--no-deps", "--no-index", wheel]
+    return install(command, **more)
+
+extensions._github_request = github
+extensions.subprocess.run = from_github
+extensions.venv.EnvBuilder = lambda with_pip, symlinks: build(with_pip=False, symlinks=symlinks)
+sys.argv = ["hf", "extensions", "install", "somebody/hf-transfer"]
+main()
+"""
+HF = "from huggingface_hub.cli.hf import main; main()"
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -196,3 +231,34 @@ def test_installed_before_ours_the_retired_wheel_is_refused_too(
     environment.install(our_wheel)
     mended = environment.python("-c", "import hf_transfer.config as c; c.check_installation(); print('sound')")
     assert mended.stdout == "sound\n", mended.stderr
+
+
+def test_the_hf_command_line_installs_it_as_an_extension_and_hands_its_commands_on(
+    our_wheel: Path, tmp_path: Path
+) -> None:
+    """`hf transfer ...`: a console script named hf-transfer is what its installer looks for, and no file of that name.
+
+    Mutation: pyproject.toml: "hf-transfer = "hf_transfer.command_line:main"" -> "hftransfer = "hf_transfer.command_line:main""
+    """  # noqa: E501
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    kept |= {"HOME": str(tmp_path), "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
+
+    def run(*command: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-c", *command], capture_output=True, text=True, check=False, cwd=tmp_path, env=kept
+        )
+
+    installed = run(EXTENSION, str(our_wheel), str(REPOSITORY))
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+    home = tmp_path / ".local/share/hf/extensions/hf-transfer"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    # What the wheel needs comes from the environment that the tests run in.
+    (home / "venv/lib" / version / "site-packages/zz_others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    listed = run(HF, "--help")
+    assert "Transfer learning on the Hugging Face stack" in " ".join(listed.stdout.split())
+    done = run(HF, "transfer", "predict", "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: hf-transfer predict")
+    refused = run(HF, "transfer", "push", "no run", "alice/pets")
+    assert refused.returncode == 2
+    assert "Expected: a finished run in no run" in refused.stderr

@@ -26,7 +26,11 @@ class RefusedError(Exception):
     ) -> None:
         super().__init__(words)
         self.status, self.body = status, {"error": words, **more}
-        self.headers = {"X-Error-Message": words, **({"X-Error-Code": code} if code else {}), **(headers or {})}
+        self.headers = {
+            "X-Error-Message": " ".join(words.split()),
+            **({"X-Error-Code": code} if code else {}),
+            **(headers or {}),
+        }
 
 
 def refuse(code: str, headers: dict[str, str] | None = None) -> NoReturn:
