@@ -1,7 +1,9 @@
-"""Pictures classified with a finished model: from Python, and by `hf-transfer predict`."""
+"""Pictures and texts classified with a finished model: from Python, and by `hf-transfer predict`."""
 
+import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -12,6 +14,7 @@ from hf_transfer.config import UserError
 from hf_transfer.evaluation import predict
 from hf_transfer.evaluation.predict import classify_images
 from tests.evaluation.conftest import CLASSES, Run
+from tests.tiny_text_models import save_text_checkpoint
 
 
 def pictures(run: Run) -> list[Path]:
@@ -134,6 +137,98 @@ def test_a_model_that_is_not_there_is_a_users_mistake(
     assert (code, out) == (2, "")
     assert found in err
     assert err.startswith("\nerror:\nExpected: ")
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained, which is enough to be asked."""
+    return save_text_checkpoint(tmp_path_factory.mktemp("text") / "model", "bert", num_labels=3)
+
+
+TEXTS = ["word5 word12", "", "word6 word30 word31", "word9"]
+PAIRS = ["word6", "word7", "word11 word12", "word8"]
+
+
+def written(path: Path, **columns: list[str]) -> Path:
+    """A table, with commas or tabs by its name."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        table.writerows([list(columns), *zip(*columns.values(), strict=True)])
+    return path
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+def test_texts_in_a_table_are_answered_row_by_row(
+    text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """As a transformers pipeline answers them; an empty one, too, and text with a comma in it.
+
+    Mutation: hf_transfer/evaluation/predict.py: "range(1, len(rows) + 1)" -> "range(len(rows))"
+    """
+    texts = [*TEXTS, "word5, word6"]
+    tables = [written(tmp_path / name, id=list("abcde"), text=texts), written(tmp_path / f"b{name}", text=texts[:1])]
+    code, out, _ = said_by(["predict", str(text_model), *map(str, tables), "--top", "9"], capsys)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [(row["path"], row["row"]) for row in rows] == [
+        *((str(tables[0]), number) for number in range(1, 6)), (str(tables[1]), 1),
+    ]  # fmt: skip
+    classify: Any = pipeline("text-classification", str(text_model), device="cpu", top_k=None)
+    for row, expected in zip(rows, classify([*texts, texts[0]]), strict=True):
+        assert row["scores"] == pytest.approx({one["label"]: one["score"] for one in expected}, abs=1e-5)
+
+
+def test_pairs_of_texts_are_asked_for_by_both_columns(
+    text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mutation: hf_transfer/evaluation/predict.py: "*([columns[1]] if columns[1] else [])" -> "" """
+    table = str(written(tmp_path / "pairs.csv", one=TEXTS, other=PAIRS))
+    columns = ["--text_column_name=one", "--text_pair_column_name=other"]
+    code, out, _ = said_by(["predict", str(text_model), table, "--top", "9", *columns], capsys)
+    assert code == 0
+    classify: Any = pipeline("text-classification", str(text_model), device="cpu", top_k=None)
+    for line, text, pair in zip(out.splitlines(), TEXTS, PAIRS, strict=True):
+        expected = {one["label"]: one["score"] for one in classify({"text": text, "text_pair": pair})}
+        assert json.loads(line)["scores"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "found"),
+    [
+        (b"a,b\nx,y\n", [], "the columns a, b"),
+        (b"a,b\nx,y\n", ["--text_column_name=c"], "the columns a, b"),
+        (b"", [], "none"),
+        (b"text\n\xe9\n", [], "'utf-8' codec can't decode"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(
+    text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, flags: list[str], found: str
+) -> None:
+    """Mutation: hf_transfer/evaluation/predict.py: "if name not in existing]:" -> "if False]:" """
+    (tmp_path / "rows.csv").write_bytes(content)
+    code, out, err = said_by(["predict", str(text_model), str(tmp_path / "rows.csv"), *flags], capsys)
+    assert (code, out) == (2, "")
+    assert f"Found:    {found}" in err
+    assert str(tmp_path / "rows.csv") in err
+
+
+def test_pictures_and_tables_are_not_asked_for_together(
+    finished_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mutation: hf_transfer/evaluation/predict.py: "    if len(tables) < len(paths):" -> "    if False:" """
+    files = [str(pictures(finished_run)[0]), str(written(tmp_path / "a.csv", text=TEXTS))]
+    code, _, err = said_by(["predict", str(finished_run.out / "model"), *files], capsys)
+    assert code == 2
+    assert f"Found:    both: {files[0]} and {files[1]}" in err
+
+
+def test_a_table_for_a_model_of_images_is_refused(
+    finished_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = str(written(tmp_path / "a.csv", text=TEXTS))
+    code, _, err = said_by(["predict", str(finished_run.out / "model"), table], capsys)
+    assert code == 2
+    assert "Expected: a model that transformers can load as a text classifier" in err
 
 
 def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from tests.data.conftest import text_rows, write_table
 from tests.hub.clients import Ended, a_data_set, a_model, environment, several_runs
@@ -70,12 +71,14 @@ class Published:
         ended: how each run ended.
         ours: scores of the trained models, by the name of the run.
         theirs: those that a stranger's machine finds.
+        root: where it all lies.
     """
 
     hub: StandIn
     ended: dict[str, Ended]
     ours: dict[str, Any]
     theirs: dict[str, Any]
+    root: Path
 
 
 def _samples(root: Path) -> tuple[list[str], list[str]]:
@@ -111,13 +114,22 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         runs[f"scores of {name}"] = {
             "command": "predict", "arguments": [str(home / name / "model"), *asked, "--top", "9"]
         }  # fmt: skip
+    # From the Hub to the Hub.
+    runs |= {
+        "whole from the Hub": {"command": "predict", "arguments": ["alice/whole", *files, "--top", "9"]},
+        "pixels from the Hub": {"command": "predict", "arguments": ["alice/pixels", *files, "--top", "9"]},
+        "again": images
+        | {"strategy": "linear_probe", "hub_model_id": "alice/again", "model_name_or_path": "alice/whole"},
+        "from an adapter": images | {"hub_model_id": "alice/no", "model_name_or_path": "alice/pixels"},
+    }
     with served(hub):
         ended = several_runs(hub.endpoint, home, runs, WRITER)
         ours = {
             name: [json.loads(line)["scores"] for line in ended[f"scores of {name}"].out.splitlines()]
             for name in ("whole", "pixels", "words", "merged")
         }
-        assert all(one.code == 0 for one in ended.values()), {name: one.err[-2000:] for name, one in ended.items()}
+        failed = {name: one.err[-2000:] for name, one in ended.items() if one.code != 0}
+        assert failed.keys() == {"from an adapter"}, failed
         # Nothing of where the training was is left.
         for name in ("home", "tiny", "bert"):
             shutil.move(root / name, root / f"gone {name}")
@@ -130,7 +142,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
         (scores,) = [line for line in done.stdout.splitlines() if line.startswith("SCORES ")]
-        yield Published(hub, ended, ours, json.loads(scores.removeprefix("SCORES ")))
+        yield Published(hub, ended, ours, json.loads(scores.removeprefix("SCORES ")), root)
 
 
 @pytest.mark.parametrize("name", ["whole", "pixels", "words", "merged"])
@@ -168,6 +180,36 @@ def test_the_commits_that_were_loaded_are_recorded(published: Published) -> None
         assert f"\n{setting}: {commits[name]}\n" in card
     asked = [question for question in hub.asked if re.search(r"/(resolve|tree)/main", question)]
     assert [question for question in asked if "/org/" in question] == []
+
+
+def test_a_model_that_was_pushed_is_asked_by_its_name(published: Published) -> None:
+    """An adapter, too: its base comes along.
+
+    Mutation: hf_transfer/strategies/adapter_files.py: "return settings.parent if settings and weights else None" -> "return None"
+    """  # noqa: E501
+    for name in ("whole", "pixels"):
+        said = [json.loads(line)["scores"] for line in published.ended[f"{name} from the Hub"].out.splitlines()]
+        for expected, found in zip(published.ours[name], said, strict=True):
+            assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_model_that_was_pushed_learns_another_task_and_is_its_base(published: Published) -> None:
+    hub = published.hub
+    assert "linear_probe from alice/whole on org/pets" in published.ended["again"].out
+    card = ModelCard(hub.model("alice/again").texts()["README.md"].decode()).data.to_dict()  # type: ignore[no-untyped-call]
+    assert (card["base_model"], card["base_model_relation"]) == ("alice/whole", "finetune")
+    results = json.loads((published.root / "gone home/again/results.json").read_text())
+    assert results["commits"]["model_name_or_path"] == hub.model("alice/whole").commit
+
+
+def test_an_adapter_on_the_hub_is_no_model_to_start_from(published: Published) -> None:
+    """transformers would load it, base and all, and train on top of it.
+
+    Mutation: hf_transfer/strategies/choice.py: "    if adapter_of(checkpoint):" -> "    if False:"
+    """
+    ended = published.ended["from an adapter"]
+    assert ended.code == 2
+    assert "Expected: a whole model to start from\nFound:    an adapter in alice/pixels\n" in ended.err
 
 
 def test_no_token_is_in_what_was_said_or_published(published: Published) -> None:
