@@ -181,6 +181,11 @@ class RunConfig:
             self.require(name, "a whole number of at least 0", getattr(self, name) >= 0)
         for name in ("seed", "split_seed"):
             self.require(name, "a whole number from 0 to 4294967295", 0 <= getattr(self, name) < 2**32)
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, str) and not _is_utf8(value):
+                raise mistake(
+                    expected=f"--{name}: text in UTF-8 without a zero byte", found=ascii(value), do=f"change --{name}"
+                )
         for name in ("model_name_or_path", "dataset_name", "output_dir"):
             self.require(name, "a name or a path", bool(getattr(self, name).strip()))
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "l2_sp"):
@@ -277,7 +282,11 @@ class RunConfig:
             for key, value in self.resolved().items()
             if value not in (None, []) and key not in self.for_one_command | self.of_this_result
         }
-        path.write_text(yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+        if "\x85" in text:
+            # It ends a line for whoever reads YAML, though not for PyYAML when it writes.
+            text = yaml.safe_dump(written, sort_keys=False)
+        path.write_text(text, encoding="utf-8")
 
     def differences(self, other: Self) -> list[str]:
         """What sets two runs apart, as `name: ours -> theirs`; settings without effect on the result do not count."""
@@ -296,6 +305,13 @@ def _is_encoding(name: str) -> bool:
     except (LookupError, ValueError):
         return False
     return True
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass

@@ -74,8 +74,14 @@ def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
     known = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
     own = list(argv)
     from_file = _file_as_arguments(_config_path(own), config_class)
+    arguments = [*from_file, *own]
+    if bare := [argument for argument in arguments if "--" in (argument, argument.partition("=")[2])]:
+        # argparse takes it for the end of the flags, wherever it stands, and leaves a setting without its value.
+        raise mistake(
+            expected="settings with their values", found=", ".join(bare), do="leave -- out, or use another name"
+        )
     config, _, unknown = parser.parse_args_into_dataclasses(
-        [*from_file, *own], return_remaining_strings=True, look_for_args_file=False
+        arguments, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
         names = [name.split("=")[0].removeprefix("--") for name in unknown if name.startswith("-")]
@@ -172,7 +178,7 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
         raise mistake(expected="a short YAML file", found=f"{path.stat().st_size} bytes in {path}", do="check the path")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 (a safe loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise mistake(expected=f"readable YAML in {path}", found=str(error), do="correct that line") from error
     if not isinstance(values or {}, dict):
         raise mistake(expected=f"'name: value' lines in {path}", found=type(values).__name__, do="correct the file")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,9 @@ REPOSITORY = Path(__file__).parents[1]
 # Set before torch or the Hub's client is imported: tests ask no network and share two cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Drawn alike in every run, so that a mutation is caught always or never; no time limit on a shared machine.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
+hypothesis.settings.load_profile("repeatable")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
-COPIED = ("hf_transfer", "recipes", "benchmarks", "space", "tests", "pyproject.toml", "README.md", "LICENSE")
+COPIED = ("hf_transfer", "recipes", "benchmarks", "space", "docs", "tests", "pyproject.toml", "README.md", "LICENSE")
 WORDS = "Mutation:"
 FORM = re.compile(r'Mutation: (\S+): "(.+)" -> "(.*)"')
 LONGEST_SECONDS = 300

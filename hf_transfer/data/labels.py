@@ -1,6 +1,8 @@
 """Labels: from a column of any type to class numbers and names that all splits share."""
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import datasets
 import numpy as np
@@ -10,6 +12,8 @@ from hf_transfer.config import UserError, mistake
 
 Labels = npt.NDArray[np.int64]
 LISTED_ROWS = 5
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")
+WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 def read_labels(splits: Mapping[str, datasets.Dataset], column: str) -> tuple[list[str], dict[str, Labels]]:
@@ -32,14 +36,14 @@ def read_labels(splits: Mapping[str, datasets.Dataset], column: str) -> tuple[li
             _refuse_out_of_range(split_numbers, len(names), column, name)
         return names, numbers
     _refuse_fractions(values["train"], column)
-    keys = sorted(set(values["train"]))
+    keys = _in_order(set(values["train"]))
     _refuse_unknown(values, set(keys), column)
     number_of = {key: number for number, key in enumerate(keys)}
     numbers = {
         name: np.asarray([number_of[value] for value in column_values], dtype=np.int64)
         for name, column_values in values.items()
     }
-    return [_name(key) for key in keys], numbers
+    return [class_name(key) for key in keys], numbers
 
 
 def check_classes(names: list[str], labels: Mapping[str, Labels], *, splits_to_cut: int) -> None:
@@ -85,12 +89,20 @@ def _refuse_other_tasks(feature: object, column: str) -> None:
         raise _unsupported("a list of labels in each row (multi-label classification)", column)
     if isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary"):
         raise _unsupported("bytes", column)
+    if isinstance(feature, datasets.Value) and feature.dtype.startswith(("timestamp", "date", "time")):
+        # Also what JSON has as text, of which Arrow makes dates in another form.
+        raise _unsupported("dates", column)
     if not isinstance(feature, datasets.Value | datasets.ClassLabel):
         raise _unsupported(f"a column of type {type(feature).__name__}", column)
 
 
 def _refuse_fractions(values: list[object], column: str) -> None:
-    if any(isinstance(value, float) and not value.is_integer() for value in values):
+    # In a CSV file all is text; 0.5 and 1.5 may be classes, but not if there are as many of them as rows.
+    text = [value for value in values if isinstance(value, str) and NUMBER.fullmatch(value)]
+    measured = len(text) == len(values) < 2 * len(set(text)) and any(
+        not WHOLE_NUMBER.fullmatch(value) for value in text
+    )
+    if measured or any(isinstance(value, float) and not value.is_integer() for value in values):
         raise _unsupported("fractional numbers (regression)", column)
 
 
@@ -110,7 +122,7 @@ def _refuse_missing(values: list[object], column: str, split: str) -> None:
             found=f"none in {len(rows)} rows of split '{split}', first in rows {rows[:LISTED_ROWS]}",
             do="fill in or remove these rows (rows count from 0)",
         )
-    if values and all(value == -1 for value in values):
+    if values and all(value in (-1, "-1") for value in values):
         raise mistake(
             expected=f"a labelled split '{split}'",
             found=f"-1 in every row of column '{column}': the labels are withheld, which is not supported yet",
@@ -130,16 +142,23 @@ def _refuse_out_of_range(numbers: Labels, classes: int, column: str, split: str)
 
 def _refuse_unknown(values: Mapping[str, list[object]], known: set[object], column: str) -> None:
     for split, split_values in values.items():
-        unknown = sorted({_name(value) for value in split_values if value not in known})
+        unknown = sorted({class_name(value) for value in split_values if value not in known})
         if unknown:
             raise mistake(
-                expected=f"in split '{split}' only labels that training has ({_some(sorted(map(_name, known)))})",
+                expected=f"in split '{split}' only labels that training has ({_some(sorted(map(class_name, known)))})",
                 found=f"{_some([repr(label) for label in unknown])} in column '{column}'",
                 do="add training samples of these classes, or remove these rows",
             )
 
 
-def _name(value: object) -> str:
+def _in_order(values: set[Any]) -> list[Any]:
+    """Sorted; whole numbers as such, also where they are text, as all is in a CSV file: 9 before 10."""
+    numbers = all(isinstance(value, str) and WHOLE_NUMBER.fullmatch(value) for value in values)
+    return sorted(values, key=int if numbers else None)
+
+
+def class_name(value: object) -> str:
+    """The name of the class that a value of the label column stands for."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

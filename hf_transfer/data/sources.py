@@ -2,7 +2,6 @@
 
 import codecs
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,10 @@ from typing import Any, TypeVar
 
 import datasets
 import numpy as np
-from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from hf_transfer.config import RunConfig, TextConfig, VisionConfig, mistake
-from hf_transfer.data import hub_access, samples
+from hf_transfer.data import files, hub_access, samples
 from hf_transfer.data.images import SUFFIXES
 from hf_transfer.data.labels import check_classes, read_labels
 from hf_transfer.data.splits import Split, cut_stratified, few_per_class
@@ -113,6 +111,7 @@ def _checked_splits(
     select: Callable[[datasets.Dataset], datasets.Dataset], find_bad: Callable[[Split, str, Config], dict[int, str]],
 ) -> tuple[dict[str, Split], list[str]]:  # fmt: skip
     """All three splits with their labels, missing ones cut off training, and the class names."""
+    notes += _unused_files(config, loaded)
     label_column = _label_column(loaded["train"], config.label_column_name)
     names, labels = read_labels(loaded, label_column)
     samples = {name: select(data) for name, data in loaded.items()}
@@ -134,25 +133,30 @@ def _load(config: RunConfig) -> tuple[datasets.DatasetDict, hub_access.Found | N
     name = config.dataset_name
     if samples.is_sample(name):
         return samples.load_sample(name), None
-    path = Path(name).expanduser()
+    path, found = Path(name).expanduser(), None
     try:
-        if path.is_dir():
-            return _load_folder(path, config.encoding), None
-        if path.is_file():
-            return _load_files(path, [path], config.encoding), None
-        if _looks_like_a_path(name):
+        if path.exists():
+            files.refuse_patterns(path)
+            loaded = _load_folder(path, config) if path.is_dir() else _load_files(path, [path], config)
+        elif _looks_like_a_path(name):
             raise mistake(
                 expected="a data set: a folder or file here, a Hub id, or sample:NAME",
                 found=f"no folder or file {path}",
                 do="correct --dataset_name",
             )
-        return _load_from_hub(config)
-    except (DatasetGenerationError, EmptyDatasetError, PermissionError, ValueError) as error:
+        else:
+            loaded, found = _load_from_hub(config)
+        for split in loaded.values():
+            # Texts that are none, which would be noticed one by one and much later.
+            split.data.table.validate(full=True)
+        return loaded, found
+    except (DatasetGenerationError, OSError, ValueError, TypeError, RuntimeError, StopIteration) as error:
         _refuse_other_encoding(path, config.encoding)
+        empty = isinstance(error, StopIteration)
         raise mistake(
             expected=f"a data set that can be read at {name}",
-            found=(str(error.__cause__ or error) or type(error).__name__).splitlines()[0],
-            do="mend or remove what is named here",
+            found="no rows" if empty else (str(error.__cause__ or error) or type(error).__name__).splitlines()[0],
+            do="mend or remove what is named here" + ("" if path.exists() else ", or repeat the command"),
         ) from error
 
 
@@ -173,19 +177,37 @@ def _refuse_other_encoding(path: Path, encoding: str) -> None:
                     ) from error
 
 
-def _load_folder(folder: Path, encoding: str) -> datasets.DatasetDict:
-    files = sorted(Path(root, file) for root, _, names in os.walk(folder, followlinks=True) for file in names)
-    tables = [file for file in files if file.suffix.lower() in TABLE_BUILDERS and not file.name.startswith("metadata.")]
-    if any(file.suffix.lower() in SUFFIXES for file in files):
+def _load_folder(folder: Path, config: RunConfig) -> datasets.DatasetDict:
+    images, tables = _images_and_tables(folder)
+    if images:
         _refuse_capital_splits(folder)
+        # These, datasets would unpack.
+        files.refuse_packed(file for file in files.files_below(folder) if file.suffix.lower() == ".zip")
+        files.refuse_guessed_labels(folder, (config.label_column_name or "", *LABEL_NAMES))
         return datasets.load_dataset("imagefolder", data_dir=str(folder))
     if tables:
-        return _load_files(folder, tables, encoding)
+        return _load_files(folder, tables, config)
     raise mistake(
         expected=f"images ({', '.join(sorted(SUFFIXES))}) or tables ({', '.join(TABLE_BUILDERS)}) below {folder}",
-        found=f"{len(files)} files, and none of them is one",
+        found=f"{len(files.files_below(folder))} files, and none of them is one",
         do="for images put each class in a folder of its own, as in FOLDER/cat/1.jpg; for texts write a train.csv",
     )
+
+
+def _images_and_tables(folder: Path) -> tuple[list[Path], list[Path]]:
+    found = files.files_below(folder)
+    tables = [file for file in found if file.suffix.lower() in TABLE_BUILDERS and not file.name.startswith("metadata.")]
+    return [file for file in found if file.suffix.lower() in SUFFIXES], tables
+
+
+def _unused_files(config: RunConfig, loaded: datasets.DatasetDict) -> list[str]:
+    folder = Path(config.dataset_name).expanduser()
+    if samples.is_sample(config.dataset_name) or not folder.is_dir():
+        return []
+    images, tables = _images_and_tables(folder)
+    if images:
+        return files.unused_images(folder, SUFFIXES, loaded)
+    return files.unused_tables(folder, TABLE_BUILDERS[tables[0].suffix.lower()], tables)
 
 
 def _refuse_capital_splits(folder: Path) -> None:
@@ -200,29 +222,40 @@ def _refuse_capital_splits(folder: Path) -> None:
         )
 
 
-def _load_files(source: Path, files: Sequence[Path], encoding: str) -> datasets.DatasetDict:
+def _load_files(source: Path, tables: Sequence[Path], config: RunConfig) -> datasets.DatasetDict:
     """Tables of one kind; a file whose name begins with a split's name belongs to that split."""
-    builders = {TABLE_BUILDERS.get(file.suffix.lower()) for file in files}
+    builders = {TABLE_BUILDERS.get(file.suffix.lower()) for file in tables}
     builder = builders.pop()
     if builders or builder is None:
         raise mistake(
             expected=f"files of one kind among {', '.join(TABLE_BUILDERS)}",
-            found=f"{', '.join(sorted({file.suffix or file.name for file in files}))} in {source}",
+            found=f"{', '.join(sorted({file.suffix or file.name for file in tables}))} in {source}",
             do="name one of them, or a folder that has one kind",
         )
-    options: dict[str, Any] = {} if builder == "parquet" else {"encoding": encoding}
+    files.refuse_packed(tables)
+    options: dict[str, Any] = {} if builder == "parquet" else {"encoding": config.encoding}
     if builder == "csv":
         # Only an empty field is missing: pandas would also drop texts and labels such as None, NA, null or nan.
-        options |= {"keep_default_na": False, "na_values": [""]}
-    if builder == "json" and codecs.lookup(encoding).name == "utf-8":
+        options |= {"keep_default_na": False, "na_values": [""], "converters": _read_as_text(config)}
+    if builder == "json":
+        options["parse_agent_traces"] = False
+    if builder == "json" and codecs.lookup(config.encoding).name == "utf-8":
         # Arrow takes these bytes as they are, and fails much later, wherever a text is looked at.
-        for file in files:
-            _refuse_other_encoding(file, encoding)
-    if all(file.suffix.lower() == ".tsv" for file in files):
+        for file in tables:
+            _refuse_other_encoding(file, config.encoding)
+    if all(file.suffix.lower() == ".tsv" for file in tables):
         options["sep"] = "\t"
-    if source.is_dir():
-        return datasets.load_dataset(builder, data_dir=str(source), **options)
-    return datasets.load_dataset(builder, data_files=str(source), **options)
+    where = {"data_dir": str(source)} if source.is_dir() else {"data_files": str(source)}
+    loaded = datasets.load_dataset(builder, **where, **options)
+    files.refuse_surplus_fields(loaded, source)
+    return loaded
+
+
+def _read_as_text(config: RunConfig) -> dict[str, Callable[[str], str | None]]:
+    """The columns of labels and texts, of which a CSV file does not say that they are no numbers."""
+    settings = ("label_column_name", "text_column_name", "text_pair_column_name")
+    named = [name for setting in settings if (name := getattr(config, setting, None))]
+    return dict.fromkeys([*named, *LABEL_NAMES, *TEXT_NAMES], files.text_or_nothing)
 
 
 def _load_from_hub(config: RunConfig) -> tuple[datasets.DatasetDict, hub_access.Found | None]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import datasets
-import hypothesis
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -22,10 +21,6 @@ from hf_transfer.config import TextConfig, UserError, VisionConfig
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.parsing import run
 from tests.conftest import Finished, load_recipe
-
-# Drawn alike in every run, so that a mutation is caught always or never; no time limit on a shared machine.
-hypothesis.settings.register_profile("data room", deadline=None, derandomize=True, max_examples=50)
-hypothesis.settings.load_profile("data room")
 
 Pixels = npt.NDArray[np.uint8]
 

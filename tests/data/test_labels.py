@@ -45,7 +45,7 @@ def test_a_class_label_column_keeps_its_own_names_and_numbers() -> None:
 def test_values_of_a_plain_column_are_numbered_in_sorted_order(values: list[Any], names: list[str]) -> None:
     """Integers sort as numbers: 9 before 10, which as strings would be the other way round.
 
-    Mutation: hf_transfer/data/labels.py: "[_name(key) for key in keys]" -> "sorted(map(_name, keys))"
+    Mutation: hf_transfer/data/labels.py: "[class_name(key) for key in keys]" -> "sorted(map(class_name, keys))"
     """
     found, numbers = read_labels({"train": table(values)}, "label")
     assert found == names
@@ -104,7 +104,7 @@ def test_a_missing_label_in_an_evaluation_split_names_that_split() -> None:
 def test_minus_one_in_every_row_means_that_labels_are_withheld(feature: Any) -> None:
     """Public test splits often come so.
 
-    Mutation: hf_transfer/data/labels.py: "value == -1 for" -> "value == -2 for"
+    Mutation: hf_transfer/data/labels.py: "value in (-1, "-1") for" -> "value == -2 for"
     """
     with mistake_saying(
         expected="a labelled split 'test'",

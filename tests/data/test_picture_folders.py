@@ -1,0 +1,172 @@
+"""Folders of pictures whatever the names in them: each picture is read with its label, or words say why it is not."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hf_transfer.config import UserError, VisionConfig
+from hf_transfer.data.sources import Splits, load_image_splits
+from tests.data.conftest import encoded, mistake_saying, noise
+
+PICTURES = [encoded(Image.fromarray(pixels)) for pixels in noise(12, 4, 4, 3)]
+# `datasets` leaves out what begins so, finds splits by these words, and takes paths for patterns by these signs.
+LED_ASTRAY = ("__", ".")
+SPLIT_WORDS = ("train", "valid", "dev", "val", "test", "eval")
+LETTERS = st.characters(codec="utf-8", exclude_characters="/\\\0")
+ORDINARY = st.one_of(
+    st.sampled_from(["a b", "ü", "e\u0301", "\U0001f600", "a.png", "%20", "~", "$x", "{a}", "'\"", "-x", "a\nb", "#"]),
+    st.text(LETTERS, min_size=1, max_size=8),
+).filter(
+    lambda name: (
+        not name.startswith(LED_ASTRAY) and "::" not in name and not any(word in name.lower() for word in SPLIT_WORDS)
+    )
+)
+HOSTILE = st.sampled_from([
+    "__x", ".hidden", "a::b", "zip:", "file:", "*", "?", "a[1]", "]", "\\", "..a", "test", "train", "test_1", "dev-1",
+    "logs", "data", "a.eval", "Training", "validation set",
+])  # fmt: skip
+MIXED = ORDINARY | HOSTILE
+
+
+def write(folder: Path, classes: Sequence[str], files: Sequence[str]) -> dict[str, str]:
+    """A picture of each name in each class; what is expected: paths with classes."""
+    labels = {}
+    contents = iter(PICTURES)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for file in files:
+            path = folder / name / f"{file}.png"
+            path.write_bytes(next(contents))
+            labels[str(path)] = name
+    return labels
+
+
+def read(folder: Path) -> Splits:
+    config = VisionConfig(
+        model_name_or_path="m", dataset_name=str(folder), output_dir="o", cache_dir=str(folder.parent / "cache")
+    )
+    return load_image_splits(config)
+
+
+def labels_of(splits: Splits) -> dict[str, str]:
+    """What was read: paths with classes."""
+    return {
+        split.describe(row): splits.label_names[label]
+        for split in (splits.train, splits.validation, splits.test)
+        for row, label in zip(split.rows.tolist(), split.labels.tolist(), strict=True)
+    }
+
+
+@given(st.lists(ORDINARY, min_size=2, max_size=3, unique=True), st.lists(ORDINARY, min_size=3, max_size=4, unique=True))
+@settings(max_examples=15)
+def test_each_picture_has_the_name_of_its_folder_as_its_label(classes: list[str], files: list[str]) -> None:
+    """Mutation: hf_transfer/data/files.py: "not in used], "images")" -> "in used], "images")" """
+    with TemporaryDirectory() as made:
+        expected = write(Path(made) / "data", classes, files)
+        splits = read(Path(made) / "data")
+        assert labels_of(splits) == expected
+        assert splits.label_names == sorted(classes)
+        assert not any("Not used" in note for note in splits.notes)
+
+
+FEW, SOME = st.lists(MIXED, min_size=2, max_size=3, unique=True), st.lists(MIXED, min_size=3, max_size=4, unique=True)
+
+
+@given(MIXED, FEW, SOME)
+@settings(max_examples=30)
+def test_names_that_lead_astray_are_read_rightly_or_refused_or_noted(
+    root: str, classes: list[str], files: list[str]
+) -> None:
+    """No picture is lost without a word.
+
+    Mutation: hf_transfer/data/sources.py: "    notes += _unused_files(config, loaded)" -> "    pass"
+    """
+    with TemporaryDirectory() as made:
+        expected = write(Path(made) / root, classes, files)
+        try:
+            splits = read(Path(made) / root)
+        except UserError:
+            return
+        found = labels_of(splits)
+        assert found.items() <= expected.items()
+        lost = {path for path in expected.keys() - found.keys() if not Path(path).name.startswith(".")}
+        noted = [note for note in splits.notes if note.startswith("Not used, since")]
+        assert (f" {len(lost)} images, such as " in "".join(noted)) == bool(lost)
+
+
+def test_pictures_beside_split_folders_are_noted(tmp_path: Path) -> None:
+    """Also where the folder is named by a path of several parts."""
+    for split in ("train", "test", "more"):
+        write(tmp_path / "data" / split, ["cat", "dog"], ["1", "2", "3"])
+    note = f"Not used, since they are in no split: 6 images, such as {tmp_path / 'data/more/cat/1.png'}."
+    assert note in read(tmp_path / "data" / ".." / "data").notes
+
+
+def write_metadata(folder: Path, kind: str, labels: Mapping[str, str]) -> None:
+    """Pictures in one folder, and a file that has their labels."""
+    folder.mkdir(parents=True)
+    rows = [{"file_name": name, "label": label} for name, label in labels.items()]
+    for name, content in zip(labels, PICTURES, strict=False):
+        (folder / name).write_bytes(content)
+    with (folder / f"metadata.{kind}").open("w", encoding="utf-8", newline="") as file:
+        if kind == "csv":
+            writer = csv.DictWriter(file, ["file_name", "label"])
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+LABELS = st.sampled_from(["01", "1", "1.0", "None", "NA", "nan", "TRUE", "True", "1e3", "10:30", " a", 'a"b', "a,b"])
+
+
+@given(
+    st.sampled_from(["csv", "jsonl"]),
+    st.lists(LABELS | st.text(LETTERS, min_size=1, max_size=4), min_size=2, max_size=3, unique=True),
+)
+@settings(max_examples=15)
+@example("csv", ["01", "1"])
+@example("csv", ["nan", "x"])
+def test_labels_of_a_metadata_file_are_read_as_they_are_written_or_refused(kind: str, labels: list[str]) -> None:
+    """Of pandas' guesses nothing comes into a model's classes.
+
+    Mutation: hf_transfer/data/files.py: "value != value or text != class_name(value)" -> "value != value"
+    """
+    named = {f"{number}.png": labels[number % len(labels)] for number in range(4 * len(labels))}
+    with TemporaryDirectory() as made:
+        write_metadata(Path(made) / "data", kind, named)
+        with suppress(UserError) if kind == "csv" else nullcontext():
+            splits = read(Path(made) / "data")
+            assert {Path(path).name: label for path, label in labels_of(splits).items()} == named
+
+
+GUESSED = [(("01", "1"), "'01'"), (("NA", "b"), "'NA'"), (("TRUE", "False"), "'TRUE'")]
+
+
+@pytest.mark.parametrize(("labels", "named"), GUESSED)
+def test_labels_that_would_be_guessed_are_named(labels: tuple[str, str], named: str, tmp_path: Path) -> None:
+    write_metadata(tmp_path / "data", "csv", {f"{number}.png": labels[number % 2] for number in range(8)})
+    with mistake_saying(
+        expected=f"labels in column 'label' of {tmp_path / 'data/metadata.csv'} that are read as they are written",
+        found=f"{named}, which would be taken for numbers or for nothing",
+        do="write a metadata.jsonl",
+    ):
+        read(tmp_path / "data")
+
+
+def test_whole_numbers_of_a_metadata_file_are_classes_also_where_a_label_is_missing(tmp_path: Path) -> None:
+    """pandas then makes 1.0 of 1, which is no other label."""
+    labels = {f"{number}.png": str(number % 2) for number in range(8)}
+    write_metadata(tmp_path / "whole", "csv", labels)
+    assert read(tmp_path / "whole").label_names == ["0", "1"]
+    write_metadata(tmp_path / "missing", "csv", labels | {"3.png": ""})
+    with mistake_saying(expected="a label in every row", found="first in rows [3]", do="fill in"):
+        read(tmp_path / "missing")

@@ -1,0 +1,276 @@
+"""What is written into a table is what is read from it, whatever it looks like, or words say why it is not."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from hf_transfer.config import TextConfig, UserError, VisionConfig
+from hf_transfer.data.sources import Splits, load_image_splits, load_text_splits
+from tests.data.conftest import TextSettings, mistake_saying, text_rows, write_table
+
+KINDS = ["csv", "tsv", "json", "jsonl", "parquet"]
+# What programs have been seen to take for something else than a piece of text.
+TEMPTING = [
+    "1", "01", "1.0", "0.10", "1e3", "+1", " 1", "0x10", "1_0", "12345678901234567890123", "inf", "nan", "NaN", "None",
+    "null", "NA", "N/A", "true", "True", "TRUE", "10:30", "[1]", "{}", "=1+1",
+    "#x", "-", "a ", " a", "a\tb", "a\nb", "a\rb", "a\r\nb", "\u2028x", "x\x85", '"', '""', "'", ",", ";", "\\n", "x\0",
+    "\ufeffa", "\x1a", "e\u0301", "\U0001f600", "<script>", "a|b",
+]  # fmt: skip
+TEXTS = st.sampled_from(TEMPTING) | st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(str.strip)
+ROWS = st.lists(st.tuples(TEXTS, TEXTS), min_size=2, max_size=5).filter(lambda rows: len({row[1] for row in rows}) > 1)
+
+
+def read(path: Path, **more: Any) -> Splits:
+    return load_text_splits(TextConfig(model_name_or_path="m", dataset_name=str(path), output_dir="o", **more))
+
+
+def texts_with_labels(splits: Splits) -> list[tuple[str | None, str]]:
+    """Of all splits, in the order of the file."""
+    found = {}
+    for split in (splits.train, splits.validation, splits.test):
+        for row, (text,), label in zip(split.rows.tolist(), split.texts(), split.labels, strict=True):
+            found[row] = (text, splits.label_names[label])
+    return [pair for _, pair in sorted(found.items())]
+
+
+@given(st.sampled_from(KINDS), ROWS)
+@settings(max_examples=25)
+@example("csv", [("x", "01"), ("y", "1")])
+@example("tsv", [("007", "TRUE"), ("7", "True")])
+def test_texts_and_labels_are_read_as_they_are_written(kind: str, rows: list[tuple[str, str]]) -> None:
+    """Different labels stay different classes: 01 and 1, 1.0 and 1, TRUE and True.
+
+    Mutation: hf_transfer/data/sources.py: "[""], "converters": _read_as_text(config)}" -> "[""]}"
+    Mutation: hf_transfer/data/sources.py: "*LABEL_NAMES, *TEXT_NAMES], files" -> "*TEXT_NAMES], files"
+    """
+    # Three of each, so that every class has a sample for each split.
+    written = [row for row in rows for _ in range(3)]
+    with TemporaryDirectory() as folder:
+        path = write_table(Path(folder) / f"a.{kind}", [{"text": text, "label": label} for text, label in written])
+        assert texts_with_labels(read(path)) == written
+
+
+def test_columns_that_the_settings_name_are_read_as_they_are_written_too(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/data/sources.py: "dict.fromkeys([*named, *LABEL_NAMES" -> "dict.fromkeys([*LABEL_NAMES" """
+    rows = [{"number": f"00{n}", "other": f"0{n}", "code": ("01", "1")[n % 2]} for n in range(12)]
+    path = write_table(tmp_path / "a.csv", rows)
+    columns = {"text_column_name": "number", "text_pair_column_name": "other", "label_column_name": "code"}
+    splits = read(path, **columns)
+    assert splits.label_names == ["01", "1"]
+    assert sorted(pair for _, split in splits.items() for pair in split.texts()) == sorted(
+        (row["number"], row["other"]) for row in rows
+    )
+
+
+def test_a_label_far_down_a_file_is_the_same_class_as_at_its_head(tmp_path: Path) -> None:
+    """CSV files are read ten thousand rows at a time, and the last stretch may hold nothing but digits."""
+    labels = ["a"] * 9_990 + ["01"] * 12_000
+    path = write_table(tmp_path / "a.csv", [{"text": f"t{n}", "label": label} for n, label in enumerate(labels)])
+    assert read(path).label_names == ["01", "a"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_whole_numbers_that_are_text_are_classes_in_the_order_of_numbers(kind: str, tmp_path: Path) -> None:
+    """So that class 10 of a CSV file is not number 2 of the model.
+
+    Mutation: hf_transfer/data/labels.py: "sorted(values, key=int if numbers else None)" -> "sorted(values)"
+    """
+    rows = [{"text": f"t{n}", "label": str(n % 12 - 1)} for n in range(48)]
+    assert read(write_table(tmp_path / f"a.{kind}", rows)).label_names == [str(n) for n in range(-1, 11)]
+
+
+def test_numbers_that_are_all_different_are_no_classes_of_a_csv_file(tmp_path: Path) -> None:
+    """Grades with halves are, though.
+
+    Mutation: hf_transfer/data/labels.py: "if measured or any(" -> "if any("
+    """
+    rows = [row | {"label": n / 7} for n, row in enumerate(text_rows(40))]
+    with mistake_saying(expected="one class for each row", found="fractional numbers (regression)", do="name a column"):
+        read(write_table(tmp_path / "a.csv", rows))
+    grades = [row | {"label": 1 + n % 4 / 2} for n, row in enumerate(text_rows(40))]
+    assert read(write_table(tmp_path / "b.csv", grades)).label_names == ["1.0", "1.5", "2.0", "2.5"]
+
+
+def test_withheld_labels_of_a_csv_file_are_told_from_others(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/data/labels.py: "value in (-1, "-1")" -> "value in (-1,)" """
+    write_table(tmp_path / "train.csv", text_rows(20))
+    write_table(tmp_path / "test.csv", [row | {"label": -1} for row in text_rows(6)])
+    with mistake_saying(expected="a labelled split 'test'", found="the labels are withheld", do="use a copy"):
+        read(tmp_path)
+
+
+def test_an_unquoted_comma_does_not_move_the_fields(tmp_path: Path) -> None:
+    """pandas takes the first of three fields under a header of two for the name of the row.
+
+    Mutation: hf_transfer/data/sources.py: "    files.refuse_surplus_fields(loaded, source)" -> "    pass"
+    """
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"Hello, world {n},{'ab'[n % 2]}\n" for n in range(20)))
+    with mistake_saying(
+        expected=f"as many fields in each row of {tmp_path / 'a.csv'} as in its first line",
+        found="rows with more of them",
+        do="quote fields that hold commas",
+    ):
+        read(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_that_look_like_dates_are_read_as_they_are_written_or_refused(kind: str, tmp_path: Path) -> None:
+    """Arrow makes dates of what JSON has as text, and of dates another text.
+
+    Mutation: hf_transfer/data/labels.py: "        raise _unsupported("dates", column)" -> "        pass"
+    """
+    days = ("2020-01-01", "2020-01-01 00:00:00")
+    path = write_table(tmp_path / f"a.{kind}", [row | {"label": days[n % 2]} for n, row in enumerate(text_rows(12))])
+    if kind in ("json", "jsonl"):
+        with mistake_saying(expected="one class for each row in column 'label'", found="dates", do="name a column"):
+            read(path)
+    else:
+        assert read(path).label_names == list(days)
+
+
+def test_columns_that_look_like_the_log_of_an_agent_are_columns(tmp_path: Path) -> None:
+    """`datasets` would make another table of them, by a package that nobody has asked for.
+
+    Mutation: hf_transfer/data/sources.py: "options["parse_agent_traces"] = False" -> "pass"
+    """
+    rows = [{"type": "call", "id": "x", "version": 1, "cwd": "/"} | row for row in text_rows(20)]
+    assert len(read(write_table(tmp_path / "a.jsonl", rows)).train) == 14
+
+
+def test_tables_that_belong_to_no_split_are_noted(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/data/files.py: "not in used], "tables")" -> "in used], "tables")" """
+    folder = tmp_path / "data"
+    for name in ("train", "test", "more"):
+        write_table(folder / f"{name}.csv", text_rows(20, seed=len(name)))
+    # What others have saved beside them.
+    (folder / "dataset_infos.json").write_text("{}")
+    assert f"Not used, since they are in no split: 1 tables, such as {folder / 'more.csv'}." in read(folder).notes
+
+
+WHOLE = {}
+with TemporaryDirectory() as made:
+    for name in KINDS:
+        WHOLE[name] = write_table(Path(made) / f"a.{name}", text_rows(12)).read_bytes()
+PIECES = st.sampled_from([
+    b"", b'"', b"\n", b",", b"{", b"}", b"[", b"]", b"{}", b"null", b"[1, 2]", b'"a"', b'{"text": 1}\n', b"\0", b"\xff",
+    b"\xff\xfe", b"text,text\n", b'{"label": {"a": 1}}\n', b'{"a":' * 400, b"1e999", b"PAR1", b"PK\x03\x04",
+    b"\x1f\x8b\x08\0", b"BZh9", b"\xfd7zXZ\0", b"Rar!\x1a\x07\0", b"7z\xbc\xaf\x27\x1c", b"\x28\xb5\x2f\xfd",
+])  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "label", ""]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@st.composite
+def damaged_tables(draw: st.DrawFn) -> tuple[str, bytes]:
+    """The end of a file's name, and bytes that are seldom such a file."""
+    kind = draw(st.sampled_from(KINDS))
+    whole, place = WHOLE[kind], draw(st.integers(0, len(WHOLE[kind])))
+    values = "\n".join(map(json.dumps, draw(st.lists(VALUES, max_size=4))))
+    content = draw(
+        st.just(whole[:place])
+        | st.builds(lambda piece, gap: whole[:place] + piece + whole[place + gap :], PIECES, st.integers(0, 4))
+        | st.lists(PIECES, max_size=4).map(b"".join)
+        | st.binary(max_size=30)
+        | st.just(values.encode())
+    )
+    return kind, content
+
+
+@given(damaged_tables(), st.booleans(), st.sampled_from(["utf-8", "latin-1", "utf-16"]))
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@example(("json", b""), False, "utf-8")
+@example(("csv", b"\x1f\x8b\x08\0"), False, "utf-8")
+@example(("csv", b"Rar!\x1a\x07\0"), False, "utf-8")
+@example(("jsonl", b"\n\n"), True, "utf-8")
+def test_a_file_of_any_bytes_is_read_or_refused_in_words(table: tuple[str, bytes], images: bool, encoding: str) -> None:
+    """Whatever other libraries raise.
+
+    Mutation: hf_transfer/data/sources.py: "RuntimeError, StopIteration) as" -> "RuntimeError) as"
+    """
+    kind, content = table
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"a.{kind}"
+        path.write_bytes(content)
+        given: dict[str, Any] = {
+            "model_name_or_path": "m", "dataset_name": str(path), "output_dir": "o", "encoding": encoding,
+        }  # fmt: skip
+        with suppress(UserError):
+            if images:
+                load_image_splits(VisionConfig(**given, cache_dir=f"{folder}/cache"))
+            else:
+                load_text_splits(TextConfig(**given))
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_a_file_without_rows_says_so(kind: str, text_settings: TextSettings, tmp_path: Path) -> None:
+    """Mutation: hf_transfer/data/sources.py: ""no rows" if empty else" -> "" """
+    (tmp_path / f"a.{kind}").write_bytes(b"")
+    with mistake_saying(expected="a data set that can be read at", found="no rows", do="mend or remove"):
+        load_text_splits(text_settings(dataset_name=str(tmp_path / f"a.{kind}")))
+
+
+def test_a_damaged_parquet_file_is_refused_in_words(tmp_path: Path) -> None:
+    """Arrow says of the list of its columns that it is an operating system's error.
+
+    Mutation: hf_transfer/data/sources.py: "(DatasetGenerationError, OSError, ValueError" -> "(DatasetGenerationError, ValueError"
+    """  # noqa: E501
+    whole = write_table(tmp_path / "a.parquet", text_rows(12)).read_bytes()
+    length = int.from_bytes(whole[-8:-4], "little")
+    (tmp_path / "a.parquet").write_bytes(whole[: -8 - length] + b"\xff" * length + whole[-8:])
+    with mistake_saying(expected="a data set that can be read at", found="deserialize thrift", do="mend or remove"):
+        read(tmp_path / "a.parquet")
+
+
+def test_text_of_a_parquet_file_that_is_no_utf_8_is_refused_before_it_is_looked_at(tmp_path: Path) -> None:
+    """Mutation: hf_transfer/data/sources.py: "split.data.table.validate(full=True)" -> "pass" """
+    good = pyarrow.array([row["text"].encode() for row in text_rows(12)])
+    bad = pyarrow.array([b"\xff", *good.to_pylist()[1:]])
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 12, bad.buffers())
+    labels = pyarrow.array([row["label"] for row in text_rows(12)])
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": labels}), tmp_path / "a.parquet")
+    with mistake_saying(expected="a data set that can be read", found="Invalid UTF8", do="mend or remove"):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a?", "a::b"])
+def test_a_name_that_would_be_taken_for_a_pattern_is_refused(
+    name: str, picture_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Other files might fit it, too.
+
+    Mutation: hf_transfer/data/sources.py: "            files.refuse_patterns(path)" -> "            pass"
+    """
+    picture_folder(name="ab", cat=6, dog=6)
+    folder = picture_folder(name=name, cat=6, dog=6)
+    config = VisionConfig(model_name_or_path="m", dataset_name=str(folder), output_dir="o")
+    with mistake_saying(expected="a path without * ? [ ] ::", found=f"in {folder}", do="rename"):
+        load_image_splits(config)
+    with mistake_saying(expected="a path without * ? [ ] ::", found=f"{name}.csv", do="rename"):
+        read(write_table(tmp_path / f"{name}.csv", text_rows()))
+
+
+def test_the_hub_s_own_errors_are_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/data/sources.py: "else ", or repeat the command")" -> "else "")" """
+
+    def broken(*_: object, **__: object) -> None:
+        raise ConnectionResetError("the line went dead")
+
+    monkeypatch.setattr("hf_transfer.data.hub_access.hub_answers", lambda *_, **__: True)
+    monkeypatch.setattr(datasets, "load_dataset", broken)
+    with mistake_saying(expected="can be read at org/x", found="the line went dead", do="or repeat the command"):
+        read(Path("org/x"))

@@ -1,0 +1,106 @@
+"""Names from the user's data, or from somebody else's, stay text wherever the report shows them."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from hf_transfer.evaluation.report import _draw_confusion as draw_confusion
+from hf_transfer.evaluation.report import _markdown as report_of
+from hf_transfer.evaluation.report import plain
+
+HOSTILE = [
+    "<script>alert(1)</script>", "<!-- -->", "</td></tr></table>", "a|b", "|", "\\|", "`x", "```", "a\nb",
+    "a\r\n\r\n# b",
+    "---", "===", "# head", "- item", "1. item", "> quote", "[a](javascript:alert(1))", "![a](http://x)", "[a]: b",
+    "<http://x>", "&lt;", "&#60;", "\\&#60;", "*a*", "__a__", "~~a~~", "$x_{$", "$$", ":---:", "\t", "    code",
+    "{{ x }}", "\0", "\u2028", "a  ", "www.evil.org", "\x1b[31m",
+]  # fmt: skip
+NAMES = st.text(max_size=12) | st.lists(st.sampled_from([*HOSTILE, "a", " "]), max_size=3).map("".join)
+MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+# What a report may be made of; everything else would come from a name.
+OWN_TAGS = {"h1", "h2", "p", "strong", "em", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "img", "code", ""}
+
+
+def shown(name: str) -> str:
+    """What a reader is to see: white space as one blank, and no byte that no page can have."""
+    return " ".join(name.split()).replace("\0", "\ufffd")
+
+
+def cells_of(page: str) -> list[list[str]]:
+    """The text of each row of each table of a page, as a renderer that follows the standard sees it."""
+    rows: list[list[str]] = []
+    before = ""
+    for token in MARKDOWN.parse(page):
+        assert token.tag in OWN_TAGS, token
+        if token.type == "tr_open":
+            rows.append([])
+        if token.type == "inline" and before in ("td_open", "th_open"):
+            children = token.children or []
+            assert {child.type for child in children} <= {"text", "text_special"}, token
+            rows[-1].append("".join(child.content for child in children))
+        before = token.type
+    return rows
+
+
+@given(st.lists(NAMES, min_size=1, max_size=4))
+@settings(max_examples=100)
+@example(HOSTILE)
+def test_a_table_of_any_names_is_whole_and_shows_them_as_they_are(names: list[str]) -> None:
+    """By a parser of CommonMark with tables.
+
+    Mutation: hf_transfer/evaluation/report.py: "<>|#$~" -> "<>#$~"
+    """
+    rows = "".join(f"| {plain(name)} | {number} |\n" for number, name in enumerate(names))
+    table = cells_of(f"| class | number |\n|---|---:|\n{rows}")
+    assert table[1:] == [[shown(name), str(number)] for number, name in enumerate(names)]
+
+
+@given(st.lists(NAMES, min_size=2, max_size=3), NAMES, NAMES)
+@example(HOSTILE, "sample:digits\n# b", "<b>")
+def test_a_report_with_any_names_in_it_is_the_same_report(names: list[str], dataset: str, note: str) -> None:
+    """Headings, lists and tables, and as many of each.
+
+    Mutation: hf_transfer/evaluation/report.py: "on {plain(results['dataset_name'])}" -> "on {results['dataset_name']}"
+    """
+
+    def page(names: list[str], dataset: str, note: str) -> str:
+        figures = {"accuracy": 0.5, "f1_macro": 0.5, "loss": 1.0}
+        results: dict[str, Any] = {
+            "strategy": "full", "model_name_or_path": dataset, "dataset_name": dataset, "metrics": {"test": figures},
+            "samples": {"test": 4}, "parameters": {"trainable": 1, "total": 2}, "history": [{}], "soup": [1],
+            "recipe": "vision",
+        }  # fmt: skip
+        return report_of(
+            results,
+            [(name, 0.5, 0.5, 0.5, 2) for name in names],
+            [f"Columns of text that are not used: {note}."] * 2,
+            trained=True,
+        )
+
+    def outline(text: str) -> list[str]:
+        return [token.type for token in MARKDOWN.parse(text)]
+
+    found = page(names, dataset, note)
+    assert outline(found) == outline(page(["x"] * len(names), "x", "x"))
+    classes = [row[0] for row in cells_of(found) if len(row) == 5][-len(names) :]
+    assert classes == [shown(name) for name in names]
+
+
+@given(st.lists(NAMES, min_size=2, max_size=3))
+@settings(max_examples=8)
+@example(["$", "$x$"])
+@example(["\\$x\\$", "$\\frac{$"])
+def test_a_picture_can_be_drawn_with_any_names(names: list[str]) -> None:
+    """A formula that is none would end the run.
+
+    Mutation: hf_transfer/evaluation/report.py: "r"\\$") for name in" -> "r"$") for name in"
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "confusion.png"
+        draw_confusion(path, np.eye(len(names), dtype=np.int64), names)
+        assert path.stat().st_size > 1000
