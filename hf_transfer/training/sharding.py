@@ -61,7 +61,7 @@ def _unsupported(config: RunConfig, accelerator: Accelerator) -> list[str]:
     plugin = accelerator.state.fsdp_plugin
     given = {
         f"fsdp_version: {plugin.fsdp_version}": plugin.fsdp_version != 2,
-        # An epoch's evaluation would leave gathered weights behind, which the next step took for its own.
+        # An evaluation would leave gathered weights in the place of the parts.
         "fsdp_reshard_after_forward: false": plugin.reshard_after_forward is not True and plugin.fsdp_version == 2,
         # Each process needs the weights that it begins with: to know a checkpoint, and for what is not sharded.
         "fsdp_cpu_ram_efficient_loading: true": plugin.cpu_ram_efficient_loading,
@@ -96,7 +96,7 @@ def sharded_copy(model: nn.Module, groups: Sequence[Group], accelerator: Acceler
         block = part.get_submodule(group.name) if group.is_block else None
         if block is not None and any(True for _ in block.parameters()):
             fully_shard(block, mesh=mesh)
-    # Also the outermost part is given up after each forward, or it would outlive a change of the weights.
+    # What is gathered takes the place of the parts, and outlives a change of them: it is given up after each forward.
     fully_shard(part, mesh=mesh, reshard_after_forward=True)
     return part
 

@@ -26,7 +26,7 @@ printf '%s\\n' "$@" > "$CALLS/srun"
 highest=0
 for task in 0 1; do
     while [[ $1 == --* ]]; do shift; done
-    SLURM_PROCID=$((2 + task)) SLURM_LOCALID=$task "$@"
+    SLURM_NTASKS=4 SLURM_PROCID=$((2 + task)) SLURM_LOCALID=$task "$@"
     code=$?
     ((code > highest)) && highest=$code
 done
@@ -85,7 +85,6 @@ def submitted(folder: Path, code: int) -> tuple[subprocess.CompletedProcess[str]
     given = {
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NODELIST": "host-[7,9]",
-        "SLURM_NTASKS": "4",
         "SLURM_NTASKS_PER_NODE": "2",
         "SLURM_CPUS_PER_TASK": "3",
         "CALLS": str(folder / "calls"),

@@ -24,15 +24,16 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 # Newer versions of srun do not take this over from sbatch.
 SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-export MASTER_ADDR MASTER_PORT SRUN_CPUS_PER_TASK WORLD_SIZE="$SLURM_NTASKS" OMP_NUM_THREADS="$SRUN_CPUS_PER_TASK"
+export MASTER_ADDR MASTER_PORT SRUN_CPUS_PER_TASK OMP_NUM_THREADS="$SRUN_CPUS_PER_TASK"
 
 # srun starts every process itself. Slurm signals the tasks of a step and, with cgroups, not their children: what
 # torchrun or accelerate had started would hear nothing, they themselves would be ended by SIGUSR1, and they turn our
 # exit code into 1. Without them it is srun that ends all when one process dies.
 # shellcheck disable=SC2016 (each task is to read its own numbers)
-srun --kill-on-bad-exit=1 bash -c \
-    'export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" LOCAL_WORLD_SIZE="$SLURM_NTASKS_PER_NODE"; exec "$@"' \
-    task python "$@"
+srun --kill-on-bad-exit=1 bash -c '
+    export RANK="$SLURM_PROCID" WORLD_SIZE="$SLURM_NTASKS"
+    export LOCAL_RANK="$SLURM_LOCALID" LOCAL_WORLD_SIZE="$SLURM_NTASKS_PER_NODE"
+    exec "$@"' task python "$@"
 code=$?
 
 # 143: the recipe has saved, and the same command goes on. 138: SIGUSR1 came before it listened.
