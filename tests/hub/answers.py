@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-from tests.hub import writing
+from tests.hub import storage, writing
 from tests.hub.contents import Account, Repository, Stored, listing
 from tests.hub.refusals import RefusedError, refuse
 
@@ -97,7 +97,7 @@ class Answers(BaseHTTPRequestHandler):
         kind = parts.pop(0) if parts[0] in ("datasets", "spaces") else "models"
         if parts[1:2] and parts[1].endswith(".git"):
             return writing.storage_of(self, kind, f"{parts[0]}/{parts[1].removesuffix('.git')}", parts[2:]), {}
-        return self._file(self.readable(kind, "/".join(parts[:2])), parts[2:])
+        return self._file(kind, "/".join(parts[:2]), parts[2:])
 
     def asker(self) -> Account | None:
         """Whose token came along."""
@@ -139,6 +139,8 @@ class Answers(BaseHTTPRequestHandler):
             return {"ok": bool(self.writable(kind, name))}, {}
         if what in writing.ROUTES and not (self.command == "GET" and what == "tag"):
             return writing.ROUTES[what](self, kind, name, rest[1:]), {}
+        if what in ("xet-write-token", "xet-read-token"):
+            return storage.pass_to(self, kind, name, writes=what == "xet-write-token")
         found = self.readable(kind, name)
         if what == "auth-check":
             return {"ok": True}, {}
@@ -162,15 +164,19 @@ class Answers(BaseHTTPRequestHandler):
             return [stored.entry(path) for path, stored in sorted(commit.files.items()) if path in asked], {}
         return refuse("EntryNotFound"), {}
 
-    def _file(self, found: Repository, rest: list[str]) -> tuple[bytes, dict[str, str]]:
+    def _file(self, kind: str, name: str, rest: list[str]) -> tuple[bytes, dict[str, str]]:
         """`/[datasets/]OWNER/NAME/resolve/REV/PATH`."""
+        found = self.readable(kind, name)
         commit = found.at(rest[1] if len(rest) > 1 else "main") or refuse("RevisionNotFound")
         stored = commit.files.get("/".join(rest[2:]))
         if rest[:1] != ["resolve"] or stored is None:
             refuse("EntryNotFound", {"X-Repo-Commit": commit.oid})
         headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{stored.etag}"', "Accept-Ranges": "bytes"}
         if stored.large:
-            headers |= {"X-Linked-Etag": f'"{stored.etag}"', "X-Linked-Size": str(len(stored.content))}
+            headers |= {"X-Linked-Etag": f'"{stored.etag}"', "X-Linked-Size": str(stored.size)}
+        if stored.elsewhere:
+            route = f"{self.hub.endpoint}/api/{kind}/{name}/xet-read-token/{commit.oid}"
+            headers |= {"X-Xet-Hash": stored.elsewhere.hash, "Link": f'<{route}>; rel="xet-auth"'}
         return stored.content, headers
 
     def _validated(self) -> dict[str, object]:

@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from tests.conftest import REPOSITORY
 
-LONGEST_SECONDS = 300
+LONGEST_SECONDS = 900
 
 # One process makes several runs, as importing takes longer than they do.
 SEVERAL_RUNS = """

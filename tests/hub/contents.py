@@ -51,11 +51,27 @@ class Account:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """A large file whose content lies in a storage for the Xet path.
+
+    Attributes:
+        sha256: of its content.
+        size: in bytes.
+        hash: by which that storage knows it.
+    """
+
+    sha256: str
+    size: int
+    hash: str
+
+
+@dataclass(frozen=True)
 class Stored:
     """A file of a commit."""
 
     content: bytes
     large: bool = False
+    elsewhere: Elsewhere | None = None
 
     @property
     def oid(self) -> str:
@@ -64,13 +80,17 @@ class Stored:
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 (git's own)
 
     @property
+    def size(self) -> int:
+        return self.elsewhere.size if self.elsewhere else len(self.content)
+
+    @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
+        return self.elsewhere.sha256 if self.elsewhere else hashlib.sha256(self.content).hexdigest()
 
     @property
     def pointer(self) -> bytes:
         """What git itself holds of a large file."""
-        lines = ("version https://git-lfs.github.com/spec/v1", f"oid sha256:{self.sha256}", f"size {len(self.content)}")
+        lines = ("version https://git-lfs.github.com/spec/v1", f"oid sha256:{self.sha256}", f"size {self.size}")
         return "\n".join([*lines, ""]).encode()
 
     @property
@@ -79,9 +99,11 @@ class Stored:
 
     def entry(self, path: str) -> dict[str, object]:
         """As listings show it."""
-        shown: dict[str, object] = {"type": "file", "path": path, "size": len(self.content), "oid": self.oid}
+        shown: dict[str, object] = {"type": "file", "path": path, "size": self.size, "oid": self.oid}
         if self.large:
-            shown["lfs"] = {"oid": self.sha256, "size": len(self.content), "pointerSize": len(self.pointer)}
+            shown["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": len(self.pointer)}
+        if self.elsewhere:
+            shown["xetHash"] = self.elsewhere.hash
         return shown
 
 

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -13,9 +15,11 @@ from hf_transfer.config import UserError
 from hf_transfer.data import hub_access, hub_account
 from hf_transfer.hub import publish
 from hf_transfer.hub.publish import Published, publish_folder
+from tests.conftest import REPOSITORY
 from tests.hub import answers
+from tests.hub.clients import environment
 from tests.hub.contents import Account, Repository, Stored
-from tests.hub.stand_in import FREE, READER, STRANGER, WRITER, Fault, StandIn
+from tests.hub.stand_in import FREE, READER, STRANGER, WRITER, Fault, StandIn, served, with_accounts
 
 NAME = "alice/pets"
 CARD = b"---\nlicense: mit\n---\n# Pets\n"
@@ -248,6 +252,7 @@ def test_a_space_that_has_to_be_paid_for_is_told(hub: StandIn, folder: Path, mon
     with pytest.raises(UserError) as error:
         publish_folder(folder, "carol/demo", kind="space", private=True, message="m")
     assert "Found:    402: Spaces that run code need a PRO subscription\n" in str(error.value)
+    assert "Do this:  subscribe (https://huggingface.co/pricing)" in str(error.value)
 
 
 def test_a_commit_of_somebody_else_in_between_is_not_overwritten(hub: StandIn, folder: Path) -> None:
@@ -334,6 +339,38 @@ def test_the_client_is_asked_for_one_commit_however_many_files_there_are(hub: St
     pushed(folder)
     assert len(hub.model(NAME).commits) == 2
     assert len(ours(hub.model(NAME))) == 303
+
+
+def test_large_files_go_the_clients_newer_way_too(folder: Path, tmp_path: Path) -> None:
+    """Which is what they do by themselves, where hf_xet is installed: pushed, the same again, and pulled elsewhere."""
+    pytest.importorskip("hf_xet")
+    script = """
+import sys
+from pathlib import Path
+from hf_transfer.hub.publish import publish_folder
+done = [publish_folder(Path(sys.argv[1]), "alice/pets", kind="model", private=True, message="m") for _ in range(2)]
+assert done[0] == done[1], done
+from huggingface_hub import snapshot_download
+print("LIES", snapshot_download("alice/pets", revision=done[0].revision))
+"""
+    content = b"\2\0\0\0\0\0\0\0{}" + os.urandom(200_000)
+    a_folder(folder, model__safetensors=content)
+    (tmp_path / "storage").mkdir()
+    hub = with_accounts()
+    hub.xet = tmp_path / "storage"
+    with served(hub):
+        variables = environment(hub.endpoint, tmp_path / "home", WRITER) | {"PYTHONPATH": str(REPOSITORY)}
+        del variables["HF_HUB_DISABLE_XET"]
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(folder)], env=variables, capture_output=True, text=True, check=False,
+            timeout=300,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    lies = Path(done.stdout.split("LIES ")[1].strip())
+    assert (lies / "model.safetensors").read_bytes() == content
+    assert len(hub.model(NAME).commits) == 2
+    assert any("/xet-write-token/" in question for question in hub.asked)
+    assert not any("/info/lfs/" in question for question in hub.asked)
 
 
 def test_the_reading_client_gets_what_was_pushed(hub: StandIn, folder: Path) -> None:

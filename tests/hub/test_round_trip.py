@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 from tests.data.conftest import text_rows, write_table
 from tests.hub.clients import Ended, a_data_set, a_model, environment, several_runs
@@ -31,6 +32,7 @@ class Blocker(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Blocker())
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, pipeline
 
@@ -87,6 +89,14 @@ def _samples(root: Path) -> tuple[list[str], list[str]]:
     ]
 
 
+def another_bert(folder: Path) -> Path:
+    """Of the same shapes."""
+    save_text_checkpoint(folder, "bert")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value * 1.5 for name, value in weights.items()}, folder / "model.safetensors")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     root = tmp_path_factory.mktemp("round-trip")
@@ -130,14 +140,17 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         }
         failed = {name: one.err[-2000:] for name, one in ended.items() if one.code != 0}
         assert failed.keys() == {"from an adapter"}, failed
-        # Nothing of where the training was is left.
+        # Nothing of where the training was is left, and the bases have moved on.
+        for name, other in (("org/tiny", a_model(root / "other")), ("org/bert", another_bert(root / "other bert"))):
+            base = hub.model(name)
+            base.add(base.head.files | Repository(other).head.files, "other weights")
         for name in ("home", "tiny", "bert"):
             shutil.move(root / name, root / f"gone {name}")
         (root / "stranger").mkdir()
         shutil.copy(files[0], root / "stranger/picture.png")
         done = subprocess.run(
             [sys.executable, "-I", "-c", STRANGER, json.dumps([files, sentences])],
-            capture_output=True, text=True, check=False, timeout=300, cwd=root / "stranger",
+            capture_output=True, text=True, check=False, timeout=900, cwd=root / "stranger",
             env=environment(hub.endpoint, root / "fresh", READER),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
@@ -172,7 +185,8 @@ def test_the_commits_that_were_loaded_are_recorded(published: Published) -> None
     Mutation: hf_transfer/evaluation/run_folder.py: "checkpoint.commit or config" -> "config"
     """
     hub = published.hub
-    commits = {name: repository.commit for (_, name), repository in hub.repositories.items()}
+    # The first is what there was then.
+    commits = {name: repository.commits[0].oid for (_, name), repository in hub.repositories.items()}
     adapter = json.loads(hub.model("alice/pixels").texts()["adapter_config.json"])
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("org/tiny", commits["org/tiny"])
     card = hub.model("alice/words").texts()["README.md"].decode()

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tests.hub import storage
 from tests.hub.contents import Files, Repository, Stored, is_large
 from tests.hub.refusals import RefusedError, refuse
 
@@ -78,9 +79,13 @@ def _apply(request: "Answers", files: Files, key: str, value: dict[str, Any]) ->
         files[value["path"]] = Stored(base64.b64decode(value["content"]))
     elif key == "lfsFile":
         content = request.hub.blobs.get(value["oid"])
-        if content is None and request.hub.xet is None:
+        if content is not None:
+            files[value["path"]] = Stored(content, large=True)
+        elif request.hub.xet is not None:
+            lies = storage.find(request.hub.xet, value["oid"], value["size"])
+            files[value["path"]] = Stored(b"", large=True, elsewhere=lies)
+        else:
             raise RefusedError(400, f"{value['path']}: no such large file has been sent")
-        files[value["path"]] = Stored(content if content is not None else b"", large=True)
     elif key == "deletedFile":
         if value["path"] not in files:
             raise RefusedError(404, "A file with this name doesn't exist", "EntryNotFound")
