@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hf_transfer.config import TextConfig, UserError, VisionConfig
+from hf_transfer.data.hub_access import Found
 from hf_transfer.data.sources import Splits, load_image_splits, load_text_splits
 from tests.data.conftest import TextSettings, mistake_saying, text_rows, write_table
 
@@ -270,7 +271,7 @@ def test_the_hub_s_own_errors_are_told_in_words(monkeypatch: pytest.MonkeyPatch)
     def broken(*_: object, **__: object) -> None:
         raise ConnectionResetError("the line went dead")
 
-    monkeypatch.setattr("hf_transfer.data.hub_access.hub_answers", lambda *_, **__: True)
+    monkeypatch.setattr("hf_transfer.data.hub_access.ask_hub", lambda *_, **__: Found("0" * 40))
     monkeypatch.setattr(datasets, "load_dataset", broken)
     with mistake_saying(expected="can be read at org/x", found="the line went dead", do="or repeat the command"):
         read(Path("org/x"))

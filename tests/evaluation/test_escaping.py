@@ -72,8 +72,8 @@ def test_a_report_with_any_names_in_it_is_the_same_report(names: list[str], data
         figures = {"accuracy": 0.5, "f1_macro": 0.5, "loss": 1.0}
         results: dict[str, Any] = {
             "strategy": "full", "model_name_or_path": dataset, "dataset_name": dataset, "metrics": {"test": figures},
-            "samples": {"test": 4}, "parameters": {"trainable": 1, "total": 2}, "history": [{}], "soup": [1],
-            "recipe": "vision",
+            "intervals": {"test": {"accuracy": (0.1, 0.9)}}, "samples": {"test": 4}, "history": [{}], "soup": [1],
+            "parameters": {"trainable": 1, "total": 2}, "recipe": "vision",
         }  # fmt: skip
         return report_of(
             results,
