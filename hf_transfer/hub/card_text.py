@@ -14,7 +14,7 @@ from hf_transfer.hub.usage import lines_of_python, needs_own_code
 from hf_transfer.strategies.adapter_files import is_adapter_folder
 
 STRATEGIES = {
-    "linear_probe": "only the head, solved as logistic regression on the frozen features: quick, exact, and with little "
+    "linear_probe": "only the head, solved as logistic regression on the frozen features: quick, exact, with little "
     "to learn wrongly from few samples "
     "([Alain & Bengio 2017](https://arxiv.org/abs/1610.01644))",
     "partial": "the top blocks and the head, on lower blocks as they were pretrained "

@@ -17,7 +17,17 @@ from tests.recipes.test_vision import LAUNCH
 from tests.tiny_text_models import save_text_checkpoint, tiny_text_model, tiny_tokenizer
 from tests.training.test_two_processes import torchrun
 
-FILES = [".lock", "checkpoints", "config.yaml", "confusion.png", "curves.png", "model", "report.md", "results.json"]
+FILES = [
+    ".card",
+    ".lock",
+    "checkpoints",
+    "config.yaml",
+    "confusion.png",
+    "curves.png",
+    "model",
+    "report.md",
+    "results.json",
+]
 # What a machine without us does: the pipeline of transformers, in a process in which we cannot be imported.
 WITHOUT_US = """
 import json, sys

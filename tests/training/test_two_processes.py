@@ -108,7 +108,8 @@ def test_the_vision_recipe_runs_on_two_processes(tmp_path: Path, strategy: str) 
     ended = torchrun("recipes/vision.py", *(f"--{name}={value}" for name, value in flags.items()))
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert sorted(path.name for path in out.iterdir()) == [
-        ".lock", "checkpoints", "config.yaml", "confusion.png", "curves.png", "model", "report.md", "results.json",
+        ".card", ".lock", "checkpoints", "config.yaml", "confusion.png", "curves.png", "model", "report.md",
+        "results.json",
     ]  # fmt: skip
     results = json.loads((out / "results.json").read_text())
     epochs = 1 if strategy == "linear_probe" else 2  # the probe is solved, at a stroke
