@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import REPOSITORY
 
@@ -256,9 +258,11 @@ def test_the_hf_command_line_installs_it_as_an_extension_and_hands_its_commands_
     (home / "venv/lib" / version / "site-packages/zz_others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     listed = run(HF, "--help")
     assert "Transfer learning on the Hugging Face stack" in " ".join(listed.stdout.split())
-    done = run(HF, "transfer", "predict", "--help")
+    Image.new("RGB", (20, 20), "white").save(tmp_path / "white.png")
+    done = run(HF, "transfer", "predict", "sample:vit-glyphs", "white.png", "--top", "2")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: hf-transfer predict")
+    answer = json.loads(done.stdout)
+    assert (answer["path"], len(answer["scores"])) == ("white.png", 2)
     refused = run(HF, "transfer", "push", "no run", "alice/pets")
     assert refused.returncode == 2
     assert "Expected: a finished run in no run" in refused.stderr

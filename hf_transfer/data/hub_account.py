@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from json import JSONDecodeError
 from typing import Any, Literal
 
 import httpx2
@@ -141,9 +142,7 @@ def failing_in_words(expected: str, then: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
-        if _answer(error) is None and _broken(error) is None:
-            raise
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
         found, do = in_words(error)
         raise mistake(expected=expected, found=found, do=f"{do}, then: {then}" if then else do) from error
 
@@ -156,9 +155,12 @@ def passing(error: BaseException) -> bool:
 
 def in_words(error: BaseException) -> tuple[str, str]:
     """What the Hub, or the way to it, has answered, and what to do."""
-    answer = _answer(error)
+    answer, broken = _answer(error), _broken(error)
+    if answer is None and broken is None:
+        # Of the clients themselves: metadata that are no YAML, say, or a storage for large files that refuses.
+        said = " ".join(without_token(str(error)).split())
+        return f"{type(error).__name__}: {said}", "mend what is said here, and repeat the command"
     if answer is None:
-        broken = _broken(error) or error
         late = isinstance(broken, httpx2.TimeoutException)
         where = huggingface_hub.constants.ENDPOINT
         words = "no answer" if late else f"no connection ({type(broken).__name__})"
@@ -190,9 +192,10 @@ def _answer(error: BaseException | None) -> httpx2.Response | None:
     return None
 
 
-def _broken(error: BaseException | None) -> httpx2.TransportError | OSError | None:
+def _broken(error: BaseException | None) -> Exception | None:
+    """What has broken on the way, or has come from somebody on the way who is not the Hub."""
     while error is not None:
-        if isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError):
+        if isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError | JSONDecodeError):
             return error
         error = error.__cause__
     return None

@@ -14,7 +14,8 @@ from hf_transfer.hub.usage import lines_of_python, needs_own_code
 from hf_transfer.strategies.adapter_files import is_adapter_folder
 
 STRATEGIES = {
-    "linear_probe": "only the head, solved as logistic regression on the frozen features "
+    "linear_probe": "only the head, solved as logistic regression on the frozen features: quick, exact, with little "
+    "to learn wrongly from few samples "
     "([Alain & Bengio 2017](https://arxiv.org/abs/1610.01644))",
     "partial": "the top blocks and the head, on lower blocks as they were pretrained "
     "([Yosinski et al. 2014](https://arxiv.org/abs/1411.1792))",
@@ -22,15 +23,16 @@ STRATEGIES = {
     "knows nothing yet ([Howard & Ruder 2018](https://arxiv.org/abs/1801.06146))",
     "lp_ft": "the head, solved on frozen features, and from there all of it, so that good features are not distorted "
     "([Kumar et al. 2022](https://arxiv.org/abs/2202.10054))",
-    "full": "all of it, from the pretrained weights",
+    "full": "all of it, from the pretrained weights: the most freedom to suit the task",
     "scratch": "all of it, from fresh weights: nothing was transferred, this is a baseline",
-    "bitfit": "biases and the head ([Ben Zaken et al. 2022](https://arxiv.org/abs/2106.10199))",
-    "lora": "low-rank adapters and the head ([Hu et al. 2022](https://arxiv.org/abs/2106.09685))",
-    "dora": "low-rank adapters, direction and magnitude apart, and the head "
+    "bitfit": "biases and the head, so that little is to be learned ([Ben Zaken et al. 2022](https://arxiv.org/abs/2106.10199))",
+    "lora": "low-rank adapters and the head, so that little is to be learned and kept ([Hu et al. 2022](https://arxiv.org/abs/2106.09685))",
+    "dora": "low-rank adapters, direction and magnitude apart, and the head, so that little is to be learned and kept "
     "([Liu et al. 2024](https://arxiv.org/abs/2402.09353))",
-    "ia3": "a scale for each feature, and the head ([Liu et al. 2022](https://arxiv.org/abs/2205.05638))",
-    "lokr": "Kronecker-product adapters and the head ([Yeh et al. 2024](https://arxiv.org/abs/2309.14859))",
-    "adapter": "adapters of peft, and the head",
+    "ia3": "a scale for each feature, and the head, so that very little is to be kept ([Liu et al. 2022](https://arxiv.org/abs/2205.05638))",
+    "lokr": "Kronecker-product adapters and the head, so that little is to be learned and kept "
+    "([Yeh et al. 2024](https://arxiv.org/abs/2309.14859))",
+    "adapter": "adapters of peft, and the head, so that little is to be learned and kept",
 }
 SAMPLES = {"image-classification": "images", "text-classification": "texts"}
 # Where a run was made says nothing of the model, and a path something of the machine.

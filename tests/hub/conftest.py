@@ -10,6 +10,7 @@ import huggingface_hub.utils._http
 import pytest
 
 from hf_transfer.hub import publish
+from tests.hub.pushes import a_folder
 from tests.hub.stand_in import WRITER, StandIn, served, with_accounts
 
 
@@ -29,3 +30,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
         monkeypatch.setattr(huggingface_hub.utils._http, "time", at_once)
         monkeypatch.setattr(publish, "SECONDS_BETWEEN", 0.0)
         yield hub
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model to publish."""
+    return a_folder(tmp_path / "model")

@@ -158,7 +158,7 @@ SAID = [
     'classify = pipeline("image-classification", "alice/pets")',
     "| train | 12 |",
     "- 12 train, 8 validation, 8 test images of 2 classes.",
-    "`full`: all of it, from the pretrained weights.",
+    "`full`: all of it, from the pretrained weights: the most freedom to suit the task.",
     "3,618 of 11,282 parameters learned.",
     "| test | 8 | 0.7500 | 0.4100 to 0.9300 | 0.7333 | 0.3300 to 1.0000 | 0.6100 |",
     "| cat | 0.5000 | 1.0000 | 0.6667 | 3 |",

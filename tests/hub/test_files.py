@@ -7,10 +7,8 @@ import pytest
 
 from hf_transfer.hub import publish
 from hf_transfer.hub.publish import files_to_publish, secrets_in
+from tests.hub.pushes import CARD, FILES, NAME, a_folder, ours, pushed, refused
 from tests.hub.stand_in import StandIn
-from tests.hub.test_publish import CARD, FILES, NAME, a_folder, folder, ours, pushed, refused
-
-__all__ = ["folder"]
 
 
 def test_only_what_a_model_needs_is_published(hub: StandIn, folder: Path) -> None:

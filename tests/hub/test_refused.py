@@ -1,0 +1,216 @@
+"""What the Hub refuses, or fails at: in words, before anything is half there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import HfApi
+
+from hf_transfer.config import UserError
+from hf_transfer.data import hub_access, hub_account
+from hf_transfer.hub import publish
+from hf_transfer.hub.publish import publish_folder
+from tests.hub import answers
+from tests.hub.contents import Account, Repository, Stored
+from tests.hub.pushes import FILES, NAME, a_folder, ours, pushed, refused
+from tests.hub.stand_in import FREE, READER, STRANGER, WRITER, Fault, StandIn
+
+TOKENS = [
+    (None, "no token"),
+    ("hf_nobodys", "a token that the Hub does not know (401: Invalid credentials in Authorization header)"),
+    (READER, "a token that may only read"),
+    (STRANGER, "a token of bob, who may not write for alice"),
+]
+
+
+@pytest.mark.parametrize(("token", "found"), TOKENS, ids=["none", "unknown", "reader", "stranger"])
+def test_a_token_that_will_not_do_is_told_before_anything_is_changed(
+    hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, found: str
+) -> None:
+    """And is not shown.
+
+    Mutation: hf_transfer/data/hub_account.py: "if token.get("role") == "read":" -> "if False:"
+    """
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    message = refused(folder)
+    assert f"\nFound:    {found}\n" in message
+    assert "`hf auth login`" in message
+    assert token is None or token not in message
+    assert not any(question.startswith(("POST", "PUT")) for question in hub.asked)
+    assert hub.repositories == {}
+
+
+def test_for_an_organization_ones_role_in_it_counts(hub: StandIn, folder: Path) -> None:
+    """Mutation: hf_transfer/data/hub_account.py: "teams.get(owner) not in MAY_WRITE" -> "owner not in teams" """
+    assert publish_folder(folder, "press/pets", kind="model", private=True, message="m").revision
+    with pytest.raises(UserError, match="a token of alice, who may not write for club"):
+        publish_folder(folder, "club/pets", kind="model", private=True, message="m")
+
+
+def test_what_a_fine_grained_token_may_do_is_the_hubs_own_word(
+    hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: hf_transfer/data/hub_account.py: "token.get("role") == "write" and owner" -> "owner" """
+    token = "hf_" + "Grains" * 5 + "1234"
+    monkeypatch.setenv("HF_TOKEN", token)
+    hub.accounts[token] = Account("bob", role="fineGrained", scopes=("alice",))
+    assert pushed(folder).revision == hub.model(NAME).commit
+    hub.accounts[token] = Account("alice", role="fineGrained", scopes=("bob",))
+    assert "403: You don't have the rights to write to alice/pets" in refused(folder)
+
+
+def test_a_public_repository_is_not_published_to_unless_one_says_so(hub: StandIn, folder: Path) -> None:
+    """What is meant for few would be shown to all.
+
+    Mutation: hf_transfer/data/hub_account.py: "if private and not about.private:" -> "if False:"
+    """
+    hub.repositories["models", NAME] = Repository()
+    message = refused(folder)
+    assert "Found:    one that everybody sees\n" in message
+    assert "--hub_private_repo false" in message
+    pushed(folder, private=False)
+    assert ours(hub.model(NAME)) == FILES
+
+
+@pytest.mark.parametrize("name", ["pets", "alice/pets/model", "alice/..", "", "alice/pe ts", "../alice"])
+def test_a_name_that_the_hub_does_not_allow_is_refused_unasked(hub: StandIn, folder: Path, name: str) -> None:
+    """Mutation: hf_transfer/data/hub_account.py: "repository.count("/") != 1 or" -> "" """
+    with pytest.raises(UserError, match="Expected: a repository to publish to: OWNER/NAME"):
+        publish_folder(folder, name, kind="model", private=True, message="m")
+    assert hub.asked == []
+
+
+def test_with_the_hub_switched_off_it_says_so(hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/data/hub_account.py: "    if is_offline_mode():" -> "    if False:" """
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE, which switches it off" in refused(folder)
+
+
+REFUSALS = [
+    (Fault("POST /api/repos/create", 402, words="PRO needed"), "402: PRO needed", "subscribe"),
+    (Fault("POST /api/repos/create", 403, words="You may not"), "403: You may not", "`hf auth login`"),
+    (Fault("/preupload/", 403, words="Private repository storage limit reached"), "storage limit", "make room"),
+    (Fault("/info/lfs/", 413, words="Too large"), "413: Too large", "make room"),
+    (Fault("PUT /storage", 403, words="quota exceeded"), "403: quota exceeded", "make room"),
+    (Fault("/commit/", 412), "a commit of somebody else", "repeat the command"),
+    (Fault("/commit/", 400, words="Bad name"), "400: Bad name", "mend"),
+    (Fault("whoami", 503, words="down"), "503: down", "wait until the Hub has recovered"),
+    (Fault("POST /api/repos/create", 503, words="down"), "503: down", "wait"),
+    (Fault("/preupload/", 503, words="down"), "503: down", "wait"),
+    (Fault("/objects/batch", 500, words="down"), "500: down", "wait"),
+    (Fault("PUT /storage", 503, words="down"), "503: down", "wait"),
+    (Fault("/commit/", 503, words="down"), "503: down", "wait"),
+    (Fault("/commit/", 429, words="too many"), "429: too many", "wait"),
+    (Fault("/commit/", "reset"), "no connection", "connect to the network"),
+    (Fault("/preupload/", "reset"), "no connection", "connect"),
+    (Fault("whoami", "hang"), "no answer from", "wait until the Hub answers"),
+    (Fault("/commit/", "hang"), "no answer from", "wait until the Hub answers"),
+]
+
+
+@pytest.mark.parametrize(("fault", "found", "do"), REFUSALS, ids=lambda value: getattr(value, "where", None))
+def test_whatever_the_hub_refuses_is_said_in_words_and_nothing_is_half_there(
+    hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, found: str, do: str
+) -> None:
+    """And once the fault is over, the same call completes it.
+
+    Mutation: hf_transfer/data/hub_account.py: "    if status in PASSING:" -> "    if False:"
+    """
+    monkeypatch.setattr(hub_account, "ANSWER_WITHIN_SECONDS", 0.2)
+    monkeypatch.setattr(publish, "LONGEST_SILENCE", 0.2)
+    monkeypatch.setattr(answers, "HANGS_SECONDS", 0.5)
+    hub.faults = [fault]
+    message = refused(folder)
+    assert found in message.split("Found:    ")[1].split("\n")[0]
+    assert do in message.split("Do this:  ")[1]
+    assert WRITER not in message
+    kept = hub.repositories.get(("models", NAME))
+    assert kept is None or ours(kept) == {}
+    hub.faults = []
+    assert pushed(folder).revision == hub.model(NAME).commit
+    assert ours(hub.model(NAME)) == FILES
+
+
+PASSING = [
+    Fault("POST /api/repos/create", 503, times=2),
+    Fault("/preupload/", 503, times=3),
+    Fault("/commit/", 503, times=2),
+    Fault("/commit/", 429, times=1, headers={"Retry-After": "0"}),
+    Fault("/commit/", "reset", times=1),
+    Fault("/commit/", "lost", times=1),
+    Fault("POST /api/repos/create", "lost", times=1),
+    Fault("PUT /storage", "lost", times=1),
+    Fault("/api/validate-yaml", 502, times=1),
+]
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.where} {fault.what}")
+def test_what_passes_is_waited_for_and_leaves_one_commit(hub: StandIn, folder: Path, fault: Fault) -> None:
+    """Also where the commit was done and only its answer was lost.
+
+    Mutation: hf_transfer/hub/publish.py: "ATTEMPTS = 3" -> "ATTEMPTS = 1"
+    """
+    hub.faults = [fault]
+    done = pushed(folder)
+    assert fault.times == 0
+    assert ours(hub.model(NAME)) == FILES
+    assert [commit.message for commit in hub.model(NAME).commits] == ["initial commit", "it is done"]
+    assert done.revision == hub.model(NAME).commit
+
+
+def test_a_space_that_has_to_be_paid_for_is_told(hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: hf_transfer/data/hub_account.py: "if status == 402:" -> "if status == 999:" """
+    monkeypatch.setenv("HF_TOKEN", FREE)
+    with pytest.raises(UserError) as error:
+        publish_folder(folder, "carol/demo", kind="space", private=True, message="m")
+    assert "Found:    402: Spaces that run code need a PRO subscription\n" in str(error.value)
+    assert "Do this:  subscribe (https://huggingface.co/pricing)" in str(error.value)
+
+
+def test_what_the_clients_themselves_refuse_is_said_in_words_too(
+    hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card whose head was broken by hand; and a storage that fails in its own way, with a token in its words.
+
+    Mutation: hf_transfer/data/hub_account.py: "OSError, RuntimeError, ValueError) as error:" -> "OSError) as error:"
+    """
+    message = refused(a_folder(folder, README__md=b"---\na: [\n---\n"))
+    assert "Found:    400: Invalid metadata: " in message
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError(f"storage\nsays no to {WRITER}")
+
+    monkeypatch.setattr(HfApi, "create_commit", fails)
+    assert "Found:    RuntimeError: storage says no to ***\n" in refused(a_folder(folder))
+
+
+def test_an_answer_that_is_not_the_hubs_is_waited_for(
+    hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway's page of HTML, where the client expects JSON.
+
+    Mutation: hf_transfer/data/hub_account.py: "ConnectionError | TimeoutError | JSONDecodeError):" -> "ConnectionError | TimeoutError):"
+    """  # noqa: E501
+    commit, times = HfApi.create_commit, iter(range(9))
+
+    def once_html(*arguments: Any, **named: Any) -> Any:
+        if next(times) == 0:
+            json.loads("<html>")
+        return commit(*arguments, **named)
+
+    monkeypatch.setattr(HfApi, "create_commit", once_html)
+    assert pushed(folder).revision == hub.model(NAME).commit
+
+
+@pytest.mark.parametrize(
+    ("head", "languages"),
+    [("language: en", ("en",)), ("language:\n- en\n- de", ("en", "de")), ("license: mit", ()), ("", ())],
+)
+def test_the_hub_tells_which_languages_a_card_names(hub: StandIn, head: str, languages: tuple[str, ...]) -> None:
+    """Mutation: hf_transfer/data/hub_access.py: "[named] if isinstance(named, str) else" -> "[] if isinstance(named, str) else" """  # noqa: E501
+    made = hub.repositories["datasets", "org/texts"] = Repository()
+    made.add({"README.md": Stored(f"---\n{head}\n---\n".encode() if head else b"no head")}, "card")
+    found = hub_access.ask_hub("org/texts", kind="dataset", revision="main")
+    assert found == hub_access.Found(made.commit, languages)
