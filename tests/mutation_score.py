@@ -193,7 +193,7 @@ def _run(test: str, room: Path) -> int:
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     flags = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={room / 'temporary'}"]
     code = int(pytest.main([*flags, test]))
-    sys.stdout.flush()
+    print(end="", flush=True)
     return code
 
 
