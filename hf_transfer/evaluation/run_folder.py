@@ -17,7 +17,7 @@ from torch import nn
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.parsing import load
-from hf_transfer.strategies.adapter_files import is_adapter_folder, load_adapter, merged, save_adapter
+from hf_transfer.strategies.adapter_files import adapter_settings, is_adapter_folder, load_adapter, merged, save_adapter
 
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
@@ -209,7 +209,7 @@ def load_finished(name: str, label_names: Sequence[str] | None, *, task: str, re
     if not is_adapter_folder(folder):
         return Checkpoint(name, revision, task).finished_classifier(label_names)
     names = Checkpoint(name, revision, task).class_names(label_names)
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = adapter_settings(folder)
     base = Checkpoint(settings["base_model_name_or_path"], settings.get("revision") or "main", task)
     model = base.classifier(names, seed=0, fresh_weights=False)
     return load_adapter(folder, model)

@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -24,9 +21,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging
 
-from hf_transfer.config import RunConfig, mistake
+from hf_transfer.config import RunConfig, UserError, mistake
 from hf_transfer.data import hub_access, samples
 from hf_transfer.data.inputs import ImageProcessor
 from hf_transfer.models.groups import Group, trace_groups
@@ -39,6 +37,7 @@ from hf_transfer.models.pooling import (
     pooling_of,
     read_config,
 )
+from hf_transfer.models.trust import refuse_other_files
 
 HEAD_STANDARD_DEVIATION = 0.02
 
@@ -112,15 +111,16 @@ class Checkpoint:
         with _explained(self.name), hub_access.local_files_only(self._offline):
             # The same pixels with and without torchvision.
             processor: ImageProcessor = AutoImageProcessor.from_pretrained(
-                self.path, revision=self._revision, backend="pil"
+                self.path, revision=self._revision, backend="pil", trust_remote_code=False
             )
         return processor
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's own tokenizer."""
         with _explained(self.name), hub_access.local_files_only(self._offline):
+            refuse_other_files(self.name, get_tokenizer_config(self.path, revision=self._revision))
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self.path, revision=self._revision, config=backbone_config(self.config)
+                self.path, revision=self._revision, config=backbone_config(self.config), trust_remote_code=False
             )
         return tokenizer
 
@@ -161,8 +161,10 @@ class Checkpoint:
         with _explained(self.name), hub_access.local_files_only(self._offline):
             if self._pooling is not None:
                 return self._pooled(label_names, fresh_weights=True)[0]
-            config = AutoConfig.from_pretrained(self.path, revision=self._revision, **self._settings(label_names))
-            model: PreTrainedModel = self._task.classifier.from_config(config, dtype=torch.float32)
+            config = read_config(self.path, revision=self._revision, **self._settings(label_names))
+            model: PreTrainedModel = self._task.classifier.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
         return model
 
     def _pooled(self, label_names: Sequence[str], *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
@@ -198,7 +200,7 @@ class Checkpoint:
                 return model
             model, found = self._task.classifier.from_pretrained(
                 self.path, revision=self._revision, dtype=torch.float32, ignore_mismatched_sizes=True,
-                output_loading_info=True, use_safetensors=True, **self._settings(label_names),
+                output_loading_info=True, use_safetensors=True, trust_remote_code=False, **self._settings(label_names),
             )  # fmt: skip
         self._fresh = frozenset(found["missing_keys"]) | {name for name, *_ in found["mismatched_keys"]}
         return model
@@ -233,7 +235,7 @@ class Checkpoint:
             if pooling_of(self.config) is not None:
                 return load_pooled(self.path, revision=self._revision)
             model: PreTrainedModel = self._task.classifier.from_pretrained(
-                self.path, revision=self._revision, dtype=torch.float32, use_safetensors=True
+                self.path, revision=self._revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
         return model
 
@@ -334,7 +336,10 @@ def _explained(name: str) -> Iterator[None]:
     """Turn what transformers raises about a checkpoint into a message to the user."""
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
+    except (UserError, AssertionError):
+        raise
+    except Exception as error:
+        # A damaged or hostile file can lead transformers and tokenizers to any error: all mean the same here.
         if "use_safetensors=True" in str(error) or _only_pickles(Path(name).expanduser()):
             raise mistake(
                 expected=f"weights in safetensors in {name}",
@@ -344,7 +349,7 @@ def _explained(name: str) -> Iterator[None]:
         if samples.is_sample(name) or Path(name).expanduser().is_dir() or "outgoing traffic" not in _chain(error):
             raise mistake(
                 expected=f"a complete transformers checkpoint in {name}",
-                found=str(error).splitlines()[0],
+                found=(str(error) or type(error).__name__).splitlines()[0],
                 do="check its config.json, model.safetensors, and preprocessor_config.json or tokenizer.json",
             ) from error
         raise hub_access.unreachable(name, kind="model", setting="model_name_or_path") from error
