@@ -15,7 +15,6 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import Phase
 from PIL import Image
 
 from hf_transfer.config import TextConfig, UserError, VisionConfig
@@ -24,8 +23,6 @@ from hf_transfer.parsing import run
 from tests.conftest import Finished, load_recipe
 
 Pixels = npt.NDArray[np.uint8]
-# For examples that take a tenth of a second each: to find a smaller one that fails, too, would take minutes.
-DRAWN_ONLY = (Phase.explicit, Phase.generate)
 
 
 def noise(*shape: int, seed: int = 0) -> Pixels:

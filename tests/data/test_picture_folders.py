@@ -14,7 +14,8 @@ from PIL import Image
 
 from hf_transfer.config import UserError, VisionConfig
 from hf_transfer.data.sources import Splits, load_image_splits
-from tests.data.conftest import DRAWN_ONLY, encoded, mistake_saying, noise
+from tests.conftest import DRAWN_ONLY
+from tests.data.conftest import encoded, mistake_saying, noise
 
 PICTURES = [encoded(Image.fromarray(pixels)) for pixels in noise(12, 4, 4, 3)]
 # `datasets` leaves out what begins so, finds splits by these words, and takes paths for patterns by these signs.

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from hf_transfer.config import TextConfig, UserError, VisionConfig
 from hf_transfer.data.sources import Splits, load_image_splits, load_text_splits
-from tests.data.conftest import DRAWN_ONLY, TextSettings, mistake_saying, text_rows, write_table
+from tests.conftest import DRAWN_ONLY
+from tests.data.conftest import TextSettings, mistake_saying, text_rows, write_table
 
 KINDS = ["csv", "tsv", "json", "jsonl", "parquet"]
 # What programs have been seen to take for something else than a piece of text.

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hf_transfer.config import UserError
 from hf_transfer.data.tokens import TokenPipeline
 from hf_transfer.models.pretrained import Checkpoint
+from tests.conftest import DRAWN_ONLY
 from tests.tiny_models import save_checkpoint, tiny_model
 from tests.tiny_text_models import save_text_checkpoint
 
@@ -132,7 +133,6 @@ def test_code_beside_a_model_is_not_run_even_if_somebody_at_the_terminal_says_ye
 
     Mutation: hf_transfer/models/pooling.py: "revision=revision, trust_remote_code=False, **settings)" -> "revision=revision, **settings)"
     Mutation: hf_transfer/models/pretrained.py: "backend="pil", trust_remote_code=False" -> "backend="pil""
-    Mutation: hf_transfer/models/pretrained.py: "config=backbone_config(self.config), trust_remote_code=False" -> "config=backbone_config(self.config)"
     """  # noqa: E501
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     folder = (save_checkpoint if file.startswith("pre") else save_text_checkpoint)(tmp_path / "m", WHOLE[file])
@@ -224,7 +224,7 @@ VALUES = st.sampled_from([None, -1, 0, 1, 10**6, 1.5, "x", "", [], {}, [1], {"a"
 
 
 @given(st.data())
-@settings(max_examples=40)
+@settings(max_examples=40, phases=DRAWN_ONLY)
 def test_a_folder_with_any_file_damaged_is_read_or_refused_in_words(
     checkpoints: list[Path], data: st.DataObject
 ) -> None:

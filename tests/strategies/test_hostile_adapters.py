@@ -18,6 +18,7 @@ from hf_transfer.config import UserError
 from hf_transfer.evaluation.run_folder import load_finished
 from hf_transfer.strategies.adapter_files import adapter_settings, load_adapter, save_adapter
 from hf_transfer.strategies.adapters import LowRankAdaptation
+from tests.conftest import DRAWN_ONLY
 from tests.strategies.test_adapters import adapt, tiny
 
 
@@ -124,7 +125,7 @@ VALUES = st.sampled_from([None, -1, 0, 10**6, 1.5, "x", "", [], {}, [1], {"a": 1
 
 
 @given(st.data())
-@settings(max_examples=25)
+@settings(max_examples=25, phases=DRAWN_ONLY)
 def test_an_adapter_with_anything_else_in_its_files_is_read_or_refused_in_words(
     good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
