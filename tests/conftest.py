@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Drawn alike in every run, so that a mutation is caught always or never; no time limit on a shared machine.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("repeatable")
+# For examples that take a tenth of a second each: to find a smaller one that fails, too, would take minutes.
+DRAWN_ONLY = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ def load_recipe(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def pytest_sessionfinish() -> None:
+    """What was measured is written down: xdist gives a process ten seconds to end, and then kills it."""
+    if "coverage" in sys.modules and (measuring := sys.modules["coverage"].Coverage.current()):
+        measuring.save()
 
 
 @pytest.fixture(autouse=True)

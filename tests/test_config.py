@@ -64,6 +64,15 @@ def test_help_lists_every_setting_with_its_explanation(capsys: pytest.CaptureFix
         assert re.search(rf"--{name}[ ,].*{re.escape(field.metadata['help'].replace('%%', '%'))}", text), name
 
 
+def test_no_setting_takes_a_secret() -> None:
+    """It would be in a saved config.yaml, and in the list of processes that everybody on the machine sees.
+
+    Mutation: hf_transfer/config.py: "    debug: bool = setting(" -> "    hub_token: bool = setting("
+    """
+    assert len(FIELDS) >= 55
+    assert not [name for name in FIELDS if re.search("token|secret|password|key", name)]
+
+
 @pytest.mark.parametrize(
     ("flag", "found"),
     [

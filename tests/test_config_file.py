@@ -235,6 +235,7 @@ def drawn_settings(recipe: type[RunConfig]) -> st.SearchStrategy[RunConfig]:
 @given(st.one_of(drawn_settings(VisionConfig), drawn_settings(TextConfig)))
 @hypothesis_settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @example(VisionConfig(model_name_or_path="a\x85b", dataset_name="\x85d", output_dir="\u2028o"))
+@example(VisionConfig(model_name_or_path="-m", dataset_name="--seed", output_dir="o"))
 def test_settings_that_are_saved_are_read_back_equal(
     tmp_path_factory: pytest.TempPathFactory, config: RunConfig
 ) -> None:

@@ -1,18 +1,24 @@
-"""The table of faults names tests that exist."""
+"""The tables of faults and of hostile input name tests that exist."""
 
 import ast
 import re
+
+import pytest
 
 from tests.conftest import REPOSITORY
 
 ROW = re.compile(r"^\| (\d+) \|", re.MULTILINE)
 
 
-def test_every_fault_of_the_table_is_shown_by_tests_that_there_are() -> None:
-    """Mutation: docs/faults.md: "::test_one_class_only`" -> "::test_one_class`" """
-    table = (REPOSITORY / "docs/faults.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("name", "numbers"), [("faults", set(range(1, 28))), ("security", set(range(1, 21)))])
+def test_every_row_of_a_table_is_shown_by_tests_that_there_are(name: str, numbers: set[int]) -> None:
+    """Mutation: docs/faults.md: "::test_one_class_only`" -> "::test_one_class`"
+    Mutation: docs/security.md: "::test_nothing_is_pickled`" -> "::test_nothing`"
+    """
+    table = (REPOSITORY / f"docs/{name}.md").read_text(encoding="utf-8")
     rows = [line for line in table.splitlines() if ROW.match(line)]
-    assert {int(number) for number in ROW.findall(table)} == set(range(1, 28))
+    assert {int(number) for number in ROW.findall(table)} == numbers
+    assert len(rows) == len(numbers)
     for row in rows:
         named = re.findall(r"`(tests/\S+\.py)::(\w+)`", row)
         assert named, row

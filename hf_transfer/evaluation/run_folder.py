@@ -17,7 +17,7 @@ from torch import nn
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.parsing import load
-from hf_transfer.strategies.adapter_files import ADAPTER_FILES, adapter_of, load_adapter, merged, save_adapter
+from hf_transfer.strategies.adapter_files import adapter_of, adapter_settings, load_adapter, merged, save_adapter
 
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
@@ -207,7 +207,7 @@ def load_finished(checkpoint: Checkpoint, label_names: Sequence[str] | None = No
     if folder is None:
         return checkpoint.finished_classifier(label_names)
     names = checkpoint.class_names(label_names)
-    settings = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    settings = adapter_settings(folder)
     base = Checkpoint(settings["base_model_name_or_path"], settings.get("revision") or "main", checkpoint.task)
     return load_adapter(folder, base.classifier(names, seed=0, fresh_weights=False))
 

@@ -25,17 +25,19 @@ Pooling = Literal["cls", "mean"]
 DROPOUTS = ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "resid_pdrop")
 
 
-def read_config(path: str, *, revision: str = "main") -> PretrainedConfig:
+def read_config(path: str, *, revision: str = "main", **settings: Any) -> PretrainedConfig:
     """The configuration of a checkpoint, of a model of ours or of transformers; no code of the checkpoint is run.
 
     Args:
         path: a folder or a Hub id.
         revision: branch, tag or commit on the Hub.
+        settings: what it is to say in place of what it says.
     """
-    settings, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-    if settings.get("model_type") == PooledConfig.model_type:
-        return PooledConfig.from_dict(settings, name_or_path=path)
-    config: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision)
+    found, _ = PretrainedConfig.get_config_dict(path, revision=revision)
+    if found.get("model_type") == PooledConfig.model_type:
+        return PooledConfig.from_dict(found, name_or_path=path, **settings)
+    # Left open, transformers asks at a terminal whether to run it.
+    config: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False, **settings)
     return config
 
 
@@ -100,6 +102,7 @@ def pooled_classifier(
         "output_loading_info": True,
         # Pickles can run anything when they are read.
         "use_safetensors": True,
+        "trust_remote_code": False,
     }
     if isinstance(config, PooledConfig):
         loaded: Any = PooledForSequenceClassification.from_pretrained(path, pooling=pooling, **labels, **settings)

@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -24,12 +21,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
-from transformers.utils import logging
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file
 
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.data import hub_access, samples
 from hf_transfer.data.inputs import ImageProcessor
+from hf_transfer.models.explained import explained, quietly
 from hf_transfer.models.groups import Group, trace_groups
 from hf_transfer.models.pooling import (
     Pooling,
@@ -40,6 +38,7 @@ from hf_transfer.models.pooling import (
     pooling_of,
     read_config,
 )
+from hf_transfer.models.trust import refuse_other_files
 
 HEAD_STANDARD_DEVIATION = 0.02
 
@@ -96,7 +95,7 @@ class Checkpoint:
         self._fresh: frozenset[str] = frozenset()
         self.path, self.commit, self._offline = _locate(name, revision)
         self._revision = self.commit or revision
-        with _explained(name), hub_access.local_files_only(self._offline):
+        with explained(name), hub_access.local_files_only(self._offline):
             self.config: PretrainedConfig = read_config(self.path, revision=self._revision)
         kind = backbone_config(self.config).model_type
         if kind not in self._task.model_types:
@@ -113,7 +112,7 @@ class Checkpoint:
 
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint, downloaded if need be; None if it has none of that name."""
-        with _explained(self.name), hub_access.local_files_only(self._offline):
+        with explained(self.name), hub_access.local_files_only(self._offline):
             found = cached_file(
                 self.path, name, revision=self._revision, _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
@@ -122,18 +121,19 @@ class Checkpoint:
 
     def processor(self) -> ImageProcessor:
         """The checkpoint's own image processor: its size, interpolation, mean and standard deviation."""
-        with _explained(self.name), hub_access.local_files_only(self._offline):
+        with explained(self.name), hub_access.local_files_only(self._offline):
             # The same pixels with and without torchvision.
             processor: ImageProcessor = AutoImageProcessor.from_pretrained(
-                self.path, revision=self._revision, backend="pil"
+                self.path, revision=self._revision, backend="pil", trust_remote_code=False
             )
         return processor
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's own tokenizer."""
-        with _explained(self.name), hub_access.local_files_only(self._offline):
+        with explained(self.name), hub_access.local_files_only(self._offline):
+            refuse_other_files(self.name, get_tokenizer_config(self.path, revision=self._revision))
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self.path, revision=self._revision, config=backbone_config(self.config)
+                self.path, revision=self._revision, config=backbone_config(self.config), trust_remote_code=False
             )
         return tokenizer
 
@@ -171,11 +171,13 @@ class Checkpoint:
             return self._from_config(label_names)
 
     def _from_config(self, label_names: Sequence[str]) -> PreTrainedModel:
-        with _explained(self.name), hub_access.local_files_only(self._offline):
+        with explained(self.name), hub_access.local_files_only(self._offline):
             if self._pooling is not None:
                 return self._pooled(label_names, fresh_weights=True)[0]
-            config = AutoConfig.from_pretrained(self.path, revision=self._revision, **self._settings(label_names))
-            model: PreTrainedModel = self._task.classifier.from_config(config, dtype=torch.float32)
+            config = read_config(self.path, revision=self._revision, **self._settings(label_names))
+            model: PreTrainedModel = self._task.classifier.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
         return model
 
     def _pooled(self, label_names: Sequence[str], *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
@@ -202,7 +204,7 @@ class Checkpoint:
             seed: seed of every weight that is not read from the checkpoint.
             fresh_weights: take the architecture only; no weights are read.
         """
-        with seeded(seed), _explained(self.name), hub_access.local_files_only(self._offline), _quietly():
+        with seeded(seed), explained(self.name), hub_access.local_files_only(self._offline), quietly():
             if fresh_weights:
                 return self._from_config(label_names)
             model: PreTrainedModel
@@ -211,7 +213,7 @@ class Checkpoint:
                 return model
             model, found = self._task.classifier.from_pretrained(
                 self.path, revision=self._revision, dtype=torch.float32, ignore_mismatched_sizes=True,
-                output_loading_info=True, use_safetensors=True, **self._settings(label_names),
+                output_loading_info=True, use_safetensors=True, trust_remote_code=False, **self._settings(label_names),
             )  # fmt: skip
         self._fresh = frozenset(found["missing_keys"]) | {name for name, *_ in found["mismatched_keys"]}
         return model
@@ -242,11 +244,11 @@ class Checkpoint:
             UserError: its classes are not those of the data.
         """
         self.class_names(label_names)
-        with _explained(self.name), hub_access.local_files_only(self._offline):
+        with explained(self.name), hub_access.local_files_only(self._offline):
             if pooling_of(self.config) is not None:
                 return load_pooled(self.path, revision=self._revision)
             model: PreTrainedModel = self._task.classifier.from_pretrained(
-                self.path, revision=self._revision, dtype=torch.float32, use_safetensors=True
+                self.path, revision=self._revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
         return model
 
@@ -341,52 +343,6 @@ def _locate(name: str, revision: str) -> tuple[str, str | None, bool]:
         )
     found = hub_access.ask_hub(name, kind="model", revision=revision)
     return name, hub_access.commit_of(name, revision, found), found is None
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn what transformers raises about a checkpoint into a message to the user."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
-        if "use_safetensors=True" in str(error) or _only_pickles(Path(name).expanduser()):
-            raise mistake(
-                expected=f"weights in safetensors in {name}",
-                found="only pickles (pytorch_model.bin), which can run any code when they are read",
-                do="where you trust them, convert them with transformers: load the model and save_pretrained it",
-            ) from error
-        if samples.is_sample(name) or Path(name).expanduser().is_dir() or "outgoing traffic" not in _chain(error):
-            raise mistake(
-                expected=f"a complete transformers checkpoint in {name}",
-                found=str(error).splitlines()[0],
-                do="check its config.json, model.safetensors, and preprocessor_config.json or tokenizer.json",
-            ) from error
-        raise hub_access.unreachable(name, kind="model", setting="model_name_or_path") from error
-
-
-def _only_pickles(folder: Path) -> bool:
-    return any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors"))
-
-
-def _chain(error: BaseException | None) -> str:
-    words = ""
-    while error is not None:
-        words, error = f"{words} {error}", error.__cause__ or error.__context__
-    return words
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' table of what a new head lacks: `describe_fresh` says what matters, in a line."""
-    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bar:
-            logging.enable_progress_bar()
 
 
 @contextmanager

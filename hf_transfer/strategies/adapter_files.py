@@ -17,6 +17,7 @@ from torch import nn
 
 from hf_transfer.config import mistake
 from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.models.trust import refuse_imports
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -62,6 +63,26 @@ def adapter_of(checkpoint: Checkpoint) -> Path | None:
     return settings.parent if settings and weights else None
 
 
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """What the folder of an adapter says of it.
+
+    Raises:
+        UserError: nothing that can be read, or more than data.
+    """
+    path = folder / ADAPTER_FILES[0]
+    try:
+        settings: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        settings["base_model_name_or_path"].strip()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise mistake(
+            expected=f"the settings of an adapter in {path}, with base_model_name_or_path",
+            found=f"{type(error).__name__}: {error}",
+            do="name the folder OUT/model of a run with adapters",
+        ) from error
+    refuse_imports(str(folder), settings)
+    return settings
+
+
 def load_adapter(folder: Path, base_model: nn.Module) -> nn.Module:
     """The base model with the adapter and the head in `folder`, in evaluation mode.
 
@@ -78,15 +99,20 @@ def load_adapter(folder: Path, base_model: nn.Module) -> nn.Module:
             found="a folder without them" if folder.is_dir() else "no such folder",
             do="name the folder OUT/model of a run with adapters",
         )
-    settings = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    settings = adapter_settings(folder)
     problem = "layers that it does not name"
     try:
         with quietly():
             model = PeftModel.from_pretrained(base_model, str(folder))
             stored = load_file(folder / ADAPTER_FILES[1])
             expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-    except (RuntimeError, ValueError) as error:
-        stored, expected, problem = {}, {"": torch.empty(0)}, str(error).strip().splitlines()[-1].strip()
+    except Exception as error:
+        # Settings or weights that are damaged can lead peft to any error.
+        stored, expected, problem = (
+            {},
+            {"": torch.empty(0)},
+            (str(error).strip() or type(error).__name__).splitlines()[-1].strip(),
+        )
     if stored.keys() != expected.keys():
         raise mistake(
             expected=f"the base model of the adapter in {folder}: {settings.get('base_model_name_or_path')}",

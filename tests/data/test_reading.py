@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hf_transfer.config import TextConfig, UserError, VisionConfig
 from hf_transfer.data.hub_access import Found
 from hf_transfer.data.sources import Splits, load_image_splits, load_text_splits
+from tests.conftest import DRAWN_ONLY
 from tests.data.conftest import TextSettings, mistake_saying, text_rows, write_table
 
 KINDS = ["csv", "tsv", "json", "jsonl", "parquet"]
@@ -45,7 +46,7 @@ def texts_with_labels(splits: Splits) -> list[tuple[str | None, str]]:
 
 
 @given(st.sampled_from(KINDS), ROWS)
-@settings(max_examples=25)
+@settings(max_examples=25, phases=DRAWN_ONLY)
 @example("csv", [("x", "01"), ("y", "1")])
 @example("tsv", [("007", "TRUE"), ("7", "True")])
 def test_texts_and_labels_are_read_as_they_are_written(kind: str, rows: list[tuple[str, str]]) -> None:
@@ -193,7 +194,7 @@ def damaged_tables(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 @given(damaged_tables(), st.booleans(), st.sampled_from(["utf-8", "latin-1", "utf-16"]))
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow], phases=DRAWN_ONLY)
 @example(("json", b""), False, "utf-8")
 @example(("csv", b"\x1f\x8b\x08\0"), False, "utf-8")
 @example(("csv", b"Rar!\x1a\x07\0"), False, "utf-8")

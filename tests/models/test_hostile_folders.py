@@ -3,14 +3,22 @@
 import json
 import os
 import pickle  # noqa: TID251 (to show that it is never read)
+import shutil
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hf_transfer.config import UserError
+from hf_transfer.data.tokens import TokenPipeline
 from hf_transfer.models.pretrained import Checkpoint
-from tests.tiny_models import tiny_model
+from tests.conftest import DRAWN_ONLY
+from tests.tiny_models import save_checkpoint, tiny_model
 from tests.tiny_text_models import save_text_checkpoint
 
 LABELS = ["a", "b"]
@@ -107,3 +115,134 @@ def test_a_kernel_that_a_config_asks_for_is_not_fetched(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_attn_implementation_internal": "evil/kernel"}))
     model = Checkpoint(str(tmp_path / "m")).classifier(LABELS, seed=0, fresh_weights=False)
     assert model.config._attn_implementation in ("sdpa", "eager")
+
+
+@pytest.mark.parametrize(
+    ("file", "auto_map", "more"),
+    [
+        ("config.json", {"AutoConfig": "evil.Evil"}, {"model_type": "evil"}),
+        ("config.json", {"AutoModelForSequenceClassification": "evil.Evil"}, {"model_type": "bert"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, {"tokenizer_class": "Evil"}),
+        ("preprocessor_config.json", {"AutoImageProcessor": "evil.Evil"}, {"image_processor_type": "Evil"}),
+    ],
+)
+def test_code_beside_a_model_is_not_run_even_if_somebody_at_the_terminal_says_yes(
+    file: str, auto_map: Any, more: dict[str, str], tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asks, where it is not told.
+
+    Mutation: hf_transfer/models/pooling.py: "revision=revision, trust_remote_code=False, **settings)" -> "revision=revision, **settings)"
+    Mutation: hf_transfer/models/pretrained.py: "backend="pil", trust_remote_code=False" -> "backend="pil""
+    """  # noqa: E501
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = (save_checkpoint if file.startswith("pre") else save_text_checkpoint)(tmp_path / "m", WHOLE[file])
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": auto_map} | more))
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(ran)!r})\nclass Evil: pass\n")
+    with suppress(UserError):
+        load(folder, file.startswith("pre"))
+    assert not ran.exists()
+
+
+WHOLE = {"config.json": "bert", "tokenizer_config.json": "bert", "preprocessor_config.json": "vit"}
+
+
+def load(folder: Path, images: bool) -> Checkpoint:
+    """All that a run reads of a checkpoint."""
+    checkpoint = Checkpoint(str(folder), task="image-classification" if images else "text-classification")
+    if images:
+        checkpoint.processor()
+    else:
+        TokenPipeline(checkpoint.tokenizer(), model_limit=checkpoint.longest_input).example()
+    checkpoint.classifier(LABELS, seed=0, fresh_weights=False)
+    return checkpoint
+
+
+PRIVATE = "hf_transfer_private"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"vocab": ".env"}, {"vocab": "{here}/.env"}, {"init_inputs": [".env"]}, {"vocab": {"vocab": ".env"}},
+        *({name: "{here}/.env"} for name in ("vocab_file", "merges_file", "tokenizer_file", "spm_file")),
+        *({name: "../.env"} for name in ("special_tokens_map_file", "added_tokens_file", "chat_template_file")),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_file_of_this_machine_does_not_become_a_vocabulary_that_is_saved(
+    settings: dict[str, Any], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: hf_transfer/models/trust.py: "and os.path.isfile(value):" -> "and False:" """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text(f"{PRIVATE}\n")
+    folder = save_text_checkpoint(tmp_path / "m", kind)
+    (folder / "tokenizer.json").unlink()
+    path = folder / "tokenizer_config.json"
+    told = json.loads(json.dumps(settings).replace("{here}", str(tmp_path)))
+    name = {"bert": "BertTokenizer", "gpt2": "GPT2Tokenizer"}[kind]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": name} | told))
+    with suppress(UserError):
+        Checkpoint(str(folder), task="text-classification").tokenizer().save_pretrained(tmp_path / "out")
+    saved = tmp_path / "out"
+    assert not any(PRIVATE in file.read_text(encoding="utf-8") for file in saved.glob("*"))
+
+
+def test_a_file_of_this_machine_that_a_tokenizer_asks_for_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text(f"{PRIVATE}\n")
+    folder = save_text_checkpoint(tmp_path / "m", "bert")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab": ".env"}))
+    assert refused(Checkpoint(str(folder), task="text-classification").tokenizer).splitlines() == [
+        f"Expected: a tokenizer in {folder} that is made of the checkpoint's own files",
+        "Found:    'vocab' in its settings with '.env', a file on this machine",
+        "Do this:  do not use this checkpoint: it would copy that file into the finished model",
+    ]
+
+
+@pytest.mark.parametrize(
+    "header", [(2**62).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"[]", b"", b"{"]
+)
+def test_weights_with_a_header_that_lies_are_refused_in_words(header: bytes, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "m", "vit")
+    (folder / "model.safetensors").write_bytes(header)
+    assert f"a complete transformers checkpoint in {folder}" in refused(lambda: load(folder, images=True))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Of a model of images, and of one of texts."""
+    images = save_checkpoint(tmp_path_factory.mktemp("images") / "m", "vit")
+    return [images, save_text_checkpoint(tmp_path_factory.mktemp("texts") / "m", "bert")]
+
+
+VALUES = st.sampled_from([None, -1, 0, 1, 10**6, 1.5, "x", "", [], {}, [1], {"a": 1}, True, float("nan"), "../../x"])
+
+
+@given(st.data())
+@settings(max_examples=40, phases=DRAWN_ONLY)
+def test_a_folder_with_any_file_damaged_is_read_or_refused_in_words(
+    checkpoints: list[Path], data: st.DataObject
+) -> None:
+    """transformers and tokenizers raise whatever the damage leads them to.
+
+    Mutation: hf_transfer/models/pretrained.py: "    except Exception as error:" -> "    except OSError as error:"
+    """
+    whole = data.draw(st.sampled_from(checkpoints))
+    with TemporaryDirectory() as made:
+        folder = Path(shutil.copytree(whole, Path(made) / "m"))
+        path = folder / data.draw(st.sampled_from(sorted(path.name for path in whole.iterdir())))
+        content = path.read_bytes()
+        if path.suffix == ".json" and data.draw(st.booleans()):
+            read = json.loads(content)
+            name = data.draw(st.sampled_from([*sorted(read), "auto_map", "quantization_config", "id2label", "vocab"]))
+            path.write_text(json.dumps(read | {name: data.draw(VALUES)}))
+        else:
+            place = data.draw(st.integers(0, len(content)))
+            path.write_bytes(content[:place] + data.draw(st.binary(max_size=2)) + content[place + 2 :])
+        with suppress(UserError):
+            load(folder, images=whole == checkpoints[0])

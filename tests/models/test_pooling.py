@@ -215,7 +215,7 @@ def test_we_never_run_the_file_that_lies_beside_the_weights(
 ) -> None:
     """Nor ask whether we may; a folder from somebody else may hold anything.
 
-    Mutation: hf_transfer/models/pooling.py: "settings.get("model_type") ==" -> "None ==" """
+    Mutation: hf_transfer/models/pooling.py: "found.get("model_type") ==" -> "None ==" """
     monkeypatch.setattr("builtins.input", lambda _: "yes")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     for path in finished.iterdir():
