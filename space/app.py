@@ -1,0 +1,178 @@
+"""The demo of a classifier: a picture, a text, or both, and what the model looked at.
+
+    MODEL_ID=path/to/model python app.py
+
+Without MODEL_ID it serves what demo.json names, or the folder ./model beside it. It needs transformers, torch, Pillow
+and gradio, and asks no network but for a model on the Hub.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# They are read once, when gradio is imported: no telemetry, and files of visitors in a folder of their own.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="demo-"))
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+import page
+from about import Card, Settings, read_card, read_settings
+from batch import MAX_ROWS, TABLES
+from classifier import Classifier, NoClassifierError, find_model
+from guard import Guard, refuse_addresses
+from service import Service
+
+HERE = Path(__file__).resolve().parent
+UPLOAD_LIMIT = "10mb"
+WAITING = 32
+AT_ONCE = 2
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
+MONOSPACED = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+CHOOSE_EXAMPLE = """
+element.addEventListener("click", event => {
+  const button = event.target.closest("button[data-example]");
+  if (button) trigger("click", {index: button.dataset.example});
+});
+"""
+COPY = """
+element.addEventListener("click", event => {
+  const button = event.target.closest("button[data-copy]");
+  if (!button) return;
+  navigator.clipboard.writeText(button.parentElement.querySelector("pre").innerText);
+  button.innerText = "Copied";
+  setTimeout(() => { button.innerText = "Copy"; }, 2000);
+});
+"""
+
+
+def build(service: Service, settings: Settings, card: Card) -> gr.Blocks:
+    """The page."""
+    with gr.Blocks(title=page.title_of(settings), analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+        gr.HTML(page.masthead(settings, card, service.classifier), js_on_load=None, apply_default_css=False)
+        with gr.Tabs():
+            with gr.Tab("Try it"):
+                _try_it(service)
+            with gr.Tab("Many at once"):
+                _many_at_once(service)
+            with gr.Tab("About"):
+                gr.Markdown(card.text or "This model has no card.", elem_classes="card-text")
+            with gr.Tab("API"):
+                gr.HTML(page.api(service.classifier, service.text_names, AT_ONCE, WAITING), js_on_load=COPY, apply_default_css=False)
+        gr.HTML(page.FOOT, js_on_load=None, apply_default_css=False)
+    return demo
+
+
+def _try_it(service: Service) -> None:
+    classifier = service.classifier
+    # As the API calls them.
+    asked: dict[str, Any] = {}
+    with gr.Row(elem_classes="ask-and-answer"):
+        with gr.Column(elem_classes="ask"):
+            if classifier.takes_picture:
+                asked["picture"] = gr.Image(
+                    type="filepath", label="Picture", sources=["upload", "clipboard", "webcam"], buttons=[], height=300, format="png",
+                    placeholder="Drop a picture here, paste one,\nor click to choose a file", elem_id="picture",
+                )  # fmt: skip
+                refuse_addresses(asked["picture"])
+            for key, name in zip(("text", "second_text"), service.text_names, strict=False):
+                asked[key] = gr.Textbox(label=name.replace("_", " ").capitalize(), lines=4, max_lines=12)
+            with gr.Row(elem_classes="go"):
+                explain = gr.Checkbox(True, label="Show what the model looked at", visible=service.explains)
+                button = gr.Button("Classify", variant="primary", elem_id="classify")
+        with gr.Column(elem_classes="answer-column"):
+            verdict = gr.HTML(page.nothing_yet(classifier, service.examples), js_on_load=None, apply_default_css=False)
+            looked = gr.HTML("", js_on_load=None, apply_default_css=False)
+        with gr.Column(elem_classes="examples-column"):
+            examples = gr.HTML(
+                page.examples(service.examples, service.pictures), js_on_load=CHOOSE_EXAMPLE,
+                apply_default_css=False, visible=bool(service.examples),
+            )  # fmt: skip
+    triggers = [button.click, explain.input]
+    if classifier.takes_picture and not classifier.takes_text:
+        triggers.append(asked["picture"].input)
+    triggers += [box.submit for key, box in asked.items() if key != "picture"]
+    # Into view on a phone; where it can be seen already nothing moves.
+    into_view = "() => document.querySelector('.verdict').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+    shared: dict[str, Any] = {"concurrency_limit": AT_ONCE, "concurrency_id": "model"}
+    gr.on(
+        triggers, service.show, inputs_kwargs={**asked, "explain": explain}, outputs=[verdict, looked],
+        api_visibility="private", show_progress="minimal", trigger_mode="always_last", **shared,
+    ).then(None, js=into_view)  # fmt: skip
+    examples.click(
+        service.show_example, outputs=[*asked.values(), verdict, looked], api_visibility="private",
+        show_progress="minimal", **shared,
+    ).then(None, js=into_view)  # fmt: skip
+    # The API has an event of its own, so that programs get values and not HTML.
+    gr.Button(visible=False).click(
+        service.classify, inputs_kwargs={**asked, "explain": gr.Checkbox(False, visible=False)},
+        outputs=gr.JSON(visible=False), api_name="classify", **shared,
+    )  # fmt: skip
+
+
+def _many_at_once(service: Service) -> None:
+    with gr.Column(elem_classes="batch"):
+        gr.HTML(page.batch_help(service.classifier, service.text_names, MAX_ROWS), js_on_load=None, apply_default_css=False)
+        kinds = [*(["image"] if service.classifier.takes_picture else []), *(TABLES if service.text_names else [])]
+        files = gr.File(file_count="multiple", file_types=kinds, label="Files", height=160)
+        refuse_addresses(files)
+        with gr.Row(elem_classes="go"):
+            button = gr.Button("Classify all", variant="primary")
+            download = gr.DownloadButton("Download as CSV", interactive=False)
+        table = gr.HTML("", js_on_load=None, apply_default_css=False)
+
+    def classify_files(files: list[str] | None) -> tuple[str, Any]:
+        """Classify many samples."""
+        shown, path = service.classify_files(files)
+        return shown, gr.DownloadButton(value=path, interactive=True)
+
+    button.click(
+        classify_files, files, [table, download], api_visibility="private", concurrency_limit=1,
+        concurrency_id="batch", show_progress="minimal", show_progress_on=table,
+    )  # fmt: skip
+
+
+def launch(demo: gr.Blocks) -> None:
+    """Serve the page; on a Space where the Space says, else on this machine alone."""
+    demo.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
+    demo.launch(
+        theme=gr.themes.Base(font=list(FONTS), font_mono=list(MONOSPACED)),
+        css_paths=HERE / "style.css",
+        # Nothing but uploads and answers is served: neither what lies beside this file nor where it was started.
+        allowed_paths=[],
+        blocked_paths=[str(HERE), os.getcwd()],
+        max_file_size=UPLOAD_LIMIT,
+        app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+        strict_cors=True,
+        show_error=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        share=False,
+        pwa=False,
+        run_history=False,
+        footer_links=[],
+        state_session_capacity=500,
+    )
+
+
+def main() -> None:
+    """Load the model and serve it."""
+    settings = read_settings(HERE)
+    try:
+        folder = find_model(settings.model, settings.revision)
+        classifier = Classifier(
+            folder, texts=len(settings.texts), max_length=settings.max_length,
+            trust_remote_code=settings.trust_remote_code,
+        )  # fmt: skip
+    except NoClassifierError as error:
+        sys.exit(f"error: {error}")
+    launch(build(Service(classifier, settings, HERE), settings, read_card(folder)))
+
+
+if __name__ == "__main__":
+    main()
