@@ -25,6 +25,7 @@ _HOMES = {
     "prepare_for_trainer": "training.trainer_callback",
     "predict_split": "training.predictions",
     "classify_images": "evaluation.predict",
+    "classify_texts": "evaluation.predict",
 }
 __all__ = sorted(_HOMES)
 

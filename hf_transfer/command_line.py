@@ -19,11 +19,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `hf-transfer`; a user's mistake ends it with a message and code 2."""
     parser = _Parser(prog="hf-transfer", description="Use a finished model, or look at this machine.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    predict = commands.add_parser("predict", help="Classify pictures with a finished model.")
+    predict = commands.add_parser("predict", help="Classify pictures, or texts in a table, with a finished model.")
     predict.add_argument("model", help="The folder OUT/model of a run, a Hub id, or sample:NAME.")
-    predict.add_argument("images", nargs="+", type=Path, help="Picture files.")
+    predict.add_argument("files", nargs="+", type=Path, help="Pictures, or tables of texts (CSV, TSV).")
     predict.add_argument("--top", type=int, default=3, help="How many labels to print of each (default: 3).")
-    predict.add_argument("--json", action="store_true", help="One JSON object for each picture.")
+    predict.add_argument("--text_column_name", help="Column of a table with the texts (default: found by its name).")
+    predict.add_argument("--text_pair_column_name", help="Column with a second text, for pairs.")
+    push = commands.add_parser("push", help="Publish the model of a finished run on the Hub, with its card.")
+    push.add_argument("run", type=Path, help="The --output_dir of the run.")
+    push.add_argument("repository", metavar="OWNER/NAME", help="Where to; it is made if there is none.")
+    push.add_argument(
+        "--hub_private_repo", choices=("true", "false"), default="true",
+        help="Hide it from others (default: true); false shows it to everybody.",
+    )  # fmt: skip
     doctor = commands.add_parser(
         "doctor", help="Print versions, devices and caches, whether the installation is sound, and what a run takes."
     )
@@ -34,23 +42,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_installation()
         arguments = parser.parse_args(argv)
         if arguments.command == "predict":
-            _predict(arguments.model, arguments.images, arguments.top, arguments.json)
+            columns = (arguments.text_column_name, arguments.text_pair_column_name)
+            _predict(arguments.model, arguments.files, arguments.top, columns)
+        elif arguments.command == "push":
+            _push(arguments.run, arguments.repository, private=arguments.hub_private_repo == "true")
         else:
             _doctor(arguments.config)
     except UserError as error:
         exit_with(error)
 
 
-def _predict(model: str, images: Sequence[Path], top: int, as_json: bool) -> None:
+def _predict(model: str, files: Sequence[Path], top: int, columns: tuple[str | None, str | None]) -> None:
     if top < 1:
         raise mistake(expected="--top of at least 1", found=str(top), do="change --top")
-    from hf_transfer.evaluation.predict import classify_images
+    from hf_transfer.evaluation.predict import classify_files
 
-    for answer in classify_images(model, images, top=top):
-        if as_json:
-            print(json.dumps({"path": str(answer.path), "scores": dict(answer.scores)}, ensure_ascii=False))
-        else:
-            print(f"{answer.path}\t" + "\t".join(f"{name} {share:.4f}" for name, share in answer.scores))
+    for answer in classify_files(model, files, top=top, columns=columns):
+        print(json.dumps(answer.as_json(), ensure_ascii=False))
+
+
+def _push(run: Path, repository: str, *, private: bool) -> None:
+    from hf_transfer.hub.runs import push_run
+
+    done = push_run(run, repository, private=private)
+    print(f"{done.url} at commit {done.revision}")
 
 
 def _doctor(settings: Path | None) -> None:

@@ -54,8 +54,10 @@ class RunConfig:
     # Free to change between two runs that are to be the same run: they steer speed and talk, never the result.
     without_effect: ClassVar[frozenset[str]] = for_one_command | {
         "output_dir", "debug", "report_to", "dataloader_num_workers", "cache_dir", "cache_frozen", "save_steps",
-        "save_total_limit",
+        "save_total_limit", "push_to_hub", "hub_model_id", "hub_private_repo",
     }  # fmt: skip
+    # Whoever repeats a run has not said that its result is to take the place of the first one's.
+    of_this_result: ClassVar[frozenset[str]] = frozenset({"push_to_hub", "hub_model_id", "hub_private_repo"})
 
     # Model
     model_name_or_path: str = setting(help="Pretrained model: a Hub id, a local folder, or sample:NAME.")
@@ -161,6 +163,9 @@ class RunConfig:
     output_dir: str = setting(help="Folder for the model, the report and the results.")
     overwrite_output_dir: bool = setting(False, help="Replace an earlier run in --output_dir.")
     evaluate_only: bool = setting(False, help="Train nothing: judge --model_name_or_path with its own head.")
+    push_to_hub: bool = setting(False, help="Publish the finished model as --hub_model_id; asked for before training.")
+    hub_model_id: str | None = setting(None, help="Where to publish it on the Hub: OWNER/NAME.")
+    hub_private_repo: bool = setting(True, help="Hide what is published from others; false shows it to everybody.")
     report_to: list[str] = field(
         default_factory=lambda: ["none"],
         kw_only=True,
@@ -211,6 +216,16 @@ class RunConfig:
                 found="--evaluate_only",
                 do="leave it out, and set --per_device_eval_batch_size",
             )
+        if self.push_to_hub != (self.hub_model_id is not None):
+            raise mistake(
+                expected="--push_to_hub and --hub_model_id OWNER/NAME together",
+                found=f"{'--push_to_hub' if self.push_to_hub else '--hub_model_id'} alone",
+                do="add the other one, or leave both out",
+            )
+        if self.push_to_hub and self.evaluate_only:
+            raise mistake(
+                expected="--push_to_hub with training", found="--evaluate_only, which makes no model", do="leave it out"
+            )
         if self.bf16 and self.fp16:
             raise mistake(
                 expected="one kind of mixed precision",
@@ -260,7 +275,7 @@ class RunConfig:
         written = {
             key: value
             for key, value in self.resolved().items()
-            if value not in (None, []) and key not in self.for_one_command
+            if value not in (None, []) and key not in self.for_one_command | self.of_this_result
         }
         path.write_text(yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

@@ -21,8 +21,9 @@ def main(config: VisionConfig) -> None:
     # Here and not above: torch and transformers take seconds to import, and a wrong setting is answered at once.
     from hf_transfer.data.inputs import PixelPipeline, image_loaders
     from hf_transfer.data.sources import load_image_splits
-    from hf_transfer.evaluation.report import results_table, write_report
+    from hf_transfer.evaluation.report import write_report
     from hf_transfer.evaluation.run_folder import finished_results, load_finished, open_run_folder, save_and_load
+    from hf_transfer.hub.runs import finish_run, prepare_to_publish
     from hf_transfer.models.pretrained import Checkpoint
     from hf_transfer.strategies.choice import choose_strategy, prepare_model
     from hf_transfer.training.batch_size import find_batch_sizes
@@ -33,10 +34,11 @@ def main(config: VisionConfig) -> None:
     started = time.perf_counter()
     with start_accelerator(config) as accelerator:
         if finished := finished_results(config):
-            accelerator.print(results_table(finished, config.output_dir))
+            finish_run(finished, config, accelerator)
             return
 
-        # Whatever can be wrong is found before weights are read: first the checkpoint's small files, then the data.
+        # Whatever can be wrong is found before weights are read: the way to the Hub, a checkpoint's small files, data.
+        prepare_to_publish(config, accelerator)
         checkpoint = Checkpoint(config.model_name_or_path, config.model_revision, TASK)
         pipeline = PixelPipeline(checkpoint.processor())
         with accelerator.main_process_first():
@@ -45,9 +47,7 @@ def main(config: VisionConfig) -> None:
         accelerator.print(*notes, sep="\n")
 
         if config.evaluate_only:
-            model = load_finished(
-                config.model_name_or_path, splits.label_names, task=TASK, revision=config.model_revision
-            )
+            model = load_finished(checkpoint, splits.label_names)
             loaders, fitted = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=False), Fit(model)
             folder = open_run_folder(config, accelerator)
         else:
@@ -72,8 +72,8 @@ def main(config: VisionConfig) -> None:
         predictions = {name: predict_split(fitted.model, loaders, name, accelerator) for name in ("validation", "test")}
         if accelerator.is_main_process:
             seconds = time.perf_counter() - started + fitted.earlier_seconds
-            results = write_report(folder, config, splits, fitted, predictions, notes=notes, total_seconds=seconds)
-            print(results_table(results, config.output_dir))
+            results = write_report(folder, config, splits, fitted, predictions, checkpoint, notes, seconds)
+            finish_run(results, config, accelerator)
 
 
 if __name__ == "__main__":

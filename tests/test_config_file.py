@@ -218,6 +218,7 @@ def drawn_settings(recipe: type[RunConfig]) -> st.SearchStrategy[RunConfig]:
     def sound(values: dict[str, Any]) -> RunConfig:
         values["fp16"] = values["fp16"] and not values["bf16"]
         values |= {"merge_adapter": True, "evaluate_only": False}
+        values["push_to_hub"] = values["hub_model_id"] is not None
         resumed = values["resume_from_checkpoint"] is not None
         values |= {name: values[name] and not resumed for name in ("no_resume", "overwrite_output_dir")}
         for name, strategies in SERVES.items():
@@ -239,12 +240,15 @@ def test_settings_that_are_saved_are_read_back_equal(
     """
     path = tmp_path_factory.mktemp("saved") / "config.yaml"
     config.save(path)
-    # Leave to replace an earlier run is for one command, and is not saved.
+    # Leave to replace an earlier run, or what is on the Hub, is for one command, and is not saved.
     anew: dict[str, Any] = {
         "overwrite_output_dir": False,
         "no_resume": False,
         "resume_from_checkpoint": None,
         "allow_mismatch": False,
+        "push_to_hub": False,
+        "hub_model_id": None,
+        "hub_private_repo": True,
     }
     expected = dataclasses.replace(config, **anew)
     assert load(type(config), path) == expected

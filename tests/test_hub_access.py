@@ -1,96 +1,18 @@
 """Models and data sets on the Hub: refused, missing, out of reach, cached, and really downloaded."""
 
 import contextlib
-import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from tests.conftest import REPOSITORY
-from tests.local_hub import LocalHub, Repository, cache_by_hand, local_hub
+from tests.hub.clients import Ended, a_data_set, a_model, several_runs
+from tests.hub.contents import Repository, cache_by_hand
+from tests.hub.stand_in import StandIn, served
 
-# The clients read their switches when they are imported: each Hub gets a process of its own, which makes several runs.
-SEVERAL_RUNS = """
-import contextlib, io, json, sys, time, traceback
-from hf_transfer.config import VisionConfig
-from hf_transfer.parsing import run
-from tests.conftest import load_recipe
-import hf_transfer.evaluation.report, hf_transfer.models.pretrained
-
-main = load_recipe("vision").main
-for argv in json.loads(sys.argv[1]):
-    out, err, code, started = io.StringIO(), io.StringIO(), 0, time.perf_counter()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            run(main, VisionConfig, argv)
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            code = 1
-            traceback.print_exc()
-    seconds = time.perf_counter() - started
-    print("ENDED " + json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": seconds}))
-"""
 # After imports; a Hub that does not answer is asked once, for 3 seconds.
 LONGEST_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How one of several runs ended."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float
-
-
-def several_runs(endpoint: str, home: Path, runs: dict[str, dict[str, object]]) -> dict[str, Ended]:
-    """Make runs in one process that has `endpoint` for its Hub; each is a set of settings."""
-    pets = home.parent / "pets"
-    defaults = {"model_name_or_path": "sample:vit-glyphs", "dataset_name": pets, "strategy": "scratch"}
-    tiny = {"num_train_epochs": 1, "cache_dir": home / "checks"}
-    settings = [defaults | tiny | {"output_dir": home / name} | changes for name, changes in runs.items()]
-    argvs = [[f"--{name}={value}" for name, value in row.items()] for row in settings]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment |= {"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", SEVERAL_RUNS, json.dumps(argvs)],
-        capture_output=True, text=True, check=False, env=environment, timeout=120,
-    )  # fmt: skip
-    rows = [line.removeprefix("ENDED ") for line in done.stdout.splitlines() if line.startswith("ENDED ")]
-    assert len(rows) == len(runs), done.stderr[-3000:]
-    return {name: Ended(**json.loads(row)) for name, row in zip(runs, rows, strict=True)}
-
-
-def a_model(folder: Path) -> Path:
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
-    )
-    ViTForImageClassification(config).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
-
-
-def a_data_set(folder: Path) -> Path:
-    generator = np.random.default_rng(0)
-    for label in ("cat", "dog"):
-        (folder / "train" / label).mkdir(parents=True)
-        for position in range(8):
-            pixels = generator.integers(0, 255, (16, 16, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "train" / label / f"{position}.png")
-    return folder
 
 
 def assert_refused(ended: Ended, expected: str, found: str, do: str) -> None:
@@ -102,11 +24,12 @@ def assert_refused(ended: Ended, expected: str, found: str, do: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalHub, dict[str, Ended]]]:
+def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StandIn, dict[str, Ended]]]:
     """Runs against a Hub that answers."""
     root = tmp_path_factory.mktemp("answering")
     a_data_set(root / "pets")
-    hub = LocalHub(gated={"org/gated"})
+    hub = StandIn()
+    hub.repositories["models", "org/gated"] = hub.repositories["datasets", "org/gated"] = Repository(gated=True)
     hub.repositories["models", "org/tiny"] = Repository(a_model(root / "model"))
     hub.repositories["datasets", "org/pets"] = Repository(root / "pets")
     runs: dict[str, dict[str, object]] = {
@@ -118,13 +41,13 @@ def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalH
         "revision of the data": {"dataset_name": "org/pets", "dataset_revision": "v9"},
         "works": {"model_name_or_path": "org/tiny", "dataset_name": "org/pets", "strategy": "full"},
     }
-    with local_hub(hub):
+    with served(hub):
         yield hub, several_runs(hub.endpoint, root / "home", runs)
 
 
 @pytest.mark.parametrize(("kind", "word", "prefix"), [("model", "model", ""), ("data", "dataset", "datasets/")])
 def test_a_gated_repository_is_named_with_the_page_to_accept_its_terms(
-    answering: tuple[LocalHub, dict[str, Ended]], kind: str, word: str, prefix: str
+    answering: tuple[StandIn, dict[str, Ended]], kind: str, word: str, prefix: str
 ) -> None:
     """A user's mistake, before anything slow.
 
@@ -140,7 +63,7 @@ def test_a_gated_repository_is_named_with_the_page_to_accept_its_terms(
 
 
 @pytest.mark.parametrize(("kind", "word"), [("model", "model"), ("data", "dataset")])
-def test_a_missing_repository_is_named(answering: tuple[LocalHub, dict[str, Ended]], kind: str, word: str) -> None:
+def test_a_missing_repository_is_named(answering: tuple[StandIn, dict[str, Ended]], kind: str, word: str) -> None:
     """It may be private: the Hub does not tell.
 
     Mutation: hf_transfer/data/hub_access.py: "except RepositoryNotFoundError as error:" -> "except EOFError as error:"
@@ -158,7 +81,7 @@ def test_a_missing_repository_is_named(answering: tuple[LocalHub, dict[str, Ende
     [("model", "org/tiny", "--model_revision"), ("data", "org/pets", "--dataset_revision")],
 )
 def test_a_revision_that_does_not_exist_is_named(
-    answering: tuple[LocalHub, dict[str, Ended]], kind: str, name: str, flag: str
+    answering: tuple[StandIn, dict[str, Ended]], kind: str, name: str, flag: str
 ) -> None:
     """With the setting to correct.
 
@@ -169,11 +92,11 @@ def test_a_revision_that_does_not_exist_is_named(
 
 
 def test_a_public_model_and_data_set_are_downloaded_and_trained(
-    answering: tuple[LocalHub, dict[str, Ended]],
+    answering: tuple[StandIn, dict[str, Ended]],
 ) -> None:
     """The whole way, over the real clients.
 
-    Mutation: hf_transfer/data/hub_access.py: "    return True" -> "    return False"
+    Mutation: hf_transfer/data/hub_access.py: "    return Found(about.sha, " -> "    return None and Found(about.sha, "
     """
     hub, ended = answering
     assert ended["works"].code == 0, ended["works"].err
@@ -195,7 +118,7 @@ def silent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "cached": {"model_name_or_path": "org/cached", "strategy": "full"},
     }
     if request.param == "hanging":
-        with local_hub(LocalHub(hangs=True)) as hub:
+        with served(StandIn(hangs=True)) as hub:
             yield hub.endpoint, root / "home", several_runs(hub.endpoint, root / "home", runs)
     else:
         with socket.socket() as port:
@@ -264,11 +187,11 @@ def test_with_the_hub_switched_off_nothing_is_asked(monkeypatch: pytest.MonkeyPa
     """
     from huggingface_hub import HfApi
 
-    from hf_transfer.data.hub_access import hub_answers
+    from hf_transfer.data.hub_access import ask_hub
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the Hub was asked")
 
     monkeypatch.setattr(HfApi, "repo_info", forbidden)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert hub_answers("org/far", kind="model", revision="main") is False
+    assert ask_hub("org/far", kind="model", revision="main") is None

@@ -1,7 +1,8 @@
-"""Asking the Hub once, briefly, before anything relies on it."""
+"""Asking the Hub once, briefly, before anything relies on it; all that follows is of the commit that it named."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from unittest.mock import patch
@@ -16,10 +17,12 @@ from huggingface_hub.errors import (
     HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    RevisionResolutionError,
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hf_transfer.config import mistake
+from hf_transfer.data.samples import is_sample
 
 ANSWER_WITHIN_SECONDS = 3.0
 
@@ -29,24 +32,49 @@ def cache_folder(named: str | None) -> Path:
     return Path(named) if named else Path(huggingface_hub.constants.HF_HOME) / "hf_transfer"
 
 
-def hub_answers(repository: str, *, kind: Literal["model", "dataset"], revision: str) -> bool:
-    """True if the Hub knows the repository and lets us read it, False if the Hub cannot be reached.
+def is_valid_name(repository: str) -> bool:
+    """Whether the Hub allows the name."""
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        return False
+    return True
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name stands for a repository on the Hub, and for nothing here."""
+    return not is_sample(name) and not Path(name).expanduser().exists() and is_valid_name(name)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the Hub says of a repository.
+
+    Attributes:
+        commit: what the revision stands for at the moment, 40 hexadecimal digits.
+        languages: codes of the languages that its card names.
+    """
+
+    commit: str
+    languages: tuple[str, ...] = ()
+
+
+def ask_hub(repository: str, *, kind: Literal["model", "dataset"], revision: str) -> Found | None:
+    """What the Hub says of a repository that it knows and lets us read; None if the Hub cannot be reached.
 
     Raises:
         UserError: the Hub answers that the repository is missing, gated, or lacks that revision, or the name is none.
     """
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
+    if not is_valid_name(repository):
         raise mistake(
             expected=f"a {kind}: a folder here, a Hub id (OWNER/NAME), or sample:NAME",
             found=f"{repository!r}: no such folder here, and no name that the Hub allows",
             do="correct the name",
-        ) from error
+        )
     if is_offline_mode():
-        return False
+        return None
     try:
-        HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=ANSWER_WITHIN_SECONDS)
+        about = HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=ANSWER_WITHIN_SECONDS)
     except GatedRepoError as error:
         raise mistake(
             expected=f"a {kind} that your account may read",
@@ -64,8 +92,23 @@ def hub_answers(repository: str, *, kind: Literal["model", "dataset"], revision:
             do="correct the name, or `hf auth login` if the repository is private",
         ) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError):
-        return False
-    return True
+        return None
+    card = getattr(about, "card_data", None)
+    named = (card.get("language") if card else None) or []
+    assert about.sha is not None, "the Hub names the commit of every repository"
+    return Found(about.sha, tuple([named] if isinstance(named, str) else map(str, named)))
+
+
+def commit_of(model: str, revision: str, found: Found | None) -> str | None:
+    """The commit that all files of a model are to be loaded from, which the cache remembers for times without the Hub.
+
+    It is what the revision stands for now; without an answer from the Hub, what it stood for when it was cached. None
+    if the cache does not know it either.
+    """
+    try:
+        return HfApi().resolve_revision(model, revision=revision, local_files_only=found is None).resolved
+    except (RevisionResolutionError, HfHubHTTPError, httpx2.HTTPError):
+        return None
 
 
 def unreachable(repository: str, *, kind: Literal["model", "dataset"], setting: str) -> Exception:

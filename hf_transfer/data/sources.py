@@ -33,6 +33,7 @@ SPLIT_NAMES = {
 }
 TABLE_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 LABEL_NAMES = ("label", "labels")
+TEXT_NAMES = ("text", "sentence", "content", "sentence1", "premise", "question1", "question")
 Config = TypeVar("Config", VisionConfig, TextConfig)
 
 
@@ -45,6 +46,7 @@ class Splits:
         label_names: class names; their positions are the class numbers.
         duplicates: for validation and test, how many rows have an exact copy in training.
         notes: what was decided about the data, in sentences for the report.
+        found: what the Hub says of a data set that is loaded from it.
     """
 
     train: Split
@@ -54,6 +56,7 @@ class Splits:
     label_names: list[str]
     duplicates: dict[str, int]
     notes: list[str]
+    found: hub_access.Found | None = None
 
     def items(self) -> list[tuple[str, Split]]:
         """The splits with their names."""
@@ -78,11 +81,12 @@ def load_image_splits(config: VisionConfig) -> Splits:
     Raises:
         UserError: anything that a person must mend in the data or in the settings about them.
     """
-    loaded, notes = _rename_splits(_load(config))
+    data, found = _load(config)
+    loaded, notes = _rename_splits(data)
     column = _image_column(loaded["train"], config.image_column_name)
     checked, names = _checked_splits(loaded, config, notes, partial(_images, column=column), find_bad_images)
     copies = count_duplicate_images(checked)
-    return Splits(**checked, samples="images", label_names=names, duplicates=copies, notes=notes)
+    return Splits(**checked, samples="images", label_names=names, duplicates=copies, notes=notes, found=found)
 
 
 def load_text_splits(config: TextConfig) -> Splits:
@@ -91,7 +95,8 @@ def load_text_splits(config: TextConfig) -> Splits:
     Raises:
         UserError: anything that a person must mend in the data or in the settings about them.
     """
-    loaded, notes = _rename_splits(_load(config))
+    data, found = _load(config)
+    loaded, notes = _rename_splits(data)
     columns = _text_columns(loaded["train"], config)
     label = _label_column(loaded["train"], config.label_column_name)
     unused = [
@@ -100,7 +105,7 @@ def load_text_splits(config: TextConfig) -> Splits:
     notes += [f"Columns of text that are not used: {', '.join(unused)}."] if unused else []
     checked, names = _checked_splits(loaded, config, notes, partial(_texts, columns=columns), find_bad_texts)
     copies = count_duplicate_texts(checked)
-    return Splits(**checked, samples="texts", label_names=names, duplicates=copies, notes=notes)
+    return Splits(**checked, samples="texts", label_names=names, duplicates=copies, notes=notes, found=found)
 
 
 def _checked_splits(
@@ -125,16 +130,16 @@ def _checked_splits(
     return {name: dataclasses.replace(splits[name], bad=bad[name]) for name in SPLIT_NAMES}, names
 
 
-def _load(config: RunConfig) -> datasets.DatasetDict:
+def _load(config: RunConfig) -> tuple[datasets.DatasetDict, hub_access.Found | None]:
     name = config.dataset_name
     if samples.is_sample(name):
-        return samples.load_sample(name)
+        return samples.load_sample(name), None
     path = Path(name).expanduser()
     try:
         if path.is_dir():
-            return _load_folder(path, config.encoding)
+            return _load_folder(path, config.encoding), None
         if path.is_file():
-            return _load_files(path, [path], config.encoding)
+            return _load_files(path, [path], config.encoding), None
         if _looks_like_a_path(name):
             raise mistake(
                 expected="a data set: a folder or file here, a Hub id, or sample:NAME",
@@ -220,18 +225,18 @@ def _load_files(source: Path, files: Sequence[Path], encoding: str) -> datasets.
     return datasets.load_dataset(builder, data_files=str(source), **options)
 
 
-def _load_from_hub(config: RunConfig) -> datasets.DatasetDict:
-    name, revision = config.dataset_name, config.dataset_revision
-    answers = hub_access.hub_answers(name, kind="dataset", revision=revision)
+def _load_from_hub(config: RunConfig) -> tuple[datasets.DatasetDict, hub_access.Found | None]:
+    name = config.dataset_name
+    found = hub_access.ask_hub(name, kind="dataset", revision=config.dataset_revision)
     try:
-        with hub_access.local_files_only(not answers):
+        with hub_access.local_files_only(found is None):
             # Without the Hub only the cached copy counts, and it is found by its name alone.
-            found = datasets.load_dataset(name, config.dataset_config_name, revision=revision if answers else None)
+            data = datasets.load_dataset(name, config.dataset_config_name, revision=found.commit if found else None)
     except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
-        if answers:
+        if found:
             raise
         raise hub_access.unreachable(name, kind="dataset", setting="dataset_name") from error
-    return found
+    return data, found
 
 
 def _looks_like_a_path(name: str) -> bool:
@@ -278,10 +283,9 @@ def _images(data: datasets.Dataset, column: str) -> datasets.Dataset:
 
 def _text_columns(data: datasets.Dataset, config: TextConfig) -> list[str]:
     """The column of texts, and that of their pairs if there is one."""
-    usual = ("text", "sentence", "content", "sentence1", "premise", "question1", "question")
     label = config.label_column_name or next((name for name in LABEL_NAMES if name in data.column_names), None)
     candidates = [name for name, feature in data.features.items() if name != label and _is_text(feature)]
-    columns = [_column(data, config.text_column_name, usual, candidates, "text_column_name")]
+    columns = [_column(data, config.text_column_name, TEXT_NAMES, candidates, "text_column_name")]
     if config.text_pair_column_name is not None:
         columns.append(_column(data, config.text_pair_column_name, (), [], "text_pair_column_name"))
         if columns[0] == columns[1]:

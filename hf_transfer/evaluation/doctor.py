@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-import huggingface_hub
 import huggingface_hub.constants
 import torch
 from accelerate import Accelerator
@@ -19,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from hf_transfer.config import RunConfig, TextConfig, VisionConfig
 from hf_transfer.data.hub_access import cache_folder
+from hf_transfer.data.hub_account import describe_token, find_destination
 from hf_transfer.data.inputs import MASKED, Loaders, PixelPipeline, image_loaders
 from hf_transfer.data.sources import Splits, load_image_splits, load_text_splits
 from hf_transfer.data.tokens import TokenPipeline, text_loaders
@@ -37,7 +37,7 @@ BATCHES_MEASURED = 3
 
 
 def machine() -> Iterator[tuple[str, str]]:
-    """Name and value of what numbers and speed depend on; of the Hub's token only whether there is one."""
+    """Name and value of what numbers and speed depend on; of the Hub's token only whose it is."""
     yield "hf-transfer-learning", importlib.metadata.version("hf-transfer-learning")
     yield from versions().items()
     devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -46,18 +46,23 @@ def machine() -> Iterator[tuple[str, str]]:
     yield "processors", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads"
     yield "accelerators", ", ".join(devices) or "none"
     yield "cache", f"{home}, {in_units(free_bytes(home))} free"
-    yield "token for the Hub", "present" if huggingface_hub.get_token() else "none"
+    yield "token for the Hub", describe_token()
     yield "import name", "ours alone"
 
 
 def run_ahead(config: RunConfig) -> Iterator[str]:
     """What a run with these settings would find and take, in sentences.
 
-    Its data and its model are loaded, and a few steps are timed, whose gradients are thrown away.
+    The Hub is asked whether the result may be published, data and model are loaded, and a few steps are timed, whose
+    gradients are thrown away.
 
     Raises:
         UserError: whatever the run itself would stop at before training.
     """
+    if config.push_to_hub:
+        there = find_destination(str(config.hub_model_id), private=config.hub_private_repo)
+        made = "which is there" if there.exists else "which is to be made"
+        yield f"Published by {there.account} as {there.name}, {made}."
     with start_accelerator(replace(config, report_to=["none"])) as accelerator:
         prepared, splits, loaders = _loaded(config, accelerator)
         yield from splits.describe()

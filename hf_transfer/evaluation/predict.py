@@ -1,29 +1,80 @@
-"""What a finished model says of pictures that belong to no data set."""
+"""What a finished model says of pictures and texts that belong to no data set."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from hf_transfer.config import mistake
 from hf_transfer.data.images import BadImageError, decode
 from hf_transfer.data.inputs import PixelPipeline
+from hf_transfer.data.sources import TEXT_NAMES
+from hf_transfer.data.tokens import TokenPipeline
 from hf_transfer.evaluation.run_folder import load_finished
 from hf_transfer.models.pretrained import Checkpoint
 
 BATCH_SIZE = 32
+TABLES = {".csv": ",", ".tsv": "\t"}
+Scores = list[tuple[str, float]]
+Columns = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of one picture: labels with their probabilities, most probable first."""
+    """What the model says of one sample.
+
+    Attributes:
+        path: the file that it is, or is in.
+        scores: labels with their probabilities, most probable first.
+        row: of a text: its place in the file, counted from 1 behind the names of the columns.
+    """
 
     path: Path
-    scores: list[tuple[str, float]]
+    scores: Scores
+    row: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For a line of JSON."""
+        place = {} if self.row is None else {"row": self.row}
+        return {"path": str(self.path), **place, "scores": dict(self.scores)}
 
 
-@torch.no_grad()
+def classify_files(
+    model_name_or_path: str, paths: Sequence[Path], *, top: int = 3, columns: Columns = (None, None)
+) -> list[Answer]:
+    """Classify pictures, or the texts in tables, with a finished model.
+
+    Args:
+        model_name_or_path: the folder `OUT/model` of a run, a Hub id, or sample:NAME.
+        paths: files, all of pictures or all CSV or TSV.
+        top: how many labels to return of each.
+        columns: of the texts, and of their pairs, in tables; None finds the first by its name, and knows no pairs.
+
+    Raises:
+        UserError: no such model, or a file that cannot be read.
+    """
+    tables = [path for path in paths if path.suffix.lower() in TABLES]
+    if not tables:
+        return classify_images(model_name_or_path, paths, top=top)
+    if len(tables) < len(paths):
+        raise mistake(
+            expected="pictures, or tables of texts",
+            found=f"both: {next(path for path in paths if path not in tables)} and {tables[0]}",
+            do="ask for them one after the other",
+        )
+    places, texts = [], []
+    for path in paths:
+        rows = _texts_in(path, columns)
+        texts += rows
+        places += [(path, number) for number in range(1, len(rows) + 1)]
+    found = classify_texts(model_name_or_path, texts, top=top)
+    return [Answer(path, scores, row) for (path, row), scores in zip(places, found, strict=True)]
+
+
 def classify_images(model_name_or_path: str, paths: Sequence[Path], *, top: int = 3) -> list[Answer]:
     """Classify picture files with a finished model, decoded exactly as in training.
 
@@ -45,12 +96,59 @@ def classify_images(model_name_or_path: str, paths: Sequence[Path], *, top: int 
         raise mistake(expected="readable pictures", found="; ".join(problems), do="correct or leave out these paths")
     checkpoint = Checkpoint(model_name_or_path)
     pipeline = PixelPipeline(checkpoint.processor())
-    model = load_finished(model_name_or_path, None, task="image-classification").eval()
+
+    def inputs(some: Sequence[Image]) -> Mapping[str, torch.Tensor]:
+        return pipeline.inputs(list(some))
+
+    return [Answer(path, scores) for path, scores in zip(paths, _said(checkpoint, pictures, inputs, top), strict=True)]
+
+
+def classify_texts(model_name_or_path: str, texts: Sequence[tuple[str, ...]], *, top: int = 3) -> list[Scores]:
+    """Classify texts, or pairs of texts, with a finished model.
+
+    Args:
+        model_name_or_path: the folder `OUT/model` of a run, a Hub id, or sample:NAME.
+        texts: tuples of one text, or of two.
+        top: how many labels to return of each.
+
+    Raises:
+        UserError: no such model.
+    """
+    checkpoint = Checkpoint(model_name_or_path, task="text-classification")
+    pipeline = TokenPipeline(checkpoint.tokenizer(), model_limit=checkpoint.longest_input)
+    return list(_said(checkpoint, texts, pipeline.inputs, top))
+
+
+@torch.no_grad()
+def _said(
+    checkpoint: Checkpoint, samples: Sequence[Any], inputs: Callable[[Sequence[Any]], Mapping[str, torch.Tensor]],
+    top: int,
+) -> Iterator[Scores]:  # fmt: skip
+    model = load_finished(checkpoint).eval()
     names = checkpoint.class_names()
-    answers = []
-    for start in range(0, len(paths), BATCH_SIZE):
-        logits = model(**pipeline.inputs(pictures[start : start + BATCH_SIZE])).logits.float()
+    for start in range(0, len(samples), BATCH_SIZE):
+        logits = model(**inputs(samples[start : start + BATCH_SIZE])).logits.float()
         best = logits.softmax(-1).topk(min(top, logits.shape[-1]))
-        for path, shares, numbers in zip(paths[start:], best.values.tolist(), best.indices.tolist(), strict=False):
-            answers.append(Answer(path, [(names[n], share) for n, share in zip(numbers, shares, strict=True)]))
-    return answers
+        for shares, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            yield [(names[number], share) for number, share in zip(numbers, shares, strict=True)]
+
+
+def _texts_in(path: Path, columns: Columns) -> list[tuple[str, ...]]:
+    """The texts of a table, or the pairs."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, delimiter=TABLES[path.suffix.lower()])
+            rows, existing = list(table), list(table.fieldnames or [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise mistake(
+            expected=f"a table of texts in UTF-8 in {path}", found=str(error), do="correct the path, or the file"
+        ) from error
+    usual = [name for name in TEXT_NAMES if name in existing] or existing[: len(existing) == 1]
+    chosen = [columns[0] or next(iter(usual), ""), *([columns[1]] if columns[1] else [])]
+    if missing := [name for name in chosen if name not in existing]:
+        raise mistake(
+            expected=f"in {path} a column {missing[0] or 'of texts'}",
+            found=f"the columns {', '.join(existing)}" if existing else "none",
+            do="name it in --text_column_name (and --text_pair_column_name)",
+        )
+    return [tuple(row[name] or "" for name in chosen) for row in rows]

@@ -15,19 +15,24 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from hf_transfer.config import RunConfig
+from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.sources import Splits
 from hf_transfer.evaluation.run_folder import RESULTS_FILE, peak_memory_bytes
+from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.training.predictions import Predictions
 from hf_transfer.training.progress import Fit
 from hf_transfer.versions import versions
 
 CLASSES_WITH_NUMBERS = 20
 CLASSES_WITH_NAMES = 60
+RESAMPLES = 1000
+CONFUSIONS_NAMED = 5
+CLASS_COLUMNS = ("label", "precision", "recall", "f1", "samples")
 
 
 def write_report(
     folder: Path, config: RunConfig, splits: Splits, fitted: Fit, predictions: Mapping[str, Predictions],
-    *, notes: Sequence[str], total_seconds: float,
+    checkpoint: Checkpoint, notes: Sequence[str], total_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `results.json`, `report.md` and its pictures; the results come last, as they mark a finished run.
 
@@ -37,6 +42,7 @@ def write_report(
         splits: the data.
         fitted: the finished model and its history, which is empty after `--evaluate_only`.
         predictions: of the finished model, for validation and test.
+        checkpoint: what the model was made from.
         notes: sentences on the data and on what was frozen.
         total_seconds: time since the start of the run.
 
@@ -45,22 +51,29 @@ def write_report(
     """
     test, label_names = predictions["test"], splits.label_names
     confusion = _confusion(test, len(label_names))
+    per_class = _per_class(test, label_names)
     results = {
         "recipe": config.recipe,
         "strategy": "evaluate_only" if config.evaluate_only else config.strategy,
         "model_name_or_path": config.model_name_or_path,
         "dataset_name": config.dataset_name,
+        "commits": _commits(config, checkpoint, splits),
+        "languages": list(splits.found.languages) if splits.found else [],
         "seed": config.seed,
         "labels": label_names,
         "parameters": {"total": _parameters(fitted.model), "trainable": fitted.trainable},
-        "metrics": {name: found.metrics() for name, found in predictions.items()},
+        "metrics": {name: said.metrics() for name, said in predictions.items()},
+        "intervals": {name: _intervals(said, len(label_names)) for name, said in predictions.items()},
+        "classes": [dict(zip(CLASS_COLUMNS, row, strict=True)) for row in per_class],
+        "confusions": _confusions(confusion, label_names),
         "best_epoch": fitted.best_epoch + 1,
         "soup": [epoch + 1 for epoch in fitted.soup],
         "history": fitted.history,
         "resumed_at_steps": fitted.resumed,
+        "notes": list(notes),
         "frozen_store": fitted.notes,
         "samples": {name: len(split) for name, split in splits.items()},
-        "masked": {"train": len(splits.train.bad), **{name: found.masked for name, found in predictions.items()}},
+        "masked": {"train": len(splits.train.bad), **{name: said.masked for name, said in predictions.items()}},
         "duplicates_of_training": splits.duplicates,
         "seconds": {"total": total_seconds, "train": fitted.seconds, "frozen": fitted.frozen_seconds},
         "peak_memory_bytes": peak_memory_bytes(),
@@ -71,13 +84,23 @@ def write_report(
     _draw_confusion(folder / "confusion.png", confusion, label_names)
     if fitted.history:
         _draw_curves(folder / "curves.png", fitted.history, fitted.soup)
-    text = _markdown(results, _per_class(test, label_names), [*notes, *fitted.notes], bool(fitted.history))
+    text = _markdown(results, per_class, [*notes, *fitted.notes], bool(fitted.history))
     (folder / "report.md").write_text(text, encoding="utf-8")
-    # Whole or not at all: a run that is killed here is done again.
+    _write(folder, results)
+    return results
+
+
+def _write(folder: Path, results: Mapping[str, Any]) -> None:
+    """Whole or not at all: a run that is killed here is done again."""
     partial = folder / ".results-partial"
     partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(folder / RESULTS_FILE)
-    return results
+
+
+def _commits(config: RunConfig, checkpoint: Checkpoint, splits: Splits) -> dict[str, str | None]:
+    """By the settings that name something on the Hub: the commit that was loaded; None where the Hub did not answer."""
+    loaded = {"model_name_or_path": checkpoint.commit, "dataset_name": splits.found.commit if splits.found else None}
+    return {name: commit for name, commit in loaded.items() if is_hub_id(getattr(config, name))}
 
 
 def results_table(results: Mapping[str, Any], output_dir: str) -> str:
@@ -116,6 +139,31 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def bootstrap_f1_interval(
+    labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int
+) -> tuple[float, float]:
+    """95 % interval of the macro F1, from percentiles over samples drawn anew with replacement.
+
+    Reference: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 1979,
+    https://doi.org/10.1214/aos/1176344552.
+
+    Args:
+        labels: class numbers [samples].
+        predicted: class numbers [samples].
+        classes: how many there are.
+    """
+    draw, scores = np.random.default_rng(0), np.empty(RESAMPLES)
+    for number in range(RESAMPLES):
+        rows = draw.integers(0, len(labels), len(labels))
+        true, said = labels[rows], predicted[rows]
+        hits = np.bincount(true[true == said], minlength=classes)
+        both = np.bincount(true, minlength=classes) + np.bincount(said, minlength=classes)
+        # A class that a draw has not met has no score in it.
+        scores[number] = (2 * hits[both > 0] / both[both > 0]).mean()
+    low, high = np.quantile(scores, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def plain(text: str) -> str:
     """A name from the user's data as it may stand in a Markdown table: no markup, no line break, no column."""
     signs = "&\\`*_{}[]<>|#$~"
@@ -134,6 +182,29 @@ def _per_class(predictions: Predictions, label_names: Sequence[str]) -> list[tup
     ]
 
 
+def _intervals(predictions: Predictions, classes: int) -> dict[str, tuple[float, float]]:
+    """95 % intervals by metric."""
+    predicted, rows = predictions.logits.argmax(-1).numpy(), len(predictions.labels)
+    right = int((predicted == predictions.labels).sum())
+    return {
+        "accuracy": wilson_interval(right, rows),
+        "f1_macro": bootstrap_f1_interval(predictions.labels, predicted, classes),
+    }
+
+
+def _confusions(matrix: npt.NDArray[np.int64], label_names: Sequence[str]) -> list[dict[str, Any]]:
+    """What is taken for what most often."""
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    most = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS_NAMED]
+    pairs = [tuple(map(int, np.unravel_index(place, wrong.shape))) for place in most]
+    return [
+        {"true": label_names[true], "predicted": label_names[said], "samples": int(wrong[true, said])}
+        for true, said in pairs
+        if wrong[true, said]
+    ]
+
+
 def _confusion(predictions: Predictions, classes: int) -> npt.NDArray[np.int64]:
     found = predictions.logits.argmax(-1).numpy()
     matrix: npt.NDArray[np.int64] = confusion_matrix(predictions.labels, found, labels=range(classes))
@@ -145,7 +216,7 @@ def _markdown(
     notes: Sequence[str], trained: bool,
 ) -> str:  # fmt: skip
     test, rows = results["metrics"]["test"], results["samples"]["test"]
-    low, high = wilson_interval(test["accuracy"] * rows, rows)
+    low, high = results["intervals"]["test"]["accuracy"]
     parameters = results["parameters"]
     lines = [
         f"# {plain(results['strategy'])} of {plain(results['model_name_or_path'])} on {plain(results['dataset_name'])}",

@@ -17,13 +17,13 @@ from torch import nn
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.parsing import load
-from hf_transfer.strategies.adapter_files import is_adapter_folder, load_adapter, merged, save_adapter
+from hf_transfer.strategies.adapter_files import ADAPTER_FILES, adapter_of, load_adapter, merged, save_adapter
 
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
 LOCK_FILE = ".lock"
 PARTIAL_CONFIG = ".config-partial"
-OURS = (RESULTS_FILE, "model", "report.md", "curves.png", "confusion.png")
+OURS = (RESULTS_FILE, "model", "report.md", "curves.png", "confusion.png", ".card")
 # What a run has made of a new folder that was killed before it had written its settings.
 LEFT_OVER = (LOCK_FILE, PARTIAL_CONFIG)
 
@@ -187,32 +187,29 @@ def save_and_load(
     if accelerator.is_main_process:
         save_model(
             model, processor, folder,
-            base=checkpoint.path, revision=config.model_revision, merge=config.merge_adapter,
+            base=checkpoint.path, revision=checkpoint.commit or config.model_revision, merge=config.merge_adapter,
         )  # fmt: skip
     accelerator.wait_for_everyone()
-    return load_finished(str(folder / "model"), label_names, task=checkpoint.task)
+    return load_finished(Checkpoint(str(folder / "model"), task=checkpoint.task), label_names)
 
 
-def load_finished(name: str, label_names: Sequence[str] | None, *, task: str, revision: str = "main") -> nn.Module:
+def load_finished(checkpoint: Checkpoint, label_names: Sequence[str] | None = None) -> nn.Module:
     """A finished model with its own head, whole or as an adapter beside its base.
 
     Args:
-        name: a folder OUT/model, a Hub id, or sample:NAME.
+        checkpoint: a folder OUT/model, a model on the Hub, or a sample.
         label_names: the classes it must have, in their order; None takes any.
-        task: image-classification or text-classification.
-        revision: branch, tag or commit on the Hub.
 
     Raises:
-        UserError: no such model, or one of other classes.
+        UserError: its classes are others, or the base of an adapter is not to be had.
     """
-    folder = Path(name).expanduser()
-    if not is_adapter_folder(folder):
-        return Checkpoint(name, revision, task).finished_classifier(label_names)
-    names = Checkpoint(name, revision, task).class_names(label_names)
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = Checkpoint(settings["base_model_name_or_path"], settings.get("revision") or "main", task)
-    model = base.classifier(names, seed=0, fresh_weights=False)
-    return load_adapter(folder, model)
+    folder = adapter_of(checkpoint)
+    if folder is None:
+        return checkpoint.finished_classifier(label_names)
+    names = checkpoint.class_names(label_names)
+    settings = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    base = Checkpoint(settings["base_model_name_or_path"], settings.get("revision") or "main", checkpoint.task)
+    return load_adapter(folder, base.classifier(names, seed=0, fresh_weights=False))
 
 
 def peak_memory_bytes() -> dict[str, int]:

@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.data import hub_access, samples
@@ -78,6 +79,10 @@ class Checkpoint:
         task: image-classification or text-classification.
         pooling: what the head sees of a text: as the checkpoint has it, the first token, or the mean of all.
 
+    Attributes:
+        path: where it is loaded from.
+        commit: on the Hub, of which all its files are; None for a folder here.
+
     Raises:
         UserError: it does not exist, cannot be reached or read, or is no classifier of that kind.
     """
@@ -89,11 +94,10 @@ class Checkpoint:
         self.name = name
         self.task, self._task = task, TASKS[task]
         self._fresh: frozenset[str] = frozenset()
-        self.path, answers = _locate(name, revision)
-        self._offline = not answers
-        self._revision = revision
+        self.path, self.commit, self._offline = _locate(name, revision)
+        self._revision = self.commit or revision
         with _explained(name), hub_access.local_files_only(self._offline):
-            self.config: PretrainedConfig = read_config(self.path, revision=revision)
+            self.config: PretrainedConfig = read_config(self.path, revision=self._revision)
         kind = backbone_config(self.config).model_type
         if kind not in self._task.model_types:
             raise mistake(expected=self._task.expected, found=f"{name}, a {kind} model", do=self._task.advice)
@@ -106,6 +110,15 @@ class Checkpoint:
                 found=f"{name} with {self.config.num_channels}",
                 do="choose another --model_name_or_path",
             )
+
+    def file(self, name: str) -> Path | None:
+        """A file of the checkpoint, downloaded if need be; None if it has none of that name."""
+        with _explained(self.name), hub_access.local_files_only(self._offline):
+            found = cached_file(
+                self.path, name, revision=self._revision, _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )  # fmt: skip
+        return Path(found) if found else None
 
     def processor(self) -> ImageProcessor:
         """The checkpoint's own image processor: its size, interpolation, mean and standard deviation."""
@@ -307,10 +320,10 @@ def renew_head(model: nn.Module, head: Group, seed: int) -> None:
                 layer.bias.zero_()
 
 
-def _locate(name: str, revision: str) -> tuple[str, bool]:
-    """Where to load from, and whether the Hub may be asked."""
+def _locate(name: str, revision: str) -> tuple[str, str | None, bool]:
+    """Where to load from, which commit of it, and whether the Hub must not be asked again."""
     if samples.is_sample(name):
-        return str(samples.backbone_folder(name)), True
+        return str(samples.backbone_folder(name)), None, False
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -319,14 +332,15 @@ def _locate(name: str, revision: str) -> tuple[str, bool]:
                 found="a folder without one",
                 do="name the folder that holds config.json and model.safetensors",
             )
-        return str(path), True
+        return str(path), None, False
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise mistake(
             expected="a model: a folder here, a Hub id, or sample:NAME",
             found=f"no folder {path}",
             do="correct --model_name_or_path",
         )
-    return name, hub_access.hub_answers(name, kind="model", revision=revision)
+    found = hub_access.ask_hub(name, kind="model", revision=revision)
+    return name, hub_access.commit_of(name, revision, found), found is None
 
 
 @contextmanager

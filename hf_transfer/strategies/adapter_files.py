@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hf_transfer.config import mistake
+from hf_transfer.models.pretrained import Checkpoint
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -53,6 +54,12 @@ def save_adapter(model: nn.Module, folder: Path, *, base_model_name: str | None 
 def is_adapter_folder(folder: Path) -> bool:
     """Whether the folder holds an adapter instead of a whole model."""
     return all((folder / name).is_file() for name in ADAPTER_FILES)
+
+
+def adapter_of(checkpoint: Checkpoint) -> Path | None:
+    """The folder of a checkpoint that is an adapter, downloaded if need be; None for a whole model."""
+    settings, weights = (checkpoint.file(name) for name in ADAPTER_FILES)
+    return settings.parent if settings and weights else None
 
 
 def load_adapter(folder: Path, base_model: nn.Module) -> nn.Module:

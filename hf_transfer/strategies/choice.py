@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor, nn
 
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.models.groups import Group, describe_frozen
 from hf_transfer.models.pretrained import Checkpoint, load_classifier
-from hf_transfer.strategies.adapter_files import is_adapter_folder
+from hf_transfer.strategies.adapter_files import adapter_of
 from hf_transfer.strategies.adapters import (
     InfusedAdapters,
     KroneckerAdaptation,
@@ -90,11 +89,11 @@ def prepare_model(
         UserError: before weights are read: the model has fewer blocks than named, or no layer that adapters can
             attach to; later: the checkpoint is not complete.
     """
-    if is_adapter_folder(Path(checkpoint.path)):
+    if adapter_of(checkpoint):
         raise mistake(
             expected="a whole model to start from",
             found=f"an adapter in {checkpoint.name}",
-            do="name its base model, or the folder of a run with --merge_adapter",
+            do="name its base model, or the model of a run with --merge_adapter",
         )
     outline, groups = checkpoint.outline(label_names, inputs)
     strategy.check(outline, groups)

@@ -16,7 +16,8 @@ from hf_transfer.data import samples
 from hf_transfer.data.sources import Splits, load_text_splits
 from tests.conftest import REPOSITORY
 from tests.data.conftest import TextSettings, mistake_saying, text_rows, write_table
-from tests.local_hub import LocalHub, Repository, local_hub
+from tests.hub.contents import Repository
+from tests.hub.stand_in import StandIn, served
 
 KINDS = ["csv", "tsv", "json", "jsonl", "parquet"]
 
@@ -111,9 +112,9 @@ def test_a_data_set_on_the_hub_is_loaded_by_its_name(tmp_path: Path) -> None:
         "config = TextConfig(model_name_or_path='m', dataset_name='org/messages', output_dir='o')\n"
         "print('FOUND', json.dumps([split.texts() for _, split in load_text_splits(config).items()]))\n"
     )
-    hub = LocalHub(repositories={("datasets", "org/messages"): Repository(tmp_path / "served")})
+    hub = StandIn(repositories={("datasets", "org/messages"): Repository(tmp_path / "served")})
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    with local_hub(hub):
+    with served(hub):
         environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
         environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
         done = subprocess.run(

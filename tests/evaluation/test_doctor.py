@@ -33,7 +33,7 @@ def settings(folder: Path, name: str, **more: object) -> Path:
 def test_of_the_token_only_its_presence_is_told(
     token: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/evaluation/doctor.py: ""present" if huggingface_hub.get_token() else "none"" -> "huggingface_hub.get_token()" """  # noqa: E501
+    """Mutation: hf_transfer/data/hub_account.py: "else "present"" -> "else token" """
     monkeypatch.delenv("HF_TOKEN", raising=False)
     if token:
         monkeypatch.setenv("HF_TOKEN", token)

@@ -21,7 +21,7 @@ def pictures(run: Run) -> list[Path]:
 def test_answers_are_those_of_a_transformers_pipeline(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Across the border of a batch, in the order asked for, most probable first.
 
-    Mutation: hf_transfer/evaluation/predict.py: "pictures[start : start + BATCH_SIZE]" -> "pictures[:BATCH_SIZE]"
+    Mutation: hf_transfer/evaluation/predict.py: "samples[start : start + BATCH_SIZE]" -> "samples[:BATCH_SIZE]"
     """
     monkeypatch.setattr(predict, "BATCH_SIZE", 4)
     paths = pictures(finished_run)[::2]
@@ -75,34 +75,21 @@ def said_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
     return code, captured.out, captured.err
 
 
-def test_the_command_prints_a_line_for_each_picture(finished_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tab-separated, four digits.
+def test_the_command_prints_a_line_of_json_for_each_picture(
+    finished_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many labels as were asked for.
 
-    Mutation: hf_transfer/command_line.py: "arguments.top" -> "3"
+    Mutation: hf_transfer/command_line.py: "arguments.files, arguments.top" -> "arguments.files, 3"
     """
     paths = pictures(finished_run)[:3]
     model = str(finished_run.out / "model")
     code, out, _ = said_by(["predict", model, *map(str, paths), "--top", "2"], capsys)
-    expected = [
-        f"{answer.path}\t" + "\t".join(f"{name} {share:.4f}" for name, share in answer.scores)
-        for answer in classify_images(model, paths, top=2)
-    ]
-    assert (code, out.splitlines()) == (0, expected)
-    assert [len(line.split("\t")) for line in out.splitlines()] == [3, 3, 3]
-
-
-def test_the_command_prints_json_for_programs(finished_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """One object in a line.
-
-    Mutation: hf_transfer/command_line.py: "        if as_json:" -> "        if not as_json:"
-    """
-    paths = pictures(finished_run)[:2]
-    model = str(finished_run.out / "model")
-    code, out, _ = said_by(["predict", model, *map(str, paths), "--json"], capsys)
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, [row["path"] for row in rows]) == (0, list(map(str, paths)))
-    for row, answer in zip(rows, classify_images(model, paths), strict=True):
-        assert row["scores"] == dict(answer.scores)
+    for row, answer in zip(rows, classify_images(model, paths, top=2), strict=True):
+        assert row == {"path": str(answer.path), "scores": dict(answer.scores)}
+        assert len(row["scores"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -141,7 +128,7 @@ def test_a_model_that_is_not_there_is_a_users_mistake(
 ) -> None:
     """Also a name that the Hub would refuse to look up.
 
-    Mutation: hf_transfer/data/hub_access.py: "except HFValidationError as error:" -> "except EOFError as error:"
+    Mutation: hf_transfer/data/hub_access.py: "    except HFValidationError:" -> "    except EOFError:"
     """
     code, out, err = said_by(["predict", model, str(pictures(finished_run)[0])], capsys)
     assert (code, out) == (2, "")

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
+from sklearn.metrics import f1_score
 
-from hf_transfer.evaluation.report import plain, wilson_interval
+from hf_transfer.evaluation.report import bootstrap_f1_interval, plain, wilson_interval
 from tests.evaluation.conftest import CLASSES, COUNTS, Run, start
 
 HOSTILE = [
@@ -124,6 +126,7 @@ def test_results_have_the_keys_and_values_that_others_rely_on(finished_run: Run)
     assert found["peak_memory_bytes"]["device"] >= 0
     assert (found["threads"], found["processes"]) >= (1, 1)
     assert {"python", "torch", "transformers", "datasets", "accelerate"} <= set(found["versions"])
+    assert (found["commits"], found["languages"]) == ({}, [])
 
 
 def test_the_kept_epoch_is_the_best_of_the_history_and_the_one_that_was_judged(finished_run: Run) -> None:
@@ -145,9 +148,10 @@ def test_the_run_folder_holds_the_model_the_report_and_its_pictures(finished_run
     """
     assert {path.name for path in finished_run.out.iterdir()} == {
         "model", "results.json", "report.md", "curves.png", "confusion.png", "config.yaml", ".lock", "checkpoints",
+        ".card",
     }  # fmt: skip
     assert {path.name for path in (finished_run.out / "model").iterdir()} == {
-        "config.json", "model.safetensors", "preprocessor_config.json",
+        "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "curves.png", "confusion.png",
     }  # fmt: skip
     for name in ("curves.png", "confusion.png"):
         with Image.open(finished_run.out / name) as picture:
@@ -223,6 +227,48 @@ def test_a_name_stands_in_a_table_as_it_is(name: str, shown: str) -> None:
     Mutation: hf_transfer/evaluation/report.py: "&#{ord(sign)};" -> "&&#35;{ord(sign)};"
     """
     assert plain(name) == shown
+
+
+def test_the_results_have_figures_of_each_class_and_what_is_taken_for_what(finished_run: Run, stranger: Any) -> None:
+    """Counted by hand; the most frequent confusion first.
+
+    Mutation: hf_transfer/evaluation/report.py: "np.argsort(-wrong," -> "np.argsort(wrong,"
+    """
+    found = results(finished_run.out)
+    pairs = [(Path(path).parent.name, max(row, key=row.get)) for path, row in stranger["test"]["scores"].items()]
+    assert [row["label"] for row in found["classes"]] == list(CLASSES)
+    for row in found["classes"]:
+        hits, members = (sum(pair[:side] == (row["label"],) * side for pair in pairs) for side in (2, 1))
+        assert (row["recall"], row["samples"]) == (pytest.approx(hits / members), members)
+    wrong = Counter(pair for pair in pairs if pair[0] != pair[1])
+    counted = {(row["true"], row["predicted"]): row["samples"] for row in found["confusions"]}
+    assert counted.items() <= wrong.items()
+    assert sorted(counted.values(), reverse=True) == list(counted.values())
+    assert max(counted.values()) == max(wrong.values())
+    low, high = found["intervals"]["test"]["accuracy"]
+    assert low < found["metrics"]["test"]["accuracy"] < high
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(2, 40), (5, 300)])
+def test_the_interval_of_the_macro_f1_is_a_bootstraps(classes: int, rows: int) -> None:
+    """Of scipy, which draws other rows.
+
+    Mutation: hf_transfer/evaluation/report.py: "np.quantile(scores, [0.025, 0.975])" -> "np.quantile(scores, [0.25, 0.75])"
+    """  # noqa: E501
+    draw = np.random.default_rng(3)
+    labels = draw.integers(0, classes, rows)
+    said = np.where(draw.random(rows) < 0.7, labels, draw.integers(0, classes, rows))
+
+    def macro_f1(chosen: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+        return float(f1_score(labels[chosen], said[chosen], average="macro"))
+
+    expected = bootstrap(
+        (np.arange(rows),), macro_f1, n_resamples=1000, vectorized=False, method="percentile", rng=draw
+    ).confidence_interval  # fmt: skip
+    low, high = bootstrap_f1_interval(labels, said, classes)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.03)
+    assert low < f1_score(labels, said, average="macro") < high
+    assert bootstrap_f1_interval(labels, said, classes) == (low, high)
 
 
 def cells(line: str) -> list[str]:

@@ -40,7 +40,7 @@ def test_the_base_of_a_relative_path_is_found_from_another_folder(
     run_folder.save_model(model, checkpoint.processor(), tmp_path, base=checkpoint.path)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    again = run_folder.load_finished(str(tmp_path / "model"), NAMES, task=TASK)
+    again = run_folder.load_finished(Checkpoint(str(tmp_path / "model"), task=TASK), NAMES)
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
 
@@ -62,5 +62,5 @@ def test_the_base_is_loaded_in_the_revision_it_was_trained_on(tmp_path: Path) ->
         return checkpoint if names[0] == "owner/base" else Checkpoint(str(names[0]))
 
     with patch.object(run_folder, "Checkpoint", found):
-        run_folder.load_finished(str(tmp_path / "model"), NAMES, task=TASK)
+        run_folder.load_finished(Checkpoint(str(tmp_path / "model"), task=TASK), NAMES)
     assert ("owner/base", "v2") in asked

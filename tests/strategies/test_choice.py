@@ -139,12 +139,12 @@ def test_adapters_are_put_in_with_the_seed_of_the_run(tmp_path: Path) -> None:
 def test_an_adapter_is_no_model_to_start_from(tmp_path: Path) -> None:
     """Its folder has a config.json, but no weights of its own.
 
-    Mutation: hf_transfer/strategies/choice.py: "if is_adapter_folder(Path(checkpoint.path)):" -> "if False:"
+    Mutation: hf_transfer/strategies/choice.py: "if adapter_of(checkpoint):" -> "if False:"
     """
     save_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="name its base model, or the folder of a run with --merge_adapter"):
+    with pytest.raises(UserError, match="name its base model, or the model of a run with --merge_adapter"):
         prepare_model(Checkpoint(str(tmp_path)), FullFineTuning(), LABELS, settings(), pixels("vit"))
 
 

@@ -1,0 +1,1 @@
+"""How it ships: the model card, and what goes to the Hub."""

@@ -1,0 +1,178 @@
+"""From data to a model that others load, with nothing replaced: recipes, pushes, and a stranger's machine."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.conftest import text_rows, write_table
+from tests.hub.clients import Ended, a_data_set, a_model, environment, several_runs
+from tests.hub.contents import Repository
+from tests.hub.stand_in import READER, WRITER, StandIn, served, with_accounts
+from tests.tiny_text_models import save_text_checkpoint
+
+# A machine that has transformers and peft, an empty cache, and no hf_transfer: it runs what the cards say, and more.
+STRANGER = """
+import importlib.abc, json, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_transfer":
+            raise ModuleNotFoundError("hf_transfer is not installed here")
+
+sys.meta_path.insert(0, Blocker())
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, pipeline
+
+def code(name):
+    return ModelCard.load(name).text.split("```python\\n")[1].split("```")[0]
+
+pictures, texts = json.loads(sys.argv[1])
+scores = {}
+classify = pipeline("image-classification", "alice/whole", device="cpu")
+scores["whole"] = [{row["label"]: row["score"] for row in classify(Image.open(path))} for path in pictures]
+classify = pipeline("text-classification", "alice/merged", device="cpu", top_k=None)
+scores["merged"] = [{row["label"]: row["score"] for row in rows} for rows in classify(texts)]
+for name in ("whole", "pixels", "words"):
+    scope = {}
+    exec(code(f"alice/{name}"), scope)
+    if name == "whole":
+        continue
+    rows = scores[name] = []
+    for sample in pictures if name == "pixels" else texts:
+        if name == "pixels":
+            inputs = AutoImageProcessor.from_pretrained("alice/pixels")(Image.open(sample), return_tensors="pt")
+        else:
+            inputs = AutoTokenizer.from_pretrained("alice/words")(sample, return_tensors="pt")
+        with torch.no_grad():
+            shares = scope["model"](**inputs).logits[0].softmax(-1)
+        rows.append({scope["labels"][number]: share for number, share in enumerate(shares.tolist())})
+assert "hf_transfer" not in sys.modules
+print("SCORES " + json.dumps(scores))
+"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the runs have left.
+
+    Attributes:
+        hub: with the models of all.
+        ended: how each run ended.
+        ours: scores of the trained models, by the name of the run.
+        theirs: those that a stranger's machine finds.
+    """
+
+    hub: StandIn
+    ended: dict[str, Ended]
+    ours: dict[str, Any]
+    theirs: dict[str, Any]
+
+
+def _samples(root: Path) -> tuple[list[str], list[str]]:
+    return [str(path) for path in sorted((root / "pets").rglob("*.png"))[::3]], [
+        row["text"] for row in text_rows(5, seed=9)
+    ]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    root = tmp_path_factory.mktemp("round-trip")
+    a_data_set(root / "pets")
+    for seed, name in enumerate(("train", "validation", "test")):
+        write_table(root / "texts" / f"{name}.csv", text_rows(20, seed=seed))
+    hub = with_accounts()
+    hub.repositories["models", "org/tiny"] = Repository(a_model(root / "tiny"))
+    hub.repositories["models", "org/bert"] = Repository(save_text_checkpoint(root / "bert", "bert"))
+    hub.repositories["datasets", "org/pets"] = Repository(root / "pets")
+    hub.repositories["datasets", "org/texts"] = Repository(root / "texts")
+    images = {"model_name_or_path": "org/tiny", "dataset_name": "org/pets", "push_to_hub": True}
+    texts = images | {"recipe": "text", "model_name_or_path": "org/bert", "dataset_name": "org/texts"}
+    runs: dict[str, dict[str, object]] = {
+        "whole": images | {"strategy": "full", "hub_model_id": "alice/whole"},
+        "pixels": images | {"strategy": "lora", "hub_model_id": "alice/pixels", "learning_rate": 0.01},
+        "words": texts | {"strategy": "lora", "hub_model_id": "alice/words", "learning_rate": 0.01},
+        "merged": texts | {"strategy": "lora", "merge_adapter": True, "hub_model_id": "alice/merged"},
+    }
+    files, sentences = _samples(root)
+    (root / "sentences.csv").write_text("text\n" + "\n".join(f'"{one}"' for one in sentences) + "\n")
+    home = root / "home"
+    for name in tuple(runs):
+        asked = files if name in ("whole", "pixels") else [str(root / "sentences.csv")]
+        runs[f"scores of {name}"] = {
+            "command": "predict", "arguments": [str(home / name / "model"), *asked, "--top", "9"]
+        }  # fmt: skip
+    with served(hub):
+        ended = several_runs(hub.endpoint, home, runs, WRITER)
+        ours = {
+            name: [json.loads(line)["scores"] for line in ended[f"scores of {name}"].out.splitlines()]
+            for name in ("whole", "pixels", "words", "merged")
+        }
+        assert all(one.code == 0 for one in ended.values()), {name: one.err[-2000:] for name, one in ended.items()}
+        # Nothing of where the training was is left.
+        for name in ("home", "tiny", "bert"):
+            shutil.move(root / name, root / f"gone {name}")
+        (root / "stranger").mkdir()
+        shutil.copy(files[0], root / "stranger/picture.png")
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", STRANGER, json.dumps([files, sentences])],
+            capture_output=True, text=True, check=False, timeout=300, cwd=root / "stranger",
+            env=environment(hub.endpoint, root / "fresh", READER),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+        (scores,) = [line for line in done.stdout.splitlines() if line.startswith("SCORES ")]
+        yield Published(hub, ended, ours, json.loads(scores.removeprefix("SCORES ")))
+
+
+@pytest.mark.parametrize("name", ["whole", "pixels", "words", "merged"])
+def test_a_stranger_gets_the_scores_of_the_trained_model(published: Published, name: str) -> None:
+    """Whole models by a pipeline, adapters by the lines in their cards.
+
+    Mutation: hf_transfer/evaluation/run_folder.py: "model.active_peft_config.revision = revision" -> "pass"
+    """
+    ours, theirs = published.ours[name], published.theirs[name]
+    assert len(ours) == len(theirs) >= 5
+    for expected, found in zip(ours, theirs, strict=True):
+        assert found == pytest.approx(expected, abs=1e-6)
+    assert len({json.dumps(row) for row in ours}) > 1, "a model that says the same of all shows nothing"
+
+
+@pytest.mark.parametrize("name", ["whole", "pixels", "words", "merged"])
+def test_it_is_private_and_one_commit(published: Published, name: str) -> None:
+    made = published.hub.model(f"alice/{name}")
+    assert made.private
+    assert len(made.commits) == 2
+    assert f"published    {published.hub.endpoint}/alice/{name} at commit {made.commit}" in published.ended[name].out
+
+
+def test_the_commits_that_were_loaded_are_recorded(published: Published) -> None:
+    """And an adapter names that of its base, with which it is loaded again after the base has moved on.
+
+    Mutation: hf_transfer/evaluation/run_folder.py: "checkpoint.commit or config" -> "config"
+    """
+    hub = published.hub
+    commits = {name: repository.commit for (_, name), repository in hub.repositories.items()}
+    adapter = json.loads(hub.model("alice/pixels").texts()["adapter_config.json"])
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("org/tiny", commits["org/tiny"])
+    card = hub.model("alice/words").texts()["README.md"].decode()
+    for name, setting in (("org/bert", "model_revision"), ("org/texts", "dataset_revision")):
+        assert f"\n{setting}: {commits[name]}\n" in card
+    asked = [question for question in hub.asked if re.search(r"/(resolve|tree)/main", question)]
+    assert [question for question in asked if "/org/" in question] == []
+
+
+def test_no_token_is_in_what_was_said_or_published(published: Published) -> None:
+    for one in published.ended.values():
+        assert WRITER not in one.out + one.err
+    for repository in published.hub.repositories.values():
+        assert not any(WRITER.encode() in content for content in repository.texts().values())
+    assert published.hub.tokens == {WRITER, READER}

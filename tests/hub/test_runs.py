@@ -1,0 +1,264 @@
+"""A run on its way to the Hub: asked before anything slow, published once, and never lost where the Hub fails."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import yaml
+
+from hf_transfer import command_line
+from hf_transfer.config import UserError, VisionConfig
+from hf_transfer.evaluation.doctor import machine, run_ahead
+from hf_transfer.hub import runs
+from hf_transfer.hub.runs import push_run
+from tests.conftest import Recipe
+from tests.hub.contents import Repository
+from tests.hub.stand_in import READER, WRITER, Fault, StandIn
+from tests.hub.test_card import RESULTS, SETTINGS
+
+PUSH: dict[str, Any] = {"push_to_hub": True, "hub_model_id": "alice/digits"}
+ADAPTER = {"base_model_name_or_path": "org/tiny", "revision": "main"}
+
+
+def a_run(out: Path, **adapter: Any) -> Path:
+    """A finished run, with an adapter if its settings are given."""
+    (out / "model").mkdir(parents=True)
+    (out / "model/config.json").write_text("{}")
+    (out / "model/model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    (out / "results.json").write_text(json.dumps(RESULTS))
+    (out / "config.yaml").write_text(yaml.safe_dump(SETTINGS))
+    if adapter:
+        (out / "model/adapter_config.json").write_text(json.dumps(adapter))
+        (out / "model/model.safetensors").rename(out / "model/adapter_model.safetensors")
+    return out
+
+
+def said_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = 0
+    try:
+        command_line.main(arguments)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither data nor a model may be looked at."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise AssertionError("this was to be refused before")
+
+    monkeypatch.setattr("hf_transfer.data.sources.load_image_splits", stop)
+    monkeypatch.setattr("hf_transfer.models.pretrained.Checkpoint", stop)
+
+
+@pytest.mark.parametrize(
+    ("token", "found"), [(None, "no token"), (READER, "a token that may only read"), ("hf_x", "does not know")]
+)
+@pytest.mark.usefixtures("forbidden")
+def test_a_recipe_asks_for_the_token_before_data_and_model(
+    hub: StandIn, vision: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str | None, found: str
+) -> None:
+    """Hours later it would be too late.
+
+    Mutation: recipes/vision.py: "        prepare_to_publish(config, accelerator)" -> "        pass"
+    """
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    ended = vision(**PUSH)
+    assert ended.code == 2
+    assert found in ended.err.split("Found:    ")[1]
+    assert not token or token not in ended.out + ended.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("forbidden")
+def test_an_adapter_of_a_base_that_is_only_here_is_refused_before_training(hub: StandIn, vision: Recipe) -> None:
+    """Nobody else could load it.
+
+    Mutation: hf_transfer/hub/runs.py: "not config.merge_adapter and" -> "config.merge_adapter and"
+    """
+    ended = vision(**PUSH, strategy="lora")
+    assert ended.code == 2
+    assert "Found:    sample:vit-glyphs, which is only here\n" in ended.err
+    assert "publish the base first and train from its Hub id, or add --merge_adapter" in ended.err
+    assert hub.asked == []
+
+
+@pytest.mark.usefixtures("forbidden")
+def test_what_the_hub_itself_refuses_is_told_before_training_too(hub: StandIn, vision: Recipe) -> None:
+    """Mutation: hf_transfer/hub/runs.py: "    make_ready(find_destination(" -> "    print(find_destination(" """
+    hub.faults = [Fault("POST /api/repos/create", 403, words="You have reached your limit of repositories")]
+    ended = vision(**PUSH)
+    assert ended.code == 2
+    assert "403: You have reached your limit of repositories" in ended.err
+
+
+def test_a_run_whose_push_fails_is_complete_and_says_what_is_left_to_do(
+    hub: StandIn, vision: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The results are shown, the exit is not 0, the command that it prints completes it, and so does its own.
+
+    Mutation: hf_transfer/hub/runs.py: "What is left to do: {left}" -> "What is left to do: {out}"
+    """
+    hub.faults = [Fault("/commit/", 503, words="down")]
+    ended = vision(**PUSH)
+    assert ended.code == 2
+    assert "test  " in ended.out
+    assert "503: down" in ended.err
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("The run is complete in ")]
+    command = shlex.split(line.split("What is left to do: ")[1])
+    assert command == ["hf-transfer", "push", str(tmp_path / "out"), "alice/digits"]
+    assert (tmp_path / "out/results.json").is_file()
+    assert "README.md" not in hub.model("alice/digits").texts()
+    hub.faults = []
+    code, out, _ = said_by(command[1:], capsys)
+    made = hub.model("alice/digits")
+    assert (code, out) == (0, f"{hub.endpoint}/alice/digits at commit {made.commit}\n")
+    assert made.private
+    assert len(made.commits) == 2
+    again = vision(**PUSH)
+    assert again.code == 0
+    assert f"published    {hub.endpoint}/alice/digits at commit {made.commit}" in again.out
+    assert len(made.commits) == 2
+    assert WRITER not in ended.out + ended.err + again.out + again.err
+
+
+def test_a_finished_run_is_published_by_the_same_command_with_the_flags_added(
+    hub: StandIn, vision: Recipe, tmp_path: Path
+) -> None:
+    """Where it goes is no part of what it is, and does not go into its settings.
+
+    Mutation: hf_transfer/config.py: ""save_total_limit", "push_to_hub", "hub_model_id"" -> ""save_total_limit", "push_to_hub""
+    """  # noqa: E501
+    assert vision().code == 0
+    assert hub.asked == []
+    assert vision(**PUSH, hub_private_repo=False).code == 0
+    assert not hub.model("alice/digits").private
+    assert 'pipeline("image-classification", "alice/digits")' in hub.model("alice/digits").texts()["README.md"].decode()
+    assert {"push_to_hub", "hub_model_id", "hub_private_repo"}.isdisjoint(
+        yaml.safe_load((tmp_path / "out/config.yaml").read_text())
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"push_to_hub": True}, "--push_to_hub and --hub_model_id OWNER/NAME together"),
+        ({"hub_model_id": "alice/x"}, "--push_to_hub and --hub_model_id OWNER/NAME together"),
+        ({**PUSH, "evaluate_only": True}, "--push_to_hub with training"),
+    ],
+)
+def test_settings_that_go_together_are_asked_for_together(flags: dict[str, Any], expected: str) -> None:
+    """Mutation: hf_transfer/config.py: "if self.push_to_hub != (self" -> "if self.push_to_hub and not (self" """
+    with pytest.raises(UserError, match=f"Expected: {expected}"):
+        VisionConfig(model_name_or_path="m", dataset_name="d", output_dir="o", **flags)
+
+
+@pytest.mark.parametrize("name", ["out", "out/model"])
+def test_a_finished_run_is_named_by_its_folder_or_that_of_its_model(hub: StandIn, tmp_path: Path, name: str) -> None:
+    """Mutation: hf_transfer/hub/runs.py: "        out = out.parent" -> "        pass" """
+    a_run(tmp_path / "out")
+    done = push_run(tmp_path / name, "alice/pets", private=True)
+    assert done.revision == hub.model("alice/pets").commit
+    assert set(hub.model("alice/pets").texts()) == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("left", ["nothing", "settings", "results"])
+def test_a_run_that_is_not_finished_is_not_published(hub: StandIn, tmp_path: Path, left: str) -> None:
+    """`--evaluate_only` leaves results, and no model.
+
+    Mutation: hf_transfer/hub/runs.py: "is_file() or not model.is_dir():" -> "is_file():"
+    """
+    if left != "nothing":
+        (tmp_path / "out").mkdir()
+        (tmp_path / f"out/{left}.json").write_text("{}")
+    with pytest.raises(UserError, match="Expected: a finished run in ") as error:
+        push_run(tmp_path / "out", "alice/pets", private=True)
+    assert f"Found:    {'no such folder' if left == 'nothing' else 'a folder without them'}\n" in str(error.value)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("base", ["/gone/with/the/machine", "../base"])
+def test_an_adapter_whose_base_is_no_hub_id_is_not_published(hub: StandIn, tmp_path: Path, base: str) -> None:
+    """Also where the path does not exist any more.
+
+    Mutation: hf_transfer/hub/runs.py: "or not is_valid_name(base):" -> "or False:"
+    """
+    with pytest.raises(UserError, match=f"Found:    {base}, which is only here"):
+        push_run(a_run(tmp_path / "out", base_model_name_or_path=base), "alice/pets", private=True)
+    assert hub.asked == []
+
+
+def test_an_adapter_whose_base_the_hub_does_not_know_is_not_published(hub: StandIn, tmp_path: Path) -> None:
+    """Mutation: hf_transfer/hub/runs.py: "    ask_hub(base, kind" -> "    str(dict(base=base, kind" """
+    out = a_run(tmp_path / "out", **ADAPTER)
+    with pytest.raises(UserError, match="no such model on the Hub"):
+        push_run(out, "alice/pets", private=True)
+    hub.repositories["models", "org/tiny"] = Repository()
+    assert push_run(out, "alice/pets", private=True).revision == hub.model("alice/pets").commit
+
+
+@pytest.mark.parametrize(("flag", "private"), [([], True), (["--hub_private_repo", "false"], False)])
+def test_the_command_publishes_privately_unless_told(
+    hub: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: list[str], private: bool
+) -> None:
+    """Mutation: hf_transfer/command_line.py: "arguments.hub_private_repo == "true"" -> "True" """
+    out = str(a_run(tmp_path / "a run"))
+    code, said, _ = said_by(["push", out, "alice/pets", *flag], capsys)
+    made = hub.model("alice/pets")
+    assert (code, said) == (0, f"{hub.endpoint}/alice/pets at commit {made.commit}\n")
+    assert made.private is private
+    hub.faults = [Fault("whoami", 503)]
+    code, _, err = said_by(["push", out, "alice/pets", *flag], capsys)
+    assert code == 2
+    assert err.rstrip().splitlines()[-1].endswith(f": {shlex.join(['hf-transfer', 'push', out, 'alice/pets', *flag])}")
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [
+        (WRITER, "of alice, to write"), (READER, "of alice, to read"), (None, "none"),
+        ("hf_x", "present; a token that the Hub does not know (401: Invalid credentials in Authorization header)"),
+    ],
+)  # fmt: skip
+def test_the_doctor_says_whose_token_it_is(
+    hub: StandIn, monkeypatch: pytest.MonkeyPatch, token: str | None, told: str
+) -> None:
+    """Mutation: hf_transfer/data/hub_account.py: "return f"present; {in_words(error)[0]}"" -> "raise" """
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    assert dict(machine())["token for the Hub"] == told
+
+
+def test_the_doctor_says_whether_the_result_may_be_published_and_changes_nothing(
+    hub: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Mutation: hf_transfer/evaluation/doctor.py: "    if config.push_to_hub:" -> "    if False:" """
+    config = VisionConfig(
+        model_name_or_path="sample:vit-glyphs", dataset_name="sample:digits", output_dir=str(tmp_path), **PUSH
+    )
+    assert next(run_ahead(config)) == "Published by alice as alice/digits, which is to be made."
+    assert hub.repositories == {}
+    monkeypatch.setenv("HF_TOKEN", READER)
+    with pytest.raises(UserError, match="a token that may only read"):
+        next(run_ahead(config))
+
+
+def test_other_processes_leave_the_hub_to_the_first(hub: StandIn, tmp_path: Path) -> None:
+    """Mutation: hf_transfer/hub/runs.py: "or not accelerator.is_main_process:" -> "or False:" """
+
+    class Second:
+        is_main_process = False
+
+    config = VisionConfig(model_name_or_path="m", dataset_name="d", output_dir=str(tmp_path), **PUSH)
+    runs.prepare_to_publish(config, Second())
+    assert hub.asked == []
+
+
+def test_without_the_flag_the_hub_is_not_asked(vision: Recipe) -> None:
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    assert vision(strategy="lora").code == 0
