@@ -1,4 +1,4 @@
-"""What the demo knows about its model: from demo.json, which lies beside it, and from the model's card."""
+"""What the demo knows about its model: from settings.json, which lies beside it, and from the model's card."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-SETTINGS_FILE = "demo.json"
+SETTINGS_FILE = "settings.json"
 LONGEST_CARD = 200_000
 # Comments, scripts and styles go with what is in them, of all else only the tags.
 TAGS = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>|</?[a-z][^<>]*>", re.DOTALL | re.IGNORECASE)
@@ -21,7 +21,7 @@ class Example:
 
     Attributes:
         label: its true class.
-        picture: a file beside demo.json.
+        picture: a file beside settings.json.
         texts: a text or a pair of texts.
     """
 
@@ -32,10 +32,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Settings:
-    """What demo.json says; each of it has a default, so that any model can be served without the file.
+    """What settings.json says; each of it has a default, so that any model can be served without the file.
 
     Attributes:
-        model: a folder beside demo.json or a Hub id.
+        model: a folder beside settings.json or a Hub id.
         revision: branch, tag or commit on the Hub.
         title: what the page is called; None for the model's name.
         base_model: what the model was trained from.
@@ -60,7 +60,7 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """Of demo.json in the folder; the environment's MODEL_ID and MODEL_REVISION name another model."""
+    """Of settings.json in the folder; the environment's MODEL_ID and MODEL_REVISION name another model."""
     path = folder / SETTINGS_FILE
     said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if "MODEL_ID" in os.environ:
@@ -68,7 +68,9 @@ def read_settings(folder: Path) -> Settings:
         said = {"model": os.environ["MODEL_ID"], "revision": os.environ.get("MODEL_REVISION")}
     elif (model := str(said.get("model", "./model"))).startswith("."):
         said["model"] = str(folder / model)
-    examples = [Example(one["label"], one.get("picture"), tuple(one.get("texts", ()))) for one in said.pop("examples", [])]
+    examples = [
+        Example(one["label"], one.get("picture"), tuple(one.get("texts", ()))) for one in said.pop("examples", [])
+    ]
     texts = tuple(said.pop("texts", ("text",)))
     return Settings(**said, texts=texts, examples=tuple(examples))
 
@@ -96,8 +98,11 @@ def read_card(folder: Path) -> Card:
     base = data.get("base_model")
     results = [one for one in card.data.eval_results or [] if one.metric_type == "accuracy"]
     values = [one.metric_value for one in results if isinstance(one.metric_value, int | float)]
-    return Card(plain_card(card.text), str(base[0] if isinstance(base, list) else base) if base else None,
-                float(values[0]) if values else None)
+    return Card(
+        plain_card(card.text),
+        str(base[0] if isinstance(base, list) else base) if base else None,
+        float(values[0]) if values else None,
+    )
 
 
 def plain_card(text: str) -> str:

@@ -2,8 +2,8 @@
 
     MODEL_ID=path/to/model python app.py
 
-Without MODEL_ID it serves what demo.json names, or the folder ./model beside it. It needs transformers, torch, Pillow
-and gradio, and asks no network but for a model on the Hub.
+Without MODEL_ID it serves what settings.json names, or the folder ./model beside it. It needs transformers, torch,
+Pillow and gradio, and asks no network but for a model on the Hub.
 """
 
 import os
@@ -39,6 +39,8 @@ element.addEventListener("click", event => {
   if (button) trigger("click", {index: button.dataset.example});
 });
 """
+# On a phone the answer may lie below; where it can be seen already nothing moves.
+INTO_VIEW = "() => document.querySelector('.verdict').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 COPY = """
 element.addEventListener("click", event => {
   const button = event.target.closest("button[data-copy]");
@@ -52,8 +54,9 @@ element.addEventListener("click", event => {
 
 def build(service: Service, settings: Settings, card: Card) -> gr.Blocks:
     """The page."""
+    names = service.text_names
     with gr.Blocks(title=page.title_of(settings), analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
-        gr.HTML(page.masthead(settings, card, service.classifier), js_on_load=None, apply_default_css=False)
+        _html(page.masthead(settings, card, service.classifier))
         with gr.Tabs():
             with gr.Tab("Try it"):
                 _try_it(service)
@@ -62,71 +65,81 @@ def build(service: Service, settings: Settings, card: Card) -> gr.Blocks:
             with gr.Tab("About"):
                 gr.Markdown(card.text or "This model has no card.", elem_classes="card-text")
             with gr.Tab("API"):
-                gr.HTML(page.api(service.classifier, service.text_names, AT_ONCE, WAITING), js_on_load=COPY, apply_default_css=False)
-        gr.HTML(page.FOOT, js_on_load=None, apply_default_css=False)
+                _html(page.api(service.classifier, names, AT_ONCE, WAITING), script=COPY)
+        _html(page.FOOT)
     return demo
 
 
+def _html(value: str, *, script: str | None = None, visible: bool = True) -> gr.HTML:
+    return gr.HTML(value, js_on_load=script, apply_default_css=False, visible=visible)
+
+
 def _try_it(service: Service) -> None:
-    classifier = service.classifier
-    # As the API calls them.
-    asked: dict[str, Any] = {}
     with gr.Row(elem_classes="ask-and-answer"):
         with gr.Column(elem_classes="ask"):
-            if classifier.takes_picture:
-                asked["picture"] = gr.Image(
-                    type="filepath", label="Picture", sources=["upload", "clipboard", "webcam"], buttons=[], height=300, format="png",
-                    placeholder="Drop a picture here, paste one,\nor click to choose a file", elem_id="picture",
-                )  # fmt: skip
-                refuse_addresses(asked["picture"])
-            for key, name in zip(("text", "second_text"), service.text_names, strict=False):
-                asked[key] = gr.Textbox(label=name.replace("_", " ").capitalize(), lines=4, max_lines=12)
+            asked = _questions(service)
             with gr.Row(elem_classes="go"):
                 explain = gr.Checkbox(True, label="Show what the model looked at", visible=service.explains)
                 button = gr.Button("Classify", variant="primary", elem_id="classify")
         with gr.Column(elem_classes="answer-column"):
-            verdict = gr.HTML(page.nothing_yet(classifier, service.examples), js_on_load=None, apply_default_css=False)
-            looked = gr.HTML("", js_on_load=None, apply_default_css=False)
+            answer = [_html(page.nothing_yet(service.classifier, service.examples)), _html("")]
         with gr.Column(elem_classes="examples-column"):
-            examples = gr.HTML(
-                page.examples(service.examples, service.pictures), js_on_load=CHOOSE_EXAMPLE,
-                apply_default_css=False, visible=bool(service.examples),
-            )  # fmt: skip
-    triggers = [button.click, explain.input]
-    if classifier.takes_picture and not classifier.takes_text:
+            shown = page.examples(service.examples, service.pictures)
+            examples = _html(shown, script=CHOOSE_EXAMPLE, visible=bool(service.examples))
+
+    triggers = [button.click, explain.input, *(box.submit for name, box in asked.items() if name != "picture")]
+    if list(asked) == ["picture"]:
+        # There is nothing else to wait for.
         triggers.append(asked["picture"].input)
-    triggers += [box.submit for key, box in asked.items() if key != "picture"]
-    # Into view on a phone; where it can be seen already nothing moves.
-    into_view = "() => document.querySelector('.verdict').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
-    shared: dict[str, Any] = {"concurrency_limit": AT_ONCE, "concurrency_id": "model"}
+    model: dict[str, Any] = {"concurrency_limit": AT_ONCE, "concurrency_id": "model"}
+    quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+    inputs = {**asked, "explain": explain}
     gr.on(
-        triggers, service.show, inputs_kwargs={**asked, "explain": explain}, outputs=[verdict, looked],
-        api_visibility="private", show_progress="minimal", trigger_mode="always_last", **shared,
-    ).then(None, js=into_view)  # fmt: skip
-    examples.click(
-        service.show_example, outputs=[*asked.values(), verdict, looked], api_visibility="private",
-        show_progress="minimal", **shared,
-    ).then(None, js=into_view)  # fmt: skip
+        triggers, service.show, inputs_kwargs=inputs, outputs=answer, trigger_mode="always_last", **quietly, **model
+    ).then(None, js=INTO_VIEW)
+    examples.click(service.show_example, outputs=[*asked.values(), *answer], **quietly, **model).then(
+        None, js=INTO_VIEW
+    )
     # The API has an event of its own, so that programs get values and not HTML.
+    inputs = {**asked, "explain": gr.Checkbox(False, visible=False)}
     gr.Button(visible=False).click(
-        service.classify, inputs_kwargs={**asked, "explain": gr.Checkbox(False, visible=False)},
-        outputs=gr.JSON(visible=False), api_name="classify", **shared,
-    )  # fmt: skip
+        service.classify, inputs_kwargs=inputs, outputs=gr.JSON(visible=False), api_name="classify", **model
+    )
+
+
+def _questions(service: Service) -> dict[str, Any]:
+    """What is asked for, under the names that the API has for it."""
+    asked: dict[str, Any] = {}
+    if service.classifier.takes_picture:
+        asked["picture"] = gr.Image(
+            type="filepath",
+            # Without loss: what is shown of an example is what is classified again.
+            format="png",
+            label="Picture",
+            sources=["upload", "clipboard", "webcam"],
+            placeholder="Drop a picture here, paste one,\nor click to choose a file",
+            buttons=[],
+            height=300,
+            elem_id="picture",
+        )
+        refuse_addresses(asked["picture"])
+    for name, text in zip(("text", "second_text"), service.text_names, strict=False):
+        asked[name] = gr.Textbox(label=text.replace("_", " ").capitalize(), lines=4, max_lines=12)
+    return asked
 
 
 def _many_at_once(service: Service) -> None:
+    kinds = [*(["image"] if service.classifier.takes_picture else []), *(TABLES if service.text_names else [])]
     with gr.Column(elem_classes="batch"):
-        gr.HTML(page.batch_help(service.classifier, service.text_names, MAX_ROWS), js_on_load=None, apply_default_css=False)
-        kinds = [*(["image"] if service.classifier.takes_picture else []), *(TABLES if service.text_names else [])]
+        _html(page.batch_help(service.classifier, service.text_names, MAX_ROWS))
         files = gr.File(file_count="multiple", file_types=kinds, label="Files", height=160)
         refuse_addresses(files)
         with gr.Row(elem_classes="go"):
             button = gr.Button("Classify all", variant="primary")
             download = gr.DownloadButton("Download as CSV", interactive=False)
-        table = gr.HTML("", js_on_load=None, apply_default_css=False)
+        table = _html("")
 
     def classify_files(files: list[str] | None) -> tuple[str, Any]:
-        """Classify many samples."""
         shown, path = service.classify_files(files)
         return shown, gr.DownloadButton(value=path, interactive=True)
 
@@ -144,7 +157,7 @@ def launch(demo: gr.Blocks) -> None:
         css_paths=HERE / "style.css",
         # Nothing but uploads and answers is served: neither what lies beside this file nor where it was started.
         allowed_paths=[],
-        blocked_paths=[str(HERE), os.getcwd()],
+        blocked_paths=[str(HERE), str(Path.cwd())],
         max_file_size=UPLOAD_LIMIT,
         app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None, "redoc_url": None, "openapi_url": None},
         strict_cors=True,

@@ -82,7 +82,11 @@ def read_rows(paths: Sequence[str], classifier: Classifier, text_names: Sequence
         raise BadBatchError("This model takes pictures: upload picture files, not a table.")
     if pictures and not classifier.takes_picture:
         raise BadBatchError("This model takes texts: upload one CSV file, and nothing else.")
-    rows = _table_rows(tables[0], pictures, classifier, text_names) if tables else [Row(name=name, picture=path) for name, path in pictures.items()]
+    rows = (
+        _table_rows(tables[0], pictures, classifier, text_names)
+        if tables
+        else [Row(name=name, picture=path) for name, path in pictures.items()]
+    )
     if not rows:
         raise BadBatchError("There is nothing in it.")
     if len(rows) > MAX_ROWS:
@@ -90,9 +94,7 @@ def read_rows(paths: Sequence[str], classifier: Classifier, text_names: Sequence
     return rows
 
 
-def _table_rows(
-    table: Path, pictures: dict[str, Path], classifier: Classifier, text_names: Sequence[str]
-) -> list[Row]:
+def _table_rows(table: Path, pictures: dict[str, Path], classifier: Classifier, text_names: Sequence[str]) -> list[Row]:
     try:
         content = table.read_text(encoding="utf-8-sig")
         separator = "\t" if table.suffix.lower() == ".tsv" else ","

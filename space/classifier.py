@@ -109,7 +109,9 @@ class Classifier:
             # A tokenizer that adds no tokens of its own makes nothing of some characters.
             for position in (position for position, ids in enumerate(tokens["input_ids"]) if not ids):
                 for name in tokens:
-                    tokens[name][position] = [{"input_ids": self.tokenizer.pad_token_id, "attention_mask": 1}.get(name, 0)]
+                    tokens[name][position] = [
+                        {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 1}.get(name, 0)
+                    ]
             inputs |= self.tokenizer.pad(dict(tokens), return_tensors="pt")
         return {name: value.to(self.device) for name, value in inputs.items()}, tokens
 
@@ -145,7 +147,7 @@ def _auto_class(config: Any, folder: Path, trust_remote_code: bool) -> str:
         if architecture.endswith(ending):
             return auto_class
     raise NoClassifierError(
-        f"{folder} holds {architecture}, and this demo serves ...ForImageClassification and ...ForSequenceClassification."
+        f"{folder} holds {architecture}; this demo serves classes that end with {' or '.join(AUTO_CLASSES)}."
     )
 
 
@@ -161,5 +163,7 @@ def _longest_text(model: nn.Module, tokenizer: Any) -> int:
     if stated and stated > 0:
         # RoBERTa and its kin count positions from behind the padding's: of 514 they have 512 for tokens.
         tables = [part for name, part in model.named_modules() if "position" in name and isinstance(part, nn.Embedding)]
-        limits.append(stated - max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0))
+        limits.append(
+            stated - max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
+        )
     return min((int(limit) for limit in limits if limit and 0 < limit < LONGEST_LIMIT), default=WITHOUT_LIMIT)

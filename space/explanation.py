@@ -1,10 +1,10 @@
 """Where the model looked: a map over the picture, and a weight for each word of the text.
 
-Pictures: attention rollout where tokens of the whole picture attend to each other (Abnar & Zuidema, "Quantifying
-Attention Flow in Transformers", ACL 2020, https://arxiv.org/abs/2005.00928), else Grad-CAM on the last map of features
-(Selvaraju et al., ICCV 2017, https://arxiv.org/abs/1610.02391). Texts: integrated gradients from a text of padding
-(Sundararajan et al., ICML 2017, https://arxiv.org/abs/1703.01365). Gradient times input costs less, but on a BERT with a
-solved head it went against what leaving the word out does to the answer (rank correlation -0.1, integrated 0.5).
+Pictures: attention rollout where tokens of the whole picture attend to each other (Abnar & Zuidema, ACL 2020,
+https://arxiv.org/abs/2005.00928), else Grad-CAM on the last map of features (Selvaraju et al., ICCV 2017,
+https://arxiv.org/abs/1610.02391). Texts: integrated gradients from a text of padding (Sundararajan et al., ICML 2017,
+https://arxiv.org/abs/1703.01365). Gradient times input costs less, but on a BERT with a solved head it went against
+what leaving the word out does to the answer (rank correlation -0.1, integrated 0.5).
 
 Which of them a model can have is found by looking at one forward pass, not by the model's name.
 """

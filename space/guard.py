@@ -1,4 +1,4 @@
-"""What stands between the network and gradio: nothing is fetched for visitors, and their browsers fetch nothing either."""
+"""Between the network and gradio: nothing is fetched for visitors, and their browsers fetch nothing either."""
 
 from typing import Any
 

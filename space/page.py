@@ -51,7 +51,7 @@ def masthead(settings: Settings, card: Card, classifier: Classifier) -> str:
 
 
 def title_of(settings: Settings) -> str:
-    """As demo.json has it, else the last part of the model's name."""
+    """As settings.json has it, else the last part of the model's name."""
     return settings.title or settings.model.rstrip("/").split("/")[-1] or "Classifier"
 
 
@@ -78,7 +78,11 @@ def _facts(settings: Settings, card: Card, classifier: Classifier) -> list[str]:
 
 def nothing_yet(classifier: Classifier, examples: Sequence[Example]) -> str:
     """In place of an answer, before there is a question."""
-    ask = {(True, False): "Choose a picture", (False, True): "Write a text", (True, True): "Choose a picture, write its text"}
+    ask = {
+        (True, False): "Choose a picture",
+        (False, True): "Write a text",
+        (True, True): "Choose a picture, write its text",
+    }
     more = ", or take one of the examples" if examples else ""
     words = ask[classifier.takes_picture, classifier.takes_text]
     return f'<div class="verdict empty"><p>{words}{more}.<br>The answer appears here.</p></div>'
@@ -103,8 +107,8 @@ def verdict(answer: Answer, labels: Sequence[str], seconds: float, truth: str | 
     )
     remark = ""
     if truth is not None:
-        agrees = truth == labels[best]
-        remark = f'<p class="truth {"right" if agrees else "wrong"}">The test split says <b>{shown(truth)}</b>: {"right" if agrees else "wrong"}.</p>'
+        fits = "right" if truth == labels[best] else "wrong"
+        remark = f'<p class="truth {fits}">The test split says <b>{shown(truth)}</b>: {fits}.</p>'
     elif answer.scores[best] < 0.5:
         remark = '<p class="truth">The model is not sure.</p>'
     return f"""
@@ -146,9 +150,7 @@ def _word(piece: str, weight: float | None) -> str:
     if weight is None or abs(weight) < FAINT:
         return shown(piece)
     side = "for" if weight > 0 else "against"
-    return (
-        f'<span class="word {side}" style="--weight:{abs(weight):.0%}" title="{weight:+.2f}">{shown(piece)}</span>'
-    )
+    return f'<span class="word {side}" style="--weight:{abs(weight):.0%}" title="{weight:+.2f}">{shown(piece)}</span>'
 
 
 def examples(samples: Sequence[Example], pictures: Sequence[Image.Image | None]) -> str:
@@ -184,7 +186,9 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
     width = len(names) if any(row[-1] for row in rows) else len(names) - 1
     head = "".join(f'<th scope="col">{shown(name)}</th>' for name in names[:width])
     body = "".join(
-        "<tr>" + "".join(f"<td>{percent(cell) if isinstance(cell, float) else shown(cell)}</td>" for cell in row[:width]) + "</tr>"
+        "<tr>"
+        + "".join(f"<td>{percent(cell) if isinstance(cell, float) else shown(cell)}</td>" for cell in row[:width])
+        + "</tr>"
         for row in rows
     )
     problems = sum(bool(row[-1]) for row in rows)
@@ -270,8 +274,14 @@ def _shell(address: str, picture: bool, texts: Sequence[str]) -> str:
 def _answered(classifier: Classifier) -> str:
     first, *others = classifier.labels
     rest = f', "{others[0]}": 0.06, ...' if others else ""
-    heat = '\n "heat": [[0.12, 0.4, ...], ...],  # rows of a grid over the picture, 0 to 1' if classifier.takes_picture else ""
-    words = '\n "words": [[["a", 0.3], [" ", null], ["word", -1.0], ...]],  # of each text' if classifier.takes_text else ""
+    heat = (
+        '\n "heat": [[0.12, 0.4, ...], ...],  # rows of a grid over the picture, 0 to 1'
+        if classifier.takes_picture
+        else ""
+    )
+    words = (
+        '\n "words": [[["a", 0.3], [" ", null], ["word", -1.0], ...]],  # of each text' if classifier.takes_text else ""
+    )
     return f'{{"label": "{first}", "scores": {{"{first}": 0.94{rest}}}{"," if heat or words else ""}{heat}{words}}}'
 
 
