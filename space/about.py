@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
+from yaml import YAMLError
 
 SETTINGS_FILE = "settings.json"
 LONGEST_CARD = 200_000
@@ -92,17 +93,14 @@ def read_card(folder: Path) -> Card:
     content = path.read_text(encoding="utf-8", errors="replace")
     try:
         card = ModelCard(content, ignore_metadata_errors=True)
-        data = card.data.to_dict()
-    except (ValueError, TypeError, AttributeError, KeyError):
+        data: Any = card.data
+        base, results = data.base_model, data.eval_results or []
+    except (YAMLError, RecursionError, ValueError, TypeError, AttributeError, KeyError):
         return Card(plain_card(content))
-    base = data.get("base_model")
-    results = [one for one in card.data.eval_results or [] if one.metric_type == "accuracy"]
-    values = [one.metric_value for one in results if isinstance(one.metric_value, int | float)]
-    return Card(
-        plain_card(card.text),
-        str(base[0] if isinstance(base, list) else base) if base else None,
-        float(values[0]) if values else None,
-    )
+    values = [one.metric_value for one in results if one.metric_type == "accuracy"]
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    first = base[0] if isinstance(base, list) and base else base
+    return Card(plain_card(card.text), str(first) if first else None, numbers[0] if numbers else None)
 
 
 def plain_card(text: str) -> str:

@@ -55,7 +55,7 @@ element.addEventListener("click", event => {
 def build(service: Service, settings: Settings, card: Card) -> gr.Blocks:
     """The page."""
     names = service.text_names
-    with gr.Blocks(title=page.title_of(settings), analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+    with gr.Blocks(title=page.title_of(settings), analytics_enabled=False, delete_cache=(3600, 3600)) as whole:
         _html(page.masthead(settings, card, service.classifier))
         with gr.Tabs():
             with gr.Tab("Try it"):
@@ -67,6 +67,7 @@ def build(service: Service, settings: Settings, card: Card) -> gr.Blocks:
             with gr.Tab("API"):
                 _html(page.api(service.classifier, names, AT_ONCE, WAITING), script=COPY)
         _html(page.FOOT)
+    demo: gr.Blocks = whole
     return demo
 
 

@@ -94,7 +94,7 @@ class Classifier:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             if self.tokenizer.pad_token is None:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
-            self.max_length = max_length or _longest_text(self.model, self.tokenizer)
+            self.max_length = max_length or longest_text(self.model, self.tokenizer)
 
     def encode(self, questions: Sequence[Question]) -> tuple[dict[str, Tensor], BatchEncoding | None]:
         """Model inputs, and the tokens that the texts have become."""
@@ -155,7 +155,7 @@ def _has(folder: Path, names: Sequence[str]) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def _longest_text(model: nn.Module, tokenizer: Any) -> int:
+def longest_text(model: nn.Module, tokenizer: Any) -> int:
     """How many tokens a text may have: as its tokenizer says, and as the model has positions for."""
     limits = [tokenizer.model_max_length]
     config: Any = model.config

@@ -63,21 +63,27 @@ class Explainer:
         seen = _look(classifier, self._model)
         self._attention = [name for name, _ in seen.attention]
         self._features = seen.features[-1][0] if seen.features and not seen.attention else None
-        self._words = seen.words[0][0] if seen.words else None
+        # Only a fast tokenizer knows where in the text a token is from.
+        self._words = seen.words[0][0] if seen.words and classifier.tokenizer.is_fast else None
         self.method = "attention rollout" if self._attention else "Grad-CAM" if self._features else None
         self.weighs_words = self._words is not None
 
     def answer(self, question: Question) -> Answer:
         """Probabilities as `Classifier.probabilities` has them, with heat map and words."""
         inputs, tokens = self.classifier.encode([question])
-        size = inputs["pixel_values"].shape[-2:] if self.method else (0, 0)
+        size = _size(inputs) if self.method else (0, 0)
         if self._words:
             # The text itself, and the points on the way to it.
             inputs = {name: value.repeat_interleave(1 + STEPS, 0) for name, value in inputs.items()}
         leaves: dict[str, Tensor] = {}
         attention: list[Tensor] = []
         # Hooks belong to the model, and so to all requests.
-        with self._lock, _hooks(self._cut(inputs, leaves)), _hooks(self._record(attention)), torch.enable_grad():
+        with (
+            self._lock,
+            _hooks(self._cut(inputs, tokens, leaves)),
+            _hooks(self._record(attention)),
+            torch.enable_grad(),
+        ):
             logits = self._model(**inputs).logits
             best = logits[0].argmax()
             gradients = torch.autograd.grad(logits[:, best].sum(), list(leaves.values())) if leaves else ()
@@ -96,7 +102,7 @@ class Explainer:
             words = weigh_words(question.texts, tokens, weights.cpu().numpy())
         return Answer(self.classifier.from_logits(logits.detach()[:1])[0], heat, words)
 
-    def _cut(self, inputs: dict[str, Tensor], leaves: dict[str, Tensor]) -> list[Hook]:
+    def _cut(self, inputs: dict[str, Tensor], tokens: Any, leaves: dict[str, Tensor]) -> list[Hook]:
         """Gradients begin at these outputs; in front of them nothing is kept for a way back."""
 
         def leaf(name: str, value: Tensor) -> Tensor:
@@ -104,8 +110,11 @@ class Explainer:
             # What comes next may change it in place, which a leaf does not allow.
             return leaves[name].clone()
 
-        def words(table: nn.Module, _: Any, output: Tensor) -> Tensor:
-            return leaf(str(self._words), self._way_to(output, inputs["input_ids"], table))
+        def words(table: nn.Module, given: Any, output: Tensor) -> Tensor | None:
+            # GPT-2 looks up the kinds of tokens in the same table.
+            if not _same(given[0], inputs["input_ids"]):
+                return None
+            return leaf(str(self._words), self._way_to(output, tokens, table))
 
         def features(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             return leaf(str(self._features), output)
@@ -113,14 +122,12 @@ class Explainer:
         found = [(self._words, words), (self._features, features)]
         return [(self._model.get_submodule(name), hook) for name, hook in found if name is not None]
 
-    def _way_to(self, vectors: Tensor, ids: Tensor, table: Any) -> Tensor:
-        """The tokens' vectors, and points on the way to them from padding; special tokens stay what they are."""
-        tokenizer = self.classifier.tokenizer
-        special = tokenizer.get_special_tokens_mask(ids[0].tolist(), already_has_special_tokens=True)
-        stays = torch.tensor(special, device=vectors.device, dtype=torch.bool)[:, None]
+    def _way_to(self, vectors: Tensor, tokens: Any, table: Any) -> Tensor:
+        """The tokens' vectors, and points on the way to them from padding; what is not of a text stays what it is."""
+        stays = [text is None for text in tokens.sequence_ids(0)]
         # Not called, as that would come back here.
-        padding = table.forward(ids.new_tensor([tokenizer.pad_token_id]))
-        start = torch.where(stays, vectors[0], padding)
+        padding = table.forward(torch.tensor([self.classifier.tokenizer.pad_token_id], device=vectors.device))
+        start = torch.where(torch.tensor(stays, device=vectors.device)[:, None], vectors[0], padding)
         shares = (torch.arange(STEPS, device=vectors.device)[:, None, None] + 0.5) / STEPS
         return torch.cat([vectors[:1], start + shares * (vectors[:1] - start)])
 
@@ -171,7 +178,7 @@ def _look(classifier: Classifier, model: Any) -> _Seen:
 def _look_at_one_pass(classifier: Classifier, model: Any, text: str) -> _Seen:
     picture = Image.new("RGB", (64, 64), "white") if classifier.takes_picture else None
     inputs, _ = classifier.encode([Question(picture, (text,) * classifier.texts)])
-    size = inputs["pixel_values"].shape[-2:] if picture else None
+    size = _size(inputs) if picture else None
     seen = _Seen()
 
     def look(name: str) -> Callable[..., Any]:
@@ -202,6 +209,12 @@ def _hooks(pairs: list[Hook]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _size(inputs: dict[str, Tensor]) -> tuple[int, int]:
+    """Height and width of the pictures."""
+    height, width = inputs["pixel_values"].shape[-2:]
+    return height, width
 
 
 def _same(one: Any, other: Tensor) -> bool:
@@ -274,8 +287,6 @@ def weigh_words(texts: tuple[str, ...], tokens: Any, weights: npt.NDArray[np.flo
         tokens: what the tokenizer returned for them.
         weights: of each token.
     """
-    if not tokens.is_fast:
-        return ()
     encoding = tokens.encodings[0]
     places = zip(encoding.sequence_ids, encoding.word_ids, encoding.offsets, weights.tolist(), strict=False)
     sums: dict[tuple[int, int], list[float]] = {}

@@ -80,4 +80,4 @@ def refuse_addresses(component: Any) -> None:
 
     component.async_move_resource_to_block_cache = uploaded_only
     if isinstance(component, gr.Image):
-        component.preprocess = lambda payload: payload.path if payload else None
+        setattr(component, "preprocess", lambda payload: payload.path if payload else None)  # noqa: B010

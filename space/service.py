@@ -23,7 +23,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def on_gpu(function: Function) -> Function:
     """On a Space of shared GPUs the function gets one while it runs; elsewhere it stays as it is."""
     try:
-        import spaces
+        import spaces  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         return function
     lent: Function = spaces.GPU(function)

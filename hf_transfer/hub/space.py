@@ -275,7 +275,7 @@ def _examples(config: RunConfig, results: Mapping[str, Any], target: Path, count
 
 def _picture_examples(split: Split, labels: Sequence[str], folder: Path, count: int) -> list[dict[str, Any]]:
     folder.mkdir()
-    found = []
+    found: list[dict[str, Any]] = []
     for position in choose_examples(split, count):
         try:
             picture = decode(split.raw(int(split.rows[position])))
