@@ -14,6 +14,8 @@ SETTINGS_FILE = "settings.json"
 LONGEST_CARD = 200_000
 # Comments, scripts and styles go with what is in them, of all else only the tags.
 TAGS = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>|</?[a-z][^<>]*>", re.DOTALL | re.IGNORECASE)
+HEADING = re.compile(r"\A# .*\n*")
+NAMELESS = re.compile(r"^\|\s*\|(?=[^\n]*\n\|[\s:|-]+$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,13 @@ def read_card(folder: Path) -> Card:
 
 
 def plain_card(text: str) -> str:
-    """Markdown without pictures and HTML: whatever else a card holds, nothing of it is fetched or run."""
+    """Markdown without pictures and HTML: whatever else a card holds, nothing of it is fetched or run.
+
+    Its heading goes, too, as the page has one; and what has no name in the head of a table is numbered, for readers
+    who hear it.
+    """
+    text = HEADING.sub("", text.strip())
+    text = NAMELESS.sub("| # |", text)
     parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.DOTALL)
     # Every other part is code, in which these signs mean themselves.
     parts[::2] = [TAGS.sub("", part.replace("![", "[")).replace("<", "&lt;") for part in parts[::2]]

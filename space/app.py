@@ -8,14 +8,9 @@ Pillow and gradio, and asks no network but for a model on the Hub.
 
 import os
 import sys
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-
-# They are read once, when gradio is imported: no telemetry, and files of visitors in a folder of their own.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="demo-"))
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -88,19 +83,17 @@ def _try_it(service: Service) -> None:
             shown = page.examples(service.examples, service.pictures)
             examples = _html(shown, script=CHOOSE_EXAMPLE, visible=bool(service.examples))
 
-    triggers = [button.click, explain.input, *(box.submit for name, box in asked.items() if name != "picture")]
-    if list(asked) == ["picture"]:
-        # There is nothing else to wait for.
-        triggers.append(asked["picture"].input)
     model: dict[str, Any] = {"concurrency_limit": AT_ONCE, "concurrency_id": "model"}
     quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
-    inputs = {**asked, "explain": explain}
-    gr.on(
-        triggers, service.show, inputs_kwargs=inputs, outputs=answer, trigger_mode="always_last", **quietly, **model
-    ).then(None, js=INTO_VIEW)
-    examples.click(service.show_example, outputs=[*asked.values(), *answer], **quietly, **model).then(
-        None, js=INTO_VIEW
-    )
+    show: dict[str, Any] = {"fn": service.show, "inputs_kwargs": {**asked, "explain": explain}, "outputs": answer}
+    triggers = [button.click, explain.input, *(box.submit for name, box in asked.items() if name != "picture")]
+    taken = examples.click(service.take_example, outputs=list(asked.values()), queue=False, **quietly)
+    if list(asked) == ["picture"]:
+        # There is nothing else to wait for; an example is a change, too.
+        triggers.append(asked["picture"].change)
+    else:
+        taken.then(**show, **quietly, **model).then(None, js=INTO_VIEW)
+    gr.on(triggers, trigger_mode="always_last", **show, **quietly, **model).then(None, js=INTO_VIEW)
     # The API has an event of its own, so that programs get values and not HTML.
     inputs = {**asked, "explain": gr.Checkbox(False, visible=False)}
     gr.Button(visible=False).click(
@@ -150,10 +143,15 @@ def _many_at_once(service: Service) -> None:
     )  # fmt: skip
 
 
-def launch(demo: gr.Blocks) -> None:
-    """Serve the page; on a Space where the Space says, else on this machine alone."""
+def launch(demo: gr.Blocks, *, wait: bool = True) -> str:
+    """Serve the page, on a Space where the Space says, else on this machine alone; returns its address.
+
+    Args:
+        demo: the page.
+        wait: until the demo is ended.
+    """
     demo.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
-    demo.launch(
+    _, address, _ = demo.launch(
         theme=gr.themes.Base(font=list(FONTS), font_mono=list(MONOSPACED)),
         css_paths=HERE / "style.css",
         # Nothing but uploads and answers is served: neither what lies beside this file nor where it was started.
@@ -171,21 +169,30 @@ def launch(demo: gr.Blocks) -> None:
         run_history=False,
         footer_links=[],
         state_session_capacity=500,
+        prevent_thread_lock=not wait,
     )
+    return str(address)
 
 
 def main() -> None:
     """Load the model and serve it."""
-    settings = read_settings(HERE)
-    try:
-        folder = find_model(settings.model, settings.revision)
-        classifier = Classifier(
-            folder, texts=len(settings.texts), max_length=settings.max_length,
-            trust_remote_code=settings.trust_remote_code,
-        )  # fmt: skip
-    except NoClassifierError as error:
-        sys.exit(f"error: {error}")
-    launch(build(Service(classifier, settings, HERE), settings, read_card(folder)))
+    # gradio reads both when it is asked: no telemetry, and files of visitors in a folder that goes with the demo.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    with TemporaryDirectory(prefix="demo-") as scratch:
+        uploads = os.environ.setdefault("GRADIO_TEMP_DIR", scratch)
+        settings = read_settings(HERE)
+        try:
+            folder = find_model(settings.model, settings.revision)
+            classifier = Classifier(
+                folder,
+                texts=len(settings.texts),
+                max_length=settings.max_length,
+                trust_remote_code=settings.trust_remote_code,
+            )
+        except NoClassifierError as error:
+            sys.exit(f"error: {error}")
+        service = Service(classifier, settings, HERE, uploads=Path(uploads))
+        launch(build(service, settings, read_card(folder)))
 
 
 if __name__ == "__main__":

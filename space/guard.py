@@ -26,7 +26,18 @@ HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 # gradio would fetch what an address in the path names, decode videos, and take files for other parts of itself.
-REFUSED = ("file=http", "file/http", "proxy=", "process_recording", "component_server", "deep_link", "custom_component")
+REFUSED = (
+    "file=http",
+    "file/http",
+    "proxy=",
+    "process_recording",
+    "component_server",
+    "deep_link",
+    "custom_component",
+    "vibe",
+    "undo-vibe",
+    "dev/",
+)
 LONGEST_BODY = 100_000_000
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 from collections.abc import Sequence
 from html import escape
@@ -69,7 +70,8 @@ def _facts(settings: Settings, card: Card, classifier: Classifier) -> list[str]:
         facts.append(("Learned from", shown(settings.dataset), ""))
     count = sum(parameter.numel() for parameter in classifier.model.parameters())
     where = "on a GPU" if classifier.device.type == "cuda" else "on a CPU"
-    facts.append(("Size", f"{count / 1e6:.1f} M", f"parameters, running {where}"))
+    size = f"{count / 1e6:,.1f} M" if count >= 1_000_000 else f"{count:,}"
+    facts.append(("Size", size, f"parameters, running {where}"))
     return [
         f"<div><dt>{name}</dt><dd>{value}{f'<small>{note}</small>' if note else ''}</dd></div>"
         for name, value, note in facts
@@ -86,6 +88,13 @@ def nothing_yet(classifier: Classifier, examples: Sequence[Example]) -> str:
     more = ", or take one of the examples" if examples else ""
     words = ask[classifier.takes_picture, classifier.takes_text]
     return f'<div class="verdict empty"><p>{words}{more}.<br>The answer appears here.</p></div>'
+
+
+def problem(words: object) -> str:
+    """In place of an answer, where there can be none."""
+    return (
+        f'<div class="verdict problem" role="alert"><p><strong>That did not work</strong><br>{shown(words)}</p></div>'
+    )
 
 
 def verdict(answer: Answer, labels: Sequence[str], seconds: float, truth: str | None = None) -> str:
@@ -272,17 +281,16 @@ def _shell(address: str, picture: bool, texts: Sequence[str]) -> str:
 
 
 def _answered(classifier: Classifier) -> str:
-    first, *others = classifier.labels
-    rest = f', "{others[0]}": 0.06, ...' if others else ""
-    heat = (
-        '\n "heat": [[0.12, 0.4, ...], ...],  # rows of a grid over the picture, 0 to 1'
-        if classifier.takes_picture
-        else ""
-    )
-    words = (
-        '\n "words": [[["a", 0.3], [" ", null], ["word", -1.0], ...]],  # of each text' if classifier.takes_text else ""
-    )
-    return f'{{"label": "{first}", "scores": {{"{first}": 0.94{rest}}}{"," if heat or words else ""}{heat}{words}}}'
+    first, *others = map(json.dumps, classifier.labels)
+    lines = [
+        f'{{"label": {first},',
+        f' "scores": {{{first}: 0.94{"".join(f", {name}: 0.01" for name in others[:2])}, ...}},',
+    ]
+    if classifier.takes_picture:
+        lines.append(' "heat": [[0.12, 0.4, ...], ...],  # if explained: rows of a grid over the picture')
+    if classifier.takes_text:
+        lines.append(' "words": [[["a", 0.3], [" ", null], ["word", -1.0], ...]]}  # if explained: for each text')
+    return "\n".join(lines)
 
 
 def _code(name: str, text: str) -> str:

@@ -1,6 +1,5 @@
 """What happens when somebody asks: from files and texts to an answer, or to words on what is wrong with them."""
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gradio as gr
+from PIL import Image
 
 import page
 from about import Settings
@@ -37,11 +37,13 @@ class Service:
         classifier: the model.
         settings: names of the texts, and examples.
         folder: where the examples' pictures are.
+        uploads: gradio's folder for files of visitors.
     """
 
-    def __init__(self, classifier: Classifier, settings: Settings, folder: Path) -> None:
+    def __init__(self, classifier: Classifier, settings: Settings, folder: Path, *, uploads: Path) -> None:
         self.classifier = classifier
         self.explainer = Explainer(classifier)
+        self._uploads = uploads
         self.text_names = settings.texts if classifier.takes_text else ()
         self.examples = settings.examples
         self.pictures = [decode(folder / one.picture) if one.picture else None for one in settings.examples]
@@ -66,15 +68,29 @@ class Service:
         """The answer for the page, and what the model looked at."""
         if picture is None and not (text or second_text).strip():
             return page.nothing_yet(self.classifier, self.examples), ""
-        question = self._question(picture, text, second_text)
-        return self._shown(question, explain)
+        try:
+            question = self._question(picture, text, second_text)
+        except (BadBatchError, BadPictureError) as error:
+            return page.problem(error), ""
+        started = time.perf_counter()
+        answer = self._answer(question, explain)
+        seconds = time.perf_counter() - started
+        labels = self.classifier.labels
+        best = labels[answer.scores.index(max(answer.scores))]
+        looked = ""
+        if answer.heat is not None and question.picture is not None and self.explainer.method:
+            seen = seen_by(self.classifier.processor, question.picture)
+            looked += page.figure(overlay(seen, answer.heat), self.explainer.method, best)
+        if answer.words:
+            looked += page.weighed_words(answer.words, best)
+        return page.verdict(answer, labels, seconds, self._truth(question)), looked
 
-    def show_example(self, data: gr.EventData) -> list[Any]:
-        """The example itself for the inputs, and its answer for the page."""
+    def take_example(self, data: gr.EventData) -> Any:
+        """What an example asks, for the inputs of the page."""
         number = int(data.index)
         example, picture = self.examples[number], self.pictures[number]
         inputs = [*([picture] if self.classifier.takes_picture else []), *example.texts]
-        return [*inputs, *self._shown(Question(picture, example.texts), True, truth=example.label)]
+        return inputs if len(inputs) > 1 else inputs[0]
 
     def classify(
         self, picture: str | None = None, text: str = "", second_text: str = "", explain: bool = False
@@ -84,7 +100,11 @@ class Service:
         Returns the most probable label, the probability of every label, and, if asked to explain, a heat map over the
         picture (rows of numbers from 0 to 1) and the words of each text with weights from -1 to 1.
         """
-        answer = self._answer(self._question(picture, text, second_text), explain)
+        try:
+            question = self._question(picture, text, second_text)
+        except (BadBatchError, BadPictureError) as error:
+            raise friendly(error) from error
+        answer = self._answer(question, explain)
         scores = dict(zip(self.classifier.labels, answer.scores, strict=True))
         found: dict[str, Any] = {"label": max(scores, key=lambda label: scores[label]), "scores": scores}
         if answer.heat is not None:
@@ -101,36 +121,32 @@ class Service:
         except BadBatchError as error:
             raise friendly(error) from error
         names = header(self.classifier, self.text_names)
-        # In gradio's folder of temporary files, from which it may be downloaded and after an hour is deleted.
-        path = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "predictions.csv"
+        # From there it may be downloaded, and after an hour it is deleted.
+        path = Path(tempfile.mkdtemp(dir=self._uploads)) / "predictions.csv"
         write_table(path, names, lines)
         return page.table(names, lines), str(path)
 
-    def _shown(self, question: Question, explain: bool, truth: str | None = None) -> tuple[str, str]:
-        started = time.perf_counter()
-        answer = self._answer(question, explain)
-        seconds = time.perf_counter() - started
-        labels = self.classifier.labels
-        best = labels[answer.scores.index(max(answer.scores))]
-        looked = ""
-        if answer.heat is not None and question.picture is not None and self.explainer.method:
-            seen = seen_by(self.classifier.processor, question.picture)
-            looked += page.figure(overlay(seen, answer.heat), self.explainer.method, best)
-        if answer.words:
-            looked += page.weighed_words(answer.words, best)
-        return page.verdict(answer, labels, seconds, truth), looked
+    def _truth(self, question: Question) -> str | None:
+        """The true class of what is an example, however it came."""
+        for example, picture in zip(self.examples, self.pictures, strict=True):
+            if example.texts == question.texts and _same(picture, question.picture):
+                return example.label
+        return None
 
     def _question(self, picture: str | None, *texts: str) -> Question:
-        try:
-            if self.classifier.takes_picture and picture is None:
-                raise BadPictureError("Choose a picture first.")
-            asked = texts[: len(self.text_names)]
-            check_texts(asked)
-            return Question(decode(picture) if picture else None, asked)
-        except (BadBatchError, BadPictureError) as error:
-            raise friendly(error) from error
+        if self.classifier.takes_picture and picture is None:
+            raise BadPictureError("Choose a picture first.")
+        asked = texts[: len(self.text_names)]
+        check_texts(asked)
+        return Question(decode(picture) if picture else None, asked)
+
+
+def _same(one: Image.Image | None, other: Image.Image | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.size == other.size and one.tobytes() == other.tobytes()
 
 
 def friendly(error: Exception) -> gr.Error:
     """The error for whoever asked; the log of the server is not troubled with it."""
-    return gr.Error(page.shown(error), title="That did not work", duration=8, print_exception=False)
+    return gr.Error(page.shown(error), duration=8, print_exception=False)

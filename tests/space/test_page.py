@@ -13,9 +13,8 @@ import page
 from about import Card, Example, Settings, plain_card, read_card, read_settings
 from classifier import Classifier
 from explanation import Answer
+from tests.space.hostile import HOSTILE
 from tests.tiny_models import save_checkpoint
-
-HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "${alert(1)}", "{{constructor}}", "</li>"]
 
 
 class Tags(HTMLParser):
@@ -132,6 +131,10 @@ model-index:
 ---
 # A card
 
+| | accuracy |
+|---:|---|
+| 1 | 2 |
+
 ![picture](curves.png) and <img src="https://evil.example/x.png"> and [a link](https://example.org)
 
 <script>alert(1)</script><!-- hidden <b>words</b> --><style>
@@ -155,6 +158,8 @@ def test_a_card_is_shown_without_anything_that_is_fetched_or_run(tmp_path: Path)
     card = read_card(tmp_path)
     assert (card.base_model, card.accuracy) == ("google/vit", 0.875)
     assert "![" not in card.text
+    assert "# A card" not in card.text
+    assert card.text.startswith("| # | accuracy |\n|---:|---|\n| 1 | 2 |")
     assert "evil.example" not in card.text
     assert "alert(1)" not in card.text
     assert "hidden" not in card.text
