@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -32,6 +33,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--hub_private_repo", choices=("true", "false"), default="true",
         help="Hide it from others (default: true); false shows it to everybody.",
     )  # fmt: skip
+    demo = commands.add_parser("demo", help="Open a demo of a finished run on this machine.")
+    demo.add_argument("run", type=Path, help="The --output_dir of the run.")
+    demo.add_argument("--port", type=int, default=7860, help="Where on this machine (default: 7860).")
+    space = commands.add_parser("space", help="Publish a demo of a finished run as a Space on the Hub.")
+    space.add_argument("run", type=Path, help="The --output_dir of the run.")
+    space.add_argument("repository", metavar="OWNER/NAME", help="Where to; it is made if there is none.")
+    space.add_argument(
+        "--hub_model_id", metavar="OWNER/NAME",
+        help="The model on the Hub: a public one is named, with its commit (default: it goes into the Space).",
+    )  # fmt: skip
+    space.add_argument(
+        "--hub_private_repo", choices=("true", "false"), default="true",
+        help="Hide it from others (default: true); false shows it to everybody.",
+    )  # fmt: skip
+    for command in (demo, space):
+        command.add_argument(
+            "--examples",
+            type=int,
+            default=6,
+            help="How many samples of the test split to show, 3 to 6, or 0 (default: 6).",
+        )
     doctor = commands.add_parser(
         "doctor", help="Print versions, devices and caches, whether the installation is sound, and what a run takes."
     )
@@ -46,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             _predict(arguments.model, arguments.files, arguments.top, columns)
         elif arguments.command == "push":
             _push(arguments.run, arguments.repository, private=arguments.hub_private_repo == "true")
+        elif arguments.command == "demo":
+            sys.exit(_demo(arguments.run, arguments.port, arguments.examples))
+        elif arguments.command == "space":
+            _space(arguments)
         else:
             _doctor(arguments.config)
     except UserError as error:
@@ -66,6 +92,31 @@ def _push(run: Path, repository: str, *, private: bool) -> None:
 
     done = push_run(run, repository, private=private)
     print(f"{done.url} at commit {done.revision}")
+
+
+def _demo(run: Path, port: int, examples: int) -> int:
+    if not 0 < port < 65536:
+        raise mistake(expected="--port from 1 to 65535", found=str(port), do="change --port")
+    _check_examples(examples)
+    from hf_transfer.hub.space import serve_demo
+
+    return serve_demo(run, port=port, examples=examples)
+
+
+def _space(arguments: argparse.Namespace) -> None:
+    _check_examples(arguments.examples)
+    from hf_transfer.hub.space import publish_space
+
+    done = publish_space(
+        arguments.run, arguments.repository, private=arguments.hub_private_repo == "true",
+        model=arguments.hub_model_id, examples=arguments.examples,
+    )  # fmt: skip
+    print(f"{done.url} at commit {done.revision}")
+
+
+def _check_examples(count: int) -> None:
+    if count != 0 and not 3 <= count <= 6:
+        raise mistake(expected="--examples from 3 to 6, or 0 for none", found=str(count), do="change --examples")
 
 
 def _doctor(settings: Path | None) -> None:

@@ -54,10 +54,12 @@ class RunConfig:
     # Free to change between two runs that are to be the same run: they steer speed and talk, never the result.
     without_effect: ClassVar[frozenset[str]] = for_one_command | {
         "output_dir", "debug", "report_to", "dataloader_num_workers", "cache_dir", "cache_frozen", "save_steps",
-        "save_total_limit", "push_to_hub", "hub_model_id", "hub_private_repo",
+        "save_total_limit", "push_to_hub", "push_space", "hub_model_id", "hub_private_repo",
     }  # fmt: skip
     # Whoever repeats a run has not said that its result is to take the place of the first one's.
-    of_this_result: ClassVar[frozenset[str]] = frozenset({"push_to_hub", "hub_model_id", "hub_private_repo"})
+    of_this_result: ClassVar[frozenset[str]] = frozenset(
+        {"push_to_hub", "push_space", "hub_model_id", "hub_private_repo"}
+    )
 
     # Model
     model_name_or_path: str = setting(help="Pretrained model: a Hub id, a local folder, or sample:NAME.")
@@ -164,6 +166,7 @@ class RunConfig:
     overwrite_output_dir: bool = setting(False, help="Replace an earlier run in --output_dir.")
     evaluate_only: bool = setting(False, help="Train nothing: judge --model_name_or_path with its own head.")
     push_to_hub: bool = setting(False, help="Publish the finished model as --hub_model_id; asked for before training.")
+    push_space: bool = setting(False, help="Publish a demo of it as well: the Space of the same name.")
     hub_model_id: str | None = setting(None, help="Where to publish it on the Hub: OWNER/NAME.")
     hub_private_repo: bool = setting(True, help="Hide what is published from others; false shows it to everybody.")
     report_to: list[str] = field(
@@ -226,6 +229,12 @@ class RunConfig:
                 expected="--push_to_hub and --hub_model_id OWNER/NAME together",
                 found=f"{'--push_to_hub' if self.push_to_hub else '--hub_model_id'} alone",
                 do="add the other one, or leave both out",
+            )
+        if self.push_space and not self.push_to_hub:
+            raise mistake(
+                expected="--push_space with --push_to_hub",
+                found="--push_space alone",
+                do="add --push_to_hub, or publish a Space alone afterwards: `hf-transfer space OUT OWNER/NAME`",
             )
         if self.push_to_hub and self.evaluate_only:
             raise mistake(

@@ -10,11 +10,12 @@ from accelerate import Accelerator
 
 from hf_transfer.config import ADAPTERS, RunConfig, UserError, mistake
 from hf_transfer.data.hub_access import ask_hub, is_hub_id, is_valid_name
-from hf_transfer.data.hub_account import find_destination
+from hf_transfer.data.hub_account import Kind, find_destination
 from hf_transfer.evaluation.report import results_table
 from hf_transfer.evaluation.run_folder import RESULTS_FILE
 from hf_transfer.hub.card import write_card
 from hf_transfer.hub.publish import Published, make_ready, publish_folder
+from hf_transfer.hub.space import publish_space
 from hf_transfer.hub.usage import NOWHERE
 from hf_transfer.strategies.adapter_files import ADAPTER_FILES, is_adapter_folder
 
@@ -29,7 +30,13 @@ def prepare_to_publish(config: RunConfig, accelerator: Accelerator) -> None:
         return
     refuse_unloadable_adapter(config)
     private = config.hub_private_repo
-    make_ready(find_destination(str(config.hub_model_id), private=private), private=private)
+    for kind in published_kinds(config):
+        make_ready(find_destination(str(config.hub_model_id), kind=kind, private=private), private=private)
+
+
+def published_kinds(config: RunConfig) -> tuple[Kind, ...]:
+    """What is to be published under the name `--hub_model_id`; a Space last, which the Hub may want money for."""
+    return ("model", "space") if config.push_space else ("model",)
 
 
 def refuse_unloadable_adapter(config: RunConfig) -> None:
@@ -62,6 +69,12 @@ def finish_run(results: Mapping[str, Any], config: RunConfig, accelerator: Accel
     if config.push_to_hub:
         done = push_run(out, str(config.hub_model_id), private=config.hub_private_repo)
         print(f"published    {done.url} at commit {done.revision}")
+        if config.push_space:
+            shown = publish_space(
+                out, str(config.hub_model_id), private=config.hub_private_repo,
+                model=config.hub_model_id, revision=done.revision,
+            )  # fmt: skip
+            print(f"demo         {shown.url} at commit {shown.revision}")
 
 
 def push_run(out: Path, repository: str, *, private: bool) -> Published:

@@ -1,0 +1,199 @@
+"""The demo of a classifier: a picture, a text, or both, and what the model looked at.
+
+    MODEL_ID=path/to/model python app.py
+
+Without MODEL_ID it serves what settings.json names, or the folder ./model beside it. It needs transformers, torch,
+Pillow and gradio, and asks no network but for a model on the Hub.
+"""
+
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+import page
+from about import Card, Settings, read_card, read_settings
+from batch import MAX_ROWS, TABLES
+from classifier import Classifier, NoClassifierError, find_model
+from guard import Guard, refuse_addresses
+from service import Service
+
+HERE = Path(__file__).resolve().parent
+UPLOAD_LIMIT = "10mb"
+WAITING = 32
+AT_ONCE = 2
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
+MONOSPACED = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+CHOOSE_EXAMPLE = """
+element.addEventListener("click", event => {
+  const button = event.target.closest("button[data-example]");
+  if (button) trigger("click", {index: button.dataset.example});
+});
+"""
+# On a phone the answer may lie below; where it can be seen already nothing moves.
+INTO_VIEW = "() => document.querySelector('.verdict').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+COPY = """
+element.addEventListener("click", event => {
+  const button = event.target.closest("button[data-copy]");
+  if (!button) return;
+  navigator.clipboard.writeText(button.parentElement.querySelector("pre").innerText);
+  button.innerText = "Copied";
+  setTimeout(() => { button.innerText = "Copy"; }, 2000);
+});
+"""
+
+
+def build(service: Service, settings: Settings, card: Card) -> gr.Blocks:
+    """The page."""
+    names = service.text_names
+    with gr.Blocks(title=page.title_of(settings), analytics_enabled=False, delete_cache=(3600, 3600)) as whole:
+        _html(page.masthead(settings, card, service.classifier))
+        with gr.Tabs():
+            with gr.Tab("Try it"):
+                _try_it(service)
+            with gr.Tab("Many at once"):
+                _many_at_once(service)
+            with gr.Tab("About"):
+                gr.Markdown(card.text or "This model has no card.", elem_classes="card-text")
+            with gr.Tab("API"):
+                _html(page.api(service.classifier, names, AT_ONCE, WAITING), script=COPY)
+        _html(page.FOOT)
+    demo: gr.Blocks = whole
+    return demo
+
+
+def _html(value: str, *, script: str | None = None, visible: bool = True) -> gr.HTML:
+    return gr.HTML(value, js_on_load=script, apply_default_css=False, visible=visible)
+
+
+def _try_it(service: Service) -> None:
+    with gr.Row(elem_classes="ask-and-answer"):
+        with gr.Column(elem_classes="ask"):
+            asked = _questions(service)
+            with gr.Row(elem_classes="go"):
+                explain = gr.Checkbox(True, label="Show what the model looked at", visible=service.explains)
+                button = gr.Button("Classify", variant="primary", elem_id="classify")
+        with gr.Column(elem_classes="answer-column"):
+            answer = [_html(page.nothing_yet(service.classifier, service.examples)), _html("")]
+        with gr.Column(elem_classes="examples-column"):
+            shown = page.examples(service.examples, service.pictures)
+            examples = _html(shown, script=CHOOSE_EXAMPLE, visible=bool(service.examples))
+
+    model: dict[str, Any] = {"concurrency_limit": AT_ONCE, "concurrency_id": "model"}
+    quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+    show: dict[str, Any] = {"fn": service.show, "inputs_kwargs": {**asked, "explain": explain}, "outputs": answer}
+    triggers = [button.click, explain.input, *(box.submit for name, box in asked.items() if name != "picture")]
+    taken = examples.click(service.take_example, outputs=list(asked.values()), queue=False, **quietly)
+    if list(asked) == ["picture"]:
+        # There is nothing else to wait for; an example is a change, too.
+        triggers.append(asked["picture"].change)
+    else:
+        taken.then(**show, **quietly, **model).then(None, js=INTO_VIEW)
+    gr.on(triggers, trigger_mode="always_last", **show, **quietly, **model).then(None, js=INTO_VIEW)
+    # The API has an event of its own, so that programs get values and not HTML.
+    inputs = {**asked, "explain": gr.Checkbox(False, visible=False)}
+    gr.Button(visible=False).click(
+        service.classify, inputs_kwargs=inputs, outputs=gr.JSON(visible=False), api_name="classify", **model
+    )
+
+
+def _questions(service: Service) -> dict[str, Any]:
+    """What is asked for, under the names that the API has for it."""
+    asked: dict[str, Any] = {}
+    if service.classifier.takes_picture:
+        asked["picture"] = gr.Image(
+            type="filepath",
+            # Without loss: what is shown of an example is what is classified again.
+            format="png",
+            label="Picture",
+            sources=["upload", "clipboard", "webcam"],
+            placeholder="Drop a picture here, paste one,\nor click to choose a file",
+            buttons=[],
+            height=300,
+            elem_id="picture",
+        )
+        refuse_addresses(asked["picture"])
+    for name, text in zip(("text", "second_text"), service.text_names, strict=False):
+        asked[name] = gr.Textbox(label=text.replace("_", " ").capitalize(), lines=4, max_lines=12)
+    return asked
+
+
+def _many_at_once(service: Service) -> None:
+    kinds = [*(["image"] if service.classifier.takes_picture else []), *(TABLES if service.text_names else [])]
+    with gr.Column(elem_classes="batch"):
+        _html(page.batch_help(service.classifier, service.text_names, MAX_ROWS))
+        files = gr.File(file_count="multiple", file_types=kinds, label="Files", height=160)
+        refuse_addresses(files)
+        with gr.Row(elem_classes="go"):
+            button = gr.Button("Classify all", variant="primary")
+            download = gr.DownloadButton("Download as CSV", interactive=False)
+        table = _html("")
+
+    def classify_files(files: list[str] | None) -> tuple[str, Any]:
+        shown, path = service.classify_files(files)
+        return shown, gr.DownloadButton(value=path, interactive=True)
+
+    button.click(
+        classify_files, files, [table, download], api_visibility="private", concurrency_limit=1,
+        concurrency_id="batch", show_progress="minimal", show_progress_on=table,
+    )  # fmt: skip
+
+
+def launch(demo: gr.Blocks, *, wait: bool = True) -> str:
+    """Serve the page, on a Space where the Space says, else on this machine alone; returns its address.
+
+    Args:
+        demo: the page.
+        wait: until the demo is ended.
+    """
+    demo.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
+    _, address, _ = demo.launch(
+        theme=gr.themes.Base(font=list(FONTS), font_mono=list(MONOSPACED)),
+        css_paths=HERE / "style.css",
+        # Nothing but uploads and answers is served: neither what lies beside this file nor where it was started.
+        allowed_paths=[],
+        blocked_paths=[str(HERE), str(Path.cwd())],
+        max_file_size=UPLOAD_LIMIT,
+        app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+        strict_cors=True,
+        show_error=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        share=False,
+        pwa=False,
+        run_history=False,
+        footer_links=[],
+        state_session_capacity=500,
+        prevent_thread_lock=not wait,
+    )
+    return str(address)
+
+
+def main() -> None:
+    """Load the model and serve it."""
+    # gradio reads both when it is asked: no telemetry, and files of visitors in a folder that goes with the demo.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    with TemporaryDirectory(prefix="demo-") as scratch:
+        uploads = os.environ.setdefault("GRADIO_TEMP_DIR", scratch)
+        settings = read_settings(HERE)
+        try:
+            folder = find_model(settings.model, settings.revision)
+            classifier = Classifier(
+                folder,
+                texts=len(settings.texts),
+                max_length=settings.max_length,
+                trust_remote_code=settings.trust_remote_code,
+            )
+        except NoClassifierError as error:
+            sys.exit(f"error: {error}")
+        service = Service(classifier, settings, HERE, uploads=Path(uploads))
+        launch(build(service, settings, read_card(folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Many questions at once: from uploaded files to rows of a table, and the table as a CSV file."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from classifier import Classifier, Question
+from pictures import BadPictureError, decode
+
+MAX_ROWS = 1_000
+MAX_TEXT = 100_000
+ROWS_AT_ONCE = 16
+TABLES = (".csv", ".tsv")
+PICTURE_COLUMN = "image"
+# A spreadsheet would run what begins with one of these.
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
+
+
+class BadBatchError(ValueError):
+    """Files that make no batch, with the reason in words for whoever uploaded them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question of a batch, not looked at yet.
+
+    Attributes:
+        texts: its texts.
+        name: what its picture is called; None for a model that takes none.
+        picture: the file of that name among those that were uploaded, if it is there.
+    """
+
+    texts: tuple[str, ...] = ()
+    name: str | None = None
+    picture: Path | None = None
+
+    def cells(self) -> list[str]:
+        """What was asked, for the table."""
+        return [*([] if self.name is None else [self.name]), *self.texts]
+
+    def question(self) -> Question:
+        """What the model is asked.
+
+        Raises:
+            BadBatchError: an empty text, or no such picture.
+            BadPictureError: a file that is no picture.
+        """
+        check_texts(self.texts)
+        if self.name is None:
+            return Question(texts=self.texts)
+        if self.picture is None:
+            raise BadBatchError("No picture of this name was uploaded.")
+        return Question(decode(self.picture), self.texts)
+
+
+def header(classifier: Classifier, text_names: Sequence[str]) -> list[str]:
+    """Names of the table's columns."""
+    asked = [*([PICTURE_COLUMN] if classifier.takes_picture else []), *(text_names if classifier.takes_text else [])]
+    return [*asked, "label", "probability", "note"]
+
+
+def read_rows(paths: Sequence[str], classifier: Classifier, text_names: Sequence[str]) -> list[Row]:
+    """The questions in uploaded files.
+
+    Args:
+        paths: pictures, or a table with a column for each text, or for both, a table that names the pictures.
+        classifier: says what a question needs.
+        text_names: what the columns of texts are called.
+
+    Raises:
+        BadBatchError: the files do not fit the model, or are too many.
+    """
+    files = [Path(path) for path in paths]
+    tables = [path for path in files if path.suffix.lower() in TABLES]
+    pictures = {path.name: path for path in files if path not in tables}
+    if classifier.takes_text and len(tables) != 1:
+        columns = header(classifier, text_names)[:-3]
+        raise BadBatchError(f"Upload one CSV file with the column {' and '.join(columns)}.")
+    if not classifier.takes_text and tables:
+        raise BadBatchError("This model takes pictures: upload picture files, not a table.")
+    if pictures and not classifier.takes_picture:
+        raise BadBatchError("This model takes texts: upload one CSV file, and nothing else.")
+    rows = (
+        _table_rows(tables[0], pictures, classifier, text_names)
+        if tables
+        else [Row(name=name, picture=path) for name, path in pictures.items()]
+    )
+    if not rows:
+        raise BadBatchError("There is nothing in it.")
+    if len(rows) > MAX_ROWS:
+        raise BadBatchError(f"That is more than {MAX_ROWS:,} at once: upload it in parts.")
+    return rows
+
+
+def _table_rows(table: Path, pictures: dict[str, Path], classifier: Classifier, text_names: Sequence[str]) -> list[Row]:
+    try:
+        content = table.read_text(encoding="utf-8-sig")
+        separator = "\t" if table.suffix.lower() == ".tsv" else ","
+        lines = [line for line in csv.reader(io.StringIO(content, newline=""), delimiter=separator) if any(line)]
+    except UnicodeDecodeError as error:
+        raise BadBatchError(f"{table.name} is no UTF-8 text (byte {error.start + 1}): save it as UTF-8.") from error
+    except csv.Error as error:
+        raise BadBatchError(f"{table.name} is no table: {error}.") from error
+    names = [name.strip().lower() for name in lines[0]] if lines else []
+    needed = header(classifier, text_names)[:-3]
+    places = [names.index(name.lower()) if name.lower() in names else None for name in needed]
+    if len(names) == len(needed) == 1:
+        places = [0]
+    if None in places:
+        raise BadBatchError(f"Expected the column {' and '.join(needed)}, found {', '.join(names)[:200] or 'none'}.")
+    rows = []
+    for line in lines[1 : MAX_ROWS + 2]:
+        cells = [line[place] if place is not None and place < len(line) else "" for place in places]
+        # Never a path from the table: it would name files of this machine.
+        picture = pictures.get(Path(cells[0]).name) if classifier.takes_picture else None
+        name = cells.pop(0) if classifier.takes_picture else None
+        rows.append(Row(tuple(cells), name, picture))
+    return rows
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what no model can say anything about.
+
+    Raises:
+        BadBatchError: an empty text, or one without end.
+    """
+    if not all(text.strip() for text in texts):
+        raise BadBatchError("The text is empty.")
+    if any(len(text) > MAX_TEXT for text in texts):
+        raise BadBatchError(f"The text has more than {MAX_TEXT:,} characters.")
+
+
+def classify_rows(rows: Sequence[Row], classifier: Classifier) -> Iterator[list[str | float]]:
+    """A line of the table for each row; what cannot be classified says so, and stops no other."""
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        questions: list[Question] = []
+        problems: list[str] = []
+        for row in rows[start : start + ROWS_AT_ONCE]:
+            try:
+                questions.append(row.question())
+                problems.append("")
+            except (BadBatchError, BadPictureError) as error:
+                problems.append(str(error))
+        answers = iter(classifier.probabilities(questions) if questions else ())
+        for row, problem in zip(rows[start:], problems, strict=False):
+            if problem:
+                yield [*row.cells(), "", "", problem]
+            else:
+                scores = next(answers)
+                yield [*row.cells(), classifier.labels[scores.index(max(scores))], round(max(scores), 4), ""]
+
+
+def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str | float]]) -> None:
+    """The table as CSV, without anything that a spreadsheet would take for a formula."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        for line in (names, *rows):
+            writer.writerow([f"'{cell}" if str(cell).startswith(FORMULA_SIGNS) else cell for cell in line])

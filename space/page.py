@@ -1,0 +1,303 @@
+"""What the page shows, as HTML. Every name and number that is not ours passes `shown`, and stays text."""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Sequence
+from html import escape
+
+from PIL import Image
+
+from about import Card, Example, Settings
+from classifier import Classifier
+from explanation import Answer, Weights
+
+TOP = 5
+NAMED_CLASSES = 6
+THUMBNAIL = 112
+# Below this a word would only look as if it mattered.
+FAINT = 0.1
+
+
+def shown(value: object) -> str:
+    """Any text as it may stand in HTML, also within an attribute."""
+    return escape(str(value), quote=True)
+
+
+def percent(share: float) -> str:
+    """A share as people read it; what is not quite nothing or all does not look as if it were."""
+    if 0 < share < 0.001:
+        return "&lt; 0.1 %"
+    if 0.999 < share < 1:
+        return "&gt; 99.9 %"
+    return f"{share:.1%}".replace("%", " %")
+
+
+def masthead(settings: Settings, card: Card, classifier: Classifier) -> str:
+    """The head of the page: what the model is, and how good."""
+    things = {(True, False): "pictures", (False, True): "texts", (True, True): "pictures with their texts"}
+    kind = things[classifier.takes_picture, classifier.takes_text]
+    few = ", ".join(map(shown, classifier.labels[:NAMED_CLASSES]))
+    rest = len(classifier.labels) - NAMED_CLASSES
+    names = "".join(f"<li>{shown(name)}</li>" for name in classifier.labels)
+    all_of_them = f"<details><summary>and {rest} more</summary><ul>{names}</ul></details>" if rest > 0 else ""
+    return f"""
+<div class="masthead">
+  <p class="kind">{shown(kind)} &rarr; {len(classifier.labels)} classes</p>
+  <h1>{shown(title_of(settings))}</h1>
+  <div class="lead">Sorts {shown(kind)} into <b>{few}</b> {all_of_them}</div>
+  <dl>{"".join(_facts(settings, card, classifier))}</dl>
+</div>"""
+
+
+def title_of(settings: Settings) -> str:
+    """As settings.json has it, else the last part of the model's name."""
+    return settings.title or settings.model.rstrip("/").split("/")[-1] or "Classifier"
+
+
+def _facts(settings: Settings, card: Card, classifier: Classifier) -> list[str]:
+    facts = []
+    if settings.accuracy:
+        found = settings.accuracy
+        note = f"95 % interval {found['low']:.1%} to {found['high']:.1%}, {found['samples']:,} samples"
+        facts.append(("Accuracy on unseen data", percent(found["value"]), note.replace("%", " %").replace("  ", " ")))
+    elif card.accuracy is not None:
+        facts.append(("Accuracy, as its card says", percent(card.accuracy), ""))
+    if base := settings.base_model or card.base_model:
+        facts.append(("Base model", shown(base), ""))
+    if settings.dataset:
+        facts.append(("Learned from", shown(settings.dataset), ""))
+    count = sum(parameter.numel() for parameter in classifier.model.parameters())
+    where = "on a GPU" if classifier.device.type == "cuda" else "on a CPU"
+    size = f"{count / 1e6:,.1f} M" if count >= 1_000_000 else f"{count:,}"
+    facts.append(("Size", size, f"parameters, running {where}"))
+    return [
+        f"<div><dt>{name}</dt><dd>{value}{f'<small>{note}</small>' if note else ''}</dd></div>"
+        for name, value, note in facts
+    ]
+
+
+def nothing_yet(classifier: Classifier, examples: Sequence[Example]) -> str:
+    """In place of an answer, before there is a question."""
+    ask = {
+        (True, False): "Choose a picture",
+        (False, True): "Write a text",
+        (True, True): "Choose a picture, write its text",
+    }
+    more = ", or take one of the examples" if examples else ""
+    words = ask[classifier.takes_picture, classifier.takes_text]
+    return f'<div class="verdict empty"><p>{words}{more}.<br>The answer appears here.</p></div>'
+
+
+def problem(words: object) -> str:
+    """In place of an answer, where there can be none."""
+    return (
+        f'<div class="verdict problem" role="alert"><p><strong>That did not work</strong><br>{shown(words)}</p></div>'
+    )
+
+
+def verdict(answer: Answer, labels: Sequence[str], seconds: float, truth: str | None = None) -> str:
+    """The label, how sure the model is, and what else it might be.
+
+    Args:
+        answer: what the model says.
+        labels: class names.
+        seconds: how long it took.
+        truth: the true class of an example.
+    """
+    order = sorted(range(len(labels)), key=lambda number: -answer.scores[number])
+    best = order[0]
+    rows = "".join(
+        f'<li><span class="name">{shown(labels[number])}</span>'
+        f'<span class="track"><span style="width:{answer.scores[number]:.1%}"></span></span>'
+        f'<span class="share">{percent(answer.scores[number])}</span></li>'
+        for number in order[:TOP]
+    )
+    remark = ""
+    if truth is not None:
+        fits = "right" if truth == labels[best] else "wrong"
+        remark = f'<p class="truth {fits}">The test split says <b>{shown(truth)}</b>: {fits}.</p>'
+    elif answer.scores[best] < 0.5:
+        remark = '<p class="truth">The model is not sure.</p>'
+    return f"""
+<div class="verdict">
+  <p class="answer"><strong>{shown(labels[best])}</strong> <span>{percent(answer.scores[best])}</span></p>
+  {remark}
+  <ol>{rows}</ol>
+  <p class="took">{seconds * 1000:.0f} ms</p>
+</div>"""
+
+
+def figure(picture: Image.Image, method: str, label: str) -> str:
+    """The picture with its heat map, and how to read it."""
+    how = {
+        "attention rollout": "Attention rollout: the more a place glows, the more of it reached the answer.",
+        "Grad-CAM": f"Grad-CAM: the more a place glows, the more it spoke for {shown(label)}.",
+    }[method]
+    return f"""
+<figure class="looked">
+  <figcaption><h2>Where the model looked</h2><p>{how}</p></figcaption>
+  <img src="{data_url(picture)}" width="{picture.width}" height="{picture.height}"
+    alt="The picture in grey, glowing where the model looked.">
+</figure>"""
+
+
+def weighed_words(texts: Sequence[Weights], label: str) -> str:
+    """The text, its words marked as they spoke for the label or against it."""
+    lines = "".join(f'<p class="words">{"".join(_word(*piece) for piece in text)}</p>' for text in texts)
+    return f"""
+<div class="weighed">
+  <h2>What the words weighed</h2>
+  <p>Integrated gradients: marked words spoke <span class="word for" style="--weight:60%">for</span>
+    {shown(label)}, or <span class="word against" style="--weight:60%">against</span> it.</p>
+  {lines}
+</div>"""
+
+
+def _word(piece: str, weight: float | None) -> str:
+    if weight is None or abs(weight) < FAINT:
+        return shown(piece)
+    side = "for" if weight > 0 else "against"
+    return f'<span class="word {side}" style="--weight:{abs(weight):.0%}" title="{weight:+.2f}">{shown(piece)}</span>'
+
+
+def examples(samples: Sequence[Example], pictures: Sequence[Image.Image | None]) -> str:
+    """Buttons, one for each example, with its true class.
+
+    Args:
+        samples: the examples.
+        pictures: the picture of each, if it has one.
+    """
+    buttons = []
+    for number, (sample, picture) in enumerate(zip(samples, pictures, strict=True)):
+        image, words = "", ""
+        if picture is not None:
+            small = picture.copy()
+            small.thumbnail((THUMBNAIL, THUMBNAIL))
+            image = f'<img src="{data_url(small)}" alt="" width="{small.width}" height="{small.height}">'
+        if sample.texts:
+            words = f'<span class="text">{shown(" / ".join(sample.texts)[:160])}</span>'
+        buttons.append(
+            f'<li><button type="button" data-example="{number}">{image}{words}'
+            f'<span class="true">{shown(sample.label)}</span></button></li>'
+        )
+    layout = "pictures" if any(pictures) else "texts"
+    return f"""
+<div class="examples {layout}">
+  <h2>Examples</h2><p>From the test split, which the model has not learned from, with their true class.</p>
+  <ul>{"".join(buttons)}</ul>
+</div>"""
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
+    """The answers of a batch; the last column, for problems, only where there are any."""
+    width = len(names) if any(row[-1] for row in rows) else len(names) - 1
+    head = "".join(f'<th scope="col">{shown(name)}</th>' for name in names[:width])
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td>{percent(cell) if isinstance(cell, float) else shown(cell)}</td>" for cell in row[:width])
+        + "</tr>"
+        for row in rows
+    )
+    problems = sum(bool(row[-1]) for row in rows)
+    summary = f"{len(rows) - problems:,} of {len(rows):,} classified"
+    return f"""
+<div class="results" role="region" aria-label="Results" tabindex="0">
+  <table><caption>{summary}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
+</div>"""
+
+
+def data_url(picture: Image.Image) -> str:
+    """The picture itself in place of an address."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def batch_help(classifier: Classifier, text_names: Sequence[str], limit: int) -> str:
+    """What to upload for a batch."""
+    columns = " and ".join(f"<code>{shown(name)}</code>" for name in text_names)
+    if not classifier.takes_text:
+        what = "Upload pictures"
+    elif not classifier.takes_picture:
+        what = f"Upload a CSV file with the column {columns}"
+    else:
+        what = f"Upload pictures and a CSV file with the columns <code>image</code> (the file's name) and {columns}"
+    return f'<div class="help"><p>{what}: up to {limit:,}, each file at most 10 MB.</p></div>'
+
+
+def api(classifier: Classifier, text_names: Sequence[str], at_once: int, waiting: int) -> str:
+    """How programs ask: the endpoint, what it takes, what it returns, and two ways to call it.
+
+    Args:
+        classifier: says what a question needs.
+        text_names: what the texts are called.
+        at_once: how many requests are computed at a time.
+        waiting: how many more may wait.
+    """
+    space, host = os.environ.get("SPACE_ID"), os.environ.get("SPACE_HOST")
+    address = f"https://{host}" if host else "http://127.0.0.1:7860"
+    texts = dict(zip(("text", "second_text"), text_names, strict=False))
+    rows = [(key, "text", f"the {name}, cut where the model can read no further") for key, name in texts.items()]
+    if classifier.takes_picture:
+        rows.insert(0, ("picture", "file", "JPEG, PNG, WebP, BMP, GIF or TIFF, at most 10 MB"))
+    rows.append(("explain", "true or false", "return what the model looked at, too; false if left out"))
+    arguments = "".join(
+        f"<tr><td><code>{name}</code></td><td>{kind}</td><td>{shown(meaning)}</td></tr>" for name, kind, meaning in rows
+    )
+    return f"""
+<div class="help api">
+  <h2><code>/classify</code></h2>
+  <p>One sample in; out come its label, the probability of every label and, if asked, what the model looked at, as JSON.
+    {at_once} are computed at a time and {waiting} may wait; beyond that the answer is 503: try again later.</p>
+  <table><thead><tr><th scope="col">Argument</th><th scope="col">Type</th><th scope="col">Meaning</th></tr></thead>
+  <tbody>{arguments}</tbody></table>
+  {_code("Python", _python(space or address, classifier.takes_picture, list(texts)))}
+  {_code("Answer", _answered(classifier))}
+  {_code("Shell", _shell(address, classifier.takes_picture, list(texts)))}
+</div>"""
+
+
+def _python(address: str, picture: bool, texts: Sequence[str]) -> str:
+    given = [*(['picture=handle_file("picture.jpg")'] if picture else []), *(f'{name}="..."' for name in texts)]
+    return (
+        f"from gradio_client import Client{', handle_file' if picture else ''}  # pip install gradio_client\n\n"
+        f'client = Client("{address}")\n'
+        f'answer = client.predict({", ".join(given)}, api_name="/classify")\n'
+        'print(answer["label"], answer["scores"])'
+    )
+
+
+def _shell(address: str, picture: bool, texts: Sequence[str]) -> str:
+    upload = f"FILE=$(curl -s -F files=@picture.jpg {address}/gradio_api/upload | tr -d '[]\"')\n" if picture else ""
+    file = ['{\\"path\\": \\"$FILE\\", \\"meta\\": {\\"_type\\": \\"gradio.FileData\\"}}'] if picture else []
+    data = ", ".join([*file, *('\\"...\\"' for _ in texts), "false"])
+    return (
+        f"{upload}ID=$(curl -s {address}/gradio_api/call/classify -H 'Content-Type: application/json' \\\n"
+        f'  -d "{{\\"data\\": [{data}]}}" | cut -d\'"\' -f4)\n'
+        f"curl -sN {address}/gradio_api/call/classify/$ID"
+    )
+
+
+def _answered(classifier: Classifier) -> str:
+    first, *others = map(json.dumps, classifier.labels)
+    lines = [
+        f'{{"label": {first},',
+        f' "scores": {{{first}: 0.94{"".join(f", {name}: 0.01" for name in others[:2])}, ...}},',
+    ]
+    if classifier.takes_picture:
+        lines.append(' "heat": [[0.12, 0.4, ...], ...],  # if explained: rows of a grid over the picture')
+    if classifier.takes_text:
+        lines.append(' "words": [[["a", 0.3], [" ", null], ["word", -1.0], ...]]}  # if explained: for each text')
+    return "\n".join(lines)
+
+
+def _code(name: str, text: str) -> str:
+    return (
+        f'<div class="code"><h3>{name}</h3><button type="button" data-copy aria-label="Copy the {name} example">Copy'
+        f'</button><pre tabindex="0">{shown(text)}</pre></div>'
+    )
+
+
+FOOT = '<div class="foot">What you upload is deleted within two hours, and sent to nobody else.</div>'

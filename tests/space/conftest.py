@@ -1,0 +1,170 @@
+"""Demos: one with hostile names in this process, and two of real runs, served as a user serves them."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pytest
+from filelock import FileLock
+
+from hf_transfer.config import RunConfig, TextConfig, VisionConfig
+from hf_transfer.data.samples import load_sample
+from hf_transfer.hub.space import assemble_space
+from hf_transfer.parsing import run
+from tests.conftest import load_recipe
+from tests.space.hostile import Demo, hostile_demo
+from tests.space.ports import free_port
+
+LONGEST_SECONDS = 180
+LABELS_OF_TEXTS = ("payment", "product", "return_refund")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A demo in a process of its own.
+
+    Attributes:
+        url: where it is.
+        folder: the Space's folder.
+        seconds_of_processor: what it took until it was ready.
+        log: what it says.
+    """
+
+    url: str
+    folder: Path
+    seconds_of_processor: float
+    log: Path
+
+
+@contextlib.contextmanager
+def served(script: Path, log: Path, **environment: str) -> Iterator[Served]:
+    """Run `python app.py` and wait until it answers."""
+    port = free_port()
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")}
+    kept |= {"GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    url = f"http://127.0.0.1:{port}/"
+    with log.open("w") as said:
+        process = subprocess.Popen([sys.executable, str(script)], cwd=script.parent, env=kept, stdout=said, stderr=said)
+        try:
+            wait_for(url, process, log)
+            yield Served(url, script.parent, seconds_of(process.pid), log)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Until the page is there."""
+    end = time.monotonic() + LONGEST_SECONDS
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}config", timeout=5) as answer:  # noqa: S310
+            if answer.status == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"not ready within {LONGEST_SECONDS} s: {log.read_text()}")
+
+
+def seconds_of(pid: int) -> float:
+    """What a process has used of the processors so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def trained(recipe: str, kind: type[RunConfig], folder: Path, **settings: object) -> Path:
+    """A finished run: the head, solved."""
+    settings |= {"strategy": "linear_probe", "output_dir": folder, "cache_dir": folder.parent / "checks"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder.parent / "hf")
+        run(load_recipe(recipe).main, kind, [f"--{name}={value}" for name, value in settings.items()])
+    return folder
+
+
+def some_texts(folder: Path) -> Path:
+    """A few texts of three classes, so that a probe takes seconds."""
+    for split, count in {"train": 20, "validation": 8, "test": 8}.items():
+        kept: dict[str, list[str]] = {label: [] for label in LABELS_OF_TEXTS}
+        data = load_sample("sample:intents")[split]
+        for row in data:
+            label = data.features["label"].int2str(row["label"])
+            if label in kept and len(kept[label]) < count:
+                kept[label].append(row["text"])
+        folder.mkdir(exist_ok=True)
+        texts, labels = zip(*((text, label) for label, texts in kept.items() for text in texts), strict=True)
+        datasets.Dataset.from_dict({"text": texts, "label": labels}).to_csv(folder / f"{split}.csv")
+    return folder
+
+
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Path]) -> Path:
+    """What `make` makes in an empty folder, made by one of several test processes for all of them."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    done = root / f"{name}-done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(root / name, ignore_errors=True)
+            (root / name).mkdir()
+            done.write_text(str(make(root / name)))
+    return Path(done.read_text())
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Handwritten digits, from a ViT that has seen printed letters."""
+    return once(
+        tmp_path_factory, "digits",
+        lambda root: trained("vision", VisionConfig, root / "hand-written_digits",
+                             model_name_or_path="sample:vit-glyphs", dataset_name="sample:digits",
+                             max_train_samples_per_class=10),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def texts_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Messages to a bookshop, from a small BERT."""
+    return once(
+        tmp_path_factory, "texts",
+        lambda root: trained("text", TextConfig, root / "messages", model_name_or_path="sample:minilm",
+                             dataset_name=some_texts(root / "data"), max_seq_length=64),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def digits_space(tmp_path_factory: pytest.TempPathFactory, digits_run: Path) -> Path:
+    """The Space of the digits, as it would be published."""
+    return once(tmp_path_factory, "digits-space", lambda root: assemble_space(digits_run, root / "space"))
+
+
+@pytest.fixture(scope="session")
+def texts_space(tmp_path_factory: pytest.TempPathFactory, texts_run: Path) -> Path:
+    """The Space of the messages."""
+    return once(tmp_path_factory, "texts-space", lambda root: assemble_space(texts_run, root / "space"))
+
+
+@pytest.fixture(scope="session")
+def digits_demo(tmp_path_factory: pytest.TempPathFactory, digits_space: Path) -> Iterator[Served]:
+    """The digits, served."""
+    with served(digits_space / "app.py", tmp_path_factory.mktemp("digits") / "log") as demo:
+        yield demo
+
+
+@pytest.fixture(scope="session")
+def texts_demo(tmp_path_factory: pytest.TempPathFactory, texts_space: Path) -> Iterator[Served]:
+    """The messages, served."""
+    with served(texts_space / "app.py", tmp_path_factory.mktemp("texts") / "log") as demo:
+        yield demo
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """A demo of a model with hostile names, in this process."""
+    with hostile_demo(tmp_path_factory.mktemp("hostile")) as demo:
+        yield demo

@@ -1,0 +1,312 @@
+"""The demo in a real browser, at desktop and phone width: what a visitor does, sees, and can reach."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from about import Settings, read_settings
+from hf_transfer.evaluation.predict import classify_images, classify_texts
+from tests.space.browser import DESKTOP, PHONE, Visit, chromium, visit
+from tests.space.conftest import Served
+from tests.space.hostile import HOSTILE, Demo, png
+
+TABS = ("Try it", "Many at once", "About", "API")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def digits(browser: Any, digits_demo: Served) -> Iterator[Visit]:
+    """A visit to the digits at a desk."""
+    with visit(browser, digits_demo.url) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def texts(browser: Any, texts_demo: Served) -> Iterator[Visit]:
+    """A visit to the messages at a desk."""
+    with visit(browser, texts_demo.url) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def digits_settings(digits_space: Path) -> Settings:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MODEL_ID", raising=False)
+        return read_settings(digits_space)
+
+
+def said_of(space: Path, path: Path) -> tuple[str, str]:
+    """What hf_transfer itself says of a picture: label and share as the page writes it."""
+    ((label, share), *_) = classify_images(str(space / "model"), [path])[0].scores
+    return label, f"{share:.1%}".replace("%", " %")
+
+
+def test_the_head_tells_what_the_model_is_and_how_good_it_is(digits: Visit, digits_space: Path) -> None:
+    """From results.json, with its interval.
+
+    Mutation: hf_transfer/hub/space.py: "low, high = results["intervals"]["test"]["accuracy"]" -> "low, high = 0.0, 1.0"
+    """
+    head = digits.page.locator(".masthead").inner_text()
+    accuracy = read_settings(digits_space).accuracy
+    assert accuracy is not None
+    assert accuracy["low"] < accuracy["value"] < accuracy["high"]
+    for share in (accuracy["value"], accuracy["low"], accuracy["high"]):
+        assert f"{share:.1%}".replace("%", " %") in head
+    assert "Hand written digits" in head
+    assert "sample:vit-glyphs" in head
+    digits.picture("digits-empty")
+
+
+def test_an_uploaded_picture_gets_its_label(digits: Visit, digits_space: Path, digits_settings: Settings) -> None:
+    """The same as hf_transfer's own, and the right one.
+
+    Mutation: space/page.py: "key=lambda number: -answer.scores[number]" -> "key=lambda number: answer.scores[number]"
+    """
+    digits.tab("Try it")
+    right = []
+    for example in digits_settings.examples:
+        path = digits_space / str(example.picture)
+        digits.page.locator("#picture input[type=file]").first.set_input_files(path)
+        digits.page.locator("#picture img").wait_for()
+        expected = said_of(digits_space, path)
+        digits.page.locator(".verdict .answer", has_text=expected[1]).wait_for()
+        assert digits.answer() == expected
+        right.append(expected[0] == example.label)
+        looked = digits.page.locator(".looked img")
+        assert looked.get_attribute("alt")
+        assert looked.get_attribute("src").startswith("data:image/jpeg;base64,")
+        digits.page.get_by_label("Remove Image").click()
+        digits.page.locator(".verdict.empty").wait_for()
+    assert sum(right) >= 4
+
+
+def test_an_example_shows_its_picture_its_answer_and_its_true_class(
+    digits: Visit, digits_space: Path, digits_settings: Settings
+) -> None:
+    """One click.
+
+    Mutation: space/service.py: "number = int(data.index)" -> "number = 0"
+    """
+    digits.tab("Try it")
+    example = digits_settings.examples[2]
+    digits.page.locator("button[data-example='2']").click()
+    digits.page.locator(".verdict .truth", has_text=f"says {example.label}").wait_for()
+    assert digits.answer() == said_of(digits_space, digits_space / str(example.picture))
+    digits.page.locator("#picture img").wait_for()
+    digits.picture("digits")
+
+
+def test_a_file_that_is_no_picture_is_answered_in_words(digits: Visit, tmp_path: Path) -> None:
+    """And the page goes on.
+
+    Mutation: space/guard.py: "setattr(component, "preprocess"," -> "setattr(component, "preprocessed","
+    """
+    digits.tab("Try it")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    digits.page.get_by_label("Remove Image").click()
+    digits.page.locator(".verdict.empty").wait_for()
+    digits.page.locator("#picture input[type=file]").first.set_input_files(tmp_path / "broken.png")
+    problem = digits.page.locator(".verdict.problem")
+    problem.wait_for()
+    assert problem.inner_text().splitlines() == [
+        "That did not work",
+        "It is empty or damaged, or no JPEG, PNG, WebP, BMP, GIF or TIFF picture.",
+    ]
+    digits.picture("digits-broken")
+    digits.page.get_by_label("Remove Image").click()
+    digits.page.locator(".verdict.empty").wait_for()
+
+
+def test_the_camera_takes_a_picture(digits: Visit) -> None:
+    """A camera of Chromium's own, which shows a green field.
+
+    Mutation: space/app.py: "["upload", "clipboard", "webcam"]" -> "["upload", "clipboard"]"
+    """
+    digits.tab("Try it")
+    field = digits.page.locator("#picture")
+    field.get_by_label("Capture from camera").click()
+    field.get_by_title("grant webcam access").click()
+    digits.page.wait_for_function("document.querySelector('#picture video')?.videoWidth > 0")
+    field.get_by_label("capture photo").click()
+    assert digits.answer()[1].endswith("%")
+    digits.page.get_by_label("Remove Image").click()
+    digits.page.locator(".verdict.empty").wait_for()
+
+
+def test_a_picture_is_pasted(digits: Visit, digits_space: Path, digits_settings: Settings) -> None:
+    """From the clipboard.
+
+    Mutation: space/app.py: "triggers.append(asked["picture"].change)" -> "triggers.append(asked["picture"].upload)"
+    """
+    digits.tab("Try it")
+    path = digits_space / str(digits_settings.examples[1].picture)
+    digits.page.evaluate(
+        """async bytes => {
+          const blob = new Blob([new Uint8Array(bytes)], {type: "image/png"});
+          await navigator.clipboard.write([new ClipboardItem({"image/png": blob})]);
+        }""",
+        list(path.read_bytes()),
+    )
+    digits.page.locator("#picture").get_by_label("Paste from clipboard").click()
+    assert digits.answer() == said_of(digits_space, path)
+
+
+def test_many_pictures_become_a_table_and_a_file(
+    digits: Visit, digits_space: Path, digits_settings: Settings, tmp_path: Path
+) -> None:
+    """A broken one among them says why.
+
+    Mutation: space/service.py: "return page.table(names, lines)" -> "return page.table(names, lines[1:])"
+    """
+    digits.tab("Many at once")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    paths = [digits_space / str(example.picture) for example in digits_settings.examples]
+    digits.page.locator(".batch input[type=file]").set_input_files([*paths, tmp_path / "broken.png"])
+    digits.page.get_by_text("broken").first.wait_for()
+    digits.page.get_by_role("button", name="Classify all").click()
+    digits.page.locator(".results table").wait_for()
+    rows = [row.inner_text().split("\t") for row in digits.page.locator(".results tbody tr").all()]
+    for row, path in zip(rows, paths, strict=False):
+        assert tuple(cell.strip() for cell in row[:3]) == (path.name, *said_of(digits_space, path))
+    assert "damaged" in rows[-1][3]
+    assert f"{len(paths)} of {len(paths) + 1} classified" in digits.page.locator(".results caption").inner_text()
+    with digits.page.expect_download() as download:
+        digits.page.get_by_role("button", name="Download as CSV").or_(
+            digits.page.get_by_role("link", name="Download as CSV")
+        ).first.click()
+    lines = list(csv.reader(io.StringIO(Path(download.value.path()).read_text())))
+    assert lines[0] == ["image", "label", "probability", "note"]
+    assert [line[0] for line in lines[1:]] == [*(path.name for path in paths), "broken.png"]
+    digits.picture("digits-many")
+
+
+def test_a_text_gets_its_label_and_its_words_their_weights(texts: Visit, texts_space: Path) -> None:
+    """The same as hf_transfer's own.
+
+    Mutation: space/service.py: "looked += page.weighed_words(answer.words, best)" -> "pass"
+    """
+    text = "I paid twice for this order, please check the invoice."
+    texts.page.get_by_label("Text").fill(text)
+    texts.page.locator("#classify").click()
+    ((label, share), *_) = classify_texts(str(texts_space / "model"), [(text,)])[0]
+    assert texts.answer() == (label, f"{share:.1%}".replace("%", " %"))
+    assert label == "payment"
+    texts.page.locator(".weighed .words").wait_for()
+    assert texts.page.locator(".weighed .words").inner_text() == text
+    assert texts.page.locator(".weighed .words .word.for").count() >= 1
+    texts.picture("texts")
+
+
+def test_without_explanation_there_is_none(texts: Visit) -> None:
+    """It costs time.
+
+    Mutation: space/service.py: "            if explain:" -> "            if True:"
+    """
+    texts.page.get_by_label("Text").fill("Is this the illustrated edition of the atlas?")
+    texts.page.locator("#classify").click()
+    texts.page.locator(".weighed", has_text="illustrated edition").wait_for()
+    told = texts.answer()
+    texts.page.get_by_label("Show what the model looked at").uncheck()
+    texts.page.locator(".weighed").wait_for(state="detached")
+    assert texts.answer() == told
+    texts.page.get_by_label("Show what the model looked at").check()
+    texts.page.locator(".weighed").wait_for()
+
+
+def test_an_empty_text_is_not_asked(texts: Visit) -> None:
+    """The page says what to do.
+
+    Mutation: space/service.py: "not (text or second_text).strip()" -> "False"
+    """
+    texts.page.get_by_label("Text").fill("   ")
+    texts.page.locator("#classify").click()
+    texts.page.locator(".verdict.empty", has_text="Write a text, or take one of the examples").wait_for()
+
+
+def test_all_can_be_done_with_the_keyboard(texts: Visit) -> None:
+    """Each stop can be seen, and Enter takes an example.
+
+    Mutation: space/style.css: "outline: 3px solid var(--accent) !important" -> "outline: none !important"
+    """
+    texts.tab("Try it")
+    texts.page.locator("h1").click()
+    reached: list[str] = []
+    for _ in range(30):
+        texts.page.keyboard.press("Tab")
+        name, outline = texts.page.evaluate(
+            "() => { const e = document.activeElement; const s = getComputedStyle(e); return "
+            "[e.dataset.example !== undefined ? 'example ' + e.dataset.example : e.id || e.innerText || e.type, "
+            "s.outlineStyle + ' ' + s.outlineWidth] }"
+        )
+        reached.append(name)
+        if name not in ("", "BODY"):
+            assert outline == "solid 3px", name
+        if name == "example 0":
+            break
+    for stop in ("Try it", "Many at once", "textarea", "checkbox", "classify", "example 0"):
+        assert stop in reached, reached
+    texts.page.keyboard.press("Enter")
+    texts.page.locator(".verdict .truth").wait_for()
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
+@pytest.mark.parametrize("which", ["digits", "texts"])
+def test_every_tab_can_be_read_by_everybody(
+    browser: Any, digits_demo: Served, texts_demo: Served, which: str, size: tuple[int, int], scheme: str
+) -> None:
+    """Contrast, names, roles, order: axe finds nothing; nothing has to be scrolled sideways.
+
+    Mutation: space/style.css: "--quiet: #5b5f66;" -> "--quiet: #9ea3ab;"
+    """
+    demo = {"digits": digits_demo, "texts": texts_demo}[which]
+    with visit(browser, demo.url, size=size, scheme=scheme) as here:
+        for tab in TABS:
+            here.tab(tab)
+            if tab == "Try it":
+                here.page.locator("button[data-example='1']").click()
+                here.answer()
+                here.page.wait_for_timeout(300)
+                # On a phone, too, the answer is brought into view.
+                top = here.page.locator(".verdict").bounding_box()["y"]
+                assert 0 <= top < size[1]
+            else:
+                here.page.wait_for_timeout(300)
+            assert here.problems() == [], tab
+            assert here.page.evaluate("document.documentElement.scrollWidth") <= size[0], tab
+            here.picture(f"{which}-{tab.lower().replace(' ', '-')}-{scheme}")
+
+
+def test_hostile_names_are_shown_and_not_run(browser: Any, demo: Demo, tmp_path: Path) -> None:
+    """Of classes, model, base model, card and files: no dialog, no address, no element that is not ours.
+
+    Mutation: space/page.py: "return escape(str(value), quote=True)" -> "return str(value)"
+    """
+    evil = tmp_path / "<img src=x onerror=alert(1)>.png"
+    evil.write_bytes(png(Image.new("RGB", (30, 30), "red")))
+    with visit(browser, demo.url) as here:
+        here.page.locator("#picture input[type=file]").first.set_input_files(evil)
+        label, _ = here.answer()
+        assert label in HOSTILE
+        shown = [row.inner_text() for row in here.page.locator(".verdict .name").all()]
+        assert sorted(shown) == sorted(HOSTILE)
+        here.tab("Many at once")
+        here.page.locator(".batch input[type=file]").set_input_files(evil)
+        here.page.get_by_role("button", name="Classify all").click()
+        here.page.locator(".results table").wait_for()
+        for tab in TABS:
+            here.tab(tab)
+            here.page.wait_for_timeout(200)
+        assert HOSTILE[0] in here.page.locator("h1").first.inner_text()
+        inside = ".masthead, .verdict, .looked, .results, .card-text, .api, .examples"
+        assert here.page.locator(inside).locator("script, img:not([src^='data:']), iframe").count() == 0
+        here.picture("hostile")

@@ -1,0 +1,318 @@
+"""The demo's model: it says to 1e-6 what hf_transfer itself says, of whatever people upload."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers.processors import TemplateProcessing
+
+from classifier import Classifier, NoClassifierError, Question, find_model, longest_text
+from hf_transfer.data.images import decode as decoded_in_training
+from hf_transfer.data.tokens import TokenPipeline
+from hf_transfer.evaluation.predict import classify_images, classify_texts
+from hf_transfer.evaluation.run_folder import load_finished
+from hf_transfer.models.pooling import pooled_classifier
+from hf_transfer.models.pretrained import Checkpoint
+from pictures import BadPictureError, decode
+from tests.tiny_models import save_checkpoint
+from tests.tiny_text_models import END, save_text_checkpoint
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 4), dtype=np.uint8)
+DEEP = (np.arange(1200, dtype=np.uint16) * 50).reshape(40, 30)
+COLOURS = Image.fromarray(NOISE[..., :3])
+
+
+def turned() -> bytes:
+    """A photograph that was taken with the camera on its side."""
+    exif = Image.Exif()
+    exif[274] = 6
+    buffer = io.BytesIO()
+    COLOURS.save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+UPLOADS: dict[str, Callable[[], bytes]] = {
+    "colours": lambda: saved(COLOURS, "PNG"),
+    "alpha": lambda: saved(Image.fromarray(NOISE), "PNG"),
+    "grey-alpha": lambda: saved(Image.fromarray(NOISE[..., :2]), "PNG"),
+    "palette": lambda: saved(COLOURS.quantize(16), "GIF"),
+    "animated": lambda: saved(COLOURS, "GIF", save_all=True, append_images=[Image.new("RGB", (30, 40))]),
+    "cmyk": lambda: saved(COLOURS.convert("CMYK"), "JPEG"),
+    "sixteen-bits": lambda: saved(Image.fromarray(DEEP), "PNG"),
+    "float": lambda: saved(Image.fromarray(NOISE[..., 0] / np.float32(255)), "TIFF"),
+    "bilevel": lambda: saved(COLOURS.convert("1"), "PNG"),
+    "turned": turned,
+    "webp": lambda: saved(COLOURS, "WEBP"),
+}
+
+
+@pytest.fixture(scope="module")
+def uploads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("uploads")
+    paths = {name: folder / f"{name}.bin" for name in UPLOADS}
+    for name, path in paths.items():
+        path.write_bytes(UPLOADS[name]())
+    return paths
+
+
+@pytest.mark.parametrize("name", UPLOADS)
+def test_every_kind_of_picture_is_decoded_as_in_training(uploads: dict[str, Path], name: str) -> None:
+    """First frame, turned upright, alpha dropped, 16 bits scaled.
+
+    Mutation: space/pictures.py: "_eight_bits(ImageOps.exif_transpose(picture))" -> "_eight_bits(picture)"
+    """
+    here, there = decode(uploads[name]), decoded_in_training({"bytes": None, "path": str(uploads[name])})
+    assert here.mode == there.mode == "RGB"
+    assert np.array_equal(np.asarray(here), np.asarray(there))
+
+
+@pytest.mark.parametrize("architecture", ["vit", "resnet_basic"])
+def test_pictures_get_the_scores_of_our_own_predictions(
+    tmp_path: Path, uploads: dict[str, Path], architecture: str
+) -> None:
+    """With plain transformers, to 1e-6.
+
+    Mutation: space/classifier.py: "logits.float().softmax(-1)" -> "logits.float().sigmoid()"
+    """
+    folder = save_checkpoint(tmp_path / "model", architecture)
+    classifier = Classifier(find_model(str(folder)))
+    assert (classifier.takes_picture, classifier.takes_text) == (True, False)
+    paths = list(uploads.values())
+    expected = classify_images(str(folder), paths, top=99)
+    found = classifier.probabilities([Question(decode(path)) for path in paths])
+    for answer, scores in zip(expected, found, strict=True):
+        assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(dict(answer.scores), abs=1e-6)
+
+
+TEXTS = [("word7 word8",), ("nothing known here",), (" ".join(f"word{n % 50}" for n in range(90)),), ("word9",)]
+
+
+@pytest.mark.parametrize(("name", "pad"), [("bert", True), ("roberta", True), ("gpt2", False), ("deberta", True)])
+def test_texts_get_the_scores_of_our_own_predictions(tmp_path: Path, name: str, pad: bool) -> None:
+    """Cut where the model has no more positions, padded even where the tokenizer knows no padding.
+
+    Mutation: space/classifier.py: "self.tokenizer.pad_token = self.tokenizer.eos_token" -> "pass"
+    """
+    # As training writes it into the config: what pads is the end-of-text token then.
+    folder = save_text_checkpoint(tmp_path / "model", name, pad=pad, **({} if pad else {"pad_token_id": END}))
+    classifier = Classifier(folder)
+    assert (classifier.takes_picture, classifier.takes_text, classifier.texts) == (False, True, 1)
+    expected = classify_texts(str(folder), TEXTS, top=99)
+    # One by one, as on the page, and together, as in a batch.
+    alone = [classifier.probabilities([Question(texts=texts)])[0] for texts in TEXTS]
+    together = classifier.probabilities([Question(texts=texts) for texts in TEXTS])
+    for answer, *found in zip(expected, alone, together, strict=True):
+        for scores in found:
+            assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(dict(answer), abs=1e-6)
+
+
+def test_a_text_is_cut_where_it_was_in_training(tmp_path: Path) -> None:
+    """At --max_seq_length, which only the settings of the demo know.
+
+    Mutation: space/classifier.py: "self.max_length = max_length or longest_text" -> "self.max_length = longest_text"
+    """
+    folder = save_text_checkpoint(tmp_path / "model")
+    classifier = Classifier(folder, max_length=6)
+    start, whole = Question(texts=("word7 word8 word9 word10",)), Question(texts=("word7 word8 word9 word10 word11",))
+    assert classifier.probabilities([start]) == classifier.probabilities([whole])
+    assert Classifier(folder).probabilities([start]) != Classifier(folder).probabilities([whole])
+
+
+def test_a_model_has_as_many_tokens_as_it_has_positions(tmp_path: Path) -> None:
+    """RoBERTa's first positions belong to the padding.
+
+    Mutation: space/classifier.py: "table.padding_idx + 1 for table" -> "0 for table"
+    """
+    folder = save_text_checkpoint(tmp_path / "model", "roberta", pad_token_id=1)
+    classifier = Classifier(folder)
+    classifier.tokenizer.model_max_length = 10**30
+    checkpoint = Checkpoint(str(folder), task="text-classification")
+    pipeline = TokenPipeline(classifier.tokenizer, model_limit=checkpoint.longest_input)
+    assert longest_text(classifier.model, classifier.tokenizer) == pipeline.max_length == 38
+
+
+def test_a_pair_of_texts_is_one_question(tmp_path: Path) -> None:
+    folder = save_text_checkpoint(tmp_path / "model")
+    classifier = Classifier(folder, texts=2)
+    pairs = [("word7", "word8 word9"), ("word8 word9", "word7")]
+    found = classifier.probabilities([Question(texts=pair) for pair in pairs])
+    for answer, scores in zip(classify_texts(str(folder), pairs, top=99), found, strict=True):
+        assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(dict(answer), abs=1e-6)
+
+
+def test_a_text_without_tokens_is_no_failure(tmp_path: Path) -> None:
+    """A tokenizer that adds none of its own makes nothing of it.
+
+    Mutation: space/classifier.py: "if not ids):" -> "if False):"
+    """
+    folder = save_text_checkpoint(tmp_path / "model", "gpt2")
+    classifier = Classifier(folder)
+    classifier.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
+    (scores,) = classifier.probabilities([Question(texts=("\n",))])
+    assert sum(scores) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_model_with_a_modelling_file_is_served_only_where_that_is_trusted(tmp_path: Path) -> None:
+    """Mean pooling, which transformers has no class for.
+
+    Mutation: space/classifier.py: "    if own and trust_remote_code:" -> "    if own:"
+    """
+    base, folder = save_text_checkpoint(tmp_path / "base"), tmp_path / "model"
+    labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, _ = pooled_classifier(str(base), pooling="mean", labels=labels)
+    model.save_pretrained(folder)
+    Checkpoint(str(base), task="text-classification").tokenizer().save_pretrained(folder)
+    with pytest.raises(NoClassifierError):
+        Classifier(folder)
+    classifier = Classifier(folder, trust_remote_code=True)
+    ours = load_finished(Checkpoint(str(folder), task="text-classification"))
+    inputs, _ = classifier.encode([Question(texts=TEXTS[0])])
+    with torch.no_grad():
+        expected = ours.eval()(**inputs).logits.softmax(-1)[0].tolist()
+    assert classifier.probabilities([Question(texts=TEXTS[0])])[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_no_classifier_is_refused_in_words(tmp_path: Path) -> None:
+    """Nothing there, and a model without a head.
+
+    Mutation: space/classifier.py: "if architecture.endswith(ending):" -> "if True:"
+    """
+    with pytest.raises(NoClassifierError, match=r"has no config.json: name a model in MODEL_ID"):
+        Classifier(tmp_path)
+    folder = save_checkpoint(tmp_path / "model")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace("ViTForImageClassification", "ViTModel"))
+    with pytest.raises(NoClassifierError, match=r"holds ViTModel; this demo serves"):
+        Classifier(folder)
+
+
+def test_weights_in_a_pickle_are_not_read(tmp_path: Path) -> None:
+    """It can run anything.
+
+    Mutation: space/classifier.py: "use_safetensors=True, " -> ""
+    """
+    folder = save_checkpoint(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        Classifier(folder)
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of a few bytes that declares a square of pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty or damaged"),
+        (b"no picture", "empty or damaged"),
+        (saved(COLOURS, "PNG")[:300], "empty or damaged"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "or no JPEG, PNG"),
+        (b"<html><script>alert(1)</script></html>", "or no JPEG, PNG"),
+        (bomb(12_000), "declares 12000 x 12000 pixels"),
+        (bomb(60_000), "far more pixels"),
+        (saved(COLOURS, "PNG") + b"\0" * 10_000_000, "It has 10 MB, and the limit is 10 MB"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_words(tmp_path: Path, content: bytes, words: str) -> None:
+    """Before it is decoded, where it is too large.
+
+    Mutation: space/pictures.py: "if picture.width * picture.height > MAX_PIXELS:" -> "if False:"
+    """
+    (tmp_path / "upload").write_bytes(content)
+    with pytest.raises(BadPictureError, match=words):
+        decode(tmp_path / "upload")
+
+
+FUSION = """
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class FusionConfig(PretrainedConfig):
+    model_type = "toy_fusion"
+    _auto_class = "AutoConfig"
+
+
+class Fusion(PreTrainedModel):
+    config_class = FusionConfig
+    _auto_class = "AutoModel"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.picture = nn.Conv2d(3, 4, 4, stride=4)
+        self.words = nn.Embedding(64, 6)
+        self.head = nn.Linear(10, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values=None, input_ids=None, attention_mask=None, token_type_ids=None, **_):
+        seen = self.picture(pixel_values).tanh().mean((2, 3))
+        read = (self.words(input_ids) * attention_mask[..., None]).sum(1)
+        return SequenceClassifierOutput(logits=self.head(torch.cat([seen, read], 1)))
+"""
+
+
+@pytest.fixture
+def fusion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model of a picture and its text, with its modelling file."""
+    import importlib
+
+    (tmp_path / "modeling_toy_fusion.py").write_text(FUSION)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("modeling_toy_fusion")
+    folder = save_checkpoint(tmp_path / "both")
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").unlink()
+    save_text_checkpoint(tmp_path / "text")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "text" / name).rename(folder / name)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = module.Fusion(module.FusionConfig(num_labels=3))
+    for parameter in model.parameters():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_of_picture_and_text_is_asked_for_both(fusion: Path) -> None:
+    """By what lies beside it: an image processor and a tokenizer."""
+    from explanation import Explainer
+
+    classifier = Classifier(fusion, trust_remote_code=True)
+    assert (classifier.takes_picture, classifier.takes_text) == (True, True)
+    picture = Image.fromarray(NOISE[..., :3])
+    asked = Question(picture, ("word7 word8",))
+    (scores,) = classifier.probabilities([asked])
+    assert classifier.probabilities([Question(picture, ("word9",))]) != [scores]
+    assert classifier.probabilities([Question(Image.new("RGB", (9, 9)), asked.texts)]) != [scores]
+    explainer = Explainer(classifier)
+    assert (explainer.method, explainer.weighs_words) == ("Grad-CAM", True)
+    answer = explainer.answer(asked)
+    assert answer.scores == pytest.approx(scores, abs=1e-6)
+    assert answer.heat is not None
+    assert answer.heat.shape == (4, 4)
+    assert [piece for piece, _ in answer.words[0]] == ["word7", " ", "word8"]

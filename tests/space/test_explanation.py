@@ -1,0 +1,277 @@
+"""Where the model looked, against independent computations, and what it leaves as it was."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from classifier import Classifier, Question
+from explanation import STEPS, Explainer, grid_of, rollout, weigh_words
+from heat import SIDE, overlay, seen_by
+from tests.tiny_models import ALL, save_checkpoint
+from tests.tiny_text_models import save_text_checkpoint
+
+PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("vit", "attention rollout"), ("dinov2", "attention rollout"), ("deit", "attention rollout"),
+        ("beit", "attention rollout"), ("swin", "Grad-CAM"), ("convnext", "Grad-CAM"), ("resnet_basic", "Grad-CAM"),
+        ("resnet_bottleneck", "Grad-CAM"), ("mobilenet_v2", "Grad-CAM"), ("poolformer", "Grad-CAM"),
+    ],
+)  # fmt: skip
+def test_each_architecture_shows_where_it_looked_and_says_what_it_says_without(
+    tmp_path: Path, name: str, method: str
+) -> None:
+    """Found by looking at a pass, not by name; windowed attention cannot be multiplied up.
+
+    Mutation: space/explanation.py: "if len({shape for _, shape in seen.attention}) > 1:" -> "if False:"
+    """
+    classifier = Classifier(save_checkpoint(tmp_path / "model", name))
+    explainer = Explainer(classifier)
+    assert explainer.method == method
+    answer = explainer.answer(Question(PICTURE))
+    assert answer.scores == pytest.approx(classifier.probabilities([Question(PICTURE)])[0], abs=1e-6)
+    assert answer.heat is not None
+    assert answer.heat.ndim == 2
+    assert answer.heat.min() == 0
+    # Where nothing speaks for the label, which random weights allow, nothing glows.
+    assert answer.heat.max() == pytest.approx(1) or (method == "Grad-CAM" and answer.heat.max() < 1e-6)
+    assert answer.words == ()
+    # The model that answers without a map is not slowed down by the one that shows its attention.
+    assert classifier.model.config._attn_implementation != "eager" or method != "attention rollout"
+
+
+def test_both_models_share_their_weights(tmp_path: Path) -> None:
+    """Memory is needed once.
+
+    Mutation: space/explanation.py: "twin = copy.deepcopy(model, shared)" -> "twin = copy.deepcopy(model)"
+    """
+    classifier = Classifier(save_checkpoint(tmp_path / "model"))
+    twin = Explainer(classifier)._model
+    assert twin is not classifier.model
+    for one, other in zip(classifier.model.parameters(), twin.parameters(), strict=True):
+        assert one.data_ptr() == other.data_ptr()
+
+
+def test_the_rollout_is_that_of_its_paper(tmp_path: Path) -> None:
+    """Products of averaged attention with the residual path, in numpy, from attentions that transformers itself gives.
+
+    Mutation: space/explanation.py: "/ 2 @ reached" -> "@ reached"
+    """
+    explainer = Explainer(Classifier(save_checkpoint(tmp_path / "again", "vit")))
+    explainer.classifier.model.set_attn_implementation("eager")
+    inputs, _ = explainer.classifier.encode([Question(PICTURE)])
+    with torch.no_grad():
+        layers = explainer.classifier.model(**inputs, output_attentions=True).attentions
+    product = np.eye(5)
+    for layer in layers:
+        mean = layer[0].mean(0).double().numpy()
+        mixed = 0.5 * mean + 0.5 * np.eye(5)
+        product = (mixed / mixed.sum(-1, keepdims=True)) @ product
+    expected = product[0, 1:].reshape(2, 2)
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
+    heat = explainer.answer(Question(PICTURE)).heat
+    assert heat == pytest.approx(expected, abs=1e-4)
+
+
+def test_without_a_class_token_what_reached_all_tokens_counts() -> None:
+    """Patches alone, four of them: the third is looked at by all.
+
+    Mutation: space/explanation.py: "row = reached[0] if extra else reached.mean(0)" -> "row = reached[0]"
+    """
+    layer = torch.zeros(4, 4)
+    layer[:, 2] = 1
+    layer[0] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    heat = rollout([layer], (16, 16))
+    assert heat.reshape(-1).argmax() == 2
+
+
+def test_grad_cam_is_that_of_its_paper(tmp_path: Path) -> None:
+    """Feature maps weighted by the mean gradient of the label's logit, negative sums left out.
+
+    Mutation: space/explanation.py: "slopes.mean((1, 2), keepdim=True)" -> "slopes"
+    """
+    classifier = Classifier(save_checkpoint(tmp_path / "model", "resnet_basic"))
+    explainer = Explainer(classifier)
+    model, kept = classifier.model, {}
+    inputs, _ = classifier.encode([Question(PICTURE)])
+
+    def keep(_: nn.Module, __: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        kept["map"] = output
+
+    model.requires_grad_(True)
+    handle = model.resnet.encoder.stages[-1].register_forward_hook(keep)
+    logits = model(**inputs).logits[0]
+    logits[logits.argmax()].backward()
+    handle.remove()
+    model.requires_grad_(False)
+    weights = kept["map"].grad[0].mean((1, 2)).double().numpy()
+    maps = kept["map"].detach()[0].double().numpy()
+    expected = np.maximum(np.tensordot(weights, maps, 1), 0)
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
+    assert explainer.answer(Question(PICTURE)).heat == pytest.approx(expected, abs=1e-4)
+
+
+class Additive(nn.Module):
+    """A text classifier in which each word adds to the logits, so that its share of them is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(64, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=self.head(self.table(input_ids).sum(1)))  # type: ignore[arg-type]
+
+
+def test_where_words_only_add_up_each_gets_what_it_adds(tmp_path: Path) -> None:
+    """Against a word of padding; integrated gradients are exact there, the strongest is scaled to 1.
+
+    Mutation: space/explanation.py: "(STEPS / (STEPS - 1))).sum" -> "1).sum"
+    """
+    classifier = Classifier(save_text_checkpoint(tmp_path / "model"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Additive()
+    model.config = classifier.model.config
+    classifier.model = model.requires_grad_(False)
+    text = "word7 word8, word9"
+    answer = Explainer(classifier).answer(Question(texts=(text,)))
+    ids = classifier.tokenizer(text)["input_ids"]
+    best = int(np.argmax(answer.scores))
+    added = [float((model.table.weight[i] - model.table.weight[0]) @ model.head.weight[best]) for i in ids[1:-1]]
+    strongest = max(map(abs, added))
+    pieces = [(piece, weight) for piece, weight in answer.words[0] if weight is not None]
+    assert [piece for piece, _ in pieces] == ["word7", "word8", ",", "word9"]
+    assert [weight for _, weight in pieces] == pytest.approx([value / strongest for value in added], abs=1e-5)
+    assert "".join(piece for piece, _ in answer.words[0]) == text
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "gpt2", "deberta"])
+def test_words_of_each_architecture_get_weights_and_the_answer_stays(tmp_path: Path, name: str) -> None:
+    """Beside the points on the way to it the text itself is asked.
+
+    Mutation: space/explanation.py: "torch.cat([vectors[:1], start" -> "torch.cat([start[None], start"
+    """
+    classifier = Classifier(save_text_checkpoint(tmp_path / "model", name))
+    explainer = Explainer(classifier)
+    assert (explainer.method, explainer.weighs_words) == (None, True)
+    asked = Question(texts=("word7 word8 word9",))
+    answer = explainer.answer(asked)
+    assert answer.scores == pytest.approx(classifier.probabilities([asked])[0], abs=1e-6)
+    weights = [weight for _, weight in answer.words[0] if weight is not None]
+    assert len(weights) == 3
+    assert max(map(abs, weights)) == pytest.approx(1)
+
+
+def test_the_way_from_padding_to_the_text_is_walked_as_its_paper_says(tmp_path: Path) -> None:
+    """The mean gradient at the middles of the steps, times the way, computed on embeddings by hand.
+
+    Mutation: space/explanation.py: "[:, None, None] + 0.5)" -> "[:, None, None])"
+    """
+    classifier = Classifier(save_text_checkpoint(tmp_path / "model"))
+    asked = Question(texts=("word7 word8 word9",))
+    answer = Explainer(classifier).answer(asked)
+    inputs, _ = classifier.encode([asked])
+    table = classifier.model.get_input_embeddings()
+    end = table(inputs["input_ids"])[0]
+    start = end.clone()
+    start[1:-1] = table.weight[classifier.tokenizer.pad_token_id]
+    best = int(np.argmax(answer.scores))
+    total = torch.zeros_like(end)
+    for step in range(STEPS):
+        point = (start + (step + 0.5) / STEPS * (end - start)).detach().requires_grad_()
+        rest = {name: value for name, value in inputs.items() if name != "input_ids"}
+        classifier.model(inputs_embeds=point[None], **rest).logits[0, best].backward()
+        assert point.grad is not None
+        total += point.grad
+    weights = ((end - start) * total / STEPS).sum(-1)[1:-1]
+    expected = (weights / weights.abs().max()).tolist()
+    assert [w for _, w in answer.words[0] if w is not None] == pytest.approx(expected, abs=1e-4)
+
+
+def test_pieces_of_a_word_share_one_weight_and_nothing_of_the_text_is_lost(tmp_path: Path) -> None:
+    """As the tokenizer groups them.
+
+    Mutation: space/explanation.py: "known[2] + weight]" -> "weight]"
+    """
+
+    encoding = SimpleNamespace(
+        sequence_ids=[None, 0, 0, 0, None, 1, None],
+        word_ids=[None, 0, 0, 1, None, 0, None],
+        offsets=[(0, 0), (1, 3), (3, 6), (8, 9), (0, 0), (0, 2), (0, 0)],
+    )
+    weights = np.array([9, 1, 2, -1, 9, 0.75, 9], dtype=np.float32)
+    first, second = weigh_words((" unfold a!", "ok"), SimpleNamespace(encodings=[encoding]), weights)
+    assert first == [(" ", None), ("unfol", 1.0), ("d ", None), ("a", pytest.approx(-1 / 3)), ("!", None)]
+    assert second == [("ok", 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "grid"),
+    [
+        (197, (224, 224), (1, 14, 14)),
+        (198, (224, 224), (2, 14, 14)),
+        (261, (224, 224), (5, 16, 16)),
+        (196, (224, 224), (0, 14, 14)),
+        (33, (64, 128), (1, 4, 8)),
+        (12, (224, 224), None),
+        (1, (16, 16), None),
+    ],
+)
+def test_tokens_are_laid_out_in_the_grid_that_fits_the_picture(
+    tokens: int, size: tuple[int, int], grid: tuple[int, int, int] | None
+) -> None:
+    """With a class token, two, four registers, or none; of pictures that are no squares, too.
+
+    Mutation: space/explanation.py: "EXTRA_TOKENS = (1, 2, 5, 0)" -> "EXTRA_TOKENS = (1,)"
+    """
+    assert grid_of(tokens, size) == grid
+
+
+def test_the_overlay_glows_where_the_heat_is_and_keeps_the_shape_of_the_picture() -> None:
+    """On black and on white.
+
+    Mutation: space/heat.py: "ground * (1 - cover) + tint * cover" -> "ground"
+    """
+    heat = np.zeros((4, 4), dtype=np.float32)
+    heat[0, 0] = 1
+    for colour in ("black", "white"):
+        drawn = np.asarray(overlay(Image.new("RGB", (80, 40), colour), heat)).astype(int)
+        assert drawn.shape == (SIDE // 2, SIDE, 3)
+        hot, cold = drawn[5, 5], drawn[-5, -5]
+        assert hot[0] - hot[2] > 100
+        assert abs(cold[0] - cold[2]) < 3
+
+
+def test_what_a_processor_crops_away_the_model_did_not_see(tmp_path: Path) -> None:
+    """The map lies over the crop.
+
+    Mutation: space/heat.py: "if not getattr(processor, "do_center_crop", False):" -> "if True:"
+    """
+    classifier = Classifier(save_checkpoint(tmp_path / "model"))
+    assert seen_by(classifier.processor, PICTURE) is PICTURE
+    classifier.processor.do_center_crop = True
+    classifier.processor.crop_size = {"height": 16, "width": 16}
+    classifier.processor.size = {"height": 32, "width": 32}
+    shown = seen_by(classifier.processor, PICTURE)
+    assert shown.size == (16, 16)
+    expected = PICTURE.resize((32, 32), Image.Resampling.BILINEAR).crop((8, 8, 24, 24))
+    assert np.abs(np.asarray(shown).astype(int) - np.asarray(expected)).max() <= 2
+
+
+def test_every_tiny_architecture_is_asked_about_or_known_to_be_left_out() -> None:
+    assert set(ALL) - {"segformer"} == {
+        "vit", "dinov2", "deit", "beit", "swin", "convnext", "resnet_basic", "resnet_bottleneck", "mobilenet_v2",
+        "poolformer",
+    }  # fmt: skip

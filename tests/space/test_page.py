@@ -1,0 +1,205 @@
+"""What the page says of its model, and that names from outside stay text."""
+
+import json
+import re
+from dataclasses import fields
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import page
+from about import Card, Example, Settings, plain_card, read_card, read_settings
+from classifier import Classifier
+from explanation import Answer
+from tests.space.hostile import HOSTILE
+from tests.tiny_models import save_checkpoint
+
+
+class Tags(HTMLParser):
+    """Tags and attributes of a piece of HTML."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+
+def tags(html: str) -> Tags:
+    parser = Tags()
+    parser.feed(html)
+    return parser
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    """A model whose classes are attacks."""
+    names = dict(enumerate(HOSTILE))
+    folder = save_checkpoint(
+        tmp_path_factory.mktemp("models") / "m",
+        id2label=names,
+        label2id={name: number for number, name in names.items()},
+    )
+    return Classifier(folder)
+
+
+def test_names_from_outside_stay_text_everywhere(hostile: Classifier) -> None:
+    """Of classes, models, data, files, texts.
+
+    Mutation: space/page.py: "return escape(str(value), quote=True)" -> "return str(value)"
+    """
+    settings = Settings(
+        model=HOSTILE[0], title=HOSTILE[1], base_model=HOSTILE[2], dataset=HOSTILE[3], texts=(HOSTILE[0],)
+    )
+    answer = Answer([0.1, 0.2, 0.3, 0.2, 0.2], words=([(name, 0.5) for name in HOSTILE],))
+    samples = [Example(name, texts=(name,)) for name in HOSTILE]
+    picture = Image.new("RGB", (8, 8))
+    pieces = [
+        page.masthead(settings, Card(base_model=HOSTILE[0]), hostile),
+        page.verdict(answer, HOSTILE, 0.1, HOSTILE[0]),
+        page.figure(picture, "Grad-CAM", HOSTILE[1]),
+        page.weighed_words(answer.words, HOSTILE[0]),
+        page.examples(samples, [picture] * len(samples)),
+        page.table([*HOSTILE, "note"], [[*HOSTILE, HOSTILE[0]]]),
+        page.api(hostile, HOSTILE[:1], 2, 32),
+        page.batch_help(hostile, HOSTILE[:1], 9),
+    ]
+    for piece in pieces:
+        found = tags(piece)
+        assert "script" not in found.tags
+        assert not [name for name in found.attributes if name.startswith("on")]
+        assert "alert(1)</script>" not in piece
+    assert sum(tags(piece).tags.count("img") for piece in pieces) == 1 + len(samples)
+
+
+def test_the_head_says_what_the_model_is_and_how_good(hostile: Classifier) -> None:
+    accuracy = {"value": 0.9256505, "low": 0.8879, "high": 0.9513, "samples": 269}
+    settings = Settings(model="a/b-c", base_model="google/vit", dataset="digits", accuracy=accuracy)
+    text = " ".join(re.sub(r"<[^>]*>", " ", page.masthead(settings, Card(), hostile)).split())
+    assert "b-c" in text
+    assert "Accuracy on unseen data 92.6 % 95 % interval 88.8 % to 95.1 %, 269 samples" in text
+    assert "Base model google/vit" in text
+    assert "Learned from digits" in text
+    other = page.masthead(Settings(model="./model"), Card(base_model="x/y", accuracy=0.5), hostile)
+    assert "Accuracy, as its card says" in other
+    assert "x/y" in other
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0.0, "0.0 %"), (0.0004, "&lt; 0.1 %"), (0.5, "50.0 %"), (0.9996, "&gt; 99.9 %"), (1.0, "100.0 %")],
+)
+def test_what_is_not_quite_certain_does_not_look_so(share: float, words: str) -> None:
+    """Rounded, 0.9996 would be 100 %.
+
+    Mutation: space/page.py: "    if 0.999 < share < 1:" -> "    if False:"
+    """
+    assert page.percent(share) == words
+
+
+def test_an_answer_names_the_best_label_first_and_whether_an_example_is_right() -> None:
+    """By its true class.
+
+    Mutation: space/page.py: "if truth == labels[best] else" -> "if truth else"
+    """
+    labels = [f"label{number}" for number in range(8)]
+    answer = Answer([0.05, 0.6, 0.05, 0.1, 0.05, 0.05, 0.05, 0.05])
+    shown = page.verdict(answer, labels, 0.0123, "label1")
+    assert re.findall(r'class="name">(\w+)', shown)[:2] == ["label1", "label3"]
+    assert len(re.findall(r'class="name"', shown)) == page.TOP
+    assert "12 ms" in shown
+    assert "says <b>label1</b>: right" in shown
+    assert "says <b>label2</b>: wrong" in page.verdict(answer, labels, 0.1, "label2")
+    assert "not sure" not in page.verdict(answer, labels, 0.1)
+    assert "not sure" in page.verdict(Answer([0.2] * 5), labels[:5], 0.1)
+
+
+CARD = """---
+base_model: google/vit
+model-index:
+- name: x
+  results:
+  - task: {type: image-classification}
+    dataset: {name: d, type: d}
+    metrics:
+    - {type: accuracy, value: 0.875}
+---
+# A card
+
+| | accuracy |
+|---:|---|
+| 1 | 2 |
+
+![picture](curves.png) and <img src="https://evil.example/x.png"> and [a link](https://example.org)
+
+<script>alert(1)</script><!-- hidden <b>words</b> --><style>
+body { background: url(https://evil.example/y.png) }
+</style>
+
+```python
+if a < b: print("<script>")
+```
+
+`<b>` and ![ref][one] 1 < 2
+"""
+
+
+def test_a_card_is_shown_without_anything_that_is_fetched_or_run(tmp_path: Path) -> None:
+    """Code stays as it is.
+
+    Mutation: space/about.py: "part.replace("![", "[")" -> "part"
+    """
+    (tmp_path / "README.md").write_text(CARD)
+    card = read_card(tmp_path)
+    assert (card.base_model, card.accuracy) == ("google/vit", 0.875)
+    assert "![" not in card.text
+    assert "# A card" not in card.text
+    assert card.text.startswith("| # | accuracy |\n|---:|---|\n| 1 | 2 |")
+    assert "evil.example" not in card.text
+    assert "alert(1)" not in card.text
+    assert "hidden" not in card.text
+    assert 'if a < b: print("<script>")' in card.text
+    assert "`<b>`" in card.text
+    assert "1 &lt; 2" in card.text
+    assert "[a link](https://example.org)" in card.text
+
+
+@pytest.mark.parametrize(
+    "content", ["", "no metadata", "---\n- a\n---\ntext", "---\nmodel-index: 3\n---\nx", "---\n: :\n---\n"]
+)
+def test_a_card_that_cannot_be_read_is_no_failure(tmp_path: Path, content: str) -> None:
+    (tmp_path / "README.md").write_text(content)
+    assert read_card(tmp_path).accuracy is None
+    assert read_card(tmp_path / "none") == Card()
+    assert plain_card("<" * 5000).count("&lt;") == 5000
+
+
+def test_settings_are_those_of_the_file_unless_the_environment_names_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said of one model does not hold for another.
+
+    Mutation: space/about.py: "said = {"model": os.environ["MODEL_ID"]" -> "said |= {"model": os.environ["MODEL_ID"]"
+    """
+    monkeypatch.delenv("MODEL_ID", raising=False)
+    assert read_settings(tmp_path) == Settings(model=str(tmp_path / "model"))
+    said = {
+        "model": "a/b",
+        "revision": "c",
+        "title": "T",
+        "texts": ["one", "two"],
+        "examples": [{"label": "x", "texts": ["y"]}],
+    }
+    (tmp_path / "settings.json").write_text(json.dumps(said))
+    found = read_settings(tmp_path)
+    assert (found.model, found.revision, found.texts) == ("a/b", "c", ("one", "two"))
+    assert found.examples == (Example("x", texts=("y",)),)
+    monkeypatch.setenv("MODEL_ID", "other/model")
+    monkeypatch.setenv("MODEL_REVISION", "v1")
+    assert read_settings(tmp_path) == Settings(model="other/model", revision="v1")
+    assert {field.name for field in fields(Settings)} >= set(said)

@@ -1,0 +1,337 @@
+"""The demo over HTTP: what it tells programs, and what attacks get."""
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import pytest
+
+from classifier import Question
+from explanation import Answer
+from tests.conftest import REPOSITORY
+from tests.space.conftest import served
+from tests.space.hostile import HOSTILE, PICTURE, Demo, file, png
+from tests.space.test_classifier import bomb
+from tests.tiny_models import save_checkpoint
+
+
+def test_the_api_says_what_the_model_says(demo: Demo) -> None:
+    """As values, with hostile labels as they are.
+
+    Mutation: space/service.py: "scores = dict(zip(self" -> "scores = dict(zip(reversed(self"
+    """
+    status, path = demo.upload("a.png", png())
+    assert status == 200
+    status, said = demo.ask(file(path), False)
+    assert status == 200
+    assert said.startswith("event: complete")
+    (answer,) = json.loads(said.split("data: ", 1)[1])
+    (scores,) = demo.service.classifier.probabilities([Question(PICTURE)])
+    assert answer["scores"] == pytest.approx(dict(zip(HOSTILE, scores, strict=True)), abs=1e-6)
+    assert answer["label"] == HOSTILE[int(np.argmax(scores))]
+    assert "heat" not in answer
+    _, said = demo.ask(file(path), True)
+    (answer,) = json.loads(said.split("data: ", 1)[1])
+    assert np.asarray(answer["heat"]).shape == (2, 2)
+
+
+def test_the_api_is_documented(demo: Demo) -> None:
+    """One endpoint, its arguments, what it returns; the page's own events are not offered.
+
+    Mutation: space/app.py: ""api_visibility": "private"" -> ""api_visibility": "public""
+    """
+    status, _, said = demo.request("GET", "/gradio_api/info")
+    assert status == 200
+    endpoints = json.loads(said)["named_endpoints"]
+    assert list(endpoints) == ["/classify"]
+    assert [one["parameter_name"] for one in endpoints["/classify"]["parameters"]] == ["picture", "explain"]
+    assert "probability of every label" in endpoints["/classify"]["description"]
+
+
+def test_the_shell_example_of_the_page_works(demo: Demo, tmp_path: Path) -> None:
+    """As it is shown.
+
+    Mutation: space/page.py: "/gradio_api/call/classify/$ID" -> "/gradio_api/call/classified/$ID"
+    """
+    from html import unescape
+
+    _, _, config = demo.request("GET", "/config")
+    shown = next(one["props"]["value"] for one in json.loads(config)["components"]
+                 if "help api" in str(one["props"].get("value", "")))  # fmt: skip
+    code = unescape(re.findall(r"<pre[^>]*>(.*?)</pre>", shown, re.DOTALL)[-1])
+    code = code.replace("http://127.0.0.1:7860", demo.url.rstrip("/"))
+    (tmp_path / "picture.jpg").write_bytes(png())
+    done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert "event: complete" in done.stdout, (code, done)
+
+
+def forbidden_paths(demo: Demo) -> list[str]:
+    source = REPOSITORY / "space" / "app.py"
+    targets = [
+        Path("/etc/passwd"), source, demo.model / "token", demo.model / "config.json", demo.model / "model.safetensors",
+        Path.home() / ".cache/huggingface/token", REPOSITORY / "pyproject.toml",
+    ]  # fmt: skip
+    relative = [
+        "app.py",
+        "./app.py",
+        "space/app.py",
+        "pyproject.toml",
+        os.path.relpath("/etc/passwd"),
+        "../../../etc/passwd",
+    ]
+    names = [
+        *map(str, targets),
+        *relative,
+        *(os.path.relpath(target) for target in targets),
+        f"{demo.uploads}/../model/token",
+    ]
+    encoded = [
+        *names,
+        *(quote(name, safe="") for name in names),
+        *(quote(quote(name, safe=""), safe="") for name in names),
+    ]
+    encoded += [name.replace("..", "%2e%2e").replace("/", "%2f") for name in names]
+    return encoded
+
+
+def test_no_file_of_this_machine_can_be_had(demo: Demo) -> None:
+    """By absolute, relative, encoded and twice encoded paths, on each of gradio's ways to files.
+
+    Mutation: space/app.py: "allowed_paths=[]," -> "allowed_paths=["/"],"
+    """
+    asked = 0
+    for name in forbidden_paths(demo):
+        for way in (
+            "/gradio_api/file=",
+            "/file=",
+            "/gradio_api/file/",
+            "/static/",
+            "/assets/",
+            "/gradio_api/component_server/",
+        ):
+            status, _, said = demo.request("GET", way + name)
+            assert status in (403, 404, 405), (way + name, status)
+            assert b"hf_secret" not in said
+            assert b"root:" not in said
+            asked += 1
+    assert asked > 300
+    status, path = demo.upload("mine.png", png())
+    assert status == 200
+    assert demo.request("GET", f"/gradio_api/file={path}")[0] == 200
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[str, list[bytes]]]:
+    """A web server that nobody is to ask, and what it was asked."""
+    asked: list[bytes] = []
+    with socket.socket() as waiting:
+        waiting.bind(("127.0.0.1", 0))
+        waiting.listen()
+        waiting.settimeout(0.2)
+        ended = threading.Event()
+
+        def listen() -> None:
+            while not ended.is_set():
+                try:
+                    connection, _ = waiting.accept()
+                except TimeoutError:
+                    continue
+                asked.append(connection.recv(1000))
+                connection.close()
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        yield f"http://127.0.0.1:{waiting.getsockname()[1]}/x.png", asked
+        ended.set()
+        thread.join()
+
+
+def test_nothing_is_fetched_for_visitors(demo: Demo, listener: tuple[str, list[bytes]]) -> None:
+    """By an address in the path, in a question, or in place of a file.
+
+    Mutation: space/guard.py: "if path is not None and "://" in str(path)[:12]:" -> "if False:"
+    """
+    address, asked = listener
+    for way in ("/gradio_api/file=", "/file=", "/gradio_api/proxy=", "/gradio_api/file/"):
+        assert demo.request("GET", way + address)[0] in (403, 404)
+    for name in (address, "https://example.org/x.png", "http://169.254.169.254/latest/meta-data"):
+        status, said = demo.ask(file(name), False)
+        assert "event: error" in said, (name, status, said)
+        assert "this demo fetches nothing" in said
+    assert asked == []
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", "app.py", "../model/token"])
+def test_no_file_of_this_machine_can_be_asked_about(demo: Demo, path: str) -> None:
+    """As if it were an upload."""
+    for name in (path, str(demo.model / "token")):
+        _, said = demo.ask(file(name), False)
+        assert "event: error" in said
+        assert "root:" not in said
+        assert "secret" not in said
+
+
+def test_eleven_megabytes_are_too_many(demo: Demo) -> None:
+    """At the border of gradio, and a whole body at that of the guard.
+
+    Mutation: space/app.py: "UPLOAD_LIMIT = "10mb"" -> "UPLOAD_LIMIT = "20mb""
+    """
+    assert demo.upload("large.png", b"\0" * 11_000_000)[0] == 413
+    status, _, _ = demo.request("POST", "/gradio_api/upload", b"", Content_Length="100000001")
+    assert status == 413
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("bomb.png", bomb(12_000), "declares 12000 x 12000 pixels"),
+        ("bomb.png", bomb(60_000), "far more pixels"),
+        ("a.svg", b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "It is empty or damaged"),
+        ("a.html", b"<html><script>alert(1)</script></html>", "It is empty or damaged"),
+        ("broken.png", png()[:99], "It is empty or damaged"),
+        ("empty.png", b"", "It is empty or damaged"),
+    ],
+)
+def test_what_is_no_picture_is_answered_in_words_and_not_shown_as_a_page(
+    demo: Demo, name: str, content: bytes, words: str
+) -> None:
+    """A browser that is sent to it saves it.
+
+    Mutation: space/guard.py: "lambda payload: payload.path if payload else None" -> "component.preprocess"
+    """
+    status, path = demo.upload(name, content)
+    assert status == 200
+    _, said = demo.ask(file(path), False)
+    assert "event: error" in said
+    assert words in said
+    assert "Traceback" not in said
+    status, headers, _ = demo.request("GET", f"/gradio_api/file={path}")
+    assert status == 200
+    assert headers["x-content-type-options"] == "nosniff"
+    if not name.endswith(".png"):
+        assert headers["content-disposition"].startswith("attachment")
+        assert headers["content-type"] == "application/octet-stream"
+
+
+def test_forty_at_once_wait_in_a_queue_that_has_an_end(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """34 are taken, 2 of them computed at a time; the others are told; all that were taken are answered.
+
+    Mutation: space/app.py: "WAITING = 32" -> "WAITING = 40"
+    """
+    go, running, most = threading.Event(), [], []
+
+    def slowly(question: Question, explain: bool) -> Answer:
+        running.append(1)
+        most.append(len(running))
+        assert go.wait(60)
+        running.pop()
+        return Answer([0.2] * 5)
+
+    monkeypatch.setattr(demo.service, "_answer", slowly)
+    _, path = demo.upload("a.png", png())
+    try:
+        # Until both that are computed have left the queue.
+        first = [demo.begin(file(path), False) for _ in range(2)]
+        for _ in range(600):
+            if len(running) == 2:
+                break
+            threading.Event().wait(0.05)
+        with ThreadPoolExecutor(38) as crowd:
+            others = list(crowd.map(lambda _: demo.begin(file(path), False), range(38)))
+    finally:
+        go.set()
+    assert [status for status, _ in first] == [200, 200]
+    refused = [said for status, said in others if status != 200]
+    assert sorted(status for status, _ in others) == [200] * 32 + [503] * 6
+    assert all("Queue is full" in said for said in refused)
+    for status, event in [*first, *others]:
+        if status == 200:
+            assert "event: complete" in demo.wait(event)[1]
+    assert max(most) == 2
+
+
+def test_every_answer_tells_browsers_to_fetch_nothing_elsewhere(demo: Demo) -> None:
+    """Whatever a card should smuggle into the page.
+
+    Mutation: space/guard.py: "[*message.get("headers", []), *HEADERS]" -> "[*message.get("headers", [])]"
+    """
+    for path in ("/", "/config", "/nothing", "/gradio_api/file=http://x/"):
+        _, headers, _ = demo.request("GET", path)
+        policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == "'self'"
+        assert not [word for rule in policy.values() for word in rule.split() if "." in word or "http" in word]
+
+
+def test_an_error_of_ours_tells_nothing_of_the_machine(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not meant for visitors stays in the log.
+
+    Mutation: space/app.py: "show_error=False," -> "show_error=True,"
+    """
+
+    def fails(*_: object) -> Answer:
+        raise RuntimeError(f"secret path {REPOSITORY}")
+
+    monkeypatch.setattr(demo.service, "_answer", fails)
+    _, path = demo.upload("a.png", png())
+    _, said = demo.ask(file(path), False)
+    assert "event: error" in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/monitoring", 403), ("GET", "/monitoring/summary", 403), ("GET", "/docs", 404),
+        ("GET", "/openapi.json", 404), ("GET", "/gradio_api/deep_link", 403),
+        ("POST", "/gradio_api/process_recording", 403), ("POST", "/gradio_api/component_server", 403),
+        ("POST", "/gradio_api/vibe-edit", 403),
+    ],
+)  # fmt: skip
+def test_other_doors_of_gradio_are_shut(demo: Demo, method: str, path: str, status: int) -> None:
+    """Monitoring, recordings, code that is edited from outside.
+
+    Mutation: space/guard.py: ""process_recording", " -> ""
+    """
+    found, _, _ = demo.request(method, path, b"{}" if method == "POST" else None, Content_Type="application/json")
+    assert found == status
+
+
+def test_it_runs_as_it_lies_and_is_ready_within_ten_seconds(tmp_path: Path) -> None:
+    """`MODEL_ID=... python space/app.py`; counted in seconds of the processor, as others may use the machine.
+
+    Mutation: space/about.py: "if "MODEL_ID" in os.environ:" -> "if "MODEL" in os.environ:"
+    """
+    model = save_checkpoint(tmp_path / "my-model")
+    with served(REPOSITORY / "space/app.py", tmp_path / "log", MODEL_ID=str(model)) as demo:
+        assert demo.seconds_of_processor < 10
+        connection = http.client.HTTPConnection("127.0.0.1", urlsplit(demo.url).port or 0, timeout=60)
+        connection.request("GET", "/config")
+        assert "my-model" in connection.getresponse().read().decode()
+
+
+def test_a_model_that_cannot_be_served_ends_it_with_words(tmp_path: Path) -> None:
+    """No traceback.
+
+    Mutation: space/app.py: "sys.exit(f"error: {error}")" -> "raise"
+    """
+    (tmp_path / "empty").mkdir()
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "MODEL_ID": str(tmp_path / "empty")
+    }
+    done = subprocess.run(
+        [sys.executable, "app.py"],
+        cwd=REPOSITORY / "space", env=kept, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
