@@ -15,6 +15,7 @@ https://arxiv.org/abs/2412.16243.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -249,6 +250,15 @@ class FusionModel(PreTrainedModel):
         found = [self._ranked(row, top_k) for row in logits.float().softmax(-1)]
         return found if many else found[0]
 
+    @cached_property
+    def _processor(self) -> Any:
+        # The same pixels with and without torchvision, and no other code of the folder than this.
+        return AutoImageProcessor.from_pretrained(self.name_or_path, backend="pil", trust_remote_code=False)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self.name_or_path, trust_remote_code=False)
+
     def _ranked(self, probabilities: Tensor, top_k: int | None) -> list[dict[str, Any]]:
         scores, numbers = probabilities.topk(min(top_k or len(probabilities), len(probabilities)))
         names: Any = self.config.id2label
@@ -261,21 +271,18 @@ class FusionModel(PreTrainedModel):
         """What `forward` takes, by the image processor and the tokenizer that lie beside the weights."""
         from PIL import Image, ImageOps
 
-        folder = self.name_or_path
         given: dict[str, Any] = {
             "image_present": torch.tensor([image is not None for image in images]),
             "text_present": torch.tensor([text is not None for text in texts]),
         }
         if any(image is not None for image in images):
-            # The same pixels with and without torchvision.
-            processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
             opened = [Image.open(image) if isinstance(image, str | Path) else image for image in images]
             upright = [image and ImageOps.exif_transpose(image).convert("RGB") for image in opened]
             blank = Image.new("RGB", (64, 64))
-            given |= processor([image or blank for image in upright], return_tensors="pt")
+            given |= self._processor([image or blank for image in upright], return_tensors="pt")
         if any(text is not None for text in texts):
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            given |= tokenizer([text or "" for text in texts], padding=True, truncation=True, return_tensors="pt")
+            words = [text or "" for text in texts]
+            given |= self._tokenizer(words, padding=True, truncation=True, return_tensors="pt")
         return {name: value.to(self.device) for name, value in given.items()}
 
 

@@ -1,5 +1,6 @@
 """The classifier of images with texts: values by hand, what is missing, saving, and what needs nothing of ours."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -197,21 +198,22 @@ def test_without_this_package_it_predicts_the_same(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     ours = FusionModel.from_pretrained(tmp_path / "model").predict(image=str(tmp_path / "a.png"), text="word1 word2")
     code = f"""
-import sys
+import json, sys
 sys.modules["hf_transfer"] = None
 from transformers import AutoModel
 model = AutoModel.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=True)
-print(repr(model.predict(image={str(tmp_path / "a.png")!r}, text="word1 word2")))
-print(model.predict(text=["word1", "word2"])[1] == model.predict(text="word2"))
+print(json.dumps(model.predict(image={str(tmp_path / "a.png")!r}, text="word1 word2")))
+print(json.dumps([model.predict(text=["word1 word4 word9", "word2"])[1], model.predict(text="word2")]))
 """
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
         env={"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
-    first, second = [line for line in ended.stdout.splitlines() if line.startswith(("[", "True", "False"))]
-    assert eval(first) == ours  # noqa: S307 - our own print of a list
-    assert second == "True"
+    first, second = map(json.loads, ended.stdout.splitlines())
+    assert first == ours
+    assert [found["label"] for found in second[0]] == [found["label"] for found in second[1]]
+    assert [found["score"] for found in second[0]] == pytest.approx([found["score"] for found in second[1]], abs=1e-6)
     assert [found["score"] for found in ours] == sorted((found["score"] for found in ours), reverse=True)
     assert sum(found["score"] for found in ours) == pytest.approx(1.0, abs=1e-5)
 
