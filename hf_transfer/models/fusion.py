@@ -263,8 +263,8 @@ class FusionModel(PreTrainedModel):
         scores, numbers = probabilities.topk(min(top_k or len(probabilities), len(probabilities)))
         names: Any = self.config.id2label
         return [
-            {"label": names[number], "score": score}
-            for number, score in zip(numbers.tolist(), scores.tolist(), strict=True)
+            {"label": names[place], "score": score}
+            for place, score in zip(numbers.tolist(), scores.tolist(), strict=True)
         ]
 
     def _inputs(self, images: Sequence[Any], texts: Sequence[str | None]) -> dict[str, Tensor]:

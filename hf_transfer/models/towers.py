@@ -1,7 +1,7 @@
 """Two pretrained backbones, or the two halves of a dual encoder, become the towers of one classifier."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_transfer.models.fusion import FusionConfig, FusionModel, as_places, pooled
 from hf_transfer.models.groups import Group, Inputs, trace_groups
 
-TOWERS = ("image", "text")
-# What runs before the projections of a tower, and what only the tower alone has.
-FINAL, ALONE = "final", "head"
+INPUTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
 
 
 @dataclass(frozen=True)
@@ -33,15 +31,13 @@ class Tower:
 
 
 def image_pooling_of(backbone: PreTrainedModel, lacking: frozenset[str]) -> str:
-    """The backbone's own pooling if the checkpoint has it, else its first token, if it has been made for that.
+    """The backbone's own pooling; where the checkpoint lacks its weights, the first token, if that is its purpose.
 
     Args:
         backbone: an image backbone.
         lacking: names of its weights that the checkpoint does not have.
     """
-    pooler = [name for name, _ in backbone.named_parameters() if name.startswith("pooler.")]
-    pools = hasattr(backbone, "pooler") or not any("cls_token" in name for name, _ in backbone.named_parameters())
-    if pools and backbone.__dict__.get("_modules", {}).get("pooler") is not None and not lacking.intersection(pooler):
+    if getattr(backbone, "pooler", None) is not None and not any(name.startswith("pooler.") for name in lacking):
         return "pooler"
     return "first" if any("cls_token" in name for name, _ in backbone.named_parameters()) else "mean"
 
@@ -108,26 +104,38 @@ def trace_towers(model: FusionModel, inputs: Inputs) -> list[Group]:
         inputs: a small batch of both.
     """
     groups: list[Group] = []
-    for tower, names in zip(
-        TOWERS, (("pixel_values",), ("input_ids", "attention_mask", "token_type_ids")), strict=True
-    ):
+    for tower, names in INPUTS.items():
         own = {name: inputs[name] for name in names if name in inputs}
-        groups += [_named(tower, group) for group in trace_groups(Alone(model, tower), own) if group.name != ALONE]
-    taken = {name for group in groups for name in group.parameters}
+        groups += [replace(group, tower=tower) for group in trace_groups(Alone(model, tower), own)[:-1]]
+    # A tower's projection goes with what is behind both: it is as new as the head.
+    new = [name for name, _ in model.named_children() if not name.endswith("_tower")]
+    groups = [_without(group, new) for group in groups]
+    behind = [name for name, _ in model.named_parameters() if name.split(".")[0] in new[:-1]]
     head = [f"classifier.{name}" for name, _ in model.classifier.named_parameters()]
-    modules = ("missing", "mixture", "inner", "image_classifier", "text_classifier")
-    mine = [name for name, _ in model.named_parameters() if name.split(".")[0] in modules and name not in taken]
-    return [*groups, Group(FINAL, modules, tuple(mine)), Group("head", ("classifier",), tuple(head))]
+    return [
+        *(group for group in groups if group.modules or group.parameters),
+        Group("final", tuple(new[:-1]), tuple(behind)),
+        Group("head", ("classifier",), tuple(head)),
+    ]
+
+
+def towers_of(groups: Sequence[Group]) -> list[str]:
+    """The towers whose groups these are, in their order; one without a name if the model has but one."""
+    return list(dict.fromkeys(group.tower for group in groups if group.tower)) or [""]
 
 
 def groups_of(tower: str, groups: Sequence[Group]) -> list[Group]:
-    """Those of a tower, in depth order, with what sees both and the head."""
-    return [group for group in groups if group.name.startswith(f"{tower}_") or group.name in (FINAL, "head")]
+    """Those of a tower, in depth order, with what is behind all of them."""
+    return [group for group in groups if group.tower in (tower, "")]
 
 
-def _named(tower: str, group: Group) -> Group:
-    name = group.name if group.name.startswith(f"{tower}_") else f"{tower}_{group.name}"
-    return Group(name, group.modules, group.parameters)
+def _without(group: Group, new: Sequence[str]) -> Group:
+    """The group without modules of our own."""
+    return replace(
+        group,
+        modules=tuple(name for name in group.modules if name.split(".")[0] not in new),
+        parameters=tuple(name for name in group.parameters if name.split(".")[0] not in new),
+    )
 
 
 def _width(tower: Tower, size: int) -> int:

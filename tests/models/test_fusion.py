@@ -16,7 +16,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_transfer.models.fusion import FUSIONS, FusionConfig, FusionModel
 from hf_transfer.models.groups import trace_groups
-from hf_transfer.models.towers import Alone, fuse, groups_of, trace_towers
+from hf_transfer.models.towers import Alone, fuse, groups_of, towers_of, trace_towers
 from tests.conftest import REPOSITORY
 from tests.tiny_models import CLASSES, state
 from tests.tiny_pairs import CLIP_WIDTH, LABELS, PAIRS, pair_inputs, side, tiny_pair, towers
@@ -245,12 +245,14 @@ def test_the_groups_are_those_of_both_towers_and_hold_everything_that_learns_onc
         )
         if gradient is not None
     }
-    assert learns == set(names) | {"missing.weight"}
+    assert learns == set(names)
     assert [group.name for group in groups][-2:] == ["final", "head"]
-    own = [group.name for group in groups_of("image", groups)]
-    assert own[0] == "image_embeddings"
-    assert own[-2:] == ["final", "head"]
-    assert sum(group.is_block for group in groups_of("text", groups)) >= 2
+    assert towers_of(groups) == ["image", "text"]
+    for tower in ("image", "text"):
+        own = groups_of(tower, groups)
+        assert [group.name for group in own if not group.tower] == ["final", "head"]
+        assert sum(group.is_block for group in own) >= 2
+        assert all(name.startswith(f"{tower}_tower.") for group in own[:-2] for name in group.parameters)
 
 
 def said_with_gradients(model: FusionModel, inputs: dict[str, Tensor]) -> Tensor:
