@@ -55,6 +55,7 @@ class Cut:
         groups: its groups in depth order.
         count: how many of them lie in front of the cut.
         inputs: a small batch to try it with; it is run a few times.
+        own: names of the inputs that nobody behind the cut looks at, if they are few; None: all that are no tokens.
 
     Attributes:
         module: name of the module whose output crosses the cut.
@@ -64,7 +65,10 @@ class Cut:
         CannotCutError: later groups need more of the earlier ones than can be stored.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], count: int, inputs: Inputs) -> None:
+    def __init__(
+        self, model: nn.Module, groups: Sequence[Group], count: int, inputs: Inputs, own: Sequence[str] | None = None
+    ) -> None:
+        self._own = own
         boundary = check_boundary(model, groups, count, inputs)
         if not boundary.legal:
             raise CannotCutError(boundary.reason)
@@ -139,9 +143,12 @@ class Cut:
     def blank(self, inputs: Inputs) -> dict[str, Tensor]:
         """The same inputs without what only the skipped groups look at: pixels take no room."""
         return {
-            name: value.new_zeros(()).expand(value.shape) if value.is_floating_point() else value
+            name: value.new_zeros(()).expand(value.shape) if self._is_own(name, value) else value
             for name, value in inputs.items()
         }
+
+    def _is_own(self, name: str, value: Tensor) -> bool:
+        return value.is_floating_point() and (self._own is None or name in self._own)
 
     def _needed(self, model: nn.Module, inputs: Inputs) -> set[int]:
         """Places of the tensors in the boundary's output that the logits depend on."""

@@ -29,11 +29,13 @@ class Group:
         name: `embeddings`, a block's module name, `final` or `head`.
         modules: names of the outermost modules that lie in this group whole.
         parameters: names of its parameters, without those that never receive a gradient.
+        tower: image or text, in a model of both; empty where there is one tower, or what sees both.
     """
 
     name: str
     modules: tuple[str, ...]
     parameters: tuple[str, ...]
+    tower: str = ""
 
     @property
     def is_block(self) -> bool:

@@ -1,0 +1,154 @@
+"""Two pretrained backbones, or the two halves of a dual encoder, become the towers of one classifier."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hf_transfer.models.fusion import FusionConfig, FusionModel, as_places, pooled
+from hf_transfer.models.groups import Group, Inputs, trace_groups
+
+INPUTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A pretrained backbone, and how its outputs become one vector.
+
+    Attributes:
+        backbone: loaded, in float32.
+        pooling: see `FusionConfig.image_pooling`.
+        projection: what a dual encoder projects its vectors with, into the space that both halves share
+            [width of the space, width of the vectors]; None if there is none.
+    """
+
+    backbone: PreTrainedModel
+    pooling: str
+    projection: Tensor | None = None
+
+
+def image_pooling_of(backbone: PreTrainedModel, lacking: frozenset[str]) -> str:
+    """The backbone's own pooling; where the checkpoint lacks its weights, the first token, if that is its purpose.
+
+    Args:
+        backbone: an image backbone.
+        lacking: names of its weights that the checkpoint does not have.
+    """
+    if getattr(backbone, "pooler", None) is not None and not any(name.startswith("pooler.") for name in lacking):
+        return "pooler"
+    return "first" if any("cls_token" in name for name, _ in backbone.named_parameters()) else "mean"
+
+
+def fuse(image: Tower, text: Tower, *, image_size: int, labels: Mapping[str, Any], **settings: Any) -> FusionModel:
+    """A classifier of two towers; its own layers are drawn from torch's global generator.
+
+    The projections of a dual encoder are taken over, so that both vectors lie in the space that it was trained for.
+
+    Args:
+        image: the tower for images.
+        text: the tower for texts.
+        image_size: height and width of the images that the tower takes.
+        labels: `id2label` and `label2id`.
+        **settings: what else `FusionConfig` takes.
+    """
+    image_width = _width(image, image_size)
+    text_width = int(text.backbone.config.hidden_size)
+    widths = [len(tower.projection) for tower in (image, text) if tower.projection is not None]
+    config = FusionConfig(
+        _named_nowhere(image.backbone.config),
+        _named_nowhere(text.backbone.config),
+        image_width=image_width,
+        text_width=text_width,
+        image_pooling=image.pooling,
+        text_pooling=text.pooling,
+        **{"hidden_size": max(widths or (image_width, text_width)), **labels, **settings},
+    )
+    model = FusionModel(config, image.backbone, text.backbone)
+    for layer, tower in ((model.image_projection, image), (model.text_projection, text)):
+        if tower.projection is not None and tower.projection.shape == layer.weight.shape:
+            with torch.no_grad():
+                layer.weight.copy_(tower.projection)
+                layer.bias.zero_()
+    return model
+
+
+class Alone(nn.Module):
+    """A classifier of images alone, or of texts alone, of the same modules under the same names.
+
+    Args:
+        model: what it is a part of.
+        tower: image or text.
+    """
+
+    def __init__(self, model: FusionModel, tower: str) -> None:
+        super().__init__()
+        self._model, self._logits = (model,), f"{tower}_logits"
+        for name in (f"{tower}_tower", f"{tower}_projection", f"{tower}_norm", f"{tower}_classifier"):
+            self.add_module(name, model.get_submodule(name))
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """See `FusionModel`; `logits` are those of the tower alone."""
+        found = self._model[0](**inputs)
+        found["logits"] = found[self._logits]
+        return found
+
+
+def trace_towers(model: FusionModel, inputs: Inputs) -> list[Group]:
+    """The groups of both towers in depth order, image first, then all that sees both, and the head.
+
+    Args:
+        model: a classifier of two towers.
+        inputs: a small batch of both.
+    """
+    groups: list[Group] = []
+    for tower, names in INPUTS.items():
+        own = {name: inputs[name] for name in names if name in inputs}
+        groups += [replace(group, tower=tower) for group in trace_groups(Alone(model, tower), own)[:-1]]
+    # A tower's projection goes with what is behind both: it is as new as the head.
+    new = [name for name, _ in model.named_children() if not name.endswith("_tower")]
+    groups = [_without(group, new) for group in groups]
+    behind = [name for name, _ in model.named_parameters() if name.split(".")[0] in new[:-1]]
+    head = [f"classifier.{name}" for name, _ in model.classifier.named_parameters()]
+    return [
+        *(group for group in groups if group.modules or group.parameters),
+        Group("final", tuple(new[:-1]), tuple(behind)),
+        Group("head", ("classifier",), tuple(head)),
+    ]
+
+
+def towers_of(groups: Sequence[Group]) -> list[str]:
+    """The towers whose groups these are, in their order; one without a name if the model has but one."""
+    return list(dict.fromkeys(group.tower for group in groups if group.tower)) or [""]
+
+
+def groups_of(tower: str, groups: Sequence[Group]) -> list[Group]:
+    """Those of a tower, in depth order, with what is behind all of them."""
+    return [group for group in groups if group.tower in (tower, "")]
+
+
+def _without(group: Group, new: Sequence[str]) -> Group:
+    """The group without modules of our own."""
+    return replace(
+        group,
+        modules=tuple(name for name in group.modules if name.split(".")[0] not in new),
+        parameters=tuple(name for name in group.parameters if name.split(".")[0] not in new),
+    )
+
+
+def _width(tower: Tower, size: int) -> int:
+    pixels = torch.zeros(1, 3, size, size, device=tower.backbone.device)
+    tower.backbone.train(False)
+    with torch.no_grad():
+        output = tower.backbone(pixel_values=pixels)
+    return pooled(tower.pooling, output, as_places(output.last_hidden_state), None).shape[1]
+
+
+def _named_nowhere(config: PretrainedConfig) -> PretrainedConfig:
+    """Without what an earlier task has left: it is saved whole."""
+    config.id2label = None
+    config.num_labels = 2
+    config.name_or_path = ""
+    return config

@@ -1,0 +1,75 @@
+"""Tiny classifiers of images with texts, with perturbed random weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+from hf_transfer.models.fusion import FusionModel
+from hf_transfer.models.towers import Tower, fuse
+from tests.tiny_models import ARCHITECTURES, CLASSES, perturb, pixels
+from tests.tiny_text_models import TEXT_ARCHITECTURES, token_ids
+
+LABELS = {
+    "id2label": {number: f"class {number}" for number in range(CLASSES)},
+    "label2id": {f"class {number}": number for number in range(CLASSES)},
+}
+# Image tower with its pooling, and text tower.
+PAIRS = {"vit": ("first", "bert"), "resnet_basic": ("pooler", "bert"), "clip": ("pooler", "clip")}
+CLIP_WIDTH = 12
+
+
+def tiny_pair(name: str = "vit", *, seed: int = 0, **settings: Any) -> FusionModel:
+    """A perturbed model in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        image, text = towers(name)
+        model = fuse(image, text, image_size=side(name), labels=LABELS, head_size=16, attention_heads=2, **settings)
+    perturb(model, seed + 1)
+    model.train(False)
+    return model
+
+
+def side(name: str) -> int:
+    """Height and width of the images."""
+    return 16 if name == "clip" else ARCHITECTURES[name].side
+
+
+def pair_inputs(name: str = "vit", *, seed: int = 0, rows: int = 2) -> dict[str, Tensor]:
+    """A batch in which everything is there."""
+    image = pixels("vit" if name == "clip" else name, seed=seed, rows=rows)
+    return {
+        **image, **token_ids(seed=seed, rows=rows), "image_present": torch.ones(rows, dtype=torch.bool),
+        "text_present": torch.ones(rows, dtype=torch.bool),
+    }  # fmt: skip
+
+
+def towers(name: str) -> tuple[Tower, Tower]:
+    """Two towers with weights from torch's global generator."""
+    if name == "clip":
+        return _clip()
+    pooling, text = PAIRS[name]
+    without = {} if pooling == "pooler" else {"add_pooling_layer": False}
+    image_tower = AutoModel.from_config(ARCHITECTURES[name].config(), **without)
+    text_tower = AutoModel.from_config(TEXT_ARCHITECTURES[text].config(), add_pooling_layer=False)
+    return Tower(image_tower, pooling), Tower(text_tower, "mean")
+
+
+def _clip() -> tuple[Tower, Tower]:
+    shared: dict[str, Any] = {
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": CLIP_WIDTH,
+    }
+    vision = CLIPVisionConfig(hidden_size=24, image_size=16, patch_size=8, **shared)
+    text = CLIPTextConfig(
+        hidden_size=20, vocab_size=64, max_position_embeddings=32, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        **shared,
+    )  # fmt: skip
+    dual = CLIPModel(CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), projection_dim=CLIP_WIDTH))
+    return (
+        Tower(dual.vision_model, "pooler", dual.visual_projection.weight),
+        Tower(dual.text_model, "pooler", dual.text_projection.weight),
+    )
