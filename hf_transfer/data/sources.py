@@ -15,7 +15,7 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from hf_transfer.config import RunConfig, TextConfig, VisionConfig, mistake
-from hf_transfer.data import hub_access, samples
+from hf_transfer.data import columns, hub_access, samples
 from hf_transfer.data.images import SUFFIXES
 from hf_transfer.data.labels import check_classes, read_labels
 from hf_transfer.data.splits import Split, cut_stratified, few_per_class
@@ -32,8 +32,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "eval"),
 }
 TABLE_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
-LABEL_NAMES = ("label", "labels")
-Config = TypeVar("Config", VisionConfig, TextConfig)
+Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Splits:
     """Training, validation and test samples with one list of class names.
 
     Attributes:
-        samples: what a sample is, in the plural: images or texts.
+        samples: what a sample is, in the plural: images, texts or pairs.
         label_names: class names; their positions are the class numbers.
         duplicates: for validation and test, how many rows have an exact copy in training.
         notes: what was decided about the data, in sentences for the report.
@@ -78,9 +77,9 @@ def load_image_splits(config: VisionConfig) -> Splits:
     Raises:
         UserError: anything that a person must mend in the data or in the settings about them.
     """
-    loaded, notes = _rename_splits(_load(config))
-    column = _image_column(loaded["train"], config.image_column_name)
-    checked, names = _checked_splits(loaded, config, notes, partial(_images, column=column), find_bad_images)
+    loaded, notes = rename_splits(load(config, _load_path))
+    column = columns.image_column(loaded["train"], config.image_column_name)
+    checked, names = checked_splits(loaded, config, notes, partial(columns.images, column=column), find_bad_images)
     copies = count_duplicate_images(checked)
     return Splits(**checked, samples="images", label_names=names, duplicates=copies, notes=notes)
 
@@ -91,24 +90,21 @@ def load_text_splits(config: TextConfig) -> Splits:
     Raises:
         UserError: anything that a person must mend in the data or in the settings about them.
     """
-    loaded, notes = _rename_splits(_load(config))
-    columns = _text_columns(loaded["train"], config)
-    label = _label_column(loaded["train"], config.label_column_name)
-    unused = [
-        name for name, kind in loaded["train"].features.items() if _is_text(kind) and name not in (*columns, label)
-    ]
-    notes += [f"Columns of text that are not used: {', '.join(unused)}."] if unused else []
-    checked, names = _checked_splits(loaded, config, notes, partial(_texts, columns=columns), find_bad_texts)
+    loaded, notes = rename_splits(load(config, _load_path))
+    chosen = columns.text_columns(loaded["train"], config)
+    label = columns.label_column(loaded["train"], config.label_column_name)
+    notes += columns.unused_texts(loaded["train"], (*chosen, label))
+    checked, names = checked_splits(loaded, config, notes, partial(columns.texts, columns=chosen), find_bad_texts)
     copies = count_duplicate_texts(checked)
     return Splits(**checked, samples="texts", label_names=names, duplicates=copies, notes=notes)
 
 
-def _checked_splits(
-    loaded: datasets.DatasetDict, config: Config, notes: list[str],
-    select: Callable[[datasets.Dataset], datasets.Dataset], find_bad: Callable[[Split, str, Config], dict[int, str]],
+def checked_splits(
+    loaded: datasets.DatasetDict, config: RunConfig, notes: list[str],
+    select: Callable[[datasets.Dataset], datasets.Dataset], find_bad: Callable[[Split, str, RunConfig], dict[int, str]],
 ) -> tuple[dict[str, Split], list[str]]:  # fmt: skip
     """All three splits with their labels, missing ones cut off training, and the class names."""
-    label_column = _label_column(loaded["train"], config.label_column_name)
+    label_column = columns.label_column(loaded["train"], config.label_column_name)
     names, labels = read_labels(loaded, label_column)
     samples = {name: select(data) for name, data in loaded.items()}
     missing = [name for name in SPLIT_NAMES if name not in loaded]
@@ -125,16 +121,15 @@ def _checked_splits(
     return {name: dataclasses.replace(splits[name], bad=bad[name]) for name in SPLIT_NAMES}, names
 
 
-def _load(config: RunConfig) -> datasets.DatasetDict:
+def load(config: Config, read: Callable[[Path, Config], datasets.DatasetDict]) -> datasets.DatasetDict:
+    """The data set that `config.dataset_name` names, as it is; a file or folder here is read by `read`."""
     name = config.dataset_name
     if samples.is_sample(name):
         return samples.load_sample(name)
     path = Path(name).expanduser()
     try:
-        if path.is_dir():
-            return _load_folder(path, config.encoding)
-        if path.is_file():
-            return _load_files(path, [path], config.encoding)
+        if path.exists():
+            return read(path, config)
         if _looks_like_a_path(name):
             raise mistake(
                 expected="a data set: a folder or file here, a Hub id, or sample:NAME",
@@ -168,14 +163,23 @@ def _refuse_other_encoding(path: Path, encoding: str) -> None:
                     ) from error
 
 
-def _load_folder(folder: Path, encoding: str) -> datasets.DatasetDict:
-    files = sorted(Path(root, file) for root, _, names in os.walk(folder, followlinks=True) for file in names)
+def _load_path(path: Path, config: RunConfig) -> datasets.DatasetDict:
+    return _load_folder(path, config) if path.is_dir() else load_tables(path, [path], config)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files at any depth, in a fixed order."""
+    return sorted(Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
+
+
+def _load_folder(folder: Path, config: RunConfig) -> datasets.DatasetDict:
+    files = files_below(folder)
     tables = [file for file in files if file.suffix.lower() in TABLE_BUILDERS and not file.name.startswith("metadata.")]
     if any(file.suffix.lower() in SUFFIXES for file in files):
         _refuse_capital_splits(folder)
         return datasets.load_dataset("imagefolder", data_dir=str(folder))
     if tables:
-        return _load_files(folder, tables, encoding)
+        return load_tables(folder, tables, config)
     raise mistake(
         expected=f"images ({', '.join(sorted(SUFFIXES))}) or tables ({', '.join(TABLE_BUILDERS)}) below {folder}",
         found=f"{len(files)} files, and none of them is one",
@@ -195,25 +199,25 @@ def _refuse_capital_splits(folder: Path) -> None:
         )
 
 
-def _load_files(source: Path, files: Sequence[Path], encoding: str) -> datasets.DatasetDict:
+def load_tables(source: Path, tables: Sequence[Path], config: RunConfig) -> datasets.DatasetDict:
     """Tables of one kind; a file whose name begins with a split's name belongs to that split."""
-    builders = {TABLE_BUILDERS.get(file.suffix.lower()) for file in files}
+    builders = {TABLE_BUILDERS.get(file.suffix.lower()) for file in tables}
     builder = builders.pop()
     if builders or builder is None:
         raise mistake(
             expected=f"files of one kind among {', '.join(TABLE_BUILDERS)}",
-            found=f"{', '.join(sorted({file.suffix or file.name for file in files}))} in {source}",
+            found=f"{', '.join(sorted({file.suffix or file.name for file in tables}))} in {source}",
             do="name one of them, or a folder that has one kind",
         )
-    options: dict[str, Any] = {} if builder == "parquet" else {"encoding": encoding}
+    options: dict[str, Any] = {} if builder == "parquet" else {"encoding": config.encoding}
     if builder == "csv":
         # Only an empty field is missing: pandas would also drop texts and labels such as None, NA, null or nan.
         options |= {"keep_default_na": False, "na_values": [""]}
-    if builder == "json" and codecs.lookup(encoding).name == "utf-8":
+    if builder == "json" and codecs.lookup(config.encoding).name == "utf-8":
         # Arrow takes these bytes as they are, and fails much later, wherever a text is looked at.
-        for file in files:
-            _refuse_other_encoding(file, encoding)
-    if all(file.suffix.lower() == ".tsv" for file in files):
+        for file in tables:
+            _refuse_other_encoding(file, config.encoding)
+    if all(file.suffix.lower() == ".tsv" for file in tables):
         options["sep"] = "\t"
     if source.is_dir():
         return datasets.load_dataset(builder, data_dir=str(source), **options)
@@ -238,7 +242,7 @@ def _looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix.lower() in TABLE_BUILDERS
 
 
-def _rename_splits(loaded: datasets.DatasetDict) -> tuple[datasets.DatasetDict, list[str]]:
+def rename_splits(loaded: datasets.DatasetDict) -> tuple[datasets.DatasetDict, list[str]]:
     """The splits under our three names, and a note about those that are not used."""
     renamed = {}
     for ours, theirs in SPLIT_NAMES.items():
@@ -255,92 +259,3 @@ def _rename_splits(loaded: datasets.DatasetDict) -> tuple[datasets.DatasetDict, 
     unused = [name for name in loaded if all(loaded[name] is not kept for kept in renamed.values())]
     notes = [f"Splits not used: {', '.join(unused)}."] if unused else []
     return datasets.DatasetDict(renamed), notes
-
-
-def _image_column(data: datasets.Dataset, wanted: str | None) -> str:
-    candidates = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
-    return _column(data, wanted, ("image", "img"), candidates, "image_column_name")
-
-
-def _images(data: datasets.Dataset, column: str) -> datasets.Dataset:
-    """The images alone, as encoded bytes or paths, in a column named `image`."""
-    try:
-        encoded = data.cast_column(column, datasets.Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise mistake(
-            expected=f"images or paths to images in column '{column}'",
-            found=str(data.features[column]),
-            do="name the column with the images in --image_column_name",
-        ) from error
-    images = encoded.select_columns([column])
-    return images if column == "image" else images.rename_column(column, "image")
-
-
-def _text_columns(data: datasets.Dataset, config: TextConfig) -> list[str]:
-    """The column of texts, and that of their pairs if there is one."""
-    usual = ("text", "sentence", "content", "sentence1", "premise", "question1", "question")
-    label = config.label_column_name or next((name for name in LABEL_NAMES if name in data.column_names), None)
-    candidates = [name for name, feature in data.features.items() if name != label and _is_text(feature)]
-    columns = [_column(data, config.text_column_name, usual, candidates, "text_column_name")]
-    if config.text_pair_column_name is not None:
-        columns.append(_column(data, config.text_pair_column_name, (), [], "text_pair_column_name"))
-        if columns[0] == columns[1]:
-            raise mistake(
-                expected="two columns for --text_column_name and --text_pair_column_name",
-                found=f"'{columns[0]}' for both",
-                do="name the other column, or leave --text_pair_column_name out",
-            )
-    for name in columns:
-        # A column without any value has no type; its rows are named one by one.
-        if not _is_text(data.features[name]) and data.features[name] != datasets.Value("null"):
-            raise mistake(
-                expected=f"text in column '{name}'",
-                found=_kind(data.features[name]),
-                do="name the column with the texts in --text_column_name, or join the parts of each text beforehand",
-            )
-    return columns
-
-
-def _is_text(feature: object) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-
-
-def _kind(feature: object) -> str:
-    if isinstance(feature, datasets.Value):
-        return f"values of type {feature.dtype}"
-    return "lists" if isinstance(feature, list | datasets.List | datasets.LargeList) else type(feature).__name__
-
-
-def _texts(data: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:
-    """The texts alone, in a column named `text`, and their pairs in `text_pair`."""
-    chosen = data.select_columns(list(dict.fromkeys(columns)))
-    renamed = {old: new for old, new in zip(columns, ("text", "text_pair"), strict=False) if old != new}
-    return chosen.rename_columns(renamed) if renamed else chosen
-
-
-def _label_column(data: datasets.Dataset, wanted: str | None) -> str:
-    candidates = [name for name, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)]
-    if wanted is None and len(data.column_names) == 1:
-        raise mistake(
-            expected="a label for each sample, of at least 2 classes",
-            found="samples without labels: images in one folder or beside the class folders, or a table of one column",
-            do="put images of each class in a folder of their own, as in FOLDER/cat/1.jpg; give tables a column label",
-        )
-    return _column(data, wanted, LABEL_NAMES, candidates, "label_column_name")
-
-
-def _column(
-    data: datasets.Dataset, wanted: str | None, usual: Sequence[str], candidates: Sequence[str], setting: str
-) -> str:
-    """The wanted column; else one with a usual name; else the only one of the right type."""
-    existing = data.column_names
-    if wanted is not None:
-        if wanted in existing:
-            return wanted
-        found = f"no column {wanted!r}; there are {', '.join(existing)}"
-    else:
-        named = [name for name in usual if name in existing]
-        if named or len(candidates) == 1:
-            return (named or list(candidates))[0]
-        found = f"the columns {', '.join(existing)}"
-    raise mistake(expected=f"the column for --{setting}", found=found, do=f"set --{setting} to one of these")
