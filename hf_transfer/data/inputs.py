@@ -321,7 +321,10 @@ def image_loaders(
     def rows(split: Split) -> Dataset[dict[str, Tensor]]:
         return ImageRows(split, pipeline, keep_bytes=DECODED_CACHE_BYTES // max(1, workers))
 
-    def loaders(rows: Callable[[Split], Dataset[dict[str, Tensor]]], to_inputs: Any, workers: int) -> Loaders:
+    def loaders(
+        rows: Callable[[Split], Dataset[dict[str, Tensor]]], to_inputs: Any, workers: int,
+        blank: Callable[[], Loaders] | None,
+    ) -> Loaders:  # fmt: skip
         def loader(split: Split, batch_size: int, order: Sampler[int] | None) -> Any:
             return loader_of(rows(split), batch_size, order, workers, accelerator)
 
@@ -333,10 +336,11 @@ def image_loaders(
             fingerprint=batches.fingerprint,
             views=views,
             cycle=cycle,
-            blank=lambda: loaders(LabelRows, batches.blank, 0),
+            blank=blank,
         )
 
-    return loaders(rows, batches, workers)
+    # No function refers to itself, so that workers end with the last use of their loader, and not some time later.
+    return loaders(rows, batches, workers, lambda: loaders(LabelRows, batches.blank, 0, None))
 
 
 def choose_augmentation(config: ImageSettings, *, frozen_prefix: bool) -> Augmentation:

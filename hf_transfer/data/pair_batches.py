@@ -94,7 +94,8 @@ class PairBatches:
         """See `Loaders.to_inputs`; where there is no image, what the model takes is zero."""
         inputs, labels, index = self.images(batch, device, split_name, epoch)
         others = _others(batch, device)
-        pixels = inputs["pixel_values"].where(others["image_present"][:, None, None, None], 0.0)
+        seen = others["image_present"][:, None, None, None]
+        pixels = inputs["pixel_values"].where(seen, 0.0)
         return {"pixel_values": pixels} | others, labels, index
 
     def blank(self, batch: Batch, device: torch.device, *_: object) -> tuple[Batch, Tensor, Tensor]:
@@ -136,7 +137,9 @@ def pair_loaders(
     images = ImageBatches(pixel_pipeline, augmentation, splits, skip=config.on_bad_sample == "skip")
     batches = PairBatches(images, whole)
 
-    def loaders(rows: Mapping[str, PairRows], to_inputs: Callable[..., Any], workers: int) -> Loaders:
+    def loaders(
+        rows: Mapping[str, PairRows], to_inputs: Callable[..., Any], workers: int, blank: Callable[[], Loaders] | None
+    ) -> Loaders:
         def loader(name: str, batch_size: int, order: Sampler[int]) -> Any:
             return loader_of(rows[name], batch_size, order, workers, accelerator, partial(_collate, token_pipeline))
 
@@ -150,10 +153,12 @@ def pair_loaders(
             views=views,
             cycle=cycle,
             notes=(*token_pipeline.notes, *describe_truncation(texts, token_pipeline.max_length)),
-            blank=lambda: loaders({name: PairRows(texts[name], None) for name in texts}, batches.blank, 0),
+            blank=blank,
         )
 
-    return loaders(whole, batches, workers)
+    # No function refers to itself, so that workers end with the last use of their loader, and not some time later.
+    without_pixels = {name: PairRows(rows, None) for name, rows in texts.items()}
+    return loaders(whole, batches, workers, lambda: loaders(without_pixels, batches.blank, 0, None))
 
 
 def pair_inputs(

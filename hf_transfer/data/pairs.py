@@ -43,13 +43,14 @@ def load_pair_splits(config: MultimodalConfig) -> Splits:
     """
     loaded, notes = rename_splits(load(config, _read))
     train = loaded["train"]
-    image, text = columns.image_column(train, config.image_column_name), columns.text_column(train, config)
-    if image == text:
+    image = columns.image_column(train, config.image_column_name)
+    if image == config.text_column_name:
         raise mistake(
             expected="two columns for --image_column_name and --text_column_name",
             found=f"'{image}' for both",
             do="name the other column",
         )
+    text = columns.text_column(train, config)
     label = columns.label_column(train, config.label_column_name)
     notes += columns.unused_texts(train, (image, text, label))
     select = partial(_pairs, image=image, text=text, config=config)
@@ -94,15 +95,14 @@ def _read(path: Path, config: MultimodalConfig) -> datasets.DatasetDict:
     tables = {table: load_tables(table, [table], config)["train"] for table in split_of}
     _refuse_other_columns(tables)
     column = _path_column(list(tables.values()), config.image_column_name)
+    embedded = [(data, name) for data in tables.values() for name in _embedded(data)] if column is None else []
+    for data, name in embedded:
+        _refuse_paths(data, name, ())
     files: dict[Path, list[str | None]] = {}
-    if column is None:
-        for data in tables.values():
-            for name in (name for name, kind in data.features.items() if isinstance(kind, datasets.Image)):
-                _refuse_paths(data, name, ())
-    else:
+    if column is not None:
         files = _image_files(tables, column, folder.resolve())
         tables = {table: _with_files(data, column, files[table]) for table, data in tables.items()}
-    if path.is_dir():
+    if path.is_dir() and (column is not None or embedded):
         _refuse_unnamed(folder, {file for found in files.values() for file in found if file})
     parts = defaultdict(list)
     for table, data in tables.items():
@@ -157,7 +157,12 @@ def _refuse_other_columns(tables: Tables) -> None:
 
 
 def _path_column(tables: Sequence[datasets.Dataset], wanted: str | None) -> str | None:
-    """The column of paths to images: the wanted one, `file_name`, or one of text in which the first value is a path."""
+    """The column of paths to images: the wanted one, or `file_name`, or the only one whose first value is one.
+
+    None where tables hold the images themselves.
+    """
+    if wanted is None and any(_embedded(data) for data in tables):
+        return None
     for data in tables:
         text = [name for name, kind in data.features.items() if columns.is_text(kind)]
         likely = [name for name in text if _names_an_image(next(filter(None, data[name]), ""))]
@@ -166,6 +171,14 @@ def _path_column(tables: Sequence[datasets.Dataset], wanted: str | None) -> str 
         if len(chosen) == 1:
             return chosen[0]
     return None
+
+
+def _embedded(data: datasets.Dataset) -> list[str]:
+    """The columns that are of images by their type, or can be read as such."""
+    kinds = data.features.items()
+    return [
+        name for name, kind in kinds if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "path" in kind)
+    ]
 
 
 def _names_an_image(value: str) -> bool:
