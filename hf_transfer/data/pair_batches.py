@@ -70,23 +70,18 @@ class PairRows(Dataset[dict[str, Any]]):
         good = sample["label"] != MASKED
         return sample | dict(zip(PRESENT, (with_image and good, with_text or not good), strict=True))
 
-    def fingerprint(self) -> str:
-        """A hash of all tokens, labels and of what is present."""
-        present = self._with_image.tobytes() + self._with_text.tobytes()
-        return f"{self.texts.fingerprint()} {hashlib.sha256(present).hexdigest()}"
-
 
 class PairBatches:
     """Turns batches of pairs into model inputs on the device; pixels and their augmentation are those of images alone.
 
     Args:
         images: what is done to the pixels.
-        rows: the samples of each split.
+        texts: the tokens of each split.
     """
 
-    def __init__(self, images: ImageBatches, rows: Mapping[str, PairRows]) -> None:
+    def __init__(self, images: ImageBatches, texts: Mapping[str, TextRows]) -> None:
         self.images = images
-        self.rows = rows
+        self.texts = texts
 
     def __call__(
         self, batch: Batch, device: torch.device, split_name: str, epoch: int | None
@@ -105,7 +100,8 @@ class PairBatches:
 
     def fingerprint(self, split_name: str, epoch: int | None) -> str:
         """See `Loaders.fingerprint`."""
-        parts = f"{self.images.fingerprint(split_name, epoch)} {self.rows[split_name].fingerprint()}"
+        # That of the images is of the whole table, and so of what is missing.
+        parts = f"{self.images.fingerprint(split_name, epoch)} {self.texts[split_name].fingerprint()}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
 
@@ -135,7 +131,7 @@ def pair_loaders(
         name: PairRows(texts[name], ImageRows(split, pixel_pipeline, keep_bytes=room)) for name, split in splits.items()
     }
     images = ImageBatches(pixel_pipeline, augmentation, splits, skip=config.on_bad_sample == "skip")
-    batches = PairBatches(images, whole)
+    batches = PairBatches(images, texts)
 
     def loaders(
         rows: Mapping[str, PairRows], to_inputs: Callable[..., Any], workers: int, blank: Callable[[], Loaders] | None

@@ -39,7 +39,10 @@ def with_rows(folder: Path, rows: list[dict[str, Any]], name: str = "metadata.cs
 
 
 def test_a_row_with_neither_image_nor_text_is_named_by_its_number(folder: Path, refused: Refused) -> None:
-    """Mutation: hf_transfer/data/verification.py: "~(with_image | with_text)" -> "~(with_image & with_text)" """
+    """One of the two is enough.
+
+    Mutation: hf_transfer/data/verification.py: "~(with_image | with_text)" -> "~(with_image & with_text)"
+    """
     rows = [*pair_rows(), {"file_name": "", "text": " ", "label": "a"}, {"file_name": "", "text": "", "label": "b"}]
     refused(
         with_rows(folder, rows),
@@ -48,8 +51,9 @@ def test_a_row_with_neither_image_nor_text_is_named_by_its_number(folder: Path, 
         found="(neither an image nor a text)",
         do="mend or remove them, or mask them with --on_bad_sample skip",
     )
-    write_table(folder / "metadata.csv", pair_rows())
-    (folder / "metadata.csv").rename(folder / "test.csv")
+    (folder / "metadata.csv").unlink()
+    rows[3]["text"] = ""
+    write_table(folder / "test.csv", pair_rows())
     write_table(folder / "validation.csv", pair_rows())
     refused(
         with_rows(folder, rows, "train.csv"),
@@ -94,7 +98,6 @@ def test_an_image_that_cannot_be_read_is_named_though_its_text_is_good(folder: P
 def test_an_image_path_that_leaves_the_folder_is_refused(name: str, folder: Path, refused: Refused) -> None:
     """From the root, upwards, or through a link, though the file is there and is a picture.
 
-    Mutation: hf_transfer/data/pairs.py: "Path(str(name)).is_absolute() or" -> "str(name).startswith('..') or"
     Mutation: hf_transfer/data/pairs.py: "not file.is_relative_to(root)" -> "'..' in str(name)"
     """
     outside = write_pictures(folder.parent, [{"file_name": "secret.png"}])
@@ -111,7 +114,10 @@ def test_an_image_path_that_leaves_the_folder_is_refused(name: str, folder: Path
 
 
 def test_an_absolute_path_into_the_folder_is_refused_too(folder: Path, refused: Refused) -> None:
-    """It would lead nowhere on another machine."""
+    """It would lead nowhere on another machine.
+
+    Mutation: hf_transfer/data/pairs.py: "Path(str(name)).is_absolute() or" -> "False or"
+    """
     rows = [row | {"file_name": str(folder / row["file_name"])} for row in pair_rows()]
     refused(with_rows(folder, rows), expected="relative to their table", found="24 that leave it", do="name them")
 
@@ -263,7 +269,7 @@ def test_a_data_set_of_the_hub_cannot_name_files_here(
 ) -> None:
     """Neither as an image nor as a text that names one.
 
-    Mutation: hf_transfer/data/pairs.py: "_refuse_paths(images, "image", (*caches" -> "print(("
+    Mutation: hf_transfer/data/pairs.py: "if not Path(config.dataset_name)" -> "if False and Path(config.dataset_name)"
     """
     data = paths_of(folder)
     if as_text:

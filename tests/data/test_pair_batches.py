@@ -252,10 +252,10 @@ def changed(split: Split, **columns: Any) -> Split:
     return Split(datasets.Dataset.from_dict(values, features=features), split.rows, split.labels, split.bad)
 
 
-def test_the_fingerprint_changes_with_image_text_label_and_what_is_bad(make: Make) -> None:
+def test_the_fingerprint_changes_with_image_text_tokens_label_and_what_is_bad(make: Make) -> None:
     """And with nothing else: the same data twice give the same.
 
-    Mutation: hf_transfer/data/pair_batches.py: "{self.rows[split_name].fingerprint()}" -> "x"
+    Mutation: hf_transfer/data/pair_batches.py: "{self.texts[split_name].fingerprint()}" -> "x"
     """
     split = some_pairs()
     relabelled = Split(split.dataset, split.rows, (split.labels + 1) % 3, split.bad)
@@ -264,6 +264,7 @@ def test_the_fingerprint_changes_with_image_text_label_and_what_is_bad(make: Mak
         changed(split, text=None), relabelled, some_pairs(bad=False),
     ]  # fmt: skip
     prints = [make(one).fingerprint("train", None) for one in (split, *others)]
+    prints.append(make(split, length=6).fingerprint("train", None))
     assert len(set(prints)) == len(prints)
     assert make(some_pairs()).fingerprint("train", None) == prints[0]
     epochs = [make(split, frozen_prefix=True).fingerprint("train", epoch) for epoch in (None, 0, 1, 4)]
@@ -272,10 +273,7 @@ def test_the_fingerprint_changes_with_image_text_label_and_what_is_bad(make: Mak
 
 
 def test_no_text_and_an_empty_one_are_told_apart_by_the_fingerprint(make: Make) -> None:
-    """Both have the same tokens.
-
-    Mutation: hf_transfer/data/pair_batches.py: "self._with_image.tobytes() + self._with_text.tobytes()" -> "b''"
-    """
+    """Both have the same tokens."""
     texts = [make(changed(some_pairs(), text=text)).fingerprint("train", None) for text in ("", None)]
     assert texts[0] != texts[1]
 

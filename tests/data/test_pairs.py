@@ -74,7 +74,7 @@ def test_paths_in_a_table_are_relative_to_the_tables_folder(
 def test_each_split_folder_has_its_metadata_and_its_pictures(pair_settings: PairSettings, tmp_path: Path) -> None:
     """The same name means another picture in another folder.
 
-    Mutation: hf_transfer/data/pairs.py: "table.relative_to(folder)) for table" -> "Path(table.name)) for table"
+    Mutation: hf_transfer/data/pairs.py: "_split_of(table.relative_to(folder))" -> "_split_of(Path(table.name))"
     """
     parts = {"train": 8, "val": 6, "test": 4}
     for seed, (name, count) in enumerate(parts.items()):
