@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hf_transfer.config import UserError, check_installation, mistake
+from hf_transfer.config import UserError, mistake
+from hf_transfer.installation import check_installation
 from hf_transfer.parsing import exit_with, load, recipe_of
 
 

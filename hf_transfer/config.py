@@ -1,8 +1,6 @@
 """Every setting of a run: the only list of flags, with its help and its checks."""
 
 import dataclasses
-import importlib.metadata
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,9 @@ import yaml
 
 ADAPTERS = ("lora", "dora", "ia3", "lokr", "adapter")
 WITH_RANK = ("lora", "dora", "lokr", "adapter")
+Strategy = Literal[
+    "linear_probe", "partial", "gradual", "lp_ft", "full", "scratch", "bitfit", "lora", "dora", "ia3", "lokr", "adapter"
+]
 # Settings that only some strategies have an eye on: with any other they would be passed over in silence.
 SERVES: dict[str, tuple[str, ...]] = {
     "trainable_layers": ("partial",),
@@ -25,7 +26,6 @@ SERVES: dict[str, tuple[str, ...]] = {
     "feature_layers": ("linear_probe", "lp_ft"),
     "l2_sp": ("partial", "gradual", "lp_ft", "full", "bitfit", *ADAPTERS),
 }
-RETIRED_DISTRIBUTION = "hf-transfer"
 
 
 class UserError(Exception):
@@ -47,6 +47,7 @@ class RunConfig:
     """The settings that every recipe has."""
 
     recipe: ClassVar[str]
+    never_empty: ClassVar[tuple[str, ...]] = ("model_name_or_path", "dataset_name", "output_dir")
     # What is to become of an earlier run: it does not go into the file of settings.
     for_one_command: ClassVar[frozenset[str]] = frozenset(
         {"overwrite_output_dir", "no_resume", "resume_from_checkpoint", "allow_mismatch"}
@@ -86,10 +87,7 @@ class RunConfig:
     )
 
     # What learns
-    strategy: Literal[
-        "linear_probe", "partial", "gradual", "lp_ft", "full", "scratch",
-        "bitfit", "lora", "dora", "ia3", "lokr", "adapter",
-    ] = setting("full", help="What learns, and when: README says it of each.")  # fmt: skip
+    strategy: Strategy = setting("full", help="What learns, and when: README says it of each.")  # noqa: RUF009
     trainable_layers: int = setting(1, help="For --strategy partial: how many blocks learn, counted from the head.")
     adapter_layers: int | None = setting(None, help="Adapters in so many top blocks only (default: in all).")
     adapter_rank: int = setting(8, help="Rank of an adapter's matrices.")
@@ -185,11 +183,11 @@ class RunConfig:
         for name in ("seed", "split_seed"):
             self.require(name, "a whole number from 0 to 4294967295", 0 <= getattr(self, name) < 2**32)
         for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, str) and not _is_utf8(value):
+            if isinstance(value, str) and ("\0" in value or not _can_encode(value, "utf-8")):
                 raise mistake(
                     expected=f"--{name}: text in UTF-8 without a zero byte", found=ascii(value), do=f"change --{name}"
                 )
-        for name in ("model_name_or_path", "dataset_name", "output_dir"):
+        for name in self.never_empty:
             self.require(name, "a name or a path", bool(getattr(self, name).strip()))
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "l2_sp"):
             self.require(name, "a number of at least 0", 0 <= getattr(self, name) < float("inf"))
@@ -200,7 +198,7 @@ class RunConfig:
         self.require("save_total_limit", "a whole number of at least 2", self.save_total_limit >= 2)
         self.require("feature_layers", "numbers of at least 1", min(self.feature_layers, default=1) >= 1)
         self.require("layer_lr_decay", "a number above 0 and at most 1", 0 < self.layer_lr_decay <= 1)
-        self.require("encoding", "the name of an encoding, such as utf-8 or latin-1", _is_encoding(self.encoding))
+        self.require("encoding", "the name of an encoding, such as utf-8 or latin-1", _can_encode("a", self.encoding))
         self._check_what_may_be_left_out()
         self._check_what_serves_the_strategy()
         self._check_what_excludes_each_other()
@@ -251,10 +249,10 @@ class RunConfig:
         defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(self)}
         defaults["feature_layers"] = []
         for name, strategies in SERVES.items():
-            if self.strategy not in strategies and getattr(self, name) != defaults[name]:
+            if self.strategies().isdisjoint(strategies) and getattr(self, name) != defaults[name]:
                 raise mistake(
                     expected=f"--{name} with --strategy {' or '.join(strategies)}",
-                    found=f"--strategy {self.strategy}, on which it has no effect",
+                    found=f"--strategy {' and '.join(sorted(self.strategies()))}, on which it has no effect",
                     do="leave it out, or choose such a strategy",
                 )
 
@@ -266,6 +264,10 @@ class RunConfig:
             self.require_if_given(name, "at least 1", lambda count: count >= 1)
         for name in ("dataloader_num_workers", "save_steps"):
             self.require_if_given(name, "at least 0", lambda count: count >= 0)
+
+    def strategies(self) -> set[str]:
+        """What learns by this run's settings: one strategy for all, or one for each tower."""
+        return {self.strategy}
 
     def require(self, name: str, expected: str, holds: bool) -> None:
         """Raise the error for a value out of range, unless `holds`."""
@@ -307,27 +309,18 @@ class RunConfig:
         ]
 
 
-def _is_encoding(name: str) -> bool:
-    # Not by its name alone: hex and rot13 are codecs, too, but no encodings of text.
+def _can_encode(text: str, encoding: str) -> bool:
+    # Not by the encoding's name alone: hex and rot13 are codecs, too, but no encodings of text.
     try:
-        "a".encode(name)
+        text.encode(encoding)
     except (LookupError, ValueError):
         return False
     return True
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:
-        return False
-
-
 @dataclass
-class VisionConfig(RunConfig):
-    """The settings of `recipes/vision.py`."""
-
-    recipe: ClassVar[str] = "vision"
+class ImageSettings(RunConfig):
+    """What recipes with images have beside."""
 
     image_column_name: str | None = setting(None, help="Column with the images (default: found by name and type).")
     augmentation: Literal["none", "light", "standard", "trivial"] = setting(
@@ -341,18 +334,43 @@ class VisionConfig(RunConfig):
         help="Augmented views of a sample; 0: a new one in every epoch (default: 4 behind a frozen prefix, else 0).",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_if_given("cache_views", "at least 0", lambda views: views >= 0)
+
+
+@dataclass
+class VisionConfig(ImageSettings):
+    """The settings of `recipes/vision.py`."""
+
+    recipe: ClassVar[str] = "vision"
+
     mixup_alpha: float = setting(0.0, help="Mix each image with another; 0.2 is mild, 0: never.")
     cutmix_alpha: float = setting(0.0, help="Paste a box of another image into each; 1: of any size, 0: never.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_if_given("cache_views", "at least 0", lambda views: views >= 0)
         for name in ("mixup_alpha", "cutmix_alpha"):
             self.require(name, "a number of at least 0", 0 <= getattr(self, name) < float("inf"))
 
 
 @dataclass
-class TextConfig(RunConfig):
+class TextSettings(RunConfig):
+    """What recipes with texts have beside."""
+
+    text_column_name: str | None = setting(None, help="Column with the texts (default: found by name and type).")
+    max_seq_length: int | None = setting(None, help="Cut texts behind so many tokens (default: what the model takes).")
+    train_sampling_strategy: Literal["group_by_length", "random"] = setting(
+        "group_by_length", help="Fill a batch with texts of like length, or with any."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_if_given("max_seq_length", "at least 3", lambda length: length >= 3)
+
+
+@dataclass
+class TextConfig(TextSettings):
     """The settings of `recipes/text.py`."""
 
     recipe: ClassVar[str] = "text"
@@ -360,19 +378,13 @@ class TextConfig(RunConfig):
     # A pretrained language model needs few passes over a text, but many steps.
     num_train_epochs: int = setting(8, help="Passes over the training split.")
     per_device_train_batch_size: int = setting(16, help="Samples in a batch, on each process.")
-    text_column_name: str | None = setting(None, help="Column with the texts (default: found by name and type).")
     text_pair_column_name: str | None = setting(None, help="Column with a second text, for pairs of sentences.")
-    max_seq_length: int | None = setting(None, help="Cut texts behind so many tokens (default: what the model takes).")
-    train_sampling_strategy: Literal["group_by_length", "random"] = setting(
-        "group_by_length", help="Fill a batch with texts of like length, or with any."
-    )
     pooling: Literal["own", "cls", "mean"] = setting(
         "own", help="What the head sees of a text: as the checkpoint has it, the first token, or the mean of all."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_if_given("max_seq_length", "at least 3", lambda length: length >= 3)
         if self.pooling != "own" and self.evaluate_only:
             raise mistake(
                 expected="with --evaluate_only a model that is judged as it was saved",
@@ -385,22 +397,3 @@ class TextConfig(RunConfig):
                 found=f"--strategy {self.strategy} without it",
                 do="add --merge_adapter, or use --pooling own",
             )
-
-
-def check_installation() -> None:
-    """Refuse to run beside the retired download accelerator, whose import name is also `hf_transfer`.
-
-    Whichever of the two was installed last has overwritten files of the other, and removing it
-    removes them for both: hence the reinstallation.
-    """
-    try:
-        found = f"the retired download accelerator hf_transfer {importlib.metadata.version(RETIRED_DISTRIBUTION)}"
-    except importlib.metadata.PackageNotFoundError:
-        if hasattr(sys.modules[__name__.partition(".")[0]], "_HOMES"):
-            return
-        found = "a hf_transfer/__init__.py that is not ours"
-    raise mistake(
-        expected="the import name hf_transfer for the distribution hf-transfer-learning alone",
-        found=found,
-        do="pip uninstall -y hf_transfer && pip install --force-reinstall --no-deps hf-transfer-learning",
-    )

@@ -11,7 +11,9 @@ from typing import Any, NoReturn, TypeVar, get_origin
 
 import yaml
 
-from hf_transfer.config import RunConfig, TextConfig, UserError, VisionConfig, check_installation, mistake
+from hf_transfer.config import RunConfig, TextConfig, UserError, VisionConfig, mistake
+from hf_transfer.config_multimodal import MultimodalConfig
+from hf_transfer.installation import check_installation
 from hf_transfer.interruption import Interrupted, ending_at_once, same_command
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -97,7 +99,7 @@ def load(config_class: type[Config], path: Path) -> Config:
 def recipe_of(path: Path) -> type[RunConfig]:
     """The class of the settings in a YAML file, by the recipe that it names."""
     recipe = _read_yaml(path).get("recipe")
-    classes = {kind.recipe: kind for kind in (VisionConfig, TextConfig)}
+    classes = {kind.recipe: kind for kind in (VisionConfig, TextConfig, MultimodalConfig)}
     if recipe not in classes:
         raise mistake(
             expected=f"a line 'recipe: NAME' in {path}, with one of {', '.join(classes)}",

@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from hf_transfer.config import SERVES, RunConfig, TextConfig, UserError, VisionConfig, mistake
+from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.parsing import parse, run
 from tests.conftest import REPOSITORY
 
 REQUIRED = ("--model_name_or_path=m", "--dataset_name=d", "--output_dir=o")
-RECIPES: list[type[RunConfig]] = [VisionConfig, TextConfig]
+RECIPES: list[type[RunConfig]] = [VisionConfig, TextConfig, MultimodalConfig]
 FIELDS = {field.name: field for recipe in RECIPES for field in dataclasses.fields(recipe)}
 # Flags in README that belong to other programs.
 FOREIGN_FLAGS = {
@@ -26,7 +27,8 @@ FOREIGN_FLAGS = {
 def settings(*flags: str) -> RunConfig:
     """Of the recipe that has the settings."""
     names = {flag.partition("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")}
-    recipe = TextConfig if names & TextConfig.__annotations__.keys() else VisionConfig
+    known = [(recipe, {field.name for field in dataclasses.fields(recipe)}) for recipe in RECIPES]
+    recipe = next((recipe for recipe, own in known if names & FIELDS.keys() <= own), VisionConfig)
     fitting = [f"--strategy={SERVES[name][0]}" for name in names & SERVES.keys()]
     return parse(recipe, [*REQUIRED, *fitting, *flags])
 
@@ -172,6 +174,8 @@ RANGES = [
     ("dataloader_num_workers", "at least 0", ["0"], ["-1"]),
     ("cache_views", "at least 0", ["0"], ["-1"]),
     ("max_seq_length", "at least 3", ["3"], ["2", "-1"]),
+    ("modality_dropout", BELOW_ONE, ["0", "0.9"], ["1", "-0.1", "nan"]),
+    ("auxiliary_weight", NUMBER, ["0"], ["-0.1", "nan", "inf"]),
 ]
 
 
@@ -226,7 +230,7 @@ def test_feature_layers_count_from_one() -> None:
 def test_an_encoding_is_one_of_text(name: str) -> None:
     """Python has codecs that are none, too.
 
-    Mutation: hf_transfer/config.py: ""a".encode(name)" -> "__import__("codecs").lookup(name)"
+    Mutation: hf_transfer/config.py: "        text.encode(encoding)" -> "        __import__("codecs").lookup(encoding)"
     """
     with pytest.raises(UserError) as error:
         settings(f"--encoding={name}")
@@ -260,7 +264,7 @@ def test_a_pooling_for_a_model_that_is_only_judged_is_refused() -> None:
 def test_a_setting_without_effect_on_the_strategy_is_refused(flags: list[str], expected: str) -> None:
     """It would be passed over in silence, and still stand in the settings of the run.
 
-    Mutation: hf_transfer/config.py: "if self.strategy not in strategies and" -> "if not strategies and"
+    Mutation: hf_transfer/config.py: "if self.strategies().isdisjoint(strategies) and" -> "if not strategies and"
     """
     with pytest.raises(UserError) as error:
         parse(VisionConfig, [*REQUIRED, *flags])

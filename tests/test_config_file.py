@@ -286,7 +286,7 @@ def test_settings_of_any_form_are_read_or_refused_in_words(
 def test_a_name_that_is_no_text_is_refused_before_it_is_written_anywhere(name: str) -> None:
     """A folder with such a name would be noticed when the report is written, after training.
 
-    Mutation: hf_transfer/config.py: "return b"\\0" not in text.encode()" -> "return True"
+    Mutation: hf_transfer/config.py: "("\\0" in value or not _can_encode(value, "utf-8"))" -> "False"
     """
     with pytest.raises(UserError) as error:
         settings(f"--output_dir={name}")

@@ -177,7 +177,7 @@ def test_in_a_clean_environment_the_installed_package_finds_its_samples_and_the_
     """
     environment.install(our_wheel)
     code = (
-        "import hf_transfer.config as c, hf_transfer.data.samples as s; c.check_installation(); "
+        "import hf_transfer.installation as i, hf_transfer.data.samples as s; i.check_installation(); "
         "print(c.__file__, *sorted(p.name for p in s.backbone_folder('sample:vit-glyphs').iterdir()))"
     )
     done = environment.python("-c", code)
@@ -198,7 +198,7 @@ def test_installed_after_ours_the_retired_wheel_is_refused_until_ours_is_reinsta
 ) -> None:
     """Their `__init__` runs then; once they are uninstalled there is none, and Python makes do without.
 
-    Mutation: hf_transfer/config.py: "if hasattr(sys.modules[__name__.partition(".")[0]], "_HOMES"):" -> "if True:"
+    Mutation: hf_transfer/installation.py: "if hasattr(sys.modules[" -> "if True or (sys.modules["
     """
     environment.install(our_wheel)
     environment.install(retired_wheel)
@@ -222,7 +222,7 @@ def test_installed_before_ours_the_retired_wheel_is_refused_too(
 ) -> None:
     """Ours works, but uninstalling theirs would take our `__init__` along.
 
-    Mutation: hf_transfer/config.py: "RETIRED_DISTRIBUTION = "hf-transfer"" -> "RETIRED_DISTRIBUTION = "hf-transferred""
+    Mutation: hf_transfer/installation.py: "DISTRIBUTION = "hf-transfer"" -> "DISTRIBUTION = "hf-transferred""
     """
     environment.install(retired_wheel)
     environment.install(our_wheel)
@@ -231,7 +231,7 @@ def test_installed_before_ours_the_retired_wheel_is_refused_too(
 
     environment.pip("uninstall", "-y", "hf_transfer")
     environment.install(our_wheel)
-    mended = environment.python("-c", "import hf_transfer.config as c; c.check_installation(); print('sound')")
+    mended = environment.python("-c", "import hf_transfer.installation as i; i.check_installation(); print('sound')")
     assert mended.stdout == "sound\n", mended.stderr
 
 

@@ -16,6 +16,7 @@ from tests.conftest import REPOSITORY
 # From left to right: a room imports rooms to its left, and its own modules.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("config", "metrics", "interruption", "versions"),
+    ("config_multimodal", "installation"),
     ("parsing",),
     ("data",),
     ("models",),

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hf_transfer.config import VisionConfig, mistake
+from hf_transfer.config import ImageSettings, RunConfig, VisionConfig, mistake
 from hf_transfer.data.augmentation import Augmentation
 from hf_transfer.data.images import BadImageError, decode
 from hf_transfer.data.samples import NOT_TO_BE_MIRRORED
@@ -312,21 +312,19 @@ def image_loaders(
         config: batch sizes, augmentation, workers.
         frozen_prefix: whether the first layers never learn; then a sample has few views, which can be stored.
     """
-    keeps_class = config.dataset_name not in NOT_TO_BE_MIRRORED
-    augmentation = Augmentation(
-        kind=config.augmentation,
-        flip=keeps_class if config.horizontal_flip is None else config.horizontal_flip,
-        seed=config.seed,
-        views=_views(config, frozen_prefix),
-    )
+    augmentation = choose_augmentation(config, frozen_prefix=frozen_prefix)
     sampler = EpochSampler(len(splits.train), config.seed)
-    workers = _workers(config, len(splits.train))
+    workers = workers_for(config, len(splits.train))
+    views, cycle = views_and_cycle(augmentation)
     batches = ImageBatches(pipeline, augmentation, splits, skip=config.on_bad_sample == "skip")
 
     def rows(split: Split) -> Dataset[dict[str, Tensor]]:
         return ImageRows(split, pipeline, keep_bytes=DECODED_CACHE_BYTES // max(1, workers))
 
-    def loaders(rows: Callable[[Split], Dataset[dict[str, Tensor]]], to_inputs: Any, workers: int) -> Loaders:
+    def loaders(
+        rows: Callable[[Split], Dataset[dict[str, Tensor]]], to_inputs: Any, workers: int,
+        blank: Callable[[], Loaders] | None,
+    ) -> Loaders:  # fmt: skip
         def loader(split: Split, batch_size: int, order: Sampler[int] | None) -> Any:
             return loader_of(rows(split), batch_size, order, workers, accelerator)
 
@@ -336,21 +334,34 @@ def image_loaders(
             test=loader(splits.test, config.per_device_eval_batch_size, None),
             to_inputs=to_inputs,
             fingerprint=batches.fingerprint,
-            views=0 if augmentation.kind == "none" else augmentation.views or DEFAULT_VIEWS,
-            cycle=1 if augmentation.kind == "none" else augmentation.views,
-            blank=lambda: loaders(LabelRows, batches.blank, 0),
+            views=views,
+            cycle=cycle,
+            blank=blank,
         )
 
-    return loaders(rows, batches, workers)
+    # No function refers to itself, so that workers end with the last use of their loader, and not some time later.
+    return loaders(rows, batches, workers, lambda: loaders(LabelRows, batches.blank, 0, None))
 
 
-def _views(config: VisionConfig, frozen_prefix: bool) -> int:
-    if config.cache_views is not None:
-        return config.cache_views
-    return DEFAULT_VIEWS if frozen_prefix else 0
+def choose_augmentation(config: ImageSettings, *, frozen_prefix: bool) -> Augmentation:
+    """What happens to training images; behind a frozen prefix they have few views, which can be stored."""
+    keeps_class = config.dataset_name not in NOT_TO_BE_MIRRORED
+    views = DEFAULT_VIEWS if frozen_prefix else 0
+    return Augmentation(
+        kind=config.augmentation,
+        flip=keeps_class if config.horizontal_flip is None else config.horizontal_flip,
+        seed=config.seed,
+        views=views if config.cache_views is None else config.cache_views,
+    )
 
 
-def _workers(config: VisionConfig, rows: int) -> int:
+def views_and_cycle(augmentation: Augmentation) -> tuple[int, int]:
+    """See `Loaders.views` and `Loaders.cycle`."""
+    return (0, 1) if augmentation.kind == "none" else (augmentation.views or DEFAULT_VIEWS, augmentation.views)
+
+
+def workers_for(config: RunConfig, rows: int) -> int:
+    """How many processes decode so many images."""
     if config.dataloader_num_workers is not None:
         return config.dataloader_num_workers
     return min(4, os.cpu_count() or 1) if rows >= ROWS_THAT_DESERVE_WORKERS else 0

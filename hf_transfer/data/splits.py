@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute
 
 from hf_transfer.data.labels import Labels
 
@@ -17,7 +18,7 @@ class Split:
     """Some rows of a data set, which itself stays untouched: a sample is known by its row number.
 
     Attributes:
-        dataset: all rows, with the column `image`, not decoded, or `text` and perhaps `text_pair`.
+        dataset: all rows, with the column `image`, not decoded, `text` and perhaps `text_pair`, or `image` and `text`.
         rows: row numbers that belong to this split, ascending.
         labels: class numbers of these rows, in the same order.
         bad: rows that are masked, each with the reason.
@@ -40,6 +41,15 @@ class Split:
         chosen = self.dataset.select(self.rows)
         columns = [chosen[name][:] for name in ("text", "text_pair") if name in chosen.column_names]
         return list(zip(*columns, strict=True))
+
+    def given(self, column: str) -> npt.NDArray[np.bool_]:
+        """Whether there is anything in the column `image` or `text`, for each row in the order of `rows`."""
+        values = self.dataset.with_format("arrow")[:][column]
+        parts = [values]
+        if column == "image":
+            parts = [pyarrow.compute.struct_field(values, name) for name in ("bytes", "path")]
+        given = np.any([pyarrow.compute.is_valid(part).to_numpy() for part in parts], axis=0)
+        return np.asarray(given[self.rows], dtype=bool)
 
     def describe(self, row: int) -> str:
         """How to find a row again: the path of its image, or its number."""

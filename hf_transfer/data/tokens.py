@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-from hf_transfer.config import TextConfig, mistake
+from hf_transfer.config import TextConfig, TextSettings, mistake
 from hf_transfer.data.inputs import MASKED, Batch, EpochSampler, Loaders, loader_of
 from hf_transfer.data.sources import Splits
 from hf_transfer.data.splits import Split
@@ -185,7 +185,7 @@ class LengthGroupedSampler(EpochSampler):
         return iter(np.concatenate([*mixed, *rest]).tolist())
 
 
-class _Order(EpochSampler):
+class LongestFirst(EpochSampler):
     """Positions from the longest text to the shortest, in every epoch: evaluation does not mind the order."""
 
     def __init__(self, lengths: np.ndarray[Any, np.dtype[np.int64]]) -> None:
@@ -211,21 +211,26 @@ def text_loaders(splits: Splits, pipeline: TokenPipeline, config: TextConfig, ac
         # Tokens are in memory already: workers would only copy them.
         return loader_of(rows[name], batch_size, order, config.dataloader_num_workers or 0, accelerator, collate)
 
-    collate = partial(_collate, pipeline)
-    lengths, size = rows["train"].lengths, config.per_device_train_batch_size
-    by_length = config.train_sampling_strategy == "group_by_length"
-    order = LengthGroupedSampler(lengths, size, config.seed) if by_length else EpochSampler(len(lengths), config.seed)
+    collate = partial(collate_texts, pipeline)
+    order = training_order(rows["train"].lengths, config)
     return Loaders(
-        train=loader("train", size, order),
-        validation=loader("validation", config.per_device_eval_batch_size, _Order(rows["validation"].lengths)),
-        test=loader("test", config.per_device_eval_batch_size, _Order(rows["test"].lengths)),
+        train=loader("train", config.per_device_train_batch_size, order),
+        validation=loader("validation", config.per_device_eval_batch_size, LongestFirst(rows["validation"].lengths)),
+        test=loader("test", config.per_device_eval_batch_size, LongestFirst(rows["test"].lengths)),
         to_inputs=_to_inputs,
         fingerprint=lambda name, _: rows[name].fingerprint(),
-        notes=(*pipeline.notes, *_describe_truncation(rows, pipeline.max_length)),
+        notes=(*pipeline.notes, *describe_truncation(rows, pipeline.max_length)),
     )
 
 
-def _collate(pipeline: TokenPipeline, samples: Sequence[Mapping[str, Any]]) -> Batch:
+def training_order(lengths: np.ndarray[Any, np.dtype[np.int64]], config: TextSettings) -> EpochSampler:
+    """The order of training samples with so many tokens, as the settings have it."""
+    by_length = config.train_sampling_strategy == "group_by_length"
+    size = config.per_device_train_batch_size
+    return LengthGroupedSampler(lengths, size, config.seed) if by_length else EpochSampler(len(lengths), config.seed)
+
+
+def collate_texts(pipeline: TokenPipeline, samples: Sequence[Mapping[str, Any]]) -> Batch:
     """A batch of padded texts; no closure, since workers that are started afresh must be sent it."""
     batch = pipeline.pad([sample["tokens"] for sample in samples])
     batch["labels"] = torch.tensor([sample["label"] for sample in samples])
@@ -240,7 +245,8 @@ def _to_inputs(batch: Batch, device: torch.device, _: str, __: int | None) -> tu
     return moved, labels, index
 
 
-def _describe_truncation(rows: Mapping[str, TextRows], max_length: int) -> list[str]:
+def describe_truncation(rows: Mapping[str, TextRows], max_length: int) -> list[str]:
+    """A sentence on texts that had to be cut, if there are any."""
     cut = {name: int((part.lost > 0).sum()) for name, part in rows.items()}
     if not any(cut.values()):
         return []

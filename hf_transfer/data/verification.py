@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import pyarrow.compute
 
-from hf_transfer.config import RunConfig, TextConfig, VisionConfig, mistake
+from hf_transfer.config import RunConfig, mistake
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.images import BadImageError, check_header, content, content_size, decode
 from hf_transfer.data.splits import Split
 
 MAX_BAD_SHARE = 0.01
 LISTED_SAMPLES = 5
+Groups = Mapping[Hashable, list[int]]
 
 
-def find_bad_images(split: Split, split_name: str, config: VisionConfig) -> dict[int, str]:
+def find_bad_images(split: Split, split_name: str, config: RunConfig) -> dict[int, str]:
     """Rows whose image cannot be read, each with the reason; remembered for unchanged images.
 
     The header of every image is read; up to `verify_samples` are decoded, beyond that a drawn part.
@@ -29,20 +30,13 @@ def find_bad_images(split: Split, split_name: str, config: VisionConfig) -> dict
     Raises:
         UserError: with `on_bad_sample="error"` for the first bad image, with `"skip"` above 1 % of the rows.
     """
-    generator = np.random.default_rng(config.split_seed)
-    decoded = set(generator.permutation(split.rows)[: config.verify_samples].tolist())
-    memory = _memory_file(split, decoded, config)
-    if memory.is_file():
-        bad = {int(row): reason for row, reason in json.loads(memory.read_text(encoding="utf-8")).items()}
-    else:
-        bad = _check_rows(split, decoded)
-        _remember(memory, bad)
+    bad = _unreadable(split, config)
     if bad:
         _judge(bad, split, split_name, config, "images that can be read", "that cannot")
     return bad
 
 
-def find_bad_texts(split: Split, split_name: str, config: TextConfig) -> dict[int, str]:
+def find_bad_texts(split: Split, split_name: str, config: RunConfig) -> dict[int, str]:
     """Rows without a text, each with the reason.
 
     Raises:
@@ -58,6 +52,20 @@ def find_bad_texts(split: Split, split_name: str, config: TextConfig) -> dict[in
             bad[row] = "white space only"
     if bad:
         _judge(bad, split, split_name, config, "a text in every row", "without one")
+    return bad
+
+
+def find_bad_pairs(split: Split, split_name: str, config: RunConfig) -> dict[int, str]:
+    """Rows with neither an image nor a text, or with an image that cannot be read, each with the reason.
+
+    Raises:
+        UserError: with `on_bad_sample="error"` for the first such row, with `"skip"` above 1 % of the rows.
+    """
+    with_image, with_text = split.given("image"), split.given("text")
+    bad = dict.fromkeys(split.rows[~(with_image | with_text)].tolist(), "neither an image nor a text")
+    bad |= _unreadable(Split(split.dataset, split.rows[with_image], split.labels[with_image]), config)
+    if bad:
+        _judge(bad, split, split_name, config, "rows with an image that can be read, a text, or both", "others")
     return bad
 
 
@@ -86,14 +94,42 @@ def count_duplicate_images(splits: Mapping[str, Split]) -> dict[str, int]:
 
     Only images that agree in size are read and hashed.
     """
-    sizes = {name: _by_size(split) for name, split in splits.items()}
+    return _count_copies(splits, {name: _by_size(split) for name, split in splits.items()})
+
+
+def count_duplicate_pairs(splits: Mapping[str, Split]) -> dict[str, int]:
+    """For validation and test: how many of their rows have a copy in training that agrees in image and in text."""
+    groups: dict[str, dict[Hashable, list[int]]] = {}
+    for name, split in splits.items():
+        texts = dict(zip(split.rows.tolist(), split.texts(), strict=True))
+        groups[name] = defaultdict(list)
+        for size, rows in _by_size(split).items():
+            for row in rows:
+                groups[name][size, texts[row]].append(row)
+    return _count_copies(splits, groups)
+
+
+def _count_copies(splits: Mapping[str, Split], groups: Mapping[str, Groups]) -> dict[str, int]:
+    """How many rows have a training row of the same group whose image has the same content."""
     counts = {}
     for name in ("validation", "test"):
-        shared = sizes["train"].keys() & sizes[name].keys()
-        known = _digests(splits["train"], (row for size in shared for row in sizes["train"][size]))
-        rows = [row for size in shared for row in sizes[name][size]]
-        counts[name] = sum(digest in known for digest in _digest_list(splits[name], rows))
+        shared = sorted(groups["train"].keys() & groups[name].keys(), key=repr)
+        known = set(_digests(splits["train"], groups["train"], shared))
+        counts[name] = sum(digest in known for digest in _digests(splits[name], groups[name], shared))
     return counts
+
+
+def _unreadable(split: Split, config: RunConfig) -> dict[int, str]:
+    """See `find_bad_images`."""
+    generator = np.random.default_rng(config.split_seed)
+    decoded = set(generator.permutation(split.rows)[: config.verify_samples].tolist())
+    memory = _memory_file(split, decoded, config)
+    if memory.is_file():
+        bad = {int(row): reason for row, reason in json.loads(memory.read_text(encoding="utf-8")).items()}
+    else:
+        bad = _check_rows(split, decoded)
+        _remember(memory, bad)
+    return bad
 
 
 def _check_rows(split: Split, decoded: set[int]) -> dict[int, str]:
@@ -129,7 +165,7 @@ def _list(bad: Mapping[int, str], split: Split) -> str:
     return "; ".join(listed) + (f"; and {more} more" if more else "")
 
 
-def _memory_file(split: Split, decoded: set[int], config: VisionConfig) -> Path:
+def _memory_file(split: Split, decoded: set[int], config: RunConfig) -> Path:
     """Where the result is remembered."""
     key = hashlib.sha256(image_fingerprint(split).encode())
     key.update(np.asarray(sorted(decoded), dtype=np.int64).tobytes())
@@ -159,21 +195,24 @@ def _remember(memory: Path, bad: dict[int, str]) -> None:
     partial.replace(memory)
 
 
-def _by_size(split: Split) -> dict[int, list[int]]:
-    rows: dict[int, list[int]] = defaultdict(list)
+def _by_size(split: Split) -> dict[Hashable, list[int]]:
+    rows: dict[Hashable, list[int]] = defaultdict(list)
     for row in split.rows.tolist():
         if row not in split.bad:
             rows[content_size(split.raw(row))].append(row)
     return rows
 
 
-def _digests(split: Split, rows: Iterable[int]) -> set[bytes]:
-    return set(_digest_list(split, rows))
+def _digests(split: Split, groups: Groups, shared: Sequence[Hashable]) -> list[tuple[Hashable, bytes]]:
+    """Group and hash of the image, of all rows in the groups that are shared."""
 
-
-def _digest_list(split: Split, rows: Iterable[int]) -> list[bytes]:
     def digest(row: int) -> bytes:
-        return hashlib.blake2b(content(split.raw(row)), digest_size=16).digest()
+        raw = split.raw(row)
+        # Of a pair, the image may be missing.
+        encoded = b"" if raw["bytes"] is raw["path"] is None else content(raw)
+        return hashlib.blake2b(encoded, digest_size=16).digest()
 
+    members = [(group, row) for group in shared for row in groups[group]]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(digest, rows, chunksize=64))
+        digests = pool.map(digest, [row for _, row in members], chunksize=64)
+        return [(group, found) for (group, _), found in zip(members, digests, strict=True)]

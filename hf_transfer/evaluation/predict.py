@@ -10,9 +10,9 @@ import torch
 from PIL.Image import Image
 
 from hf_transfer.config import mistake
+from hf_transfer.data.columns import TEXT_NAMES
 from hf_transfer.data.images import BadImageError, decode
 from hf_transfer.data.inputs import PixelPipeline
-from hf_transfer.data.sources import TEXT_NAMES
 from hf_transfer.data.tokens import TokenPipeline
 from hf_transfer.evaluation.run_folder import load_finished
 from hf_transfer.models.pretrained import Checkpoint

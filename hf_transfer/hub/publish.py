@@ -23,7 +23,7 @@ MODEL_FILES = (
     "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json",
     "processor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "spiece.model", "spm.model", "tokenizer.model",
-    "sentencepiece.bpe.model", "chat_template.jinja", "modeling_*.py", "curves.png", "confusion.png",
+    "sentencepiece.bpe.model", "chat_template.jinja", "modeling_*.py", "fusion.py", "curves.png", "confusion.png",
 )  # fmt: skip
 SPACE_FILES = (
     "README.md", "*.py", "requirements.txt", "packages.txt", "*.css", "examples/*.png", "examples/*.jpg",

@@ -307,15 +307,9 @@ class _Mixture(nn.Module):
             self.norm = nn.LayerNorm(width)
 
     def forward(
-        self,
-        image: Tensor,
-        text: Tensor,
-        has_image: Tensor,
-        has_text: Tensor,
-        places: Tensor | None,
-        words: Tensor | None,
-        mask: Tensor | None,
-    ) -> Tensor:
+        self, image: Tensor, text: Tensor, has_image: Tensor, has_text: Tensor, places: Tensor | None,
+        words: Tensor | None, mask: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """[batch, `self.width`] of [batch, width] each; `places` and `words` for attention alone."""
         there = torch.stack([has_image, has_text], 1).to(image.dtype)
         if self.kind == "gated":

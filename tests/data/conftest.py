@@ -1,4 +1,4 @@
-"""Fixtures of the data room: PNG files written by hand, settings, tables with pictures or texts, the text recipe."""
+"""Fixtures of the data room: PNG files written by hand, settings, tables of pictures, texts or both, a recipe."""
 
 import csv
 import io
@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from hf_transfer.config import TextConfig, UserError, VisionConfig
+from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.parsing import run
 from tests.conftest import Finished, load_recipe
@@ -132,6 +133,48 @@ def text_settings(tmp_path: Path) -> TextSettings:
         return TextConfig(**(defaults | chosen))
 
     return make
+
+
+class PairSettings(Protocol):
+    """Makes settings of a run on images and texts."""
+
+    def __call__(self, **settings: Any) -> MultimodalConfig: ...
+
+
+@pytest.fixture
+def pair_settings(tmp_path: Path) -> PairSettings:
+    """`pair_settings(dataset_name=..., ...)`; what is remembered is remembered for this test alone."""
+
+    def make(**chosen: Any) -> MultimodalConfig:
+        defaults: dict[str, Any] = {
+            "image_model_name_or_path": "sample:vit-glyphs",
+            "text_model_name_or_path": "sample:minilm",
+            "dataset_name": "sample:glyph-names",
+            "output_dir": str(tmp_path / "out"),
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        return MultimodalConfig(**(defaults | chosen))
+
+    return make
+
+
+def pair_rows(count: int = 24, *, name: str = "{}.png", column: str = "file_name") -> list[dict[str, Any]]:
+    """Rows that name a picture each, with a text and a label of two; all differ."""
+    return [
+        {column: name.format(number), "text": f"word{number} and more", "label": "ab"[number % 2]}
+        for number in range(count)
+    ]
+
+
+def write_pictures(
+    folder: Path, rows: Sequence[Mapping[str, Any]], *, column: str = "file_name", seed: int = 0
+) -> Path:
+    """The pictures that rows name, all different, below a folder."""
+    for row, pixels in zip(rows, noise(len(rows), 8, 8, 3, seed=seed), strict=True):
+        if row[column]:
+            (folder / row[column]).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / row[column])
+    return folder
 
 
 def text_rows(count: int = 40, *, seed: int = 0) -> list[dict[str, Any]]:

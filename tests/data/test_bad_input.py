@@ -90,7 +90,7 @@ def test_one_class_only(refused: Refused, picture_folder: Folder) -> None:
 def test_pictures_in_one_folder_have_no_labels(below: str, refused: Refused, picture_folder: Folder) -> None:
     """`datasets` makes no labels of a single folder, so there is no other column to name.
 
-    Mutation: hf_transfer/data/sources.py: "len(data.column_names) == 1" -> "len(data.column_names) == 0"
+    Mutation: hf_transfer/data/columns.py: "len(data.column_names) == 1" -> "len(data.column_names) == 0"
     """
     refused(
         dataset_name=picture_folder(cat=6) / below,

@@ -88,7 +88,7 @@ def test_names_that_lead_astray_are_read_rightly_or_refused_or_noted(
 ) -> None:
     """No picture is lost without a word.
 
-    Mutation: hf_transfer/data/sources.py: "    notes += _unused_files(config, loaded)" -> "    pass"
+    Mutation: hf_transfer/data/sources.py: "notes + _unused_files(config, loaded), found" -> "notes, found"
     """
     with TemporaryDirectory() as made:
         expected = write(Path(made) / root, classes, files)

@@ -53,7 +53,7 @@ def test_texts_and_labels_are_read_as_they_are_written(kind: str, rows: list[tup
     """Different labels stay different classes: 01 and 1, 1.0 and 1, TRUE and True.
 
     Mutation: hf_transfer/data/sources.py: "[""], "converters": _read_as_text(config)}" -> "[""]}"
-    Mutation: hf_transfer/data/sources.py: "*LABEL_NAMES, *TEXT_NAMES], files" -> "*TEXT_NAMES], files"
+    Mutation: hf_transfer/data/sources.py: "*columns.LABEL_NAMES, *columns.TEXT" -> "*columns.TEXT"
     """
     # Three of each, so that every class has a sample for each split.
     written = [row for row in rows for _ in range(3)]
@@ -63,7 +63,7 @@ def test_texts_and_labels_are_read_as_they_are_written(kind: str, rows: list[tup
 
 
 def test_columns_that_the_settings_name_are_read_as_they_are_written_too(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/data/sources.py: "dict.fromkeys([*named, *LABEL_NAMES" -> "dict.fromkeys([*LABEL_NAMES" """
+    """Mutation: hf_transfer/data/sources.py: "([*named, *columns.LABEL" -> "([*columns.LABEL" """
     rows = [{"number": f"00{n}", "other": f"0{n}", "code": ("01", "1")[n % 2]} for n in range(12)]
     path = write_table(tmp_path / "a.csv", rows)
     columns = {"text_column_name": "number", "text_pair_column_name": "other", "label_column_name": "code"}

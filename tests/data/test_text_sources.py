@@ -138,7 +138,7 @@ def test_the_text_column_is_found_by_its_usual_name_among_others(
 def test_the_text_column_is_the_only_one_of_its_type(text_settings: TextSettings, tmp_path: Path) -> None:
     """Text labels are of that type, too, and are not meant.
 
-    Mutation: hf_transfer/data/sources.py: "if name != label and _is_text(feature)" -> "if _is_text(feature)"
+    Mutation: hf_transfer/data/columns.py: "if name != label and is_text(feature)" -> "if is_text(feature)"
     """
     rows = [{"number": n, "message": row["text"], "label": row["label"]} for n, row in enumerate(text_rows())]
     path = str(write_table(tmp_path / "a.csv", rows))
@@ -148,7 +148,7 @@ def test_the_text_column_is_the_only_one_of_its_type(text_settings: TextSettings
 
 
 def test_a_label_column_of_another_name_is_no_text_either(text_settings: TextSettings, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/data/sources.py: "label = config.label_column_name or next" -> "label = next" """
+    """Mutation: hf_transfer/data/columns.py: "label = config.label_column_name or next" -> "label = next" """
     rows = [{"message": row["text"], "kind": row["label"]} for row in text_rows()]
     path = str(write_table(tmp_path / "a.csv", rows))
     assert load_text_splits(text_settings(dataset_name=path, label_column_name="kind")).label_names == ["a", "b"]
@@ -200,7 +200,7 @@ def test_a_second_column_makes_pairs_whatever_the_two_are_called(
 def test_one_column_cannot_be_both_texts_of_a_pair(text_settings: TextSettings, tmp_path: Path) -> None:
     """It would be a run on single texts, without a word.
 
-    Mutation: hf_transfer/data/sources.py: "if columns[0] == columns[1]:" -> "if False:"
+    Mutation: hf_transfer/data/columns.py: "if columns[0] == columns[1]:" -> "if False:"
     """
     path = str(write_table(tmp_path / "a.csv", text_rows()))
     with mistake_saying(
@@ -312,7 +312,7 @@ def test_the_packaged_model_is_found_without_importing_its_package() -> None:
 def test_columns_of_text_that_are_not_used_are_named(text_settings: TextSettings, tmp_path: Path) -> None:
     """The second half of a pair is easily forgotten.
 
-    Mutation: hf_transfer/data/sources.py: "name not in (*columns, label)" -> "name in columns"
+    Mutation: hf_transfer/data/columns.py: "and name not in used]" -> "and name in used]"
     """
     rows = [{**row, "answer": "yes", "number": 3} for row in text_rows(40)]
     path = write_table(tmp_path / "data.csv", rows)

@@ -133,7 +133,7 @@ def test_a_finished_run_is_published_by_the_same_command_with_the_flags_added(
 ) -> None:
     """Where it goes is no part of what it is, and does not go into its settings.
 
-    Mutation: hf_transfer/config.py: ""save_total_limit", "push_to_hub", "hub_model_id"" -> ""save_total_limit", "push_to_hub""
+    Mutation: hf_transfer/config.py: ""save_total_limit", "push_to_hub", "push_space", "hub_model_id"" -> ""save_total_limit", "push_to_hub", "push_space""
     """  # noqa: E501
     assert vision().code == 0
     assert hub.asked == []
@@ -207,7 +207,7 @@ def test_an_adapter_whose_base_the_hub_does_not_know_is_not_published(hub: Stand
 def test_the_command_publishes_privately_unless_told(
     hub: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: list[str], private: bool
 ) -> None:
-    """Mutation: hf_transfer/command_line.py: "arguments.hub_private_repo == "true"" -> "True" """
+    """Mutation: hf_transfer/command_line.py: "private=arguments.hub_private_repo == "true")" -> "private=True)" """
     out = str(a_run(tmp_path / "a run"))
     code, said, _ = said_by(["push", out, "alice/pets", *flag], capsys)
     made = hub.model("alice/pets")

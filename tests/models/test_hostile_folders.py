@@ -61,7 +61,7 @@ def test_the_payload_of_these_tests_works(ran: Path) -> None:
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(finished: bool, tmp_path: Path, ran: Path) -> None:
-    """Mutation: hf_transfer/models/pretrained.py: "if "use_safetensors=True" in str(error) or" -> "if False and" """
+    """Mutation: hf_transfer/models/explained.py: "if "use_safetensors=True" in str(error) or" -> "if False and" """
     tiny_model("vit", num_labels=2).save_pretrained(tmp_path / "m")
     checkpoint = Checkpoint(str(with_pickle(tmp_path / "m", ran)))
     said = refused(
@@ -230,7 +230,7 @@ def test_a_folder_with_any_file_damaged_is_read_or_refused_in_words(
 ) -> None:
     """transformers and tokenizers raise whatever the damage leads them to.
 
-    Mutation: hf_transfer/models/pretrained.py: "    except Exception as error:" -> "    except OSError as error:"
+    Mutation: hf_transfer/models/explained.py: "    except Exception as error:" -> "    except OSError as error:"
     """
     whole = data.draw(st.sampled_from(checkpoints))
     with TemporaryDirectory() as made:

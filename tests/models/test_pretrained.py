@@ -218,7 +218,7 @@ def test_a_model_of_grey_images_is_refused(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 5000, b"cut"])
 def test_broken_weights_are_refused(checkpoint: Path, content: bytes) -> None:
-    """Mutation: hf_transfer/models/pretrained.py: "    except Exception as error:" -> "    except OSError as error:" """  # noqa: E501
+    """Mutation: hf_transfer/models/explained.py: "    except Exception as error:" -> "    except OSError as error:" """
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(content if content != b"cut" else weights.read_bytes()[:-1000])
     with pytest.raises(UserError, match=r"a complete transformers checkpoint in .*\nFound:    .*[Hh]eader"):

@@ -75,6 +75,11 @@ class Visit:
             width = self.page.viewport_size["width"]
             self.page.screenshot(path=Path(folder) / f"{name}-{width}.png", full_page=True, animations="disabled")
 
+    def refuse(self, dialog: Any) -> None:
+        """A page of ours opens no dialogs: one that does has been made to."""
+        self.complaints.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
     def problems(self) -> list[str]:
         """What axe finds against WCAG and its own advice."""
         from axe_playwright_python.sync_playwright import Axe
@@ -96,7 +101,7 @@ def visit(browser: Any, url: str, *, size: tuple[int, int] = DESKTOP, scheme: st
     page.on("request", lambda request: here.hosts.add(urlsplit(request.url).hostname or ""))
     page.on("console", lambda said: here.complaints.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: here.complaints.append(str(error)))
-    page.on("dialog", lambda dialog: (here.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("dialog", here.refuse)
     # Not until the network is idle: the queue's stream never is.
     page.goto(url, wait_until="domcontentloaded")
     page.get_by_role("tab", name="Try it").wait_for()

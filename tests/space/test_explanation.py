@@ -111,8 +111,9 @@ def test_grad_cam_is_that_of_its_paper(tmp_path: Path) -> None:
 
     model.requires_grad_(True)
     handle = model.resnet.encoder.stages[-1].register_forward_hook(keep)
-    logits = model(**inputs).logits[0]
-    logits[logits.argmax()].backward()
+    logits = model(**inputs).logits
+    assert isinstance(logits, torch.Tensor)
+    logits[0, logits[0].argmax()].backward()
     handle.remove()
     model.requires_grad_(False)
     weights = kept["map"].grad[0].mean((1, 2)).double().numpy()
@@ -131,13 +132,13 @@ class Additive(nn.Module):
         self.head = nn.Linear(6, 3)
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> SequenceClassifierOutput:
-        return SequenceClassifierOutput(logits=self.head(self.table(input_ids).sum(1)))  # type: ignore[arg-type]
+        return SequenceClassifierOutput(logits=self.head(self.table(input_ids).sum(1)))
 
 
 def test_where_words_only_add_up_each_gets_what_it_adds(tmp_path: Path) -> None:
     """Against a word of padding; integrated gradients are exact there, the strongest is scaled to 1.
 
-    Mutation: space/explanation.py: "(STEPS / (STEPS - 1))).sum" -> "1).sum"
+    Mutation: space/explanation.py: "* (STEPS / (STEPS - 1))" -> "* 1"
     """
     classifier = Classifier(save_text_checkpoint(tmp_path / "model"))
     with torch.random.fork_rng():

@@ -300,7 +300,7 @@ def test_an_error_of_ours_tells_nothing_of_the_machine(demo: Demo, monkeypatch: 
 def test_other_doors_of_gradio_are_shut(demo: Demo, method: str, path: str, status: int) -> None:
     """Monitoring, recordings, code that is edited from outside.
 
-    Mutation: space/guard.py: ""process_recording", " -> ""
+    Mutation: space/guard.py: "    "process_recording"," -> ""
     """
     found, _, _ = demo.request(method, path, b"{}" if method == "POST" else None, Content_Type="application/json")
     assert found == status
