@@ -217,7 +217,11 @@ def test_one_column_cannot_be_both(folder: Path, refused: Refused) -> None:
 
 def test_a_text_column_of_numbers_is_refused(folder: Path, refused: Refused) -> None:
     rows = [row | {"text": number} for number, row in enumerate(pair_rows())]
-    refused(with_rows(folder, rows), expected="text in column 'text'", found="values of type int64", do="--text_column")
+    (folder / "metadata.csv").unlink(missing_ok=True)
+    found = "values of type int64"
+    refused(
+        with_rows(folder, rows, "metadata.jsonl"), expected="text in column 'text'", found=found, do="--text_column"
+    )
 
 
 @pytest.mark.parametrize("setting", ["image_column_name", "text_column_name", "label_column_name"])
@@ -275,7 +279,7 @@ def test_a_data_set_of_the_hub_cannot_name_files_here(
     if as_text:
         texts = [os.fspath(folder / row["file_name"]) for row in pair_rows()]
         data = data.remove_columns("image").add_column("image", texts)
-    monkeypatch.setattr(sources, "_load_from_hub", lambda config: datasets.DatasetDict(train=data))
+    monkeypatch.setattr(sources, "_load_from_hub", lambda config: (datasets.DatasetDict(train=data), None))
     refused(
         "somebody/pairs", expected="images themselves in column 'image'", found=f"in row 0 the path {folder}/0.png",
         do="store the images with their bytes",

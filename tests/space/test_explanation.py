@@ -111,12 +111,13 @@ def test_grad_cam_is_that_of_its_paper(tmp_path: Path) -> None:
 
     model.requires_grad_(True)
     handle = model.resnet.encoder.stages[-1].register_forward_hook(keep)
-    logits = model(**inputs).logits
-    assert isinstance(logits, torch.Tensor)
-    logits[0, logits[0].argmax()].backward()
+    logits = model(**inputs).logits[0]
+    logits[logits.argmax()].backward()
     handle.remove()
     model.requires_grad_(False)
-    weights = kept["map"].grad[0].mean((1, 2)).double().numpy()
+    slopes = kept["map"].grad
+    assert slopes is not None
+    weights = slopes[0].mean((1, 2)).double().numpy()
     maps = kept["map"].detach()[0].double().numpy()
     expected = np.maximum(np.tensordot(weights, maps, 1), 0)
     expected = (expected - expected.min()) / (expected.max() - expected.min())
