@@ -1,5 +1,6 @@
 """The one loop: stages of epochs on Accelerate, the best epoch kept, and no step lost."""
 
+import gc
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -218,7 +219,23 @@ def _end_stage(accelerator: Accelerator, steps: Steps, wrapped: nn.Module, model
     _refuse_drift(accelerator, model)
     # The next stage's mixed precision must not be wrapped around this one's.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    accelerator.free_memory()
+    _free_memory(accelerator)
+
+
+def _free_memory(accelerator: Accelerator) -> None:
+    """Let go of the stage's wrappers and optimizer.
+
+    Accelerate then has Python look through all objects that there are, which with its many modules takes longer than
+    an epoch from a store. Only on a device is the memory so scarce that what refers to itself must not wait.
+    """
+    if accelerator.device.type != "cpu":
+        accelerator.free_memory()
+        return
+    gc.freeze()
+    try:
+        accelerator.free_memory()
+    finally:
+        gc.unfreeze()
 
 
 def _refuse_drift(accelerator: Accelerator, model: nn.Module) -> None:

@@ -166,25 +166,29 @@ class Store:
 
     def read(self, positions: Counts) -> tuple[list[Tensor], Tensor]:
         """The columns of some samples, in this order, and their labels; tokens one after the other."""
-        length = len(self.chunks[0])
-        parts: list[list[Tensor]] = [[] for _ in self.columns]
-        labels = []
-        for position in positions.tolist():
-            number, place = divmod(position, length)
-            chunk = self._chunk(number)
-            labels.append(chunk[LABELS][place])
-            for column, (form, part) in enumerate(zip(self.columns, parts, strict=True)):
-                tensor = chunk[str(column)]
-                if form.by_token:
-                    start = int(self._starts[position] - self._starts[number * length])
-                    part.append(tensor[start : start + int(self._lengths[position])])
-                else:
-                    part.append(tensor[place])
         joined = [
-            torch.cat(part) if form.by_token else torch.stack(part)
-            for form, part in zip(self.columns, parts, strict=True)
+            self._tokens(str(column), positions) if form.by_token else self._rows(str(column), positions)
+            for column, form in enumerate(self.columns)
         ]
-        return joined, torch.stack(labels)
+        return joined, self._rows(LABELS, positions)
+
+    def _rows(self, name: str, positions: Counts) -> Tensor:
+        """A column of some samples; each is copied once."""
+        numbers, places = np.divmod(positions, len(self.chunks[0]))
+        if (numbers == numbers[0]).all():
+            return self._chunk(int(numbers[0]))[name][torch.from_numpy(places)]
+        pairs = zip(numbers.tolist(), places.tolist(), strict=True)
+        return torch.stack([self._chunk(number)[name][place] for number, place in pairs])
+
+    def _tokens(self, name: str, positions: Counts) -> Tensor:
+        """A column of the tokens of some samples, one after the other."""
+        length = len(self.chunks[0])
+        parts = []
+        for position in positions.tolist():
+            number = position // length
+            start = int(self._starts[position] - self._starts[number * length])
+            parts.append(self._chunk(number)[name][start : start + int(self._lengths[position])])
+        return torch.cat(parts)
 
     def chunk(self, number: int) -> tuple[list[Tensor], Tensor]:
         """All columns of a chunk as they lie on disk, and its labels."""

@@ -25,13 +25,20 @@ MEGABYTE = 1 << 20
 
 @pytest.mark.parametrize(
     "positions",
-    [range(30), range(29, -1, -1), np.random.default_rng(1).permutation(30).tolist(), [3, 29, 3, 3, 0, 29], [14]],
-    ids=["forwards", "backwards", "mixed", "repeated", "one"],
+    [
+        range(30),
+        range(29, -1, -1),
+        np.random.default_rng(1).permutation(30).tolist(),
+        [3, 29, 3, 3, 0, 29],
+        [14],
+        [2, 0, 1],
+    ],
+    ids=["forwards", "backwards", "mixed", "repeated", "one", "of one chunk"],
 )
 def test_what_is_written_is_read_in_any_order(positions: Sequence[int], tmp_path: Path) -> None:
     """Mutation: hf_transfer/training/store.py: "self._starts[position] - self._starts[number * length]" -> "self._starts[position]"
-    Mutation: hf_transfer/training/store.py: "part.append(tensor[place])" -> "part.append(tensor[0])"
-    Mutation: hf_transfer/training/store.py: "labels.append(chunk[LABELS][place])" -> "labels.append(chunk[LABELS][0])"
+    Mutation: hf_transfer/training/store.py: "[name][torch.from_numpy(places)]" -> "[name][: len(places)]"
+    Mutation: hf_transfer/training/store.py: "self._chunk(number)[name][place] for" -> "self._chunk(number)[name][0] for"
     """  # noqa: E501
     given = samples()
     given.write(given.store(tmp_path))
