@@ -220,7 +220,7 @@ class Outcome:
         task: what was run.
         killed: the phases in which it was.
         equal: whether its weights are those of the run that was left alone.
-        lost: the most steps that a kill has cost; with what was on its way to the disk up to two intervals.
+        lost: the most steps that a kill has cost.
     """
 
     task: Task

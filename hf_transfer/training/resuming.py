@@ -35,6 +35,8 @@ COPIES = 4
 # Without --save_steps: so many seconds apart, and further where a save holds training up for longer than this share.
 SECONDS_BETWEEN = 60.0
 SHARE_OF_TIME = 0.05
+# How much of it writing is taken to need, until it is known.
+SHARE_OF_WRITING = 0.1
 # A checkpoint is refused if one of these differs; what else differs can be allowed.
 BINDING = ("settings", "data", "frozen weights", "processes")
 
@@ -93,7 +95,7 @@ class Resuming:
         self._config, self._accelerator = config, accelerator
         self.checkpoints = Checkpoints(Path(config.output_dir) / FOLDER, config.save_total_limit)
         self._started = self._last = time.perf_counter()
-        self._pause = 0.0
+        self._pause, self._writing = 0.0, SHARE_OF_WRITING * SECONDS_BETWEEN
         self._writer: Writer | None = None
         self._taken: Taken | None = None
 
@@ -154,7 +156,9 @@ class Resuming:
         """Whether it is time to save, after so many steps; the main process knows."""
         if self._config.save_steps is not None:
             return self._config.save_steps > 0 and steps % self._config.save_steps == 0
-        return time.perf_counter() - self._last >= max(SECONDS_BETWEEN, self._pause / SHARE_OF_TIME)
+        interval = max(SECONDS_BETWEEN, self._pause / SHARE_OF_TIME)
+        # What was done since a copy was taken is safe only when the next one has been written: it is begun in time.
+        return time.perf_counter() - self._last >= interval - min(self._writing, interval / 2)
 
     def save_if_due(self, course: Course) -> None:
         """Save between two stages, if it is time to."""
@@ -164,8 +168,10 @@ class Resuming:
     def save(self, course: Course) -> None:
         """Copy the run as it stands; the copy is written while the run goes on. All processes call it together.
 
+        With --save_steps the run waits for it: no more than so many steps are ever to be lost.
+
         Raises:
-            UserError: the checkpoint before this one could not be written.
+            UserError: this checkpoint or the one before it could not be written.
         """
         if self._config.save_steps == 0:
             return
@@ -181,9 +187,16 @@ class Resuming:
                 rank.pop("generators")
             state = copy.deepcopy(self._state(course, ranks))
             steps = course.position.steps
-            self._writer = Writer(lambda: self.checkpoints.save(steps, files, state))
+            self._writer = Writer(lambda: self._write(steps, files, state))
+            if self._config.save_steps is not None:
+                self.wait()
         self._last = time.perf_counter()
         self._pause = self._last - started
+
+    def _write(self, steps: int, files: Mapping[str, Tensors], state: dict[str, Any]) -> None:
+        started = time.perf_counter()
+        self.checkpoints.save(steps, files, state)
+        self._writing = time.perf_counter() - started
 
     def wait(self) -> None:
         """Until what was copied has been written.

@@ -16,4 +16,4 @@ def test_recipes_that_are_killed_twice_end_with_the_same_bytes(processes: int, r
     outcomes = faults.campaign(runs, 7, [processes], tmp_path)
     assert [outcome.task for outcome in outcomes if not outcome.equal] == []
     assert sum(len(outcome.killed) for outcome in outcomes) >= runs
-    assert max(outcome.lost for outcome in outcomes) <= 2 * faults.SAVE_STEPS
+    assert max(outcome.lost for outcome in outcomes) <= faults.SAVE_STEPS

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from hf_transfer.config import UserError, mistake
 from hf_transfer.training import loop
 from hf_transfer.training.checkpoint import STATE, Checkpoints
 from hf_transfer.training.frozen import FrozenPrefix
+from hf_transfer.training.loop import start_accelerator
+from hf_transfer.training.resuming import Course, Resuming
 from tests.training.resumed_runs import CASES, STEPS, killed, weights, whole
-from tests.training.toy_task import Rows
+from tests.training.toy_task import Rows, loaders_of, tiny
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
 FULL = CASES["full"]
@@ -115,6 +118,58 @@ def test_by_default_a_checkpoint_is_due_after_a_minute(tmp_path: Path, monkeypat
     monkeypatch.setattr("hf_transfer.training.resuming.SECONDS_BETWEEN", 0.0)
     FULL.run(tmp_path, save_steps=None)
     assert Checkpoints(tmp_path / "checkpoints").own() != []
+
+
+def test_with_save_steps_training_waits_until_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no more than so many steps are ever lost.
+
+    Mutation: hf_transfer/training/resuming.py: "            if self._config.save_steps is not None:" -> "            if False:"
+    """  # noqa: E501
+    written, save = Checkpoints.save, Resuming.save
+
+    def slowly(checkpoints: Checkpoints, *contents: Any) -> Any:
+        time.sleep(0.2)
+        return written(checkpoints, *contents)
+
+    def checked(resuming: Resuming, course: Course) -> None:
+        save(resuming, course)
+        assert resuming.checkpoints.own()[-1].name == f"checkpoint-{course.position.steps:08d}"
+
+    monkeypatch.setattr(Checkpoints, "save", slowly)
+    monkeypatch.setattr(Resuming, "save", checked)
+    assert FULL.run(tmp_path, save_steps=5).history
+
+
+def test_a_copy_is_taken_so_much_earlier_as_it_takes_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six seconds are allowed for the first; a checkpoint that takes too long is no reason to do nothing else.
+
+    Mutation: hf_transfer/training/resuming.py: "min(self._writing, interval / 2)" -> "0.0"
+    Mutation: hf_transfer/training/resuming.py: "min(self._writing, interval / 2)" -> "self._writing"
+    Mutation: hf_transfer/training/resuming.py: "self._writing = time.perf_counter() - started" -> "pass"
+    """
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    config = FULL.config(tmp_path, save_steps=None)
+    model, _, _ = tiny("vit")
+    with start_accelerator(config) as accelerator:
+        rows = Rows(4)
+        resuming = Resuming(model, set(), loaders_of(accelerator, rows, rows, 4), config, accelerator)
+
+    def first_due() -> float:
+        for now[0] in range(120):
+            if resuming.due(1):
+                return now[0]
+        return now[0]
+
+    assert first_due() == 54
+    for writing, due in ((20.0, 40), (50.0, 30), (0.0, 60)):
+        monkeypatch.setattr(resuming.checkpoints, "save", lambda *_, writing=writing: now.append(now.pop() + writing))
+        resuming._write(1, {}, {})
+        assert first_due() == due
 
 
 def test_a_checkpoint_that_is_named_is_taken(tmp_path: Path, uninterrupted: Callable[[str], bytes]) -> None:
@@ -302,8 +357,9 @@ def test_an_error_is_not_hidden_by_a_full_disk(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Checkpoints, "save", full)
     monkeypatch.setattr(loop, "predict_split", broken)
+    monkeypatch.setattr(Resuming, "due", lambda _, steps: steps == 6)
     with pytest.raises(UserError) as caught:
-        FULL.run(tmp_path, save_steps=6)
+        FULL.run(tmp_path, save_steps=None)
     assert "Found:    too little; no checkpoint had been written (the last one could not be: Expected: room" in str(
         caught.value
     )
