@@ -16,6 +16,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -25,6 +26,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from hf_transfer.training.checkpoint import Checkpoints
 from tests.conftest import REPOSITORY, load_recipe
@@ -131,6 +134,8 @@ def _work(task: Task, flags: list[str], rank: int, port: int, shared: Any, log: 
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # A lock that forks have in common stays locked for all of them if one is killed while it holds it.
+    tqdm.set_lock(threading.RLock())
     if task.processes > 1:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(task.processes), "MASTER_PORT": str(port),
@@ -187,8 +192,9 @@ def _kill_in(phase: str, times: int, delay: float, victim: int, shared: Any, pro
     Returns:
         The phase it was in; None if it ended before.
     """
+    deadline = time.monotonic() + LONGEST_RUN
     while shared[NUMBERS[phase]] < times:
-        if not all(process.is_alive() for process in processes):
+        if time.monotonic() > deadline or not all(process.is_alive() for process in processes):
             return None
         time.sleep(0.0002)
     time.sleep(delay)
