@@ -22,8 +22,8 @@ demo: setup  ## The vision recipe on the embedded samples.
 		--num_cpu_threads_per_process $(OMP_NUM_THREADS) \
 		recipes/vision.py --config recipes/configs/digits.yaml --overwrite_output_dir
 
-test: setup  ## All tests; two at a time, one thread each.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+test: setup  ## All tests; two at a time, one thread each; what they leave out is shown, and must be little.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=hf_transfer --cov-report=term
 
 test-mutations: setup  ## Break the library line by line, and see the tests fail that say so.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations

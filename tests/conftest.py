@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +43,6 @@ def load_recipe(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def pytest_sessionfinish() -> None:
-    """What was measured is written down: xdist gives a process ten seconds to end, and then kills it."""
-    if "coverage" in sys.modules and (measuring := sys.modules["coverage"].Coverage.current()):
-        measuring.save()
 
 
 @pytest.fixture(autouse=True)
