@@ -9,16 +9,12 @@ byte, with those of a run that was left alone.
 
 import argparse
 import importlib
-import multiprocessing
 import os
 import random
 import shutil
-import socket
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,10 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from hf_transfer.training.checkpoint import Checkpoints
 from tests.conftest import REPOSITORY, load_recipe
+from tests.training.two_forks import be_rank, forks, free_port, quietly, wait_for
 
 # Where runs are killed, and how often each is entered at least, where it is entered at all.
 PHASES = {"loading": 1, "store": 2, "step": 4, "evaluation": 4, "saving": 5, "rotation": 3, "finishing": 2}
@@ -46,7 +41,6 @@ SHARED_MODULES = (
     "evaluate", "hf_transfer.evaluation.report", "hf_transfer.strategies.choice", "hf_transfer.training.loop",
     "hf_transfer.data.tokens", "kornia", "sklearn.linear_model",
 )  # fmt: skip
-forks = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
@@ -129,61 +123,28 @@ def _tell_phases(shared: Any) -> None:
     told(report, "write_report", "finishing")
 
 
-def _work(task: Task, flags: list[str], rank: int, port: int, shared: Any, log: Path) -> None:
-    """A process of a run, as torchrun would start it."""
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    # A lock that forks have in common stays locked for all of them if one is killed while it holds it.
-    tqdm.set_lock(threading.RLock())
-    if task.processes > 1:
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(task.processes), "MASTER_PORT": str(port),
-            "LOCAL_WORLD_SIZE": str(task.processes), "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "1",
-        }  # fmt: skip
+def _work(task: Task, flags: list[str], rank: int, port: int, shared: Any) -> None:
+    """A process of a run."""
+    be_rank(rank, task.processes, port)
     from hf_transfer.config import TextConfig, VisionConfig
     from hf_transfer.parsing import run
 
     if rank == 0:
         _tell_phases(shared)
-    code = 0
-    try:
-        run(load_recipe(task.recipe).main, TextConfig if task.recipe == "text" else VisionConfig, flags)
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    os._exit(code)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    run(load_recipe(task.recipe).main, TextConfig if task.recipe == "text" else VisionConfig, flags)
 
 
 def run_once(
     task: Task, flags: list[str], log: Path, kill: Callable[[Any, Sequence[Any]], str | None] | None = None
 ) -> tuple[int, str | None, int]:
     """Run the command; the worst exit code, the phase in which a process was killed, if one was, and steps done."""
-    shared, port = forks.Array("i", len(PHASES) + 2, lock=False), _free_port()
-    processes = [
-        forks.Process(target=_work, args=(task, flags, rank, port, shared, log)) for rank in range(task.processes)
-    ]
+    shared, port = forks.Array("i", len(PHASES) + 2, lock=False), free_port()
+    works = [partial(_work, task, flags, rank, port, shared) for rank in range(task.processes)]
+    processes = [forks.Process(target=quietly, args=(work, log)) for work in works]
     for process in processes:
         process.start()
     killed = kill(shared, processes) if kill else None
-    deadline = time.monotonic() + LONGEST_RUN
-    while any(process.is_alive() for process in processes):
-        # As torchrun does: one that has failed takes the others with it.
-        if time.monotonic() > deadline or any(process.exitcode for process in processes):
-            for process in processes:
-                process.kill()
-        time.sleep(0.005)
-    codes = [process.exitcode or 0 for process in processes]
-    return min(codes) or max(codes), killed, shared[STEPS_DONE]
+    return wait_for(processes, LONGEST_RUN), killed, shared[STEPS_DONE]
 
 
 def _kill_in(phase: str, times: int, delay: float, victim: int, shared: Any, processes: Sequence[Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""Run by torchrun: trainings with the store and without, in all processes together.
+"""Run in two processes: trainings with the store and without, in all processes together.
 
 Given a folder and strategies, it writes what each process has found: `STRATEGY-RANK.json`.
 """

@@ -7,6 +7,7 @@ has started the process, is to be killed with it.
 import os
 import signal
 import sys
+import time
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def main(name: str, out: Path, process: int, step: int, *whole_host: str) -> Non
 
     def step_or_die(self: Any, *arguments: Any, **more: Any) -> Any:
         if next(steps) == step and torch.distributed.get_rank() == process:
+            (out / "died").write_text(str(time.time()))
             if whole_host:
                 os.kill(os.getppid(), signal.SIGKILL)
             die(written=True)

@@ -1,4 +1,4 @@
-"""Run by torchrun with FSDP: trainings of tiny models, whose weights the processes share out among them.
+"""Run in two processes with FSDP: trainings of tiny models, whose weights the processes share out among them.
 
 Into the folder that it is given go, for each, `weights.safetensors`, `model/` and `history.json`; in `whole/` the same
 of whole models (DDP); in `NAME-resumed` that of some which were interrupted and then repeated; and in `parts.json` what

@@ -1,4 +1,4 @@
-"""Run by torchrun: trains on two processes with strategies of several stages, and notes the weights after each epoch.
+"""Run in two processes: trains with strategies of several stages, and notes the weights after each epoch.
 
 Writes `NAME.json` into the folder that it is given, for each training: for each epoch and process a checksum of every
 tensor, and whether each parameter moved.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.training.frozen_run import CHUNK, HELD_OUT, SAMPLES
-from tests.training.test_two_processes import torchrun
+from tests.training.two_forks import two_forks
 
 CHUNKS = -(-SAMPLES // CHUNK) + -(-HELD_OUT // CHUNK)
 STRATEGIES = ["partial", "linear_probe"]
@@ -24,8 +24,8 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Script:
     @cache
     def run(strategy: str) -> Path:
         folder = tmp_path_factory.mktemp("two")
-        ended = torchrun(str(Path(__file__).with_name("frozen_run.py")), str(folder), strategy)
-        assert ended.returncode == 0, ended.stderr[-3000:]
+        ended = two_forks(Path(__file__).with_name("frozen_run.py"), str(folder), strategy)
+        assert ended.returncode == 0, ended.said[-3000:]
         return folder
 
     return run

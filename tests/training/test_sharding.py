@@ -21,8 +21,8 @@ from hf_transfer.training.resuming import _accelerator_name
 from hf_transfer.training.sharding import sharded_copy, start_sharding
 from tests.conftest import REPOSITORY
 from tests.training.sharded_runs import COMPARED, INTERRUPTED
-from tests.training.test_two_processes import torchrun
 from tests.training.toy_task import settings, tiny
+from tests.training.two_forks import two_forks
 
 SCRIPT = str(Path(__file__).with_name("sharded_runs.py"))
 CONFIG = "recipes/configs/accelerate/fsdp.yaml"
@@ -36,8 +36,8 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in FSDP.items():
             patch.setenv(name, value)
-        ended = torchrun(SCRIPT, str(folder))
-    assert ended.returncode == 0, ended.stderr[-3000:]
+        ended = two_forks(SCRIPT, str(folder))
+    assert ended.returncode == 0, ended.said[-3000:]
     return folder
 
 

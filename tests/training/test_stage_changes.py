@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.training.stage_changes import CASES, EPOCHS
-from tests.training.test_two_processes import torchrun
+from tests.training.two_forks import two_forks
 
 MOST_STAGES = 5
 
@@ -16,8 +16,8 @@ MOST_STAGES = 5
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which `stage_changes.py` has left its findings."""
     folder = tmp_path_factory.mktemp("stages")
-    ended = torchrun(str(Path(__file__).with_name("stage_changes.py")), str(folder))
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    ended = two_forks(Path(__file__).with_name("stage_changes.py"), str(folder))
+    assert ended.returncode == 0, ended.said[-3000:]
     return folder
 
 

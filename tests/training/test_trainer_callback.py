@@ -17,9 +17,7 @@ from hf_transfer.config import UserError
 from hf_transfer.models.groups import Group
 from hf_transfer.strategies.freezing import GradualUnfreezing, LinearProbeThenFineTuning, Stage, Strategy
 from hf_transfer.training.trainer_callback import prepare_for_trainer
-from tests.conftest import REPOSITORY
 from tests.tiny_models import logits, state, tiny_model
-from tests.training.test_two_processes import torchrun
 from tests.training.trainer_run import (
     BATCH,
     STEPS,
@@ -37,6 +35,7 @@ from tests.training.trainer_run import (
     parts_of,
     trainer_for,
 )
+from tests.training.two_forks import two_forks
 
 NAMES = ("vit", "resnet_basic", "bert")
 
@@ -282,8 +281,8 @@ def test_after_training_the_modules_have_their_own_classes_again(tmp_path: Path)
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which `trainer_run.py` has left its weights."""
     folder = tmp_path_factory.mktemp("two")
-    ended = torchrun(str(REPOSITORY / "tests" / "training" / "trainer_run.py"), str(folder))
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    ended = two_forks(Path(__file__).with_name("trainer_run.py"), str(folder))
+    assert ended.returncode == 0, ended.said[-3000:]
     return folder
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_transfer.training.loop import _refuse_drift, start_accelerator
 from tests.conftest import REPOSITORY
+from tests.training.two_forks import two_forks
 from tests.training.two_processes import EPOCHS, augmented_pixels, settings
 
 DRIFT = "The processes hold different weights after training: please report this as a bug."
@@ -44,8 +45,8 @@ def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which `two_processes.py` has left its findings."""
     folder = tmp_path_factory.mktemp("two")
-    ended = torchrun(str(Path(__file__).with_name("two_processes.py")), str(folder))
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    ended = two_forks(Path(__file__).with_name("two_processes.py"), str(folder))
+    assert ended.returncode == 0, ended.said[-3000:]
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Trainings with `transformers.Trainer` on tiny models and data; run by torchrun, they are trained on two processes.
+"""Trainings with `transformers.Trainer` on tiny models and data; in two processes they are trained together.
 
 As a script it writes into the folder that it is given, for each case and process, the weights after each epoch.
 """

@@ -1,4 +1,4 @@
-"""Run by torchrun: gathers augmented pixels by row, and makes the processes drift apart.
+"""Run in two processes: gathers augmented pixels by row, and makes the processes drift apart.
 
 Writes `augmented.safetensors` and `drift.json` into the folder that it is given.
 """
