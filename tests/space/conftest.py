@@ -23,7 +23,7 @@ from tests.conftest import load_recipe
 from tests.space.hostile import Demo, hostile_demo
 from tests.space.ports import free_port
 
-LONGEST_SECONDS = 180
+LONGEST_SECONDS = 600
 LABELS_OF_TEXTS = ("payment", "product", "return_refund")
 
 
