@@ -11,17 +11,9 @@ from PIL import Image
 
 from about import Settings, read_settings
 from hf_transfer.evaluation.predict import classify_images, classify_texts
-from tests.space.browser import DESKTOP, PHONE, Visit, chromium, visit
+from tests.space.browser import DESKTOP, PHONE, TABS, Visit, visit
 from tests.space.conftest import Served
 from tests.space.hostile import HOSTILE, Demo, png
-
-TABS = ("Try it", "Many at once", "About", "API")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
