@@ -64,19 +64,19 @@ def test_only_what_is_there_is_explained(tmp_path: Path, name: str, method: str)
 
 
 def test_a_batch_may_lack_pictures_or_texts_of_some_rows_or_of_all(classifier: Classifier, tmp_path: Path) -> None:
-    """A row without both says so.
+    """A row with a name that was not uploaded says so.
 
     Mutation: space/batch.py: "or (None in places and not classifier.either)" -> "or None in places"
     """
     PICTURE.save(tmp_path / "a.png")
-    (tmp_path / "t.csv").write_text(f'image,text\na.png,"{TEXT}"\na.png,\n,"{TEXT}"\n,\nb.png,"{TEXT}"\nx,\n')
+    (tmp_path / "t.csv").write_text(f'image,text\na.png,"{TEXT}"\na.png,\n,"{TEXT}"\nb.png,"{TEXT}"\nx,\n')
     lines = list(
         classify_rows(read_rows([str(tmp_path / n) for n in ("a.png", "t.csv")], classifier, ["text"]), classifier)
     )
     expected = classifier.probabilities(QUESTIONS)
     for line, scores in zip(lines, expected, strict=False):
         assert line[2:] == [classifier.labels[int(np.argmax(scores))], pytest.approx(max(scores), abs=1e-4), ""]
-    assert [line[-1] for line in lines[4:]] == ["No picture of this name was uploaded."] * 2
+    assert [line[-1] for line in lines[3:]] == ["No picture of this name was uploaded."] * 2
     (tmp_path / "only.csv").write_text(f'text,x\n"{TEXT}",1\n')
     for name, scores in (("a.png", expected[1]), ("only.csv", expected[2])):
         ((*_, share, note),) = classify_rows(read_rows([str(tmp_path / name)], classifier, ["text"]), classifier)
