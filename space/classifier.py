@@ -95,9 +95,9 @@ class Classifier:
         self._several = config.problem_type == "multi_label_classification"
         if self.takes_picture:
             # The same pixels with and without torchvision.
-            self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+            self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         if self.takes_text:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             if self.tokenizer.pad_token is None:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
             self.max_length = max_length or longest_text(self.model, self.tokenizer)
