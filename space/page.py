@@ -184,7 +184,7 @@ def examples(samples: Sequence[Example], pictures: Sequence[Image.Image | None])
             f'<li><button type="button" data-example="{number}">{image}{words}'
             f'<span class="true">{shown(sample.label)}</span></button></li>'
         )
-    layout = "pictures" if any(pictures) else "texts"
+    layout = "texts" if any(sample.texts for sample in samples) else "pictures"
     return f"""
 <div class="examples {layout}">
   <h2>Examples</h2><p>From the test split, which the model has not learned from, with their true class.</p>

@@ -89,6 +89,9 @@ class Published:
     root: Path
 
 
+OPENLY = {"hub_private_repo": False}
+
+
 def _samples(root: Path) -> tuple[list[str], list[str]]:
     return [str(path) for path in sorted((root / "pets").rglob("*.png"))[::3]], [
         row["text"] for row in text_rows(5, seed=9)
@@ -106,6 +109,7 @@ def another_bert(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     root = tmp_path_factory.mktemp("round-trip")
+    home = root / "home"
     a_data_set(root / "pets")
     for seed, name in enumerate(("train", "validation", "test")):
         write_table(root / "texts" / f"{name}.csv", text_rows(20, seed=seed))
@@ -122,12 +126,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         | {"strategy": "lora", "hub_model_id": "alice/pixels", "learning_rate": 0.01, "push_space": True},
         "words": texts | {"strategy": "lora", "hub_model_id": "alice/words", "learning_rate": 0.01},
         "merged": texts
-        | {"strategy": "lora", "merge_adapter": True, "hub_model_id": "alice/merged", "push_space": True}
-        | {"hub_private_repo": False},
+        | {"strategy": "lora", "merge_adapter": True, "hub_model_id": "alice/merged", **OPENLY, "push_space": True},
     }
     files, sentences = _samples(root)
     (root / "sentences.csv").write_text("text\n" + "\n".join(f'"{one}"' for one in sentences) + "\n")
-    home = root / "home"
     for name in tuple(runs):
         asked = files if name in ("whole", "pixels") else [str(root / "sentences.csv")]
         runs[f"scores of {name}"] = {

@@ -38,7 +38,7 @@ def test_an_image_alone_a_text_alone_and_both_get_their_labels(
 ) -> None:
     """And what is shown is of what is there.
 
-    Mutation: space/service.py: "if answer.words:" -> "if True:"
+    Mutation: space/service.py: "question.picture is not None and self.explainer.method" -> "False"
     """
     page, picture = pairs.page, pairs_demo.folder / "examples/0.png"
     pairs.tab("Try it")
