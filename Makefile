@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two threads, so that the figures and the shipped bytes repeat on a machine with more cores.
 export OMP_NUM_THREADS ?= 2
+INSTALL_CHROMIUM := (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium)
 
-.PHONY: setup demo test test-mutations mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies backbones clean
+.PHONY: setup demo browser test test-mutations mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-space backbones clean
 
 setup: .venv/ready
 
@@ -22,8 +23,15 @@ demo: setup  ## The vision recipe on the embedded samples.
 		--num_cpu_threads_per_process $(OMP_NUM_THREADS) \
 		recipes/vision.py --config recipes/configs/digits.yaml --overwrite_output_dir
 
-test: setup  ## All tests; two at a time, one thread each; what they leave out is shown, and must be little.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=hf_transfer --cov-report=term
+browser: setup  ## Chromium, with which `make test` looks at the demo; by apt-get where there is none.
+	@test -x /usr/bin/chromium || $(INSTALL_CHROMIUM) || \
+		(echo "Expected: /usr/bin/chromium. Do this: apt-get install chromium, as root" && exit 2)
+
+# Two at a time, one thread each. What the tests leave out of the package is shown, and must be little; what the browser
+# saw is kept in screenshots/.
+test: setup  ## All tests.
+	BROWSER_SCREENSHOTS=$(CURDIR)/screenshots OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+		--cov=hf_transfer --cov-report=term
 
 test-mutations: setup  ## Break the library line by line, and see the tests fail that say so.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
@@ -43,7 +51,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-transfer bench-loop bench-text bench-frozen bench-strategies  ## All measurements that README shows.
+bench: bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-space  ## All measurements that README shows.
 
 bench-transfer: setup
 	$(BIN)/python -m benchmarks.transfer_or_scratch
@@ -61,8 +69,11 @@ bench-frozen: setup  ## Frozen layers computed once, next to Trainer, a loop by 
 bench-strategies: setup  ## Every strategy on both samples.
 	$(BIN)/python -m benchmarks.strategies
 
+bench-space: setup  ## The demo next to a bare pipeline.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.space_speed
+
 backbones: setup  ## Train the sample backbones again and compare them with what is shipped.
 	$(BIN)/python -m benchmarks.sample_backbones
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist screenshots *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -25,7 +25,7 @@ class Example:
     Attributes:
         label: its true class.
         picture: a file beside settings.json.
-        texts: a text or a pair of texts.
+        texts: a text or a pair of texts; empty where there is none.
     """
 
     label: str
@@ -63,12 +63,19 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """Of settings.json in the folder; the environment's MODEL_ID and MODEL_REVISION name another model."""
+    """Of settings.json in the folder; the environment's MODEL_ID and MODEL_REVISION name another model.
+
+    TRUST_REMOTE_CODE=1 runs the modelling file that such a model brings along.
+    """
     path = folder / SETTINGS_FILE
     said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if "MODEL_ID" in os.environ:
         # What is said of one model does not hold for another.
-        said = {"model": os.environ["MODEL_ID"], "revision": os.environ.get("MODEL_REVISION")}
+        said = {
+            "model": os.environ["MODEL_ID"],
+            "revision": os.environ.get("MODEL_REVISION"),
+            "trust_remote_code": os.environ.get("TRUST_REMOTE_CODE") == "1",
+        }
     elif (model := str(said.get("model", "./model"))).startswith("."):
         said["model"] = str(folder / model)
     examples = [

@@ -40,19 +40,17 @@ class Row:
         """What was asked, for the table."""
         return [*([] if self.name is None else [self.name]), *self.texts]
 
-    def question(self) -> Question:
+    def question(self, classifier: Classifier) -> Question:
         """What the model is asked.
 
         Raises:
             BadBatchError: an empty text, or no such picture.
             BadPictureError: a file that is no picture.
         """
-        check_texts(self.texts)
-        if self.name is None:
-            return Question(texts=self.texts)
-        if self.picture is None:
+        if self.name and self.picture is None:
             raise BadBatchError("No picture of this name was uploaded.")
-        return Question(decode(self.picture), self.texts)
+        check_question(classifier, self.texts, has_picture=self.picture is not None)
+        return Question(decode(self.picture) if self.picture else None, self.texts)
 
 
 def header(classifier: Classifier, text_names: Sequence[str]) -> list[str]:
@@ -75,7 +73,7 @@ def read_rows(paths: Sequence[str], classifier: Classifier, text_names: Sequence
     files = [Path(path) for path in paths]
     tables = [path for path in files if path.suffix.lower() in TABLES]
     pictures = {path.name: path for path in files if path not in tables}
-    if classifier.takes_text and len(tables) != 1:
+    if classifier.takes_text and len(tables) != 1 and not (classifier.either and pictures and not tables):
         columns = header(classifier, text_names)[:-3]
         raise BadBatchError(f"Upload one CSV file with the column {' and '.join(columns)}.")
     if not classifier.takes_text and tables:
@@ -85,7 +83,7 @@ def read_rows(paths: Sequence[str], classifier: Classifier, text_names: Sequence
     rows = (
         _table_rows(tables[0], pictures, classifier, text_names)
         if tables
-        else [Row(name=name, picture=path) for name, path in pictures.items()]
+        else [Row(("",) * classifier.texts, name, path) for name, path in pictures.items()]
     )
     if not rows:
         raise BadBatchError("There is nothing in it.")
@@ -108,7 +106,8 @@ def _table_rows(table: Path, pictures: dict[str, Path], classifier: Classifier, 
     places = [names.index(name.lower()) if name.lower() in names else None for name in needed]
     if len(names) == len(needed) == 1:
         places = [0]
-    if None in places:
+    # Of picture and text one may be missing, then in all rows.
+    if places == [None] * len(needed) or (None in places and not classifier.either):
         raise BadBatchError(f"Expected the column {' and '.join(needed)}, found {', '.join(names)[:200] or 'none'}.")
     rows = []
     for line in lines[1 : MAX_ROWS + 2]:
@@ -120,12 +119,23 @@ def _table_rows(table: Path, pictures: dict[str, Path], classifier: Classifier, 
     return rows
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Refuse what no model can say anything about.
+def check_question(classifier: Classifier, texts: Sequence[str], *, has_picture: bool) -> None:
+    """Refuse what the model can say nothing about.
+
+    Args:
+        classifier: says what a question needs.
+        texts: its texts.
+        has_picture: whether it has a picture.
 
     Raises:
-        BadBatchError: an empty text, or one without end.
+        BadBatchError: no picture, an empty text, or one without end.
     """
+    if classifier.either and (has_picture or any(text.strip() for text in texts)):
+        texts = [text for text in texts if text.strip()]
+    elif classifier.either:
+        raise BadBatchError("Choose a picture, write its text, or both.")
+    elif classifier.takes_picture and not has_picture:
+        raise BadBatchError("Choose a picture first.")
     if not all(text.strip() for text in texts):
         raise BadBatchError("The text is empty.")
     if any(len(text) > MAX_TEXT for text in texts):
@@ -139,7 +149,7 @@ def classify_rows(rows: Sequence[Row], classifier: Classifier) -> Iterator[list[
         problems: list[str] = []
         for row in rows[start : start + ROWS_AT_ONCE]:
             try:
-                questions.append(row.question())
+                questions.append(row.question(classifier))
                 problems.append("")
             except (BadBatchError, BadPictureError) as error:
                 problems.append(str(error))

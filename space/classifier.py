@@ -1,5 +1,6 @@
 """A finished classifier in a folder or on the Hub, and what it says of a picture, a text, or both."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ AUTO_CLASSES = {
 # Beyond this a tokenizer's limit is its way of saying that it has none.
 LONGEST_LIMIT = 1_000_000
 WITHOUT_LIMIT = 512
+# In the place of a picture that is missing; the model is told, and does not look.
+BLANK = (64, 64)
 
 
 class NoClassifierError(ValueError):
@@ -31,7 +34,7 @@ class NoClassifierError(ValueError):
 
 @dataclass(frozen=True)
 class Question:
-    """What the model is asked about: a picture, a text or a pair of texts, or both."""
+    """What the model is asked about: a picture, a text or a pair of texts, or both; empty texts are missing ones."""
 
     picture: Image.Image | None = None
     texts: tuple[str, ...] = ()
@@ -63,6 +66,7 @@ class Classifier:
         labels: class names, by class number.
         takes_picture: whether a question needs a picture.
         takes_text: whether a question needs a text.
+        either: whether of picture and text one may be missing.
         texts: how many texts a question has.
         model: in evaluation mode, none of its weights asks for gradients.
 
@@ -86,12 +90,14 @@ class Classifier:
         if not (self.takes_picture or self.takes_text):
             raise NoClassifierError(f"{folder} has neither an image processor nor a tokenizer beside the model.")
         self.texts = texts if self.takes_text else 0
+        told = {"image_present", "text_present"} <= inspect.signature(self.model.forward).parameters.keys()
+        self.either = self.takes_picture and self.takes_text and told
         self._several = config.problem_type == "multi_label_classification"
         if self.takes_picture:
             # The same pixels with and without torchvision.
-            self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+            self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         if self.takes_text:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             if self.tokenizer.pad_token is None:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
             self.max_length = max_length or longest_text(self.model, self.tokenizer)
@@ -100,10 +106,14 @@ class Classifier:
         """Model inputs, and the tokens that the texts have become."""
         inputs: dict[str, Tensor] = {}
         tokens = None
-        if self.takes_picture:
-            pictures = [question.picture for question in questions]
+        pictured = [question.picture is not None for question in questions]
+        texted = [any(text.strip() for text in question.texts) for question in questions]
+        if self.either:
+            inputs |= {"image_present": torch.tensor(pictured), "text_present": torch.tensor(texted)}
+        if self.takes_picture and (any(pictured) or not self.either):
+            pictures = [question.picture or Image.new("RGB", BLANK) for question in questions]
             inputs["pixel_values"] = self.processor(pictures, return_tensors="pt")["pixel_values"]
-        if self.takes_text:
+        if self.takes_text and (any(texted) or not self.either):
             columns = [list(column) for column in zip(*(question.texts for question in questions), strict=True)]
             tokens = self.tokenizer(*columns, truncation=True, max_length=self.max_length, verbose=False)
             # A tokenizer that adds no tokens of its own makes nothing of some characters.
@@ -134,7 +144,9 @@ def _config(folder: Path, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except ValueError as error:
-        raise NoClassifierError(f"{folder}: {str(error).splitlines()[0]}") from error
+        own_code = "trust_remote_code" in str(error) and not trust_remote_code
+        words = "the model brings code of its own: read it, and set TRUST_REMOTE_CODE=1 to have it run"
+        raise NoClassifierError(f"{folder}: {words if own_code else str(error).splitlines()[0]}") from error
 
 
 def _auto_class(config: Any, folder: Path, trust_remote_code: bool) -> str:

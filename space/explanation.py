@@ -71,8 +71,8 @@ class Explainer:
     def answer(self, question: Question) -> Answer:
         """Probabilities as `Classifier.probabilities` has them, with heat map and words."""
         inputs, tokens = self.classifier.encode([question])
-        size = _size(inputs) if self.method else (0, 0)
-        if self._words:
+        size = _size(inputs) if "pixel_values" in inputs else (0, 0)
+        if self._words and tokens is not None:
             # The text itself, and the points on the way to it.
             inputs = {name: value.repeat_interleave(1 + STEPS, 0) for name, value in inputs.items()}
         leaves: dict[str, Tensor] = {}
@@ -89,12 +89,13 @@ class Explainer:
             gradients = torch.autograd.grad(logits[:, best].sum(), list(leaves.values())) if leaves else ()
         slopes = dict(zip(leaves, gradients, strict=True))
         heat = None
-        if self._attention:
+        # Where a picture or a text may be missing, nothing was kept of it.
+        if attention:
             heat = rollout(attention, size)
-        elif self._features:
+        elif self._features in leaves:
             heat = grad_cam(leaves[self._features].detach()[:1], slopes[self._features][:1], size)
         words: tuple[Weights, ...] = ()
-        if self._words and tokens is not None:
+        if self._words in leaves and tokens is not None:
             # The way is a straight line: from its second to its last point it covers all but one step.
             points = leaves[self._words].detach()
             way = (points[-1] - points[1]) * (STEPS / (STEPS - 1))

@@ -83,7 +83,9 @@ def nothing_yet(classifier: Classifier, examples: Sequence[Example]) -> str:
     ask = {
         (True, False): "Choose a picture",
         (False, True): "Write a text",
-        (True, True): "Choose a picture, write its text",
+        (True, True): "Choose a picture, write its text, or both"
+        if classifier.either
+        else "Choose a picture, write its text",
     }
     more = ", or take one of the examples" if examples else ""
     words = ask[classifier.takes_picture, classifier.takes_text]
@@ -182,7 +184,7 @@ def examples(samples: Sequence[Example], pictures: Sequence[Image.Image | None])
             f'<li><button type="button" data-example="{number}">{image}{words}'
             f'<span class="true">{shown(sample.label)}</span></button></li>'
         )
-    layout = "pictures" if any(pictures) else "texts"
+    layout = "texts" if any(sample.texts for sample in samples) else "pictures"
     return f"""
 <div class="examples {layout}">
   <h2>Examples</h2><p>From the test split, which the model has not learned from, with their true class.</p>
@@ -224,6 +226,7 @@ def batch_help(classifier: Classifier, text_names: Sequence[str], limit: int) ->
         what = f"Upload a CSV file with the column {columns}"
     else:
         what = f"Upload pictures and a CSV file with the columns <code>image</code> (the file's name) and {columns}"
+        what += ", or one of both alone" if classifier.either else ""
     return f'<div class="help"><p>{what}: up to {limit:,}, each file at most 10 MB.</p></div>'
 
 
@@ -241,7 +244,8 @@ def api(classifier: Classifier, text_names: Sequence[str], at_once: int, waiting
     texts = dict(zip(("text", "second_text"), text_names, strict=False))
     rows = [(key, "text", f"the {name}, cut where the model can read no further") for key, name in texts.items()]
     if classifier.takes_picture:
-        rows.insert(0, ("picture", "file", "JPEG, PNG, WebP, BMP, GIF or TIFF, at most 10 MB"))
+        missing = "; null if there is none" if classifier.either else ""
+        rows.insert(0, ("picture", "file", f"JPEG, PNG, WebP, BMP, GIF or TIFF, at most 10 MB{missing}"))
     rows.append(("explain", "true or false", "return what the model looked at, too; false if left out"))
     arguments = "".join(
         f"<tr><td><code>{name}</code></td><td>{kind}</td><td>{shown(meaning)}</td></tr>" for name, kind, meaning in rows

@@ -11,7 +11,7 @@ from PIL import Image
 
 import page
 from about import Settings
-from batch import BadBatchError, check_texts, classify_rows, header, read_rows, write_table
+from batch import BadBatchError, check_question, classify_rows, header, read_rows, write_table
 from classifier import Classifier, Question
 from explanation import Answer, Explainer
 from heat import overlay, seen_by
@@ -134,10 +134,8 @@ class Service:
         return None
 
     def _question(self, picture: str | None, *texts: str) -> Question:
-        if self.classifier.takes_picture and picture is None:
-            raise BadPictureError("Choose a picture first.")
         asked = texts[: len(self.text_names)]
-        check_texts(asked)
+        check_question(self.classifier, asked, has_picture=picture is not None)
         return Question(decode(picture) if picture else None, asked)
 
 

@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,13 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPOSITORY
+from tests.hub.clients import environment as hub_variables
+from tests.hub.finished import finished_run
+from tests.hub.stand_in import WRITER, with_accounts
+from tests.hub.stand_in import served as stand_in
+from tests.space.conftest import wait_for
+from tests.space.ports import free_port
+from tests.space.programs import Programs, file
 
 EXPECTED = "Expected: the import name hf_transfer for the distribution hf-transfer-learning alone"
 MENDED_BY = "pip uninstall -y hf_transfer && pip install --force-reinstall --no-deps hf-transfer-learning"
@@ -61,6 +70,14 @@ sys.argv = ["hf", "extensions", "install", "somebody/hf-transfer"]
 main()
 """
 HF = "from huggingface_hub.cli.hf import main; main()"
+COMMANDS = """
+import json, sys
+from hf_transfer import command_line
+
+assert command_line.__file__.startswith(sys.prefix)
+for command in json.loads(sys.argv[1]):
+    command_line.main(command)
+"""
 
 
 @dataclass(frozen=True)
@@ -78,15 +95,18 @@ class Environment:
     def install(self, wheel: Path) -> None:
         self.pip("install", "--no-deps", "--no-index", "--force-reinstall", str(wheel))
 
-    def python(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return self._run(str(self.folder / "bin/python"), *arguments)
+    def python(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        return self._run(str(self.folder / "bin/python"), *arguments, **variables)
 
     def console(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """The installed command `hf-transfer`."""
         return self._run(str(self.folder / "bin/hf-transfer"), *arguments)
 
-    def _run(self, *command: str) -> "subprocess.CompletedProcess[str]":
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    def variables(self) -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def _run(self, *command: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        kept = self.variables() | variables
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.folder, env=kept)
 
 
@@ -95,7 +115,8 @@ def our_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that no build folder is left in the repository."""
     copy = tmp_path_factory.mktemp("sources") / "repository"
     copy.mkdir()
-    shutil.copytree(REPOSITORY / "hf_transfer", copy / "hf_transfer", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("hf_transfer", "space"):
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         if (REPOSITORY / name).is_file():
             shutil.copy2(REPOSITORY / name, copy / name)
@@ -149,20 +170,20 @@ def assert_refused(done: "subprocess.CompletedProcess[str]", found: str) -> None
 
 
 def test_the_wheel_has_all_its_files_and_nothing_else(our_wheel: Path) -> None:
-    """The samples' files are read at run time.
+    """The samples' files are read at run time, and those of the demo are copied.
 
     Mutation: pyproject.toml: "["py.typed", "data/sample_backbones/*/*", "data/sample_texts/*/*"]" -> "["py.typed"]"
     """
     with zipfile.ZipFile(our_wheel) as archive:
         packed = {name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")}
-    sources = REPOSITORY / "hf_transfer"
     here = {
-        str(path.relative_to(REPOSITORY))
-        for path in sources.rglob("*")
+        str(Path(within) / path.relative_to(REPOSITORY))
+        for within, folder in (("", "hf_transfer"), ("hf_transfer", "space"))
+        for path in (REPOSITORY / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert packed == here
-    assert {"hf_transfer/py.typed", "hf_transfer/config.py"} < packed
+    assert {"hf_transfer/py.typed", "hf_transfer/config.py", "hf_transfer/space/style.css"} < packed
     assert {
         f"hf_transfer/data/sample_backbones/{name}/config.json" for name in ("vit-glyphs", "resnet-glyphs")
     } < packed
@@ -191,6 +212,53 @@ def test_in_a_clean_environment_the_installed_package_finds_its_samples_and_the_
     assert {"hf-transfer-learning", "python", "torch", "transformers", "machine", "processors", "cache"} <= set(lines)
     assert lines["python"] == ".".join(map(str, sys.version_info[:3]))
     assert doctor.stdout.splitlines()[-1].endswith("ours alone")
+
+
+def test_in_a_clean_environment_a_finished_run_is_asked_published_and_shown(
+    environment: Environment, our_wheel: Path, tmp_path: Path, picture_folder: Callable[..., Path]
+) -> None:
+    """`predict`, `push`, `space` and `demo`, with the demo's files out of the wheel.
+
+    Mutation: pyproject.toml: ""hf_transfer.space" = "space"" -> ""hf_transfer.space" = "docs""
+    """
+    environment.install(our_wheel)
+    out = finished_run(tmp_path, picture_folder)
+    picture = sorted((tmp_path / "pets/test/dog").iterdir())[0]
+    commands = [
+        ["predict", str(out / "model"), str(picture)],
+        ["push", str(out), "alice/pets"],
+        ["space", str(out), "alice/demo", "--hub_model_id", "alice/pets"],
+    ]
+    with stand_in(with_accounts()) as hub:
+        asked = hub_variables(hub.endpoint, tmp_path / "home", WRITER).items()
+        variables = {name: value for name, value in asked if name.startswith("HF_")}
+        done = environment.python("-c", COMMANDS, json.dumps(commands), **variables)
+    assert done.returncode == 0, done.stderr
+    said, model, space = done.stdout.splitlines()
+    made = hub.repositories["spaces", "alice/demo"]
+    assert model.endswith(f"/alice/pets at commit {hub.model('alice/pets').commit}")
+    assert space.endswith(f"/spaces/alice/demo at commit {made.commit}")
+    for path in (REPOSITORY / "space").glob("*.py"):
+        assert made.texts()[path.name] == path.read_bytes()
+    port = free_port()
+    log = tmp_path / "log"
+    with log.open("w") as written:
+        process = subprocess.Popen(
+            [environment.folder / "bin/hf-transfer", "demo", out, "--port", str(port)],
+            cwd=environment.folder, env=environment.variables(), stdout=written, stderr=written,
+        )  # fmt: skip
+    try:
+        programs = Programs(f"http://127.0.0.1:{port}/")
+        wait_for(programs.url, process, log)
+        _, path = programs.upload("dog.png", picture.read_bytes())
+        assert programs.scores(file(path), False) == pytest.approx(json.loads(said)["scores"], abs=1e-6)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        with pytest.raises(ConnectionRefusedError):
+            programs.request("GET", "/config")
+    finally:
+        process.kill()
+    assert "Traceback" not in log.read_text()
 
 
 def test_installed_after_ours_the_retired_wheel_is_refused_until_ours_is_reinstalled(

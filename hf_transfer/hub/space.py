@@ -10,25 +10,28 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, SpaceCardData
+from PIL import Image
 
 from hf_transfer.config import RunConfig, TextConfig, UserError, VisionConfig, mistake
+from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.data.hub_account import failing_in_words
 from hf_transfer.data.images import BadImageError, decode
+from hf_transfer.data.pairs import load_pair_splits
 from hf_transfer.data.sources import load_image_splits, load_text_splits
 from hf_transfer.data.splits import Split
 from hf_transfer.evaluation.run_folder import CONFIG_FILE, RESULTS_FILE, load_finished
 from hf_transfer.hub.card import CARD_FILE, as_line
-from hf_transfer.hub.card_text import hub_id, shown_name
+from hf_transfer.hub.card_text import headline, hub_id, shown_name
 from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder
 from hf_transfer.hub.usage import needs_own_code
-from hf_transfer.models import modeling_pooled
+from hf_transfer.models import fusion, modeling_pooled
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.parsing import load, recipe_of
 from hf_transfer.strategies.adapter_files import is_adapter_folder, merged
@@ -86,7 +89,7 @@ def assemble_space(
         if path.suffix in (".py", ".css") or path.name == "requirements.txt":
             shutil.copyfile(path, target / path.name)
     if model is None or is_adapter_folder(folder):
-        _copy_model(folder, target / MODEL_FOLDER, TASKS[config.recipe])
+        _copy_model(folder, target / MODEL_FOLDER, config)
         model, revision = f"./{MODEL_FOLDER}", None
     settings: dict[str, Any] = {
         "model": model,
@@ -98,8 +101,9 @@ def assemble_space(
         "trust_remote_code": _brings_our_code(folder),
         "examples": _examples(config, results, target, examples),
     }
-    if isinstance(config, TextConfig):
-        settings["texts"] = [config.text_column_name or "text", *filter(None, [config.text_pair_column_name])]
+    if isinstance(config, TextConfig | MultimodalConfig):
+        pair = config.text_pair_column_name if isinstance(config, TextConfig) else None
+        settings["texts"] = [config.text_column_name or "text", *filter(None, [pair])]
         settings["max_length"] = config.max_seq_length
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     (target / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
@@ -210,14 +214,25 @@ def _on_the_hub(model: str, revision: str | None) -> tuple[str, bool]:
     return found.sha, bool(found.private)
 
 
-def _copy_model(folder: Path, target: Path, task: str) -> None:
-    """The files that a model needs; an adapter worked into its base."""
+def _copy_model(folder: Path, target: Path, config: RunConfig) -> None:
+    """The files that a model needs; an adapter worked into its base.
+
+    Raises:
+        UserError: the adapter is one of those that cannot be.
+    """
     target.mkdir()
     if not is_adapter_folder(folder):
         for pattern in MODEL_FILES:
             for path in folder.glob(pattern):
                 shutil.copyfile(path, target / path.name)
         return
+    task = TASKS.get(config.recipe)
+    if task is None:
+        raise mistake(
+            expected=f"a whole model in {folder}, as the demo has no peft",
+            found="an adapter of a model of images with texts",
+            do="train it with --merge_adapter",
+        )
     checkpoint = Checkpoint(str(folder), task=task)
     whole: Any = merged(load_finished(checkpoint))
     whole.save_pretrained(target)
@@ -234,7 +249,8 @@ def _brings_our_code(folder: Path) -> bool:
     """
     if is_adapter_folder(folder) or not needs_own_code(folder):
         return False
-    ours = {Path(module.__file__ or "").name: Path(module.__file__ or "").read_bytes() for module in (modeling_pooled,)}
+    files = [Path(module.__file__ or "") for module in (modeling_pooled, fusion)]
+    ours = {path.name: path.read_bytes() for path in files}
     foreign = [path.name for path in folder.glob("*.py") if ours.get(path.name) != path.read_bytes()]
     if foreign:
         raise mistake(
@@ -246,9 +262,9 @@ def _brings_our_code(folder: Path) -> bool:
 
 
 def _accuracy(results: Mapping[str, Any]) -> dict[str, float]:
-    low, high = results["intervals"]["test"]["accuracy"]
-    metrics = results["metrics"]["test"]
-    return {"value": metrics["accuracy"], "low": low, "high": high, "samples": results["samples"]["test"]}
+    intervals, metrics = results["intervals"]["test"], results["metrics"]["test"]
+    low, high = headline(intervals)["accuracy"]
+    return {"value": headline(metrics)["accuracy"], "low": low, "high": high, "samples": results["samples"]["test"]}
 
 
 def _examples(config: RunConfig, results: Mapping[str, Any], target: Path, count: int) -> list[dict[str, Any]]:
@@ -259,34 +275,40 @@ def _examples(config: RunConfig, results: Mapping[str, Any], target: Path, count
     commit = results["commits"].get("dataset_name")
     config = replace(config, verify_samples=0, **({"dataset_revision": commit} if commit else {}))
     try:
-        if isinstance(config, VisionConfig):
-            split = load_image_splits(config).test
-            return _picture_examples(split, results["labels"], target / "examples", count)
-        assert isinstance(config, TextConfig)
-        split = load_text_splits(config).test
+        split = _test_split(config)
     except UserError as error:
         raise UserError(f"{error}\nOr leave the examples out: --examples 0") from error
-    texts = split.texts()
-    return [
-        {"label": results["labels"][int(split.labels[position])], "texts": list(texts[position])}
-        for position in choose_examples(split, count)
-    ]
-
-
-def _picture_examples(split: Split, labels: Sequence[str], folder: Path, count: int) -> list[dict[str, Any]]:
-    folder.mkdir()
+    texts = split.texts() if "text" in split.dataset.column_names else None
     found: list[dict[str, Any]] = []
     for position in choose_examples(split, count):
-        try:
-            picture = decode(split.raw(int(split.rows[position])))
-        except BadImageError:
-            continue
-        picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
-        path = folder / f"{len(found) + 1}.png"
-        picture.save(path)
-        name = path.relative_to(folder.parent).as_posix()
-        found.append({"label": labels[int(split.labels[position])], "picture": name})
+        example: dict[str, Any] = {"label": results["labels"][int(split.labels[position])]}
+        raw = split.raw(int(split.rows[position])) if "image" in split.dataset.column_names else {}
+        if any(raw.values()):
+            try:
+                example["picture"] = _saved(decode(raw), target, f"examples/{len(found) + 1}.png")
+            except BadImageError:
+                continue
+        if texts is not None:
+            example["texts"] = [text or "" for text in texts[position]]
+        found.append(example)
     return found
+
+
+def _test_split(config: RunConfig) -> Split:
+    if isinstance(config, VisionConfig):
+        return load_image_splits(config).test
+    if isinstance(config, MultimodalConfig):
+        return load_pair_splits(config).test
+    assert isinstance(config, TextConfig)
+    return load_text_splits(config).test
+
+
+def _saved(picture: Image.Image, target: Path, name: str) -> str:
+    """Without what a camera notes of whoever used it."""
+    (target / name).parent.mkdir(exist_ok=True)
+    picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+    picture.save(target / name)
+    return name
 
 
 def choose_examples(split: Split, count: int) -> list[int]:

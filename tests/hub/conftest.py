@@ -1,7 +1,7 @@
 """The stand-in as this process's own Hub."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +10,7 @@ import huggingface_hub.utils._http
 import pytest
 
 from hf_transfer.hub import publish
+from tests.hub.finished import finished_run
 from tests.hub.pushes import a_folder
 from tests.hub.stand_in import WRITER, StandIn, served, with_accounts
 
@@ -36,3 +37,20 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
 def folder(tmp_path: Path) -> Path:
     """A model to publish."""
     return a_folder(tmp_path / "model")
+
+
+@pytest.fixture
+def run(tmp_path: Path, picture_folder: Callable[..., Path]) -> Path:
+    """The folder of a finished run."""
+    return finished_run(tmp_path, picture_folder)
+
+
+@pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither data nor a model may be looked at."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise AssertionError("this was to be refused before")
+
+    monkeypatch.setattr("hf_transfer.data.sources.load_image_splits", stop)
+    monkeypatch.setattr("hf_transfer.models.pretrained.Checkpoint", stop)

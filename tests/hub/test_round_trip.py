@@ -18,6 +18,8 @@ from tests.data.conftest import text_rows, write_table
 from tests.hub.clients import Ended, a_data_set, a_model, environment, several_runs
 from tests.hub.contents import Repository
 from tests.hub.stand_in import READER, WRITER, StandIn, served, with_accounts
+from tests.space.conftest import served as demo
+from tests.space.programs import Programs, file
 from tests.tiny_text_models import save_text_checkpoint
 
 # A machine that has transformers and peft, an empty cache, and no hf_transfer: it runs what the cards say, and more.
@@ -39,6 +41,10 @@ from transformers import AutoImageProcessor, AutoTokenizer, pipeline
 def code(name):
     return ModelCard.load(name).text.split("```python\\n")[1].split("```")[0]
 
+from huggingface_hub import snapshot_download
+
+for name in ("pixels", "merged"):
+    snapshot_download(f"alice/{name}", repo_type="space", local_dir=f"space of {name}")
 pictures, texts = json.loads(sys.argv[1])
 scores = {}
 classify = pipeline("image-classification", "alice/whole", device="cpu")
@@ -83,6 +89,9 @@ class Published:
     root: Path
 
 
+OPENLY = {"hub_private_repo": False}
+
+
 def _samples(root: Path) -> tuple[list[str], list[str]]:
     return [str(path) for path in sorted((root / "pets").rglob("*.png"))[::3]], [
         row["text"] for row in text_rows(5, seed=9)
@@ -100,6 +109,7 @@ def another_bert(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     root = tmp_path_factory.mktemp("round-trip")
+    home = root / "home"
     a_data_set(root / "pets")
     for seed, name in enumerate(("train", "validation", "test")):
         write_table(root / "texts" / f"{name}.csv", text_rows(20, seed=seed))
@@ -112,13 +122,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     texts = images | {"recipe": "text", "model_name_or_path": "org/bert", "dataset_name": "org/texts"}
     runs: dict[str, dict[str, object]] = {
         "whole": images | {"strategy": "full", "hub_model_id": "alice/whole"},
-        "pixels": images | {"strategy": "lora", "hub_model_id": "alice/pixels", "learning_rate": 0.01},
+        "pixels": images
+        | {"strategy": "lora", "hub_model_id": "alice/pixels", "learning_rate": 0.01, "push_space": True},
         "words": texts | {"strategy": "lora", "hub_model_id": "alice/words", "learning_rate": 0.01},
-        "merged": texts | {"strategy": "lora", "merge_adapter": True, "hub_model_id": "alice/merged"},
+        "merged": texts
+        | {"strategy": "lora", "merge_adapter": True, "hub_model_id": "alice/merged", **OPENLY, "push_space": True},
     }
     files, sentences = _samples(root)
     (root / "sentences.csv").write_text("text\n" + "\n".join(f'"{one}"' for one in sentences) + "\n")
-    home = root / "home"
     for name in tuple(runs):
         asked = files if name in ("whole", "pixels") else [str(root / "sentences.csv")]
         runs[f"scores of {name}"] = {
@@ -171,10 +182,40 @@ def test_a_stranger_gets_the_scores_of_the_trained_model(published: Published, n
     assert len({json.dumps(row) for row in ours}) > 1, "a model that says the same of all shows nothing"
 
 
+@pytest.mark.parametrize("name", ["pixels", "merged"])
+def test_the_demo_starts_from_the_downloaded_space_and_says_what_the_trained_model_says(
+    published: Published, tmp_path: Path, name: str
+) -> None:
+    """Where hf_transfer is not installed, with an empty cache, and with no token: a private model, there an adapter
+    worked into its base, lies in the Space; a public one is named with its commit.
+
+    Mutation: hf_transfer/hub/publish.py: "(*SPACE_FILES, *(f"model/{name}" for name in MODEL_FILES))" -> "SPACE_FILES"
+    """
+    space = published.root / "stranger" / f"space of {name}"
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked/hf_transfer.py").write_text("raise ModuleNotFoundError('hf_transfer is not installed here')\n")
+    variables = environment(published.hub.endpoint, tmp_path / "home") | {"PYTHONPATH": str(tmp_path / "blocked")}
+    settings = json.loads((space / "settings.json").read_text())
+    assert (settings["model"] == "./model") is (name == "pixels")
+    assert settings["revision"] == (None if name == "pixels" else published.hub.model("alice/merged").commit)
+    pictures, texts = _samples(published.root)
+    asked = published.hub.tokens.copy()
+    published.hub.tokens.clear()
+    with demo(space / "app.py", tmp_path / "log", **variables) as served_demo:
+        programs = Programs(served_demo.url)
+        for number, sample in enumerate(pictures if name == "pixels" else texts):
+            given: object = sample
+            if name == "pixels":
+                given = file(programs.upload("picture.png", Path(sample).read_bytes())[1])
+            assert programs.scores(given, False) == pytest.approx(published.ours[name][number], abs=1e-6)
+    assert published.hub.tokens == set()
+    published.hub.tokens |= asked
+
+
 @pytest.mark.parametrize("name", ["whole", "pixels", "words", "merged"])
-def test_it_is_private_and_one_commit(published: Published, name: str) -> None:
+def test_it_is_one_commit_and_private_unless_told(published: Published, name: str) -> None:
     made = published.hub.model(f"alice/{name}")
-    assert made.private
+    assert made.private is (name != "merged")
     assert len(made.commits) == 2
     assert f"published    {published.hub.endpoint}/alice/{name} at commit {made.commit}" in published.ended[name].out
 

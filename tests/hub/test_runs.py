@@ -46,17 +46,6 @@ def said_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
     return code, captured.out, captured.err
 
 
-@pytest.fixture
-def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither data nor a model may be looked at."""
-
-    def stop(*_: object, **__: object) -> None:
-        raise AssertionError("this was to be refused before")
-
-    monkeypatch.setattr("hf_transfer.data.sources.load_image_splits", stop)
-    monkeypatch.setattr("hf_transfer.models.pretrained.Checkpoint", stop)
-
-
 @pytest.mark.parametrize(
     ("token", "found"), [(None, "no token"), (READER, "a token that may only read"), ("hf_x", "does not know")]
 )

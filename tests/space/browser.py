@@ -13,6 +13,7 @@ import pytest
 
 CHROMIUM = "/usr/bin/chromium"
 DESKTOP, PHONE = (1280, 900), (390, 844)
+TABS = ("Try it", "Many at once", "About", "API")
 LONGEST_MILLISECONDS = 120_000
 ARGUMENTS = [
     "--no-sandbox",

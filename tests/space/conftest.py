@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -20,10 +21,12 @@ from hf_transfer.data.samples import load_sample
 from hf_transfer.hub.space import assemble_space
 from hf_transfer.parsing import run
 from tests.conftest import load_recipe
+from tests.space.browser import chromium
 from tests.space.hostile import Demo, hostile_demo
+from tests.space.pairs import pair_space
 from tests.space.ports import free_port
 
-LONGEST_SECONDS = 180
+LONGEST_SECONDS = 600
 LABELS_OF_TEXTS = ("payment", "product", "return_refund")
 
 
@@ -161,6 +164,21 @@ def texts_demo(tmp_path_factory: pytest.TempPathFactory, texts_space: Path) -> I
     """The messages, served."""
     with served(texts_space / "app.py", tmp_path_factory.mktemp("texts") / "log") as demo:
         yield demo
+
+
+@pytest.fixture(scope="session")
+def pairs_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Images with texts, served."""
+    space = pair_space(tmp_path_factory.mktemp("pairs") / "space")
+    with served(space / "app.py", space.parent / "log") as demo:
+        yield demo
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; not for longer, as nothing else of a process may have a loop of events meanwhile."""
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import batch
-from batch import BadBatchError, Row, check_texts, classify_rows, header, read_rows, write_table
+from batch import BadBatchError, Row, check_question, classify_rows, header, read_rows, write_table
 from classifier import Classifier, Question
 from tests.tiny_models import save_checkpoint
 from tests.tiny_text_models import save_text_checkpoint
@@ -85,7 +85,7 @@ def test_an_empty_text_is_a_problem_of_its_row_alone(of_texts: Classifier, tmp_p
     lines = list(classify_rows(read_rows([path], of_texts, ["text"]), of_texts))
     assert [line[-1] for line in lines] == ["", "The text is empty.", ""]
     with pytest.raises(BadBatchError, match="more than 100,000 characters"):
-        check_texts(["a" * 100_001])
+        check_question(of_texts, ["a" * 100_001], has_picture=False)
 
 
 def test_a_table_cannot_name_files_of_this_machine(of_both: Classifier, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_table_cannot_name_files_of_this_machine(of_both: Classifier, tmp_path
     assert [row.picture for row in rows] == [tmp_path / "mine.png", None]
     assert header(of_both, ["text"]) == ["image", "text", "label", "probability", "note"]
     with pytest.raises(BadBatchError, match="No picture of this name was uploaded"):
-        rows[1].question()
+        rows[1].question(of_both)
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,9 @@ from PIL import Image
 
 from about import Settings, read_settings
 from hf_transfer.evaluation.predict import classify_images, classify_texts
-from tests.space.browser import DESKTOP, PHONE, Visit, chromium, visit
+from tests.space.browser import DESKTOP, PHONE, TABS, Visit, visit
 from tests.space.conftest import Served
 from tests.space.hostile import HOSTILE, Demo, png
-
-TABS = ("Try it", "Many at once", "About", "API")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +46,7 @@ def said_of(space: Path, path: Path) -> tuple[str, str]:
 def test_the_head_tells_what_the_model_is_and_how_good_it_is(digits: Visit, digits_space: Path) -> None:
     """From results.json, with its interval.
 
-    Mutation: hf_transfer/hub/space.py: "low, high = results["intervals"]["test"]["accuracy"]" -> "low, high = 0.0, 1.0"
+    Mutation: hf_transfer/hub/space.py: "low, high = headline(intervals)["accuracy"]" -> "low, high = 0.0, 1.0"
     """
     head = digits.page.locator(".masthead").inner_text()
     accuracy = read_settings(digits_space).accuracy
@@ -267,6 +259,7 @@ def test_every_tab_can_be_read_by_everybody(
     """Contrast, names, roles, order: axe finds nothing; nothing has to be scrolled sideways.
 
     Mutation: space/style.css: "--quiet: #5b5f66;" -> "--quiet: #9ea3ab;"
+    Mutation: space/style.css: "  .ask-and-answer { grid" -> "  .gradio-container .ask-and-answer { grid"
     """
     demo = {"digits": digits_demo, "texts": texts_demo}[which]
     with visit(browser, demo.url, size=size, scheme=scheme) as here:
@@ -277,10 +270,13 @@ def test_every_tab_can_be_read_by_everybody(
                 here.answer()
                 here.page.wait_for_timeout(300)
                 # On a phone, too, the answer is brought into view.
-                top = here.page.locator(".verdict").bounding_box()["y"]
-                assert 0 <= top < size[1]
+                place = here.page.locator(".verdict").bounding_box()
+                assert 0 <= place["y"] < size[1]
+                assert place["width"] > 340, "there it has the whole width"
             else:
                 here.page.wait_for_timeout(300)
+            lines = here.page.locator(".card-text td").evaluate_all("cells => cells.map(cell => cell.clientHeight)")
+            assert max(lines, default=0) < 100, "no word is broken letter by letter"
             assert here.problems() == [], tab
             assert here.page.evaluate("document.documentElement.scrollWidth") <= size[0], tab
             here.picture(f"{which}-{tab.lower().replace(' ', '-')}-{scheme}")

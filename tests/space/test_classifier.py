@@ -176,7 +176,7 @@ def test_a_model_with_a_modelling_file_is_served_only_where_that_is_trusted(tmp_
         model, _ = pooled_classifier(str(base), pooling="mean", labels=labels)
     model.save_pretrained(folder)
     Checkpoint(str(base), task="text-classification").tokenizer().save_pretrained(folder)
-    with pytest.raises(NoClassifierError):
+    with pytest.raises(NoClassifierError, match="read it, and set TRUST_REMOTE_CODE=1 to have it run"):
         Classifier(folder)
     classifier = Classifier(folder, trust_remote_code=True)
     ours = load_finished(Checkpoint(str(folder), task="text-classification"))

@@ -184,7 +184,7 @@ def test_settings_are_those_of_the_file_unless_the_environment_names_another_mod
 ) -> None:
     """What is said of one model does not hold for another.
 
-    Mutation: space/about.py: "said = {"model": os.environ["MODEL_ID"]" -> "said |= {"model": os.environ["MODEL_ID"]"
+    Mutation: space/about.py: ""model": os.environ["MODEL_ID"]," -> "**said, "model": os.environ["MODEL_ID"],"
     """
     monkeypatch.delenv("MODEL_ID", raising=False)
     assert read_settings(tmp_path) == Settings(model=str(tmp_path / "model"))

@@ -20,7 +20,8 @@ from classifier import Question
 from explanation import Answer
 from tests.conftest import REPOSITORY
 from tests.space.conftest import served
-from tests.space.hostile import HOSTILE, PICTURE, Demo, file, png
+from tests.space.hostile import HOSTILE, PICTURE, Demo, png
+from tests.space.programs import file
 from tests.space.test_classifier import bomb
 from tests.tiny_models import save_checkpoint
 

@@ -1,0 +1,39 @@
+"""A finished run on pictures, and the files that its Space has."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from tests.hub.test_card import RESULTS, SETTINGS
+from tests.tiny_models import save_checkpoint
+
+NAMES = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
+DEMO = {
+    "app.py", "about.py", "batch.py", "classifier.py", "explanation.py", "guard.py", "heat.py", "page.py",
+    "pictures.py", "service.py", "style.css", "requirements.txt",
+}  # fmt: skip
+EXAMPLES = {f"examples/{number}.png" for number in range(1, 7)}
+# Beside a model, if that is there, too.
+FILES = DEMO | EXAMPLES | {"README.md", "settings.json"}
+CAMERA = "The owner's camera"
+
+
+def finished_run(root: Path, picture_folder: Callable[..., Path]) -> Path:
+    """On pictures of this machine, some of which a camera has taken on its side."""
+    for split, count in (("train", 8), ("validation", 4), ("test", 4)):
+        picture_folder(name=f"pets/{split}", cat=count, dog=count)
+    exif = Image.Exif()
+    exif[0x010F], exif[274] = CAMERA, 6
+    for path in (root / "pets/test/cat").iterdir():
+        with Image.open(path) as picture:
+            picture.resize((1600, 800)).save(path.with_suffix(".jpg"), exif=exif)
+        path.unlink()
+    out = root / "my_first-run"
+    save_checkpoint(out / "model", **NAMES)
+    data = {"dataset_name": str(root / "pets")}
+    (out / "results.json").write_text(json.dumps(RESULTS | {"commits": {}} | data))
+    (out / "config.yaml").write_text(yaml.safe_dump(SETTINGS | data))
+    return out

@@ -1,0 +1,51 @@
+"""A small model of images with texts, of which one may be missing, and its Space."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from tests.conftest import REPOSITORY
+from tests.tiny_pairs import side, tiny_pair
+from tests.tiny_text_models import tiny_tokenizer
+
+TEXTS = ("word7 word8, word9", "", "word11 word12")
+
+
+def save_pair(folder: Path, name: str = "vit", **settings: Any) -> Path:
+    """The model with its own file, its processor and its tokenizer."""
+    tiny_pair(name, **settings).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": side(name), "width": side(name)}).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def a_picture(number: int) -> Image.Image:
+    """A ring on a ground, of other colours for each number."""
+    rows, columns = np.mgrid[:120, :160] / 120 - 0.5
+    distance = np.hypot(rows, columns - 0.17 - 0.1 * number)
+    ring = np.exp(-(((distance - 0.25) / 0.07) ** 2))[..., None]
+    ground, ink = np.array([40 + 60 * number, 90, 200 - 50 * number]), np.array([250, 220 - 40 * number, 120])
+    return Image.fromarray((ground * (1 - ring) + ink * ring).clip(0, 255).astype(np.uint8))
+
+
+def pair_space(folder: Path) -> Path:
+    """With three examples: both, an image alone, a text alone."""
+    save_pair(folder / "model")
+    (folder / "examples").mkdir()
+    for path in (REPOSITORY / "space").iterdir():
+        if path.suffix in (".py", ".css"):
+            shutil.copyfile(path, folder / path.name)
+    examples: list[dict[str, object]] = []
+    for number, text in enumerate(TEXTS):
+        examples.append({"label": f"class {number}", "texts": [text]})
+        if number < 2:
+            a_picture(number).save(folder / f"examples/{number}.png")
+            examples[-1]["picture"] = f"examples/{number}.png"
+    settings = {"title": "Cups and their texts", "trust_remote_code": True, "examples": examples}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    return folder
