@@ -113,7 +113,7 @@ def test_each_tower_has_its_own_strategy_or_that_of_the_run() -> None:
 def test_a_setting_serves_if_one_of_the_towers_has_its_strategy() -> None:
     """The run's own strategy does not count where both towers have theirs.
 
-    Mutation: hf_transfer/config_multimodal.py: "{self.image_strategy or self.strategy," -> "{self.strategy,"
+    Mutation: hf_transfer/config_multimodal.py: "self.image_strategy or self.strategy," -> "self.strategy,"
     """
     towers = TOWERS | {"image_strategy": "lora", "text_strategy": "full"}
     assert settings(**towers, adapter_rank=4).adapter_rank == 4

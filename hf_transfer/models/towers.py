@@ -1,6 +1,7 @@
 """Two pretrained backbones, or the two halves of a dual encoder, become the towers of one classifier."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,6 +136,15 @@ def towers_of(groups: Sequence[Group]) -> list[str]:
 def groups_of(tower: str, groups: Sequence[Group]) -> list[Group]:
     """Those of a tower, in depth order, with the head, which is behind all of them."""
     return [group for group in groups if group.tower in (tower, "")]
+
+
+def renew_tower(model: nn.Module, tower: str) -> None:
+    """Give a tower fresh weights, from torch's global generator."""
+    assert isinstance(model, FusionModel)
+    name = f"{tower}_tower"
+    config: Any = deepcopy(model.config)
+    fresh = FusionModel(config).get_submodule(name)
+    model.get_submodule(name).load_state_dict(fresh.state_dict())
 
 
 def _without(group: Group, new: Sequence[str]) -> Group:

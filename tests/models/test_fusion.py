@@ -115,7 +115,7 @@ def test_with_attention_the_words_see_the_places_of_the_image() -> None:
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("name", PAIRS)
 def test_what_is_missing_is_not_looked_at(name: str, fusion: str) -> None:
-    """Mutation: hf_transfer/models/fusion.py: "torch.where(there, vectors, self" -> "torch.where(there | True, vectors, self" """
+    """Mutation: hf_transfer/models/fusion.py: "torch.where(there, vectors, self" -> "torch.where(there | True, vectors, self" """  # noqa: E501
     model, inputs = tiny_pair(name, fusion=fusion), pair_inputs(name, rows=3)
     inputs["image_present"] = torch.tensor([True, False, True])
     inputs["text_present"] = torch.tensor([True, True, False])

@@ -158,5 +158,5 @@ def test_only_frozen_blocks_are_worth_storing(tmp_path: Path) -> None:
     for strategy in ("lora", "linear_probe"):
         config = settings(strategy=strategy)
         found[strategy] = prepare_model(checkpoint, choose_strategy(config), LABELS, config, pixels("vit"))
-    assert (found["lora"].frozen, found["lora"].frozen_blocks) == (1, False)
+    assert (len(found["lora"].frozen[""]), found["lora"].frozen_blocks) == (1, False)
     assert found["linear_probe"].frozen_blocks
