@@ -59,9 +59,9 @@ class MultimodalConfig(TextSettings, ImageSettings):
         self._check_revisions()
         self._check_what_has_no_effect()
 
-    def strategies(self) -> set[str]:
-        """One for each tower."""
-        return set(self.by_tower().values())
+    def strategies(self) -> list[str]:
+        """That of the tower for images and, if it is another, that of the tower for texts."""
+        return list(dict.fromkeys(self.by_tower().values()))
 
     def by_tower(self) -> dict[str, str]:
         """The tower for images and that for texts, each with what learns of it."""

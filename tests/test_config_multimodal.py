@@ -106,8 +106,8 @@ def test_an_empty_name_is_no_model(name: str) -> None:
 
 
 def test_each_tower_has_its_own_strategy_or_that_of_the_run() -> None:
-    assert settings(**TOWERS, strategy="lora").strategies() == {"lora"}
-    assert settings(**TOWERS, strategy="lora", text_strategy="partial").strategies() == {"lora", "partial"}
+    assert settings(**TOWERS, strategy="lora").strategies() == ["lora"]
+    assert settings(**TOWERS, strategy="lora", text_strategy="partial").strategies() == ["lora", "partial"]
 
 
 def test_a_setting_serves_if_one_of_the_towers_has_its_strategy() -> None:
@@ -120,7 +120,7 @@ def test_a_setting_serves_if_one_of_the_towers_has_its_strategy() -> None:
     refused(
         towers | {"strategy": "partial", "trainable_layers": 3},
         expected="--trainable_layers with --strategy partial",
-        found="--strategy full and lora, on which it has no effect",
+        found="--strategy lora and full, on which it has no effect",
         do="leave it out, or choose such a strategy",
     )
 

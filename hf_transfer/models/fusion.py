@@ -184,8 +184,7 @@ class FusionModel(PreTrainedModel):
         has_image = _present(image_present, pixel_values, given)
         has_text = _present(text_present, input_ids, given)
         places, image = self.image_features(pixel_values, has_image)
-        mask = _mask(input_ids, attention_mask)
-        words, text = self.text_features(input_ids, mask, token_type_ids, has_text)
+        words, text = self.text_features(input_ids, attention_mask, token_type_ids, has_text)
         # The heads of single modalities learn also from what is dropped for the one of both.
         alone = self.image_classifier(image), self.text_classifier(text)
         if self.training and self.config.modality_dropout > 0.0:
@@ -194,7 +193,7 @@ class FusionModel(PreTrainedModel):
                 (None if seen is None else self._masked(seen, there, row), self._masked(whole, there, row))
                 for row, (seen, whole, there) in enumerate(((places, image, has_image), (words, text, has_text)))
             )
-        mixed = self.mixture(image, text, has_image, has_text, places, words, mask)
+        mixed = self.mixture(image, text, has_image, has_text, places, words, attention_mask)
         logits = self.classifier(self.inner(mixed))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         found = FusionOutput(loss, logits, *alone)
@@ -365,10 +364,6 @@ def _dropped(has_image: Tensor, has_text: Tensor, share: float) -> tuple[Tensor,
     drawn = torch.rand(len(has_image), device=has_image.device)
     complete = has_image & has_text
     return has_image & ~(complete & (drawn < share / 2)), has_text & ~(complete & (drawn >= 1 - share / 2))
-
-
-def _mask(input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
-    return torch.ones_like(input_ids) if attention_mask is None and input_ids is not None else attention_mask
 
 
 def as_places(hidden: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.models.groups import Group, describe_frozen
-from hf_transfer.models.pretrained import Checkpoint, load_classifier
+from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
 from hf_transfer.models.towers import groups_of, towers_of
 from hf_transfer.strategies.adapter_files import adapter_of
 from hf_transfer.strategies.adapters import (
@@ -83,7 +83,7 @@ class Prepared:
 
 
 def prepare_model(
-    checkpoint: Checkpoint, strategy: Strategy, label_names: Sequence[str], config: RunConfig,
+    checkpoint: AnyCheckpoint, strategy: Strategy, label_names: Sequence[str], config: RunConfig,
     inputs: dict[str, Tensor],
 ) -> Prepared:  # fmt: skip
     """Load the backbone, give it a new head, and make it ready for the strategy.
@@ -99,7 +99,7 @@ def prepare_model(
         UserError: before weights are read: the model has fewer blocks than named, or no layer that adapters can
             attach to; later: the checkpoint is not complete.
     """
-    if adapter_of(checkpoint):
+    if any(adapter_of(part) for part in checkpoint.parts):
         raise mistake(
             expected="a whole model to start from",
             found=f"an adapter in {checkpoint.name}",
