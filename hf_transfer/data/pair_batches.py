@@ -54,6 +54,7 @@ class PairRows(Dataset[dict[str, Any]]):
     def __init__(self, texts: TextRows, images: ImageRows | None) -> None:
         self.texts = texts
         self.images = images
+        self.split = texts.split
         self.lengths = texts.lengths
         self._with_image, self._with_text = texts.split.given("image"), texts.split.given("text")
 
@@ -174,7 +175,13 @@ def alone(loaders: Loaders, modality: str) -> Loaders:
         hidden = {other: inputs[other] & ~there}
         return inputs | hidden, labels.where(there, MASKED), index
 
-    return replace(loaders, to_inputs=to_inputs, notes=())
+    blank = loaders.blank
+    return replace(
+        loaders,
+        to_inputs=to_inputs,
+        fingerprint=lambda split, epoch: f"{loaders.fingerprint(split, epoch)}, {modality} alone",
+        blank=None if blank is None else lambda: alone(blank(), modality),
+    )
 
 
 def pair_inputs(

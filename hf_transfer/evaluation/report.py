@@ -47,7 +47,7 @@ def write_report(
         checkpoint: what the model was made from.
         notes: sentences on the data and on what was frozen.
         total_seconds: time since the start of the run.
-        alone: where samples are pairs: what it says of the test split when it is shown one modality alone, by modality.
+        alone: of pairs, by modality: what it says of the test split when it is shown that modality alone.
 
     Returns:
         What `results.json` holds.
@@ -56,6 +56,7 @@ def write_report(
     confusion = _confusion(test, len(label_names))
     per_class = _per_class(test, label_names)
     judged = {**predictions, **{f"test {name}_only": said for name, said in (alone or {}).items()}}
+    told = [*notes, *worth_of_fusion(test, alone or {})]
     results = {
         "recipe": config.recipe,
         "strategy": "evaluate_only" if config.evaluate_only else " + ".join(config.strategies()),
@@ -75,7 +76,7 @@ def write_report(
         "soup": [epoch + 1 for epoch in fitted.soup],
         "history": fitted.history,
         "resumed_at_steps": fitted.resumed,
-        "notes": [*notes, *worth_of_fusion(test, alone or {})],
+        "notes": told,
         "frozen_store": fitted.notes,
         "samples": {name: len(split) for name, split in splits.items()},
         "masked": {"train": len(splits.train.bad), **{name: said.masked for name, said in predictions.items()}},
@@ -89,7 +90,7 @@ def write_report(
     _draw_confusion(folder / "confusion.png", confusion, label_names)
     if fitted.history:
         _draw_curves(folder / "curves.png", fitted.history, fitted.soup)
-    text = _markdown(results, per_class, [*results["notes"], *fitted.notes], bool(fitted.history))
+    text = _markdown(results, per_class, [*told, *fitted.notes], bool(fitted.history))
     (folder / "report.md").write_text(text, encoding="utf-8")
     _write(folder, results)
     return results

@@ -129,8 +129,9 @@ def _what_it_is(results: Mapping[str, Any], model: Path, task: str, repository: 
     )
     yield f"# {as_text(repository.split('/')[-1])}"
     yield ""
+    kind = f"{KINDS[task]} classifier with {len(results['labels'])} classes"
     yield (
-        f"{KINDS[task]} classifier with {len(results['labels'])} classes{', an adapter' if is_adapter_folder(model) else ''}, "
+        f"{kind}{', an adapter' if is_adapter_folder(model) else ''}, "
         f"made {made} on {_linked(results, 'dataset_name')} with hf_transfer. "
         f"Test accuracy **{test['accuracy']:.2%}** (95 % interval {low:.2%} to {high:.2%}, "
         f"{_judged(results, 'test'):,} {SAMPLES[task]})."
@@ -194,8 +195,8 @@ def _results(results: Mapping[str, Any], pictures: Sequence[str]) -> Iterator[st
         for name in ("accuracy", "f1_macro"):
             low, high = intervals[name]
             cells += [f"{scores[name]:.4f}", f"{low:.4f} to {high:.4f}"]
-        rows = int(scores.get("samples", 0)) or _judged(results, split)
-        yield f"| {split} | {rows:,} | {' | '.join(cells)} | {scores['loss']:.4f} |"
+        samples = int(scores.get("samples", 0)) or _judged(results, split)
+        yield f"| {split} | {samples:,} | {' | '.join(cells)} | {scores['loss']:.4f} |"
     yield ""
     yield "Intervals: Wilson's for accuracy, bootstrap percentiles for macro F1. By class, on the test split:"
     yield ""

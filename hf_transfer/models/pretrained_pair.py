@@ -114,7 +114,7 @@ class PairCheckpoint:
         image, lacking = _loaded(self.image, fresh_weights)
         pooling = image_pooling_of(image, lacking)
         if pooling != "pooler" and hasattr(image, "pooler"):
-            image.pooler = None
+            setattr(image, "pooler", None)  # noqa: B010 - transformers declares it as what it is otherwise
         text, lacking_text = _loaded(self.text, fresh_weights, pooler=False)
         if not fresh_weights:
             self._note({"image": lacking, "text": lacking_text})
