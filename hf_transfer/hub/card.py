@@ -12,8 +12,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_transfer.config import ADAPTERS
-from hf_transfer.evaluation.run_folder import CONFIG_FILE, RESULTS_FILE
 from hf_transfer.evaluation.modalities import headline
+from hf_transfer.evaluation.run_folder import CONFIG_FILE, RESULTS_FILE
 from hf_transfer.hub.card_text import bases, body, hub_id, shown_name
 from hf_transfer.hub.usage import NOWHERE
 from hf_transfer.strategies.adapter_files import is_adapter_folder

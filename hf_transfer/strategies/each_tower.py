@@ -55,11 +55,15 @@ class EachTower:
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """The stages of both towers at once: a new one begins wherever one of them begins a new one."""
         plans = [strategy.stages(groups_of(tower, groups), epochs) for tower, strategy in self.towers.items()]
-        ends = sorted({end for plan in plans for end in _ends(plan)})
-        return [
-            Stage(frozenset[str]().union(*(_at(plan, start).trainable for plan in plans)), end - start)
-            for start, end in zip([0, *ends], ends, strict=False)
-        ]
+        found: list[Stage] = []
+        start = 0
+        for end in sorted({end for plan in plans for end in _ends(plan)}):
+            learns = frozenset[str]().union(*(_at(plan, start).trainable for plan in plans))
+            # A stage that changes nothing is none.
+            begun = found.pop().epochs if found and found[-1].trainable == learns else 0
+            found.append(Stage(learns, begun + end - start))
+            start = end
+        return found
 
 
 def _ends(stages: Sequence[Stage]) -> list[int]:
