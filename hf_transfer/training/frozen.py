@@ -202,7 +202,7 @@ class FrozenPrefix:
         inputs = self._extremes()
         if "attention_mask" in inputs and not bool(inputs["attention_mask"][:, 0].all()):
             raise CannotCutError("texts are padded on the left, so what a layer makes of one depends on the others")
-        cut = self._tried(groups, inputs)
+        groups, cut = self._tried(groups, inputs)
         dtype = stored_dtype(self._config)
         columns = [
             Column(
@@ -225,10 +225,20 @@ class FrozenPrefix:
         }
         return _Plan(cut, groups, stores, images)
 
-    def _tried(self, groups: Sequence[Group], inputs: Batch) -> Cut | JointCut:
-        """The model cut behind these groups, which are the first ones of one tower, or of each."""
+    def _tried(self, groups: list[Group], inputs: Batch) -> tuple[list[Group], Cut | JointCut]:
+        """The model cut behind these groups, which are the first ones of one tower, or of each; and the groups."""
         if not groups[0].tower:
-            return Cut(self._model, self._groups, len(groups), inputs)
+            return groups, Cut(self._model, self._groups, len(groups), inputs)
+        try:
+            return groups, self._joint(groups, inputs)
+        except CannotCutError:
+            # Attention looks at the places of an image and not at their pooled vector alone.
+            lower = [group for group in groups if group.name != "final"]
+            if lower == groups:
+                raise
+            return lower, self._joint(lower, inputs)
+
+    def _joint(self, groups: Sequence[Group], inputs: Batch) -> JointCut:
         counts = {tower: sum(group.tower == tower for group in groups) for tower in towers_of(groups)}
         return JointCut(
             self._model, [(groups_of(tower, self._groups), count, INPUTS[tower]) for tower, count in counts.items()],
