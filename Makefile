@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two threads, so that the figures and the shipped bytes repeat on a machine with more cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-mutations mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies backbones clean
+.PHONY: setup demo test test-mutations mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs backbones clean
 
 setup: .venv/ready
 
@@ -43,7 +43,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-transfer bench-loop bench-text bench-frozen bench-strategies  ## All measurements that README shows.
+bench: bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs  ## All measurements that README shows.
 
 bench-transfer: setup
 	$(BIN)/python -m benchmarks.transfer_or_scratch
@@ -57,6 +57,9 @@ bench-text: setup  ## Length grouping, and a BERT next to transformers.Trainer.
 bench-frozen: setup  ## Frozen layers computed once, next to Trainer, a loop by hand and scikit-learn.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.frozen_store
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.large_store
+
+bench-pairs: setup  ## Images with texts: what both are worth, what a missing one costs, and the store for both.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pairs
 
 bench-strategies: setup  ## Every strategy on both samples.
 	$(BIN)/python -m benchmarks.strategies
