@@ -8,6 +8,7 @@
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import tempfile
 import time
@@ -24,6 +25,7 @@ SETTINGS = Path(__file__).parents[1] / "recipes" / "configs" / "glyph_names.yaml
 RESULTS = Path(__file__).parent / "results" / "pairs.json"
 SEEDS = (0, 1, 2, 3, 4)
 MISSING = 0.3
+EPOCHS_OF_STORE = 20
 # What is trained: on both with modality dropout and without it, and on one modality that is all there is.
 ARMS = ("both", "both without dropout", "image", "text")
 
@@ -33,16 +35,12 @@ class Bench:
 
     def __init__(self, cache: Path) -> None:
         from hf_transfer.config_multimodal import MultimodalConfig
-        from hf_transfer.data.inputs import PixelPipeline
         from hf_transfer.data.pairs import load_pair_splits
-        from hf_transfer.data.tokens import TokenPipeline
-        from hf_transfer.models.pretrained_pair import PairCheckpoint
+        from hf_transfer.models.pretrained_pair import PairCheckpoint, pipelines_of
         from hf_transfer.parsing import load
 
         self.config = replace(load(MultimodalConfig, SETTINGS), cache_dir=str(cache), save_steps=0)
-        checkpoint = PairCheckpoint(self.config)
-        self.pixels = PixelPipeline(checkpoint.processor())
-        self.tokens = TokenPipeline(checkpoint.tokenizer(), model_limit=checkpoint.longest_input)
+        self.pixels, self.tokens = pipelines_of(PairCheckpoint(self.config))
         self.splits = load_pair_splits(self.config)
         self._outputs: list[tuple[Any, Any]] = []
 
@@ -153,7 +151,7 @@ def speed(bench: Bench) -> list[dict[str, Any]]:
     rows = []
     for cache in ("on", "off"):
         with tempfile.TemporaryDirectory() as folder:
-            settings = {"cache_frozen": cache, "cache_dir": folder}
+            settings = {"cache_frozen": cache, "cache_dir": folder, "num_train_epochs": EPOCHS_OF_STORE}
             with bench.trained(**settings) as (model, loaders, accelerator, wall, processor):
                 test = bench.accuracy(model, loaders, accelerator)
                 rows.append({"store": cache, "seconds": wall, "processor_seconds": processor, "test": test})
@@ -180,10 +178,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def differences(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     """Points of accuracy with their 95 % intervals over the seeds: mean, half width."""
     by_arm = {arm: {row["seed"]: row for row in rows if row["arm"] == arm} for arm in ARMS}
-    seeds = [seed for seed in SEEDS if all(seed in own for own in by_arm.values())]
 
     def over_seeds(value: Callable[[int], float]) -> tuple[float, float]:
-        return mean_interval([100 * value(seed) for seed in seeds])
+        return mean_interval([100 * value(seed) for seed in SEEDS])
 
     def lost(arm: str, column: str, seed: int) -> float:
         return float(by_arm[arm][seed]["test"] - by_arm[arm][seed][column])
@@ -204,28 +201,26 @@ def differences(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]
 def main() -> None:
     """Measure, save the figures, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="Only these.")
     parser.add_argument(
-        "--without_speed", action="store_true", help="Leave the store out, and its figures as they are."
+        "--parts", nargs="+", default=["worth", "store"], choices=["worth", "store"], help="Only these."
     )
     arguments = parser.parse_args()
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     with tempfile.TemporaryDirectory() as cache:
         bench = Bench(Path(cache))
-        rows = []
-        for seed in arguments.seeds:
-            for arm in ARMS:
+        if "worth" in arguments.parts:
+            rows = []
+            for seed, arm in itertools.product(SEEDS, ARMS):
                 rows.append(measure(bench, arm, seed))
                 print(json.dumps(rows[-1]), flush=True)
-        if not arguments.without_speed:
+            found |= {"missing": MISSING, "rows": rows, "differences": differences(rows)}
+            print(table(rows))
+            for name, (mean, half) in differences(rows).items():
+                print(f"{name}: {mean:+.1f} ± {half:.1f} points")
+        if "store" in arguments.parts:
             found["store"] = speed(bench)
-            print(json.dumps(found["store"]), flush=True)
-    found |= {"missing": MISSING, "rows": rows}
-    found["differences"] = {name: list(values) for name, values in differences(rows).items()}
+            print(json.dumps(found["store"], indent=2))
     RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(table(rows))
-    for name, (mean, half) in differences(rows).items():
-        print(f"{name}: {mean:+.1f} ± {half:.1f} points")
 
 
 if __name__ == "__main__":

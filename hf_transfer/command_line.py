@@ -21,17 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `hf-transfer`; a user's mistake ends it with a message and code 2."""
     parser = _Parser(prog="hf-transfer", description="Use a finished model, or look at this machine.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    predict = commands.add_parser("predict", help="Classify pictures, or texts in a table, with a finished model.")
-    predict.add_argument("model", help="The folder OUT/model of a run, a Hub id, or sample:NAME.")
-    predict.add_argument("files", nargs="*", type=Path, help="Pictures, or tables of texts or of pairs (CSV, TSV).")
-    predict.add_argument(
-        "--image", type=Path, help="For a model of images with texts: a picture; --text may go with it."
-    )
-    predict.add_argument("--text", help="For a model of images with texts: a text, alone or with --image.")
-    predict.add_argument("--top", type=int, default=3, help="How many labels to print of each (default: 3).")
-    predict.add_argument("--text_column_name", help="Column of a table with the texts (default: found by its name).")
-    predict.add_argument("--text_pair_column_name", help="Column with a second text, for pairs.")
-    predict.add_argument("--image_column_name", help="Column with paths of images (default: found by its name).")
+    _add_predict(commands.add_parser("predict", help="Classify pictures, texts or pairs with a finished model."))
     push = commands.add_parser("push", help="Publish the model of a finished run on the Hub, with its card.")
     push.add_argument("run", type=Path, help="The --output_dir of the run.")
     push.add_argument("repository", metavar="OWNER/NAME", help="Where to; it is made if there is none.")
@@ -83,6 +73,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         exit_with(error)
 
 
+def _add_predict(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument("model", help="The folder OUT/model of a run, a Hub id, or sample:NAME.")
+    predict.add_argument("files", nargs="*", type=Path, help="Pictures, or tables of texts or of pairs (CSV, TSV).")
+    predict.add_argument(
+        "--image", type=Path, help="For a model of images with texts: a picture; --text may go with it."
+    )
+    predict.add_argument("--text", help="For a model of images with texts: a text, alone or with --image.")
+    predict.add_argument("--top", type=int, default=3, help="How many labels to print of each (default: 3).")
+    predict.add_argument("--text_column_name", help="Column of a table with the texts (default: found by its name).")
+    predict.add_argument("--text_pair_column_name", help="Column with a second text, for pairs.")
+    predict.add_argument("--image_column_name", help="Column with paths of images (default: found by its name).")
+
+
 def _predict(arguments: argparse.Namespace) -> None:
     top, pair = arguments.top, (arguments.image, arguments.text)
     if top < 1:
@@ -99,15 +102,15 @@ def _predict(arguments: argparse.Namespace) -> None:
             found="both --image_column_name and --text_pair_column_name",
             do="leave one of them out",
         )
-    from hf_transfer.evaluation.predict import Answer, classify_files, classify_pairs
+    from hf_transfer.evaluation.predict import classify_files, classify_pairs
 
+    if not arguments.files:
+        (scores,) = classify_pairs(arguments.model, [pair], top=top)
+        place = {} if arguments.image is None else {"path": str(arguments.image)}
+        print(json.dumps({**place, "scores": dict(scores)}, ensure_ascii=False))
+        return
     columns = (arguments.text_column_name, arguments.text_pair_column_name or arguments.image_column_name)
-    answers = (
-        classify_files(arguments.model, arguments.files, top=top, columns=columns)
-        if arguments.files
-        else [Answer(pair[0], scores) for scores in classify_pairs(arguments.model, [pair], top=top)]
-    )
-    for answer in answers:
+    for answer in classify_files(arguments.model, arguments.files, top=top, columns=columns):
         print(json.dumps(answer.as_json(), ensure_ascii=False))
 
 

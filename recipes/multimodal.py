@@ -13,21 +13,17 @@ import time
 from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.parsing import run
 
-TASK = "image-text-classification"
-
 
 def main(config: MultimodalConfig) -> None:
     """Data -> model -> strategy -> training -> evaluation -> files in `--output_dir`."""
     # Here and not above: torch and transformers take seconds to import, and a wrong setting is answered at once.
-    from hf_transfer.data.inputs import PixelPipeline
-    from hf_transfer.data.pair_batches import alone, pair_example, pair_loaders
+    from hf_transfer.data.pair_batches import pair_example, pair_loaders
     from hf_transfer.data.pairs import load_pair_splits
-    from hf_transfer.data.tokens import TokenPipeline
+    from hf_transfer.evaluation.modalities import predict_alone
     from hf_transfer.evaluation.report import write_report
     from hf_transfer.evaluation.run_folder import finished_results, load_finished, open_run_folder, save_and_load
     from hf_transfer.hub.runs import finish_run, prepare_to_publish
-    from hf_transfer.models.pretrained import Checkpoint
-    from hf_transfer.models.pretrained_pair import PairCheckpoint
+    from hf_transfer.models.pretrained_pair import PairCheckpoint, find_pair, pipelines_of
     from hf_transfer.strategies.choice import choose_strategy, prepare_model
     from hf_transfer.training.batch_size import find_batch_sizes
     from hf_transfer.training.loop import fit, start_accelerator
@@ -42,21 +38,14 @@ def main(config: MultimodalConfig) -> None:
 
         # Whatever can be wrong is found before weights are read: the way to the Hub, checkpoints' small files, data.
         prepare_to_publish(config, accelerator)
-        checkpoint = (
-            Checkpoint(str(config.model_name_or_path), config.model_revision, TASK)
-            if config.evaluate_only
-            else PairCheckpoint(config)
-        )
-        pixels = PixelPipeline(checkpoint.processor())
-        tokens = TokenPipeline(
-            checkpoint.tokenizer(), model_limit=checkpoint.longest_input, max_seq_length=config.max_seq_length
-        )
+        checkpoint = find_pair(config)
+        pixels, tokens = pipelines_of(checkpoint, max_seq_length=config.max_seq_length)
         with accelerator.main_process_first():
             splits = load_pair_splits(config)
         notes = splits.describe()
         accelerator.print(*notes, sep="\n")
 
-        if isinstance(checkpoint, Checkpoint):
+        if not isinstance(checkpoint, PairCheckpoint):
             model = load_finished(checkpoint, splits.label_names)
             loaders = pair_loaders(splits, pixels, tokens, config, accelerator, frozen_prefix=False)
             fitted, folder = Fit(model), open_run_folder(config, accelerator)
@@ -76,14 +65,11 @@ def main(config: MultimodalConfig) -> None:
             fitted = fit(prepared.model, strategy, prepared.groups, loaders, config, accelerator)
 
             # From here on only what was saved counts: the figures are those of the files.
-            processors = (pixels.processor, tokens.tokenizer)
-            fitted.model = save_and_load(fitted.model, processors, checkpoint, splits.label_names, config, accelerator)
+            both = (pixels.processor, tokens.tokenizer)
+            fitted.model = save_and_load(fitted.model, both, checkpoint, splits.label_names, config, accelerator)
 
         predictions = {name: predict_split(fitted.model, loaders, name, accelerator) for name in ("validation", "test")}
-        # The same samples once more, with one of both hidden: whoever has only that shall know what to expect.
-        single = {
-            name: predict_split(fitted.model, alone(loaders, name), "test", accelerator) for name in ("image", "text")
-        }
+        single = predict_alone(fitted.model, loaders, accelerator)
         if accelerator.is_main_process:
             seconds = time.perf_counter() - started + fitted.earlier_seconds
             results = write_report(folder, config, splits, fitted, predictions, checkpoint, notes, seconds, single)

@@ -27,7 +27,7 @@ from hf_transfer.data.sources import Splits, load_image_splits, load_text_splits
 from hf_transfer.data.tokens import TokenPipeline, text_loaders
 from hf_transfer.evaluation.run_folder import peak_memory_bytes
 from hf_transfer.models.pretrained import Checkpoint
-from hf_transfer.models.pretrained_pair import PairCheckpoint
+from hf_transfer.models.pretrained_pair import PairCheckpoint, pipelines_of
 from hf_transfer.strategies.choice import Prepared, choose_strategy, prepare_model
 from hf_transfer.strategies.freezing import Stage, learning_parameters, set_trainable
 from hf_transfer.training.frozen import FrozenPrefix
@@ -95,10 +95,7 @@ def _loaded(config: RunConfig, accelerator: Accelerator) -> tuple[Prepared, Spli
         return prepared, splits, text_loaders(splits, tokens, config, accelerator)
     if isinstance(config, MultimodalConfig):
         both = PairCheckpoint(config)
-        pixels = PixelPipeline(both.processor())
-        tokens = TokenPipeline(
-            both.tokenizer(), model_limit=both.longest_input, max_seq_length=config.max_seq_length
-        )  # fmt: skip
+        pixels, tokens = pipelines_of(both, max_seq_length=config.max_seq_length)
         splits = load_pair_splits(config)
         prepared = prepare_model(both, strategy, splits.label_names, config, pair_example(pixels, tokens))
         frozen = prepared.frozen_blocks

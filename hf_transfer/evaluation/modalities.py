@@ -5,23 +5,41 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
+from torch import nn
 
-from hf_transfer.training.predictions import Predictions
+from hf_transfer.data.inputs import Loaders
+from hf_transfer.data.pair_batches import alone
+from hf_transfer.training.predictions import Predictions, predict_split
 
 BOTH, ALONE = "both", "{}_only"
 Z = 1.959963984540054
 
 
-def by_modality(test: Predictions, alone: Mapping[str, Predictions] | None) -> dict[str, Any]:
+def predict_alone(model: nn.Module, loaders: Loaders, accelerator: Accelerator) -> dict[str, Predictions]:
+    """What a model says of the test split with one modality hidden: whoever has only the other shall know.
+
+    Args:
+        model: of images with texts.
+        loaders: of pairs.
+        accelerator: devices and processes.
+
+    Returns:
+        By the modality that is left, of the samples that have it.
+    """
+    return {name: predict_split(model, alone(loaders, name), "test", accelerator) for name in ("image", "text")}
+
+
+def by_modality(test: Predictions, single: Mapping[str, Predictions] | None) -> dict[str, Any]:
     """Metrics of the test split as pairs and with one modality hidden; nothing, where samples are no pairs.
 
     Args:
         test: of all samples as they are.
-        alone: by modality, of the samples that have it, when the model is shown nothing else.
+        single: by modality, of the samples that have it, when the model is shown nothing else.
     """
-    if alone is None:
+    if single is None:
         return {}
-    said = {BOTH: test, **{ALONE.format(name): found for name, found in alone.items()}}
+    said = {BOTH: test, **{ALONE.format(name): found for name, found in single.items()}}
     return {"test": {name: {**found.metrics(), "samples": len(found.labels)} for name, found in said.items()}}
 
 
@@ -41,19 +59,19 @@ def scores_by_name(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float]]
     return found
 
 
-def worth_of_fusion(test: Predictions, alone: Mapping[str, Predictions]) -> list[str]:
+def worth_of_fusion(test: Predictions, single: Mapping[str, Predictions]) -> list[str]:
     """A sentence on how far both together lead the better modality; a warning, where they do not for sure.
 
     Compared on the samples that have the modality, pair by pair: 95 % interval of the mean difference.
 
     Args:
         test: of all samples as they are.
-        alone: see `by_modality`.
+        single: see `by_modality`.
     """
-    if not alone:
+    if not single:
         return []
-    best = max(alone, key=lambda name: float(_right(alone[name]).mean()))
-    gain, half = lead(test, alone[best])
+    best = max(single, key=lambda name: float(_right(single[name]).mean()))
+    gain, half = lead(test, single[best])
     words = f"{gain:+.1%} accuracy (95 % interval {gain - half:+.1%} to {gain + half:+.1%})"
     if gain - half > 0:
         return [f"Image and text together against the {best} alone: {words}."]
@@ -63,10 +81,10 @@ def worth_of_fusion(test: Predictions, alone: Mapping[str, Predictions]) -> list
     ]
 
 
-def lead(both: Predictions, alone: Predictions) -> tuple[float, float]:
+def lead(both: Predictions, one: Predictions) -> tuple[float, float]:
     """Mean difference of being right, on the samples that both know, and half its 95 % interval."""
-    same = np.isin(both.index, alone.index)
-    differences = _right(both)[same] - _right(alone)
+    same = np.isin(both.index, one.index)
+    differences = _right(both)[same] - _right(one)
     return float(differences.mean()), Z * float(differences.std(ddof=1)) / math.sqrt(len(differences))
 
 

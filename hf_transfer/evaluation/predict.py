@@ -22,6 +22,7 @@ from hf_transfer.data.tokens import TokenPipeline
 from hf_transfer.evaluation.run_folder import load_finished
 from hf_transfer.models.fusion import FusionConfig
 from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.models.pretrained_pair import pipelines_of
 
 BATCH_SIZE = 32
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -39,15 +40,14 @@ class Answer:
         row: of a text: its place in the file, counted from 1 behind the names of the columns.
     """
 
-    path: Path | None
+    path: Path
     scores: Scores
     row: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For a line of JSON."""
-        path = {} if self.path is None else {"path": str(self.path)}
         place = {} if self.row is None else {"row": self.row}
-        return {**path, **place, "scores": dict(self.scores)}
+        return {"path": str(self.path), **place, "scores": dict(self.scores)}
 
 
 def classify_files(
@@ -162,8 +162,7 @@ def classify_pairs(
     decoded = iter(_decoded(paths))
     samples = [(None if image is None else next(decoded), text) for image, text in pairs]
     checkpoint = Checkpoint(model_name_or_path, task="image-text-classification")
-    pixels = PixelPipeline(checkpoint.processor())
-    tokens = TokenPipeline(checkpoint.tokenizer(), model_limit=checkpoint.longest_input)
+    pixels, tokens = pipelines_of(checkpoint)
 
     def inputs(some: Sequence[tuple[Image | None, str | None]]) -> Mapping[str, torch.Tensor]:
         return pair_inputs(pixels, tokens, some)

@@ -34,7 +34,7 @@ CLASS_COLUMNS = ("label", "precision", "recall", "f1", "samples")
 def write_report(
     folder: Path, config: RunConfig, splits: Splits, fitted: Fit, predictions: Mapping[str, Predictions],
     checkpoint: AnyCheckpoint, notes: Sequence[str], total_seconds: float,
-    alone: Mapping[str, Predictions] | None = None,
+    single: Mapping[str, Predictions] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `results.json`, `report.md` and its pictures; the results come last, as they mark a finished run.
 
@@ -47,16 +47,18 @@ def write_report(
         checkpoint: what the model was made from.
         notes: sentences on the data and on what was frozen.
         total_seconds: time since the start of the run.
-        alone: of pairs, by modality: what it says of the test split when it is shown that modality alone.
+        single: of pairs: see `predict_alone`.
 
     Returns:
         What `results.json` holds.
     """
     test, label_names = predictions["test"], splits.label_names
+    if fitted.history:
+        _draw_curves(folder / "curves.png", fitted.history, fitted.soup)
     confusion = _confusion(test, len(label_names))
     per_class = _per_class(test, label_names)
-    judged = {**predictions, **{f"test {name}_only": said for name, said in (alone or {}).items()}}
-    told = [*notes, *worth_of_fusion(test, alone or {})]
+    judged = {**predictions, **{f"test {name}_only": said for name, said in (single or {}).items()}}
+    told = [*notes, *worth_of_fusion(test, single or {})]
     results = {
         "recipe": config.recipe,
         "strategy": "evaluate_only" if config.evaluate_only else " + ".join(config.strategies()),
@@ -68,7 +70,7 @@ def write_report(
         "seed": config.seed,
         "labels": label_names,
         "parameters": {"total": _parameters(fitted.model), "trainable": fitted.trainable},
-        "metrics": {name: said.metrics() for name, said in predictions.items()} | by_modality(test, alone),
+        "metrics": {name: said.metrics() for name, said in predictions.items()} | by_modality(test, single),
         "intervals": {name: _intervals(said, len(label_names)) for name, said in judged.items()},
         "classes": [dict(zip(CLASS_COLUMNS, row, strict=True)) for row in per_class],
         "confusions": _confusions(confusion, label_names),
@@ -88,16 +90,14 @@ def write_report(
         "versions": versions(),
     }
     _draw_confusion(folder / "confusion.png", confusion, label_names)
-    if fitted.history:
-        _draw_curves(folder / "curves.png", fitted.history, fitted.soup)
     text = _markdown(results, per_class, [*told, *fitted.notes], bool(fitted.history))
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    _write(folder, results)
+    _write(folder, results, text)
     return results
 
 
-def _write(folder: Path, results: Mapping[str, Any]) -> None:
-    """Whole or not at all: a run that is killed here is done again."""
+def _write(folder: Path, results: Mapping[str, Any], report: str) -> None:
+    """Results last, and whole or not at all: a run that is killed here is done again."""
+    (folder / "report.md").write_text(report, encoding="utf-8")
     partial = folder / ".results-partial"
     partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(folder / RESULTS_FILE)

@@ -9,7 +9,8 @@ from transformers import AutoModel, PreTrainedModel
 
 from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.data import hub_access
-from hf_transfer.data.inputs import ImageProcessor
+from hf_transfer.data.inputs import ImageProcessor, PixelPipeline
+from hf_transfer.data.tokens import TokenPipeline
 from hf_transfer.models.explained import explained, quietly
 from hf_transfer.models.fusion import FusionModel
 from hf_transfer.models.groups import Group
@@ -18,8 +19,34 @@ from hf_transfer.models.pooling import check_pooling, load_pooled, pooling_of, r
 from hf_transfer.models.pretrained import Checkpoint, fresh_in_words, labels_of, seeded
 from hf_transfer.models.towers import Tower, fuse, image_pooling_of, trace
 
+TASK = "image-text-classification"
 # Where a configuration names no size, any will do.
 ANY_SIZE = 64
+
+
+def find_pair(config: MultimodalConfig) -> "PairCheckpoint | Checkpoint":
+    """What the settings name: what both towers start from or, to be judged as it is, a finished model.
+
+    Raises:
+        UserError: see `PairCheckpoint`.
+    """
+    if config.evaluate_only:
+        return Checkpoint(str(config.model_name_or_path), config.model_revision, TASK)
+    return PairCheckpoint(config)
+
+
+def pipelines_of(
+    checkpoint: "PairCheckpoint | Checkpoint", *, max_seq_length: int | None = None
+) -> tuple[PixelPipeline, TokenPipeline]:
+    """The image processor and the tokenizer of a checkpoint, made ready.
+
+    Args:
+        checkpoint: of a classifier of both, or of its towers.
+        max_seq_length: cut texts behind so many tokens; None: behind what the model takes.
+    """
+    limit = checkpoint.longest_input
+    pixels = PixelPipeline(checkpoint.processor())
+    return pixels, TokenPipeline(checkpoint.tokenizer(), model_limit=limit, max_seq_length=max_seq_length)
 
 
 class PairCheckpoint:
@@ -58,7 +85,7 @@ class PairCheckpoint:
         self.name = self.path = " + ".join(part.name for part in self.parts)
         self.commit: str | None = None
         self.commits = self.image.commits | self.text.commits
-        self.task = "image-text-classification"
+        self.task = TASK
 
     @property
     def parts(self) -> tuple[Checkpoint, ...]:

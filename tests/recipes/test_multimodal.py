@@ -190,10 +190,8 @@ def test_a_run_learns_from_both_and_says_what_each_is_worth(
     right = [next(iter(row["scores"])) == label for row, label in zip(rows, labels, strict=True)]
     assert sum(right) / 24 == pytest.approx(test["both"]["accuracy"])
 
-    judged = recipe(
-        model_name_or_path=out / "model", image_model_name_or_path=None, text_model_name_or_path=None,
-        evaluate_only="true", output_dir=tmp_path / "judged",
-    )  # fmt: skip
+    finished = {"image_model_name_or_path": None, "text_model_name_or_path": None, "evaluate_only": "true"}
+    judged = recipe(**finished, model_name_or_path=out / "model", output_dir=tmp_path / "judged")
     assert judged.code == 0, judged.err
     for name, metrics in results_of(tmp_path / "judged")["metrics"]["test"].items():
         assert metrics == pytest.approx(test[name]), name
