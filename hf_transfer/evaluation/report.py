@@ -36,7 +36,7 @@ def write_report(
     checkpoint: AnyCheckpoint, notes: Sequence[str], total_seconds: float,
     single: Mapping[str, Predictions] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write `results.json`, `report.md` and its pictures; the results come last, as they mark a finished run.
+    """Write `results.json`, `report.md` and its pictures; the results last, as they mark a finished run.
 
     Args:
         folder: the run's folder.
@@ -53,8 +53,6 @@ def write_report(
         What `results.json` holds.
     """
     test, label_names = predictions["test"], splits.label_names
-    if fitted.history:
-        _draw_curves(folder / "curves.png", fitted.history, fitted.soup)
     confusion = _confusion(test, len(label_names))
     per_class = _per_class(test, label_names)
     judged = {**predictions, **{f"test {name}_only": said for name, said in (single or {}).items()}}
@@ -89,7 +87,7 @@ def write_report(
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "versions": versions(),
     }
-    _draw_confusion(folder / "confusion.png", confusion, label_names)
+    _draw(folder, fitted, confusion, label_names)
     text = _markdown(results, per_class, [*told, *fitted.notes], bool(fitted.history))
     _write(folder, results, text)
     return results
@@ -261,6 +259,12 @@ def _kept(epochs: Sequence[int]) -> str:
     if len(epochs) == 1:
         return f"epoch {epochs[0]}"
     return f"the average of epochs {', '.join(map(str, sorted(epochs)))}"
+
+
+def _draw(folder: Path, fitted: Fit, confusion: npt.NDArray[np.int64], label_names: Sequence[str]) -> None:
+    _draw_confusion(folder / "confusion.png", confusion, label_names)
+    if fitted.history:
+        _draw_curves(folder / "curves.png", fitted.history, fitted.soup)
 
 
 def _draw_curves(path: Path, history: Sequence[Mapping[str, float]], kept: Sequence[int]) -> None:
