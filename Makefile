@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 INSTALL_CHROMIUM := (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium)
 
-.PHONY: setup demo browser test test-mutations mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-space backbones clean
+.PHONY: setup demo browser test test-mutations mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space backbones clean
 
 setup: .venv/ready
 
@@ -51,7 +51,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-space  ## All measurements that README shows.
+bench: bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space  ## All measurements that README shows.
 
 bench-transfer: setup
 	$(BIN)/python -m benchmarks.transfer_or_scratch
@@ -65,6 +65,9 @@ bench-text: setup  ## Length grouping, and a BERT next to transformers.Trainer.
 bench-frozen: setup  ## Frozen layers computed once, next to Trainer, a loop by hand and scikit-learn.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.frozen_store
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.large_store
+
+bench-pairs: setup  ## Images with texts: what both are worth, what a missing one costs, and the store for both.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pairs
 
 bench-strategies: setup  ## Every strategy on both samples.
 	$(BIN)/python -m benchmarks.strategies

@@ -292,7 +292,7 @@ class _Parts:
             split: [loaders.to_inputs(batch, torch.device("cpu"), split, None)[:2] for batch in loaders.of(split)]
             for split in ("train", "validation")
         }
-        self.cut = Cut(self.model, groups, run.prepared.frozen, run.pipeline.example())
+        self.cut = Cut(self.model, groups, len(run.prepared.frozen[""]), run.pipeline.example())
         learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, lr=1e-6, fused=True)
 

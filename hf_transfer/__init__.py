@@ -20,6 +20,8 @@ _HOMES = {
     "text_loaders": "data.tokens",
     "pair_loaders": "data.pair_batches",
     "load_classifier": "models.pretrained",
+    "FusionModel": "models.fusion",
+    "PairCheckpoint": "models.pretrained_pair",
     "trace_groups": "models.groups",
     "check_boundary": "models.groups",
     "choose_strategy": "strategies.choice",
@@ -29,6 +31,7 @@ _HOMES = {
     "predict_split": "training.predictions",
     "classify_images": "evaluation.predict",
     "classify_texts": "evaluation.predict",
+    "classify_pairs": "evaluation.predict",
 }
 __all__ = sorted(_HOMES)
 

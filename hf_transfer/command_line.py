@@ -21,12 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `hf-transfer`; a user's mistake ends it with a message and code 2."""
     parser = _Parser(prog="hf-transfer", description="Use a finished model, or look at this machine.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    predict = commands.add_parser("predict", help="Classify pictures, or texts in a table, with a finished model.")
-    predict.add_argument("model", help="The folder OUT/model of a run, a Hub id, or sample:NAME.")
-    predict.add_argument("files", nargs="+", type=Path, help="Pictures, or tables of texts (CSV, TSV).")
-    predict.add_argument("--top", type=int, default=3, help="How many labels to print of each (default: 3).")
-    predict.add_argument("--text_column_name", help="Column of a table with the texts (default: found by its name).")
-    predict.add_argument("--text_pair_column_name", help="Column with a second text, for pairs.")
+    _add_predict(commands.add_parser("predict", help="Classify pictures, texts or pairs with a finished model."))
     push = commands.add_parser("push", help="Publish the model of a finished run on the Hub, with its card.")
     push.add_argument("run", type=Path, help="The --output_dir of the run.")
     push.add_argument("repository", metavar="OWNER/NAME", help="Where to; it is made if there is none.")
@@ -65,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_installation()
         arguments = parser.parse_args(argv)
         if arguments.command == "predict":
-            columns = (arguments.text_column_name, arguments.text_pair_column_name)
-            _predict(arguments.model, arguments.files, arguments.top, columns)
+            _predict(arguments)
         elif arguments.command == "push":
             _push(arguments.run, arguments.repository, private=arguments.hub_private_repo == "true")
         elif arguments.command == "demo":
@@ -79,12 +73,44 @@ def main(argv: Sequence[str] | None = None) -> None:
         exit_with(error)
 
 
-def _predict(model: str, files: Sequence[Path], top: int, columns: tuple[str | None, str | None]) -> None:
+def _add_predict(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument("model", help="The folder OUT/model of a run, a Hub id, or sample:NAME.")
+    predict.add_argument("files", nargs="*", type=Path, help="Pictures, or tables of texts or of pairs (CSV, TSV).")
+    predict.add_argument(
+        "--image", type=Path, help="For a model of images with texts: a picture; --text may go with it."
+    )
+    predict.add_argument("--text", help="For a model of images with texts: a text, alone or with --image.")
+    predict.add_argument("--top", type=int, default=3, help="How many labels to print of each (default: 3).")
+    predict.add_argument("--text_column_name", help="Column of a table with the texts (default: found by its name).")
+    predict.add_argument("--text_pair_column_name", help="Column with a second text, for pairs.")
+    predict.add_argument("--image_column_name", help="Column with paths of images (default: found by its name).")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    top, pair = arguments.top, (arguments.image, arguments.text)
     if top < 1:
         raise mistake(expected="--top of at least 1", found=str(top), do="change --top")
-    from hf_transfer.evaluation.predict import classify_files
+    if (pair == (None, None)) == (not arguments.files):
+        raise mistake(
+            expected="files, or one sample by --image, --text or both",
+            found="both" if arguments.files else "neither",
+            do="see hf-transfer predict --help",
+        )
+    if arguments.image_column_name and arguments.text_pair_column_name:
+        raise mistake(
+            expected="texts with images, or with second texts",
+            found="both --image_column_name and --text_pair_column_name",
+            do="leave one of them out",
+        )
+    from hf_transfer.evaluation.predict import classify_files, classify_pairs
 
-    for answer in classify_files(model, files, top=top, columns=columns):
+    if not arguments.files:
+        (scores,) = classify_pairs(arguments.model, [pair], top=top)
+        place = {} if arguments.image is None else {"path": str(arguments.image)}
+        print(json.dumps({**place, "scores": dict(scores)}, ensure_ascii=False))
+        return
+    columns = (arguments.text_column_name, arguments.text_pair_column_name or arguments.image_column_name)
+    for answer in classify_files(arguments.model, arguments.files, top=top, columns=columns):
         print(json.dumps(answer.as_json(), ensure_ascii=False))
 
 

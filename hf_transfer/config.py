@@ -249,10 +249,10 @@ class RunConfig:
         defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(self)}
         defaults["feature_layers"] = []
         for name, strategies in SERVES.items():
-            if self.strategies().isdisjoint(strategies) and getattr(self, name) != defaults[name]:
+            if not {*self.strategies()} & {*strategies} and getattr(self, name) != defaults[name]:
                 raise mistake(
                     expected=f"--{name} with --strategy {' or '.join(strategies)}",
-                    found=f"--strategy {' and '.join(sorted(self.strategies()))}, on which it has no effect",
+                    found=f"--strategy {' and '.join(self.strategies())}, on which it has no effect",
                     do="leave it out, or choose such a strategy",
                 )
 
@@ -265,9 +265,9 @@ class RunConfig:
         for name in ("dataloader_num_workers", "save_steps"):
             self.require_if_given(name, "at least 0", lambda count: count >= 0)
 
-    def strategies(self) -> set[str]:
+    def strategies(self) -> list[str]:
         """What learns by this run's settings: one strategy for all, or one for each tower."""
-        return {self.strategy}
+        return [self.strategy]
 
     def require(self, name: str, expected: str, holds: bool) -> None:
         """Raise the error for a value out of range, unless `holds`."""

@@ -29,6 +29,10 @@ class MultimodalConfig(TextSettings, ImageSettings):
     text_model_revision: str = setting("main", help="Branch, tag or commit of the model for the texts on the Hub.")
     image_strategy: Strategy | None = setting(None, help="What learns of the image tower (default: as --strategy).")  # noqa: RUF009
     text_strategy: Strategy | None = setting(None, help="What learns of the text tower (default: as --strategy).")  # noqa: RUF009
+    # Both towers frozen cost little, and show what there is to gain.
+    strategy: Strategy = setting("linear_probe", help="What learns, and when, beside the head: README says it of each.")  # noqa: RUF009
+    # Two towers have no base in common, beside which peft could load an adapter.
+    merge_adapter: bool = setting(True, help="Adapters are worked into the weights, as they are always for pairs.")
     fusion: Literal["concat", "gated", "product", "attention"] = setting(
         "concat", help="How image and text meet: side by side, weighed, multiplied, or attending to each other."
     )
@@ -53,10 +57,15 @@ class MultimodalConfig(TextSettings, ImageSettings):
         self.require("auxiliary_weight", "a number of at least 0", 0 <= self.auxiliary_weight < float("inf"))
         self._check_models()
         self._check_revisions()
+        self._check_what_has_no_effect()
 
-    def strategies(self) -> set[str]:
-        """One for each tower."""
-        return {self.image_strategy or self.strategy, self.text_strategy or self.strategy}
+    def strategies(self) -> list[str]:
+        """That of the tower for images and, if it is another, that of the tower for texts."""
+        return list(dict.fromkeys(self.by_tower().values()))
+
+    def by_tower(self) -> dict[str, str]:
+        """The tower for images and that for texts, each with what learns of it."""
+        return {"image": self.image_strategy or self.strategy, "text": self.text_strategy or self.strategy}
 
     def _check_models(self) -> None:
         given = [name for name in TOWERS if getattr(self, name) is not None]
@@ -79,6 +88,21 @@ class MultimodalConfig(TextSettings, ImageSettings):
                 found="two models to start from",
                 do="name the folder OUT/model of a run there, and leave the two out",
             )
+
+    def _check_what_has_no_effect(self) -> None:
+        if not self.merge_adapter:
+            raise mistake(
+                expected="--merge_adapter true: a model of two towers is saved whole",
+                found="false",
+                do="leave it out",
+            )
+        for name, given in (("probe", self.probe != "logistic"), ("feature_layers", bool(self.feature_layers))):
+            if given:
+                raise mistake(
+                    expected=f"--{name} where the head is one layer, which can be solved",
+                    found="images and texts together, whose head is trained",
+                    do="leave it out, or use recipes/vision.py or text.py",
+                )
 
     def _check_revisions(self) -> None:
         two = self.model_name_or_path is None

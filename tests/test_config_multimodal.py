@@ -106,21 +106,21 @@ def test_an_empty_name_is_no_model(name: str) -> None:
 
 
 def test_each_tower_has_its_own_strategy_or_that_of_the_run() -> None:
-    assert settings(**TOWERS, strategy="lora").strategies() == {"lora"}
-    assert settings(**TOWERS, strategy="lora", text_strategy="partial").strategies() == {"lora", "partial"}
+    assert settings(**TOWERS, strategy="lora").strategies() == ["lora"]
+    assert settings(**TOWERS, strategy="lora", text_strategy="partial").strategies() == ["lora", "partial"]
 
 
 def test_a_setting_serves_if_one_of_the_towers_has_its_strategy() -> None:
     """The run's own strategy does not count where both towers have theirs.
 
-    Mutation: hf_transfer/config_multimodal.py: "{self.image_strategy or self.strategy," -> "{self.strategy,"
+    Mutation: hf_transfer/config_multimodal.py: "self.image_strategy or self.strategy," -> "self.strategy,"
     """
     towers = TOWERS | {"image_strategy": "lora", "text_strategy": "full"}
     assert settings(**towers, adapter_rank=4).adapter_rank == 4
     refused(
         towers | {"strategy": "partial", "trainable_layers": 3},
         expected="--trainable_layers with --strategy partial",
-        found="--strategy full and lora, on which it has no effect",
+        found="--strategy lora and full, on which it has no effect",
         do="leave it out, or choose such a strategy",
     )
 

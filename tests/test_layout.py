@@ -10,6 +10,7 @@ import pytest
 
 import hf_transfer
 from hf_transfer.config import RunConfig, TextConfig, VisionConfig
+from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.parsing import load
 from tests.conftest import REPOSITORY
 
@@ -29,7 +30,9 @@ ROOMS: tuple[tuple[str, ...], ...] = (
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 STANDS_ALONE = ("space", "hf_transfer/models/fusion.py", "hf_transfer/models/modeling_pooled.py")
 FORBIDDEN_ROOMS = {"utils", "core", "common", "base", "helpers"}
-RECIPE_SETTINGS: dict[str, type[RunConfig]] = {"vision": VisionConfig, "text": TextConfig}
+RECIPE_SETTINGS: dict[str, type[RunConfig]] = {
+    "vision": VisionConfig, "text": TextConfig, "multimodal": MultimodalConfig,
+}  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_RECIPE = 400, 60, 110
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,6 +54,7 @@ class PairRows(Dataset[dict[str, Any]]):
     def __init__(self, texts: TextRows, images: ImageRows | None) -> None:
         self.texts = texts
         self.images = images
+        self.split = texts.split
         self.lengths = texts.lengths
         self._with_image, self._with_text = texts.split.given("image"), texts.split.given("text")
 
@@ -155,6 +157,31 @@ def pair_loaders(
     # No function refers to itself, so that workers end with the last use of their loader, and not some time later.
     without_pixels = {name: PairRows(rows, None) for name, rows in texts.items()}
     return loaders(whole, batches, workers, lambda: loaders(without_pixels, batches.blank, 0, None))
+
+
+def alone(loaders: Loaders, modality: str) -> Loaders:
+    """The same batches with one modality, `image` or `text`, and nothing else; samples that lack it are masked.
+
+    Args:
+        loaders: of pairs.
+        modality: what is left.
+    """
+    (other,) = [name for name in PRESENT if name != f"{modality}_present"]
+
+    def to_inputs(batch: Batch, device: torch.device, split: str, epoch: int | None) -> tuple[Batch, Tensor, Tensor]:
+        inputs, labels, index = loaders.to_inputs(batch, device, split, epoch)
+        there = inputs[f"{modality}_present"]
+        # What has neither would be no sample.
+        hidden = {other: inputs[other] & ~there}
+        return inputs | hidden, labels.where(there, MASKED), index
+
+    blank = loaders.blank
+    return replace(
+        loaders,
+        to_inputs=to_inputs,
+        fingerprint=lambda split, epoch: f"{loaders.fingerprint(split, epoch)}, {modality} alone",
+        blank=None if blank is None else lambda: alone(blank(), modality),
+    )
 
 
 def pair_inputs(

@@ -17,13 +17,17 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hf_transfer.config import RunConfig, TextConfig, VisionConfig
+from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.hub_account import describe_token, find_destination
 from hf_transfer.data.inputs import MASKED, Loaders, PixelPipeline, image_loaders
+from hf_transfer.data.pair_batches import pair_example, pair_loaders
+from hf_transfer.data.pairs import load_pair_splits
 from hf_transfer.data.sources import Splits, load_image_splits, load_text_splits
 from hf_transfer.data.tokens import TokenPipeline, text_loaders
 from hf_transfer.evaluation.run_folder import peak_memory_bytes
 from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.models.pretrained_pair import PairCheckpoint, pipelines_of
 from hf_transfer.strategies.choice import Prepared, choose_strategy, prepare_model
 from hf_transfer.strategies.freezing import Stage, learning_parameters, set_trainable
 from hf_transfer.training.frozen import FrozenPrefix
@@ -89,6 +93,14 @@ def _loaded(config: RunConfig, accelerator: Accelerator) -> tuple[Prepared, Spli
         splits = load_text_splits(config)
         prepared = prepare_model(checkpoint, strategy, splits.label_names, config, tokens.example())
         return prepared, splits, text_loaders(splits, tokens, config, accelerator)
+    if isinstance(config, MultimodalConfig):
+        both = PairCheckpoint(config)
+        pixels, tokens = pipelines_of(both, max_seq_length=config.max_seq_length)
+        splits = load_pair_splits(config)
+        prepared = prepare_model(both, strategy, splits.label_names, config, pair_example(pixels, tokens))
+        frozen = prepared.frozen_blocks
+        loaders = pair_loaders(splits, pixels, tokens, config, accelerator, frozen_prefix=frozen)
+        return prepared, splits, loaders
     assert isinstance(config, VisionConfig)
     checkpoint = Checkpoint(config.model_name_or_path, config.model_revision)
     pixels = PixelPipeline(checkpoint.processor())

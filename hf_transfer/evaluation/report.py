@@ -17,8 +17,9 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from hf_transfer.config import RunConfig
 from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.sources import Splits
+from hf_transfer.evaluation.modalities import by_modality, headline, scores_by_name, worth_of_fusion
 from hf_transfer.evaluation.run_folder import RESULTS_FILE, peak_memory_bytes
-from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.models.pretrained import AnyCheckpoint
 from hf_transfer.training.predictions import Predictions
 from hf_transfer.training.progress import Fit
 from hf_transfer.versions import versions
@@ -32,9 +33,10 @@ CLASS_COLUMNS = ("label", "precision", "recall", "f1", "samples")
 
 def write_report(
     folder: Path, config: RunConfig, splits: Splits, fitted: Fit, predictions: Mapping[str, Predictions],
-    checkpoint: Checkpoint, notes: Sequence[str], total_seconds: float,
+    checkpoint: AnyCheckpoint, notes: Sequence[str], total_seconds: float,
+    single: Mapping[str, Predictions] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write `results.json`, `report.md` and its pictures; the results come last, as they mark a finished run.
+    """Write `results.json`, `report.md` and its pictures; the results last, as they mark a finished run.
 
     Args:
         folder: the run's folder.
@@ -45,6 +47,7 @@ def write_report(
         checkpoint: what the model was made from.
         notes: sentences on the data and on what was frozen.
         total_seconds: time since the start of the run.
+        single: of pairs: see `predict_alone`.
 
     Returns:
         What `results.json` holds.
@@ -52,25 +55,28 @@ def write_report(
     test, label_names = predictions["test"], splits.label_names
     confusion = _confusion(test, len(label_names))
     per_class = _per_class(test, label_names)
+    judged = {**predictions, **{f"test {name}_only": said for name, said in (single or {}).items()}}
+    told = [*notes, *worth_of_fusion(test, single or {})]
     results = {
         "recipe": config.recipe,
-        "strategy": "evaluate_only" if config.evaluate_only else config.strategy,
-        "model_name_or_path": config.model_name_or_path,
+        "strategy": "evaluate_only" if config.evaluate_only else " + ".join(config.strategies()),
+        "model_name_or_path": checkpoint.name,
+        "names": {part: str(getattr(config, part)) for part in checkpoint.commits},
         "dataset_name": config.dataset_name,
         "commits": _commits(config, checkpoint, splits),
         "languages": list(splits.found.languages) if splits.found else [],
         "seed": config.seed,
         "labels": label_names,
         "parameters": {"total": _parameters(fitted.model), "trainable": fitted.trainable},
-        "metrics": {name: said.metrics() for name, said in predictions.items()},
-        "intervals": {name: _intervals(said, len(label_names)) for name, said in predictions.items()},
+        "metrics": {name: said.metrics() for name, said in predictions.items()} | by_modality(test, single),
+        "intervals": {name: _intervals(said, len(label_names)) for name, said in judged.items()},
         "classes": [dict(zip(CLASS_COLUMNS, row, strict=True)) for row in per_class],
         "confusions": _confusions(confusion, label_names),
         "best_epoch": fitted.best_epoch + 1,
         "soup": [epoch + 1 for epoch in fitted.soup],
         "history": fitted.history,
         "resumed_at_steps": fitted.resumed,
-        "notes": list(notes),
+        "notes": told,
         "frozen_store": fitted.notes,
         "samples": {name: len(split) for name, split in splits.items()},
         "masked": {"train": len(splits.train.bad), **{name: said.masked for name, said in predictions.items()}},
@@ -81,25 +87,23 @@ def write_report(
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "versions": versions(),
     }
-    _draw_confusion(folder / "confusion.png", confusion, label_names)
-    if fitted.history:
-        _draw_curves(folder / "curves.png", fitted.history, fitted.soup)
-    text = _markdown(results, per_class, [*notes, *fitted.notes], bool(fitted.history))
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    _write(folder, results)
+    _draw(folder, fitted, confusion, label_names)
+    text = _markdown(results, per_class, [*told, *fitted.notes], bool(fitted.history))
+    _write(folder, results, text)
     return results
 
 
-def _write(folder: Path, results: Mapping[str, Any]) -> None:
-    """Whole or not at all: a run that is killed here is done again."""
+def _write(folder: Path, results: Mapping[str, Any], report: str) -> None:
+    """Results last, and whole or not at all: a run that is killed here is done again."""
+    (folder / "report.md").write_text(report, encoding="utf-8")
     partial = folder / ".results-partial"
     partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(folder / RESULTS_FILE)
 
 
-def _commits(config: RunConfig, checkpoint: Checkpoint, splits: Splits) -> dict[str, str | None]:
+def _commits(config: RunConfig, checkpoint: AnyCheckpoint, splits: Splits) -> dict[str, str | None]:
     """By the settings that name something on the Hub: the commit that was loaded; None where the Hub did not answer."""
-    loaded = {"model_name_or_path": checkpoint.commit, "dataset_name": splits.found.commit if splits.found else None}
+    loaded = checkpoint.commits | {"dataset_name": splits.found.commit if splits.found else None}
     return {name: commit for name, commit in loaded.items() if is_hub_id(getattr(config, name))}
 
 
@@ -108,8 +112,9 @@ def results_table(results: Mapping[str, Any], output_dir: str) -> str:
     folder = Path(output_dir)
     lines = ["", f"{results['strategy']} from {results['model_name_or_path']} on {results['dataset_name']}", ""]
     lines.append(f"{'split':12} {'accuracy':>9} {'macro F1':>9} {'loss':>8}")
-    for split, metrics in results["metrics"].items():
+    for split, metrics in scores_by_name(results["metrics"]).items():
         lines.append(f"{split:12} {metrics['accuracy']:9.4f} {metrics['f1_macro']:9.4f} {metrics['loss']:8.4f}")
+    lines += ["", *warnings] if (warnings := [note for note in results["notes"] if note.startswith("Warning")]) else []
     parameters, seconds = results["parameters"], results["seconds"]
     lines += [
         "",
@@ -215,7 +220,7 @@ def _markdown(
     results: Mapping[str, Any], per_class: Sequence[tuple[str, float, float, float, int]],
     notes: Sequence[str], trained: bool,
 ) -> str:  # fmt: skip
-    test, rows = results["metrics"]["test"], results["samples"]["test"]
+    test, rows = headline(results["metrics"]["test"]), results["samples"]["test"]
     low, high = results["intervals"]["test"]["accuracy"]
     parameters = results["parameters"]
     lines = [
@@ -227,9 +232,10 @@ def _markdown(
         "| split | samples | accuracy | macro F1 | loss |",
         "|---|---:|---:|---:|---:|",
     ]
-    for split, metrics in results["metrics"].items():
+    for split, metrics in scores_by_name(results["metrics"]).items():
         lines.append(
-            f"| {split} | {results['samples'][split]:,} | {metrics['accuracy']:.4f} | {metrics['f1_macro']:.4f} "
+            f"| {split} | {metrics.get('samples', results['samples'].get(split)):,} | {metrics['accuracy']:.4f} "
+            f"| {metrics['f1_macro']:.4f} "
             f"| {metrics['loss']:.4f} |"
         )
     lines += ["", "## Data and model", "", *(f"- {plain(note)}" for note in notes), ""]
@@ -253,6 +259,12 @@ def _kept(epochs: Sequence[int]) -> str:
     if len(epochs) == 1:
         return f"epoch {epochs[0]}"
     return f"the average of epochs {', '.join(map(str, sorted(epochs)))}"
+
+
+def _draw(folder: Path, fitted: Fit, confusion: npt.NDArray[np.int64], label_names: Sequence[str]) -> None:
+    _draw_confusion(folder / "confusion.png", confusion, label_names)
+    if fitted.history:
+        _draw_curves(folder / "curves.png", fitted.history, fitted.soup)
 
 
 def _draw_curves(path: Path, history: Sequence[Mapping[str, float]], kept: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import nn
 
 from hf_transfer.config import RunConfig, mistake
-from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 from hf_transfer.parsing import load
 from hf_transfer.strategies.adapter_files import adapter_of, adapter_settings, load_adapter, merged, save_adapter
 
@@ -143,7 +143,7 @@ def save_model(
 
     Args:
         model: unwrapped, with adapters or without.
-        processor: image processor or tokenizer.
+        processor: image processor or tokenizer; both of them, in a tuple, for images with texts.
         folder: the run's folder.
         base: for an adapter: where its base model is to be found.
         revision: branch, tag or commit of a base on the Hub.
@@ -159,22 +159,24 @@ def save_model(
             model.active_peft_config.revision = revision
         save_adapter(model, partial, base_model_name=base)
     else:
-        plain: Any = merged(model) if isinstance(model, PeftModel) else model
+        adapted = any(isinstance(module, PeftModel) for module in model.modules())
+        plain: Any = merged(model) if adapted else model
         plain.save_pretrained(partial)
-    processor.save_pretrained(partial)
+    for part in processor if isinstance(processor, tuple) else (processor,):
+        part.save_pretrained(partial)
     partial.rename(final)
     return final
 
 
 def save_and_load(
-    model: Any, processor: Any, checkpoint: Checkpoint, label_names: Sequence[str], config: RunConfig,
+    model: Any, processor: Any, checkpoint: AnyCheckpoint, label_names: Sequence[str], config: RunConfig,
     accelerator: Accelerator,
 ) -> Any:  # fmt: skip
     """Write a trained model into the run's folder and read it again: what counts is what was saved.
 
     Args:
         model: unwrapped, with adapters or without.
-        processor: image processor or tokenizer.
+        processor: see `save_model`.
         checkpoint: what it was trained from.
         label_names: its classes.
         config: the run's settings.

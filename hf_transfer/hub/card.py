@@ -12,8 +12,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_transfer.config import ADAPTERS
+from hf_transfer.evaluation.modalities import headline
 from hf_transfer.evaluation.run_folder import CONFIG_FILE, RESULTS_FILE
-from hf_transfer.hub.card_text import body, headline, hub_id, shown_name
+from hf_transfer.hub.card_text import bases, body, hub_id, shown_name
 from hf_transfer.hub.usage import NOWHERE
 from hf_transfer.strategies.adapter_files import is_adapter_folder
 
@@ -21,7 +22,11 @@ CARD_FILE = "README.md"
 # The hash of the card as it was written: one that has been edited since is its author's.
 MARK = ".card"
 PICTURES = ("curves.png", "confusion.png")
-TASKS = {"vision": "image-classification", "text": "text-classification"}
+TASKS = {
+    "vision": "image-classification", "text": "text-classification", "multimodal": "image-text-classification",
+}  # fmt: skip
+# The Hub knows no such task, and would take the model for one of another.
+WITHOUT_TAG = "image-text-classification"
 EMISSIONS = "emissions.csv"
 
 
@@ -81,20 +86,21 @@ def metadata(
     *, task: str, repository: str, emissions: Mapping[str, Any] | None = None,
 ) -> ModelCardData:  # fmt: skip
     """What the Hub itself reads of a card. The license is left to whoever publishes it."""
-    adapter, strategy = is_adapter_folder(model), results["strategy"]
-    base = None if strategy == "scratch" else hub_id(results, "model_name_or_path")
+    adapter, strategies = is_adapter_folder(model), results["strategy"].split(" + ")
+    found = [name for setting in bases(results) if (name := hub_id(results, setting))]
+    base = None if strategies == ["scratch"] or not found else found[0] if len(found) == 1 else found
     dataset = hub_id(results, "dataset_name")
     more: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if base else {}
     if emissions:
         more["co2_eq_emissions"] = dict(emissions)
     return ModelCardData(
         library_name="peft" if adapter else "transformers",
-        pipeline_tag=task,
+        pipeline_tag=None if task == WITHOUT_TAG else task,
         base_model=base,
         datasets=[dataset] if dataset else None,
         language=results["languages"] or None,
         metrics=["accuracy", "f1"],
-        tags=["hf_transfer", "transfer-learning", *([strategy] if strategy in ADAPTERS else [])],
+        tags=["hf_transfer", "transfer-learning", *(name for name in strategies if name in ADAPTERS)],
         model_name=repository.split("/")[-1],
         eval_results=_eval_results(results, settings, task, dataset),
         **more,

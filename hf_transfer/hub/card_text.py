@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from hf_transfer.data.samples import is_sample
+from hf_transfer.evaluation.modalities import headline, scores_by_name
 from hf_transfer.evaluation.report import plain
-from hf_transfer.hub.usage import lines_of_python, needs_own_code
+from hf_transfer.hub.usage import code_file, lines_of_python, needs_own_code
 from hf_transfer.strategies.adapter_files import is_adapter_folder
 
 STRATEGIES = {
@@ -34,10 +35,24 @@ STRATEGIES = {
     "([Yeh et al. 2024](https://arxiv.org/abs/2309.14859))",
     "adapter": "adapters of peft, and the head, so that little is to be learned and kept",
 }
-SAMPLES = {"image-classification": "images", "text-classification": "texts"}
+# The head of both towers has more layers than one, so it is trained, where that of a single one is solved.
+OF_PAIRS = {
+    "linear_probe": "only the head, on what both towers give, which stay as they were pretrained: quick, with little "
+    "to learn wrongly from few samples "
+    "([Alain & Bengio 2017](https://arxiv.org/abs/1610.01644))",
+    "lp_ft": "the head on frozen towers, and from there all of it, so that good features are not distorted "
+    "([Kumar et al. 2022](https://arxiv.org/abs/2202.10054))",
+}
+SAMPLES = {
+    "image-classification": "images", "text-classification": "texts", "image-text-classification": "pairs",
+}  # fmt: skip
+KINDS = {
+    "image-classification": "An image", "text-classification": "A text",
+    "image-text-classification": "An image and text",
+}  # fmt: skip
 # Where a run was made says nothing of the model, and a path something of the machine.
 NOT_SHOWN = {"recipe", "output_dir", "cache_dir", "debug", "report_to", "dataloader_num_workers", "hub_model_id"}
-PATHS = {"model_name_or_path", "dataset_name"}
+PATHS = {"model_name_or_path", "image_model_name_or_path", "text_model_name_or_path", "dataset_name"}
 MOST_CLASSES = 200
 MOST_EPOCHS = 60
 
@@ -50,19 +65,26 @@ def as_text(name: str) -> str:
 
 def hub_id(results: Mapping[str, Any], setting: str) -> str | None:
     """What a setting names on the Hub; None if that is here."""
-    return str(results[setting]) if setting in results["commits"] else None
+    return str(results.get(setting) or results["names"][setting]) if setting in results["commits"] else None
+
+
+def bases(results: Mapping[str, Any]) -> list[str]:
+    """The settings that name on the Hub what a model was made from; if none does, the one that names it at all."""
+    return [name for name in results["commits"] if name != "dataset_name"] or ["model_name_or_path"]
+
+
+def revision_of(setting: str) -> str:
+    """The setting with the commit of what another one names."""
+    return "dataset_revision" if setting == "dataset_name" else setting.replace("name_or_path", "revision")
 
 
 def shown_name(results: Mapping[str, Any], setting: str) -> str:
     """A Hub id or a sample as it is; of a path, which tells of the machine, only its end."""
-    name = str(results[setting])
-    return name if is_sample(name) or hub_id(results, setting) else Path(name).name or "local files"
-
-
-def headline(metrics: Mapping[str, Any]) -> Mapping[str, float]:
-    """The figures to show first: of both together, where a model takes images and texts."""
-    found: Mapping[str, float] = metrics.get("both", metrics)
-    return found
+    if found := hub_id(results, setting):
+        return found
+    # Of two towers, both.
+    names = str(results[setting]).split(" + ")
+    return " + ".join(map(_shown_path, names))
 
 
 def body(
@@ -101,15 +123,15 @@ def _linked(results: Mapping[str, Any], setting: str) -> str:
 
 def _what_it_is(results: Mapping[str, Any], model: Path, task: str, repository: str) -> Iterator[str]:
     test, (low, high) = headline(results["metrics"]["test"]), results["intervals"]["test"]["accuracy"]
-    kind = {"image-classification": "An image", "text-classification": "A text"}[task]
-    base = _linked(results, "model_name_or_path")
+    base = " and ".join(_linked(results, name) for name in bases(results))
     made = (
         f"in the architecture of {base}, trained from scratch" if results["strategy"] == "scratch" else f"from {base}"
     )
     yield f"# {as_text(repository.split('/')[-1])}"
     yield ""
+    kind = f"{KINDS[task]} classifier with {len(results['labels'])} classes"
     yield (
-        f"{kind} classifier with {len(results['labels'])} classes{', an adapter' if is_adapter_folder(model) else ''}, "
+        f"{kind}{', an adapter' if is_adapter_folder(model) else ''}, "
         f"made {made} on {_linked(results, 'dataset_name')} with hf_transfer. "
         f"Test accuracy **{test['accuracy']:.2%}** (95 % interval {low:.2%} to {high:.2%}, "
         f"{_judged(results, 'test'):,} {SAMPLES[task]})."
@@ -126,8 +148,8 @@ def _how_to_use_it(settings: Mapping[str, Any], model: Path, task: str, reposito
     elif needs_own_code(model):
         yield ""
         yield (
-            "transformers has no class for this model, so it brings its own in a `modeling_*.py`, which is short: "
-            "read it before you trust it."
+            f"transformers has no class for this model, so it brings its own in a `{code_file(model)}`, which is "
+            "short: read it before you trust it, and name the commit that you have read."
         )
 
 
@@ -148,7 +170,12 @@ def _what_learned(results: Mapping[str, Any]) -> Iterator[str]:
     parameters = results["parameters"]
     yield "## What learned, and why"
     yield ""
-    yield f"`{results['strategy']}`: {STRATEGIES[results['strategy']]}."
+    pairs, strategies = results["recipe"] == "multimodal", results["strategy"].split(" + ")
+    known = STRATEGIES | OF_PAIRS if pairs else STRATEGIES
+    # Two, if each of two towers has its own.
+    places = ["Of the tower for images ", "Of the tower for texts "] if len(strategies) > 1 else [""]
+    for place, strategy in zip(places, strategies, strict=True):
+        yield f"{place}`{strategy}`: {known[strategy]}."
     yield ""
     yield f"{parameters['trainable']:,} of {parameters['total']:,} parameters learned."
 
@@ -162,13 +189,14 @@ def _results(results: Mapping[str, Any], pictures: Sequence[str]) -> Iterator[st
     yield ""
     yield "| split | samples | accuracy | 95 % interval | macro F1 | 95 % interval | loss |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
-    for split, metrics in results["metrics"].items():
-        scores, intervals = headline(metrics), results["intervals"][split]
+    for split, scores in scores_by_name(results["metrics"]).items():
+        intervals = results["intervals"][split]
         cells = []
         for name in ("accuracy", "f1_macro"):
             low, high = intervals[name]
             cells += [f"{scores[name]:.4f}", f"{low:.4f} to {high:.4f}"]
-        yield f"| {split} | {_judged(results, split):,} | {' | '.join(cells)} | {scores['loss']:.4f} |"
+        samples = int(scores.get("samples", 0)) or _judged(results, split)
+        yield f"| {split} | {samples:,} | {' | '.join(cells)} | {scores['loss']:.4f} |"
     yield ""
     yield "Intervals: Wilson's for accuracy, bootstrap percentiles for macro F1. By class, on the test split:"
     yield ""
@@ -241,16 +269,20 @@ def _limits(results: Mapping[str, Any], task: str) -> Iterator[str]:
     )
 
 
+def _shown_path(name: str) -> str:
+    return name if is_sample(name) else Path(name).name or "local files"
+
+
 def _again(results: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    commits = results["commits"]
     shown = {
-        name: shown_name(results, name) if name in results and name in PATHS else value
+        name: _shown_path(str(value)) if name in PATHS and value and name not in commits else value
         for name, value in settings.items()
         if name not in NOT_SHOWN
     }
-    commits = results["commits"]
-    for name, setting in (("model_name_or_path", "model_revision"), ("dataset_name", "dataset_revision")):
-        if commits.get(name):
-            shown[setting] = commits[name]
+    for name, commit in commits.items():
+        if commit:
+            shown[revision_of(name)] = commit
     seconds, threads, processes = results["seconds"], results["threads"], results["processes"]
     yield "## How to repeat it"
     yield ""

@@ -17,6 +17,14 @@ WHOLE = """from transformers import pipeline
 classify = pipeline("{task}", "{name}"{trust})
 print(classify({example}))
 """
+PAIRS = """from transformers import AutoModel
+
+# The 40 digits of the commit whose code you have read. With hf_transfer installed nothing of it is run:
+# from hf_transfer import FusionModel; model = FusionModel.from_pretrained("{name}")
+model = AutoModel.from_pretrained("{name}", revision="COMMIT", trust_remote_code=True)
+print(model.predict(image="picture.png", text="a text"))
+print(model.predict(text="a text"), model.predict(image="picture.png"))
+"""
 ADAPTED_IMAGES = """from peft import AutoPeftModel
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
@@ -41,16 +49,24 @@ def lines_of_python(model: Path, task: str, settings: Mapping[str, Any], name: s
 
     Args:
         model: its folder.
-        task: image-classification or text-classification.
+        task: image-classification, text-classification or image-text-classification.
         settings: of the run.
         name: what it is called on the Hub.
     """
+    if task == "image-text-classification":
+        return PAIRS.format(name=name)
     pairs = settings.get("text_pair_column_name")
     if is_adapter_folder(model):
         program = ADAPTED_IMAGES if task == "image-classification" else ADAPTED_TEXTS
         return program.format(name=name, example='"a text", "another"' if pairs else EXAMPLES[task])
     trust = ", trust_remote_code=True" if needs_own_code(model) else ""
     return WHOLE.format(name=name, task=task, trust=trust, example=PAIR if pairs else EXAMPLES[task])
+
+
+def code_file(model: Path) -> str:
+    """The file with the code that a model brings along."""
+    told = json.loads((model / "config.json").read_text(encoding="utf-8"))["auto_map"]
+    return str(next(iter(told.values()))).split(".")[0] + ".py"
 
 
 def needs_own_code(model: Path) -> bool:

@@ -183,46 +183,50 @@ class FusionModel(PreTrainedModel):
             raise ValueError("pixel_values or input_ids must be given, or both")
         has_image = _present(image_present, pixel_values, given)
         has_text = _present(text_present, input_ids, given)
+        places, image = self.image_features(pixel_values, has_image)
+        words, text = self.text_features(input_ids, attention_mask, token_type_ids, has_text)
+        # The heads of single modalities learn also from what is dropped for the one of both.
+        alone = self.image_classifier(image), self.text_classifier(text)
         if self.training and self.config.modality_dropout > 0.0:
             has_image, has_text = _dropped(has_image, has_text, self.config.modality_dropout)
-        places, image = self.image_features(pixel_values, has_image)
-        mask = _mask(input_ids, attention_mask)
-        words, text = self.text_features(input_ids, mask, token_type_ids, has_text)
-        mixed = self.mixture(image, text, has_image, has_text, places, words, mask)
+            (places, image), (words, text) = (
+                (None if seen is None else self._masked(seen, there, row), self._masked(whole, there, row))
+                for row, (seen, whole, there) in enumerate(((places, image, has_image), (words, text, has_text)))
+            )
+        mixed = self.mixture(image, text, has_image, has_text, places, words, attention_mask)
         logits = self.classifier(self.inner(mixed))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        found = FusionOutput(loss, logits, self.image_classifier(image), self.text_classifier(text))
+        found = FusionOutput(loss, logits, *alone)
         named = self.config.return_dict if return_dict is None else return_dict
         return found if named else found.to_tuple()
 
     def image_features(self, pixel_values: Tensor | None, present: Tensor) -> tuple[Tensor | None, Tensor]:
         """Of images that are there: each place [batch, places, width], for attention, and the whole [batch, width]."""
-        missing = self.missing.weight[0]
         if pixel_values is None:
-            return None, missing.expand(len(present), -1)
+            return None, self.missing.weight[0].expand(len(present), -1)
         output = self.image_tower(pixel_values=pixel_values)
         places = as_places(output.last_hidden_state)
         whole = self.image_norm(self.image_projection(pooled(self.config.image_pooling, output, places, None)))
         seen = self.image_norm(self.image_projection(places)) if self.mixture.looks else None
-        if seen is not None:
-            seen = torch.where(present[:, None, None], seen, missing)
-        return seen, torch.where(present[:, None], whole, missing)
+        return None if seen is None else self._masked(seen, present, 0), self._masked(whole, present, 0)
 
     def text_features(
         self, input_ids: Tensor | None, mask: Tensor | None, token_type_ids: Tensor | None, present: Tensor
     ) -> tuple[Tensor | None, Tensor]:
         """Of texts that are there: each word [batch, length, width], for attention, and the whole [batch, width]."""
-        missing = self.missing.weight[1]
         if input_ids is None:
-            return None, missing.expand(len(present), -1)
+            return None, self.missing.weight[1].expand(len(present), -1)
         more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         output = self.text_tower(input_ids=input_ids, attention_mask=mask, **more)
         tokens = output.last_hidden_state
         whole = self.text_norm(self.text_projection(pooled(self.config.text_pooling, output, tokens, mask)))
         words = self.text_norm(self.text_projection(tokens)) if self.mixture.looks else None
-        if words is not None:
-            words = torch.where(present[:, None, None], words, missing)
-        return words, torch.where(present[:, None], whole, missing)
+        return None if words is None else self._masked(words, present, 1), self._masked(whole, present, 1)
+
+    def _masked(self, vectors: Tensor, present: Tensor, row: int) -> Tensor:
+        """What is learned in the place of vectors [batch, ..., width] of samples that lack them."""
+        there = present.reshape(-1, *[1] * (vectors.ndim - 1))
+        return torch.where(there, vectors, self.missing.weight[row])
 
     @torch.no_grad()
     def predict(self, image: Any = None, text: Any = None, *, top_k: int | None = 5) -> Any:
@@ -360,10 +364,6 @@ def _dropped(has_image: Tensor, has_text: Tensor, share: float) -> tuple[Tensor,
     drawn = torch.rand(len(has_image), device=has_image.device)
     complete = has_image & has_text
     return has_image & ~(complete & (drawn < share / 2)), has_text & ~(complete & (drawn >= 1 - share / 2))
-
-
-def _mask(input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
-    return torch.ones_like(input_ids) if attention_mask is None and input_ids is not None else attention_mask
 
 
 def as_places(hidden: Tensor) -> Tensor:

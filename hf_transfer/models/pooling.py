@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hf_transfer.config import mistake
+from hf_transfer.models.fusion import FusionConfig
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification, without_pooler
 
 Pooling = Literal["cls", "mean"]
@@ -34,8 +35,9 @@ def read_config(path: str, *, revision: str = "main", **settings: Any) -> Pretra
         settings: what it is to say in place of what it says.
     """
     found, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-    if found.get("model_type") == PooledConfig.model_type:
-        return PooledConfig.from_dict(found, name_or_path=path, **settings)
+    for own in (PooledConfig, FusionConfig):
+        if found.get("model_type") == own.model_type:
+            return own.from_dict(found, name_or_path=path, **settings)
     # Left open, transformers asks at a terminal whether to run it.
     config: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False, **settings)
     return config

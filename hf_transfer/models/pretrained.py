@@ -1,25 +1,18 @@
 """A pretrained classifier with a new head, and the image processor or tokenizer it was trained with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file
@@ -28,7 +21,8 @@ from hf_transfer.config import RunConfig, mistake
 from hf_transfer.data import hub_access, samples
 from hf_transfer.data.inputs import ImageProcessor
 from hf_transfer.models.explained import explained, quietly
-from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.models.fusion import FusionConfig, FusionModel
+from hf_transfer.models.groups import Group
 from hf_transfer.models.pooling import (
     Pooling,
     backbone_config,
@@ -38,35 +32,34 @@ from hf_transfer.models.pooling import (
     pooling_of,
     read_config,
 )
+from hf_transfer.models.tasks import TASKS
+from hf_transfer.models.towers import trace
 from hf_transfer.models.trust import refuse_other_files
 
 HEAD_STANDARD_DEVIATION = 0.02
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What transformers has for a task."""
+class AnyCheckpoint(Protocol):
+    """What a classifier is made of: one checkpoint, or one for each of its towers; see `Checkpoint`."""
 
-    classifier: Any
-    model_types: Mapping[str, Any]
-    expected: str
-    advice: str
+    name: str
+    path: str
+    commit: str | None
+    commits: dict[str, str | None]
+    task: str
 
+    @property
+    def parts(self) -> "tuple[Checkpoint, ...]":
+        """The single checkpoints that it is made of."""
 
-TASKS = {
-    "image-classification": _Task(
-        AutoModelForImageClassification,
-        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-        "a model that transformers can load as an image classifier (ViT, ResNet, ConvNeXt, Swin, ...)",
-        "choose an image model in --model_name_or_path",
-    ),
-    "text-classification": _Task(
-        AutoModelForSequenceClassification,
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-        "a model that transformers can load as a text classifier (BERT, RoBERTa, DeBERTa, DistilBERT, GPT-2, ...)",
-        "choose a text model in --model_name_or_path",
-    ),
-}
+    def outline(self, label_names: Sequence[str], inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
+        """See `Checkpoint.outline`."""
+
+    def classifier(self, label_names: Sequence[str], *, seed: int, fresh_weights: bool) -> PreTrainedModel:
+        """See `Checkpoint.classifier`."""
+
+    def describe_fresh(self, groups: Sequence[Group]) -> list[str]:
+        """See `Checkpoint.describe_fresh`."""
 
 
 class Checkpoint:
@@ -75,12 +68,16 @@ class Checkpoint:
     Args:
         name: a Hub id, a local folder, or sample:NAME.
         revision: branch, tag or commit on the Hub.
-        task: image-classification or text-classification.
+        task: one of `TASKS`.
         pooling: what the head sees of a text: as the checkpoint has it, the first token, or the mean of all.
+        setting: the user names it in this one.
 
     Attributes:
         path: where it is loaded from.
         commit: on the Hub, of which all its files are; None for a folder here.
+        commits: the same, by the setting that names it.
+        revision: what its files are asked for by: the commit, if it is known.
+        offline: the Hub must not be asked again.
 
     Raises:
         UserError: it does not exist, cannot be reached or read, or is no classifier of that kind.
@@ -88,18 +85,23 @@ class Checkpoint:
 
     def __init__(
         self, name: str, revision: str = "main", task: str = "image-classification",
-        pooling: Literal["own", "cls", "mean"] = "own",
+        pooling: Literal["own", "cls", "mean"] = "own", setting: str = "model_name_or_path",
     ) -> None:  # fmt: skip
         self.name = name
         self.task, self._task = task, TASKS[task]
         self._fresh: frozenset[str] = frozenset()
-        self.path, self.commit, self._offline = _locate(name, revision)
-        self._revision = self.commit or revision
-        with explained(name), hub_access.local_files_only(self._offline):
-            self.config: PretrainedConfig = read_config(self.path, revision=self._revision)
+        self.path, self.commit, self.offline = _locate(name, revision, setting)
+        self.commits = {setting: self.commit}
+        self.revision = self.commit or revision
+        with explained(name), hub_access.local_files_only(self.offline):
+            self.config: PretrainedConfig = read_config(self.path, revision=self.revision)
         kind = backbone_config(self.config).model_type
         if kind not in self._task.model_types:
-            raise mistake(expected=self._task.expected, found=f"{name}, a {kind} model", do=self._task.advice)
+            raise mistake(
+                expected=self._task.expected,
+                found=f"{name}, a {kind} model",
+                do=self._task.advice.format(setting=setting),
+            )
         self._pooling: Pooling | None = pooling_of(self.config) if pooling == "own" else pooling
         if self._pooling is not None:
             check_pooling(name, self.config, self._pooling)
@@ -107,40 +109,52 @@ class Checkpoint:
             raise mistake(
                 expected="a model that takes images of 3 channels",
                 found=f"{name} with {self.config.num_channels}",
-                do="choose another --model_name_or_path",
+                do=f"choose another --{setting}",
             )
+
+    @property
+    def parts(self) -> "tuple[Checkpoint, ...]":
+        """What it is made of: itself."""
+        return (self,)
 
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint, downloaded if need be; None if it has none of that name."""
-        with explained(self.name), hub_access.local_files_only(self._offline):
+        with explained(self.name), hub_access.local_files_only(self.offline):
             found = cached_file(
-                self.path, name, revision=self._revision, _raise_exceptions_for_missing_entries=False,
+                self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
             )  # fmt: skip
         return Path(found) if found else None
 
     def processor(self) -> ImageProcessor:
         """The checkpoint's own image processor: its size, interpolation, mean and standard deviation."""
-        with explained(self.name), hub_access.local_files_only(self._offline):
+        with explained(self.name), hub_access.local_files_only(self.offline):
             # The same pixels with and without torchvision.
             processor: ImageProcessor = AutoImageProcessor.from_pretrained(
-                self.path, revision=self._revision, backend="pil", trust_remote_code=False
+                self.path, revision=self.revision, backend="pil", trust_remote_code=False
             )
         return processor
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's own tokenizer."""
-        with explained(self.name), hub_access.local_files_only(self._offline):
-            refuse_other_files(self.name, get_tokenizer_config(self.path, revision=self._revision))
+        with explained(self.name), hub_access.local_files_only(self.offline):
+            refuse_other_files(self.name, get_tokenizer_config(self.path, revision=self.revision))
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self.path, revision=self._revision, config=backbone_config(self.config), trust_remote_code=False
+                self.path, revision=self.revision, config=self._text_config, trust_remote_code=False
             )
         return tokenizer
 
     @property
+    def _text_config(self) -> PretrainedConfig:
+        """What a configuration says of the part that reads texts."""
+        both = isinstance(self.config, FusionConfig) or self._task is TASKS["dual-encoder"]
+        config: PretrainedConfig = self.config.text_config if both else backbone_config(self.config)
+        return config
+
+    @property
     def longest_input(self) -> int | None:
         """How many tokens the model has positions for; None if its config does not say."""
-        stated = getattr(backbone_config(self.config), "max_position_embeddings", None)
+        stated = getattr(self._text_config, "max_position_embeddings", None)
         if not stated or stated < 0:
             return None
         model = self._skeleton(["a", "b"])
@@ -160,21 +174,23 @@ class Checkpoint:
         main = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
         model = self._skeleton(label_names)
         try:
-            return model, trace_groups(model, main)
+            return model, trace(model, main)
         except (RuntimeError, NotImplementedError):
             # Some look at the values of their inputs: these need real, if random, weights.
             model = self._from_config(label_names)
-            return model, trace_groups(model, inputs)
+            return model, trace(model, inputs)
 
     def _skeleton(self, label_names: Sequence[str]) -> PreTrainedModel:
         with torch.device("meta"):
             return self._from_config(label_names)
 
     def _from_config(self, label_names: Sequence[str]) -> PreTrainedModel:
-        with explained(self.name), hub_access.local_files_only(self._offline):
+        with explained(self.name), hub_access.local_files_only(self.offline):
             if self._pooling is not None:
                 return self._pooled(label_names, fresh_weights=True)[0]
-            config = read_config(self.path, revision=self._revision, **self._settings(label_names))
+            config = read_config(self.path, revision=self.revision, **self._settings(label_names))
+            if isinstance(config, FusionConfig):
+                return FusionModel(config)
             model: PreTrainedModel = self._task.classifier.from_config(
                 config, dtype=torch.float32, trust_remote_code=False
             )
@@ -183,13 +199,13 @@ class Checkpoint:
     def _pooled(self, label_names: Sequence[str], *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
         assert self._pooling is not None
         return pooled_classifier(
-            self.path, pooling=self._pooling, labels=_labels(label_names), revision=self._revision,
+            self.path, pooling=self._pooling, labels=labels_of(label_names), revision=self.revision,
             fresh_weights=fresh_weights,
         )  # fmt: skip
 
     def _settings(self, label_names: Sequence[str]) -> dict[str, Any]:
         """What the model's config is to say: its classes and, for texts, which token is padding."""
-        settings = _labels(label_names)
+        settings = labels_of(label_names)
         if getattr(self.config, "pad_token_id", 0) is None and self._task is TASKS["text-classification"]:
             tokenizer = self.tokenizer()
             found = tokenizer.pad_token_id if tokenizer.pad_token is not None else tokenizer.eos_token_id
@@ -204,7 +220,7 @@ class Checkpoint:
             seed: seed of every weight that is not read from the checkpoint.
             fresh_weights: take the architecture only; no weights are read.
         """
-        with seeded(seed), explained(self.name), hub_access.local_files_only(self._offline), quietly():
+        with seeded(seed), explained(self.name), hub_access.local_files_only(self.offline), quietly():
             if fresh_weights:
                 return self._from_config(label_names)
             model: PreTrainedModel
@@ -212,7 +228,7 @@ class Checkpoint:
                 model, self._fresh = self._pooled(label_names, fresh_weights=False)
                 return model
             model, found = self._task.classifier.from_pretrained(
-                self.path, revision=self._revision, dtype=torch.float32, ignore_mismatched_sizes=True,
+                self.path, revision=self.revision, dtype=torch.float32, ignore_mismatched_sizes=True,
                 output_loading_info=True, use_safetensors=True, trust_remote_code=False, **self._settings(label_names),
             )  # fmt: skip
         self._fresh = frozenset(found["missing_keys"]) | {name for name, *_ in found["mismatched_keys"]}
@@ -224,15 +240,7 @@ class Checkpoint:
         Raises:
             UserError: it lacks weights of the backbone itself, which would be random without a word.
         """
-        lacking = [name for group in groups[:-1] for name in group.parameters if name in self._fresh]
-        backbone = [name for group in groups[:-1] if group.name != "final" for name in group.parameters]
-        if holes := [name for name in lacking if name in set(backbone)]:
-            raise mistake(
-                expected=f"in {self.name} all weights of its backbone, in the shapes that its config.json says",
-                found=f"{len(holes)} missing or of another shape: {', '.join(holes[:3])}, ...",
-                do="use a complete checkpoint of this architecture, or --strategy scratch",
-            )
-        return [f"Not in the checkpoint, and drawn anew: {', '.join(lacking)}."] if lacking else []
+        return fresh_in_words(self.name, groups, self._fresh)
 
     def finished_classifier(self, label_names: Sequence[str] | None = None) -> PreTrainedModel:
         """The model with its own head, for evaluation.
@@ -244,11 +252,11 @@ class Checkpoint:
             UserError: its classes are not those of the data.
         """
         self.class_names(label_names)
-        with explained(self.name), hub_access.local_files_only(self._offline):
+        with explained(self.name), hub_access.local_files_only(self.offline):
             if pooling_of(self.config) is not None:
-                return load_pooled(self.path, revision=self._revision)
+                return load_pooled(self.path, revision=self.revision)
             model: PreTrainedModel = self._task.classifier.from_pretrained(
-                self.path, revision=self._revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                self.path, revision=self.revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
         return model
 
@@ -271,8 +279,21 @@ class Checkpoint:
         return own
 
 
+def fresh_in_words(name: str, groups: Sequence[Group], fresh: Set[str]) -> list[str]:
+    """See `Checkpoint.describe_fresh`."""
+    lacking = [parameter for group in groups[:-1] for parameter in group.parameters if parameter in fresh]
+    backbone = {parameter for group in groups[:-1] if group.name != "final" for parameter in group.parameters}
+    if holes := [parameter for parameter in lacking if parameter in backbone]:
+        raise mistake(
+            expected=f"in {name} all weights of its backbone, in the shapes that its config.json says",
+            found=f"{len(holes)} missing or of another shape: {', '.join(holes[:3])}, ...",
+            do="use a complete checkpoint of this architecture, or --strategy scratch",
+        )
+    return [f"Not in the checkpoint, and drawn anew: {', '.join(lacking)}."] if lacking else []
+
+
 def load_classifier(
-    checkpoint: Checkpoint, label_names: Sequence[str], config: RunConfig, inputs: dict[str, Tensor],
+    checkpoint: AnyCheckpoint, label_names: Sequence[str], config: RunConfig, inputs: dict[str, Tensor],
     *, fresh_weights: bool,
 ) -> tuple[PreTrainedModel, list[Group]]:  # fmt: skip
     """A classifier with a new head, and its groups in depth order.
@@ -285,10 +306,11 @@ def load_classifier(
         fresh_weights: train from scratch.
     """
     model = checkpoint.classifier(label_names, seed=config.seed, fresh_weights=fresh_weights)
-    groups = trace_groups(model, inputs)
+    groups = trace(model, inputs)
     checkpoint.describe_fresh(groups)
-    # A checkpoint with as many classes as the data would otherwise keep its old head.
-    renew_head(model, groups[-1], config.seed)
+    if not isinstance(model, FusionModel):
+        # A checkpoint with as many classes as the data would otherwise keep its old head.
+        renew_head(model, groups[-1], config.seed)
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise mistake(
@@ -300,7 +322,7 @@ def load_classifier(
     return model, groups
 
 
-def _labels(label_names: Sequence[str]) -> dict[str, Any]:
+def labels_of(label_names: Sequence[str]) -> dict[str, Any]:
     """What a model's config says of its classes."""
     return {
         "id2label": dict(enumerate(label_names)),
@@ -322,7 +344,7 @@ def renew_head(model: nn.Module, head: Group, seed: int) -> None:
                 layer.bias.zero_()
 
 
-def _locate(name: str, revision: str) -> tuple[str, str | None, bool]:
+def _locate(name: str, revision: str, setting: str) -> tuple[str, str | None, bool]:
     """Where to load from, which commit of it, and whether the Hub must not be asked again."""
     if samples.is_sample(name):
         return str(samples.backbone_folder(name)), None, False
@@ -339,7 +361,7 @@ def _locate(name: str, revision: str) -> tuple[str, str | None, bool]:
         raise mistake(
             expected="a model: a folder here, a Hub id, or sample:NAME",
             found=f"no folder {path}",
-            do="correct --model_name_or_path",
+            do=f"correct --{setting}",
         )
     found = hub_access.ask_hub(name, kind="model", revision=revision)
     return name, hub_access.commit_of(name, revision, found), found is None

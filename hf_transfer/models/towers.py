@@ -1,6 +1,7 @@
 """Two pretrained backbones, or the two halves of a dual encoder, become the towers of one classifier."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,8 +97,18 @@ class Alone(nn.Module):
         return found
 
 
+def trace(model: nn.Module, inputs: Inputs) -> list[Group]:
+    """The groups of a classifier, of one tower or of two, in depth order; the last one is the head.
+
+    Args:
+        model: a classifier.
+        inputs: a small batch.
+    """
+    return trace_towers(model, inputs) if isinstance(model, FusionModel) else trace_groups(model, inputs)
+
+
 def trace_towers(model: FusionModel, inputs: Inputs) -> list[Group]:
-    """The groups of both towers in depth order, image first, then all that sees both, and the head.
+    """The groups of both towers in depth order, image first, then the head: all that is new.
 
     Args:
         model: a classifier of two towers.
@@ -110,12 +121,10 @@ def trace_towers(model: FusionModel, inputs: Inputs) -> list[Group]:
     # A tower's projection goes with what is behind both: it is as new as the head.
     new = [name for name, _ in model.named_children() if not name.endswith("_tower")]
     groups = [_without(group, new) for group in groups]
-    behind = [name for name, _ in model.named_parameters() if name.split(".")[0] in new[:-1]]
-    head = [f"classifier.{name}" for name, _ in model.classifier.named_parameters()]
+    head = [name for name, _ in model.named_parameters() if name.split(".")[0] in new]
     return [
         *(group for group in groups if group.modules or group.parameters),
-        Group("final", tuple(new[:-1]), tuple(behind)),
-        Group("head", ("classifier",), tuple(head)),
+        Group("head", tuple(new), tuple(head)),
     ]
 
 
@@ -125,8 +134,17 @@ def towers_of(groups: Sequence[Group]) -> list[str]:
 
 
 def groups_of(tower: str, groups: Sequence[Group]) -> list[Group]:
-    """Those of a tower, in depth order, with what is behind all of them."""
+    """Those of a tower, in depth order, with the head, which is behind all of them."""
     return [group for group in groups if group.tower in (tower, "")]
+
+
+def renew_tower(model: nn.Module, tower: str) -> None:
+    """Give a tower fresh weights, from torch's global generator."""
+    assert isinstance(model, FusionModel)
+    name = f"{tower}_tower"
+    config: Any = deepcopy(model.config)
+    fresh = FusionModel(config).get_submodule(name)
+    model.get_submodule(name).load_state_dict(fresh.state_dict())
 
 
 def _without(group: Group, new: Sequence[str]) -> Group:

@@ -123,23 +123,34 @@ def load_adapter(folder: Path, base_model: nn.Module) -> nn.Module:
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """A plain model with the adapter worked into its weights; the one with the adapter stays as it is.
+    """A plain model with the adapters worked into its weights; the one with the adapters stays as it is.
 
     Raises:
         UserError: the method has no such weights.
     """
-    assert isinstance(model, PeftModel)
+    adapted = [name for name, module in model.named_modules() if isinstance(module, PeftModel)]
+    plain: Any = deepcopy(model)
     try:
         with quietly():
-            plain: nn.Module = deepcopy(model).merge_and_unload()
+            for name in adapted:
+                # The whole model, or one of its towers.
+                own: Any = plain.get_submodule(name).merge_and_unload()
+                plain = own if name == "" else _with(plain, name, own)
     except (AttributeError, NotImplementedError, ValueError) as error:
-        method = model.active_peft_config.peft_type
+        first: Any = model.get_submodule(adapted[0])
+        method = first.active_peft_config.peft_type
         raise mistake(
             expected="an adapter that can be worked into the weights",
             found=f"{PeftType(method).value}, which peft cannot merge: {error}",
             do="leave --merge_adapter out, or use --strategy lora",
         ) from error
+    assert isinstance(plain, nn.Module)
     return plain
+
+
+def _with(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    model.set_submodule(name, module)
+    return model
 
 
 @contextmanager

@@ -6,7 +6,8 @@ peft itself: a layer of the same kind is adapted, run forward and backward, merg
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,8 +20,9 @@ from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from hf_transfer.config import UserError, mistake
-from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.models.groups import Group
 from hf_transfer.models.pretrained import seeded
+from hf_transfer.models.towers import trace
 from hf_transfer.strategies.adapter_files import quietly
 from hf_transfer.strategies.freezing import Stage, top_blocks
 
@@ -45,6 +47,7 @@ class _Adapters(ABC):
     layers: int | None = None
     fresh_weights: bool = False
     learning_rate: float = 5e-4
+    head_learning_rate: ClassVar[float | None] = None
     peft_type: ClassVar[str]
 
     @abstractmethod
@@ -74,24 +77,22 @@ class _Adapters(ABC):
             UserError: the model has fewer blocks, or the method can adapt none of their layers.
         """
         targets = self._targets(model, groups)
+        if tower := groups[0].tower:
+            # The other one may have adapters of another kind. The whole is saved as one model, they are worked into.
+            name = f"{tower}_tower"
+            config = self.config([target.removeprefix(f"{name}.") for target in targets])
+            with _put_in(self, model, seed):
+                model.set_submodule(name, get_peft_model(model.get_submodule(name), config))
+                return model, trace(model, inputs)
         saved = _saved_modules(model, groups)
         config = self.config(targets)
         if "input_ids" in inputs:
             config.task_type = TaskType.SEQ_CLS
             saved = [name for name in saved if not _saved_for_text(name)]
         config.modules_to_save = saved
-        try:
-            with seeded(seed), quietly():
-                adapted: nn.Module = get_peft_model(model, config)
-                return adapted, trace_groups(adapted, inputs)
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            # MobileNetV2 reads its layers' strides, which peft's have not. Setting them would help us, but not who
-            # loads the adapter with peft alone.
-            raise mistake(
-                expected=f"a model that runs with the layers that {self.peft_type} puts in place of its own",
-                found=f"{type(model).__name__}: {error}",
-                do="use another kind of adapter, or --strategy partial or full",
-            ) from error
+        with _put_in(self, model, seed):
+            adapted: nn.Module = get_peft_model(model, config)
+            return adapted, trace(adapted, inputs)
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """One stage: the adapters, the head, and the dense layers between the last block and the head."""
@@ -227,6 +228,22 @@ class OtherAdapters(LowRankAdaptation):
         if self.peft_type in ("FOURIERFT", "C3A"):
             values["init_weights"] = True
         return {name: value for name, value in values.items() if name in known}
+
+
+@contextmanager
+def _put_in(strategy: _Adapters, model: nn.Module, seed: int) -> Iterator[None]:
+    """Adapters are drawn with a seed, and a model that does not run with them is refused."""
+    try:
+        with seeded(seed), quietly():
+            yield
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        # MobileNetV2 reads its layers' strides, which peft's have not. Setting them would help us, but not who
+        # loads the adapter with peft alone.
+        raise mistake(
+            expected=f"a model that runs with the layers that {strategy.peft_type} puts in place of its own",
+            found=f"{type(model).__name__}: {error}",
+            do="use another kind of adapter, or --strategy partial or full",
+        ) from error
 
 
 def _carriers(groups: Sequence[Group], layers: int | None) -> list[Group]:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from hf_transfer.config import RunConfig, mistake
+from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.models.groups import Group, describe_frozen
-from hf_transfer.models.pretrained import Checkpoint, load_classifier
+from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
+from hf_transfer.models.towers import groups_of, towers_of
 from hf_transfer.strategies.adapter_files import adapter_of
 from hf_transfer.strategies.adapters import (
     InfusedAdapters,
@@ -16,6 +18,7 @@ from hf_transfer.strategies.adapters import (
     OtherAdapters,
     WeightDecomposedAdaptation,
 )
+from hf_transfer.strategies.each_tower import EachTower
 from hf_transfer.strategies.freezing import (
     BiasTuning,
     FromScratch,
@@ -25,12 +28,18 @@ from hf_transfer.strategies.freezing import (
     LinearProbeThenFineTuning,
     PartialFineTuning,
     Strategy,
-    frozen_prefix,
+    frozen_towers,
 )
 
 
 def choose_strategy(config: RunConfig) -> Strategy:
-    """The strategy that the settings name."""
+    """The strategy that the settings name, for all or for each tower."""
+    if isinstance(config, MultimodalConfig):
+        return EachTower({tower: _strategy(name, config) for tower, name in config.by_tower().items()})
+    return _strategy(config.strategy, config)
+
+
+def _strategy(name: str, config: RunConfig) -> Strategy:
     rank, alpha, dropout = config.adapter_rank, config.adapter_alpha, config.adapter_dropout
     layers = config.adapter_layers
     strategies: dict[str, Strategy] = {
@@ -47,7 +56,7 @@ def choose_strategy(config: RunConfig) -> Strategy:
         "lokr": KroneckerAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
         "adapter": OtherAdapters(peft_type=config.peft_type, rank=rank, alpha=alpha, dropout=dropout, layers=layers),
     }
-    return strategies[config.strategy]
+    return strategies[name]
 
 
 @dataclass(frozen=True)
@@ -57,23 +66,24 @@ class Prepared:
     Attributes:
         model: a classifier with a new head, and with adapters if the strategy puts some in.
         groups: its groups in depth order.
-        frozen: how many of them, counted from the input, never learn.
+        frozen: those of each tower that never learn, counted from the input; "" stands for the only one.
         notes: sentences on what is frozen, and on what the checkpoint lacked.
     """
 
     model: nn.Module
     groups: list[Group]
-    frozen: int
+    frozen: dict[str, list[Group]]
     notes: list[str]
 
     @property
     def frozen_blocks(self) -> bool:
-        """Whether whole blocks never learn, so that storing what comes out of them would pay."""
-        return any(group.is_block or group.name == "backbone" for group in self.groups[: self.frozen])
+        """Whether whole blocks, of the tower for images if there are two, never learn, so that storing pays."""
+        first = self.frozen[towers_of(self.groups)[0]]
+        return any(group.is_block or group.name == "backbone" for group in first)
 
 
 def prepare_model(
-    checkpoint: Checkpoint, strategy: Strategy, label_names: Sequence[str], config: RunConfig,
+    checkpoint: AnyCheckpoint, strategy: Strategy, label_names: Sequence[str], config: RunConfig,
     inputs: dict[str, Tensor],
 ) -> Prepared:  # fmt: skip
     """Load the backbone, give it a new head, and make it ready for the strategy.
@@ -89,7 +99,7 @@ def prepare_model(
         UserError: before weights are read: the model has fewer blocks than named, or no layer that adapters can
             attach to; later: the checkpoint is not complete.
     """
-    if adapter_of(checkpoint):
+    if any(adapter_of(part) for part in checkpoint.parts):
         raise mistake(
             expected="a whole model to start from",
             found=f"an adapter in {checkpoint.name}",
@@ -108,11 +118,16 @@ def prepare_model(
     fresh = checkpoint.describe_fresh(groups)
     prepared, groups = strategy.prepare(model, groups, inputs, config.seed)
     stages = strategy.stages(groups, config.num_train_epochs)
-    if config.cache_frozen == "on" and not any(frozen_prefix(groups, [stage]) for stage in stages):
+    if config.cache_frozen == "on" and not any(any(frozen_towers(groups, [stage]).values()) for stage in stages):
         raise mistake(
             expected="with --cache_frozen on a strategy that leaves the first layers frozen",
             found=f"--strategy {config.strategy}, with which every layer learns",
             do="use --strategy partial, linear_probe or adapters with --adapter_layers, or --cache_frozen auto",
         )
-    frozen = frozen_prefix(groups, stages)
-    return Prepared(prepared, groups, frozen, [describe_frozen(prepared, groups, frozen, inputs), *fresh])
+    frozen = frozen_towers(groups, stages)
+    said = [
+        f"{tower.capitalize()}{': ' if tower else ''}"
+        f"{describe_frozen(prepared, groups_of(tower, groups), len(found), inputs)}"
+        for tower, found in frozen.items()
+    ]
+    return Prepared(prepared, groups, frozen, [*said, *fresh])

@@ -8,13 +8,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_transfer.config import mistake
 from hf_transfer.models.groups import Group
+from hf_transfer.models.towers import groups_of, towers_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Strategy(Protocol):
     def learning_rate(self) -> float:
         """Peak learning rate if the user names none."""
 
+    @property
+    def head_learning_rate(self) -> float | None:
+        """That of the head alone, if the user names none; None: as all else."""
+
     def check(self, model: nn.Module, groups: Sequence[Group]) -> None:
         """Refuse a model that cannot be trained so; it may be an outline without weights.
 
@@ -69,6 +74,8 @@ class Strategy(Protocol):
 
 class _OwnParameters(ABC):
     """A strategy that adds nothing to the model."""
+
+    head_learning_rate: ClassVar[float | None] = None
 
     def check(self, model: nn.Module, groups: Sequence[Group]) -> None:  # noqa: ARG002
         """See `Strategy.check`: a pure answer shows what is wrong."""
@@ -252,12 +259,18 @@ def learning_parameters(stages: Sequence[Stage]) -> frozenset[str]:
 
 
 def frozen_prefix(groups: Sequence[Group], stages: Sequence[Stage]) -> int:
-    """How many groups, counted from the input, learn in no stage."""
+    """How many groups, counted from the input, learn in no stage; of one tower, where there are several."""
     learns = learning_parameters(stages)
     for count, group in enumerate(groups):
         if learns.intersection(group.parameters):
             return count
     return len(groups)
+
+
+def frozen_towers(groups: Sequence[Group], stages: Sequence[Stage]) -> dict[str, list[Group]]:
+    """For each tower the groups, counted from the input, that learn in no stage; see `towers_of`."""
+    towers = {tower: groups_of(tower, groups) for tower in towers_of(groups)}
+    return {tower: own[: frozen_prefix(own, stages)] for tower, own in towers.items()}
 
 
 class _Frozen:

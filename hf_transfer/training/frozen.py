@@ -19,7 +19,9 @@ from hf_transfer.config import RunConfig, UserError, mistake
 from hf_transfer.data.inputs import MASKED, Batch, Loaders, some_samples
 from hf_transfer.models.cutting import CannotCutError, Cut, Stand
 from hf_transfer.models.groups import Group, evaluating
-from hf_transfer.strategies.freezing import Stage, frozen_prefix
+from hf_transfer.models.joint_cut import JointCut, JointStand
+from hf_transfer.models.towers import INPUTS, groups_of, towers_of
+from hf_transfer.strategies.freezing import Stage, frozen_towers
 from hf_transfer.training.checkpoint import Checkpoints
 from hf_transfer.training.recording import computed, fill, identity, store_of, stored_dtype
 from hf_transfer.training.store import Column, Store, free_bytes, in_units, no_room
@@ -48,11 +50,19 @@ class Costs:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where a stage's model is cut, and the stores of its splits: for training one for each view."""
+    """Where a stage's model is cut, and the stores of its splits: for training one for each view.
 
-    cut: Cut
-    count: int
+    Attributes:
+        cut: of the model, or of each of its towers.
+        frozen: the groups in front of it.
+        stores: by split.
+        images: whether it is the outputs of layers that look at pixels that are stored.
+    """
+
+    cut: Cut | JointCut
+    frozen: list[Group]
     stores: dict[str, list[Store]]
+    images: bool
 
     @property
     def every(self) -> list[tuple[str, int | None, Store]]:
@@ -123,12 +133,12 @@ class FrozenPrefix:
 
     def expected(self, stage: Stage) -> str | None:
         """What storing would take and gain in a stage, in a sentence; None if nothing is frozen in it."""
-        count = frozen_prefix(self._groups, [stage])
-        if not self._is_worth_it(count) or self._config.cache_frozen == "off":
+        groups = self._frozen(stage)
+        if not _is_worth_it(groups) or self._config.cache_frozen == "off":
             return None
-        frozen = f"{count} of {len(self._groups)} groups"
+        frozen = f"{len(groups)} of {len(self._groups)} groups"
         try:
-            return self._verdict(self._cut(count), stage, frozen)[1]
+            return self._verdict(self._cut(groups), stage, frozen)[1]
         except CannotCutError as reason:
             return f"Frozen store: not used for {frozen}; {reason}."
 
@@ -139,16 +149,16 @@ class FrozenPrefix:
 
     def _plan(self, stage: Stage) -> _Plan | None:
         """How the stage is to be stored; None if it is not."""
-        count = frozen_prefix(self._groups, [stage])
-        if count == 0:
+        groups = self._frozen(stage)
+        if not groups:
             return None
-        self._refuse_change(count)
+        self._refuse_change(groups)
         if self._config.cache_frozen == "off":
             return None
         asked = self._config.cache_frozen == "on"
-        frozen = f"{count} of {len(self._groups)} groups"
+        frozen = f"{len(groups)} of {len(self._groups)} groups"
         try:
-            plan = self._cut(count)
+            plan = self._cut(groups)
             if not asked and not self._pays(plan, stage, frozen):
                 return None
             self._refuse_if_too_large(plan)
@@ -163,11 +173,15 @@ class FrozenPrefix:
             return None
         return plan
 
-    def _refuse_change(self, count: int) -> None:
+    def _frozen(self, stage: Stage) -> list[Group]:
+        """What lies in front of whatever learns, in all towers."""
+        return [group for groups in frozen_towers(self._groups, [stage]).values() for group in groups]
+
+    def _refuse_change(self, groups: Sequence[Group]) -> None:
         """What is stored may be rounded: a run that goes on must not be told to do otherwise than it did."""
         if self._config.cache_frozen == "auto" or self._decisions is None or not self._accelerator.is_main_process:
             return
-        name, used = _decision(count), self._config.cache_frozen == "on"
+        name, used = _decision(groups), self._config.cache_frozen == "on"
         if self._decisions.remembered().get(name, used) != used and not self._config.allow_mismatch:
             raise mistake(
                 expected=f"--cache_frozen {'off' if used else 'on'} or auto, as when the run began",
@@ -176,8 +190,10 @@ class FrozenPrefix:
             )
         self._decisions.remember(name, used)
 
-    def _cut(self, count: int) -> _Plan:
-        cycle = self._loaders.cycle
+    def _cut(self, groups: list[Group]) -> _Plan:
+        images = groups[0].tower != "text" and "pixel_values" in self._extremes()
+        # What is said of an image does not change with its views.
+        cycle = self._loaders.cycle if images else 1
         if cycle == 0:
             raise CannotCutError("every epoch sees new views (--cache_views 0)")
         if any(getattr(self._config, name, 0.0) > 0 for name in ("mixup_alpha", "cutmix_alpha")):
@@ -186,7 +202,7 @@ class FrozenPrefix:
         inputs = self._extremes()
         if "attention_mask" in inputs and not bool(inputs["attention_mask"][:, 0].all()):
             raise CannotCutError("texts are padded on the left, so what a layer makes of one depends on the others")
-        cut = Cut(self._model, self._groups, count, inputs)
+        groups, cut = self._tried(groups, inputs)
         dtype = stored_dtype(self._config)
         columns = [
             Column(
@@ -196,7 +212,7 @@ class FrozenPrefix:
             )
             for crossing in cut.crossing
         ]
-        behind = self._groups[count:]
+        behind = [group for group in self._groups if group not in groups]
         modules = [name for group in behind for name in group.modules]
         parameters = {name for group in behind for name in group.parameters}
         material = {"cut behind": cut.module, **identity(self._model, modules, self._accelerator, parameters)}
@@ -207,11 +223,31 @@ class FrozenPrefix:
             ]
             for split in ("train", "validation")
         }
-        return _Plan(cut, count, stores)
+        return _Plan(cut, groups, stores, images)
+
+    def _tried(self, groups: list[Group], inputs: Batch) -> tuple[list[Group], Cut | JointCut]:
+        """The model cut behind these groups, which are the first ones of one tower, or of each; and the groups."""
+        if not groups[0].tower:
+            return groups, Cut(self._model, self._groups, len(groups), inputs)
+        try:
+            return groups, self._joint(groups, inputs)
+        except CannotCutError:
+            # Attention looks at the places of an image and not at their pooled vector alone.
+            lower = [group for group in groups if group.name != "final"]
+            if lower == groups:
+                raise
+            return lower, self._joint(lower, inputs)
+
+    def _joint(self, groups: Sequence[Group], inputs: Batch) -> JointCut:
+        counts = {tower: sum(group.tower == tower for group in groups) for tower in towers_of(groups)}
+        return JointCut(
+            self._model, [(groups_of(tower, self._groups), count, INPUTS[tower]) for tower, count in counts.items()],
+            inputs,
+        )  # fmt: skip
 
     def _pays(self, plan: _Plan, stage: Stage, frozen: str) -> bool:
         """Whether storing takes less time than computing; one process finds out, and all do the same."""
-        if not self._is_worth_it(plan.count):
+        if not _is_worth_it(plan.frozen):
             return False
         answer: list[Any] = [None]
         if self._accelerator.is_main_process:
@@ -221,13 +257,9 @@ class FrozenPrefix:
         self.say(sentence)
         return bool(pays)
 
-    def _is_worth_it(self, count: int) -> bool:
-        """Embeddings alone cost too little to be measured."""
-        return any(group.is_block or group.name == "backbone" for group in self._groups[:count])
-
     def _decided(self, plan: _Plan, stage: Stage, frozen: str) -> tuple[bool, str]:
         """As it was decided when the run began, if that was in an earlier process."""
-        name = _decision(plan.count)
+        name = _decision(plan.frozen)
         if self._decisions is None:
             return self._verdict(plan, stage, frozen)
         if (earlier := self._decisions.remembered().get(name)) is not None:
@@ -321,14 +353,22 @@ class FrozenPrefix:
         self._accelerator.print(sentence)
 
 
-def _decision(count: int) -> str:
-    """What it is remembered under whether so many groups are stored."""
-    return f"store {count} groups"
+def _is_worth_it(groups: Sequence[Group]) -> bool:
+    """Embeddings alone cost too little to be measured."""
+    return any(group.is_block or group.name == "backbone" for group in groups)
 
 
-def _stored_loaders(loaders: Loaders, plan: _Plan, stand: Stand) -> Loaders:
-    """Batches in the same order, whose samples are not even read: what crosses the cut comes from the stores."""
-    light = loaders.blank() if loaders.blank else loaders
+def _decision(groups: Sequence[Group]) -> str:
+    """What it is remembered under whether these groups are stored."""
+    if not groups[0].tower:
+        return f"store {len(groups)} groups"
+    counts = [f"{sum(group.tower == tower for group in groups)} {tower}" for tower in towers_of(groups)]
+    return f"store {' and '.join(counts)} groups"
+
+
+def _stored_loaders(loaders: Loaders, plan: _Plan, stand: Stand | JointStand) -> Loaders:
+    """Batches in the same order, whose images are not even read: what crosses the cut comes from the stores."""
+    light = loaders.blank() if loaders.blank and plan.images else loaders
     rows = {split: loaders.of(split).dataset.split.rows for split in plan.stores}
 
     def to_inputs(batch: Batch, device: torch.device, split: str, epoch: int | None) -> tuple[Batch, Tensor, Tensor]:

@@ -133,10 +133,10 @@ def train_epoch(learner: Learner, loaders: Loaders, course: Course, guard: Guard
             inputs["pixel_values"], targets = steps.mixing(inputs["pixel_values"], labels, index, epoch)
         with accelerator.accumulate(model):
             with accelerator.autocast():
-                logits = model(**inputs).logits
-            loss = steps.objective(logits.float(), targets)
+                output = model(**inputs)
+            loss = steps.objective.of_output(output, inputs, targets)
             accelerator.backward(loss)
-            guard.see(loss, logits, index)
+            guard.see(loss, output.logits, index)
             if accelerator.sync_gradients:
                 guard.check(model)
             optimizer.step()

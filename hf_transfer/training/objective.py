@@ -1,6 +1,8 @@
 """What training minimises: cross-entropy, smoothed and weighted by class if asked for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +26,31 @@ class Objective:
     Attributes:
         label_smoothing: share of each target that is spread evenly over all classes, from 0 to 1.
         class_weights: float [classes], what a sample of each class counts; None counts all alike.
+        auxiliary_weight: of the losses of the heads that see one modality alone, in a model of images and texts.
     """
 
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None
+    auxiliary_weight: float = 0.0
+
+    def of_output(self, output: Any, inputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        """The loss of what a model says of a batch: of its logits and, by their weight, of those of further heads.
+
+        A sample without an image does not count for the head that sees the image alone; likewise for texts.
+
+        Args:
+            output: of the model; `image_logits` and `text_logits` are those of further heads.
+            inputs: of the model; `image_present` and `text_present` go with these.
+            targets: see `__call__`.
+        """
+        loss = self(output.logits.float(), targets)
+        for modality in ("image", "text"):
+            alone = getattr(output, f"{modality}_logits", None)
+            if alone is not None:
+                there = targets.where(inputs[f"{modality}_present"], MASKED)
+                # Also by a weight of 0: several processes wait for the gradients of all that may learn.
+                loss = loss + self.auxiliary_weight * self(alone.float(), there)
+        return loss
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of a batch, a scalar; 0, with a gradient of zeros, if every sample is masked.

@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from hf_transfer.models.groups import Group
+from hf_transfer.models.towers import groups_of, towers_of
 from hf_transfer.training.sharding import placed_like
 
 Schedule = Literal["cosine", "linear", "constant_with_warmup"]
@@ -25,8 +26,8 @@ def parameter_groups(
     """The open parameters, each with its rate and its weight decay, as an optimizer takes them.
 
     The head learns at the full rate, the group below it at `layer_lr_decay` times that, and so on down to the
-    embeddings. Groups without parameters (pooling, dropout) are no step on that way; frozen ones are, so that a rate
-    does not depend on what else is open. Norms and biases (one dimension) do not decay.
+    embeddings, in each tower by itself. Groups without parameters (pooling, dropout) are no step on that way; frozen
+    ones are, so that a rate does not depend on what else is open. Norms and biases (one dimension) do not decay.
 
     References: Clark, Luong, Le and Manning, "ELECTRA", ICLR 2020, https://arxiv.org/abs/2003.10555, and Bao, Dong,
     Piao and Wei, "BEiT", ICLR 2022, https://arxiv.org/abs/2106.08254 (a rate for each layer); Howard and Ruder,
@@ -77,16 +78,20 @@ def _places(
     """Where each parameter belongs, in depth order."""
     by_layer = layer_decay != 1.0
     alike = not by_layer and head_rate is None and not only_head_decays
-    deep = [group for group in groups if group.parameters]
     places: dict[str, _Place] = {}
-    for position, group in enumerate(deep):
-        distance = len(deep) - 1 - position
-        if distance == 0:
-            place = _Place("model" if alike else group.name, rate if head_rate is None else head_rate, True)
-        else:
-            title = group.name if by_layer else "model" if alike else "backbone"
-            place = _Place(title, rate * layer_decay**distance, not only_head_decays)
-        places |= dict.fromkeys(group.parameters, place)
+    for tower in towers_of(groups):
+        deep = [group for group in groups_of(tower, groups) if group.parameters]
+        for position, group in enumerate(deep):
+            distance = len(deep) - 1 - position
+            if distance == 0:
+                place = _Place("model" if alike else group.name, rate if head_rate is None else head_rate, True)
+            else:
+                title = f"{tower} {group.name}".strip() if by_layer else "model" if alike else "backbone"
+                place = _Place(title, rate * layer_decay**distance, not only_head_decays)
+            # The head, which is behind each tower, comes behind them all.
+            for name in group.parameters:
+                places.pop(name, None)
+                places[name] = place
     return places
 
 

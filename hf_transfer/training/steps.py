@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_transfer.config import RunConfig, VisionConfig
+from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.data.inputs import MASKED, Loaders
 from hf_transfer.data.mixing import Mixing
 from hf_transfer.models.groups import Group
@@ -46,7 +47,7 @@ class Steps:
 
     Attributes:
         learning_rate: the peak.
-        objective: (logits, targets) -> loss.
+        objective: what is minimised.
         mixing: mixes the images of a batch; None if nothing is mixed.
     """
 
@@ -55,6 +56,8 @@ class Steps:
         stages: Sequence[Stage],
     ) -> None:  # fmt: skip
         self.learning_rate = strategy.learning_rate if config.learning_rate is None else config.learning_rate
+        named = config.learning_rate is None and config.head_learning_rate is None
+        self._head_rate = strategy.head_learning_rate if named else config.head_learning_rate
         self.objective = _objective(config, loaders, _classes(model, groups))
         self.mixing = _mixing(config, _classes(model, groups))
         self._model, self._groups, self._config = model, groups, config
@@ -95,7 +98,7 @@ class Steps:
         self._follow(saved or {})
         groups = parameter_groups(
             model, self._groups, learning_rate=self.learning_rate, weight_decay=config.weight_decay,
-            layer_lr_decay=config.layer_lr_decay, head_learning_rate=config.head_learning_rate,
+            layer_lr_decay=config.layer_lr_decay, head_learning_rate=self._head_rate,
             decayed_elsewhere=config.l2_sp > 0,
         )  # fmt: skip
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
@@ -166,7 +169,8 @@ class Steps:
 
 
 def _classes(model: nn.Module, groups: Sequence[Group]) -> int:
-    layer = model.get_submodule(groups[-1].modules[0])
+    # Where the head has more layers than one, the last gives the logits.
+    layer = model.get_submodule(groups[-1].modules[-1])
     assert isinstance(layer, nn.Linear)
     return layer.out_features
 
@@ -177,7 +181,8 @@ def _objective(config: RunConfig, loaders: Loaders, classes: int) -> Objective:
         split = loaders.train.dataset.split
         labels = np.where(np.isin(split.rows, list(split.bad)), MASKED, split.labels)
         weights = balanced_class_weights(labels, classes)
-    return Objective(config.label_smoothing_factor, weights)
+    alone = config.auxiliary_weight if isinstance(config, MultimodalConfig) else 0.0
+    return Objective(config.label_smoothing_factor, weights, alone)
 
 
 def _mixing(config: RunConfig, classes: int) -> Mixing | None:

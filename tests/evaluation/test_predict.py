@@ -83,7 +83,7 @@ def test_the_command_prints_a_line_of_json_for_each_picture(
 ) -> None:
     """As many labels as were asked for.
 
-    Mutation: hf_transfer/command_line.py: "arguments.files, arguments.top" -> "arguments.files, 3"
+    Mutation: hf_transfer/command_line.py: "top, pair = arguments.top," -> "top, pair = 3,"
     """
     paths = pictures(finished_run)[:3]
     model = str(finished_run.out / "model")

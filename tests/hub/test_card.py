@@ -126,7 +126,7 @@ def test_an_adapter_is_one_of_peft(tmp_path: Path) -> None:
 def test_from_scratch_there_is_no_base(tmp_path: Path, strategy: str, base: str | None) -> None:
     """Only an architecture was taken over.
 
-    Mutation: hf_transfer/hub/card.py: "None if strategy == "scratch" else" -> "None if strategy == "none" else"
+    Mutation: hf_transfer/hub/card.py: "None if strategies == ["scratch"] or" -> "None if strategies == ["none"] or"
     """
     assert card(tmp_path, strategy=strategy).data.base_model == base
 
@@ -174,7 +174,7 @@ SAID = [
 
 @pytest.mark.parametrize("sentence", SAID)
 def test_the_card_says(tmp_path: Path, sentence: str) -> None:
-    """Mutation: hf_transfer/hub/card_text.py: "shown[setting] = commits[name]" -> "pass" """
+    """Mutation: hf_transfer/hub/card_text.py: "shown[revision_of(name)] = commit" -> "pass" """
     assert sentence in card(tmp_path).text
 
 

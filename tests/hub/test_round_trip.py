@@ -260,7 +260,7 @@ def test_a_model_that_was_pushed_learns_another_task_and_is_its_base(published: 
 def test_an_adapter_on_the_hub_is_no_model_to_start_from(published: Published) -> None:
     """transformers would load it, base and all, and train on top of it.
 
-    Mutation: hf_transfer/strategies/choice.py: "    if adapter_of(checkpoint):" -> "    if False:"
+    Mutation: hf_transfer/strategies/choice.py: "any(adapter_of(part) for" -> "any(False for"
     """
     ended = published.ended["from an adapter"]
     assert ended.code == 2

@@ -19,7 +19,7 @@ def joint(model: FusionModel, inputs: dict[str, Tensor], left: tuple[int, int]) 
     towers = []
     for (tower, names), kept in zip(INPUTS.items(), left, strict=True):
         own = groups_of(tower, groups)
-        towers.append((own, len(own) - 2 - kept, names))
+        towers.append((own, len(own) - 1 - kept, names))
     return JointCut(model, towers, inputs)
 
 

@@ -111,7 +111,7 @@ def test_peft_alone_loads_what_was_saved(name: str, strategy: Adapters, tmp_path
 
 @pytest.mark.parametrize(("name", "strategy"), SAVED)
 def test_a_merged_model_is_a_plain_one_that_says_the_same(name: str, strategy: Adapters, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/strategies/adapter_files.py: "deepcopy(model).merge" -> "model.merge" """
+    """Mutation: hf_transfer/strategies/adapter_files.py: "plain: Any = deepcopy(model)" -> "plain: Any = model" """
     adapted = trained(pretrained(tmp_path / "base", name), name, strategy)
     before, expected = state(adapted.model), logits(adapted.model, adapted.inputs)
     plain = merged(adapted.model)

@@ -139,7 +139,7 @@ def test_adapters_are_put_in_with_the_seed_of_the_run(tmp_path: Path) -> None:
 def test_an_adapter_is_no_model_to_start_from(tmp_path: Path) -> None:
     """Its folder has a config.json, but no weights of its own.
 
-    Mutation: hf_transfer/strategies/choice.py: "if adapter_of(checkpoint):" -> "if False:"
+    Mutation: hf_transfer/strategies/choice.py: "if any(adapter_of(part) for part in checkpoint.parts):" -> "if False:"
     """
     save_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
@@ -158,5 +158,5 @@ def test_only_frozen_blocks_are_worth_storing(tmp_path: Path) -> None:
     for strategy in ("lora", "linear_probe"):
         config = settings(strategy=strategy)
         found[strategy] = prepare_model(checkpoint, choose_strategy(config), LABELS, config, pixels("vit"))
-    assert (found["lora"].frozen, found["lora"].frozen_blocks) == (1, False)
+    assert (len(found["lora"].frozen[""]), found["lora"].frozen_blocks) == (1, False)
     assert found["linear_probe"].frozen_blocks

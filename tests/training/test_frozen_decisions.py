@@ -66,7 +66,7 @@ def test_auto_measures_and_leaves_nothing_of_it(tmp_path: Path) -> None:
 def test_auto_leaves_embeddings_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They cost next to nothing.
 
-    Mutation: hf_transfer/training/frozen.py: "        if not self._is_worth_it(plan.count):" -> "        if False:"
+    Mutation: hf_transfer/training/frozen.py: "        if not _is_worth_it(plan.frozen):" -> "        if False:"
     """
     costing(monkeypatch, 1.0, 0.0, 0.0)
     task = Task(tmp_path)

@@ -82,9 +82,9 @@ def train_tiny(name: str, *, rows: Rows | None = None, strategy: Strategy | None
 
 
 def test_rates_by_layer_and_of_the_head_arrive_in_the_optimizer(steps: Steps) -> None:
-    """Mutation: hf_transfer/training/steps.py: "head_learning_rate=config.head_learning_rate" -> "head_learning_rate=None"
+    """Mutation: hf_transfer/training/steps.py: "head_learning_rate=self._head_rate" -> "head_learning_rate=None"
     Mutation: hf_transfer/training/steps.py: "layer_lr_decay=config.layer_lr_decay" -> "layer_lr_decay=1.0"
-    """  # noqa: E501
+    """
     fitted = train_vit(settings(learning_rate=2e-3, layer_lr_decay=0.5, head_learning_rate=7e-3, num_train_epochs=1))
     parts = ARCHITECTURES["vit"]
     slices = [*((block,) for block in (*parts.embeddings, *parts.blocks, *parts.final)), (parts.head,)]
@@ -163,7 +163,7 @@ def unbalanced() -> Rows:
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("balanced", [False, True])
 def test_the_loss_is_smoothed_and_weighted(smoothing: float, balanced: bool) -> None:
-    """Mutation: hf_transfer/training/steps.py: "Objective(config.label_smoothing_factor, weights)" -> "Objective(0.0, None)" """  # noqa: E501
+    """Mutation: hf_transfer/training/steps.py: "Objective(config.label_smoothing_factor, weights, alone)" -> "Objective(0.0, None, alone)" """  # noqa: E501
     rows, (model, *_) = unbalanced(), tiny("vit")
     labels = rows.labels.numpy()
     said = torch.log_softmax(logits(model, rows.inputs).double(), 1).numpy()

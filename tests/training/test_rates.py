@@ -82,7 +82,7 @@ def test_rates_fall_by_the_factor_from_group_to_group(name: str) -> None:
 def test_a_group_without_parameters_is_no_step_of_the_decay() -> None:
     """A residual network pools between its last stage and its head.
 
-    Mutation: hf_transfer/training/rates.py: "for group in groups if group.parameters]" -> "for group in groups]"
+    Mutation: hf_transfer/training/rates.py: " if group.parameters]" -> "]"
     """
     model, groups = prepared("resnet_basic")
     assert [group.name for group in groups if not group.parameters] == ["final"]

@@ -1,0 +1,58 @@
+"""What a model can be for, and which models transformers has for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from hf_transfer.models.fusion import FusionConfig, FusionModel
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a checkpoint is loaded as.
+
+    Attributes:
+        classifier: the class that loads it.
+        model_types: which of them it can load.
+        expected: what they are, in words.
+        advice: what to do about another.
+    """
+
+    classifier: Any
+    model_types: Mapping[str, Any]
+    expected: str
+    advice: str
+
+
+TASKS = {
+    "image-classification": Task(
+        AutoModelForImageClassification,
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        "a model that transformers can load as an image classifier (ViT, ResNet, ConvNeXt, Swin, ...)",
+        "choose an image model in --{setting}",
+    ),
+    "text-classification": Task(
+        AutoModelForSequenceClassification,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "a model that transformers can load as a text classifier (BERT, RoBERTa, DeBERTa, DistilBERT, GPT-2, ...)",
+        "choose a text model in --{setting}",
+    ),
+    "dual-encoder": Task(
+        AutoModel,
+        dict.fromkeys(("clip", "siglip")),
+        "a model with a tower for images and one for texts (CLIP, SigLIP)",
+        "name two models, in --image_model_name_or_path and --text_model_name_or_path",
+    ),
+    "image-text-classification": Task(
+        FusionModel,
+        {FusionConfig.model_type: FusionModel},
+        "a classifier of images with texts that recipes/multimodal.py has made",
+        "name the folder OUT/model of a run in --{setting}",
+    ),
+}

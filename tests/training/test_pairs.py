@@ -1,0 +1,106 @@
+"""Images with texts in the loop: stores for both towers, losses of single modalities, and runs that are killed."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch.nn.functional import cross_entropy
+
+from hf_transfer.data.inputs import MASKED
+from hf_transfer.training.checkpoint import Checkpoints
+from hf_transfer.training.objective import Objective
+from tests.tiny_models import state
+from tests.training.frozen_task import without_clocks
+from tests.training.killed_children import exit_code, killed_in_step
+from tests.training.toy_pairs import pair_settings, train_pair
+
+
+@pytest.mark.parametrize(
+    ("name", "strategies", "fusion"),
+    [
+        ("vit", {"strategy": "linear_probe"}, "concat"),
+        ("clip", {"strategy": "linear_probe"}, "attention"),
+        ("resnet_basic", {"strategy": "partial"}, "gated"),
+        ("vit", {"image_strategy": "full", "text_strategy": "linear_probe"}, "concat"),
+        ("resnet_basic", {"image_strategy": "linear_probe", "text_strategy": "lora"}, "product"),
+        ("vit", {"strategy": "lp_ft"}, "gated"),
+    ],
+)
+def test_with_the_store_and_without_it_both_towers_give_the_same_run(
+    name: str, strategies: dict[str, Any], fusion: str, tmp_path: Path
+) -> None:
+    """Also where one tower alone is frozen, and where both are in a first stage.
+
+    Mutation: hf_transfer/training/frozen.py: "loaders.blank and plan.images else" -> "loaders.blank and False else"
+    """
+    runs = [
+        train_pair(pair_settings(tmp_path, cache_frozen=cache, **strategies), name, fusion=fusion)
+        for cache in ("on", "off")
+    ]
+    on, off = (without_clocks(run.history) for run in runs)
+    for row, expected in zip(on, off, strict=True):
+        assert row == pytest.approx(expected, abs=1e-4)
+    weights = state(runs[1].model)
+    assert state(runs[0].model).keys() == weights.keys()
+    for key, value in state(runs[0].model).items():
+        torch.testing.assert_close(value, weights[key], rtol=0, atol=1e-4, msg=key)
+    assert list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_the_heads_of_single_modalities_count_where_there_is_something_to_see() -> None:
+    """By their weight, and of the samples that have it.
+
+    Mutation: hf_transfer/training/objective.py: "targets.where(inputs[f"{modality}_present"], MASKED)" -> "targets"
+    """
+    drawn = torch.Generator().manual_seed(0)
+    both, image, text = (torch.randn(4, 3, generator=drawn) for _ in range(3))
+    labels = torch.tensor([0, 2, 1, MASKED])
+    inputs = {
+        "image_present": torch.tensor([True, False, True, True]),
+        "text_present": torch.tensor([False, True, True, True]),
+    }
+    output = SimpleNamespace(logits=both, image_logits=image, text_logits=text)
+    found = Objective(auxiliary_weight=0.3).of_output(output, inputs, labels)
+    alone = [cross_entropy(image[[0, 2]], labels[[0, 2]]), cross_entropy(text[[1, 2]], labels[[1, 2]])]
+    expected = cross_entropy(both[:3], labels[:3]) + 0.3 * (alone[0] + alone[1])
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+    one_tower = SimpleNamespace(logits=both)
+    assert Objective(auxiliary_weight=0.3).of_output(one_tower, {}, labels) == Objective()(both, labels)
+
+
+def test_the_weight_of_the_heads_of_single_modalities_reaches_them(tmp_path: Path) -> None:
+    """By 0 they do not learn, but for the decay of their weights.
+
+    Mutation: hf_transfer/training/steps.py: "config.auxiliary_weight if isinstance" -> "0.0 if isinstance"
+    """
+    biases = [
+        state(train_pair(pair_settings(tmp_path, auxiliary_weight=weight)).model)["image_classifier.bias"]
+        for weight in (0.0, 0.5)
+    ]
+    assert not torch.allclose(biases[0], biases[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("strategies", [{"strategy": "full"}, {"image_strategy": "gradual", "text_strategy": "lora"}])
+def test_a_killed_run_goes_on_to_the_same_bytes(strategies: dict[str, Any], tmp_path: Path) -> None:
+    """Which modality is dropped is drawn from the generator that is in the checkpoint.
+
+    Mutation: hf_transfer/training/loop.py: "resuming.restore_random_numbers()" -> "pass"
+    """
+
+    def work(out: Path) -> None:
+        config = pair_settings(out, save_steps=2, modality_dropout=0.5, num_train_epochs=3, **strategies)
+        weights = {name: value.clone().contiguous() for name, value in train_pair(config).model.state_dict().items()}
+        safetensors.torch.save_file(weights, out / "weights.safetensors")
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for out in (whole, killed):
+        out.mkdir()
+    assert exit_code(lambda: work(whole)) == 0
+    assert killed_in_step(9, lambda: work(killed)) == -9
+    newest, _ = Checkpoints(killed / "checkpoints").newest()
+    assert newest is not None
+    assert exit_code(lambda: work(killed)) == 0
+    assert (killed / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
