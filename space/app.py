@@ -175,6 +175,8 @@ def launch(demo: gr.Blocks, *, wait: bool = True) -> str:
         footer_links=[],
         state_session_capacity=500,
         prevent_thread_lock=not wait,
+        # Else gradio asks for its own page, and ends if a busy machine takes more than three seconds.
+        _frontend=False,
     )
     return str(address)
 
