@@ -37,9 +37,12 @@ element.addEventListener("click", event => {
 # On a phone the answer may lie below; where it can be seen already nothing moves.
 INTO_VIEW = "() => document.querySelector('.verdict').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 # On a phone a wide table is scrolled by itself; with the keyboard, too.
-REACHABLE = """() => setTimeout(() => {
-  document.querySelectorAll('.card-text table').forEach(table => { table.tabIndex = 0; });
-}, 50)"""
+REACHABLE = """
+() => {
+  const reach = () => document.querySelectorAll('.card-text table').forEach(table => { table.tabIndex = 0; });
+  setTimeout(reach, 50);
+}
+"""
 COPY = """
 element.addEventListener("click", event => {
   const button = event.target.closest("button[data-copy]");
@@ -175,6 +178,8 @@ def launch(demo: gr.Blocks, *, wait: bool = True) -> str:
         footer_links=[],
         state_session_capacity=500,
         prevent_thread_lock=not wait,
+        # Else gradio asks for its own page, and ends if a busy machine takes more than three seconds.
+        _frontend=False,
     )
     return str(address)
 

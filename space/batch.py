@@ -159,7 +159,7 @@ def classify_rows(rows: Sequence[Row], classifier: Classifier) -> Iterator[list[
                 yield [*row.cells(), "", "", problem]
             else:
                 scores = next(answers)
-                yield [*row.cells(), classifier.labels[scores.index(max(scores))], round(max(scores), 4), ""]
+                yield [*row.cells(), classifier.labels[scores.index(max(scores))], max(scores), ""]
 
 
 def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str | float]]) -> None:
@@ -167,4 +167,5 @@ def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str | 
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         for line in (names, *rows):
-            writer.writerow([f"'{cell}" if str(cell).startswith(FORMULA_SIGNS) else cell for cell in line])
+            cells = [round(cell, 4) if isinstance(cell, float) else cell for cell in line]
+            writer.writerow([f"'{cell}" if str(cell).startswith(FORMULA_SIGNS) else cell for cell in cells])

@@ -246,6 +246,8 @@ def test_in_a_clean_environment_a_finished_run_is_asked_published_and_shown(
         process = subprocess.Popen(
             [environment.folder / "bin/hf-transfer", "demo", out, "--port", str(port)],
             cwd=environment.folder, env=environment.variables(), stdout=written, stderr=written,
+            # What runs in the background may have been told to ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
     try:
         programs = Programs(f"http://127.0.0.1:{port}/")

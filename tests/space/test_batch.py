@@ -156,11 +156,12 @@ def test_a_spreadsheet_does_not_run_what_is_downloaded(tmp_path: Path) -> None:
         ['=HYPERLINK("http://x")', "a", 0.5, ""],
         ["@b", "-c", 0.25, ""],
         ["d,e", "f", 1, ""],
+        ["g", "h", 0.967449, ""],
     ]
     write_table(tmp_path / "out.csv", ["text", "label", "probability", "note"], rows)
     with (tmp_path / "out.csv").open(newline="") as file:
         found = list(csv.reader(file))
     assert found[0] == ["text", "label", "probability", "note"]
-    assert [line[0] for line in found[1:]] == ['\'=HYPERLINK("http://x")', "'@b", "d,e"]
-    assert [line[2] for line in found[1:]] == ["0.5", "0.25", "1"]
+    assert [line[0] for line in found[1:]] == ['\'=HYPERLINK("http://x")', "'@b", "d,e", "g"]
+    assert [line[2] for line in found[1:]] == ["0.5", "0.25", "1", "0.9674"]
     assert Row(("a",)).cells() == ["a"]

@@ -20,7 +20,7 @@ from classifier import Question
 from explanation import Answer
 from tests.conftest import REPOSITORY
 from tests.space.conftest import served
-from tests.space.hostile import HOSTILE, PICTURE, Demo, png
+from tests.space.hostile import HOSTILE, PICTURE, Demo, hostile_demo, png
 from tests.space.programs import file
 from tests.space.test_classifier import bomb
 from tests.tiny_models import save_checkpoint
@@ -318,6 +318,16 @@ def test_it_runs_as_it_lies_and_is_ready_within_ten_seconds(tmp_path: Path) -> N
         connection = http.client.HTTPConnection("127.0.0.1", urlsplit(demo.url).port or 0, timeout=60)
         connection.request("GET", "/config")
         assert "my-model" in connection.getresponse().read().decode()
+
+
+def test_a_busy_machine_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gradio asks for its own page, waits three seconds, and would have it shared through another's server.
+
+    Mutation: space/app.py: "_frontend=False," -> "_frontend=True,"
+    """
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
+    with hostile_demo(tmp_path) as demo:
+        assert demo.request("GET", "/config")[0] == 200
 
 
 def test_a_model_that_cannot_be_served_ends_it_with_words(tmp_path: Path) -> None:
