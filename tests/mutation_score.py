@@ -76,8 +76,12 @@ class Mutant:
 def mutants_of(file: str, source: str, tests: tuple[str, ...]) -> list[Mutant]:
     """Every mutant of a module."""
     tree = ast.parse(source)
+    # An assertion, in the form of an argument: without it everything behaves as before.
+    asserted = {id(part.value) for part in ast.walk(tree) if isinstance(part, ast.keyword) and part.arg == "strict"}
     found = []
     for place, node in enumerate(ast.walk(tree)):
+        if id(node) in asserted:
+            continue
         for number, (words, _) in enumerate(_changes(node)):
             mutated = copy.deepcopy(tree)
             twin = next(other for at, other in enumerate(ast.walk(mutated)) if at == place)

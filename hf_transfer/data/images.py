@@ -31,7 +31,6 @@ def decode(raw: dict[str, Any]) -> Image.Image:
     """
     try:
         with _open(raw) as picture:
-            picture.seek(0)
             picture.load()
             upright = ImageOps.exif_transpose(picture)
             return _to_eight_bits(upright).convert("RGB")
