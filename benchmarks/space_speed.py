@@ -30,8 +30,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from benchmarks.intervals import median_interval
 from hf_transfer.hub.space import demo_folder
 
-ROUNDS = 20
-REQUESTS = 15
+ROUNDS = 12
+REQUESTS = 10
 LONGEST_SECONDS = 300
 PORT = 7861
 RESULTS = Path(__file__).parent / "results" / "space_speed.json"

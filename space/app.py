@@ -36,13 +36,6 @@ element.addEventListener("click", event => {
 """
 # On a phone the answer may lie below; where it can be seen already nothing moves.
 INTO_VIEW = "() => document.querySelector('.verdict').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
-# On a phone a wide table is scrolled by itself; with the keyboard, too.
-REACHABLE = """
-() => {
-  const reach = () => document.querySelectorAll('.card-text table').forEach(table => { table.tabIndex = 0; });
-  setTimeout(reach, 50);
-}
-"""
 COPY = """
 element.addEventListener("click", event => {
   const button = event.target.closest("button[data-copy]");
@@ -64,9 +57,8 @@ def build(service: Service, settings: Settings, card: Card) -> gr.Blocks:
                 _try_it(service)
             with gr.Tab("Many at once"):
                 _many_at_once(service)
-            with gr.Tab("About") as about:
+            with gr.Tab("About"):
                 gr.Markdown(card.text or "This model has no card.", elem_classes="card-text")
-            about.select(None, js=REACHABLE)
             with gr.Tab("API"):
                 _html(page.api(service.classifier, names, AT_ONCE, WAITING), script=COPY)
         _html(page.FOOT)
