@@ -151,7 +151,9 @@ def speed(bench: Bench) -> list[dict[str, Any]]:
     rows = []
     for cache in ("on", "off"):
         with tempfile.TemporaryDirectory() as folder:
-            settings = {"cache_frozen": cache, "cache_dir": folder, "num_train_epochs": EPOCHS_OF_STORE}
+            settings: dict[str, Any] = {
+                "cache_frozen": cache, "cache_dir": folder, "num_train_epochs": EPOCHS_OF_STORE,
+            }  # fmt: skip
             with bench.trained(**settings) as (model, loaders, accelerator, wall, processor):
                 test = bench.accuracy(model, loaders, accelerator)
                 rows.append({"store": cache, "seconds": wall, "processor_seconds": processor, "test": test})

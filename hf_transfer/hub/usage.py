@@ -66,7 +66,7 @@ def lines_of_python(model: Path, task: str, settings: Mapping[str, Any], name: s
 def code_file(model: Path) -> str:
     """The file with the code that a model brings along."""
     told = json.loads((model / "config.json").read_text(encoding="utf-8"))["auto_map"]
-    return str(next(iter(told.values()))).split(".")[0] + ".py"
+    return str(next(iter(told.values()), "modeling_*")).split(".")[0] + ".py"
 
 
 def needs_own_code(model: Path) -> bool:
