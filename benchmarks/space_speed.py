@@ -41,7 +41,7 @@ Call = Callable[[], object]
 def save_model(folder: Path) -> Path:
     """ViT-B with random weights."""
     torch.manual_seed(0)
-    ViTForImageClassification(ViTConfig(num_labels=10)).save_pretrained(folder)
+    ViTForImageClassification(ViTConfig(id2label={number: str(number) for number in range(10)})).save_pretrained(folder)
     ViTImageProcessorPil().save_pretrained(folder)
     return folder
 

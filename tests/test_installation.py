@@ -244,7 +244,7 @@ def test_in_a_clean_environment_a_finished_run_is_asked_published_and_shown(
     log = tmp_path / "log"
     with log.open("w") as written:
         process = subprocess.Popen(
-            [environment.folder / "bin/hf-transfer", "demo", out, "--port", str(port)],
+            [str(environment.folder / "bin/hf-transfer"), "demo", str(out), "--port", str(port)],
             cwd=environment.folder, env=environment.variables(), stdout=written, stderr=written,
             # What runs in the background may have been told to ignore it.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -252,8 +252,8 @@ def test_in_a_clean_environment_a_finished_run_is_asked_published_and_shown(
     try:
         programs = Programs(f"http://127.0.0.1:{port}/")
         wait_for(programs.url, process, log)
-        _, path = programs.upload("dog.png", picture.read_bytes())
-        assert programs.scores(file(path), False) == pytest.approx(json.loads(said)["scores"], abs=1e-6)
+        _, upload = programs.upload("dog.png", picture.read_bytes())
+        assert programs.scores(file(upload), False) == pytest.approx(json.loads(said)["scores"], abs=1e-6)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         with pytest.raises(ConnectionRefusedError):

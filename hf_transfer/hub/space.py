@@ -26,9 +26,10 @@ from hf_transfer.data.images import BadImageError, decode
 from hf_transfer.data.pairs import load_pair_splits
 from hf_transfer.data.sources import load_image_splits, load_text_splits
 from hf_transfer.data.splits import Split
+from hf_transfer.evaluation.modalities import headline
 from hf_transfer.evaluation.run_folder import CONFIG_FILE, RESULTS_FILE, load_finished
 from hf_transfer.hub.card import CARD_FILE, as_line
-from hf_transfer.hub.card_text import headline, hub_id, shown_name
+from hf_transfer.hub.card_text import hub_id, shown_name
 from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder
 from hf_transfer.hub.usage import needs_own_code
 from hf_transfer.models import fusion, modeling_pooled
@@ -262,9 +263,9 @@ def _brings_our_code(folder: Path) -> bool:
 
 
 def _accuracy(results: Mapping[str, Any]) -> dict[str, float]:
-    intervals, metrics = results["intervals"]["test"], results["metrics"]["test"]
-    low, high = headline(intervals)["accuracy"]
-    return {"value": headline(metrics)["accuracy"], "low": low, "high": high, "samples": results["samples"]["test"]}
+    low, high = results["intervals"]["test"]["accuracy"]
+    test = headline(results["metrics"]["test"])
+    return {"value": test["accuracy"], "low": low, "high": high, "samples": results["samples"]["test"]}
 
 
 def _examples(config: RunConfig, results: Mapping[str, Any], target: Path, count: int) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from PIL import Image
@@ -10,7 +11,7 @@ from PIL import Image
 from tests.hub.test_card import RESULTS, SETTINGS
 from tests.tiny_models import save_checkpoint
 
-NAMES = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
+NAMES: dict[str, Any] = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
 DEMO = {
     "app.py", "about.py", "batch.py", "classifier.py", "explanation.py", "guard.py", "heat.py", "page.py",
     "pictures.py", "service.py", "style.css", "requirements.txt",

@@ -105,7 +105,7 @@ def test_examples_are_spread_over_the_classes(
     Mutation: hf_transfer/hub/space.py: "number * len(classes) // count" -> "number"
     """
     numbers: Labels = np.asarray(labels, dtype=np.int64)
-    split = Split(dataset=None, rows=np.arange(len(labels)), labels=numbers, bad=bad)  # type: ignore[arg-type]
+    split = Split(dataset=None, rows=np.arange(len(labels)), labels=numbers, bad=bad)
     positions = choose_examples(split, count)
     assert [labels[position] for position in positions] == chosen
     assert len(set(positions)) == len(positions)
