@@ -72,7 +72,9 @@ def worth_of_fusion(test: Predictions, single: Mapping[str, Predictions]) -> lis
         return []
     best = max(single, key=lambda name: float(_right(single[name]).mean()))
     gain, half = lead(test, single[best])
-    words = f"{gain:+.1%} accuracy (95 % interval {gain - half:+.1%} to {gain + half:+.1%})"
+    words = (
+        f"{100 * gain:+.1f} points of accuracy (95 % interval {100 * (gain - half):+.1f} to {100 * (gain + half):+.1f})"
+    )
     if gain - half > 0:
         return [f"Image and text together against the {best} alone: {words}."]
     return [

@@ -35,10 +35,12 @@ def test_what_is_gained_for_sure_is_said_and_what_is_not_is_a_warning() -> None:
     both = said([1] * 40 + [0] * 10)
     worse = {"image": said([1] * 10 + [0] * 40), "text": said([1] * 20 + [0] * 30)}
     (sentence,) = worth_of_fusion(both, worse)
-    assert sentence.startswith("Image and text together against the text alone: +40.0% accuracy (95 % interval +26.")
+    assert sentence.startswith(
+        "Image and text together against the text alone: +40.0 points of accuracy (95 % interval +26."
+    )
     (sentence,) = worth_of_fusion(both, worse | {"image": said([1] * 39 + [0] * 11)})
     assert sentence.startswith(
-        "Warning: image and text together are not better than the image alone beyond the interval: +2.0% accuracy"
+        "Warning: image and text together are not better than the image alone beyond the interval: +2.0 points"
     )
     assert "recipes/vision.py is enough" in sentence
     assert worth_of_fusion(both, {}) == []
