@@ -222,6 +222,7 @@ def drawn_settings(recipe: type[RunConfig]) -> st.SearchStrategy[RunConfig]:
         values["fp16"] = values["fp16"] and not values["bf16"]
         values |= {"merge_adapter": True, "evaluate_only": False}
         values["push_to_hub"] = values["hub_model_id"] is not None
+        values["push_space"] = values["push_space"] and values["push_to_hub"]
         resumed = values["resume_from_checkpoint"] is not None
         values |= {name: values[name] and not resumed for name in ("no_resume", "overwrite_output_dir")}
         for name, strategies in SERVES.items():
@@ -253,6 +254,7 @@ def test_settings_that_are_saved_are_read_back_equal(
         "resume_from_checkpoint": None,
         "allow_mismatch": False,
         "push_to_hub": False,
+        "push_space": False,
         "hub_model_id": None,
         "hub_private_repo": True,
     }

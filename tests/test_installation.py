@@ -199,7 +199,7 @@ def test_in_a_clean_environment_the_installed_package_finds_its_samples_and_the_
     environment.install(our_wheel)
     code = (
         "import hf_transfer.installation as i, hf_transfer.data.samples as s; i.check_installation(); "
-        "print(c.__file__, *sorted(p.name for p in s.backbone_folder('sample:vit-glyphs').iterdir()))"
+        "print(i.__file__, *sorted(p.name for p in s.backbone_folder('sample:vit-glyphs').iterdir()))"
     )
     done = environment.python("-c", code)
     assert done.returncode == 0, done.stderr
@@ -225,7 +225,7 @@ def test_in_a_clean_environment_a_finished_run_is_asked_published_and_shown(
     out = finished_run(tmp_path, picture_folder)
     picture = sorted((tmp_path / "pets/test/dog").iterdir())[0]
     commands = [
-        ["predict", str(out / "model"), str(picture)],
+        ["predict", str(out / "model"), str(picture), "--top", "5"],
         ["push", str(out), "alice/pets"],
         ["space", str(out), "alice/demo", "--hub_model_id", "alice/pets"],
     ]

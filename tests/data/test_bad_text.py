@@ -142,7 +142,7 @@ def test_a_file_of_another_encoding_is_told_by_line_and_byte_and_read_once_it_is
 ) -> None:
     """Arrow takes any bytes of a JSON file, and would fail where the texts are looked at.
 
-    Mutation: hf_transfer/data/sources.py: "        for file in tables:" -> "        for file in ():"
+    Mutation: hf_transfer/data/sources.py: "        _refuse_other_encoding(path, config.encoding)" -> "        pass"
     Mutation: hf_transfer/data/sources.py: "enumerate(lines, start=1)" -> "enumerate(lines)"
     """
     rows = text_rows(20)

@@ -210,7 +210,7 @@ def test_images_with_texts_have_both_in_their_examples(run: Path, tmp_path: Path
     settings = {name: SETTINGS[name] for name in ("strategy", "seed", "output_dir")} | pair
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     metrics = {part: {"accuracy": value, "loss": 1.0} for part, value in (("both", 0.9), ("image_only", 0.5))}
-    intervals = {part: {"accuracy": [0.1, 0.95]} for part in metrics}
+    intervals = {"accuracy": [0.1, 0.95]}
     results = json.loads((run / "results.json").read_text())
     results |= {"recipe": "multimodal", "metrics": {"test": metrics}, "intervals": {"test": intervals}}
     (run / "results.json").write_text(json.dumps(results))

@@ -46,7 +46,7 @@ def said_of(space: Path, path: Path) -> tuple[str, str]:
 def test_the_head_tells_what_the_model_is_and_how_good_it_is(digits: Visit, digits_space: Path) -> None:
     """From results.json, with its interval.
 
-    Mutation: hf_transfer/hub/space.py: "low, high = headline(intervals)["accuracy"]" -> "low, high = 0.0, 1.0"
+    Mutation: hf_transfer/hub/space.py: "low, high = results["intervals"]["test"]["accuracy"]" -> "low, high = 0.0, 1.0"
     """
     head = digits.page.locator(".masthead").inner_text()
     accuracy = read_settings(digits_space).accuracy
