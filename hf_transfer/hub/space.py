@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ from hf_transfer.hub.card import CARD_FILE, as_line
 from hf_transfer.hub.card_text import hub_id, shown_name
 from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder
 from hf_transfer.hub.usage import needs_own_code
+from hf_transfer.interruption import Interrupted, ending_at_once
 from hf_transfer.models import fusion, modeling_pooled
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.parsing import load, recipe_of
@@ -180,11 +182,13 @@ def serve_demo(out: Path, *, port: int, examples: int = MOST_EXAMPLES) -> int:
         environment |= {"GRADIO_TEMP_DIR": str(Path(scratch) / "uploads"), "GRADIO_SERVER_PORT": str(port)}
         process = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment)
         try:
-            return process.wait()
-        except KeyboardInterrupt:
+            with ending_at_once():
+                return process.wait()
+        except Interrupted as asked:
             process.terminate()
             process.wait()
-            return 0
+            # Ctrl-C is how a demo is meant to end.
+            return 0 if asked.number == signal.SIGINT else asked.exit_code
         finally:
             process.kill()
 

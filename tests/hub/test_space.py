@@ -1,7 +1,12 @@
 """The folder of a Space: the demo, what it is to say of the model, examples, and the model itself."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,7 @@ from hf_transfer.data.splits import Split
 from hf_transfer.evaluation.predict import classify_images
 from hf_transfer.hub import space
 from hf_transfer.hub.publish import files_to_publish
-from hf_transfer.hub.space import assemble_space, choose_examples, demo_folder, pinned_version
+from hf_transfer.hub.space import assemble_space, choose_examples, demo_folder, pinned_version, serve_demo
 from pictures import decode
 from tests.conftest import REPOSITORY, Recipe
 from tests.hub.finished import CAMERA, DEMO, EXAMPLES, FILES
@@ -189,6 +194,23 @@ def test_code_that_is_not_ours_is_not_put_into_a_space(run: Path, tmp_path: Path
     with pytest.raises(UserError, match="no code but our own, as the demo would run it") as error:
         assemble_space(run, tmp_path / "two")
     assert "Found:    fusion.py\n" in str(error.value)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_a_demo_that_is_asked_to_end_takes_its_process_along(
+    run: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    """Mutation: hf_transfer/hub/space.py: "if asked.number == signal.SIGINT else asked" -> "if False else asked" """
+    start, started = subprocess.Popen, []
+
+    def sleeping(*_: object, **__: object) -> "subprocess.Popen[bytes]":
+        started.append(start([sys.executable, "-c", "import time; time.sleep(60)"]))
+        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", sleeping)
+    assert serve_demo(run, port=7999) == code
+    assert started[0].poll() is not None
 
 
 def test_images_with_texts_have_both_in_their_examples(run: Path, tmp_path: Path) -> None:
