@@ -22,6 +22,7 @@ def images(data: datasets.Dataset, column: str) -> datasets.Dataset:
     try:
         encoded = data.cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
+        # What datasets and Arrow say of numbers, of lists and of nested columns.
         raise mistake(
             expected=f"images or paths to images in column '{column}'",
             found=str(data.features[column]),

@@ -1,6 +1,6 @@
 """A pretrained classifier with a new head, and the image processor or tokenizer it was trained with."""
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -157,7 +157,7 @@ class Checkpoint:
         stated = getattr(self._text_config, "max_position_embeddings", None)
         if not stated or stated < 0:
             return None
-        model = self._skeleton(["a", "b"])
+        model = _without_weights(lambda: self._from_config(["a", "b"]))
         # RoBERTa and its kin count positions from behind the padding's: of 514 they have 512 for tokens.
         tables = (module for name, module in model.named_modules() if "position" in name)
         padding = (table.padding_idx for table in tables if isinstance(table, nn.Embedding))
@@ -170,19 +170,7 @@ class Checkpoint:
             label_names: class names.
             inputs: a small batch to trace the model with.
         """
-        # Without the mask: masks are made by looking at its values, and on this device there are none.
-        main = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
-        model = self._skeleton(label_names)
-        try:
-            return model, trace(model, main)
-        except (RuntimeError, NotImplementedError):
-            # Some look at the values of their inputs: these need real, if random, weights.
-            model = self._from_config(label_names)
-            return model, trace(model, inputs)
-
-    def _skeleton(self, label_names: Sequence[str]) -> PreTrainedModel:
-        with torch.device("meta"):
-            return self._from_config(label_names)
+        return outlined(lambda: self._from_config(label_names), inputs)
 
     def _from_config(self, label_names: Sequence[str]) -> PreTrainedModel:
         with explained(self.name), hub_access.local_files_only(self.offline):
@@ -330,6 +318,24 @@ def labels_of(label_names: Sequence[str]) -> dict[str, Any]:
         # A checkpoint of another kind of task would lend the pipeline its sigmoid.
         "problem_type": "single_label_classification",
     }
+
+
+def outlined(make: Callable[[], PreTrainedModel], inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
+    """What `make` makes, if it can be without weights, and its groups; see `Checkpoint.outline`."""
+    # Without the mask: masks are made by looking at its values, and on this device there are none.
+    main = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
+    model = _without_weights(make)
+    try:
+        return model, trace(model, main)
+    except (RuntimeError, NotImplementedError):
+        # Some look at the values of their inputs: these need real, if random, weights.
+        model = make()
+        return model, trace(model, inputs)
+
+
+def _without_weights(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    with torch.device("meta"):
+        return make()
 
 
 def renew_head(model: nn.Module, head: Group, seed: int) -> None:

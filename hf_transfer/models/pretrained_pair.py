@@ -16,8 +16,8 @@ from hf_transfer.models.fusion import FusionModel
 from hf_transfer.models.groups import Group
 from hf_transfer.models.modeling_pooled import without_pooler
 from hf_transfer.models.pooling import check_pooling, load_pooled, pooling_of, read_config
-from hf_transfer.models.pretrained import Checkpoint, fresh_in_words, labels_of, seeded
-from hf_transfer.models.towers import Tower, fuse, image_pooling_of, trace
+from hf_transfer.models.pretrained import Checkpoint, fresh_in_words, labels_of, outlined, seeded
+from hf_transfer.models.towers import Tower, fuse, image_pooling_of
 
 TASK = "image-text-classification"
 # Where a configuration names no size, any will do.
@@ -107,15 +107,7 @@ class PairCheckpoint:
 
     def outline(self, label_names: Sequence[str], inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
         """See `Checkpoint.outline`."""
-        main = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
-        with torch.device("meta"):
-            model = self._fused(label_names, fresh_weights=True)
-        try:
-            return model, trace(model, main)
-        except (RuntimeError, NotImplementedError):
-            # Some look at the values of their inputs: these need real, if random, weights.
-            model = self._fused(label_names, fresh_weights=True)
-            return model, trace(model, inputs)
+        return outlined(lambda: self._fused(label_names, fresh_weights=True), inputs)
 
     def classifier(self, label_names: Sequence[str], *, seed: int, fresh_weights: bool) -> FusionModel:
         """Both towers in float32, projections and a head; see `Checkpoint.classifier`."""

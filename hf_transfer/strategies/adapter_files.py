@@ -137,6 +137,7 @@ def merged(model: nn.Module) -> nn.Module:
                 own: Any = plain.get_submodule(name).merge_and_unload()
                 plain = own if name == "" else _with(plain, name, own)
     except (AttributeError, NotImplementedError, ValueError) as error:
+        # Each kind of adapter refuses in its own way, if it can be merged not at all or not into this layer.
         first: Any = model.get_submodule(adapted[0])
         method = first.active_peft_config.peft_type
         raise mistake(

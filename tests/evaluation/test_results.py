@@ -17,6 +17,7 @@ from sklearn.metrics import f1_score
 
 from hf_transfer.evaluation.report import bootstrap_f1_interval, plain, wilson_interval
 from tests.evaluation.conftest import CLASSES, COUNTS, Run, start
+from tests.strangers import WITHOUT_US
 
 HOSTILE = [
     "a|b",
@@ -32,21 +33,10 @@ HOSTILE = [
 ]
 
 # What a machine without hf_transfer makes of the saved model: scikit-learn's figures of a pipeline's answers.
-STRANGER = """
-import importlib.abc, json, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_transfer":
-            raise ModuleNotFoundError("hf_transfer is not installed here")
-
-sys.meta_path.insert(0, Blocker())
-try:
-    import hf_transfer
-except ModuleNotFoundError:
-    pass
-else:
-    raise SystemExit("hf_transfer could be imported")
+STRANGER = (
+    WITHOUT_US
+    + """
+import json, sys
 
 from pathlib import Path
 from PIL import Image
@@ -71,6 +61,7 @@ for split in ("validation", "test"):
 assert "hf_transfer" not in sys.modules
 print(json.dumps(answers))
 """
+)
 
 
 def results(folder: Path) -> Any:

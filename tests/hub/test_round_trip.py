@@ -20,18 +20,14 @@ from tests.hub.contents import Repository
 from tests.hub.stand_in import READER, WRITER, StandIn, served, with_accounts
 from tests.space.conftest import served as demo
 from tests.space.programs import Programs, file
+from tests.strangers import WITHOUT_US
 from tests.tiny_text_models import save_text_checkpoint
 
 # A machine that has transformers and peft, an empty cache, and no hf_transfer: it runs what the cards say, and more.
-STRANGER = """
-import importlib.abc, json, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_transfer":
-            raise ModuleNotFoundError("hf_transfer is not installed here")
-
-sys.meta_path.insert(0, Blocker())
+STRANGER = (
+    WITHOUT_US
+    + """
+import json, sys
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
@@ -68,6 +64,7 @@ for name in ("whole", "pixels", "words"):
 assert "hf_transfer" not in sys.modules
 print("SCORES " + json.dumps(scores))
 """
+)
 
 
 @dataclass(frozen=True)

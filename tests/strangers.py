@@ -1,0 +1,18 @@
+"""The beginning of a program on a machine that does not have hf_transfer."""
+
+WITHOUT_US = """
+import importlib.abc, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_transfer":
+            raise ModuleNotFoundError("hf_transfer is not installed here")
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import hf_transfer
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("hf_transfer could be imported")
+"""
