@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from tests.space.hostile import HOSTILE, PICTURE, Demo, hostile_demo, png
 from tests.space.programs import file
 from tests.space.test_classifier import bomb
 from tests.tiny_models import save_checkpoint
+
+# What a demo of pictures is made of; transformers imports its parts when they are asked for.
+LIBRARIES = "import gradio, torch; from transformers import AutoImageProcessor, AutoModelForImageClassification"
 
 
 def test_the_api_says_what_the_model_says(demo: Demo) -> None:
@@ -307,17 +311,34 @@ def test_other_doors_of_gradio_are_shut(demo: Demo, method: str, path: str, stat
     assert found == status
 
 
-def test_it_runs_as_it_lies_and_is_ready_within_ten_seconds(tmp_path: Path) -> None:
-    """`MODEL_ID=... python space/app.py`; counted in seconds of the processor, as others may use the machine.
+def test_it_runs_as_it_lies(tmp_path: Path) -> None:
+    """`MODEL_ID=... python space/app.py`.
 
     Mutation: space/about.py: "if "MODEL_ID" in os.environ:" -> "if "MODEL" in os.environ:"
     """
     model = save_checkpoint(tmp_path / "my-model")
     with served(REPOSITORY / "space/app.py", tmp_path / "log", MODEL_ID=str(model)) as demo:
-        assert demo.seconds_of_processor < 10
         connection = http.client.HTTPConnection("127.0.0.1", urlsplit(demo.url).port or 0, timeout=60)
         connection.request("GET", "/config")
         assert "my-model" in connection.getresponse().read().decode()
+
+
+def test_it_is_ready_as_soon_as_its_libraries_are(tmp_path: Path) -> None:
+    """Seconds depend on the machine (`make bench-space` shows them); what the demo adds to the imports that it cannot do
+    without does not, but for what others do meanwhile: hence the best of three.
+
+    Mutation: space/app.py: "settings = read_settings(HERE)" -> "settings = read_settings(HERE); sum(range(10**9))"
+    """
+    model = save_checkpoint(tmp_path / "my-model")
+
+    def share() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", LIBRARIES], check=True)
+        more = resource.getrusage(resource.RUSAGE_CHILDREN)
+        with served(REPOSITORY / "space/app.py", tmp_path / "log", MODEL_ID=str(model)) as demo:
+            return demo.seconds_of_processor / (more.ru_utime + more.ru_stime - used.ru_utime - used.ru_stime)
+
+    assert any(share() < 1.25 for _ in range(3))
 
 
 def test_a_busy_machine_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
