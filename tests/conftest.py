@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,15 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 # For examples that take a tenth of a second each: to find a smaller one that fails, too, would take minutes.
 DRAWN_ONLY = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+
+
+def trace_nothing() -> None:
+    """In a child: to follow what it does, where the coverage of tests is measured, would take several times as long."""
+    threading.settrace(None)
+    sys.settrace(None)
+
+
+os.register_at_fork(after_in_child=trace_nothing)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any
 
 from hf_transfer.training.checkpoint import Checkpoints
 from tests.conftest import REPOSITORY, load_recipe
-from tests.training.two_forks import be_rank, forks, free_port, quietly, wait_for
+from tests.training.launched import be_rank, forks, free_port, quietly, wait_for
 
 # Where runs are killed, and how often each is entered at least, where it is entered at all.
 PHASES = {"loading": 1, "store": 2, "step": 4, "evaluation": 4, "saving": 5, "rotation": 3, "finishing": 2}

@@ -24,7 +24,7 @@ from tests.conftest import Finished, load_recipe
 from tests.data.conftest import assert_refused, write_table
 from tests.tiny_models import save_checkpoint
 from tests.tiny_text_models import save_text_checkpoint, tiny_tokenizer
-from tests.training.test_two_processes import torchrun
+from tests.training.launched import two_forks
 
 COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
 FILES = [
@@ -239,8 +239,8 @@ def test_what_a_run_would_take_is_said_beforehand(given: Path, tmp_path: Path) -
 def test_two_processes_end_with_one_set_of_files_and_equal_weights(given: Path, tmp_path: Path) -> None:
     """The loop refuses weights that differ; heads of single modalities that count for nothing wait for nobody."""
     more = {"strategy": "lp_ft", "auxiliary_weight": 0, "num_train_epochs": 2}
-    ended = torchrun("recipes/multimodal.py", *flags(given, tmp_path / "out", **more))
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    ended = two_forks("recipes/multimodal.py", *flags(given, tmp_path / "out", **more))
+    assert ended.returncode == 0, ended.said[-3000:]
     results = results_of(tmp_path / "out")
     assert (results["processes"], len(results["history"])) == (2, 3)
     assert results["metrics"]["test"]["text_only"]["samples"] == 21

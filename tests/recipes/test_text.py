@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY, Finished
 from tests.data.conftest import run_text, text_rows, write_table
 from tests.recipes.test_vision import LAUNCH
 from tests.tiny_text_models import save_text_checkpoint, tiny_text_model, tiny_tokenizer
-from tests.training.test_two_processes import torchrun
+from tests.training.launched import two_forks
 
 FILES = [
     ".card", ".lock", "checkpoints", "config.yaml", "confusion.png", "curves.png", "model", "report.md", "results.json",
@@ -242,12 +242,12 @@ def test_the_recipe_runs_on_two_processes(data: Path, checkpoints: dict[str, Pat
         "model_name_or_path": checkpoints["bert"], "dataset_name": data, "strategy": "lp_ft", "num_train_epochs": 1,
         "per_device_train_batch_size": 5, "per_device_eval_batch_size": 4, "output_dir": tmp_path / "out",
     }  # fmt: skip
-    ended = torchrun("recipes/text.py", *(f"--{name}={value}" for name, value in flags.items()))
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    ended = two_forks("recipes/text.py", *(f"--{name}={value}" for name, value in flags.items()))
+    assert ended.returncode == 0, ended.said[-3000:]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
     results = results_of(tmp_path / "out")
     assert (results["processes"], len(results["history"])) == (2, 2)
-    assert ended.stdout.count("macro F1") == 1
+    assert ended.said.count("macro F1") == 1
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model").config.num_labels == 2
 
 

@@ -324,8 +324,8 @@ def test_it_runs_as_it_lies(tmp_path: Path) -> None:
 
 
 def test_it_is_ready_as_soon_as_its_libraries_are(tmp_path: Path) -> None:
-    """Seconds depend on the machine (`make bench-space` shows them); what the demo adds to the imports that it cannot do
-    without does not, but for what others do meanwhile: hence the best of three.
+    """Seconds depend on the machine (`make bench-space` shows them); what the demo adds to the imports that it cannot
+    do without does not, but for what others do meanwhile: hence the best of three.
 
     Mutation: space/app.py: "settings = read_settings(HERE)" -> "settings = read_settings(HERE); sum(range(10**9))"
     """

@@ -18,8 +18,9 @@ from hf_transfer.training.batch_size import divisors, find_batch_sizes
 from hf_transfer.training.loop import fit, start_accelerator
 from tests.conftest import REPOSITORY
 from tests.data.conftest import text_rows, write_table
+from tests.tiny_text_models import save_text_checkpoint
+from tests.training.launched import two_forks
 from tests.training.limited_memory import save_wide
-from tests.training.test_two_processes import torchrun
 from tests.training.toy_task import loaders_of, rows_for, settings, text_settings, tiny
 from tests.training.trials import Trial, refusing
 
@@ -194,7 +195,8 @@ def test_under_a_real_limit_a_recipe_finds_its_batches_and_trains(task: tuple[Pa
 
 def test_two_processes_agree_on_what_fits_on_both(task: tuple[Path, Path], tmp_path: Path) -> None:
     """Mutation: hf_transfer/training/batch_size.py: "everyone.amin(0)" -> "everyone.amax(0)" """
-    data, checkpoint = task
-    ended = torchrun("-m", "tests.training.limited_memory", str(data), str(checkpoint), str(tmp_path / "out"), "0")
-    assert ended.returncode == 0, ended.stderr
-    assert "Batches that fit: 4 samples in training, 4 for a step of 16; 64 in evaluation." in ended.stdout
+    save_text_checkpoint(tmp_path / "small", "bert")
+    given = (str(task[0]), str(tmp_path / "small"), str(tmp_path / "out"), "0")
+    ended = two_forks("tests/training/limited_memory.py", *given)
+    assert ended.returncode == 0, ended.said
+    assert "Batches that fit: 4 samples in training, 4 for a step of 16; 64 in evaluation." in ended.said

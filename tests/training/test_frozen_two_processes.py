@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.training.frozen_run import CHUNK, HELD_OUT, SAMPLES
-from tests.training.two_forks import two_forks
+from tests.training.launched import two_forks
 
 CHUNKS = -(-SAMPLES // CHUNK) + -(-HELD_OUT // CHUNK)
 STRATEGIES = ["partial", "linear_probe"]

@@ -7,17 +7,26 @@ from pathlib import Path
 import pytest
 
 from hf_transfer.training.checkpoint import Checkpoints
+from tests.training.launched import torchrun, two_forks
 from tests.training.resumed_runs import weights
-from tests.training.test_two_processes import torchrun
-from tests.training.two_forks import two_forks
 
 # From the death of one process to the end of the command; torchrun looks ten times a second.
 SECONDS_TO_END = 10
 SCRIPT = str(Path(__file__).with_name("killed_run.py"))
 
 
+def test_torchrun_ends_all_when_one_is_killed_and_names_it(tmp_path: Path) -> None:
+    """It says which process ended first, and how."""
+    ended = torchrun(SCRIPT, "full", str(tmp_path), "1", "4")
+    assert ended.returncode == 1
+    assert time.time() - float((tmp_path / "died").read_text()) < SECONDS_TO_END
+    cause = ended.said[ended.said.index("Root Cause") :]
+    assert re.search(r"rank\s+: 1 ", cause)
+    assert "exitcode  : -9" in cause
+
+
 @pytest.mark.parametrize("case", ["full", "gradual"])
-def test_a_killed_process_ends_all_and_the_run_goes_on_exactly(case: str, tmp_path: Path) -> None:
+def test_a_run_whose_processes_are_killed_goes_on_exactly(case: str, tmp_path: Path) -> None:
     """First the one that does not write dies, then the one that does.
 
     Mutation: hf_transfer/training/resuming.py: "own["seen"]})" -> "own["seen"], "batches": 0})"
@@ -28,13 +37,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on_exactly(case: str, tmp_pa
     assert two_forks(SCRIPT, case, str(whole), "0", "0").returncode == 0
     reached = 0
     for process in (1, 0):
-        ended = torchrun(SCRIPT, case, str(killed), str(process), "4")
-        assert ended.returncode == 1
-        assert time.time() - float((killed / "died").read_text()) < SECONDS_TO_END
-        # torchrun names the process that ended first, and how.
-        cause = ended.stderr[ended.stderr.index("Root Cause") :]
-        assert re.search(rf"rank\s+: {process} ", cause)
-        assert "exitcode  : -9" in cause
+        assert two_forks(SCRIPT, case, str(killed), str(process), "4").returncode == -9
         newest, notes = Checkpoints(killed / "checkpoints").newest()
         assert newest is not None
         assert newest.step > reached

@@ -20,9 +20,9 @@ from hf_transfer.config import RunConfig, UserError
 from hf_transfer.training.resuming import _accelerator_name
 from hf_transfer.training.sharding import sharded_copy, start_sharding
 from tests.conftest import REPOSITORY
+from tests.training.launched import two_forks
 from tests.training.sharded_runs import COMPARED, INTERRUPTED
 from tests.training.toy_task import settings, tiny
-from tests.training.two_forks import two_forks
 
 SCRIPT = str(Path(__file__).with_name("sharded_runs.py"))
 CONFIG = "recipes/configs/accelerate/fsdp.yaml"

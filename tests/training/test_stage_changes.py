@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.training.launched import two_forks
 from tests.training.stage_changes import CASES, EPOCHS
-from tests.training.two_forks import two_forks
 
 MOST_STAGES = 5
 

@@ -18,6 +18,7 @@ from hf_transfer.models.groups import Group
 from hf_transfer.strategies.freezing import GradualUnfreezing, LinearProbeThenFineTuning, Stage, Strategy
 from hf_transfer.training.trainer_callback import prepare_for_trainer
 from tests.tiny_models import logits, state, tiny_model
+from tests.training.launched import two_forks
 from tests.training.trainer_run import (
     BATCH,
     STEPS,
@@ -35,7 +36,6 @@ from tests.training.trainer_run import (
     parts_of,
     trainer_for,
 )
-from tests.training.two_forks import two_forks
 
 NAMES = ("vit", "resnet_basic", "bert")
 

@@ -11,8 +11,8 @@ import pytest
 
 from hf_transfer.training.checkpoint import Checkpoints
 from tests.conftest import REPOSITORY
+from tests.training.launched import two_forks
 from tests.training.resumed_runs import weights
-from tests.training.two_forks import two_forks
 
 SCRIPT = Path(__file__).with_name("killed_run.py")
 ADDRESSES = ("10.77.31.1", "10.77.31.2")

@@ -1,9 +1,7 @@
-"""Two processes on one CPU, started as a user starts them."""
+"""Two processes on one CPU."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,30 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
 from hf_transfer.training.loop import _refuse_drift, start_accelerator
-from tests.conftest import REPOSITORY
-from tests.training.two_forks import two_forks
+from tests.training.launched import Ended, torchrun, two_forks
 from tests.training.two_processes import EPOCHS, augmented_pixels, settings
 
 DRIFT = "The processes hold different weights after training: please report this as a bug."
-
-
-def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
-    """The command in two processes, each with one thread, on a port that is free."""
-    surroundings = {
-        "ACCELERATE_USE_CPU": "1",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    return subprocess.run(
-        [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2", *command],
-        cwd=REPOSITORY,
-        env={**os.environ, **surroundings},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +67,8 @@ def test_drift_is_told_from_what_was_gathered(shift: float, stops: bool) -> None
         _refuse_drift(processes, nn.Linear(3, 2))
 
 
-@pytest.mark.parametrize("strategy", ["scratch", "linear_probe"])
-def test_the_vision_recipe_runs_on_two_processes(tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize(("strategy", "start"), [("scratch", two_forks), ("linear_probe", torchrun)])
+def test_the_vision_recipe_runs_on_two_processes(tmp_path: Path, strategy: str, start: Callable[..., Ended]) -> None:
     """One set of files, each sample counted once (the loop asserts it), equal weights (the loop refuses others).
 
     Mutation: hf_transfer/training/predictions.py: "accelerator.gather_for_metrics((" -> "accelerator.gather(("
@@ -106,8 +84,8 @@ def test_the_vision_recipe_runs_on_two_processes(tmp_path: Path, strategy: str) 
         "output_dir": out,
         "cache_dir": tmp_path / "cache",
     }
-    ended = torchrun("recipes/vision.py", *(f"--{name}={value}" for name, value in flags.items()))
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    ended = start("recipes/vision.py", *(f"--{name}={value}" for name, value in flags.items()))
+    assert ended.returncode == 0, ended.said[-3000:]
     assert sorted(path.name for path in out.iterdir()) == [
         ".card", ".lock", "checkpoints", "config.yaml", "confusion.png", "curves.png", "model", "report.md",
         "results.json",
@@ -119,5 +97,5 @@ def test_the_vision_recipe_runs_on_two_processes(tmp_path: Path, strategy: str) 
     seen = [row["samples_per_second"] * row["seconds"] for row in results["history"]]
     # 30 samples, filled up to whole batches on both processes; or, solved, as they are and in four views.
     assert seen == pytest.approx([30 * 5] if epochs == 1 else [32, 32])
-    assert ended.stdout.count("macro F1") == 1
+    assert ended.said.count("macro F1") == 1
     assert AutoModelForImageClassification.from_pretrained(out / "model").config.num_labels == 10

@@ -1,9 +1,13 @@
-"""Two processes that train together, forked from this one: what it has imported, they need not import again."""
+"""Processes that train, two of them together: started as a user starts them, or forked from this one.
+
+What this process has imported, forks need not import again, which takes longer than most of what they do.
+"""
 
 import multiprocessing
 import os
 import runpy
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -17,6 +21,8 @@ from typing import Any
 
 from accelerate.state import AcceleratorState, GradientState
 from tqdm import tqdm
+
+from tests.conftest import REPOSITORY
 
 forks = multiprocessing.get_context("fork")
 LONGEST_SECONDS = 240.0
@@ -57,9 +63,11 @@ def be_rank(rank: int, processes: int, port: int) -> None:
 
 def quietly(work: Callable[[], object], log: Path) -> None:
     """Do some work as the whole of a fork, with whatever is said in a file; its handlers of exits are not ours."""
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    file = log.open("a", buffering=1)
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    # Those of this process may be a test's own.
+    sys.stdout = sys.stderr = file
     code = 0
     try:
         work()
@@ -85,18 +93,48 @@ def wait_for(processes: Sequence[Any], seconds: float) -> int:
     return min(codes) or max(codes)
 
 
+def torchrun(*command: str) -> Ended:
+    """The command in two processes, each with one thread, on a port that is free."""
+    surroundings = {
+        "ACCELERATE_USE_CPU": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    ended = subprocess.run(
+        [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2", *command],
+        cwd=REPOSITORY,
+        env={**os.environ, **surroundings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LONGEST_SECONDS,
+        check=False,
+    )
+    return Ended(ended.returncode, ended.stdout)
+
+
 def two_forks(script: Path | str, *arguments: str) -> Ended:
-    """Run a script in two processes."""
+    """Run a script of this repository in two processes."""
+    return _forked(2, script, arguments)
+
+
+def one_fork(script: Path | str, *arguments: str) -> Ended:
+    """Run a script of this repository in a process of its own."""
+    return _forked(1, script, arguments)
+
+
+def _forked(count: int, script: Path | str, arguments: Sequence[str]) -> Ended:
     port = free_port()
 
     def work(rank: int) -> None:
-        be_rank(rank, 2, port)
+        be_rank(rank, count, port)
         sys.argv = [str(script), *arguments]
-        runpy.run_path(str(script), run_name="__main__")
+        runpy.run_path(str(REPOSITORY / script), run_name="__main__")
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        processes = [forks.Process(target=quietly, args=(partial(work, rank), log)) for rank in range(2)]
+        processes = [forks.Process(target=quietly, args=(partial(work, rank), log)) for rank in range(count)]
         for process in processes:
             process.start()
         code = wait_for(processes, LONGEST_SECONDS)
