@@ -206,6 +206,18 @@ def test_a_file_that_changed_in_place_is_looked_at_again(same_size: bool, settin
         find_bad_images(split, "train", settings())
 
 
+def test_an_image_within_a_file_of_data_that_changed_is_looked_at_again(settings: Settings) -> None:
+    """Should a fingerprint not tell them apart, the size does.
+
+    Mutation: hf_transfer/data/verification.py: "key.update(f"{size}".encode())" -> "pass"
+    """
+    split, changed = split_of_bytes([WHOLE]), split_of_bytes([TRUNCATED])
+    changed.dataset._fingerprint = split.dataset._fingerprint
+    assert find_bad_images(split, "train", settings()) == {}
+    with mistake_saying(expected="images", found="row 0 (damaged", do="mend"):
+        find_bad_images(changed, "train", settings())
+
+
 def test_a_file_that_was_mended_is_accepted(settings: Settings, tmp_path: Path) -> None:
     split = split_of_files(tmp_path / "data", [WHOLE, b""])
     with mistake_saying(expected="images", found="0001.png", do="mend"):
