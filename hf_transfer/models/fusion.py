@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput  # type: ignore[attr-defined]
 
-Fusion = Literal["concat", "gated", "product", "attention"]
 FUSIONS = ("concat", "gated", "product", "attention")
 # How the outputs of a tower become one vector.
 POOLINGS = ("pooler", "first", "mean")

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -157,8 +156,3 @@ def train(
     with start_accelerator(config) as accelerator:
         loaders = loaders_of(accelerator, train_rows, validation, config.per_device_train_batch_size, config.seed)
         return fit(model, strategy, groups, replace(loaders, views=views), config, accelerator)
-
-
-def in_folder(config: VisionConfig, folder: Path) -> VisionConfig:
-    """The same settings with another output folder."""
-    return replace(config, output_dir=str(folder))
