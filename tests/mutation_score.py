@@ -29,9 +29,13 @@ from tests.mutations import REPOSITORY, copy_repository
 
 # What is changed, and the tests that should notice, those that know it best first.
 MODULES: dict[str, tuple[str, ...]] = {
-    "hf_transfer/training/checkpoint.py": ("tests/training/test_checkpoint.py", "tests/training/test_resuming.py"),
+    "hf_transfer/training/checkpoint.py": (
+        "tests/training/test_checkpoint.py", "tests/training/test_checkpoint_synced.py",
+        "tests/training/test_resuming.py",
+    ),
     "hf_transfer/training/resuming.py": (
-        "tests/training/test_resuming.py", "tests/training/test_killed_processes.py", "tests/training/test_guard.py",
+        "tests/training/test_resuming.py", "tests/training/test_resumed_state.py",
+        "tests/training/test_killed_processes.py", "tests/training/test_guard.py", "tests/training/test_sharding.py",
     ),
     "hf_transfer/data/labels.py": ("tests/data/test_labels.py", "tests/data"),
     "hf_transfer/data/splits.py": ("tests/data/test_splits.py", "tests/data"),

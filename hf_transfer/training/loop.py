@@ -226,9 +226,10 @@ def _free_memory(accelerator: Accelerator) -> None:
     """Let go of the stage's wrappers and optimizer.
 
     Accelerate then has Python look through all objects that there are, which with its many modules takes longer than
-    an epoch from a store. Only on a device is the memory so scarce that what refers to itself must not wait.
+    an epoch from a store. Only on a device is the memory so scarce that what refers to itself must not wait. Where the
+    caller has spared Python the modules, they stay so.
     """
-    if accelerator.device.type != "cpu":
+    if accelerator.device.type != "cpu" or gc.get_freeze_count():
         accelerator.free_memory()
         return
     gc.freeze()

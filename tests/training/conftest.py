@@ -1,6 +1,5 @@
 """Every test has an accelerator of its own: its state is shared by the whole process."""
 
-import gc
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,15 +22,6 @@ def own_accelerator() -> Iterator[None]:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thirty samples are five chunks, the last of two."""
     monkeypatch.setattr(store_module, "CHUNK_SAMPLES", 7)
-
-
-@pytest.fixture(scope="module")
-def quick_collections() -> Iterator[None]:
-    """Each stage ends with a collection of garbage, which would go through all that was ever imported."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

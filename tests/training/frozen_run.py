@@ -3,7 +3,6 @@
 Given a folder and strategies, it writes what each process has found: `STRATEGY-RANK.json`.
 """
 
-import gc
 import hashlib
 import json
 import sys
@@ -56,8 +55,6 @@ def told(fitted: Fit) -> dict[str, Any]:
 def main(folder: Path, *strategies: str) -> None:
     """Each of the strategies without the store, with one that is to be filled, and with the same once it is."""
     store.CHUNK_SAMPLES = CHUNK
-    # Each stage ends with a collection of garbage, which would go through all that was ever imported.
-    gc.freeze()
     written: list[str] = []
     write = store.Store.write
 

@@ -16,8 +16,6 @@ from hf_transfer.training.store import Store
 from tests.tiny_models import state
 from tests.training.frozen_task import EVERY, HELD_OUT, SAMPLES, Edit, Task, assert_equal
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.mark.parametrize(
     ("name", "strategy"),

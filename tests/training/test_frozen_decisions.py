@@ -13,8 +13,6 @@ from hf_transfer.training.frozen import FrozenPrefix
 from hf_transfer.training.store import Store, in_units
 from tests.training.frozen_task import HELD_OUT, SAMPLES, Task, assert_equal, costing, damage, texts
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 def notes_and_files(task: Task, **more: Any) -> tuple[list[str], int]:
     return task.run(**more).notes, len(task.files())

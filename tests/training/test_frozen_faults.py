@@ -22,8 +22,6 @@ from tests.training.toy_task import (
     Rows,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 def record_as(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
     """Whatever is recorded is changed, and no one notices when the place is tried."""

@@ -9,8 +9,6 @@ from torch import nn
 from tests.tiny_models import CLASSES
 from tests.training.frozen_task import HELD_OUT, SAMPLES, VIEWS, Task, texts, weight
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 def keys(task: Task, **more: Any) -> dict[str, str]:
     return {name: store.key for name, store in task.stores(**more).items()}

@@ -1,5 +1,6 @@
 """The loop against hand-written formulas: rates, decay, accumulation, clipping, masks, the best epoch."""
 
+import gc
 import math
 from typing import Any
 
@@ -300,3 +301,18 @@ def test_the_rate_that_is_shown_is_the_highest() -> None:
     options: dict[str, Any] = {"layer_lr_decay": 0.25, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0}
     fitted = train_vit(settings(**options, learning_rate=1e-3, num_train_epochs=1))
     assert fitted.history[0]["learning_rate"] == pytest.approx(1e-3)
+
+
+def test_what_python_was_spared_by_a_caller_stays_so() -> None:
+    """And what nobody has spared it is spared for no longer than a moment.
+
+    Mutation: hf_transfer/training/loop.py: "!= "cpu" or gc.get_freeze_count():" -> "!= "cpu":"
+    Mutation: hf_transfer/training/loop.py: "        gc.unfreeze()" -> "        pass"
+    """
+    gc.freeze()
+    with start_accelerator(settings()) as accelerator:
+        loop._free_memory(accelerator)
+        assert gc.get_freeze_count() > 0
+        gc.unfreeze()
+        loop._free_memory(accelerator)
+    assert gc.get_freeze_count() == 0

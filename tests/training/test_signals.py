@@ -17,7 +17,6 @@ from hf_transfer.training.resuming import agreed
 from tests.training.killed_children import exit_code
 from tests.training.resumed_runs import CASES, STEPS, weights
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
 FULL = CASES["full"]
 
 
