@@ -20,7 +20,7 @@ FOREIGN_FLAGS = {
     "--config", "--help", "--top", "--json", "--num_processes", "--num_machines", "--nproc_per_node", "--nnodes",
     "--no-deps", "--force-reinstall", "--editable", "--extra-index-url", "--index-url", "--upgrade", "--only", "--jobs",
     "--mixed_precision", "--multi_gpu", "--cpu", "--config_file", "--machine_rank", "--main_process_ip", "--nodes",
-    "--signals-to-handle", "--image", "--text",
+    "--signals-to-handle", "--image", "--text", "--mutants",
 }  # fmt: skip
 
 
