@@ -62,7 +62,9 @@ def main() -> None:
     """Write the set and say what it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    print(write(parser.parse_args().folder))
+    parser.add_argument("--seed", type=int, default=0, help="Others draw other descriptions, to judge a finding by.")
+    arguments = parser.parse_args()
+    print(write(arguments.folder, seed=arguments.seed))
 
 
 if __name__ == "__main__":
