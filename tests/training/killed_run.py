@@ -1,4 +1,4 @@
-"""Run by torchrun: one of the resumed cases; in a step of its own choice, one process is killed.
+"""Run by torchrun, or in forks: one of the resumed cases; in a step of its own choice, one process is killed.
 
 Arguments: the case, the output folder, the number of the process, the step (0: no kill), and `host` if torchrun, which
 has started the process, is to be killed with it.

@@ -1,7 +1,7 @@
 """The text recipe in a process that may take little more memory than it has before it trains.
 
 Called with the folder of the data, the checkpoint and the output, and with the bytes that are allowed. Of two
-processes that torchrun has started, the first has room for nine samples, the second for five.
+processes that train together, the first has room for nine samples, the second for five.
 """
 
 import resource

@@ -15,13 +15,14 @@ SECONDS_TO_END = 10
 SCRIPT = str(Path(__file__).with_name("killed_run.py"))
 
 
-def test_torchrun_ends_all_when_one_is_killed_and_names_it(tmp_path: Path) -> None:
-    """It says which process ended first, and how."""
-    ended = torchrun(SCRIPT, "full", str(tmp_path), "1", "4")
+@pytest.mark.parametrize("process", [1, 0])
+def test_torchrun_ends_all_when_one_is_killed_and_names_it(process: int, tmp_path: Path) -> None:
+    """It says which process ended first, and how; also if that is the one that writes."""
+    ended = torchrun(SCRIPT, "full", str(tmp_path), str(process), "4")
     assert ended.returncode == 1
     assert time.time() - float((tmp_path / "died").read_text()) < SECONDS_TO_END
     cause = ended.said[ended.said.index("Root Cause") :]
-    assert re.search(r"rank\s+: 1 ", cause)
+    assert re.search(rf"rank\s+: {process} ", cause)
     assert "exitcode  : -9" in cause
 
 
