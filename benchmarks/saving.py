@@ -65,8 +65,8 @@ def train(loaded: tuple[Any, ...], folder: Path, save_steps: int | None) -> floa
 def settings(folder: Path, save_steps: int | None) -> TextConfig:
     """Two epochs of 23 steps."""
     return TextConfig(
-        model_name_or_path="sample:minilm", dataset_name="sample:intents", strategy="full", num_train_epochs=2,
-        output_dir=str(folder), save_steps=save_steps,
+        model_name_or_path="sample:minilm", dataset_name="sample:intents", strategy="full", rdrop_alpha=0.0,
+        num_train_epochs=2, output_dir=str(folder), save_steps=save_steps,
     )  # fmt: skip
 
 

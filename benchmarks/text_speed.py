@@ -66,6 +66,7 @@ class _Arm:
             model_name_or_path="sample:minilm",
             dataset_name=str(folder),
             strategy="full",
+            rdrop_alpha=0.0,
             learning_rate=1e-5,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=0,

@@ -246,8 +246,7 @@ class RunConfig:
             )
 
     def _check_what_serves_the_strategy(self) -> None:
-        defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(self)}
-        defaults["feature_layers"] = []
+        defaults: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(self)} | {"feature_layers": []}
         for name, strategies in SERVES.items():
             if not {*self.strategies()} & {*strategies} and getattr(self, name) != defaults[name]:
                 raise mistake(
@@ -276,8 +275,7 @@ class RunConfig:
 
     def require_if_given(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
         """The same for a setting that may be left out."""
-        value = getattr(self, name)
-        self.require(name, expected, value is None or holds(value))
+        self.require(name, expected, (value := getattr(self, name)) is None or holds(value))
 
     def resolved(self) -> dict[str, Any]:
         """All settings as plain values, in the order of `--help`, with the name of the recipe first."""
@@ -344,7 +342,6 @@ class VisionConfig(ImageSettings):
     """The settings of `recipes/vision.py`."""
 
     recipe: ClassVar[str] = "vision"
-
     mixup_alpha: float = setting(0.0, help="Mix each image with another; 0.2 is mild, 0: never.")
     cutmix_alpha: float = setting(0.0, help="Paste a box of another image into each; 1: of any size, 0: never.")
 
@@ -376,8 +373,11 @@ class TextConfig(TextSettings):
     recipe: ClassVar[str] = "text"
 
     # A pretrained language model needs few passes over a text, but many steps.
-    num_train_epochs: int = setting(8, help="Passes over the training split.")
+    num_train_epochs: int = setting(6, help="Passes over the training split.")
     per_device_train_batch_size: int = setting(16, help="Samples in a batch, on each process.")
+    rdrop_alpha: float | None = setting(
+        None, help="R-Drop: weight of the agreement of two draws of dropout (default: 1 with --strategy full, else 0)."
+    )
     text_pair_column_name: str | None = setting(None, help="Column with a second text, for pairs of sentences.")
     pooling: Literal["own", "cls", "mean"] = setting(
         "own", help="What the head sees of a text: as the checkpoint has it, the first token, or the mean of all."
@@ -385,6 +385,7 @@ class TextConfig(TextSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_if_given("rdrop_alpha", "a number of at least 0", lambda alpha: 0 <= alpha < float("inf"))
         if self.pooling != "own" and self.evaluate_only:
             raise mistake(
                 expected="with --evaluate_only a model that is judged as it was saved",

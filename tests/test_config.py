@@ -174,6 +174,7 @@ RANGES = [
     ("dataloader_num_workers", "at least 0", ["0"], ["-1"]),
     ("cache_views", "at least 0", ["0"], ["-1"]),
     ("max_seq_length", "at least 3", ["3"], ["2", "-1"]),
+    ("rdrop_alpha", "a number of at least 0", ["0", "5"], ["-0.1", "nan", "inf"]),
     ("modality_dropout", BELOW_ONE, ["0", "0.9"], ["1", "-0.1", "nan"]),
     ("auxiliary_weight", NUMBER, ["0"], ["-0.1", "nan", "inf"]),
 ]

@@ -32,8 +32,10 @@ from hf_transfer.strategies.choice import Prepared, choose_strategy, prepare_mod
 from hf_transfer.strategies.freezing import Stage, learning_parameters, set_trainable
 from hf_transfer.training.frozen import FrozenPrefix
 from hf_transfer.training.loop import start_accelerator
+from hf_transfer.training.objective import Objective
 from hf_transfer.training.probe import last_layer
 from hf_transfer.training.resuming import COPIES, size_of
+from hf_transfer.training.steps import rdrop_alpha
 from hf_transfer.training.store import free_bytes, in_units
 from hf_transfer.versions import versions
 
@@ -74,7 +76,8 @@ def run_ahead(config: RunConfig) -> Iterator[str]:
         stages = choose_strategy(config).stages(prepared.groups, config.num_train_epochs)
         frozen = FrozenPrefix(prepared.model, prepared.groups, loaders, config, accelerator)
         prepared.model.to(accelerator.device)
-        yield f"About {_in_words(_seconds(stages, prepared, loaders, accelerator))} of computing without a store."
+        seconds = _seconds(stages, prepared, loaders, config, accelerator)
+        yield f"About {_in_words(seconds)} of computing without a store."
         for stage in stages:
             if not stage.solved and (expected := frozen.expected(stage)):
                 yield expected
@@ -110,32 +113,38 @@ def _loaded(config: RunConfig, accelerator: Accelerator) -> tuple[Prepared, Spli
     return prepared, splits, loaders
 
 
-def _seconds(stages: Sequence[Stage], prepared: Prepared, loaders: Loaders, accelerator: Accelerator) -> float:
+def _seconds(
+    stages: Sequence[Stage], prepared: Prepared, loaders: Loaders, config: RunConfig, accelerator: Accelerator
+) -> float:
     """Of all stages, from a few batches of each; every epoch is judged on validation."""
     model, groups = prepared.model, prepared.groups
-    total = 0.0
+    objective, total = Objective(rdrop_alpha=rdrop_alpha(config, model)), 0.0
     for stage in stages:
         set_trainable(model, groups, stage.trainable)
-        judged = _seconds_of_a_pass(model, loaders, "validation", accelerator, learns=False)
+        judged = _seconds_of_a_pass(model, loaders, "validation", accelerator)
         if stage.solved and last_layer(model, groups[-1]):
             views = 1 + loaders.views
-            total += judged + views * _seconds_of_a_pass(model, loaders, "train", accelerator, learns=False)
+            total += judged + views * _seconds_of_a_pass(model, loaders, "train", accelerator)
         else:
-            trained = _seconds_of_a_pass(model, loaders, "train", accelerator, learns=True)
+            trained = _seconds_of_a_pass(model, loaders, "train", accelerator, objective)
             total += stage.epochs * (trained + judged)
     return total
 
 
 def _seconds_of_a_pass(
-    model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator, *, learns: bool
+    model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator, objective: Objective | None = None
 ) -> float:
-    """Of all batches, from the first few; what the very first one builds for all does not count."""
-    batches, taken = loaders.of(split), []
+    """Of all batches, from the first few; what the very first one builds for all does not count.
+
+    With an objective the model learns from batches as that sees them, and its gradients are thrown away.
+    """
+    batches, taken, learns = loaders.of(split), [], objective is not None
     model.train(learns)
     with torch.set_grad_enabled(learns):
         for batch in itertools.islice(batches, 1 + BATCHES_MEASURED):
             started = time.perf_counter()
-            inputs, labels, _ = loaders.to_inputs(batch, accelerator.device, split, 0 if learns else None)
+            seen = objective.as_seen(batch) if objective else batch
+            inputs, labels, _ = loaders.to_inputs(seen, accelerator.device, split, 0 if learns else None)
             with accelerator.autocast():
                 logits = model(**inputs).logits
             loss = cross_entropy(logits.float(), labels, ignore_index=MASKED)

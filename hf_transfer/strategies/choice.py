@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from hf_transfer.config import RunConfig, mistake
+from hf_transfer.config import RunConfig, TextConfig, mistake
 from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.models.groups import Group, describe_frozen
 from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
@@ -47,7 +47,7 @@ def _strategy(name: str, config: RunConfig) -> Strategy:
         "partial": PartialFineTuning(layers=config.trainable_layers),
         "gradual": GradualUnfreezing(),
         "lp_ft": LinearProbeThenFineTuning(),
-        "full": FullFineTuning(),
+        "full": FullFineTuning(larger_head=isinstance(config, TextConfig)),
         "scratch": FromScratch(),
         "bitfit": BiasTuning(),
         "lora": LowRankAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -217,10 +218,31 @@ class BiasTuning(_OwnParameters):
 
 @dataclass(frozen=True)
 class FullFineTuning(_OwnParameters):
-    """Everything learns, from the pretrained weights."""
+    """Everything learns, from the pretrained weights.
+
+    Attributes:
+        fresh_weights: the backbone starts from fresh weights.
+        learning_rate: peak rate.
+        larger_head: the new head is drawn as Glorot and Bengio do, a few times larger than transformers draws it. A
+            small text model whose pooler says little of its texts is late to learn behind a head of small weights.
+
+    Reference: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS
+    2010, https://proceedings.mlr.press/v9/glorot10a.html.
+    """
 
     fresh_weights: bool = False
     learning_rate: float = 1e-4
+    larger_head: bool = False
+
+    def prepare(
+        self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int  # noqa: ARG002
+    ) -> tuple[nn.Module, list[Group]]:  # fmt: skip
+        """The model, its last layer drawn anew with `seed` if that is to be larger."""
+        if self.larger_head:
+            last = model.get_submodule(groups[-1].modules[-1])
+            assert isinstance(last, nn.Linear)
+            nn.init.xavier_normal_(last.weight, generator=torch.Generator().manual_seed(seed))
+        return model, list(groups)
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """One stage: all parameters."""

@@ -21,6 +21,7 @@ from hf_transfer.strategies.freezing import Strategy, learning_parameters, set_t
 from hf_transfer.training.checkpoint import Checkpoints
 from hf_transfer.training.guard import is_out_of_memory
 from hf_transfer.training.resuming import FOLDER
+from hf_transfer.training.steps import rdrop_alpha
 
 Settings = TypeVar("Settings", bound=RunConfig)
 # Where the decision is remembered: other batches give other rounding, so a run that goes on must keep to them.
@@ -80,11 +81,13 @@ def _measured(
 ) -> list[int]:
     model, groups = prepared.model, prepared.groups
     learning = learning_parameters(strategy.stages(groups, config.num_train_epochs))
+    # With R-Drop a batch goes through the model as if it were of twice the size.
+    looks = 2 if rdrop_alpha(config, model) > 0 else 1
     model.to(accelerator.device)
 
     def step(size: int) -> None:
         held = _held_beside(model, config, accelerator)
-        _forward(model, loaders, "train", 0, size, accelerator).sum().backward()
+        _forward(model, loaders, "train", 0, looks * size, accelerator).sum().backward()
         del held
 
     def judge(size: int) -> None:

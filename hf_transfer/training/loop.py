@@ -127,7 +127,10 @@ def train_epoch(learner: Learner, loaders: Loaders, course: Course, guard: Guard
     total, seen = torch.tensor(position.loss, device=accelerator.device), position.seen
     progress = _progress(accelerator, len(loaders.train.dataset), f"epoch {epoch + 1}")
     for batch in batches_left(loaders, epoch, position.batches):
-        inputs, labels, index = loaders.to_inputs(batch, accelerator.device, "train", epoch)
+        samples = len(batch["labels"])
+        inputs, labels, index = loaders.to_inputs(
+            steps.objective.as_seen(batch), accelerator.device, "train", epoch
+        )  # fmt: skip
         targets = labels
         if steps.mixing is not None:
             inputs["pixel_values"], targets = steps.mixing(inputs["pixel_values"], labels, index, epoch)
@@ -142,8 +145,8 @@ def train_epoch(learner: Learner, loaders: Loaders, course: Course, guard: Guard
             optimizer.step()
             optimizer.zero_grad()
         position.rate = max(scheduler.get_last_lr())
-        total += loss.detach() * len(labels)
-        seen += len(labels)
+        total += loss.detach() * samples
+        seen += samples
         position.batches += 1
         if accelerator.sync_gradients:
             if not accelerator.optimizer_step_was_skipped:
@@ -154,7 +157,7 @@ def train_epoch(learner: Learner, loaders: Loaders, course: Course, guard: Guard
             guard.save_or_leave(total, seen)
         if not progress.disable:
             progress.set_postfix(loss=f"{loss.item():.3f}", rate=f"{position.rate:.1e}", refresh=False)
-            progress.update(len(labels) * accelerator.num_processes)
+            progress.update(samples * accelerator.num_processes)
     progress.close()
     position.loss, position.seen = total.item(), seen
     seconds = position.seconds = time.perf_counter() - started

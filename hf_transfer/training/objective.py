@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy, smoothed and weighted by class if asked for."""
+"""What training minimises: cross-entropy, smoothed and weighted by class, and agreement of dropouts, if asked for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from hf_transfer.data.inputs import MASKED
+from hf_transfer.data.inputs import MASKED, Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,18 +20,30 @@ class Objective:
     The sum of the samples' losses is divided by the sum of their weights, as in `torch.nn.functional.cross_entropy`;
     what a sample weighs does not depend on the smoothing.
 
-    Reference for label smoothing: Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, "Rethinking the Inception Architecture
-    for Computer Vision", CVPR 2016, https://arxiv.org/abs/1512.00567.
+    With R-Drop each sample goes through the model twice, and what two draws of dropout make of it must agree: to the
+    mean cross-entropy of both comes `rdrop_alpha` times the mean of KL(first, second) and KL(second, first).
+
+    References: Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, "Rethinking the Inception Architecture for Computer
+    Vision", CVPR 2016, https://arxiv.org/abs/1512.00567 (label smoothing); Wu, Li, Wang, Meng, Qin, Chen, Zhang and
+    Liu, "R-Drop: Regularized Dropout for Neural Networks", NeurIPS 2021, https://arxiv.org/abs/2106.14448.
 
     Attributes:
         label_smoothing: share of each target that is spread evenly over all classes, from 0 to 1.
         class_weights: float [classes], what a sample of each class counts; None counts all alike.
         auxiliary_weight: of the losses of the heads that see one modality alone, in a model of images and texts.
+        rdrop_alpha: weight of the agreement of two draws of dropout; 0 looks at each sample once.
     """
 
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None
     auxiliary_weight: float = 0.0
+    rdrop_alpha: float = 0.0
+
+    def as_seen(self, batch: Batch) -> Batch:
+        """A batch as it goes through the model: with R-Drop all its samples, and then all of them again."""
+        if self.rdrop_alpha == 0:
+            return batch
+        return {name: torch.cat([values, values]) for name, values in batch.items()}
 
     def of_output(self, output: Any, inputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
         """The loss of what a model says of a batch: of its logits and, by their weight, of those of further heads.
@@ -50,6 +62,8 @@ class Objective:
                 there = targets.where(inputs[f"{modality}_present"], MASKED)
                 # Also by a weight of 0: several processes wait for the gradients of all that may learn.
                 loss = loss + self.auxiliary_weight * self(alone.float(), there)
+        if self.rdrop_alpha > 0:
+            loss = loss + self.rdrop_alpha * disagreement(output.logits.float(), targets)
         return loss
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -85,6 +99,22 @@ class Objective:
         if weights is not None:
             smooth, shares = smooth * weights, shares * weights
         return -(smooth * log_softmax(logits, -1)).sum(), shares.sum()
+
+
+def disagreement(logits: Tensor, targets: Tensor) -> Tensor:
+    """How far apart the two halves of a batch are, which are the same samples: a scalar, in nats a sample.
+
+    Args:
+        logits: float [2 * samples, classes].
+        targets: of both halves, see `Objective.__call__`; masked samples do not count.
+    """
+    first, second = log_softmax(logits, -1).chunk(2)
+    both = kl_div(first, second, log_target=True, reduction="none") + kl_div(
+        second, first, log_target=True, reduction="none"
+    )
+    masked = targets.sum(-1) == 0 if targets.is_floating_point() else targets == MASKED
+    counted = ~masked.chunk(2)[0]
+    return (both.sum(-1) * counted).sum() / (2 * counted.sum().clamp(min=1))
 
 
 def balanced_class_weights(labels: npt.NDArray[np.int64], classes: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hf_transfer.config import RunConfig, VisionConfig
+from hf_transfer.config import RunConfig, TextConfig, VisionConfig, mistake
 from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.data.inputs import MASKED, Loaders
 from hf_transfer.data.mixing import Mixing
@@ -23,6 +23,8 @@ from hf_transfer.training.progress import Position
 from hf_transfer.training.rates import give_moments, learning_rate_schedule, moments_of, parameter_groups
 from hf_transfer.training.sharding import gather, is_sharded, sharded_copy, whole_on_first
 
+# Where all of a model learns from few texts, it is what keeps it from learning them by heart.
+OWN_RDROP_ALPHA = {"full": 1.0}
 Files = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -58,7 +60,7 @@ class Steps:
         self.learning_rate = strategy.learning_rate if config.learning_rate is None else config.learning_rate
         named = config.learning_rate is None and config.head_learning_rate is None
         self._head_rate = strategy.head_learning_rate if named else config.head_learning_rate
-        self.objective = _objective(config, loaders, _classes(model, groups))
+        self.objective = _objective(config, loaders, _classes(model, groups), rdrop_alpha(config, model))
         self.mixing = _mixing(config, _classes(model, groups))
         self._model, self._groups, self._config = model, groups, config
         self._steps_per_epoch = math.ceil(len(loaders.train) / config.gradient_accumulation_steps)
@@ -175,14 +177,33 @@ def _classes(model: nn.Module, groups: Sequence[Group]) -> int:
     return layer.out_features
 
 
-def _objective(config: RunConfig, loaders: Loaders, classes: int) -> Objective:
+def rdrop_alpha(config: RunConfig, model: nn.Module) -> float:
+    """The weight of R-Drop: as set, and else that of the strategy, which asks for none of a model without dropout.
+
+    Raises:
+        UserError: it is set, and the model has no dropout.
+    """
+    if not isinstance(config, TextConfig):
+        return 0.0
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    if config.rdrop_alpha and not drops:
+        raise mistake(
+            expected="for --rdrop_alpha a model with dropout, of which two draws can be compared",
+            found=f"none in {config.model_name_or_path}",
+            do="leave --rdrop_alpha out",
+        )
+    own = OWN_RDROP_ALPHA.get(config.strategy, 0.0)
+    return config.rdrop_alpha if config.rdrop_alpha is not None else own * drops
+
+
+def _objective(config: RunConfig, loaders: Loaders, classes: int, alpha: float) -> Objective:
     weights = None
     if config.class_weights == "balanced":
         split = loaders.train.dataset.split
         labels = np.where(np.isin(split.rows, list(split.bad)), MASKED, split.labels)
         weights = balanced_class_weights(labels, classes)
     alone = config.auxiliary_weight if isinstance(config, MultimodalConfig) else 0.0
-    return Objective(config.label_smoothing_factor, weights, alone)
+    return Objective(config.label_smoothing_factor, weights, alone, alpha)
 
 
 def _mixing(config: RunConfig, classes: int) -> Mixing | None:

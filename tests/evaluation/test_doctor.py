@@ -3,9 +3,11 @@
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
 
 from hf_transfer import command_line
 from hf_transfer.evaluation import doctor
@@ -81,6 +83,26 @@ def test_the_time_grows_with_the_epochs(tmp_path: Path, monkeypatch: pytest.Monk
         found[epochs] = said[0]
     # With a clock that ticks once a batch: 4 batches of training and 4 of validation in an epoch.
     assert found == {epochs: f"About {8 * epochs} s of computing without a store." for epochs in (2, 6)}
+
+
+@pytest.mark.parametrize(("alpha", "looks"), [(0.0, 1), (1.0, 2)])
+def test_a_batch_is_timed_as_often_as_training_looks_at_it(
+    alpha: float, looks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: hf_transfer/evaluation/doctor.py: "objective.as_seen(batch) if objective else batch" -> "batch" """
+    rows: list[int] = []
+    original = doctor.cross_entropy
+
+    def count(logits: Tensor, labels: Tensor, **more: Any) -> Tensor:
+        rows.append(len(labels))
+        return original(logits, labels, **more)
+
+    monkeypatch.setattr(doctor, "cross_entropy", count)
+    more = {"max_train_samples_per_class": 4, "strategy": "full", "rdrop_alpha": alpha}
+    path = settings(tmp_path, "intents", per_device_train_batch_size=8, per_device_eval_batch_size=30, **more)
+    assert list(doctor.run_ahead(load(recipe_of(path), path)))
+    # Five batches of validation, of which four are timed, and three of training.
+    assert rows == [30] * 4 + [looks * 8] * 3
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from hf_transfer.config import RunConfig, UserError, VisionConfig
+from hf_transfer.config import RunConfig, TextConfig, UserError, VisionConfig
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.strategies.adapters import (
     InfusedAdapters,
@@ -52,6 +52,12 @@ CHOICES: dict[str, tuple[dict[str, Any], Strategy]] = {
 
 def settings(**more: Any) -> VisionConfig:
     return VisionConfig(model_name_or_path="m", dataset_name="d", output_dir="o", **more)
+
+
+def test_all_of_a_text_model_learns_behind_a_larger_head() -> None:
+    """Mutation: hf_transfer/strategies/choice.py: "FullFineTuning(larger_head=isinstance(config, TextConfig))" -> "FullFineTuning()" """  # noqa: E501
+    config = TextConfig(model_name_or_path="m", dataset_name="d", output_dir="o", strategy="full")
+    assert choose_strategy(config) == FullFineTuning(larger_head=True)
 
 
 @pytest.mark.parametrize("name", CHOICES)

@@ -55,11 +55,11 @@ class Case:
 
 CASES = {
     "full": Case("vit", FullFineTuning(), {"ema_decay": 0.9, "soup_size": 2, "l2_sp": 0.05}),
-    "full_text": Case("bert", FullFineTuning(), {"layer_lr_decay": 0.8}),
+    "full_text": Case("bert", FullFineTuning(), {"layer_lr_decay": 0.8, "rdrop_alpha": 1.0}),
     "accumulated": Case("vit", FullFineTuning(), {"gradient_accumulation_steps": 2, "num_train_epochs": 4}),
     "gradual": Case("bert", GradualUnfreezing(), {"num_train_epochs": 3, "ema_decay": 0.9, "l2_sp": 0.05}),
     "solved_first": Case("vit", LinearProbeThenFineTuning(), {"num_train_epochs": 3}),
-    "partial": Case("bert", PartialFineTuning(layers=1), {"cache_frozen": "on"}),
+    "partial": Case("bert", PartialFineTuning(layers=1), {"cache_frozen": "on", "rdrop_alpha": 0.5}),
     "statistics": Case("resnet_bottleneck", FullFineTuning(), {"soup_size": 2}),
     "bitfit": Case("vit", BiasTuning(), {"early_stopping_patience": 1, "num_train_epochs": 3}),
     "lora": Case("bert", LowRankAdaptation(rank=2, dropout=0.2)),

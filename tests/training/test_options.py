@@ -163,7 +163,7 @@ def unbalanced() -> Rows:
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("balanced", [False, True])
 def test_the_loss_is_smoothed_and_weighted(smoothing: float, balanced: bool) -> None:
-    """Mutation: hf_transfer/training/steps.py: "Objective(config.label_smoothing_factor, weights, alone)" -> "Objective(0.0, None, alone)" """  # noqa: E501
+    """Mutation: hf_transfer/training/steps.py: "Objective(config.label_smoothing_factor, weights, alone, alpha)" -> "Objective(0.0, None, alone, alpha)" """  # noqa: E501
     rows, (model, *_) = unbalanced(), tiny("vit")
     labels = rows.labels.numpy()
     said = torch.log_softmax(logits(model, rows.inputs).double(), 1).numpy()

@@ -111,9 +111,10 @@ def settings(**more: Any) -> VisionConfig:
 
 
 def text_settings(**more: Any) -> TextConfig:
-    """The same for texts."""
+    """The same for texts, which go through the model once."""
     known = {field.name for field in fields(TextConfig)}
-    return TextConfig(**({name: value for name, value in asdict(settings()).items() if name in known} | more))
+    same = {name: value for name, value in asdict(settings()).items() if name in known}
+    return TextConfig(**{**same, "rdrop_alpha": 0.0, **more})
 
 
 def tiny(name: str, **more: Any) -> tuple[PreTrainedModel, list[Group], Batch]:

@@ -1,0 +1,185 @@
+"""R-Drop: each text goes through the model twice, and what two draws of dropout make of it must agree."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hf_transfer.config import TextConfig, UserError
+from hf_transfer.data.inputs import MASKED
+from hf_transfer.strategies.choice import Prepared
+from hf_transfer.strategies.freezing import FullFineTuning, PartialFineTuning, Strategy
+from hf_transfer.training.batch_size import find_batch_sizes
+from hf_transfer.training.loop import start_accelerator
+from hf_transfer.training.objective import Objective, disagreement
+from hf_transfer.training.progress import Fit
+from hf_transfer.training.steps import rdrop_alpha
+from tests.tiny_models import state
+from tests.training.toy_task import loaders_of, rows_for, settings, text_settings, tiny, train
+from tests.training.trials import refusing
+
+LABELS = torch.tensor([3, 0, MASKED, 1])
+
+
+def said(seed: int) -> Tensor:
+    return torch.randn(4, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def divergence(left: Tensor, right: Tensor) -> Tensor:
+    """KL(left, right) of each row, from probabilities."""
+    p, q = left.softmax(1), right.softmax(1)
+    return (p * (p / q).log()).sum(1)
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_two_looks_disagree_by_the_mean_of_both_divergences_without_masked_samples(shares: bool) -> None:
+    """Mutation: hf_transfer/training/objective.py: "(2 * counted.sum()" -> "(counted.sum()"
+    Mutation: hf_transfer/training/objective.py: "(both.sum(-1) * counted)" -> "both.sum(-1)"
+    """
+    first, second = said(1), said(2)
+    expected = ((divergence(first, second) + divergence(second, first)) / 2)[LABELS != MASKED].mean()
+    targets: Any = torch.cat([LABELS, LABELS])
+    if shares:
+        targets = torch.nn.functional.one_hot(targets.clamp(min=0), 5) * (targets != MASKED)[:, None].double()
+    torch.testing.assert_close(disagreement(torch.cat([first, second]), targets), expected)
+
+
+def test_where_every_sample_is_masked_nothing_disagrees() -> None:
+    """Mutation: hf_transfer/training/objective.py: "counted.sum().clamp(min=1)" -> "counted.sum()" """
+    logits = torch.cat([said(1), said(2)]).requires_grad_()
+    found = disagreement(logits, torch.full((8,), MASKED))
+    found.backward()
+    assert found == 0
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, torch.zeros(8, 5, dtype=torch.float64))
+
+
+def test_a_batch_is_seen_twice_only_where_two_looks_are_compared() -> None:
+    """Mutation: hf_transfer/training/objective.py: "torch.cat([values, values])" -> "values.repeat(2, 1)" """
+    batch = {"input_ids": torch.arange(6).reshape(2, 3), "labels": torch.tensor([4, 2]), "index": torch.tensor([7, 9])}
+    assert Objective().as_seen(batch) is batch
+    seen = Objective(rdrop_alpha=0.5).as_seen(batch)
+    assert seen["input_ids"].tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
+    assert seen["labels"].tolist() == [4, 2, 4, 2]
+    assert seen["index"].tolist() == [7, 9, 7, 9]
+
+
+def trained(strategy: Strategy | None = None, rows: int = 12, **more: Any) -> Fit:
+    model, groups, _ = tiny("bert")
+    chosen = strategy or FullFineTuning()
+    return train(
+        model, groups, chosen, text_settings(**more), rows_for("bert", rows), rows_for("bert", 10, seed=1)
+    )  # fmt: skip
+
+
+def test_the_loss_of_a_step_is_what_two_draws_of_dropout_give() -> None:
+    """Against a pass by hand, whose dropout draws the same numbers; the epoch counts each text once.
+
+    Mutation: hf_transfer/training/objective.py: "loss + self.rdrop_alpha * disagreement" -> "loss - self.rdrop_alpha * disagreement"
+    Mutation: hf_transfer/training/loop.py: "samples = len(batch["labels"])" -> "samples = 2 * len(batch["labels"])"
+    """  # noqa: E501
+    rows, (model, *_) = rows_for("bert", 12), tiny("bert")
+    order = next(iter(loaders_of_order(rows)))["index"]
+    torch.manual_seed(0)
+    model.train()
+    twice = {name: torch.cat([column[order], column[order]]) for name, column in rows.inputs.items()}
+    logits = model(**twice).logits
+    first, second = logits.chunk(2)
+    labels = rows.labels[order]
+    assert not torch.allclose(first, second, atol=1e-3)
+    expected = torch.nn.functional.cross_entropy(logits, torch.cat([labels, labels]))
+    expected = expected + 3.0 * (divergence(first, second) + divergence(second, first)).mean() / 2
+    (row,) = trained(rdrop_alpha=3.0, num_train_epochs=1, per_device_train_batch_size=12).history
+    assert row["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert row["samples_per_second"] * row["seconds"] == pytest.approx(12)
+
+
+def loaders_of_order(rows: Any) -> Any:
+    """The batches of the first epoch, as `trained` has them with batches of 12."""
+    with start_accelerator(text_settings()) as accelerator:
+        batches = loaders_of(accelerator, rows, rows, 12).train
+    batches.set_epoch(0)
+    return batches
+
+
+def test_two_looks_go_on_from_one_stored_output(tmp_path: Path) -> None:
+    """What the frozen blocks made of a text is read for both looks: with the store as without."""
+    found = [
+        trained(
+            PartialFineTuning(layers=1), rdrop_alpha=1.0, cache_frozen=cache, cache_dir=str(tmp_path),
+            output_dir=str(tmp_path),
+        )
+        for cache in ("on", "off")
+    ]  # fmt: skip
+    assert found[0].frozen_seconds > found[1].frozen_seconds == 0
+    stored, live = (state(fitted.model) for fitted in found)
+    for name, value in live.items():
+        torch.testing.assert_close(stored[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "given", "dropout", "expected"),
+    [
+        ("full", None, 0.1, 1.0), ("full", None, 0.0, 0.0), ("full", 0.0, 0.1, 0.0), ("full", 0.3, 0.1, 0.3),
+        ("lp_ft", None, 0.1, 0.0), ("scratch", None, 0.1, 0.0), ("lora", 2.0, 0.1, 2.0),
+    ],
+)  # fmt: skip
+def test_full_fine_tuning_of_texts_has_it_unless_the_settings_say_otherwise(
+    strategy: str, given: float | None, dropout: float, expected: float
+) -> None:
+    """Mutation: hf_transfer/training/steps.py: "else own * drops" -> "else own" """
+    model, *_ = tiny("bert", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    assert rdrop_alpha(text_settings(strategy=strategy, rdrop_alpha=given), model) == expected
+
+
+def test_images_are_seen_once() -> None:
+    model, *_ = tiny("vit", hidden_dropout_prob=0.2)
+    assert rdrop_alpha(settings(strategy="full"), model) == 0
+
+
+def test_a_model_without_dropout_is_refused_where_it_is_asked_for() -> None:
+    model, *_ = tiny("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    with pytest.raises(UserError) as error:
+        rdrop_alpha(text_settings(rdrop_alpha=1.0), model)
+    assert str(error.value) == (
+        "Expected: for --rdrop_alpha a model with dropout, of which two draws can be compared\n"
+        "Found:    none in m\nDo this:  leave --rdrop_alpha out"
+    )
+
+
+@pytest.mark.parametrize(("alpha", "size"), [(0.0, 8), (1.0, 4)])
+def test_a_batch_must_fit_as_often_as_it_is_seen(tmp_path: Path, alpha: float, size: int) -> None:
+    """Mutation: hf_transfer/training/batch_size.py: "looks * size" -> "size" """
+    config: TextConfig = replace(
+        text_settings(rdrop_alpha=alpha), output_dir=str(tmp_path), per_device_train_batch_size=8
+    )
+    model, groups, _ = tiny("bert")
+    refusing(model, train=8, evaluation=64)
+    with start_accelerator(config) as accelerator:
+        loaders = loaders_of(accelerator, rows_for("bert", 40), rows_for("bert", 10, seed=1), 4)
+        prepared = Prepared(model, groups, {"": []}, [])
+        chosen = find_batch_sizes(prepared, FullFineTuning(), loaders, config, accelerator, [])
+    assert chosen.per_device_train_batch_size == size
+    assert chosen.per_device_train_batch_size * chosen.gradient_accumulation_steps == 8
+
+
+def test_a_larger_head_is_drawn_by_its_seed_and_nothing_else_moves() -> None:
+    """Mutation: hf_transfer/strategies/freezing.py: "manual_seed(seed)" -> "manual_seed(0)" """
+    heads = []
+    for seed in (1, 1, 2):
+        model, groups, inputs = tiny("bert")
+        before = state(model)
+        prepared, same = FullFineTuning(larger_head=True).prepare(model, groups, inputs, seed)
+        assert prepared is model
+        assert same == groups
+        moved = [name for name, value in state(model).items() if not torch.equal(value, before[name])]
+        assert moved == ["classifier.weight"]
+        heads.append(model.get_parameter("classifier.weight"))
+    outputs, inputs_of_head = heads[0].shape
+    assert heads[0].std().item() == pytest.approx(np.sqrt(2 / (outputs + inputs_of_head)), rel=0.15)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
