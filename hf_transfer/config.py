@@ -18,13 +18,12 @@ SERVES: dict[str, tuple[str, ...]] = {
     "trainable_layers": ("partial",),
     "adapter_layers": ADAPTERS,
     "merge_adapter": ADAPTERS,
-    "adapter_rank": WITH_RANK,
-    "adapter_alpha": WITH_RANK,
-    "adapter_dropout": WITH_RANK,
+    **dict.fromkeys(("adapter_rank", "adapter_alpha", "adapter_dropout"), WITH_RANK),
     "peft_type": ("adapter",),
     "probe": ("linear_probe", "lp_ft"),
     "feature_layers": ("linear_probe", "lp_ft"),
     "l2_sp": ("partial", "gradual", "lp_ft", "full", "bitfit", *ADAPTERS),
+    "rdrop_alpha": ("partial", "gradual", "lp_ft", "full", "scratch", "bitfit", *ADAPTERS),
 }
 
 
@@ -248,7 +247,7 @@ class RunConfig:
     def _check_what_serves_the_strategy(self) -> None:
         defaults: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(self)} | {"feature_layers": []}
         for name, strategies in SERVES.items():
-            if not {*self.strategies()} & {*strategies} and getattr(self, name) != defaults[name]:
+            if not {*self.strategies()} & {*strategies} and getattr(self, name, None) != defaults.get(name):
                 raise mistake(
                     expected=f"--{name} with --strategy {' or '.join(strategies)}",
                     found=f"--strategy {' and '.join(self.strategies())}, on which it has no effect",

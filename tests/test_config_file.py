@@ -227,7 +227,7 @@ def drawn_settings(recipe: type[RunConfig]) -> st.SearchStrategy[RunConfig]:
         values |= {name: values[name] and not resumed for name in ("no_resume", "overwrite_output_dir")}
         for name, strategies in SERVES.items():
             if values["strategy"] not in strategies:
-                del values[name]
+                values.pop(name, None)
         return recipe(**values)
 
     return st.fixed_dictionaries({field.name: values_of(field) for field in dataclasses.fields(recipe)}).map(sound)

@@ -28,14 +28,13 @@ from hf_transfer.data.tokens import TokenPipeline, text_loaders
 from hf_transfer.evaluation.run_folder import peak_memory_bytes
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.models.pretrained_pair import PairCheckpoint, pipelines_of
-from hf_transfer.strategies.choice import Prepared, choose_strategy, prepare_model
+from hf_transfer.strategies.choice import Prepared, choose_strategy, prepare_model, rdrop_alpha
 from hf_transfer.strategies.freezing import Stage, learning_parameters, set_trainable
 from hf_transfer.training.frozen import FrozenPrefix
 from hf_transfer.training.loop import start_accelerator
 from hf_transfer.training.objective import Objective
 from hf_transfer.training.probe import last_layer
 from hf_transfer.training.resuming import COPIES, size_of
-from hf_transfer.training.steps import rdrop_alpha
 from hf_transfer.training.store import free_bytes, in_units
 from hf_transfer.versions import versions
 

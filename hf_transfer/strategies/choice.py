@@ -31,6 +31,9 @@ from hf_transfer.strategies.freezing import (
     frozen_towers,
 )
 
+# Where all of a model learns from few texts, it is what keeps it from learning them by heart.
+OWN_RDROP_ALPHA = {"full": 1.0}
+
 
 def choose_strategy(config: RunConfig) -> Strategy:
     """The strategy that the settings name, for all or for each tower."""
@@ -130,4 +133,25 @@ def prepare_model(
         f"{describe_frozen(prepared, groups_of(tower, groups), len(found), inputs)}"
         for tower, found in frozen.items()
     ]
+    if alpha := rdrop_alpha(config, prepared):
+        said.append(f"R-Drop: a step looks at each text twice (--rdrop_alpha {alpha:g}).")
     return Prepared(prepared, groups, frozen, [*said, *fresh])
+
+
+def rdrop_alpha(config: RunConfig, model: nn.Module) -> float:
+    """The weight of R-Drop: as set, and else that of the strategy, which asks for none of a model without dropout.
+
+    Raises:
+        UserError: it is set, and the model has no dropout.
+    """
+    if not isinstance(config, TextConfig):
+        return 0.0
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    if config.rdrop_alpha and not drops:
+        raise mistake(
+            expected="for --rdrop_alpha a model with dropout, of which two draws can be compared",
+            found=f"none in {config.model_name_or_path}",
+            do="leave --rdrop_alpha out",
+        )
+    own = OWN_RDROP_ALPHA.get(config.strategy, 0.0)
+    return config.rdrop_alpha if config.rdrop_alpha is not None else own * drops

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from hf_transfer.config import RunConfig, mistake
 from hf_transfer.data.inputs import Loaders, some_samples
 from hf_transfer.models.groups import Group, evaluating
-from hf_transfer.strategies.choice import Prepared
+from hf_transfer.strategies.choice import Prepared, rdrop_alpha
 from hf_transfer.strategies.freezing import Strategy, learning_parameters, set_trainable
 from hf_transfer.training.checkpoint import Checkpoints
 from hf_transfer.training.guard import is_out_of_memory
 from hf_transfer.training.resuming import FOLDER
-from hf_transfer.training.steps import rdrop_alpha
 
 Settings = TypeVar("Settings", bound=RunConfig)
 # Where the decision is remembered: other batches give other rounding, so a run that goes on must keep to them.

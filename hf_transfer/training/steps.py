@@ -10,11 +10,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hf_transfer.config import RunConfig, TextConfig, VisionConfig, mistake
+from hf_transfer.config import RunConfig, VisionConfig
 from hf_transfer.config_multimodal import MultimodalConfig
 from hf_transfer.data.inputs import MASKED, Loaders
 from hf_transfer.data.mixing import Mixing
 from hf_transfer.models.groups import Group
+from hf_transfer.strategies.choice import rdrop_alpha
 from hf_transfer.strategies.freezing import Stage, Strategy
 from hf_transfer.training.averaging import ExponentialMovingAverage, StartingPoint
 from hf_transfer.training.objective import Objective, balanced_class_weights
@@ -23,8 +24,6 @@ from hf_transfer.training.progress import Position
 from hf_transfer.training.rates import give_moments, learning_rate_schedule, moments_of, parameter_groups
 from hf_transfer.training.sharding import gather, is_sharded, sharded_copy, whole_on_first
 
-# Where all of a model learns from few texts, it is what keeps it from learning them by heart.
-OWN_RDROP_ALPHA = {"full": 1.0}
 Files = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -175,25 +174,6 @@ def _classes(model: nn.Module, groups: Sequence[Group]) -> int:
     layer = model.get_submodule(groups[-1].modules[-1])
     assert isinstance(layer, nn.Linear)
     return layer.out_features
-
-
-def rdrop_alpha(config: RunConfig, model: nn.Module) -> float:
-    """The weight of R-Drop: as set, and else that of the strategy, which asks for none of a model without dropout.
-
-    Raises:
-        UserError: it is set, and the model has no dropout.
-    """
-    if not isinstance(config, TextConfig):
-        return 0.0
-    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    if config.rdrop_alpha and not drops:
-        raise mistake(
-            expected="for --rdrop_alpha a model with dropout, of which two draws can be compared",
-            found=f"none in {config.model_name_or_path}",
-            do="leave --rdrop_alpha out",
-        )
-    own = OWN_RDROP_ALPHA.get(config.strategy, 0.0)
-    return config.rdrop_alpha if config.rdrop_alpha is not None else own * drops
 
 
 def _objective(config: RunConfig, loaders: Loaders, classes: int, alpha: float) -> Objective:

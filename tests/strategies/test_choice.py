@@ -28,6 +28,7 @@ from hf_transfer.strategies.freezing import (
     Strategy,
 )
 from tests.tiny_models import pixels, save_checkpoint
+from tests.tiny_text_models import save_text_checkpoint, token_ids
 
 LABELS = ["a", "b", "c"]
 ADAPTED: dict[str, Any] = {"adapter_rank": 4, "adapter_alpha": 3.0, "adapter_dropout": 0.2, "adapter_layers": 2}
@@ -166,3 +167,13 @@ def test_only_frozen_blocks_are_worth_storing(tmp_path: Path) -> None:
         found[strategy] = prepare_model(checkpoint, choose_strategy(config), LABELS, config, pixels("vit"))
     assert (len(found["lora"].frozen[""]), found["lora"].frozen_blocks) == (1, False)
     assert found["linear_probe"].frozen_blocks
+
+
+@pytest.mark.parametrize(("strategy", "told"), [("full", True), ("lp_ft", False)])
+def test_two_looks_at_a_text_are_told(strategy: Any, told: bool, tmp_path: Path) -> None:
+    """Mutation: hf_transfer/strategies/choice.py: "if alpha := rdrop_alpha(config, prepared):" -> "if not (alpha := rdrop_alpha(config, prepared)):" """  # noqa: E501
+    save_text_checkpoint(tmp_path, "bert")
+    config = TextConfig(model_name_or_path=str(tmp_path), dataset_name="d", output_dir="o", strategy=strategy)
+    checkpoint = Checkpoint(str(tmp_path), task="text-classification")
+    notes = prepare_model(checkpoint, choose_strategy(config), LABELS, config, token_ids()).notes
+    assert ("R-Drop: a step looks at each text twice (--rdrop_alpha 1)." in notes) == told

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from hf_transfer.config import TextConfig, UserError
 from hf_transfer.data.inputs import MASKED
-from hf_transfer.strategies.choice import Prepared
+from hf_transfer.strategies.choice import Prepared, rdrop_alpha
 from hf_transfer.strategies.freezing import FullFineTuning, PartialFineTuning, Strategy
 from hf_transfer.training.batch_size import find_batch_sizes
 from hf_transfer.training.loop import start_accelerator
 from hf_transfer.training.objective import Objective, disagreement
 from hf_transfer.training.progress import Fit
-from hf_transfer.training.steps import rdrop_alpha
 from tests.tiny_models import state
 from tests.training.toy_task import loaders_of, rows_for, settings, text_settings, tiny, train
 from tests.training.trials import refusing
@@ -131,7 +130,7 @@ def test_two_looks_go_on_from_one_stored_output(tmp_path: Path) -> None:
 def test_full_fine_tuning_of_texts_has_it_unless_the_settings_say_otherwise(
     strategy: str, given: float | None, dropout: float, expected: float
 ) -> None:
-    """Mutation: hf_transfer/training/steps.py: "else own * drops" -> "else own" """
+    """Mutation: hf_transfer/strategies/choice.py: "else own * drops" -> "else own" """
     model, *_ = tiny("bert", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     assert rdrop_alpha(text_settings(strategy=strategy, rdrop_alpha=given), model) == expected
 
