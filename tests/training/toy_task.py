@@ -114,7 +114,8 @@ def text_settings(**more: Any) -> TextConfig:
     """The same for texts, which go through the model once."""
     known = {field.name for field in fields(TextConfig)}
     same = {name: value for name, value in asdict(settings()).items() if name in known}
-    return TextConfig(**{**same, "rdrop_alpha": 0.0, **more})
+    once = None if more.get("strategy") == "linear_probe" else 0.0
+    return TextConfig(**{**same, "rdrop_alpha": once, **more})
 
 
 def tiny(name: str, **more: Any) -> tuple[PreTrainedModel, list[Group], Batch]:
