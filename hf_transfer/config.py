@@ -341,6 +341,7 @@ class VisionConfig(ImageSettings):
     """The settings of `recipes/vision.py`."""
 
     recipe: ClassVar[str] = "vision"
+
     mixup_alpha: float = setting(0.0, help="Mix each image with another; 0.2 is mild, 0: never.")
     cutmix_alpha: float = setting(0.0, help="Paste a box of another image into each; 1: of any size, 0: never.")
 

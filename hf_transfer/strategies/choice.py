@@ -31,7 +31,7 @@ from hf_transfer.strategies.freezing import (
     frozen_towers,
 )
 
-# Where all of a model learns from few texts, it is what keeps it from learning them by heart.
+# Measured, as README says: with 160 texts of a class it gained, with eight it did not.
 OWN_RDROP_ALPHA = {"full": 1.0}
 
 

@@ -106,14 +106,13 @@ def disagreement(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: float [2 * samples, classes].
-        targets: of both halves, see `Objective.__call__`; masked samples do not count.
+        targets: class numbers of both halves, int64 [2 * samples]; `MASKED` ones do not count.
     """
     first, second = log_softmax(logits, -1).chunk(2)
     both = kl_div(first, second, log_target=True, reduction="none") + kl_div(
         second, first, log_target=True, reduction="none"
     )
-    masked = targets.sum(-1) == 0 if targets.is_floating_point() else targets == MASKED
-    counted = ~masked.chunk(2)[0]
+    counted = targets.chunk(2)[0] != MASKED
     return (both.sum(-1) * counted).sum() / (2 * counted.sum().clamp(min=1))
 
 
