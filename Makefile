@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 INSTALL_CHROMIUM := (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium)
 
-.PHONY: setup demo browser test test-mutations mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space backbones clean
+.PHONY: setup demo browser test mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space backbones clean
 
 setup: .venv/ready
 
@@ -32,9 +32,6 @@ browser: setup  ## Chromium, with which `make test` looks at the demo; by apt-ge
 test: setup  ## All tests.
 	BROWSER_SCREENSHOTS=$(CURDIR)/screenshots OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
 		--cov=hf_transfer --cov-report=term
-
-test-mutations: setup  ## Break the library line by line, and see the tests fail that say so.
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
 
 mutation-score: setup  ## How many small changes to checkpoints and checks of data the tests notice, of 200 drawn.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation_score

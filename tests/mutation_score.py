@@ -14,6 +14,7 @@ import copy
 import importlib
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -25,8 +26,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.mutations import REPOSITORY, copy_repository
 
+REPOSITORY = Path(__file__).parents[1]
+COPIED = ("hf_transfer", "recipes", "benchmarks", "space", "docs", "tests", "pyproject.toml", "README.md", "LICENSE")
 # What is changed, and the tests that should notice, those that know it best first.
 MODULES: dict[str, tuple[str, ...]] = {
     "hf_transfer/training/checkpoint.py": (
@@ -223,6 +225,16 @@ def score(drawn: Sequence[Mutant], room: Path) -> float:
     for file in sorted(tried):
         print(f"{noticed[file]:4} of {tried[file]:4}  {file}")
     return noticed.total() / tried.total()
+
+
+def copy_repository(root: Path, copy: Path) -> None:
+    """Copy what tests need of the repository into a new folder."""
+    copy.mkdir()
+    for name in COPIED:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (root / name).is_file():
+            shutil.copy2(root / name, copy / name)
 
 
 def main(

@@ -41,19 +41,13 @@ def words(error: pytest.ExceptionInfo[UserError]) -> tuple[str, str, str]:
 
 
 def test_a_mistake_says_what_was_expected_what_was_found_and_what_to_do() -> None:
-    """Every error of the project is made here.
-
-    Mutation: hf_transfer/config.py: "Found:    {found}" -> "Found:    {expected}"
-    """
+    """Every error of the project is made here."""
     error = mistake(expected="a cat", found="a dog", do="feed it")
     assert str(error) == "Expected: a cat\nFound:    a dog\nDo this:  feed it"
 
 
 def test_help_lists_every_setting_with_its_explanation(capsys: pytest.CaptureFixture[str]) -> None:
-    """No setting without a line of help, and nothing that is not in --help.
-
-    Mutation: hf_transfer/config.py: "metadata={"help": help}, kw_only=True" -> "metadata={}, kw_only=True"
-    """
+    """No setting without a line of help, and nothing that is not in --help."""
     text = ""
     for recipe in RECIPES:
         with pytest.raises(SystemExit) as end:
@@ -67,10 +61,7 @@ def test_help_lists_every_setting_with_its_explanation(capsys: pytest.CaptureFix
 
 
 def test_no_setting_takes_a_secret() -> None:
-    """It would be in a saved config.yaml, and in the list of processes that everybody on the machine sees.
-
-    Mutation: hf_transfer/config.py: "    debug: bool = setting(" -> "    hub_token: bool = setting("
-    """
+    """It would be in a saved config.yaml, and in the list of processes that everybody on the machine sees."""
     assert len(FIELDS) >= 55
     assert not [name for name in FIELDS if re.search("token|secret|password|key", name)]
 
@@ -85,10 +76,7 @@ def test_no_setting_takes_a_secret() -> None:
     ],
 )
 def test_an_abbreviation_is_refused_and_the_full_name_given(flag: str, found: str) -> None:
-    """An abbreviation would change its meaning when a setting is added.
-
-    Mutation: hf_transfer/parsing.py: "allow_abbrev=False" -> "allow_abbrev=True"
-    """
+    """An abbreviation would change its meaning when a setting is added."""
     with pytest.raises(UserError) as error:
         settings(flag)
     assert words(error)[:2] == ("settings that exist, spelled out in full", found)
@@ -106,10 +94,7 @@ def test_an_abbreviation_is_refused_and_the_full_name_given(flag: str, found: st
     ],
 )
 def test_an_unknown_setting_is_named_with_the_nearest_one(flags: list[str], found: str) -> None:
-    """No word on the command line is passed over in silence.
-
-    Mutation: hf_transfer/parsing.py: "    if unknown:" -> "    if False:"
-    """
+    """No word on the command line is passed over in silence."""
     with pytest.raises(UserError) as error:
         settings(*flags)
     assert words(error)[1] == found
@@ -127,10 +112,7 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(flags: list[str], foun
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_with_its_setting(flags: list[str], found: str) -> None:
-    """Instead of argparse's own exit.
-
-    Mutation: hf_transfer/parsing.py: "found=message, do="correct that" -> "found="", do="correct that"
-    """
+    """Instead of argparse's own exit."""
     with pytest.raises(UserError) as error:
         settings(*flags)
     assert words(error)[1].startswith(f"argument {flags[0]}")
@@ -182,10 +164,7 @@ RANGES = [
 
 @pytest.mark.parametrize(("name", "expected", "good", "bad"), RANGES, ids=[row[0] for row in RANGES])
 def test_each_range_is_checked_at_its_borders(name: str, expected: str, good: list[str], bad: list[str]) -> None:
-    """Every number has a range.
-
-    Mutation: hf_transfer/config.py: "        if not holds:" -> "        if not holds and name == 'seed':"
-    """
+    """Every number has a range."""
     for value in good:
         assert getattr(settings(f"--{name}={value}"), name) == float(value)
     for value in bad:
@@ -198,10 +177,7 @@ def test_each_range_is_checked_at_its_borders(name: str, expected: str, good: li
 
 @pytest.mark.parametrize("name", ["model_name_or_path", "dataset_name", "output_dir"])
 def test_an_empty_name_is_no_name(name: str) -> None:
-    """An empty path would be the current folder.
-
-    Mutation: hf_transfer/config.py: "bool(getattr(self, name).strip())" -> "True"
-    """
+    """An empty path would be the current folder."""
     named: dict[str, Any] = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"} | {name: " "}
     with pytest.raises(UserError, match=f"Expected: --{name}: a name or a path"):
         VisionConfig(**named)
@@ -218,7 +194,6 @@ def test_every_number_has_a_range() -> None:
 
 
 def test_feature_layers_count_from_one() -> None:
-    """Mutation: hf_transfer/config.py: "min(self.feature_layers, default=1) >= 1" -> "True" """
     layers = ["--strategy=linear_probe", "--feature_layers"]
     assert parse(VisionConfig, [*REQUIRED, *layers, "1", "3"]).feature_layers == [1, 3]
     with pytest.raises(UserError, match="Expected: --feature_layers: numbers of at least 1"):
@@ -229,10 +204,7 @@ def test_feature_layers_count_from_one() -> None:
 
 @pytest.mark.parametrize("name", ["klingon", "hex", "rot13", "undefined"])
 def test_an_encoding_is_one_of_text(name: str) -> None:
-    """Python has codecs that are none, too.
-
-    Mutation: hf_transfer/config.py: "        text.encode(encoding)" -> "        __import__("codecs").lookup(encoding)"
-    """
+    """Python has codecs that are none, too."""
     with pytest.raises(UserError) as error:
         settings(f"--encoding={name}")
     assert words(error)[0] == "--encoding: the name of an encoding, such as utf-8 or latin-1"
@@ -240,10 +212,7 @@ def test_an_encoding_is_one_of_text(name: str) -> None:
 
 
 def test_a_pooling_for_a_model_that_is_only_judged_is_refused() -> None:
-    """It would be ignored, and still stand in the settings of the run.
-
-    Mutation: hf_transfer/config.py: "if self.pooling != "own" and self.evaluate_only" -> "if False"
-    """
+    """It would be ignored, and still stand in the settings of the run."""
     required: dict[str, Any] = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"}
     with pytest.raises(UserError, match="Found:    --pooling mean"):
         TextConfig(**required, pooling="mean", evaluate_only=True)
@@ -263,10 +232,7 @@ def test_a_pooling_for_a_model_that_is_only_judged_is_refused() -> None:
     ],
 )
 def test_a_setting_without_effect_on_the_strategy_is_refused(flags: list[str], expected: str) -> None:
-    """It would be passed over in silence, and still stand in the settings of the run.
-
-    Mutation: hf_transfer/config.py: "if not {*self.strategies()} & {*strategies} and" -> "if not strategies and"
-    """
+    """It would be passed over in silence, and still stand in the settings of the run."""
     with pytest.raises(UserError) as error:
         parse(VisionConfig, [*REQUIRED, *flags])
     assert words(error)[0].startswith(expected)
@@ -274,10 +240,7 @@ def test_a_setting_without_effect_on_the_strategy_is_refused(flags: list[str], e
 
 
 def test_two_kinds_of_mixed_precision_are_refused() -> None:
-    """One of them would be ignored.
-
-    Mutation: hf_transfer/config.py: "if self.bf16 and self.fp16:" -> "if False:"
-    """
+    """One of them would be ignored."""
     with pytest.raises(UserError) as error:
         settings("--bf16", "--fp16")
     assert words(error)[:2] == ("one kind of mixed precision", "both --bf16 and --fp16")
@@ -292,10 +255,7 @@ def test_missing_settings_are_all_named() -> None:
 
 
 def test_differences_count_only_what_changes_the_result() -> None:
-    """Speed and talk are free to change.
-
-    Mutation: hf_transfer/config.py: "ours[name] != theirs[name]" -> "ours[name] is theirs"
-    """
+    """Speed and talk are free to change."""
     free = ["--output_dir=x", "--overwrite_output_dir", "--debug", "--report_to=a", "--dataloader_num_workers=2"]
     assert settings().differences(settings(*free, "--cache_dir=y")) == []
     assert settings("--seed=1").differences(settings("--learning_rate=0.5")) == [
@@ -306,10 +266,7 @@ def test_differences_count_only_what_changes_the_result() -> None:
 
 
 def test_a_users_mistake_ends_with_code_2_and_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    """The command's last word is the message.
-
-    Mutation: hf_transfer/parsing.py: "    sys.exit(2)" -> "    sys.exit(1)"
-    """
+    """The command's last word is the message."""
     with pytest.raises(SystemExit) as end:
         run(lambda config: None, VisionConfig, [*REQUIRED, "--seed=-1"])
     assert end.value.code == 2
@@ -323,10 +280,7 @@ def fails(config: VisionConfig) -> None:
 
 
 def test_debug_raises_with_the_traceback(tmp_path: Path) -> None:
-    """Wherever the setting is given.
-
-    Mutation: hf_transfer/parsing.py: "debug = config.debug" -> "debug = False"
-    """
+    """Wherever the setting is given."""
     (tmp_path / "debug.yaml").write_text("debug: true\n")
     for flags in (["--debug"], ["--debug=true"], ["--config", str(tmp_path / "debug.yaml")]):
         with pytest.raises(UserError, match="Found:    y"):
@@ -349,10 +303,7 @@ def test_errors_of_our_own_are_not_dressed_up_as_a_users_mistake() -> None:
 def test_a_message_names_its_process(
     rank: str, first_line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of several processes each prints.
-
-    Mutation: hf_transfer/parsing.py: "if rank == '0' else" -> "if rank else"
-    """
+    """Of several processes each prints."""
     monkeypatch.setenv("RANK", rank)
     with pytest.raises(SystemExit):
         run(fails, VisionConfig, list(REQUIRED))

@@ -31,10 +31,7 @@ def test_a_dual_encoder_or_two_models_are_named(models: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("second", [["image"], ["text"], ["image", "text"]])
 def test_a_dual_encoder_together_with_a_second_model_is_refused(second: list[str]) -> None:
-    """One of them would be ignored.
-
-    Mutation: hf_transfer/config_multimodal.py: "is not None and given:" -> "is not None and len(given) == 2:"
-    """
+    """One of them would be ignored."""
     refused(
         DUAL | {f"{name}_model_name_or_path": "other" for name in second},
         expected="one dual encoder, or two models, one for the images and one for the texts",
@@ -54,7 +51,6 @@ def test_one_of_two_models_is_not_enough(named: str, missing: str) -> None:
 
 
 def test_some_model_must_be_named() -> None:
-    """Mutation: hf_transfer/config_multimodal.py: "and len(given) < len(TOWERS)" -> "and len(given) == 1" """
     refused(
         {},
         expected="--image_model_name_or_path and --text_model_name_or_path, or a dual encoder as --model_name_or_path",
@@ -64,10 +60,7 @@ def test_some_model_must_be_named() -> None:
 
 
 def test_what_is_only_judged_is_one_finished_model() -> None:
-    """Two models without a trained head can say nothing.
-
-    Mutation: hf_transfer/config_multimodal.py: "if self.evaluate_only and given:" -> "if False:"
-    """
+    """Two models without a trained head can say nothing."""
     refused(
         TOWERS | {"evaluate_only": True},
         expected="with --evaluate_only a finished model as --model_name_or_path",
@@ -81,10 +74,7 @@ def test_what_is_only_judged_is_one_finished_model() -> None:
     [(DUAL, "image_model_revision"), (DUAL, "text_model_revision"), (TOWERS, "model_revision")],
 )
 def test_the_revision_of_a_model_that_is_not_named_is_refused(models: dict[str, Any], revision: str) -> None:
-    """It would be passed over in silence.
-
-    Mutation: hf_transfer/config_multimodal.py: "two = self.model_name_or_path is None" -> "two = True"
-    """
+    """It would be passed over in silence."""
     refused(
         models | {revision: "v2"},
         expected=f"--{revision} with --{revision.replace('revision', 'name_or_path')}",
@@ -97,10 +87,7 @@ def test_the_revision_of_a_model_that_is_not_named_is_refused(models: dict[str, 
 
 @pytest.mark.parametrize("name", ["model_name_or_path", *TOWERS])
 def test_an_empty_name_is_no_model(name: str) -> None:
-    """An empty path would be the current folder.
-
-    Mutation: hf_transfer/config_multimodal.py: "bool(value.strip())" -> "True"
-    """
+    """An empty path would be the current folder."""
     with pytest.raises(UserError, match=f"Expected: --{name}: a name or a path"):
         settings(**(TOWERS | {name: " "}))
 
@@ -111,10 +98,7 @@ def test_each_tower_has_its_own_strategy_or_that_of_the_run() -> None:
 
 
 def test_a_setting_serves_if_one_of_the_towers_has_its_strategy() -> None:
-    """The run's own strategy does not count where both towers have theirs.
-
-    Mutation: hf_transfer/config_multimodal.py: "self.image_strategy or self.strategy," -> "self.strategy,"
-    """
+    """The run's own strategy does not count where both towers have theirs."""
     towers = TOWERS | {"image_strategy": "lora", "text_strategy": "full"}
     assert settings(**towers, adapter_rank=4).adapter_rank == 4
     refused(
@@ -132,10 +116,7 @@ def test_a_choice_that_does_not_exist_is_answered_with_those_there_are(name: str
 
 
 def test_they_are_settings_of_images_and_of_texts() -> None:
-    """Also their checks; pairs without a text would make up whole batches by length, so batches are random.
-
-    Mutation: hf_transfer/config_multimodal.py: ""random", help" -> ""group_by_length", help"
-    """
+    """Also their checks; pairs without a text would make up whole batches by length, so batches are random."""
     named = settings(**TOWERS)
     assert isinstance(named, ImageSettings)
     assert isinstance(named, TextSettings)

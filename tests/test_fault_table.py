@@ -12,9 +12,6 @@ ROW = re.compile(r"^\| (\d+) \|", re.MULTILINE)
 
 @pytest.mark.parametrize(("name", "numbers"), [("faults", set(range(1, 28))), ("security", set(range(1, 31)))])
 def test_every_row_of_a_table_is_shown_by_tests_that_there_are(name: str, numbers: set[int]) -> None:
-    """Mutation: docs/faults.md: "::test_one_class_only`" -> "::test_one_class`"
-    Mutation: docs/security.md: "::test_nothing_is_pickled`" -> "::test_nothing`"
-    """
     table = (REPOSITORY / f"docs/{name}.md").read_text(encoding="utf-8")
     rows = [line for line in table.splitlines() if ROW.match(line)]
     assert {int(number) for number in ROW.findall(table)} == numbers

@@ -170,10 +170,7 @@ def assert_refused(done: "subprocess.CompletedProcess[str]", found: str) -> None
 
 
 def test_the_wheel_has_all_its_files_and_nothing_else(our_wheel: Path) -> None:
-    """The samples' files are read at run time, and those of the demo are copied.
-
-    Mutation: pyproject.toml: "["py.typed", "data/sample_backbones/*/*", "data/sample_texts/*/*"]" -> "["py.typed"]"
-    """
+    """The samples' files are read at run time, and those of the demo are copied."""
     with zipfile.ZipFile(our_wheel) as archive:
         packed = {name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")}
     here = {
@@ -192,10 +189,7 @@ def test_the_wheel_has_all_its_files_and_nothing_else(our_wheel: Path) -> None:
 def test_in_a_clean_environment_the_installed_package_finds_its_samples_and_the_doctor_runs(
     environment: Environment, our_wheel: Path
 ) -> None:
-    """Outside the repository, with the wheel's own files.
-
-    Mutation: hf_transfer/evaluation/doctor.py: "yield "import name", "ours alone"" -> "pass"
-    """
+    """Outside the repository, with the wheel's own files."""
     environment.install(our_wheel)
     code = (
         "import hf_transfer.installation as i, hf_transfer.data.samples as s; i.check_installation(); "
@@ -217,10 +211,7 @@ def test_in_a_clean_environment_the_installed_package_finds_its_samples_and_the_
 def test_in_a_clean_environment_a_finished_run_is_asked_published_and_shown(
     environment: Environment, our_wheel: Path, tmp_path: Path, picture_folder: Callable[..., Path]
 ) -> None:
-    """`predict`, `push`, `space` and `demo`, with the demo's files out of the wheel.
-
-    Mutation: pyproject.toml: ""hf_transfer.space" = "space"" -> ""hf_transfer.space" = "docs""
-    """
+    """`predict`, `push`, `space` and `demo`, with the demo's files out of the wheel."""
     environment.install(our_wheel)
     out = finished_run(tmp_path, picture_folder)
     picture = sorted((tmp_path / "pets/test/dog").iterdir())[0]
@@ -266,10 +257,7 @@ def test_in_a_clean_environment_a_finished_run_is_asked_published_and_shown(
 def test_installed_after_ours_the_retired_wheel_is_refused_until_ours_is_reinstalled(
     environment: Environment, our_wheel: Path, retired_wheel: Path
 ) -> None:
-    """Their `__init__` runs then; once they are uninstalled there is none, and Python makes do without.
-
-    Mutation: hf_transfer/installation.py: "if hasattr(sys.modules[" -> "if True or (sys.modules["
-    """
+    """Their `__init__` runs then; once they are uninstalled there is none, and Python makes do without."""
     environment.install(our_wheel)
     environment.install(retired_wheel)
     assert_refused(environment.console("doctor"), RETIRED)
@@ -290,10 +278,7 @@ def test_installed_after_ours_the_retired_wheel_is_refused_until_ours_is_reinsta
 def test_installed_before_ours_the_retired_wheel_is_refused_too(
     environment: Environment, our_wheel: Path, retired_wheel: Path
 ) -> None:
-    """Ours works, but uninstalling theirs would take our `__init__` along.
-
-    Mutation: hf_transfer/installation.py: "DISTRIBUTION = "hf-transfer"" -> "DISTRIBUTION = "hf-transferred""
-    """
+    """Ours works, but uninstalling theirs would take our `__init__` along."""
     environment.install(retired_wheel)
     environment.install(our_wheel)
     assert_refused(environment.console("doctor"), RETIRED)
@@ -308,10 +293,7 @@ def test_installed_before_ours_the_retired_wheel_is_refused_too(
 def test_the_hf_command_line_installs_it_as_an_extension_and_hands_its_commands_on(
     our_wheel: Path, tmp_path: Path
 ) -> None:
-    """`hf transfer ...`: a console script named hf-transfer is what its installer looks for, and no file of that name.
-
-    Mutation: pyproject.toml: "hf-transfer = "hf_transfer.command_line:main"" -> "hftransfer = "hf_transfer.command_line:main""
-    """  # noqa: E501
+    """`hf transfer ...`: its installer looks for a console script named hf-transfer, and for no file."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     kept |= {"HOME": str(tmp_path), "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
 

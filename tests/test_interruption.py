@@ -25,10 +25,7 @@ REQUIRED = ["--model_name_or_path=m", "--dataset_name=d", "--output_dir=o"]
 def test_a_signal_ends_a_recipe_wherever_it_is(
     number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While data are read, for one; with the command that goes on.
-
-    Mutation: hf_transfer/parsing.py: "        with ending_at_once():" -> "        if True:"
-    """
+    """While data are read, for one; with the command that goes on."""
     monkeypatch.setattr(sys, "argv", ["recipes/vision.py", "--output_dir", "my runs"])
     before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     with pytest.raises(SystemExit) as ended:
@@ -53,7 +50,6 @@ def test_what_was_kept_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_that_goes_on_does_not_remove_what_was_saved(
     saved: bool, more: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/parsing.py: "if asked.saved else" -> "if False else" """
     monkeypatch.setattr(sys, "argv", ["recipes/vision.py", "--no_resume", "--allow_mismatch"])
 
     def leave(_: Any) -> None:
@@ -65,13 +61,11 @@ def test_the_command_that_goes_on_does_not_remove_what_was_saved(
 
 
 def test_settings_are_left_out_with_their_values() -> None:
-    """Mutation: hf_transfer/interruption.py: ".partition("=")[0]" -> "" """
     words = ["r.py", "--a", "x", "--b=1", "--a=2", "--config", "c.yaml", "--a", "--seed", "3"]
     assert same_command(words, without={"a"}).endswith("r.py --b=1 --config c.yaml --seed 3")
 
 
 def test_only_the_main_process_says_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/parsing.py: "if os.environ.get("RANK", "0") == "0":" -> "if True:" """
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
         run(lambda _: signal.raise_signal(signal.SIGTERM), VisionConfig, REQUIRED)
@@ -90,7 +84,6 @@ def test_a_signal_that_is_noted_does_not_end_anything() -> None:
 
 
 def test_a_signal_that_came_too_late_to_be_looked_at_is_not_lost() -> None:
-    """Mutation: hf_transfer/interruption.py: "    if request.number:" -> "    if False:" """
     done = []
 
     def work() -> None:
@@ -107,10 +100,7 @@ def test_a_signal_that_came_too_late_to_be_looked_at_is_not_lost() -> None:
 
 
 def test_another_thread_leaves_signals_alone() -> None:
-    """Python lets only the main one handle them.
-
-    Mutation: hf_transfer/interruption.py: "if threading.current_thread() is not" -> "if None is"
-    """
+    """Python lets only the main one handle them."""
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -158,10 +148,7 @@ time.sleep(600)
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
-    """Until the first has ended, however it did.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)" -> "pass"
-    """
+    """Until the first has ended, however it did."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
     )
@@ -187,7 +174,6 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
 def test_a_disk_without_locks_is_no_reason_not_to_train(
     code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/evaluation/run_folder.py: "        print(f"{folder} cannot be locked" -> "        raise SystemExit(f"{folder}" """  # noqa: E501
 
     def refuse(*_: Any) -> None:
         raise OSError(code, os.strerror(code))
@@ -225,10 +211,7 @@ with ending_when_asked() as request:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_the_whole_group_leaves_the_workers_at_work(number: signal.Signals) -> None:
-    """Schedulers send it to all processes of a job.
-
-    Mutation: hf_transfer/data/inputs.py: "        worker_init_fn=ignore_signals," -> ""
-    """
+    """Schedulers send it to all processes of a job."""
     job = subprocess.Popen(
         [sys.executable, "-c", ASKED],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True,

@@ -61,10 +61,7 @@ def test_the_reference_generator_gives_the_published_numbers() -> None:
 
 @given(st.integers(0, 2**63 - 1), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**9)), min_size=1))
 def test_draws_equal_splitmix64_in_plain_integers(seed: int, pairs: list[tuple[int, int]]) -> None:
-    """Seeds, views and rows as large as they may come.
-
-    Mutation: hf_transfer/data/augmentation.py: "mixed >> np.uint64(27)" -> "mixed >> np.uint64(28)"
-    """
+    """Seeds, views and rows as large as they may come."""
     views, rows = (np.asarray(column, dtype=np.int64) for column in zip(*pairs, strict=True))
     expected = [[reference_draw(seed, view, row, number) for number in range(4)] for view, row in pairs]
     assert uniform_draws(seed, views, rows, 4).tolist() == expected
@@ -72,10 +69,7 @@ def test_draws_equal_splitmix64_in_plain_integers(seed: int, pairs: list[tuple[i
 
 @pytest.mark.parametrize("over", ["rows", "views", "seeds"])
 def test_draws_are_uniform_and_independent_over_rows_views_and_seeds(over: str) -> None:
-    """Kolmogorov-Smirnov on each column; correlations within six standard errors.
-
-    Mutation: hf_transfer/data/augmentation.py: "* 2.0**-53" -> "* 2.0**-54"
-    """
+    """Kolmogorov-Smirnov on each column; correlations within six standard errors."""
     many = np.arange(20_000)
     if over == "seeds":
         draws = np.concatenate([uniform_draws(seed, np.zeros(1, int), np.zeros(1, int), DRAWS) for seed in many[:4000]])
@@ -100,10 +94,7 @@ def test_draws_do_not_depend_on_their_order() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_is_changed_alike_whatever_batch_it_is_in(kind: Kind) -> None:
-    """Whole batch, one by one, in uneven parts and shuffled: equal bit for bit.
-
-    Mutation: hf_transfer/data/augmentation.py: "image.mean() for image" -> "images.mean() for image"
-    """
+    """Whole batch, one by one, in uneven parts and shuffled: equal bit for bit."""
     images = pictures()
     augment = Augmentation(kind, flip=True, seed=5)
     positions = list(range(len(images)))
@@ -165,10 +156,7 @@ def test_the_input_stays_untouched_and_the_output_in_range(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", ["light", "standard"])
 @pytest.mark.parametrize("flip", [False, True])
 def test_an_image_is_mirrored_only_where_flip_allows_it(kind: Kind, flip: bool) -> None:
-    """A picture that grows darker from left to right keeps its brighter half; half of the views are mirrored with flip.
-
-    Mutation: hf_transfer/data/augmentation.py: "-1.0, 1.0) if flip else" -> "-1.0, 1.0) if not flip else"
-    """
+    """A picture that grows darker from left to right keeps its brighter half; with flip, half are mirrored."""
     slope = torch.linspace(1.0, 0.0, 32).expand(3, 32, 32)
     rows = torch.arange(1000)
     changed = Augmentation(kind, flip=flip, seed=0)(slope.repeat(1000, 1, 1, 1), rows, 0)
@@ -178,10 +166,7 @@ def test_an_image_is_mirrored_only_where_flip_allows_it(kind: Kind, flip: bool) 
 
 
 def test_light_shows_almost_the_whole_image() -> None:
-    """The window is 90 to 110 % of the area, its centre within 10 % of the side.
-
-    Mutation: hf_transfer/data/augmentation.py: "else (0.9, 1.1)" -> "else (0.5, 1.1)"
-    """
+    """The window is 90 to 110 % of the area, its centre within 10 % of the side."""
     # The image is the coordinate of its own columns and rows, so a crop can be read off its pixels.
     axis = (torch.arange(64) * 2 + 1) / 64 - 1
     image = torch.stack([axis.expand(64, 64), axis[:, None].expand(64, 64), torch.zeros(64, 64)]) / 4 + 0.5
@@ -201,10 +186,7 @@ def test_light_shows_almost_the_whole_image() -> None:
 
 
 def test_standard_crops_lie_inside_the_image_and_vary_in_shape() -> None:
-    """50 to 100 % of the area unless the image is too small, aspect from 3/4 to 4/3.
-
-    Mutation: hf_transfer/data/augmentation.py: "(1 - width, 1 - height)" -> "(1.2 - width, 1 - height)"
-    """
+    """50 to 100 % of the area unless the image is too small, aspect from 3/4 to 4/3."""
     matrices = crop_matrices(uniform_draws(0, np.zeros(4000, int), np.arange(4000), DRAWS), (0.5, 1.0), True, True)
     size = np.abs(matrices[:, [0, 1], [0, 1]])
     assert np.all(np.abs(matrices[:, :, 2]) + size <= 1 + 1e-9)
@@ -217,10 +199,7 @@ def test_standard_crops_lie_inside_the_image_and_vary_in_shape() -> None:
 
 @pytest.mark.parametrize("views", [1, 2, 3, 4])
 def test_epochs_cycle_through_the_views_from_an_offset_of_each_row(views: int) -> None:
-    """View (e + offset) mod V, with offsets spread over the rows so that an epoch shows all views.
-
-    Mutation: hf_transfer/data/augmentation.py: "(np.uint64(epoch) + offsets)" -> "(np.uint64(2 * epoch) + offsets)"
-    """
+    """View (e + offset) mod V, with offsets spread over the rows so that an epoch shows all views."""
     augment = Augmentation("light", flip=True, seed=9, views=views)
     rows = np.arange(500)
     expected = [splitmix64_reference((row + splitmix64_reference(9)) % 2**64) for row in rows.tolist()]
@@ -231,10 +210,7 @@ def test_epochs_cycle_through_the_views_from_an_offset_of_each_row(views: int) -
 
 @pytest.mark.parametrize("kind", RANDOM_KINDS)
 def test_epochs_a_round_apart_show_the_same_image_and_those_within_a_round_differ(kind: Kind) -> None:
-    """This is what a stored prefix relies on.
-
-    Mutation: hf_transfer/data/augmentation.py: "% np.uint64(self.views)" -> "% np.uint64(self.views + 1)"
-    """
+    """This is what a stored prefix relies on."""
     augment = Augmentation(kind, flip=True, seed=2, views=4)
     images = pictures()
     epochs = [augment(images, ROWS, epoch) for epoch in range(8)]
@@ -248,10 +224,7 @@ def test_epochs_a_round_apart_show_the_same_image_and_those_within_a_round_diffe
 
 
 def test_without_a_number_of_views_every_epoch_shows_a_new_one() -> None:
-    """Nothing is stored then, so nothing need come round.
-
-    Mutation: hf_transfer/data/augmentation.py: "np.full_like(rows, epoch)" -> "np.full_like(rows, epoch % 4)"
-    """
+    """Nothing is stored then, so nothing need come round."""
     rows = np.arange(5)
     augment = Augmentation("light", flip=True, seed=2)
     assert [augment.view(rows, epoch).tolist() for epoch in (0, 1, 70)] == [[0] * 5, [1] * 5, [70] * 5]
@@ -271,10 +244,7 @@ def test_an_operation_stays_in_range_at_every_strength_and_changes_something_at_
 
 @pytest.mark.parametrize("name", sorted(TRIVIAL_OPERATIONS.keys() - {"autocontrast", "equalize"}))
 def test_an_operation_of_no_strength_is_the_identity(name: str) -> None:
-    """The other two have no strength.
-
-    Mutation: hf_transfer/data/augmentation.py: "8 - round(6 * s)" -> "7 - round(5 * s)"
-    """
+    """The other two have no strength."""
     images = pictures(4) * 0.99
     none = np.zeros(4)
     for sign in (-1.0, 1.0):
@@ -307,10 +277,7 @@ REFERENCES: dict[str, Callable[[Tensor, float, float], Tensor]] = {
 @pytest.mark.parametrize("strength", [0.25, 0.5])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_an_operation_equals_its_definition(name: str, strength: float, sign: float) -> None:
-    """Shifts are whole pixels here: 12 columns times the strength.
-
-    Mutation: hf_transfer/data/augmentation.py: "(images - means) * factors" -> "(images - 0.5) * factors"
-    """
+    """Shifts are whole pixels here: 12 columns times the strength."""
     images = pictures(3)
     changed = TRIVIAL_OPERATIONS[name](images, np.full(3, strength), np.full(3, sign)).clamp(0, 1)
     expected = torch.stack([REFERENCES[name](image, strength, sign) for image in images]).clamp(0, 1)
@@ -318,10 +285,7 @@ def test_an_operation_equals_its_definition(name: str, strength: float, sign: fl
 
 
 def test_a_rotation_of_full_strength_turns_by_135_degrees() -> None:
-    """Two turns of 67.5 degrees, measured on the centre of a bright spot.
-
-    Mutation: hf_transfer/data/augmentation.py: "np.deg2rad(135 * strength" -> "np.deg2rad(90 * strength"
-    """
+    """Two turns of 67.5 degrees, measured on the centre of a bright spot."""
     images = torch.zeros(1, 3, 65, 65)
     images[:, :, 30:35, 46:51] = 1.0
     axis = torch.arange(65) - 32.0
@@ -345,10 +309,7 @@ def test_a_rotation_of_full_strength_turns_by_135_degrees() -> None:
 def test_an_operation_on_eight_bit_pixels_equals_pillows(
     name: str, reference: Callable[[Image.Image], Image.Image]
 ) -> None:
-    """Strength 1/2 each: 5 bits, a threshold of 127.5, a factor of 1.495. Pillow rounds each step.
-
-    Mutation: hf_transfer/data/augmentation.py: "solarize, images, 1 - strength" -> "solarize, images, strength / 4"
-    """
+    """Strength 1/2 each: 5 bits, a threshold of 127.5, a factor of 1.495. Pillow rounds each step."""
     # Dark and of low contrast, so that equalising has something to do.
     pixels = np.random.default_rng(0).normal(90, 20, (40, 40, 3)).clip(0, 255).astype(np.uint8)
     image = torch.from_numpy(pixels).permute(2, 0, 1).float()[None] / 255

@@ -88,10 +88,7 @@ def test_one_class_only(refused: Refused, picture_folder: Folder) -> None:
 
 @pytest.mark.parametrize("below", [".", "cat"])
 def test_pictures_in_one_folder_have_no_labels(below: str, refused: Refused, picture_folder: Folder) -> None:
-    """`datasets` makes no labels of a single folder, so there is no other column to name.
-
-    Mutation: hf_transfer/data/columns.py: "len(data.column_names) == 1" -> "len(data.column_names) == 0"
-    """
+    """`datasets` makes no labels of a single folder, so there is no other column to name."""
     refused(
         dataset_name=picture_folder(cat=6) / below,
         expected="a label for each sample, of at least 2 classes",
@@ -128,10 +125,7 @@ WHOLE = encoded(Image.fromarray(noise(64, 64, 3)))
 def test_an_image_that_cannot_be_read_is_named_by_its_path(
     content: bytes, reason: str, refused: Refused, picture_folder: Folder
 ) -> None:
-    """Whichever split it was cut into.
-
-    Mutation: hf_transfer/data/splits.py: "return str(path) if path" -> "return str(row) if path"
-    """
+    """Whichever split it was cut into."""
     folder = picture_folder(cat=8, dog=8)
     bad = folder / "dog" / "003.png"
     bad.write_bytes(content)

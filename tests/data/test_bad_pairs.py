@@ -39,10 +39,7 @@ def with_rows(folder: Path, rows: list[dict[str, Any]], name: str = "metadata.cs
 
 
 def test_a_row_with_neither_image_nor_text_is_named_by_its_number(folder: Path, refused: Refused) -> None:
-    """One of the two is enough.
-
-    Mutation: hf_transfer/data/verification.py: "~(with_image | with_text)" -> "~(with_image & with_text)"
-    """
+    """One of the two is enough."""
     rows = [*pair_rows(), {"file_name": "", "text": " ", "label": "a"}, {"file_name": "", "text": "", "label": "b"}]
     refused(
         with_rows(folder, rows),
@@ -82,7 +79,6 @@ def test_rows_with_neither_are_masked_on_demand_up_to_one_percent(
 
 
 def test_an_image_that_cannot_be_read_is_named_though_its_text_is_good(folder: Path, refused: Refused) -> None:
-    """Mutation: hf_transfer/data/verification.py: "    bad |= _unreadable(" -> "    _unreadable(" """
     (folder / "5.png").write_bytes(b"only words")
     refused(
         with_rows(folder, pair_rows()),
@@ -96,10 +92,7 @@ def test_an_image_that_cannot_be_read_is_named_though_its_text_is_good(folder: P
     "name", ["../secret.png", "/{}/secret.png", "below/../../secret.png", "link.png", "linked/secret.png"]
 )
 def test_an_image_path_that_leaves_the_folder_is_refused(name: str, folder: Path, refused: Refused) -> None:
-    """From the root, upwards, or through a link, though the file is there and is a picture.
-
-    Mutation: hf_transfer/data/pairs.py: "not file.is_relative_to(root)" -> "'..' in str(name)"
-    """
+    """From the root, upwards, or through a link, though the file is there and is a picture."""
     outside = write_pictures(folder.parent, [{"file_name": "secret.png"}])
     (folder / "below").mkdir()
     (folder / "link.png").symlink_to(outside / "secret.png")
@@ -114,10 +107,7 @@ def test_an_image_path_that_leaves_the_folder_is_refused(name: str, folder: Path
 
 
 def test_an_absolute_path_into_the_folder_is_refused_too(folder: Path, refused: Refused) -> None:
-    """It would lead nowhere on another machine.
-
-    Mutation: hf_transfer/data/pairs.py: "Path(str(name)).is_absolute() or" -> "False or"
-    """
+    """It would lead nowhere on another machine."""
     rows = [row | {"file_name": str(folder / row["file_name"])} for row in pair_rows()]
     refused(with_rows(folder, rows), expected="relative to their table", found="24 that leave it", do="name them")
 
@@ -133,10 +123,7 @@ def test_links_and_dots_that_stay_in_the_folder_are_no_mistake(folder: Path, pai
 
 
 def test_files_that_metadata_name_and_nobody_has_are_listed_and_counted(folder: Path, refused: Refused) -> None:
-    """The first five with their rows; also names that can be no file, and folders.
-
-    Mutation: hf_transfer/data/pairs.py: "LISTED = 5" -> "LISTED = 6"
-    """
+    """The first five with their rows; also names that can be no file, and folders."""
     (folder / "a_folder").mkdir()
     names = ["a_folder", "gone.png", "0.png/below.png", "x" * 300, "two.png", "three.png", "four.png"]
     rows = [*pair_rows(), *({"file_name": name, "text": "x", "label": "a"} for name in names)]
@@ -181,10 +168,7 @@ def test_tables_of_which_only_some_name_their_split_are_refused(folder: Path, re
 
 
 def test_a_table_that_lacks_a_column_is_refused(folder: Path, refused: Refused) -> None:
-    """Its rows would count as missing.
-
-    Mutation: hf_transfer/data/pairs.py: "    _refuse_other_columns(tables)" -> "    pass"
-    """
+    """Its rows would count as missing."""
     with_rows(folder, pair_rows()[:12], "train.csv")
     with_rows(folder, [{"file_name": r["file_name"], "label": r["label"]} for r in pair_rows()[12:]], "test.csv")
     refused(folder, expected="the same columns in", found="text in one of them alone", do="give all tables the same")
@@ -252,10 +236,7 @@ def paths_of(folder: Path) -> datasets.Dataset:
 
 @pytest.mark.parametrize("declared", [True, False])
 def test_an_embedded_image_cannot_be_a_path(declared: bool, folder: Path, refused: Refused, tmp_path: Path) -> None:
-    """It would read any file of this machine, whether or not the table calls the column one of images.
-
-    Mutation: hf_transfer/data/pairs.py: "_refuse_paths(data, name, ())" -> "pass"
-    """
+    """It would read any file of this machine, whether or not the table calls the column one of images."""
     data = paths_of(folder)
     named = data.features.arrow_schema.metadata if declared else None
     pyarrow.parquet.write_table(data.data.table.replace_schema_metadata(named), tmp_path / "a.parquet")
@@ -271,10 +252,7 @@ def test_an_embedded_image_cannot_be_a_path(declared: bool, folder: Path, refuse
 def test_a_data_set_of_the_hub_cannot_name_files_here(
     as_text: bool, folder: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither as an image nor as a text that names one.
-
-    Mutation: hf_transfer/data/pairs.py: "if not Path(config.dataset_name)" -> "if False and Path(config.dataset_name)"
-    """
+    """Neither as an image nor as a text that names one."""
     data = paths_of(folder)
     if as_text:
         texts = [os.fspath(folder / row["file_name"]) for row in pair_rows()]

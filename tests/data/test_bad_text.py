@@ -56,10 +56,6 @@ def test_the_fixture_of_these_tests_would_notice_a_model_being_loaded(refused: R
 def test_a_row_without_a_text_is_named_by_its_number_and_its_reason(
     bad: str | None, reason: str, refused: Refused, tmp_path: Path
 ) -> None:
-    """Mutation: hf_transfer/data/verification.py: "not str(text).strip() for" -> "not str(text) for"
-    Mutation: hf_transfer/data/verification.py: "any(text is None for" -> "any(False for"
-    Mutation: hf_transfer/data/verification.py: "any(not text for" -> "any(False for"
-    """
     rows = text_rows(20)
     rows[4]["text"] = rows[17]["text"] = bad
     refused(
@@ -112,10 +108,7 @@ def test_more_than_one_percent_of_bad_texts_are_too_many_to_skip(refused: Refuse
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_up_to_one_percent_are_masked_in_place_and_counted_in_the_report(name: str, text: Text, tmp_path: Path) -> None:
-    """The last batch of the test split is one masked text alone, of which GPT-2's tokenizer makes no token.
-
-    Mutation: hf_transfer/data/tokens.py: "text if text["input_ids"] else self._one_token(text)" -> "text"
-    """
+    """The last batch of the test split is one masked text alone, of which GPT-2's tokenizer makes no token."""
     checkpoint = save_text_checkpoint(tmp_path / "checkpoint", name)
     if name == "gpt2":
         tokenizer = tiny_tokenizer()
@@ -140,11 +133,7 @@ def test_up_to_one_percent_are_masked_in_place_and_counted_in_the_report(name: s
 def test_a_file_of_another_encoding_is_told_by_line_and_byte_and_read_once_it_is_named(
     kind: str, refused: Refused, tmp_path: Path
 ) -> None:
-    """Arrow takes any bytes of a JSON file, and would fail where the texts are looked at.
-
-    Mutation: hf_transfer/data/sources.py: "        _refuse_other_encoding(path, config.encoding)" -> "        pass"
-    Mutation: hf_transfer/data/sources.py: "enumerate(lines, start=1)" -> "enumerate(lines)"
-    """
+    """Arrow takes any bytes of a JSON file, and would fail where the texts are looked at."""
     rows = text_rows(20)
     rows[6]["text"] = "xy café"
     path = write_table(tmp_path / f"a.{kind}", rows, encoding="latin-1")
@@ -259,10 +248,7 @@ def test_a_tokenizer_with_neither_a_pad_token_nor_an_end_of_text_token(refused: 
 def test_more_tokens_than_the_model_can_take(
     tokenizer_limit: int, limit: int, refused: Refused, bert: Path, tmp_path: Path
 ) -> None:
-    """The lower of what the tokenizer and the model say; a tokenizer without a limit says something huge.
-
-    Mutation: hf_transfer/data/tokens.py: "max_seq_length > min(limits)" -> "max_seq_length > max(limits)"
-    """
+    """The lower of what the tokenizer and the model say; a tokenizer without a limit says something huge."""
     save_text_checkpoint(tmp_path / "bert")
     tiny_tokenizer(model_max_length=tokenizer_limit).save_pretrained(tmp_path / "bert")
     refused(

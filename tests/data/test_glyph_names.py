@@ -53,10 +53,7 @@ def words_of(row: Row) -> tuple[str, str | None] | None:
 
 
 def test_neither_picture_nor_words_suffice_and_both_do() -> None:
-    """The shares that the module claims, from rows whose texts are read by their last name and their sound.
-
-    Mutation: hf_transfer/data/glyph_names.py: "if generator.random() < 0.5 else" -> "if generator.random() < 0.9 else"
-    """
+    """The shares that the module claims, from rows whose texts are read by their last name and their sound."""
     by_picture = share_right(lambda row: row.character)
     by_words = share_right(words_of)
     by_both = share_right(lambda row: (row.character, words_of(row)))
@@ -66,10 +63,7 @@ def test_neither_picture_nor_words_suffice_and_both_do() -> None:
 
 
 def test_a_label_is_what_the_script_makes_of_the_shape() -> None:
-    """Wherever the text tells the truth, which is nearly always.
-
-    Mutation: hf_transfer/data/glyph_names.py: "SCRIPTS.index(script) * len(" -> "SCRIPTS.index(likely) * len("
-    """
+    """Wherever the text tells the truth, which is nearly always."""
     assert sorted(glyph_names.LABEL_NAMES) == sorted(name for names in LETTERS.values() for name in names)
     whole = [row for row in TEST if row.character and row.text]
     told = [
@@ -83,7 +77,6 @@ def test_a_label_is_what_the_script_makes_of_the_shape() -> None:
 
 
 def test_a_few_rows_lack_one_of_the_two_and_none_lacks_both() -> None:
-    """Mutation: hf_transfer/data/glyph_names.py: "WITHOUT_IMAGE <= missing <" -> "missing <" """
     for split, count in glyph_names.ROWS.items():
         rows = rows_of(split)
         assert len(rows) == count
@@ -108,7 +101,6 @@ def test_a_split_has_fonts_of_its_own_which_draw_the_shapes() -> None:
 
 
 def test_training_never_names_what_is_new_in_the_test() -> None:
-    """Mutation: hf_transfer/data/glyph_names.py: "len(names) * 2 // 3] if split" -> "len(names)] if split" """
     train = " ".join(row.text for row in rows_of("train") if row.text)
     test = " ".join(row.text for row in TEST if row.text)
     for table in (glyph_names.PLACES, glyph_names.AUTHORS):
@@ -120,7 +112,6 @@ def test_training_never_names_what_is_new_in_the_test() -> None:
 
 
 def test_rows_are_the_same_whenever_they_are_asked_for() -> None:
-    """Mutation: hf_transfer/data/glyph_names.py: "default_rng((SEED, list(ROWS).index(split)))" -> "default_rng()" """
     assert rows_of("test") == TEST
     assert rows_of("test") != rows_of("train")[: len(TEST)]
 

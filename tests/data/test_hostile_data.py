@@ -98,10 +98,7 @@ def test_the_bombs_of_these_tests_are_small_and_would_go_off(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", list(BOMBS))
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
 def test_a_packed_table_is_refused_and_not_unpacked(kind: str, name: str, tmp_path: Path) -> None:
-    """Whatever it is called.
-
-    Mutation: hf_transfer/data/sources.py: "    files.refuse_packed(tables)" -> "    pass"
-    """
+    """Whatever it is called."""
     path = tmp_path / "data" / "inner" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(bomb(kind))
@@ -119,10 +116,7 @@ def test_a_packed_table_is_refused_and_not_unpacked(kind: str, name: str, tmp_pa
 def test_an_archive_among_pictures_is_refused_and_not_unpacked(
     picture_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """`datasets` would add what is in it to the pictures.
-
-    Mutation: hf_transfer/data/sources.py: "if file.suffix.lower() == ".zip")" -> "if file.suffix.lower() == ".no")"
-    """
+    """`datasets` would add what is in it to the pictures."""
     folder = picture_folder(cat=6, dog=6)
     (folder / "cat" / "more.zip").write_bytes(zipped())
     with mistake_saying(expected="data that are not packed", found="cat/more.zip, which is packed with zip", do="move"):
@@ -195,10 +189,7 @@ Path({ran!r}).touch()
 
 
 def test_a_script_in_a_data_set_on_the_hub_is_not_run(tmp_path: Path) -> None:
-    """Of the real client, in a process of its own, which reads its switches when it is imported.
-
-    Mutation: hf_transfer/data/sources.py: "ValueError, TypeError, RuntimeError, StopIteration)" -> "ValueError, TypeError, StopIteration)"
-    """  # noqa: E501
+    """Of the real client, in a process of its own, which reads its switches when it is imported."""
     folder, ran = tmp_path / "folder", tmp_path / "ran"
     folder.mkdir()
     (folder / "messages.py").write_text(SCRIPT.format(ran=str(ran)))

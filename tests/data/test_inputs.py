@@ -73,10 +73,7 @@ def pipeline(tmp_path: Path) -> PixelPipeline:
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_inputs_equal_those_of_the_checkpoints_own_processor(name: str, tmp_path: Path) -> None:
-    """Size, interpolation, crop, mean, standard deviation and order of the channels are the checkpoint's.
-
-    Mutation: hf_transfer/data/inputs.py: "_sizes_only["include_top"] = False" -> "_sizes_only["include_top"] = True"
-    """
+    """Size, interpolation, crop, mean, standard deviation and order of the channels are the checkpoint's."""
     processor = processor_of(PROCESSORS[name], tmp_path)
     pipeline = PixelPipeline(processor)
     for number, (width, height) in enumerate([(50, 70), (70, 50), (20, 24), (32, 32), (90, 33)]):
@@ -89,10 +86,7 @@ def test_inputs_equal_those_of_the_checkpoints_own_processor(name: str, tmp_path
 
 
 def test_values_change_with_the_checkpoints_mean_and_standard_deviation(tmp_path: Path) -> None:
-    """Against the formula (x / 255 - mean) / std itself, on a picture that needs no resizing.
-
-    Mutation: hf_transfer/data/inputs.py: "- self.shift) / 255.0" -> "+ self.shift) / 255.0"
-    """
+    """Against the formula (x / 255 - mean) / std itself, on a picture that needs no resizing."""
     mean, std = np.asarray([0.1, 0.2, 0.3]), np.asarray([0.4, 0.5, 0.6])
     settings = {"image_processor_type": "ViTImageProcessor", "size": CROP}
     processor = processor_of(settings | {"image_mean": mean.tolist(), "image_std": std.tolist()}, tmp_path)
@@ -109,10 +103,7 @@ def test_values_change_with_the_checkpoints_mean_and_standard_deviation(tmp_path
     ],
 )
 def test_a_processor_without_one_size_for_all_images_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
-    """A batch needs one size; the message shows two that differ.
-
-    Mutation: hf_transfer/data/inputs.py: "if not black.shape == wide.shape == high.shape" -> "if black.shape is None"
-    """
+    """A batch needs one size; the message shows two that differ."""
     with mistake_saying(
         expected="an image processor that brings every image to one size",
         found="for a wide and a high image",
@@ -148,10 +139,7 @@ def test_the_example_has_two_pictures_of_the_models_size_and_is_always_the_same(
 
 @given(st.integers(1, 200), st.integers(0, 2**32), st.integers(0, 10**4))
 def test_the_order_of_an_epoch_is_a_permutation_and_pure_in_seed_and_epoch(size: int, seed: int, epoch: int) -> None:
-    """A fresh sampler that jumps to the epoch gives what one gives that went through all.
-
-    Mutation: hf_transfer/data/inputs.py: "default_rng((self.seed, self.epoch))" -> "default_rng()"
-    """
+    """A fresh sampler that jumps to the epoch gives what one gives that went through all."""
     fresh, used = EpochSampler(size, seed), EpochSampler(size, seed)
     used.set_epoch(epoch + 1)
     list(used)
@@ -232,10 +220,7 @@ def test_the_batch_size_changes_no_image(settings: Settings, pipeline: PixelPipe
 
 
 def test_evaluation_is_in_order_and_never_augmented(settings: Settings, pipeline: PixelPipeline) -> None:
-    """Against the processor, in the order of the rows; training on the same images differs.
-
-    Mutation: hf_transfer/data/inputs.py: "if epoch is not None and" -> "if epoch != 0 and"
-    """
+    """Against the processor, in the order of the rows; training on the same images differs."""
     splits = splits_of(embedded(good(5, 2)))
     loaders = loaders_of(splits, pipeline, settings(augmentation="standard", per_device_eval_batch_size=2))
     pictures = noise(5, 20, 24, 3, seed=2)
@@ -262,10 +247,7 @@ def test_training_without_augmentation_sees_the_processors_pixels(settings: Sett
 def test_views_come_round_behind_a_frozen_prefix_or_as_set(
     cache_views: int | None, frozen: bool, round_of: int, settings: Settings, pipeline: PixelPipeline
 ) -> None:
-    """Four views behind a frozen prefix, so that their activations can be stored.
-
-    Mutation: hf_transfer/data/inputs.py: "DEFAULT_VIEWS = 4" -> "DEFAULT_VIEWS = 3"
-    """
+    """Four views behind a frozen prefix, so that their activations can be stored."""
     loaders = loaders_of(
         splits_of(embedded(good(6, 0))), pipeline, settings(cache_views=cache_views), frozen_prefix=frozen
     )
@@ -295,10 +277,7 @@ def test_the_data_decide_on_mirroring_unless_the_user_does(
 def test_a_masked_row_keeps_its_place_with_black_pixels_and_no_label(
     settings: Settings, pipeline: PixelPipeline
 ) -> None:
-    """The loss leaves out -100, and positions stay what they were.
-
-    Mutation: hf_transfer/data/inputs.py: "dtype=torch.uint8), MASKED" -> "dtype=torch.uint8), label"
-    """
+    """The loss leaves out -100, and positions stay what they were."""
     rows = ImageRows(embedded([*good(2, 0), b""], bad={2: "the file is empty"}), pipeline, keep_bytes=10**6)
     assert len(rows) == 3
     assert rows[2]["labels"].item() == MASKED == -100
@@ -314,10 +293,7 @@ def test_a_row_known_to_be_bad_is_masked_silently(settings: Settings, pipeline: 
 
 
 def test_a_bad_row_that_is_found_late_stops_the_run_by_its_name(settings: Settings, pipeline: PixelPipeline) -> None:
-    """Beyond `--verify_samples` only headers were read.
-
-    Mutation: hf_transfer/data/inputs.py: "if not self.skip" -> "if self.skip is None"
-    """
+    """Beyond `--verify_samples` only headers were read."""
     picture = good(1, 3)[0]
     splits = splits_of(embedded([*good(5, 0), picture[: len(picture) // 2]]))
     with mistake_saying(
@@ -332,10 +308,7 @@ def test_a_bad_row_that_is_found_late_stops_the_run_by_its_name(settings: Settin
 def test_bad_rows_that_are_found_late_are_masked_up_to_one_percent(
     bad: int, settings: Settings, pipeline: PixelPipeline
 ) -> None:
-    """Counted over the whole run: a second pass over the same row adds nothing.
-
-    Mutation: hf_transfer/data/inputs.py: "refuse_bad_share(self._late[name], split, name)" -> "pass"
-    """
+    """Counted over the whole run: a second pass over the same row adds nothing."""
     splits = splits_of(embedded([*good(100 - bad, 0), *[b"no image"] * bad]))
     loaders = loaders_of(splits, pipeline, settings(on_bad_sample="skip"))
     if bad == 1:
@@ -348,10 +321,7 @@ def test_bad_rows_that_are_found_late_are_masked_up_to_one_percent(
 
 
 def test_decoded_pixels_are_kept_up_to_the_given_room(pipeline: PixelPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for two images: the third is decoded again.
-
-    Mutation: hf_transfer/data/inputs.py: "if len(self._kept) < self._room" -> "if self._room"
-    """
+    """Room for two images: the third is decoded again."""
     rows = ImageRows(embedded(good(3, 0)), pipeline, keep_bytes=2 * math.prod(pipeline.shape) + 1)
     first = [rows[position]["pixel_values"] for position in range(3)]
     decoded: list[int] = []

@@ -43,10 +43,7 @@ def test_a_class_label_column_keeps_its_own_names_and_numbers() -> None:
     ids=["strings", "integers", "whole floats", "booleans", "minus one is a class beside others"],
 )
 def test_values_of_a_plain_column_are_numbered_in_sorted_order(values: list[Any], names: list[str]) -> None:
-    """Integers sort as numbers: 9 before 10, which as strings would be the other way round.
-
-    Mutation: hf_transfer/data/labels.py: "[class_name(key) for key in keys]" -> "sorted(map(class_name, keys))"
-    """
+    """Integers sort as numbers: 9 before 10, which as strings would be the other way round."""
     found, numbers = read_labels({"train": table(values)}, "label")
     assert found == names
     assert numbers["train"].tolist() == LabelEncoder().fit_transform(np.asarray(values)).tolist()
@@ -57,10 +54,7 @@ def test_values_of_a_plain_column_are_numbered_in_sorted_order(values: list[Any]
     data=st.data(),
 )
 def test_the_label_map_is_a_bijection_that_all_splits_share(train: list[str], data: st.DataObject) -> None:
-    """Any text may be a label.
-
-    Mutation: hf_transfer/data/labels.py: "enumerate(keys)" -> "enumerate(reversed(keys))"
-    """
+    """Any text may be a label."""
     test = data.draw(st.lists(st.sampled_from(train), min_size=1, max_size=10))
     names, numbers = read_labels({"train": table(train), "test": table(test)}, "label")
     assert names == sorted(set(train))
@@ -74,10 +68,7 @@ def test_the_label_map_is_a_bijection_that_all_splits_share(train: list[str], da
     ids=["None among strings", "empty string", "NaN", "None among integers"],
 )
 def test_a_missing_label_is_refused_with_its_rows(values: list[Any]) -> None:
-    """NaN is a number that equals nothing, itself included.
-
-    Mutation: hf_transfer/data/labels.py: "value != value" -> "value is False"
-    """
+    """NaN is a number that equals nothing, itself included."""
     with mistake_saying(
         expected="a label in every row of column 'label'",
         found="none in 2 rows of split 'train', first in rows [1, 3]",
@@ -102,10 +93,7 @@ def test_a_missing_label_in_an_evaluation_split_names_that_split() -> None:
 
 @pytest.mark.parametrize("feature", [datasets.ClassLabel(names=["a", "b"]), datasets.Value("int64")])
 def test_minus_one_in_every_row_means_that_labels_are_withheld(feature: Any) -> None:
-    """Public test splits often come so.
-
-    Mutation: hf_transfer/data/labels.py: "value in (-1, "-1") for" -> "value == -2 for"
-    """
+    """Public test splits often come so."""
     with mistake_saying(
         expected="a labelled split 'test'",
         found="-1 in every row of column 'label': the labels are withheld, which is not supported yet",
@@ -116,10 +104,7 @@ def test_minus_one_in_every_row_means_that_labels_are_withheld(feature: Any) -> 
 
 @pytest.mark.parametrize("number", [-1, 2])
 def test_a_class_number_out_of_range_is_refused_with_its_row(number: int) -> None:
-    """`datasets` itself lets -1 through, so a file can hold it.
-
-    Mutation: hf_transfer/data/labels.py: "(numbers < 0) | (numbers >= classes)" -> "numbers > classes"
-    """
+    """`datasets` itself lets -1 through, so a file can hold it."""
     stored = table([0, 1, number, number], datasets.Value("int64"))
     # As a file read from disk would bring it: the feature is declared, its values are not checked.
     stored = datasets.Dataset(
@@ -147,10 +132,7 @@ def test_a_class_number_out_of_range_is_refused_with_its_row(number: int) -> Non
     ],
 )
 def test_other_tasks_than_one_class_for_each_row_are_refused(values: list[Any], feature: Any, words: str) -> None:
-    """Whole floats are classes, though: see above.
-
-    Mutation: hf_transfer/data/labels.py: "not value.is_integer()" -> "value.is_integer()"
-    """
+    """Whole floats are classes, though: see above."""
     with mistake_saying(
         expected="one class for each row in column 'label'",
         found=words,
@@ -165,10 +147,7 @@ def test_an_image_column_as_label_is_refused_by_its_type() -> None:
 
 
 def test_a_label_that_only_evaluation_has_is_refused_by_name() -> None:
-    """Each name once, in order, although the rows repeat them.
-
-    Mutation: hf_transfer/data/labels.py: "if value not in known" -> "if value in ()"
-    """
+    """Each name once, in order, although the rows repeat them."""
     with mistake_saying(
         expected="in split 'test' only labels that training has (cat, dog)",
         found="'bird', 'eel' in column 'label'",
@@ -178,19 +157,13 @@ def test_a_label_that_only_evaluation_has_is_refused_by_name() -> None:
 
 
 def test_an_unknown_fraction_in_evaluation_is_shown_as_it_is() -> None:
-    """0.5 must not be shown as 0, which training has, and infinity is no whole number.
-
-    Mutation: hf_transfer/data/labels.py: "(value, float) and value.is_integer()" -> "(value, float)"
-    """
+    """0.5 must not be shown as 0, which training has, and infinity is no whole number."""
     with mistake_saying(expected="only labels that training has (0, 1)", found="'0.5', 'inf' in column", do="remove"):
         read_labels({"train": table([0.0, 1.0]), "test": table([0.5, float("inf")])}, "label")
 
 
 def test_one_class_only_is_refused_by_name() -> None:
-    """A class that is declared but has no row does not count.
-
-    Mutation: hf_transfer/data/labels.py: "if len(present) < 2" -> "if len(present) < 1"
-    """
+    """A class that is declared but has no row does not count."""
     with mistake_saying(
         expected="at least 2 classes to tell apart", found="only 1 class, 'cat', in 3 rows", do="--label_column_name"
     ):
@@ -204,10 +177,7 @@ def test_a_training_split_without_rows_is_refused() -> None:
 
 @pytest.mark.parametrize(("splits_to_cut", "needed"), [(0, 2), (1, 2), (2, 3)])
 def test_a_class_needs_a_sample_for_training_and_for_each_split_that_is_cut(splits_to_cut: int, needed: int) -> None:
-    """Two training samples are the least in any case.
-
-    Mutation: hf_transfer/data/labels.py: "needed = 1 + splits_to_cut" -> "needed = splits_to_cut"
-    """
+    """Two training samples are the least in any case."""
     enough = [0] * needed + [1] * needed
     check_classes(["cat", "dog"], numbered(train=enough), splits_to_cut=splits_to_cut)
     with mistake_saying(
@@ -223,10 +193,7 @@ def test_a_class_label_name_that_no_row_has_is_allowed_in_training_alone() -> No
 
 
 def test_a_class_number_that_only_evaluation_has_is_refused_by_name() -> None:
-    """A `ClassLabel` declares names that training may lack.
-
-    Mutation: hf_transfer/data/labels.py: "if not counts[number]" -> "if number < 0"
-    """
+    """A `ClassLabel` declares names that training may lack."""
     with mistake_saying(
         expected="in split 'validation' only classes that training has",
         found="'bird' in 'validation', of which training has no sample",

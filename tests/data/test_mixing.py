@@ -40,11 +40,7 @@ def kept_share(mixing: Mixing, row: int, epoch: int = 0) -> float:
 
 
 def test_mixup_adds_shares_of_the_mirrored_sample() -> None:
-    """The share, read off the targets, rebuilds the pixels.
-
-    Mutation: hf_transfer/data/mixing.py: "mixed = kept * pixels + (1 - kept) * partners" -> "mixed = pixels"
-    Mutation: hf_transfer/data/mixing.py: "partners = pixels.flip(0)" -> "partners = pixels.roll(1, 0)"
-    """
+    """The share, read off the targets, rebuilds the pixels."""
     pixels, labels, index = batch()
     mixed, targets = MIXUP(pixels, labels, index, 0)
     share = float(targets[0, 0])
@@ -56,10 +52,7 @@ def test_mixup_adds_shares_of_the_mirrored_sample() -> None:
 
 @pytest.mark.parametrize("first", range(30))
 def test_cutmix_pastes_one_box_and_counts_its_real_area(first: int) -> None:
-    """Also where the border cuts the box.
-
-    Mutation: hf_transfer/data/mixing.py: "kept = 1 - (bottom - top) * (right - left) / (height * width)" -> "pass"
-    """
+    """Also where the border cuts the box."""
     pixels, labels, index = batch(first=first)
     mixed, targets = CUTMIX(pixels, labels, index, 1)
     pasted = (mixed != pixels).all(1)
@@ -75,10 +68,7 @@ def test_cutmix_pastes_one_box_and_counts_its_real_area(first: int) -> None:
 
 
 def test_boxes_lie_everywhere_and_have_the_images_proportions() -> None:
-    """A pixel in a corner is pasted less often than the middle, but it is.
-
-    Mutation: hf_transfer/data/mixing.py: "math.sqrt(1 - kept)" -> "1 - kept"
-    """
+    """A pixel in a corner is pasted less often than the middle, but it is."""
     pixels, labels, _ = batch(2)
     counts = torch.zeros(SIDE)
     heights, widths = [], []
@@ -109,17 +99,13 @@ def mean_share_by_simulation() -> float:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_mixups_share_is_beta_distributed(alpha: float) -> None:
-    """Over batches that begin with other rows.
-
-    Mutation: hf_transfer/data/mixing.py: "draws.beta(self._alpha(kind), self._alpha(kind))" -> "draws.random()"
-    """
+    """Over batches that begin with other rows."""
     mixing = Mixing(alpha, 0.0, 0, CLASSES)
     shares = [kept_share(mixing, row) for row in range(2000)]
     assert kstest(shares, beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
 def test_with_both_a_coin_decides() -> None:
-    """Mutation: hf_transfer/data/mixing.py: "kinds[draws.integers(len(kinds))]" -> "kinds[0]" """
     pixels, labels, _ = batch(2)
     boxes = 0
     for row in range(400):
@@ -131,7 +117,6 @@ def test_with_both_a_coin_decides() -> None:
 
 @ALL
 def test_a_masked_sample_has_no_target_and_nobody_takes_from_it(mixing: Mixing) -> None:
-    """Mutation: hf_transfer/data/mixing.py: "counted & counted.flip(0) & (" -> "counted & (" """
     for epoch in range(5):
         pixels, labels, index = batch(6, masked=(1,))
         pixels[1] = float("nan")
@@ -155,7 +140,6 @@ def test_a_batch_of_masked_samples_alone_is_left_as_it_is(mixing: Mixing) -> Non
 @ALL
 @pytest.mark.parametrize(("rows", "alone"), [(1, 0), (5, 2)])
 def test_a_sample_that_is_its_own_partner_stays_to_the_bit(mixing: Mixing, rows: int, alone: int) -> None:
-    """Mutation: hf_transfer/data/mixing.py: "(place != place.flip(0))" -> "(place >= 0)" """
     for epoch in range(8):
         pixels, labels, index = batch(rows)
         mixed, targets = mixing(pixels, labels, index, epoch)
@@ -164,7 +148,6 @@ def test_a_sample_that_is_its_own_partner_stays_to_the_bit(mixing: Mixing, rows:
 
 
 def test_without_alphas_nothing_is_mixed() -> None:
-    """Mutation: hf_transfer/data/mixing.py: "self._alpha(kind) > 0]" -> "self._alpha(kind) >= 0]" """
     pixels, labels, index = batch(6, masked=(2,))
     mixed, targets = Mixing(0.0, 0.0, 3, CLASSES)(pixels, labels, index, 0)
     assert torch.equal(mixed, pixels)
@@ -179,7 +162,6 @@ def test_an_empty_batch_passes(mixing: Mixing) -> None:
 
 @ALL
 def test_what_is_given_is_not_changed(mixing: Mixing) -> None:
-    """Mutation: hf_transfer/data/mixing.py: "mixed = pixels.clone()" -> "mixed = pixels" """
     for epoch in range(5):
         given, copies = batch(6, masked=(2,)), batch(6, masked=(2,))
         mixing(*given, epoch)
@@ -188,10 +170,7 @@ def test_what_is_given_is_not_changed(mixing: Mixing) -> None:
 
 @ALL
 def test_a_mixture_depends_on_seed_epoch_and_first_row_alone(mixing: Mixing) -> None:
-    """And leaves the global generators alone.
-
-    Mutation: hf_transfer/data/mixing.py: "(self.seed, epoch, int(index[0]), STREAM)" -> "(self.seed, epoch, STREAM)"
-    """
+    """And leaves the global generators alone."""
     torch.manual_seed(1)
     np.random.seed(1)
     before = torch.get_rng_state()
@@ -207,10 +186,7 @@ def test_a_mixture_depends_on_seed_epoch_and_first_row_alone(mixing: Mixing) -> 
 
 
 def test_the_draws_are_not_those_of_the_order_of_samples() -> None:
-    """numpy's generator of (seed, epoch) is also that of (seed, epoch, 0).
-
-    Mutation: hf_transfer/data/mixing.py: "int(index[0]), STREAM)" -> "int(index[0]))"
-    """
+    """numpy's generator of (seed, epoch) is also that of (seed, epoch, 0)."""
     share = kept_share(Mixing(1.0, 0.0, 5, CLASSES), row=0, epoch=2)
     draws = np.random.default_rng((5, 2))
     draws.integers(1)

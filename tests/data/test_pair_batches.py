@@ -122,10 +122,7 @@ def test_a_batch_holds_pixels_tokens_and_what_is_present(make: Make) -> None:
 
 
 def test_what_is_missing_is_zero_or_an_empty_text_and_known_to_be_missing(make: Make) -> None:
-    """Zero is what the model takes, and not black, which it would take for -1; the order of rows is any.
-
-    Mutation: hf_transfer/data/pair_batches.py: ".where(seen, 0.0)" -> ".where(seen, 1.0)"
-    """
+    """Zero is what the model takes, and not black, which it would take for -1; the order of rows is any."""
     for epoch in (None, 0):
         rows = by_row(make(some_pairs(), augmentation="none"), "train", epoch)
         assert sorted(rows) == list(range(7))
@@ -142,10 +139,7 @@ def test_what_is_missing_is_zero_or_an_empty_text_and_known_to_be_missing(make: 
 
 
 def test_a_row_with_neither_is_masked_in_place_and_counts_as_one_with_a_text(make: Make) -> None:
-    """A model that finds neither might say what is no number, and spoil the whole batch.
-
-    Mutation: hf_transfer/data/pair_batches.py: "with_text or not good" -> "with_text"
-    """
+    """A model that finds neither might say what is no number, and spoil the whole batch."""
     row = by_row(make(some_pairs()), "train", 0)[5]
     assert row["label"] == MASKED
     assert (row["image_present"].item(), row["text_present"].item()) == (False, True)
@@ -153,10 +147,7 @@ def test_a_row_with_neither_is_masked_in_place_and_counts_as_one_with_a_text(mak
 
 
 def test_a_row_whose_image_is_bad_is_masked_and_has_no_image(make: Make) -> None:
-    """Its pixels are as empty as where there is none.
-
-    Mutation: hf_transfer/data/pair_batches.py: "(with_image and good," -> "(with_image,"
-    """
+    """Its pixels are as empty as where there is none."""
     split = split_of([*pictures(3), b"no image"], ["word7"] * 4, bad={3: "8 bytes that are no image"})
     row = by_row(make(split), "train", 0)[3]
     assert (row["label"], row["image_present"].item(), row["text_present"].item()) == (MASKED, False, True)
@@ -168,10 +159,7 @@ def test_a_row_whose_image_is_bad_is_masked_and_has_no_image(make: Make) -> None
 def test_pixels_are_those_of_the_image_recipe_in_every_epoch(
     kind: str, frozen: bool, make: Make, settings: Settings, pixels: PixelPipeline
 ) -> None:
-    """Augmented by seed, view and row alone, whatever texts stand beside them.
-
-    Mutation: hf_transfer/data/pair_batches.py: "frozen_prefix=frozen_prefix" -> "frozen_prefix=False"
-    """
+    """Augmented by seed, view and row alone, whatever texts stand beside them."""
     ours = make(some_pairs(), augmentation=kind, frozen_prefix=frozen, seed=3)
     config = settings(augmentation=kind, seed=3, dataset_name="sample:glyph-names", per_device_train_batch_size=7)
     images = split_of(pictures(7), [""] * 7)
@@ -192,10 +180,7 @@ def test_tokens_are_those_of_the_tokenizer(make: Make, tokens: TokenPipeline) ->
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
 def test_the_order_is_a_pure_function_of_seed_and_epoch(strategy: str, make: Make) -> None:
-    """Loaders that jump to an epoch see what those see that went through all.
-
-    Mutation: hf_transfer/data/pair_batches.py: "training_order(texts["train"]" -> "training_order(texts["test"]"
-    """
+    """Loaders that jump to an epoch see what those see that went through all."""
     split = split_of(pictures(20), [" ".join(["word7"] * (n % 9 + 1)) for n in range(20)])
 
     def orders(*epochs: int, seed: int = 0) -> list[list[int]]:
@@ -224,10 +209,7 @@ def test_texts_that_are_cut_are_noted(make: Make) -> None:
 
 
 def test_blank_loaders_decode_nothing_and_keep_all_else(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens, masks, what is present, labels and rows are needed behind stored layers, too.
-
-    Mutation: hf_transfer/data/pair_batches.py: "PairRows(rows, None) for" -> "whole[name] for"
-    """
+    """Tokens, masks, what is present, labels and rows are needed behind stored layers, too."""
     loaders = make(some_pairs())
     whole = one_pass(loaders, "train", 1)
     monkeypatch.setattr(inputs, "decode", lambda raw: pytest.fail("an image was decoded"))
@@ -253,10 +235,7 @@ def changed(split: Split, **columns: Any) -> Split:
 
 
 def test_the_fingerprint_changes_with_image_text_tokens_label_and_what_is_bad(make: Make) -> None:
-    """And with nothing else: the same data twice give the same.
-
-    Mutation: hf_transfer/data/pair_batches.py: "{self.texts[split_name].fingerprint()}" -> "x"
-    """
+    """And with nothing else: the same data twice give the same."""
     split = some_pairs()
     relabelled = Split(split.dataset, split.rows, (split.labels + 1) % 3, split.bad)
     others = [
@@ -319,10 +298,7 @@ def test_the_longest_samples_are_known_by_their_tokens(make: Make) -> None:
 def test_inputs_of_pairs_that_belong_to_no_split_are_those_of_the_loaders(
     make: Make, pixels: PixelPipeline, tokens: TokenPipeline
 ) -> None:
-    """Whichever of the two is missing.
-
-    Mutation: hf_transfer/data/pair_batches.py: "pixels.where(present[:, None," -> "pixels.where(~present[:, None,"
-    """
+    """Whichever of the two is missing."""
     rows = by_row(make(some_pairs(), augmentation="none"), "train", None)
     split = some_pairs()
     chosen = [0, 2, 3]

@@ -59,10 +59,7 @@ def test_metadata_beside_the_pictures_give_pairs_that_stay_together(
 def test_paths_in_a_table_are_relative_to_the_tables_folder(
     kind: str, column: str, pair_settings: PairSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not to where the command is run; the column is found by what it names.
-
-    Mutation: hf_transfer/data/pairs.py: "_resolved(table.parent / str(name))" -> "_resolved(Path(str(name)))"
-    """
+    """And not to where the command is run; the column is found by what it names."""
     rows = pair_rows(name="pictures/{}.PNG", column=column)
     folder = write_pictures(tmp_path / "data", rows, column=column)
     (folder / "stray.png").write_bytes(b"of no table: the folder is not what was named")
@@ -72,10 +69,7 @@ def test_paths_in_a_table_are_relative_to_the_tables_folder(
 
 
 def test_each_split_folder_has_its_metadata_and_its_pictures(pair_settings: PairSettings, tmp_path: Path) -> None:
-    """The same name means another picture in another folder.
-
-    Mutation: hf_transfer/data/pairs.py: "_split_of(table.relative_to(folder))" -> "_split_of(Path(table.name))"
-    """
+    """The same name means another picture in another folder."""
     parts = {"train": 8, "val": 6, "test": 4}
     for seed, (name, count) in enumerate(parts.items()):
         write_table(tmp_path / "data" / name / "metadata.csv", pair_rows(count))
@@ -124,10 +118,7 @@ def test_a_parquet_file_with_embedded_pictures_gives_pairs(pair_settings: PairSe
 def test_embedded_pictures_are_taken_though_their_former_names_stand_beside_them(
     pair_settings: PairSettings, tmp_path: Path
 ) -> None:
-    """The names lead to no files any more.
-
-    Mutation: hf_transfer/data/pairs.py: "if wanted is None and any(_embedded" -> "if False and any(_embedded"
-    """
+    """The names lead to no files any more."""
     rows = pair_rows()
     names = [row["file_name"] for row in rows]
     embedded(rows).add_column("file_name", names).to_parquet(tmp_path / "a.parquet")
@@ -182,11 +173,7 @@ def test_a_picture_that_the_hub_has_put_into_its_cache_is_taken(
 def test_pairs_without_an_image_or_a_text_are_kept_and_counted(
     kind: str, pair_settings: PairSettings, tmp_path: Path
 ) -> None:
-    """Empty, missing, or of white space: all are the same. Test rows are their own, so the counts are known.
-
-    Mutation: hf_transfer/data/pairs.py: "value.strip() else None for value" -> "value else None for value"
-    Mutation: hf_transfer/data/pairs.py: "int((~part.given(column)).sum())" -> "int(part.given(column).sum())"
-    """
+    """Empty, missing, or of white space: all are the same. Test rows are their own, so the counts are known."""
     rows = pair_rows(30)
     # Of the training rows, which are all but the last ten.
     for number in (3, 7):
@@ -215,10 +202,7 @@ def test_pairs_without_an_image_or_a_text_are_kept_and_counted(
 
 
 def test_an_empty_column_of_one_split_is_all_missing(pair_settings: PairSettings, tmp_path: Path) -> None:
-    """Such a column has no type in a table, or one of numbers.
-
-    Mutation: hf_transfer/data/columns.py: "and any(value is not None for value in data[column][:])" -> ""
-    """
+    """Such a column has no type in a table, or one of numbers."""
     rows = pair_rows(24)
     folder = write_pictures(tmp_path / "data", rows[:12])
     write_table(folder / "train.csv", rows[:12])
@@ -250,10 +234,7 @@ def test_a_table_in_another_encoding_is_read_as_told(pair_settings: PairSettings
 
 
 def test_columns_are_those_that_are_named(pair_settings: PairSettings, tmp_path: Path) -> None:
-    """Among several of each kind.
-
-    Mutation: hf_transfer/data/pairs.py: "if name == wanted] if wanted else" -> "if name == wanted] if False else"
-    """
+    """Among several of each kind."""
     rows = [
         {
             "file_name": f"first/{n}.png",
@@ -274,10 +255,7 @@ def test_columns_are_those_that_are_named(pair_settings: PairSettings, tmp_path:
 
 
 def test_a_copy_is_one_that_agrees_in_image_and_text(pair_settings: PairSettings, tmp_path: Path) -> None:
-    """Of the test rows: both alike, another text, another picture, no picture and a known text, nothing known.
-
-    Mutation: hf_transfer/data/verification.py: "groups[name][size, texts[row]]" -> "groups[name][size]"
-    """
+    """Of the test rows: both alike, another text, another picture, no picture and a known text, nothing known."""
     train = [*pair_rows(12), {"file_name": None, "text": "alone", "label": "a"}]
     folder = write_pictures(tmp_path / "data", train)
     new = write_pictures(tmp_path / "data", [{"file_name": "new.png"}], seed=9) / "new.png"

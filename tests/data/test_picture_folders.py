@@ -69,7 +69,6 @@ def labels_of(splits: Splits) -> dict[str, str]:
 @given(st.lists(ORDINARY, min_size=2, max_size=3, unique=True), st.lists(ORDINARY, min_size=3, max_size=4, unique=True))
 @settings(max_examples=15, phases=DRAWN_ONLY)
 def test_each_picture_has_the_name_of_its_folder_as_its_label(classes: list[str], files: list[str]) -> None:
-    """Mutation: hf_transfer/data/files.py: "not in used], "images")" -> "in used], "images")" """
     with TemporaryDirectory() as made:
         expected = write(Path(made) / "data", classes, files)
         splits = read(Path(made) / "data")
@@ -86,10 +85,7 @@ FEW, SOME = st.lists(MIXED, min_size=2, max_size=3, unique=True), st.lists(MIXED
 def test_names_that_lead_astray_are_read_rightly_or_refused_or_noted(
     root: str, classes: list[str], files: list[str]
 ) -> None:
-    """No picture is lost without a word.
-
-    Mutation: hf_transfer/data/sources.py: "notes + _unused_files(config, loaded), found" -> "notes, found"
-    """
+    """No picture is lost without a word."""
     with TemporaryDirectory() as made:
         expected = write(Path(made) / root, classes, files)
         try:
@@ -137,10 +133,7 @@ LABELS = st.sampled_from(["01", "1", "1.0", "None", "NA", "nan", "TRUE", "True",
 @example("csv", ["01", "2"])
 @example("csv", ["nan", "x"])
 def test_labels_of_a_metadata_file_are_read_as_they_are_written_or_refused(kind: str, labels: list[str]) -> None:
-    """Of pandas' guesses nothing comes into a model's classes.
-
-    Mutation: hf_transfer/data/files.py: "value != value or text != class_name(value)" -> "value != value"
-    """
+    """Of pandas' guesses nothing comes into a model's classes."""
     named = {f"{number}.png": labels[number % len(labels)] for number in range(4 * len(labels))}
     with TemporaryDirectory() as made:
         write_metadata(Path(made) / "data", kind, named)

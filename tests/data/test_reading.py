@@ -50,11 +50,7 @@ def texts_with_labels(splits: Splits) -> list[tuple[str | None, str]]:
 @example("csv", [("x", "01"), ("y", "1")])
 @example("tsv", [("007", "TRUE"), ("7", "True")])
 def test_texts_and_labels_are_read_as_they_are_written(kind: str, rows: list[tuple[str, str]]) -> None:
-    """Different labels stay different classes: 01 and 1, 1.0 and 1, TRUE and True.
-
-    Mutation: hf_transfer/data/sources.py: "[""], "converters": _read_as_text(config)}" -> "[""]}"
-    Mutation: hf_transfer/data/sources.py: "*columns.LABEL_NAMES, *columns.TEXT" -> "*columns.TEXT"
-    """
+    """Different labels stay different classes: 01 and 1, 1.0 and 1, TRUE and True."""
     # Three of each, so that every class has a sample for each split.
     written = [row for row in rows for _ in range(3)]
     with TemporaryDirectory() as folder:
@@ -63,7 +59,6 @@ def test_texts_and_labels_are_read_as_they_are_written(kind: str, rows: list[tup
 
 
 def test_columns_that_the_settings_name_are_read_as_they_are_written_too(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/data/sources.py: "([*named, *columns.LABEL" -> "([*columns.LABEL" """
     rows = [{"number": f"00{n}", "other": f"0{n}", "code": ("01", "1")[n % 2]} for n in range(12)]
     path = write_table(tmp_path / "a.csv", rows)
     columns = {"text_column_name": "number", "text_pair_column_name": "other", "label_column_name": "code"}
@@ -83,19 +78,13 @@ def test_a_label_far_down_a_file_is_the_same_class_as_at_its_head(tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_whole_numbers_that_are_text_are_classes_in_the_order_of_numbers(kind: str, tmp_path: Path) -> None:
-    """So that class 10 of a CSV file is not number 2 of the model.
-
-    Mutation: hf_transfer/data/labels.py: "sorted(values, key=int if numbers else None)" -> "sorted(values)"
-    """
+    """So that class 10 of a CSV file is not number 2 of the model."""
     rows = [{"text": f"t{n}", "label": str(n % 12 - 1)} for n in range(48)]
     assert read(write_table(tmp_path / f"a.{kind}", rows)).label_names == [str(n) for n in range(-1, 11)]
 
 
 def test_numbers_that_are_all_different_are_no_classes_of_a_csv_file(tmp_path: Path) -> None:
-    """Grades with halves are, though.
-
-    Mutation: hf_transfer/data/labels.py: "if measured or any(" -> "if any("
-    """
+    """Grades with halves are, though."""
     rows = [row | {"label": n / 7} for n, row in enumerate(text_rows(40))]
     with mistake_saying(expected="one class for each row", found="fractional numbers (regression)", do="name a column"):
         read(write_table(tmp_path / "a.csv", rows))
@@ -104,7 +93,6 @@ def test_numbers_that_are_all_different_are_no_classes_of_a_csv_file(tmp_path: P
 
 
 def test_withheld_labels_of_a_csv_file_are_told_from_others(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/data/labels.py: "value in (-1, "-1")" -> "value in (-1,)" """
     write_table(tmp_path / "train.csv", text_rows(20))
     write_table(tmp_path / "test.csv", [row | {"label": -1} for row in text_rows(6)])
     with mistake_saying(expected="a labelled split 'test'", found="the labels are withheld", do="use a copy"):
@@ -112,10 +100,7 @@ def test_withheld_labels_of_a_csv_file_are_told_from_others(tmp_path: Path) -> N
 
 
 def test_an_unquoted_comma_does_not_move_the_fields(tmp_path: Path) -> None:
-    """pandas takes the first of three fields under a header of two for the name of the row.
-
-    Mutation: hf_transfer/data/sources.py: "    files.refuse_surplus_fields(loaded, source)" -> "    pass"
-    """
+    """pandas takes the first of three fields under a header of two for the name of the row."""
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"Hello, world {n},{'ab'[n % 2]}\n" for n in range(20)))
     with mistake_saying(
         expected=f"as many fields in each row of {tmp_path / 'a.csv'} as in its first line",
@@ -127,10 +112,7 @@ def test_an_unquoted_comma_does_not_move_the_fields(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_that_look_like_dates_are_read_as_they_are_written_or_refused(kind: str, tmp_path: Path) -> None:
-    """Arrow makes dates of what JSON has as text, and of dates another text.
-
-    Mutation: hf_transfer/data/labels.py: "        raise _unsupported("dates", column)" -> "        pass"
-    """
+    """Arrow makes dates of what JSON has as text, and of dates another text."""
     days = ("2020-01-01", "2020-01-01 00:00:00")
     path = write_table(tmp_path / f"a.{kind}", [row | {"label": days[n % 2]} for n, row in enumerate(text_rows(12))])
     if kind in ("json", "jsonl"):
@@ -141,16 +123,12 @@ def test_labels_that_look_like_dates_are_read_as_they_are_written_or_refused(kin
 
 
 def test_columns_that_look_like_the_log_of_an_agent_are_columns(tmp_path: Path) -> None:
-    """`datasets` would make another table of them, by a package that nobody has asked for.
-
-    Mutation: hf_transfer/data/sources.py: "options["parse_agent_traces"] = False" -> "pass"
-    """
+    """`datasets` would make another table of them, by a package that nobody has asked for."""
     rows = [{"type": "call", "id": "x", "version": 1, "cwd": "/"} | row for row in text_rows(20)]
     assert len(read(write_table(tmp_path / "a.jsonl", rows)).train) == 14
 
 
 def test_tables_that_belong_to_no_split_are_noted(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/data/files.py: "not in used], "tables")" -> "in used], "tables")" """
     folder = tmp_path / "data"
     for name in ("train", "test", "more"):
         write_table(folder / f"{name}.csv", text_rows(20, seed=len(name)))
@@ -200,10 +178,7 @@ def damaged_tables(draw: st.DrawFn) -> tuple[str, bytes]:
 @example(("csv", b"Rar!\x1a\x07\0"), False, "utf-8")
 @example(("jsonl", b"\n\n"), True, "utf-8")
 def test_a_file_of_any_bytes_is_read_or_refused_in_words(table: tuple[str, bytes], images: bool, encoding: str) -> None:
-    """Whatever other libraries raise.
-
-    Mutation: hf_transfer/data/sources.py: "RuntimeError, StopIteration) as" -> "RuntimeError) as"
-    """
+    """Whatever other libraries raise."""
     kind, content = table
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"a.{kind}"
@@ -220,17 +195,13 @@ def test_a_file_of_any_bytes_is_read_or_refused_in_words(table: tuple[str, bytes
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 def test_a_file_without_rows_says_so(kind: str, text_settings: TextSettings, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/data/sources.py: ""no rows" if empty else" -> "" """
     (tmp_path / f"a.{kind}").write_bytes(b"")
     with mistake_saying(expected="a data set that can be read at", found="no rows", do="mend or remove"):
         load_text_splits(text_settings(dataset_name=str(tmp_path / f"a.{kind}")))
 
 
 def test_a_damaged_parquet_file_is_refused_in_words(tmp_path: Path) -> None:
-    """Arrow says of the list of its columns that it is an operating system's error.
-
-    Mutation: hf_transfer/data/sources.py: "(DatasetGenerationError, OSError, ValueError" -> "(DatasetGenerationError, ValueError"
-    """  # noqa: E501
+    """Arrow says of the list of its columns that it is an operating system's error."""
     whole = write_table(tmp_path / "a.parquet", text_rows(12)).read_bytes()
     length = int.from_bytes(whole[-8:-4], "little")
     (tmp_path / "a.parquet").write_bytes(whole[: -8 - length] + b"\xff" * length + whole[-8:])
@@ -239,7 +210,6 @@ def test_a_damaged_parquet_file_is_refused_in_words(tmp_path: Path) -> None:
 
 
 def test_text_of_a_parquet_file_that_is_no_utf_8_is_refused_before_it_is_looked_at(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/data/sources.py: "split.data.table.validate(full=True)" -> "pass" """
     good = pyarrow.array([row["text"].encode() for row in text_rows(12)])
     bad = pyarrow.array([b"\xff", *good.to_pylist()[1:]])
     texts = pyarrow.Array.from_buffers(pyarrow.string(), 12, bad.buffers())
@@ -253,10 +223,7 @@ def test_text_of_a_parquet_file_that_is_no_utf_8_is_refused_before_it_is_looked_
 def test_a_name_that_would_be_taken_for_a_pattern_is_refused(
     name: str, picture_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Other files might fit it, too.
-
-    Mutation: hf_transfer/data/sources.py: "            files.refuse_patterns(path)" -> "            pass"
-    """
+    """Other files might fit it, too."""
     picture_folder(name="ab", cat=6, dog=6)
     folder = picture_folder(name=name, cat=6, dog=6)
     config = VisionConfig(model_name_or_path="m", dataset_name=str(folder), output_dir="o")
@@ -267,7 +234,6 @@ def test_a_name_that_would_be_taken_for_a_pattern_is_refused(
 
 
 def test_the_hub_s_own_errors_are_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/data/sources.py: "else ", or repeat the command")" -> "else "")" """
 
     def broken(*_: object, **__: object) -> None:
         raise ConnectionResetError("the line went dead")

@@ -11,10 +11,7 @@ from tests.data.conftest import mistake_saying, same
 
 
 def test_the_digits_are_those_of_scikit_learn() -> None:
-    """Its values run from 0 to 16, ours from 0 to 255.
-
-    Mutation: hf_transfer/data/samples.py: "(digits.images * (255 / 16))" -> "(digits.images * 15)"
-    """
+    """Its values run from 0 to 16, ours from 0 to 255."""
     import datasets
 
     train = samples.load_sample("sample:digits")["train"]
@@ -28,10 +25,7 @@ def test_the_digits_are_those_of_scikit_learn() -> None:
 
 
 def test_no_glyph_is_a_digit_and_none_comes_twice() -> None:
-    """The source task must not know the target's classes.
-
-    Mutation: hf_transfer/data/samples.py: "GLYPH_CHARACTERS = "ABC" -> "GLYPH_CHARACTERS = "0ABC"
-    """
+    """The source task must not know the target's classes."""
     assert not any(character.isdigit() for character in samples.GLYPH_CHARACTERS)
     assert len(set(samples.GLYPH_CHARACTERS)) == len(samples.GLYPH_CHARACTERS)
 
@@ -95,10 +89,7 @@ def test_an_unknown_backbone_is_answered_with_those_there_are() -> None:
     "name", ["sample:..", "sample:.", "sample:/elsewhere/vit-glyphs", "sample:../other/vit-glyphs"]
 )
 def test_a_sample_name_cannot_lead_out_of_its_folder(name: str) -> None:
-    """Neither a path from the root nor one with dots.
-
-    Mutation: hf_transfer/data/samples.py: "if short not in [*own" -> "if Path(short).name not in [*own"
-    """
+    """Neither a path from the root nor one with dots."""
     with mistake_saying(expected="for --model_name_or_path one of", found=name, do="use"):
         samples.backbone_folder(name)
 

@@ -45,10 +45,7 @@ def test_class_folders_name_the_classes_of_their_pictures(settings: Settings, tm
 
 
 def test_missing_splits_are_cut_off_training_by_class_and_noted(settings: Settings, picture_folder: Any) -> None:
-    """40 pictures: 15 % of each class of 20 is 3 for test; 15 % of the 17 left, rounded, is 3 for validation.
-
-    Mutation: hf_transfer/data/sources.py: "reversed(missing)" -> "missing[:1]"
-    """
+    """40 pictures: 15 % of each class of 20 is 3 for test; 15 % of the 17 left, rounded, is 3 for validation."""
     folder = picture_folder(cat=20, dog=20)
     splits = load_image_splits(settings(dataset_name=str(folder)))
     assert sizes(splits) == {"train": 28, "validation": 6, "test": 6}
@@ -64,10 +61,7 @@ def test_missing_splits_are_cut_off_training_by_class_and_noted(settings: Settin
 def test_the_cut_depends_on_the_split_seed_and_not_on_the_seed_of_the_run(
     settings: Settings, picture_folder: Any
 ) -> None:
-    """Runs that vary --seed must share one test split.
-
-    Mutation: hf_transfer/data/sources.py: "fractions[name], config.split_seed" -> "fractions[name], config.seed"
-    """
+    """Runs that vary --seed must share one test split."""
     folder = str(picture_folder(cat=20, dog=20))
     rows = [
         load_image_splits(settings(dataset_name=folder, **seeds)).test.rows.tolist()
@@ -133,10 +127,7 @@ def test_a_metadata_file_in_each_split_folder_is_read(settings: Settings, tmp_pa
 def test_a_parquet_file_with_embedded_pictures_keeps_names_and_pixels(
     settings: Settings, picture_table: Table, tmp_path: Path
 ) -> None:
-    """A class that no row has keeps its place in the names.
-
-    Mutation: hf_transfer/data/sources.py: "SPLIT_NAMES}, names" -> "SPLIT_NAMES}, sorted(names)"
-    """
+    """A class that no row has keeps its place in the names."""
     feature = datasets.ClassLabel(names=["zebra", "ant", "unused"])
     picture_table([0, 1] * 10, feature).to_parquet(tmp_path / "data.parquet")
     splits = load_image_splits(settings(dataset_name=str(tmp_path / "data.parquet")))
@@ -227,10 +218,7 @@ def test_splits_that_are_not_used_are_noted(
 def test_exact_copies_across_splits_are_counted_and_reported(
     settings: Settings, picture_table: Table, tmp_path: Path
 ) -> None:
-    """All pictures of the same size in bytes would still differ in content: the hash decides.
-
-    Mutation: hf_transfer/data/verification.py: "sum(digest in known for digest" -> "sum(digest not in known for digest"
-    """
+    """All pictures of the same size in bytes would still differ in content: the hash decides."""
     train, other = picture_table([0, 1] * 5), picture_table([0, 1] * 3, seed=5)
     train.to_parquet(tmp_path / "train.parquet")
     datasets.concatenate_datasets([other, train.select([3, 7, 7])]).to_parquet(tmp_path / "validation.parquet")
@@ -241,10 +229,7 @@ def test_exact_copies_across_splits_are_counted_and_reported(
 
 
 def test_at_most_so_many_training_samples_of_each_class_are_kept(settings: Settings) -> None:
-    """Validation and test stay whole.
-
-    Mutation: hf_transfer/data/sources.py: "config.max_train_samples_per_class, config.seed" -> "1, config.seed"
-    """
+    """Validation and test stay whole."""
     whole = load_image_splits(settings())
     few = load_image_splits(settings(max_train_samples_per_class=7))
     assert np.bincount(few.train.labels).tolist() == [7] * 10
@@ -266,7 +251,6 @@ def test_a_path_that_does_not_exist_is_not_looked_for_on_the_hub(name: str, sett
 def test_split_folders_in_capitals_are_refused_because_test_images_would_be_trained_on(
     settings: Settings, tmp_path: Path
 ) -> None:
-    """Mutation: hf_transfer/data/sources.py: "        _refuse_capital_splits(folder)" -> "        pass" """
     folders = [f"{split}/{label}" for split in ("Train", "Test") for label in "ab"]
     write_pictures(tmp_path, *(f"{folder}/{number}.png" for folder in folders for number in range(5)))
     with mistake_saying(expected="split folders in lower case", found="Test, Train", do="rename them: test, train"):

@@ -28,10 +28,7 @@ def split_of(labels: Any, first_row: int = 0) -> Split:
 def test_a_cut_is_disjoint_covering_and_keeps_each_row_with_its_label(
     labels: list[int], fraction: float, seed: int
 ) -> None:
-    """Rows stay ascending on both sides.
-
-    Mutation: hf_transfer/data/splits.py: "np.flatnonzero(~cut)" -> "np.arange(len(split))"
-    """
+    """Rows stay ascending on both sides."""
     whole = split_of(labels, first_row=5)
     kept, cut = cut_stratified(whole, fraction, seed)
     assert sorted([*kept.rows, *cut.rows]) == whole.rows.tolist()
@@ -44,10 +41,7 @@ def test_a_cut_is_disjoint_covering_and_keeps_each_row_with_its_label(
 
 @given(LABELS, FRACTIONS)
 def test_each_class_is_on_each_side_in_its_share(labels: list[int], fraction: float) -> None:
-    """The share is exact up to rounding, and at least 1 on each side.
-
-    Mutation: hf_transfer/data/splits.py: "max(1, round(fraction * len(members)))" -> "round(fraction * len(members))"
-    """
+    """The share is exact up to rounding, and at least 1 on each side."""
     kept, cut = cut_stratified(split_of(labels), fraction, seed=0)
     for number, total in zip(*np.unique(labels, return_counts=True), strict=True):
         off = int((cut.labels == number).sum())
@@ -57,20 +51,14 @@ def test_each_class_is_on_each_side_in_its_share(labels: list[int], fraction: fl
 
 
 def test_a_class_of_two_keeps_one_on_each_side_even_at_the_largest_fraction() -> None:
-    """90 % of 2 would round to both.
-
-    Mutation: hf_transfer/data/splits.py: ", len(members) - 1)" -> ", len(members))"
-    """
+    """90 % of 2 would round to both."""
     kept, cut = cut_stratified(split_of([0, 0, 1, 1, 1, 2, 2]), 0.9, seed=3)
     assert sorted(kept.labels) == [0, 1, 2]
     assert sorted(cut.labels) == [0, 1, 1, 2]
 
 
 def test_the_same_seed_cuts_alike_and_another_one_differs() -> None:
-    """Another `--split_seed` is another cut.
-
-    Mutation: hf_transfer/data/splits.py: "generator.permutation(members)[:count]" -> "members[:count]"
-    """
+    """Another `--split_seed` is another cut."""
     whole = split_of(np.repeat([0, 1, 2], 40))
     rows = [cut_stratified(whole, 0.25, seed)[1].rows.tolist() for seed in (0, 0, 1)]
     assert rows[0] == rows[1]
@@ -88,10 +76,7 @@ def test_a_cut_is_drawn_at_random_and_not_from_one_end() -> None:
 
 @given(LABELS, st.integers(1, 15), st.integers(0, 2**32))
 def test_few_per_class_keeps_the_limit_of_each_class_or_all_it_has(labels: list[int], limit: int, seed: int) -> None:
-    """Rows stay ascending and keep their labels.
-
-    Mutation: hf_transfer/data/splits.py: "generator.permutation(members)[:limit]" -> "generator.permutation(members)"
-    """
+    """Rows stay ascending and keep their labels."""
     whole = split_of(labels)
     few = few_per_class(whole, limit, seed)
     expected = {number: min(limit, labels.count(number)) for number in set(labels)}
@@ -109,10 +94,7 @@ def test_few_per_class_varies_with_its_seed() -> None:
 
 @pytest.mark.parametrize(("path", "words"), [("/there/a.png", "/there/a.png"), (None, "row 0")])
 def test_a_row_is_described_by_the_path_of_its_image_or_by_its_number(path: str | None, words: str) -> None:
-    """Embedded images have no path.
-
-    Mutation: hf_transfer/data/splits.py: "if path else" -> "if not path else"
-    """
+    """Embedded images have no path."""
     data = datasets.Dataset.from_dict({"image": [{"bytes": b"x", "path": path}]})
     assert Split(data, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)).describe(0) == words
 

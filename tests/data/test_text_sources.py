@@ -43,10 +43,7 @@ def as_pairs(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, str]]:
 def test_a_file_gives_its_texts_with_their_labels_and_missing_splits_are_cut_by_class(
     kind: str, text_settings: TextSettings, tmp_path: Path
 ) -> None:
-    """15 % of each class of 20 is 3 for test; 15 % of the 17 left, rounded, is 3 for validation.
-
-    Mutation: hf_transfer/data/sources.py: "sep"] = "\\t"" -> "sep"] = ",""
-    """
+    """15 % of each class of 20 is 3 for test; 15 % of the 17 left, rounded, is 3 for validation."""
     rows = text_rows(40)
     rows[3]["text"] = 'quoted "words", a comma, äöü — 漢字'
     path = write_table(tmp_path / f"data.{kind}", rows)
@@ -85,7 +82,6 @@ def test_only_the_split_that_is_missing_is_cut(text_settings: TextSettings, tmp_
 
 
 def test_the_sample_has_three_splits_of_six_intents_without_copies(text_settings: TextSettings) -> None:
-    """Mutation: hf_transfer/data/samples.py: "row["label"] for row in splits["train"]" -> "'x' for _ in splits" """
     splits = load_text_splits(text_settings())
     assert splits.describe() == ["360 train, 150 validation, 480 test texts of 6 classes."]
     assert splits.label_names == sorted(splits.label_names)
@@ -136,10 +132,7 @@ def test_the_text_column_is_found_by_its_usual_name_among_others(
 
 
 def test_the_text_column_is_the_only_one_of_its_type(text_settings: TextSettings, tmp_path: Path) -> None:
-    """Text labels are of that type, too, and are not meant.
-
-    Mutation: hf_transfer/data/columns.py: "if name != label and is_text(feature)" -> "if is_text(feature)"
-    """
+    """Text labels are of that type, too, and are not meant."""
     rows = [{"number": n, "message": row["text"], "label": row["label"]} for n, row in enumerate(text_rows())]
     path = str(write_table(tmp_path / "a.csv", rows))
     found = load_text_splits(text_settings(dataset_name=path))
@@ -148,7 +141,6 @@ def test_the_text_column_is_the_only_one_of_its_type(text_settings: TextSettings
 
 
 def test_a_label_column_of_another_name_is_no_text_either(text_settings: TextSettings, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/data/columns.py: "label = config.label_column_name or next" -> "label = next" """
     rows = [{"message": row["text"], "kind": row["label"]} for row in text_rows()]
     path = str(write_table(tmp_path / "a.csv", rows))
     assert load_text_splits(text_settings(dataset_name=path, label_column_name="kind")).label_names == ["a", "b"]
@@ -185,10 +177,7 @@ def test_a_text_column_that_cannot_be_guessed_is_asked_for(text_settings: TextSe
 def test_a_second_column_makes_pairs_whatever_the_two_are_called(
     columns: str, text: str, pair: str, text_settings: TextSettings, tmp_path: Path
 ) -> None:
-    """In the order of the settings, not of the table.
-
-    Mutation: hf_transfer/data/splits.py: "for name in ("text", "text_pair")" -> "for name in ("text_pair", "text")"
-    """
+    """In the order of the settings, not of the table."""
     rows = [
         {name: f"{name} {row['text']}" for name in columns.split()} | {"label": row["label"]} for row in text_rows()
     ]
@@ -198,10 +187,7 @@ def test_a_second_column_makes_pairs_whatever_the_two_are_called(
 
 
 def test_one_column_cannot_be_both_texts_of_a_pair(text_settings: TextSettings, tmp_path: Path) -> None:
-    """It would be a run on single texts, without a word.
-
-    Mutation: hf_transfer/data/columns.py: "if columns[0] == columns[1]:" -> "if False:"
-    """
+    """It would be a run on single texts, without a word."""
     path = str(write_table(tmp_path / "a.csv", text_rows()))
     with mistake_saying(
         expected="two columns for --text_column_name and --text_pair_column_name",
@@ -244,7 +230,6 @@ def test_class_names_of_a_parquet_file_keep_their_order(text_settings: TextSetti
 def test_words_that_pandas_takes_for_nothing_are_texts_and_labels(
     word: str, text_settings: TextSettings, tmp_path: Path
 ) -> None:
-    """Mutation: hf_transfer/data/sources.py: ""keep_default_na": False" -> ""keep_default_na": True" """
     rows = [row | {"label": word if row["label"] == "a" else "b"} for row in text_rows()]
     rows[1]["text"] = word
     splits = load_text_splits(text_settings(dataset_name=str(write_table(tmp_path / "a.csv", rows))))
@@ -273,7 +258,6 @@ def test_a_csv_file_of_another_encoding_is_read_as_it_is_said_to_be(
 
 
 def test_exact_copies_of_training_texts_are_counted_and_reported(text_settings: TextSettings, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/data/verification.py: "sum(texts in known for" -> "sum(texts not in known for" """
     train = text_rows(10)
     write_table(tmp_path / "train.csv", train)
     write_table(tmp_path / "validation.csv", [*text_rows(6, seed=5), train[2], train[2], train[7]])
@@ -293,7 +277,6 @@ def test_a_pair_is_a_copy_only_if_both_texts_are(text_settings: TextSettings, tm
 
 
 def test_a_package_that_carries_a_model_is_asked_for_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/data/samples.py: "package.replace('_', '-')" -> "package" """
     monkeypatch.setattr(samples, "PACKAGED_BACKBONES", {"minilm": "a_package_that_nobody_has"})
     with mistake_saying(
         expected="the package that carries sample:minilm",
@@ -310,10 +293,7 @@ def test_the_packaged_model_is_found_without_importing_its_package() -> None:
 
 
 def test_columns_of_text_that_are_not_used_are_named(text_settings: TextSettings, tmp_path: Path) -> None:
-    """The second half of a pair is easily forgotten.
-
-    Mutation: hf_transfer/data/columns.py: "and name not in used]" -> "and name in used]"
-    """
+    """The second half of a pair is easily forgotten."""
     rows = [{**row, "answer": "yes", "number": 3} for row in text_rows(40)]
     path = write_table(tmp_path / "data.csv", rows)
     alone = load_text_splits(text_settings(dataset_name=str(path)))

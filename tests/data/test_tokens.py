@@ -66,10 +66,7 @@ def minilm() -> Any:
 def test_tokens_are_those_of_the_tokenizer_itself(
     kind: str, length: int | None, texts: list[tuple[str, ...]], minilm: Any
 ) -> None:
-    """Ids, types of the texts in a pair, masks; cut as the tokenizer cuts, of a pair the longer text first.
-
-    Mutation: hf_transfer/data/tokens.py: "whole[position] = text" -> "whole[0] = text"
-    """
+    """Ids, types of the texts in a pair, masks; cut as the tokenizer cuts, of a pair the longer text first."""
     tokenizer = tiny_tokenizer() if kind == "tiny" else minilm
     found, lost = TokenPipeline(tokenizer, model_limit=None, max_seq_length=length).encode(texts)
     limit = length or tokenizer.model_max_length
@@ -111,12 +108,7 @@ def test_of_a_pair_the_longer_text_is_cut_first() -> None:
 def test_texts_are_cut_at_what_was_asked_for_or_at_what_tokenizer_and_model_take(
     tokenizer_limit: int, model_limit: int | None, asked: int | None, length: int
 ) -> None:
-    """XLNet says -1 for no limit, tokenizers say something huge.
-
-    Mutation: hf_transfer/data/tokens.py: "0 < limit < LONGEST_LIMIT" -> "limit < LONGEST_LIMIT"
-    Mutation: hf_transfer/data/tokens.py: "WITHOUT_LIMIT = 512" -> "WITHOUT_LIMIT = 511"
-    Mutation: hf_transfer/data/tokens.py: "max_seq_length or min(" -> "min("
-    """
+    """XLNet says -1 for no limit, tokenizers say something huge."""
     made = TokenPipeline(
         tiny_tokenizer(model_max_length=tokenizer_limit), model_limit=model_limit, max_seq_length=asked
     )
@@ -131,7 +123,6 @@ def test_more_tokens_than_the_model_takes_are_refused() -> None:
 
 
 def test_a_batch_is_padded_to_its_longest_text_and_not_further() -> None:
-    """Mutation: hf_transfer/data/tokens.py: "padding="longest"" -> "padding="max_length"" """
     made = pipeline()
     texts, _ = made.encode(TEXTS[:3])
     batch = made.pad(texts)
@@ -153,10 +144,7 @@ def test_the_example_has_two_texts_of_different_length() -> None:
 
 
 def test_a_text_of_no_tokens_has_one() -> None:
-    """A batch of them would have no shape.
-
-    Mutation: hf_transfer/data/tokens.py: "text if text["input_ids"] else self._one_token(text)" -> "text"
-    """
+    """A batch of them would have no shape."""
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.post_processor = None
     made = TokenPipeline(tokenizer, model_limit=None)
@@ -168,17 +156,13 @@ def test_a_text_of_no_tokens_has_one() -> None:
 
 @pytest.mark.parametrize("pad", [True, False])
 def test_a_tokenizer_without_a_pad_token_pads_with_its_end_of_text_and_says_so(pad: bool) -> None:
-    """Mutation: hf_transfer/data/tokens.py: "if tokenizer.pad_token is None:" -> "if True:" """
     made = pipeline(pad=pad)
     assert made.notes == ([] if pad else ["The tokenizer has no pad token: texts are padded with [SEP]."])
     assert made.inputs([("word7 word8",), ("word7",)])["input_ids"][1, -1] == (PAD if pad else END)
 
 
 def test_the_logits_of_a_text_alone_are_those_in_a_padded_batch_of_a_model_without_a_pad_token(tmp_path: Path) -> None:
-    """GPT-2 judges by the last token that is no padding, so its config must say which token that is.
-
-    Mutation: hf_transfer/models/pretrained.py: "settings["pad_token_id"] = found" -> "settings["pad_token_id"] = 7"
-    """
+    """GPT-2 judges by the last token that is no padding, so its config must say which token that is."""
     tiny_text_model("gpt2", pad_token_id=None, num_labels=2).save_pretrained(tmp_path)
     tiny_tokenizer(pad=False).save_pretrained(tmp_path)
     checkpoint = Checkpoint(str(tmp_path), task="text-classification")
@@ -195,7 +179,6 @@ def test_the_logits_of_a_text_alone_are_those_in_a_padded_batch_of_a_model_witho
 
 
 def test_a_row_has_its_tokens_its_label_and_its_number_and_a_bad_one_is_masked_in_place() -> None:
-    """Mutation: hf_transfer/data/tokens.py: "label = MASKED if row in self.split.bad else" -> "label =" """
     texts = ["word7 word8", None, "word9", "word7 " * 40]
     rows = TextRows(split_of(texts, bad=[1]), pipeline())
     assert len(rows) == 4
@@ -212,10 +195,7 @@ def test_a_row_has_its_tokens_its_label_and_its_number_and_a_bad_one_is_masked_i
 def test_the_order_by_length_is_a_permutation_pure_in_seed_and_epoch_with_whole_batches_first(
     lengths: list[int], batch_size: int, seed: int, epoch: int
 ) -> None:
-    """The batches that the sampler meant are the ones that a loader cuts: those that are not full come last.
-
-    Mutation: hf_transfer/data/tokens.py: "np.concatenate([*mixed, *rest])" -> "np.concatenate([*rest, *mixed])"
-    """
+    """The batches that the sampler meant are the ones that a loader cuts: those that are not full come last."""
     array = np.asarray(lengths, dtype=np.int64)
     orders = []
     for _ in range(2):
@@ -231,7 +211,6 @@ def test_the_order_by_length_is_a_permutation_pure_in_seed_and_epoch_with_whole_
 
 
 def test_the_order_by_length_changes_with_the_seed_and_the_epoch() -> None:
-    """Mutation: hf_transfer/data/tokens.py: "default_rng((self.seed, self.epoch))" -> "default_rng(self.seed)" """
     lengths = np.random.default_rng(0).integers(2, 60, 400)
     orders = set()
     for seed, epoch in itertools.product((0, 1), (0, 1, 2)):
@@ -242,10 +221,7 @@ def test_the_order_by_length_changes_with_the_seed_and_the_epoch() -> None:
 
 
 def test_batches_do_not_come_in_the_order_of_their_lengths() -> None:
-    """Else an epoch would go from long texts to short ones.
-
-    Mutation: hf_transfer/data/tokens.py: "generator.permutation(len(full))" -> "range(len(full))"
-    """
+    """Else an epoch would go from long texts to short ones."""
     lengths = np.random.default_rng(0).integers(2, 60, 400)
     firsts = lengths[list(LengthGroupedSampler(lengths, 8, 0))[::8]]
     assert abs(np.corrcoef(np.arange(len(firsts)), firsts)[0, 1]) < 0.5
@@ -258,7 +234,6 @@ def padding_share(loaders: Loaders) -> float:
 
 
 def test_an_order_by_length_wastes_far_less_on_padding_than_a_random_one(text_settings: TextSettings) -> None:
-    """Mutation: hf_transfer/data/tokens.py: "np.argsort(-self.lengths[part]" -> "np.argsort(part" """
     texts = of_lengths(np.random.default_rng(0).integers(1, 30, 600))
     waste = {
         strategy: padding_share(
@@ -296,7 +271,6 @@ def test_workers_that_are_started_afresh_can_be_sent_what_they_need(text_setting
 
 @pytest.mark.parametrize("size", [1, 7, 16, 33])
 def test_evaluation_sees_every_sample_exactly_once_from_the_longest_on(size: int, text_settings: TextSettings) -> None:
-    """Mutation: hf_transfer/data/tokens.py: "self.order = np.argsort(-lengths" -> "self.order = np.argsort(lengths" """
     lengths = np.random.default_rng(size).integers(1, 30, size)
     loaders = loaders_of(text_settings, of_lengths(lengths), per_device_eval_batch_size=8)
     for name in ("validation", "test"):
@@ -314,7 +288,6 @@ def test_evaluation_sees_every_sample_exactly_once_from_the_longest_on(size: int
 def test_training_sees_every_sample_once_in_an_epoch_in_the_order_of_the_setting(
     strategy: str, text_settings: TextSettings
 ) -> None:
-    """Mutation: hf_transfer/data/tokens.py: "train_sampling_strategy == " -> "train_sampling_strategy != " """
     lengths = np.random.default_rng(0).integers(1, 30, 40)
     loaders = loaders_of(
         text_settings, of_lengths(lengths), train_sampling_strategy=strategy, per_device_train_batch_size=8
@@ -337,8 +310,6 @@ def test_what_was_cut_is_counted_exactly_in_texts_and_tokens(text_settings: Text
     """By hand: at 8 tokens 6 words stay; of 4 texts two lose 1 and 14 words, in each of three splits.
 
     3 x (2 + 6 + 7 + 20) words and 2 special tokens for each of 12 texts make 129 tokens, of which 45 are lost.
-
-    Mutation: hf_transfer/data/tokens.py: "share = tokens / (tokens + " -> "share = tokens / (1 + "
     """
     texts = of_lengths(np.asarray([2, 6, 7, 20]))
     loaders = loaders_of(text_settings, texts, length=8)

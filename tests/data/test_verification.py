@@ -71,10 +71,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_a_bad_image_stops_the_run_with_its_path_and_reason(
     content: bytes, reason: str, settings: Settings, tmp_path: Path
 ) -> None:
-    """Every part of the split is looked at, also its last row.
-
-    Mutation: hf_transfer/data/verification.py: "if reason is not None}" -> "if reason == 0}"
-    """
+    """Every part of the split is looked at, also its last row."""
     split = split_of_files(tmp_path / "data", [WHOLE] * 3 + [content])
     with mistake_saying(
         expected="images that can be read in split 'train'",
@@ -106,19 +103,13 @@ def test_only_the_rows_of_the_split_are_looked_at(settings: Settings) -> None:
 
 
 def test_skipping_masks_up_to_one_percent_with_the_reason(settings: Settings) -> None:
-    """Exactly 1 of 100 is allowed.
-
-    Mutation: hf_transfer/data/verification.py: "if len(bad) > MAX_BAD_SHARE" -> "if len(bad) >= MAX_BAD_SHARE"
-    """
+    """Exactly 1 of 100 is allowed."""
     bad = find_bad_images(split_of_bytes([*[WHOLE] * 99, b""]), "train", settings(on_bad_sample="skip"))
     assert bad == {99: "the file is empty"}
 
 
 def test_more_than_one_percent_stops_the_run_even_when_skipping(settings: Settings) -> None:
-    """Masking is for accidents; two in a hundred are none.
-
-    Mutation: hf_transfer/data/verification.py: "MAX_BAD_SHARE = 0.01" -> "MAX_BAD_SHARE = 0.03"
-    """
+    """Masking is for accidents; two in a hundred are none."""
     split = split_of_bytes([*[WHOLE] * 98, b"", b""])
     with mistake_saying(
         expected="at most 1% bad samples in split 'validation' with --on_bad_sample skip",
@@ -136,10 +127,7 @@ def test_the_share_is_of_the_split_and_not_of_the_data_set() -> None:
 
 
 def test_verify_samples_bounds_decoding_but_every_header_is_read(settings: Settings, looks: dict[str, int]) -> None:
-    """A damaged body may go unseen, a damaged header never.
-
-    Mutation: hf_transfer/data/verification.py: "[: config.verify_samples]" -> "[:]"
-    """
+    """A damaged body may go unseen, a damaged header never."""
     assert find_bad_images(split_of_bytes([WHOLE] * 50), "train", settings(verify_samples=20)) == {}
     assert looks == {"decode": 20, "check_header": 30}
 
@@ -152,10 +140,7 @@ def test_without_decoding_a_truncated_image_passes_and_an_empty_one_does_not(set
 
 
 def test_the_drawn_part_is_the_same_in_every_run_and_not_the_first_rows(settings: Settings) -> None:
-    """The draw depends on the split seed alone, and damage is not always at the end.
-
-    Mutation: hf_transfer/data/verification.py: "generator.permutation(split.rows)" -> "split.rows"
-    """
+    """The draw depends on the split seed alone, and damage is not always at the end."""
     contents = [TRUNCATED] * 200
     chosen = settings(verify_samples=3, on_bad_sample="skip", cache_dir=None)
     found = []
@@ -169,10 +154,7 @@ def test_the_drawn_part_is_the_same_in_every_run_and_not_the_first_rows(settings
 
 
 def test_unchanged_images_are_not_looked_at_again(settings: Settings, looks: dict[str, int], tmp_path: Path) -> None:
-    """Good ones and bad ones alike; in another cache they are.
-
-    Mutation: hf_transfer/data/verification.py: "if memory.is_file()" -> "if memory.is_dir()"
-    """
+    """Good ones and bad ones alike; in another cache they are."""
     split = split_of_files(tmp_path / "data", [WHOLE] * 100 + [b""])
     chosen = settings(on_bad_sample="skip")
     first = find_bad_images(split, "train", chosen)
@@ -192,10 +174,7 @@ def test_what_was_remembered_as_bad_stops_the_next_run_too(settings: Settings, t
 
 @pytest.mark.parametrize("same_size", [True, False])
 def test_a_file_that_changed_in_place_is_looked_at_again(same_size: bool, settings: Settings, tmp_path: Path) -> None:
-    """The data set's fingerprint does not change with its files: the size and the time of change tell.
-
-    Mutation: hf_transfer/data/verification.py: "{path}|{status.st_size}|{status.st_mtime_ns}" -> "{path}"
-    """
+    """The data set's fingerprint does not change with its files: the size and the time of change tell."""
     split = split_of_files(tmp_path / "data", [WHOLE, WHOLE])
     assert find_bad_images(split, "train", settings()) == {}
     path = tmp_path / "data" / "0001.png"
@@ -207,10 +186,7 @@ def test_a_file_that_changed_in_place_is_looked_at_again(same_size: bool, settin
 
 
 def test_an_image_within_a_file_of_data_that_changed_is_looked_at_again(settings: Settings) -> None:
-    """Should a fingerprint not tell them apart, the size does.
-
-    Mutation: hf_transfer/data/verification.py: "key.update(f"{size}".encode())" -> "pass"
-    """
+    """Should a fingerprint not tell them apart, the size does."""
     split, changed = split_of_bytes([WHOLE]), split_of_bytes([TRUNCATED])
     changed.dataset._fingerprint = split.dataset._fingerprint
     assert find_bad_images(split, "train", settings()) == {}
@@ -227,10 +203,7 @@ def test_a_file_that_was_mended_is_accepted(settings: Settings, tmp_path: Path) 
 
 
 def test_more_verified_samples_than_remembered_are_looked_at_again(settings: Settings) -> None:
-    """Else `--verify_samples 0` would hide damage from every later run.
-
-    Mutation: hf_transfer/data/verification.py: "np.asarray(sorted(decoded), dtype=np.int64)" -> "np.zeros(1)"
-    """
+    """Else `--verify_samples 0` would hide damage from every later run."""
     split = split_of_bytes([TRUNCATED, WHOLE])
     assert find_bad_images(split, "train", settings(verify_samples=0)) == {}
     with mistake_saying(expected="images", found="row 0 (damaged", do="mend"):
@@ -249,10 +222,7 @@ def test_copies_are_counted_by_content_against_training(tmp_path: Path) -> None:
 
 
 def test_masked_images_are_no_copies_of_each_other() -> None:
-    """Two empty files are equal, byte for byte, and still no leak of training into test.
-
-    Mutation: hf_transfer/data/verification.py: "if row not in split.bad:" -> "if True:"
-    """
+    """Two empty files are equal, byte for byte, and still no leak of training into test."""
     empty = split_of_bytes([b"", b"x"])
     masked = Split(empty.dataset, empty.rows, empty.labels, bad={0: "the file is empty"})
     assert count_duplicate_images({"train": masked, "validation": masked, "test": masked}) == {

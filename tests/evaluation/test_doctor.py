@@ -36,7 +36,6 @@ def settings(folder: Path, name: str, **more: object) -> Path:
 def test_of_the_token_only_its_presence_is_told(
     token: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/data/hub_account.py: "else "present"" -> "else token" """
     monkeypatch.delenv("HF_TOKEN", raising=False)
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
@@ -50,7 +49,6 @@ def test_of_the_token_only_its_presence_is_told(
 def test_a_run_is_looked_at_and_nothing_stays(
     strategy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Mutation: hf_transfer/evaluation/doctor.py: "yield from _room(config, prepared" -> "yield from () and _room(config, prepared" """  # noqa: E501
     path = settings(tmp_path, "digits", strategy=strategy, num_train_epochs=4)
     said = "\n".join(looked(capsys, "--config", str(path)))
     assert f"the vision recipe, --strategy {strategy}" in said
@@ -70,11 +68,7 @@ def test_texts_are_looked_at_too(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_time_grows_with_the_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And with the batches of an epoch.
-
-    Mutation: hf_transfer/evaluation/doctor.py: "stage.epochs * (trained + judged)" -> "trained + judged"
-    Mutation: hf_transfer/evaluation/doctor.py: "mean(taken[1:] or taken) * len(batches)" -> "mean(taken[1:] or taken)"
-    """
+    """And with the batches of an epoch."""
     clock = iter(range(1_000_000))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     found = {}
@@ -90,7 +84,6 @@ def test_the_time_grows_with_the_epochs(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_batch_is_timed_as_often_as_training_looks_at_it(
     alpha: float, looks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/evaluation/doctor.py: "objective.as_seen(batch) if objective else batch" -> "batch" """
     rows: list[int] = []
 
     def count(logits: Tensor, labels: Tensor, **more: Any) -> Tensor:
@@ -112,7 +105,6 @@ def test_a_batch_is_timed_as_often_as_training_looks_at_it(
 def test_a_file_that_names_no_recipe_of_ours_is_refused(
     content: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Mutation: hf_transfer/parsing.py: "    if recipe not in classes:" -> "    if False:" """
     path = tmp_path / "c.yaml"
     path.write_text(content)
     with pytest.raises(SystemExit) as ended:
@@ -135,5 +127,4 @@ def test_what_the_run_would_stop_at_stops_the_look(tmp_path: Path, capsys: pytes
     ("seconds", "words"), [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2.0 h")]
 )
 def test_times_are_said_as_people_say_them(seconds: float, words: str) -> None:
-    """Mutation: hf_transfer/evaluation/doctor.py: "if minutes < 120" -> "if minutes < 1200" """
     assert doctor._in_words(seconds) == words

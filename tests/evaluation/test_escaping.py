@@ -51,10 +51,7 @@ def cells_of(page: str) -> list[list[str]]:
 @settings(max_examples=100)
 @example(HOSTILE)
 def test_a_table_of_any_names_is_whole_and_shows_them_as_they_are(names: list[str]) -> None:
-    """By a parser of CommonMark with tables.
-
-    Mutation: hf_transfer/evaluation/report.py: "<>|#$~" -> "<>#$~"
-    """
+    """By a parser of CommonMark with tables."""
     rows = "".join(f"| {plain(name)} | {number} |\n" for number, name in enumerate(names))
     table = cells_of(f"| class | number |\n|---|---:|\n{rows}")
     assert table[1:] == [[shown(name), str(number)] for number, name in enumerate(names)]
@@ -63,10 +60,7 @@ def test_a_table_of_any_names_is_whole_and_shows_them_as_they_are(names: list[st
 @given(st.lists(NAMES, min_size=2, max_size=3), NAMES, NAMES)
 @example(HOSTILE, "sample:digits\n# b", "<b>")
 def test_a_report_with_any_names_in_it_is_the_same_report(names: list[str], dataset: str, note: str) -> None:
-    """Headings, lists and tables, and as many of each.
-
-    Mutation: hf_transfer/evaluation/report.py: "on {plain(results['dataset_name'])}" -> "on {results['dataset_name']}"
-    """
+    """Headings, lists and tables, and as many of each."""
 
     def page(names: list[str], dataset: str, note: str) -> str:
         figures = {"accuracy": 0.5, "f1_macro": 0.5, "loss": 1.0}
@@ -96,10 +90,7 @@ def test_a_report_with_any_names_in_it_is_the_same_report(names: list[str], data
 @example(["$", "$x$"])
 @example(["\\$x\\$", "$\\frac{$"])
 def test_a_picture_can_be_drawn_with_any_names(names: list[str]) -> None:
-    """A formula that is none would end the run.
-
-    Mutation: hf_transfer/evaluation/report.py: "r"\\$") for name in" -> "r"$") for name in"
-    """
+    """A formula that is none would end the run."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "confusion.png"
         draw_confusion(path, np.eye(len(names), dtype=np.int64), names)

@@ -18,7 +18,6 @@ def said(right: list[int], rows: list[int] | None = None) -> Predictions:
 
 
 def test_both_lead_on_the_samples_that_have_the_modality() -> None:
-    """Mutation: hf_transfer/evaluation/modalities.py: "_right(both)[same] - _right(one)" -> "_right(both)[: same.sum()] - _right(one)" """  # noqa: E501
     both, image = said([0, 1, 1, 1, 1]), said([1, 0, 0, 1], [1, 2, 3, 4])
     differences = np.array([0, 1, 1, 0])
     gain, half = lead(both, image)
@@ -27,11 +26,7 @@ def test_both_lead_on_the_samples_that_have_the_modality() -> None:
 
 
 def test_what_is_gained_for_sure_is_said_and_what_is_not_is_a_warning() -> None:
-    """Against the better of both.
-
-    Mutation: hf_transfer/evaluation/modalities.py: "if gain - half > 0:" -> "if gain > 0:"
-    Mutation: hf_transfer/evaluation/modalities.py: "best = max(single" -> "best = min(single"
-    """
+    """Against the better of both."""
     both = said([1] * 40 + [0] * 10)
     worse = {"image": said([1] * 10 + [0] * 40), "text": said([1] * 20 + [0] * 30)}
     (sentence,) = worth_of_fusion(both, worse)

@@ -22,10 +22,7 @@ def pictures(run: Run) -> list[Path]:
 
 
 def test_answers_are_those_of_a_transformers_pipeline(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Across the border of a batch, in the order asked for, most probable first.
-
-    Mutation: hf_transfer/evaluation/predict.py: "samples[start : start + BATCH_SIZE]" -> "samples[:BATCH_SIZE]"
-    """
+    """Across the border of a batch, in the order asked for, most probable first."""
     monkeypatch.setattr(predict, "BATCH_SIZE", 4)
     paths = pictures(finished_run)[::2]
     assert len(paths) == 11
@@ -41,20 +38,14 @@ def test_answers_are_those_of_a_transformers_pipeline(finished_run: Run, monkeyp
 
 
 def test_the_probabilities_of_all_labels_sum_to_one(finished_run: Run) -> None:
-    """More labels than the model has are not asked of it.
-
-    Mutation: hf_transfer/evaluation/predict.py: "min(top, logits.shape[-1])" -> "top"
-    """
+    """More labels than the model has are not asked of it."""
     (answer,) = classify_images(str(finished_run.out / "model"), pictures(finished_run)[:1], top=99)
     assert {name for name, _ in answer.scores} == set(CLASSES)
     assert sum(share for _, share in answer.scores) == pytest.approx(1, abs=1e-5)
 
 
 def test_all_bad_paths_are_named_at_once(finished_run: Run, tmp_path: Path) -> None:
-    """And the good ones are not.
-
-    Mutation: hf_transfer/evaluation/predict.py: "    if problems:" -> "    if False:"
-    """
+    """And the good ones are not."""
     (tmp_path / "text.png").write_text("no picture")
     good = pictures(finished_run)[0]
     with pytest.raises(UserError) as error:
@@ -81,10 +72,7 @@ def said_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
 def test_the_command_prints_a_line_of_json_for_each_picture(
     finished_run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As many labels as were asked for.
-
-    Mutation: hf_transfer/command_line.py: "top, pair = arguments.top," -> "top, pair = 3,"
-    """
+    """As many labels as were asked for."""
     paths = pictures(finished_run)[:3]
     model = str(finished_run.out / "model")
     code, out, _ = said_by(["predict", model, *map(str, paths), "--top", "2"], capsys)
@@ -107,10 +95,7 @@ def test_the_command_prints_a_line_of_json_for_each_picture(
 def test_the_commands_mistakes_end_with_code_2(
     finished_run: Run, capsys: pytest.CaptureFixture[str], change: list[str], expected: str, found: str
 ) -> None:
-    """In the words of every other mistake.
-
-    Mutation: hf_transfer/command_line.py: "        exit_with(error)" -> "        raise"
-    """
+    """In the words of every other mistake."""
     picture = str(pictures(finished_run)[0])
     code, out, err = said_by(["predict", str(finished_run.out / "model"), picture, *change], capsys)
     assert (code, out) == (2, "")
@@ -129,10 +114,7 @@ def test_the_commands_mistakes_end_with_code_2(
 def test_a_model_that_is_not_there_is_a_users_mistake(
     finished_run: Run, capsys: pytest.CaptureFixture[str], model: str, found: str
 ) -> None:
-    """Also a name that the Hub would refuse to look up.
-
-    Mutation: hf_transfer/data/hub_access.py: "    except HFValidationError:" -> "    except EOFError:"
-    """
+    """Also a name that the Hub would refuse to look up."""
     code, out, err = said_by(["predict", model, str(pictures(finished_run)[0])], capsys)
     assert (code, out) == (2, "")
     assert found in err
@@ -161,10 +143,7 @@ def written(path: Path, **columns: list[str]) -> Path:
 def test_texts_in_a_table_are_answered_row_by_row(
     text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    """As a transformers pipeline answers them; an empty one, too, and text with a comma in it.
-
-    Mutation: hf_transfer/evaluation/predict.py: "range(1, len(rows) + 1)" -> "range(len(rows))"
-    """
+    """As a transformers pipeline answers them; an empty one, too, and text with a comma in it."""
     texts = [*TEXTS, "word5, word6"]
     tables = [written(tmp_path / name, id=list("abcde"), text=texts), written(tmp_path / f"b{name}", text=texts[:1])]
     code, out, _ = said_by(["predict", str(text_model), *map(str, tables), "--top", "9"], capsys)
@@ -181,7 +160,6 @@ def test_texts_in_a_table_are_answered_row_by_row(
 def test_pairs_of_texts_are_asked_for_by_both_columns(
     text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Mutation: hf_transfer/evaluation/predict.py: "*([columns[1]] if columns[1] else [])" -> "" """
     table = str(written(tmp_path / "pairs.csv", one=TEXTS, other=PAIRS))
     columns = ["--text_column_name=one", "--text_pair_column_name=other"]
     code, out, _ = said_by(["predict", str(text_model), table, "--top", "9", *columns], capsys)
@@ -204,7 +182,6 @@ def test_pairs_of_texts_are_asked_for_by_both_columns(
 def test_a_table_that_cannot_be_read_is_named(
     text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, flags: list[str], found: str
 ) -> None:
-    """Mutation: hf_transfer/evaluation/predict.py: "if name not in existing]:" -> "if False]:" """
     (tmp_path / "rows.csv").write_bytes(content)
     code, out, err = said_by(["predict", str(text_model), str(tmp_path / "rows.csv"), *flags], capsys)
     assert (code, out) == (2, "")
@@ -215,7 +192,6 @@ def test_a_table_that_cannot_be_read_is_named(
 def test_pictures_and_tables_are_not_asked_for_together(
     finished_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Mutation: hf_transfer/evaluation/predict.py: "    if len(tables) < len(paths):" -> "    if False:" """
     files = [str(pictures(finished_run)[0]), str(written(tmp_path / "a.csv", text=TEXTS))]
     code, _, err = said_by(["predict", str(finished_run.out / "model"), *files], capsys)
     assert code == 2

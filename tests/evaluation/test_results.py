@@ -77,10 +77,7 @@ def stranger(finished_run: Run) -> Any:
 
 
 def test_the_headline_figures_are_those_of_a_plain_pipeline_without_us(finished_run: Run, stranger: Any) -> None:
-    """The saved folder alone gives the figures of results.json, computed by scikit-learn.
-
-    Mutation: hf_transfer/metrics.py: "_score(references, predictions)" -> "_score(references[1:], predictions[1:])"
-    """
+    """The saved folder alone gives the figures of results.json, computed by scikit-learn."""
     metrics = results(finished_run.out)["metrics"]
     assert set(metrics) == {"validation", "test"}
     for split in metrics:
@@ -91,10 +88,7 @@ def test_the_headline_figures_are_those_of_a_plain_pipeline_without_us(finished_
 
 
 def test_results_have_the_keys_and_values_that_others_rely_on(finished_run: Run) -> None:
-    """DESIGN, "the names others rely on".
-
-    Mutation: hf_transfer/evaluation/report.py: "in model.named_parameters() if" -> "in [] if"
-    """
+    """DESIGN, "the names others rely on"."""
     found = results(finished_run.out)
     assert (found["recipe"], found["strategy"], found["seed"]) == ("vision", "scratch", 0)
     assert found["model_name_or_path"] == "sample:vit-glyphs"
@@ -105,7 +99,7 @@ def test_results_have_the_keys_and_values_that_others_rely_on(finished_run: Run)
     from safetensors import safe_open
 
     with safe_open(str(finished_run.out / "model/model.safetensors"), "np") as file:
-        saved = sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118 (it is no mapping)
+        saved = sum(file.get_tensor(name).size for name in file.keys())
     assert found["parameters"] == {"total": saved, "trainable": saved}
     assert [row["epoch"] for row in found["history"]] == [0, 1]
     assert all(
@@ -121,10 +115,7 @@ def test_results_have_the_keys_and_values_that_others_rely_on(finished_run: Run)
 
 
 def test_the_kept_epoch_is_the_best_of_the_history_and_the_one_that_was_judged(finished_run: Run) -> None:
-    """Equal accuracies go to the lower loss.
-
-    Mutation: hf_transfer/evaluation/report.py: "fitted.best_epoch + 1" -> "fitted.best_epoch"
-    """
+    """Equal accuracies go to the lower loss."""
     found = results(finished_run.out)
     best = max(found["history"], key=lambda row: (row["accuracy"], -row["loss"]))
     assert found["best_epoch"] == best["epoch"] + 1
@@ -133,10 +124,7 @@ def test_the_kept_epoch_is_the_best_of_the_history_and_the_one_that_was_judged(f
 
 
 def test_the_run_folder_holds_the_model_the_report_and_its_pictures(finished_run: Run) -> None:
-    """Nothing else is left behind.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "    partial.rename(final)" -> "    shutil.copytree(partial, final)"
-    """
+    """Nothing else is left behind."""
     assert {path.name for path in finished_run.out.iterdir()} == {
         "model", "results.json", "report.md", "curves.png", "confusion.png", "config.yaml", ".lock", "checkpoints",
         ".card",
@@ -153,10 +141,7 @@ def test_the_run_folder_holds_the_model_the_report_and_its_pictures(finished_run
 
 
 def test_the_report_states_the_figures_of_the_results(finished_run: Run, stranger: Any) -> None:
-    """Its interval is scipy's, its precision and recall are counted by hand.
-
-    Mutation: hf_transfer/evaluation/report.py: "{p:.4f} | {r:.4f} |" -> "{r:.4f} | {p:.4f} |"
-    """
+    """Its interval is scipy's, its precision and recall are counted by hand."""
     found = results(finished_run.out)
     report = (finished_run.out / "report.md").read_text(encoding="utf-8")
     accuracy, rows = found["metrics"]["test"]["accuracy"], found["samples"]["test"]
@@ -171,10 +156,7 @@ def test_the_report_states_the_figures_of_the_results(finished_run: Run, strange
 
 
 def test_an_average_of_epochs_is_reported_as_one(finished_run: Run, tmp_path: Path) -> None:
-    """No single epoch has the weights that were saved.
-
-    Mutation: hf_transfer/evaluation/report.py: "if len(epochs) == 1:" -> "if epochs:"
-    """
+    """No single epoch has the weights that were saved."""
     settings = {"seed": 3, "num_train_epochs": 4, "soup_size": 4, "metric_for_best_model": "loss"}
     assert start(finished_run.argv(output_dir=tmp_path / "out", **settings)).code == 0
     soup = sorted(results(tmp_path / "out")["soup"])
@@ -189,10 +171,7 @@ def test_an_average_of_epochs_is_reported_as_one(finished_run: Run, tmp_path: Pa
     ("successes", "trials"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 10), (81, 263), (9999, 10_000)]
 )
 def test_the_wilson_interval_is_scipys(successes: int, trials: int) -> None:
-    """The last but one row is Newcombe's (1998) example: 81 of 263 gives 0.2553 to 0.3662.
-
-    Mutation: hf_transfer/evaluation/report.py: "z * z / (4 * trials * trials)" -> "z * z / (2 * trials * trials)"
-    """
+    """The last but one row is Newcombe's (1998) example: 81 of 263 gives 0.2553 to 0.3662."""
     expected = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
     assert wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-9)
     if (successes, trials) == (81, 263):
@@ -213,18 +192,12 @@ def test_the_wilson_interval_is_scipys(successes: int, trials: int) -> None:
     ],
 )
 def test_a_name_stands_in_a_table_as_it_is(name: str, shown: str) -> None:
-    """Escaped once: an escape of an escape would be shown as it stands.
-
-    Mutation: hf_transfer/evaluation/report.py: "&#{ord(sign)};" -> "&&#35;{ord(sign)};"
-    """
+    """Escaped once: an escape of an escape would be shown as it stands."""
     assert plain(name) == shown
 
 
 def test_the_results_have_figures_of_each_class_and_what_is_taken_for_what(finished_run: Run, stranger: Any) -> None:
-    """Counted by hand; the most frequent confusion first.
-
-    Mutation: hf_transfer/evaluation/report.py: "np.argsort(-wrong," -> "np.argsort(wrong,"
-    """
+    """Counted by hand; the most frequent confusion first."""
     found = results(finished_run.out)
     pairs = [(Path(path).parent.name, max(row, key=row.get)) for path, row in stranger["test"]["scores"].items()]
     assert [row["label"] for row in found["classes"]] == list(CLASSES)
@@ -242,10 +215,7 @@ def test_the_results_have_figures_of_each_class_and_what_is_taken_for_what(finis
 
 @pytest.mark.parametrize(("classes", "rows"), [(2, 40), (5, 300)])
 def test_the_interval_of_the_macro_f1_is_a_bootstraps(classes: int, rows: int) -> None:
-    """Of scipy, which draws other rows.
-
-    Mutation: hf_transfer/evaluation/report.py: "np.quantile(scores, [0.025, 0.975])" -> "np.quantile(scores, [0.25, 0.75])"
-    """  # noqa: E501
+    """Of scipy, which draws other rows."""
     draw = np.random.default_rng(3)
     labels = draw.integers(0, classes, rows)
     said = np.where(draw.random(rows) < 0.7, labels, draw.integers(0, classes, rows))
@@ -267,10 +237,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_hostile_label_names_break_neither_the_report_nor_the_pictures(finished_run: Run, tmp_path: Path) -> None:
-    """Label names are the user's data, or somebody else's.
-
-    Mutation: hf_transfer/evaluation/report.py: "| {plain(name)} | {p:.4f}" -> "| {name} | {p:.4f}"
-    """
+    """Label names are the user's data, or somebody else's."""
     generator = np.random.default_rng(0)
     pictures = [Image.fromarray(generator.integers(0, 255, (12, 12, 3)).astype(np.uint8)) for _ in range(80)]
     labels = [HOSTILE[number % len(HOSTILE)] for number in range(80)]

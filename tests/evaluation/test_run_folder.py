@@ -20,10 +20,7 @@ def results(folder: Path) -> Any:
 
 
 def test_the_same_command_again_prints_its_table_and_trains_nothing(own_copy: Run) -> None:
-    """A finished run is not done twice.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "if results.is_file() else None" -> "if results.is_dir() else None"
-    """
+    """A finished run is not done twice."""
     before = hashes(own_copy.out)
     again = start(own_copy.argv(), fit=forbidden, load_image_splits=forbidden)
     assert (again.code, again.err) == (0, "")
@@ -42,10 +39,7 @@ def test_settings_that_change_no_result_may_change(own_copy: Run) -> None:
 
 
 def test_other_settings_are_refused_with_the_difference_and_nothing_changes(own_copy: Run) -> None:
-    """An earlier result is never replaced by accident.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "    if differences:" -> "    if False:"
-    """
+    """An earlier result is never replaced by accident."""
     before = hashes(own_copy.out)
     other = start(own_copy.argv(seed=7, weight_decay=0.5), fit=forbidden)
     assert other.code == 2
@@ -57,10 +51,7 @@ def test_other_settings_are_refused_with_the_difference_and_nothing_changes(own_
 
 
 def test_overwriting_replaces_the_run_and_leaves_other_files(own_copy: Run) -> None:
-    """What is not ours in the folder stays; what is ours is new.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "    if config.overwrite_output_dir:" -> "    if False:"
-    """
+    """What is not ours in the folder stays; what is ours is new."""
     (own_copy.out / "notes.txt").write_text("mine")
     (own_copy.out / "checkpoints").mkdir(exist_ok=True)
     (own_copy.out / "checkpoints/old").write_text("old")
@@ -78,10 +69,7 @@ def test_overwriting_replaces_the_run_and_leaves_other_files(own_copy: Run) -> N
 def test_somebody_elses_folder_is_refused_and_left_alone(
     own_copy: Run, tmp_path: Path, flags: list[str], with_settings: bool
 ) -> None:
-    """Even with --overwrite_output_dir, and if it has a config.yaml of its own.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "if not _is_a_run(folder):" -> "if False:"
-    """
+    """Even with --overwrite_output_dir, and if it has a config.yaml of its own."""
     foreign = tmp_path / "foreign"
     (foreign / "model").mkdir(parents=True)
     (foreign / "model/thesis.txt").write_text("years")
@@ -96,10 +84,7 @@ def test_somebody_elses_folder_is_refused_and_left_alone(
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(own_copy: Run, tmp_path: Path) -> None:
-    """The folder is looked at before anything slow.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "if folder.exists() and not folder.is_dir():" -> "if False:"
-    """
+    """The folder is looked at before anything slow."""
     (tmp_path / "file").write_text("x")
     ended = start(own_copy.argv(output_dir=tmp_path / "file"), fit=forbidden)
     assert ended.code == 2
@@ -107,10 +92,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(own_copy: Run, tmp_path: P
 
 
 def test_an_interrupted_run_is_done_again(own_copy: Run) -> None:
-    """Settings without results: the run did not reach its end.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "            if path.is_dir():" -> "            if False:"
-    """
+    """Settings without results: the run did not reach its end."""
     first = results(own_copy.out)
     for name in ("results.json", "report.md"):
         (own_copy.out / name).unlink()
@@ -124,10 +106,7 @@ def test_an_interrupted_run_is_done_again(own_copy: Run) -> None:
 
 
 def test_results_are_written_whole_or_not_at_all(own_copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that stops while they are written must not leave a run that looks finished.
-
-    Mutation: hf_transfer/evaluation/report.py: "folder / ".results-partial"" -> "folder / RESULTS_FILE"
-    """
+    """A machine that stops while they are written must not leave a run that looks finished."""
     (own_copy.out / "results.json").unlink()
     write = Path.write_text
 
@@ -144,10 +123,7 @@ def test_results_are_written_whole_or_not_at_all(own_copy: Run, monkeypatch: pyt
 
 
 def test_a_run_repeats_from_its_own_settings_to_the_byte(finished_run: Run, tmp_path: Path) -> None:
-    """The promise at the end of every report.
-
-    Mutation: hf_transfer/config.py: "value not in (None, []) and" -> "key in ("recipe", "seed") and"
-    """
+    """The promise at the end of every report."""
     new = tmp_path / "new"
     again = start(["--config", str(finished_run.out / "config.yaml"), "--output_dir", str(new)])
     assert again.code == 0, again.err
@@ -162,10 +138,7 @@ def test_a_run_repeats_from_its_own_settings_to_the_byte(finished_run: Run, tmp_
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    """As root every folder can be written, but none can be made below a file.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "an --output_dir that can be written to" -> "it"
-    """
+    """As root every folder can be written, but none can be made below a file."""
     from accelerate import Accelerator
 
     (tmp_path / "file").write_text("x")
@@ -175,10 +148,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_the_saved_model_itself_is_evaluated_again(finished_run: Run, tmp_path: Path) -> None:
-    """--evaluate_only judges the model with its own head, and trains nothing.
-
-    Mutation: recipes/vision.py: "        if config.evaluate_only:" -> "        if False:"
-    """
+    """--evaluate_only judges the model with its own head, and trains nothing."""
     new = tmp_path / "judged"
     flags = finished_run.argv(model_name_or_path=finished_run.out / "model", output_dir=new)
     judged = start([*flags, "--evaluate_only"], fit=forbidden)
@@ -191,10 +161,7 @@ def test_only_the_saved_model_itself_is_evaluated_again(finished_run: Run, tmp_p
 
 
 def test_a_model_of_other_classes_is_not_evaluated(finished_run: Run, tmp_path: Path) -> None:
-    """Its numbers would mean nothing.
-
-    Mutation: hf_transfer/models/pretrained.py: "own != list(label_names)" -> "len(own) != len(label_names)"
-    """
+    """Its numbers would mean nothing."""
     config = json.loads((finished_run.out / "model/config.json").read_text())
     other = tmp_path / "other"
     other.mkdir()

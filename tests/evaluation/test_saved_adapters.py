@@ -29,10 +29,7 @@ def adapted(checkpoint: Checkpoint) -> tuple[nn.Module, dict[str, torch.Tensor]]
 def test_the_base_of_a_relative_path_is_found_from_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be taken for a name on the Hub, where anybody may have one of that name.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "str(Path(base).resolve())" -> "str(Path(base))"
-    """
+    """It would be taken for a name on the Hub, where anybody may have one of that name."""
     shutil.copytree(backbone_folder("sample:vit-glyphs"), tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     checkpoint = Checkpoint("./base")
@@ -46,10 +43,7 @@ def test_the_base_of_a_relative_path_is_found_from_another_folder(
 
 
 def test_the_base_is_loaded_in_the_revision_it_was_trained_on(tmp_path: Path) -> None:
-    """Of a base on the Hub; by us, and by peft, which reads it in the same place.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "active_peft_config.revision = revision" -> "active_peft_config"
-    """
+    """Of a base on the Hub; by us, and by peft, which reads it in the same place."""
     checkpoint = Checkpoint("sample:vit-glyphs")
     model, _ = adapted(checkpoint)
     assert isinstance(model, PeftModel)

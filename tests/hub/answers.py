@@ -33,7 +33,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 (the names that the server looks for)
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def _answer(self) -> None:
         question = f"{self.command} {self.path}"

@@ -93,10 +93,7 @@ def read(path: Path) -> Any:
 
 
 def test_the_hub_reads_what_the_model_is_and_came_from(tmp_path: Path) -> None:
-    """Without a license, which is its owner's to choose.
-
-    Mutation: hf_transfer/hub/card.py: ""adapter" if adapter else "finetune"" -> ""finetune" if adapter else "adapter""
-    """
+    """Without a license, which is its owner's to choose."""
     data = card(tmp_path).data.to_dict()
     (index,) = data.pop("model-index")
     assert data == {
@@ -124,18 +121,12 @@ def test_an_adapter_is_one_of_peft(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("strategy", "base"), [("scratch", None), ("full", "org/tiny")])
 def test_from_scratch_there_is_no_base(tmp_path: Path, strategy: str, base: str | None) -> None:
-    """Only an architecture was taken over.
-
-    Mutation: hf_transfer/hub/card.py: "None if strategies == ["scratch"] or" -> "None if strategies == ["none"] or"
-    """
+    """Only an architecture was taken over."""
     assert card(tmp_path, strategy=strategy).data.base_model == base
 
 
 def test_what_is_only_here_is_not_named_to_the_hub_and_its_path_to_nobody(tmp_path: Path) -> None:
-    """A path tells of whose machine it was.
-
-    Mutation: hf_transfer/hub/card_text.py: "else Path(name).name or" -> "else name or"
-    """
+    """A path tells of whose machine it was."""
     here: dict[str, Any] = {
         "model_name_or_path": "/home/somebody/secret/base",
         "dataset_name": "/home/somebody/secret/pets",
@@ -174,7 +165,6 @@ SAID = [
 
 @pytest.mark.parametrize("sentence", SAID)
 def test_the_card_says(tmp_path: Path, sentence: str) -> None:
-    """Mutation: hf_transfer/hub/card_text.py: "shown[revision_of(name)] = commit" -> "pass" """
     assert sentence in card(tmp_path).text
 
 
@@ -224,10 +214,7 @@ def named(first: str, second: str) -> dict[str, Any]:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=ANY_NAME, second=ANY_NAME)
 def test_whatever_labels_and_data_are_called_they_are_text(tmp_path: Path, first: str, second: str) -> None:
-    """The card has the same headings, tables and metadata as with plain names, and no link or markup of theirs.
-
-    Mutation: hf_transfer/hub/card_text.py: "| {as_text(row['label'])} | {figures}" -> "| {row['label']} | {figures}"
-    """
+    """The card has the same headings, tables and metadata as with plain names, and no link or markup of theirs."""
     plain, found = card(tmp_path, **named("cat", "dog")), card(tmp_path, **named(first, second))
     assert found.data.to_dict().keys() == plain.data.to_dict().keys()
     assert found.data.license is None
@@ -252,7 +239,6 @@ def shape(text: str) -> list[str]:
 
 @given(text=draws.text(alphabet=draws.sampled_from("`~ab\n "), max_size=60))
 def test_no_text_ends_the_block_that_it_stands_in(text: str) -> None:
-    """Mutation: hf_transfer/hub/card_text.py: "max(3, longest + 1)" -> "3" """
     opening, *inside, closing = fenced(text, "yaml")
     assert opening == f"{closing}yaml"
     assert not any(line.strip().startswith(closing) for line in inside)
@@ -272,7 +258,6 @@ def test_the_card_lies_beside_the_model_with_its_pictures(out: Path) -> None:
 
 
 def test_a_card_that_nobody_has_edited_follows_its_model_to_another_name(out: Path) -> None:
-    """Mutation: hf_transfer/hub/card.py: "mark.read_text() != _hash(text)" -> "True" """
     write_card(out, "alice/first")
     text = write_card(out, "alice/second").read_text()
     assert '"alice/second")' in text
@@ -280,10 +265,7 @@ def test_a_card_that_nobody_has_edited_follows_its_model_to_another_name(out: Pa
 
 
 def test_a_card_that_was_edited_stays_but_for_the_name_that_it_had_to_leave_open(out: Path) -> None:
-    """The license, say, is the owner's to add.
-
-    Mutation: hf_transfer/hub/card.py: "if not mark.is_file() or mark.read_text()" -> "if False and mark.read_text()"
-    """
+    """The license, say, is the owner's to add."""
     path = write_card(out)
     edited = path.read_text().replace("---\n", "---\nlicense: mit\n", 1) + "\nMine.\n"
     path.write_text(edited)
@@ -308,10 +290,7 @@ def test_a_model_of_pairs_is_shown_with_a_pair(tmp_path: Path) -> None:
 
 
 def test_carbon_is_told_where_codecarbon_has_measured_it(out: Path) -> None:
-    """In grams, of all processes; and not a word of it otherwise.
-
-    Mutation: hf_transfer/hub/card.py: "for row in rows) * 1000" -> "for row in rows)"
-    """
+    """In grams, of all processes; and not a word of it otherwise."""
     assert read_emissions(out) is None
     assert "Carbon" not in write_card(out).read_text()
     (out / "emissions.csv").write_text("emissions,country_name,gpu_model\n0.001,Germany,\n0.0025,Germany,H100\n")

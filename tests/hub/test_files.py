@@ -12,10 +12,7 @@ from tests.hub.stand_in import StandIn
 
 
 def test_only_what_a_model_needs_is_published(hub: StandIn, folder: Path) -> None:
-    """Trainer's pickles, checkpoints, notes and whatever else lies there by accident stay here.
-
-    Mutation: hf_transfer/hub/publish.py: "if _allowed(name, kind)}" -> "}"
-    """
+    """Trainer's pickles, checkpoints, notes and whatever else lies there by accident stay here."""
     for name in ("training_args.bin", "notes.txt", ".env", "model.safetensors.bak", "run.log", "x.py", "secret.json"):
         (folder / name).write_bytes(b"x")
     (folder / "checkpoints").mkdir()
@@ -26,7 +23,6 @@ def test_only_what_a_model_needs_is_published(hub: StandIn, folder: Path) -> Non
 
 
 def test_a_space_takes_its_own_files_and_the_model_in_it(hub: StandIn, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/hub/publish.py: "(f"model/{name}" for name in MODEL_FILES)" -> "()" """
     files = {"README.md": CARD, "app.py": b"x", "requirements.txt": b"x", "model/config.json": b"{}"}
     files |= {"examples/1.png": b"x", "model/optimizer.pt": b"x", "examples/deep/1.png": b"x", ".env": b"x"}
     for name, content in files.items():
@@ -53,10 +49,7 @@ SECRETS = {
 @pytest.mark.parametrize("what", SECRETS)
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "vocab.txt", "README.md", "modeling_pooled.py"])
 def test_a_secret_is_found_and_not_repeated(hub: StandIn, folder: Path, what: str, file: str) -> None:
-    """Whatever file it has come into: a hostile model can name a secret file of this machine as its vocabulary.
-
-    Mutation: hf_transfer/hub/publish.py: "            if pattern.search(line):" -> "            if False:"
-    """
+    """Whatever file it has come into: a hostile model can name a secret file of this machine as its vocabulary."""
     (folder / file).write_text(f"a line\nand {SECRETS[what]} in it\n")
     message = refused(folder)
     assert f"Found:    {file}, line 2: {what}\n" in message
@@ -79,7 +72,6 @@ def test_a_secret_in_the_notes_of_safetensors_is_found_and_weights_are_not_searc
 def test_ones_own_token_is_found_whatever_it_looks_like(
     hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/hub/publish.py: "if token := huggingface_hub.get_token():" -> "if token := None:" """
     monkeypatch.setenv("HF_TOKEN", "quite.another-form+of")
     assert "config.json, line 1: your own token" in refused(a_folder(folder, config__json=b"quite.another-form+of"))
 

@@ -23,7 +23,6 @@ forks = multiprocessing.get_context("fork")
 
 
 def test_a_folder_becomes_a_private_repository_in_one_commit(hub: StandIn, folder: Path) -> None:
-    """Mutation: hf_transfer/hub/publish.py: "private=private," -> "private=False," """
     done = pushed(folder)
     made = hub.model(NAME)
     assert ours(made) == FILES
@@ -44,10 +43,7 @@ def test_the_same_again_makes_no_commit_and_a_change_makes_one(hub: StandIn, fol
 
 
 def test_what_an_earlier_push_left_goes_and_what_others_added_stays(hub: StandIn, folder: Path) -> None:
-    """An adapter's settings beside a whole model would be taken for it.
-
-    Mutation: hf_transfer/hub/publish.py: "if path not in files and _allowed(path, kind)" -> "if False"
-    """
+    """An adapter's settings beside a whole model would be taken for it."""
     pushed(a_folder(folder, adapter_config__json=b"{}"))
     made = hub.model(NAME)
     made.add(made.head.files | {"LICENSE": Stored(b"mine"), "notes/README.md": Stored(b"mine")}, "by hand")
@@ -66,7 +62,6 @@ def test_a_folder_without_a_model_is_named(hub: StandIn, tmp_path: Path, made: b
 
 
 def test_a_commit_of_somebody_else_in_between_is_not_overwritten(hub: StandIn, folder: Path) -> None:
-    """Mutation: hf_transfer/hub/publish.py: "parent_commit=head.sha" -> "parent_commit=None" """
     pushed(folder)
     made = hub.model(NAME)
 
@@ -109,10 +104,7 @@ def _killed_at(hub: StandIn, folder: Path, request: int, answered: int) -> int |
 def test_killed_at_any_request_the_repository_is_as_before_or_as_after_and_the_same_call_completes_it(
     hub: StandIn, tmp_path: Path, again: bool
 ) -> None:
-    """Every request in turn, before it is done and after.
-
-    Mutation: hf_transfer/hub/publish.py: "list(operations), repo_type" -> "list(operations)[:1], repo_type"
-    """
+    """Every request in turn, before it is done and after."""
     killed, answered, request = 0, 0, 1
     while True:
         hub.repositories, hub.blobs = {}, {}
@@ -139,10 +131,7 @@ def test_killed_at_any_request_the_repository_is_as_before_or_as_after_and_the_s
 
 
 def test_the_client_is_asked_for_one_commit_however_many_files_there_are(hub: StandIn, tmp_path: Path) -> None:
-    """The client's own upload of folders makes several.
-
-    Mutation: hf_transfer/hub/publish.py: "list(operations), repo_type" -> "list(operations)[:20], repo_type"
-    """
+    """The client's own upload of folders makes several."""
     folder = a_folder(tmp_path / "model")
     for number in range(300):
         (folder / f"model-{number:05}-of-00300.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}" + str(number).encode())

@@ -29,10 +29,7 @@ TOKENS = [
 def test_a_token_that_will_not_do_is_told_before_anything_is_changed(
     hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, found: str
 ) -> None:
-    """And is not shown.
-
-    Mutation: hf_transfer/data/hub_account.py: "if token.get("role") == "read":" -> "if False:"
-    """
+    """And is not shown."""
     monkeypatch.setenv("HF_TOKEN", token or "")
     message = refused(folder)
     assert f"\nFound:    {found}\n" in message
@@ -43,7 +40,6 @@ def test_a_token_that_will_not_do_is_told_before_anything_is_changed(
 
 
 def test_for_an_organization_ones_role_in_it_counts(hub: StandIn, folder: Path) -> None:
-    """Mutation: hf_transfer/data/hub_account.py: "teams.get(owner) not in MAY_WRITE" -> "owner not in teams" """
     assert publish_folder(folder, "press/pets", kind="model", private=True, message="m").revision
     with pytest.raises(UserError, match="a token of alice, who may not write for club"):
         publish_folder(folder, "club/pets", kind="model", private=True, message="m")
@@ -52,7 +48,6 @@ def test_for_an_organization_ones_role_in_it_counts(hub: StandIn, folder: Path) 
 def test_what_a_fine_grained_token_may_do_is_the_hubs_own_word(
     hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/data/hub_account.py: "token.get("role") == "write" and owner" -> "owner" """
     token = "hf_" + "Grains" * 5 + "1234"
     monkeypatch.setenv("HF_TOKEN", token)
     hub.accounts[token] = Account("bob", role="fineGrained", scopes=("alice",))
@@ -62,10 +57,7 @@ def test_what_a_fine_grained_token_may_do_is_the_hubs_own_word(
 
 
 def test_a_public_repository_is_not_published_to_unless_one_says_so(hub: StandIn, folder: Path) -> None:
-    """What is meant for few would be shown to all.
-
-    Mutation: hf_transfer/data/hub_account.py: "if private and not about.private:" -> "if False:"
-    """
+    """What is meant for few would be shown to all."""
     hub.repositories["models", NAME] = Repository()
     message = refused(folder)
     assert "Found:    one that everybody sees\n" in message
@@ -76,14 +68,12 @@ def test_a_public_repository_is_not_published_to_unless_one_says_so(hub: StandIn
 
 @pytest.mark.parametrize("name", ["pets", "alice/pets/model", "alice/..", "", "alice/pe ts", "../alice"])
 def test_a_name_that_the_hub_does_not_allow_is_refused_unasked(hub: StandIn, folder: Path, name: str) -> None:
-    """Mutation: hf_transfer/data/hub_account.py: "repository.count("/") != 1 or" -> "" """
     with pytest.raises(UserError, match="Expected: a repository to publish to: OWNER/NAME"):
         publish_folder(folder, name, kind="model", private=True, message="m")
     assert hub.asked == []
 
 
 def test_with_the_hub_switched_off_it_says_so(hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/data/hub_account.py: "    if is_offline_mode():" -> "    if False:" """
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE, which switches it off" in refused(folder)
 
@@ -114,10 +104,7 @@ REFUSALS = [
 def test_whatever_the_hub_refuses_is_said_in_words_and_nothing_is_half_there(
     hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, found: str, do: str
 ) -> None:
-    """And once the fault is over, the same call completes it.
-
-    Mutation: hf_transfer/data/hub_account.py: "    if status in PASSING:" -> "    if False:"
-    """
+    """And once the fault is over, the same call completes it."""
     monkeypatch.setattr(hub_account, "ANSWER_WITHIN_SECONDS", 0.2)
     monkeypatch.setattr(publish, "LONGEST_SILENCE", 0.2)
     monkeypatch.setattr(answers, "HANGS_SECONDS", 0.5)
@@ -148,10 +135,7 @@ PASSING = [
 
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.where} {fault.what}")
 def test_what_passes_is_waited_for_and_leaves_one_commit(hub: StandIn, folder: Path, fault: Fault) -> None:
-    """Also where the commit was done and only its answer was lost.
-
-    Mutation: hf_transfer/hub/publish.py: "ATTEMPTS = 3" -> "ATTEMPTS = 1"
-    """
+    """Also where the commit was done and only its answer was lost."""
     hub.faults = [fault]
     done = pushed(folder)
     assert fault.times == 0
@@ -161,7 +145,6 @@ def test_what_passes_is_waited_for_and_leaves_one_commit(hub: StandIn, folder: P
 
 
 def test_a_space_that_has_to_be_paid_for_is_told(hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/data/hub_account.py: "if status == 402:" -> "if status == 999:" """
     monkeypatch.setenv("HF_TOKEN", FREE)
     with pytest.raises(UserError) as error:
         publish_folder(folder, "carol/demo", kind="space", private=True, message="m")
@@ -172,10 +155,7 @@ def test_a_space_that_has_to_be_paid_for_is_told(hub: StandIn, folder: Path, mon
 def test_what_the_clients_themselves_refuse_is_said_in_words_too(
     hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A card whose head was broken by hand; and a storage that fails in its own way, with a token in its words.
-
-    Mutation: hf_transfer/data/hub_account.py: "OSError, RuntimeError, ValueError) as error:" -> "OSError) as error:"
-    """
+    """A card whose head was broken by hand; and a storage that fails in its own way, with a token in its words."""
     message = refused(a_folder(folder, README__md=b"---\na: [\n---\n"))
     assert "Found:    400: Invalid metadata: " in message
 
@@ -189,10 +169,7 @@ def test_what_the_clients_themselves_refuse_is_said_in_words_too(
 def test_an_answer_that_is_not_the_hubs_is_waited_for(
     hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A gateway's page of HTML, where the client expects JSON.
-
-    Mutation: hf_transfer/data/hub_account.py: "ConnectionError | TimeoutError | JSONDecodeError):" -> "ConnectionError | TimeoutError):"
-    """  # noqa: E501
+    """A gateway's page of HTML, where the client expects JSON."""
     commit, times = HfApi.create_commit, iter(range(9))
 
     def once_html(*arguments: Any, **named: Any) -> Any:
@@ -209,7 +186,6 @@ def test_an_answer_that_is_not_the_hubs_is_waited_for(
     [("language: en", ("en",)), ("language:\n- en\n- de", ("en", "de")), ("license: mit", ()), ("", ())],
 )
 def test_the_hub_tells_which_languages_a_card_names(hub: StandIn, head: str, languages: tuple[str, ...]) -> None:
-    """Mutation: hf_transfer/data/hub_access.py: "[named] if isinstance(named, str) else" -> "[] if isinstance(named, str) else" """  # noqa: E501
     made = hub.repositories["datasets", "org/texts"] = Repository()
     made.add({"README.md": Stored(f"---\n{head}\n---\n".encode() if head else b"no head")}, "card")
     found = hub_access.ask_hub("org/texts", kind="dataset", revision="main")

@@ -168,10 +168,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
 
 @pytest.mark.parametrize("name", ["whole", "pixels", "words", "merged"])
 def test_a_stranger_gets_the_scores_of_the_trained_model(published: Published, name: str) -> None:
-    """Whole models by a pipeline, adapters by the lines in their cards.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "model.active_peft_config.revision = revision" -> "pass"
-    """
+    """Whole models by a pipeline, adapters by the lines in their cards."""
     ours, theirs = published.ours[name], published.theirs[name]
     assert len(ours) == len(theirs) >= 5
     for expected, found in zip(ours, theirs, strict=True):
@@ -185,8 +182,6 @@ def test_the_demo_starts_from_the_downloaded_space_and_says_what_the_trained_mod
 ) -> None:
     """Where hf_transfer is not installed, with an empty cache, and with no token: a private model, there an adapter
     worked into its base, lies in the Space; a public one is named with its commit.
-
-    Mutation: hf_transfer/hub/publish.py: "(*SPACE_FILES, *(f"model/{name}" for name in MODEL_FILES))" -> "SPACE_FILES"
     """
     space = published.root / "stranger" / f"space of {name}"
     (tmp_path / "blocked").mkdir()
@@ -218,10 +213,7 @@ def test_it_is_one_commit_and_private_unless_told(published: Published, name: st
 
 
 def test_the_commits_that_were_loaded_are_recorded(published: Published) -> None:
-    """And an adapter names that of its base, with which it is loaded again after the base has moved on.
-
-    Mutation: hf_transfer/evaluation/run_folder.py: "checkpoint.commit or config" -> "config"
-    """
+    """And an adapter names that of its base, with which it is loaded again after the base has moved on."""
     hub = published.hub
     # The first is what there was then.
     commits = {name: repository.commits[0].oid for (_, name), repository in hub.repositories.items()}
@@ -235,10 +227,7 @@ def test_the_commits_that_were_loaded_are_recorded(published: Published) -> None
 
 
 def test_a_model_that_was_pushed_is_asked_by_its_name(published: Published) -> None:
-    """An adapter, too: its base comes along.
-
-    Mutation: hf_transfer/strategies/adapter_files.py: "return settings.parent if settings and weights else None" -> "return None"
-    """  # noqa: E501
+    """An adapter, too: its base comes along."""
     for name in ("whole", "pixels"):
         said = [json.loads(line)["scores"] for line in published.ended[f"{name} from the Hub"].out.splitlines()]
         for expected, found in zip(published.ours[name], said, strict=True):
@@ -255,10 +244,7 @@ def test_a_model_that_was_pushed_learns_another_task_and_is_its_base(published: 
 
 
 def test_an_adapter_on_the_hub_is_no_model_to_start_from(published: Published) -> None:
-    """transformers would load it, base and all, and train on top of it.
-
-    Mutation: hf_transfer/strategies/choice.py: "any(adapter_of(part) for" -> "any(False for"
-    """
+    """transformers would load it, base and all, and train on top of it."""
     ended = published.ended["from an adapter"]
     assert ended.code == 2
     assert "Expected: a whole model to start from\nFound:    an adapter in alice/pixels\n" in ended.err

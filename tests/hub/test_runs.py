@@ -53,10 +53,7 @@ def said_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
 def test_a_recipe_asks_for_the_token_before_data_and_model(
     hub: StandIn, vision: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str | None, found: str
 ) -> None:
-    """Hours later it would be too late.
-
-    Mutation: recipes/vision.py: "        prepare_to_publish(config, accelerator)" -> "        pass"
-    """
+    """Hours later it would be too late."""
     monkeypatch.setenv("HF_TOKEN", token or "")
     ended = vision(**PUSH)
     assert ended.code == 2
@@ -67,10 +64,7 @@ def test_a_recipe_asks_for_the_token_before_data_and_model(
 
 @pytest.mark.usefixtures("forbidden")
 def test_an_adapter_of_a_base_that_is_only_here_is_refused_before_training(hub: StandIn, vision: Recipe) -> None:
-    """Nobody else could load it.
-
-    Mutation: hf_transfer/hub/runs.py: "not config.merge_adapter and" -> "config.merge_adapter and"
-    """
+    """Nobody else could load it."""
     ended = vision(**PUSH, strategy="lora")
     assert ended.code == 2
     assert "Found:    sample:vit-glyphs, which is only here\n" in ended.err
@@ -80,7 +74,6 @@ def test_an_adapter_of_a_base_that_is_only_here_is_refused_before_training(hub: 
 
 @pytest.mark.usefixtures("forbidden")
 def test_what_the_hub_itself_refuses_is_told_before_training_too(hub: StandIn, vision: Recipe) -> None:
-    """Mutation: hf_transfer/hub/runs.py: "    make_ready(find_destination(" -> "    print(find_destination(" """
     hub.faults = [Fault("POST /api/repos/create", 403, words="You have reached your limit of repositories")]
     ended = vision(**PUSH)
     assert ended.code == 2
@@ -90,10 +83,7 @@ def test_what_the_hub_itself_refuses_is_told_before_training_too(hub: StandIn, v
 def test_a_run_whose_push_fails_is_complete_and_says_what_is_left_to_do(
     hub: StandIn, vision: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The results are shown, the exit is not 0, the command that it prints completes it, and so does its own.
-
-    Mutation: hf_transfer/hub/runs.py: "What is left to do: {left}" -> "What is left to do: {out}"
-    """
+    """The results are shown, the exit is not 0, the command that it prints completes it, and so does its own."""
     hub.faults = [Fault("/commit/", 503, words="down")]
     ended = vision(**PUSH)
     assert ended.code == 2
@@ -120,10 +110,7 @@ def test_a_run_whose_push_fails_is_complete_and_says_what_is_left_to_do(
 def test_a_finished_run_is_published_by_the_same_command_with_the_flags_added(
     hub: StandIn, vision: Recipe, tmp_path: Path
 ) -> None:
-    """Where it goes is no part of what it is, and does not go into its settings.
-
-    Mutation: hf_transfer/config.py: ""save_total_limit", "push_to_hub", "push_space", "hub_model_id"" -> ""save_total_limit", "push_to_hub", "push_space""
-    """  # noqa: E501
+    """Where it goes is no part of what it is, and does not go into its settings."""
     assert vision().code == 0
     assert hub.asked == []
     assert vision(**PUSH, hub_private_repo=False).code == 0
@@ -143,14 +130,12 @@ def test_a_finished_run_is_published_by_the_same_command_with_the_flags_added(
     ],
 )
 def test_settings_that_go_together_are_asked_for_together(flags: dict[str, Any], expected: str) -> None:
-    """Mutation: hf_transfer/config.py: "if self.push_to_hub != (self" -> "if self.push_to_hub and not (self" """
     with pytest.raises(UserError, match=f"Expected: {expected}"):
         VisionConfig(model_name_or_path="m", dataset_name="d", output_dir="o", **flags)
 
 
 @pytest.mark.parametrize("name", ["out", "out/model"])
 def test_a_finished_run_is_named_by_its_folder_or_that_of_its_model(hub: StandIn, tmp_path: Path, name: str) -> None:
-    """Mutation: hf_transfer/hub/runs.py: "        out = out.parent" -> "        pass" """
     a_run(tmp_path / "out")
     done = push_run(tmp_path / name, "alice/pets", private=True)
     assert done.revision == hub.model("alice/pets").commit
@@ -159,10 +144,7 @@ def test_a_finished_run_is_named_by_its_folder_or_that_of_its_model(hub: StandIn
 
 @pytest.mark.parametrize("left", ["nothing", "settings", "results"])
 def test_a_run_that_is_not_finished_is_not_published(hub: StandIn, tmp_path: Path, left: str) -> None:
-    """`--evaluate_only` leaves results, and no model.
-
-    Mutation: hf_transfer/hub/runs.py: "is_file() or not model.is_dir():" -> "is_file():"
-    """
+    """`--evaluate_only` leaves results, and no model."""
     if left != "nothing":
         (tmp_path / "out").mkdir()
         (tmp_path / f"out/{left}.json").write_text("{}")
@@ -174,17 +156,13 @@ def test_a_run_that_is_not_finished_is_not_published(hub: StandIn, tmp_path: Pat
 
 @pytest.mark.parametrize("base", ["/gone/with/the/machine", "../base"])
 def test_an_adapter_whose_base_is_no_hub_id_is_not_published(hub: StandIn, tmp_path: Path, base: str) -> None:
-    """Also where the path does not exist any more.
-
-    Mutation: hf_transfer/hub/runs.py: "or not is_valid_name(base):" -> "or False:"
-    """
+    """Also where the path does not exist any more."""
     with pytest.raises(UserError, match=f"Found:    {base}, which is only here"):
         push_run(a_run(tmp_path / "out", base_model_name_or_path=base), "alice/pets", private=True)
     assert hub.asked == []
 
 
 def test_an_adapter_whose_base_the_hub_does_not_know_is_not_published(hub: StandIn, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/hub/runs.py: "    ask_hub(base, kind" -> "    str(dict(base=base, kind" """
     out = a_run(tmp_path / "out", **ADAPTER)
     with pytest.raises(UserError, match="no such model on the Hub"):
         push_run(out, "alice/pets", private=True)
@@ -196,7 +174,6 @@ def test_an_adapter_whose_base_the_hub_does_not_know_is_not_published(hub: Stand
 def test_the_command_publishes_privately_unless_told(
     hub: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: list[str], private: bool
 ) -> None:
-    """Mutation: hf_transfer/command_line.py: "private=arguments.hub_private_repo == "true")" -> "private=True)" """
     out = str(a_run(tmp_path / "a run"))
     code, said, _ = said_by(["push", out, "alice/pets", *flag], capsys)
     made = hub.model("alice/pets")
@@ -218,7 +195,6 @@ def test_the_command_publishes_privately_unless_told(
 def test_the_doctor_says_whose_token_it_is(
     hub: StandIn, monkeypatch: pytest.MonkeyPatch, token: str | None, told: str
 ) -> None:
-    """Mutation: hf_transfer/data/hub_account.py: "return f"present; {in_words(error)[0]}"" -> "raise" """
     monkeypatch.setenv("HF_TOKEN", token or "")
     assert dict(machine())["token for the Hub"] == told
 
@@ -226,7 +202,6 @@ def test_the_doctor_says_whose_token_it_is(
 def test_the_doctor_says_whether_the_result_may_be_published_and_changes_nothing(
     hub: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Mutation: hf_transfer/evaluation/doctor.py: "    if config.push_to_hub:" -> "    if False:" """
     config = VisionConfig(
         model_name_or_path="sample:vit-glyphs", dataset_name="sample:digits", output_dir=str(tmp_path), **PUSH
     )
@@ -238,7 +213,6 @@ def test_the_doctor_says_whether_the_result_may_be_published_and_changes_nothing
 
 
 def test_other_processes_leave_the_hub_to_the_first(hub: StandIn, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/hub/runs.py: "or not accelerator.is_main_process:" -> "or False:" """
 
     class Second:
         is_main_process = False

@@ -41,10 +41,7 @@ def front_matter(text: str) -> dict[str, Any]:
 
 
 def test_the_folder_is_the_demo_its_settings_and_the_model(run: Path, tmp_path: Path) -> None:
-    """Nothing else, and nothing of it is held back when it is published.
-
-    Mutation: hf_transfer/hub/publish.py: ""README.md", "*.py", "requirements.txt"" -> ""README.md", "requirements.txt""
-    """
+    """Nothing else, and nothing of it is held back when it is published."""
     folder = assemble_space(run, tmp_path / "space")
     model = {f"model/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")}
     assert files_of(folder) == FILES | model
@@ -60,10 +57,7 @@ def test_the_folder_is_the_demo_its_settings_and_the_model(run: Path, tmp_path: 
 
 
 def test_nothing_of_this_machine_is_in_it(run: Path, tmp_path: Path) -> None:
-    """No path, and not what a camera notes.
-
-    Mutation: hf_transfer/hub/space.py: "shown_name(results, "dataset_name")" -> "results["dataset_name"]"
-    """
+    """No path, and not what a camera notes."""
     folder = assemble_space(run, tmp_path / "space", model="alice/pets", revision="a" * 40)
     for path in folder.rglob("*"):
         if path.is_file():
@@ -72,10 +66,7 @@ def test_nothing_of_this_machine_is_in_it(run: Path, tmp_path: Path) -> None:
 
 
 def test_examples_are_upright_pictures_of_the_test_split_from_each_class(run: Path, tmp_path: Path) -> None:
-    """Three of each, small enough for a page.
-
-    Mutation: hf_transfer/hub/space.py: "return load_image_splits(config).test" -> "return load_image_splits(config).train"
-    """  # noqa: E501
+    """Three of each, small enough for a page."""
     folder = assemble_space(run, tmp_path / "space")
     examples = json.loads((folder / "settings.json").read_text())["examples"]
     assert [one["label"] for one in examples] == ["cat"] * 3 + ["dog"] * 3
@@ -105,10 +96,7 @@ def test_examples_are_upright_pictures_of_the_test_split_from_each_class(run: Pa
 def test_examples_are_spread_over_the_classes(
     labels: list[int], bad: dict[int, str], count: int, chosen: list[int]
 ) -> None:
-    """As evenly as there are classes, and none that cannot be read.
-
-    Mutation: hf_transfer/hub/space.py: "number * len(classes) // count" -> "number"
-    """
+    """As evenly as there are classes, and none that cannot be read."""
     numbers: Labels = np.asarray(labels, dtype=np.int64)
     split = Split(dataset=None, rows=np.arange(len(labels)), labels=numbers, bad=bad)
     positions = choose_examples(split, count)
@@ -117,10 +105,7 @@ def test_examples_are_spread_over_the_classes(
 
 
 def test_its_card_tells_the_hub_how_to_run_it(run: Path, tmp_path: Path) -> None:
-    """With the versions that the tests run, and the commit of the model.
-
-    Mutation: hf_transfer/hub/space.py: "sdk_version=pinned_version("gradio")" -> "sdk_version="5.0.0""
-    """
+    """With the versions that the tests run, and the commit of the model."""
     folder = assemble_space(run, tmp_path / "space", title="Pets: cats", model="alice/pets", revision="a" * 40)
     text = (folder / "README.md").read_text()
     head = front_matter(text)
@@ -141,10 +126,7 @@ def test_its_card_tells_the_hub_how_to_run_it(run: Path, tmp_path: Path) -> None
 
 
 def test_what_the_space_installs_is_what_the_tests_run() -> None:
-    """Every pin, by name and version.
-
-    Mutation: space/requirements.txt: "numpy==2.4.6" -> "numpy==2.4.5"
-    """
+    """Every pin, by name and version."""
     pins = dict(
         line.split("==") for line in (REPOSITORY / "constraints.txt").read_text().lower().split() if "==" in line
     )
@@ -158,10 +140,7 @@ def test_what_the_space_installs_is_what_the_tests_run() -> None:
 
 
 def test_an_adapter_becomes_a_whole_model_in_the_space(vision: Recipe, tmp_path: Path) -> None:
-    """The demo has no peft; it says what the adapter says, to 1e-6, also where the run names a model on the Hub.
-
-    Mutation: hf_transfer/hub/space.py: "if model is None or is_adapter_folder(folder):" -> "if model is None:"
-    """
+    """The demo has no peft; it says what the adapter says, to 1e-6, also where the run names a model on the Hub."""
     assert vision(strategy="lora", learning_rate=0.01).code == 0
     out = tmp_path / "out"
     assert (out / "model/adapter_config.json").is_file()
@@ -180,10 +159,7 @@ def test_an_adapter_becomes_a_whole_model_in_the_space(vision: Recipe, tmp_path:
 
 
 def test_code_that_is_not_ours_is_not_put_into_a_space(run: Path, tmp_path: Path) -> None:
-    """It would be run there; a model's own file of ours is.
-
-    Mutation: hf_transfer/hub/space.py: "if ours.get(path.name) != path.read_bytes()]" -> "if path.name not in ours]"
-    """
+    """It would be run there; a model's own file of ours is."""
     shutil.rmtree(run / "model")
     tiny_pair().save_pretrained(run / "model")
     assert (
@@ -200,7 +176,6 @@ def test_code_that_is_not_ours_is_not_put_into_a_space(run: Path, tmp_path: Path
 def test_a_demo_that_is_asked_to_end_takes_its_process_along(
     run: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    """Mutation: hf_transfer/hub/space.py: "if asked.number == signal.SIGINT else asked" -> "if False else asked" """
     start, started = subprocess.Popen, []
 
     def sleeping(*_: object, **__: object) -> "subprocess.Popen[bytes]":
@@ -214,10 +189,7 @@ def test_a_demo_that_is_asked_to_end_takes_its_process_along(
 
 
 def test_images_with_texts_have_both_in_their_examples(run: Path, tmp_path: Path) -> None:
-    """And one that lacks its text or its picture, too.
-
-    Mutation: hf_transfer/hub/space.py: "[text or "" for text in texts[position]]" -> "list(texts[position])"
-    """
+    """And one that lacks its text or its picture, too."""
     root = tmp_path / "pairs"
     for split in ("train", "validation", "test"):
         (root / split).mkdir(parents=True)
@@ -250,10 +222,7 @@ def test_images_with_texts_have_both_in_their_examples(run: Path, tmp_path: Path
 
 
 def test_data_that_are_gone_leave_the_examples_out(run: Path, tmp_path: Path) -> None:
-    """The model is still there to be shown.
-
-    Mutation: hf_transfer/hub/space.py: "    if count == 0:" -> "    if False:"
-    """
+    """The model is still there to be shown."""
     shutil.rmtree(tmp_path / "pets")
     with pytest.raises(UserError, match="Or leave the examples out: --examples 0"):
         assemble_space(run, tmp_path / "one")
@@ -261,10 +230,7 @@ def test_data_that_are_gone_leave_the_examples_out(run: Path, tmp_path: Path) ->
 
 
 def test_the_demo_is_found_beside_the_package_or_within(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a clone and in an installation; nowhere is a damaged one.
-
-    Mutation: hf_transfer/hub/space.py: "(package.parent / "space", package / "space")" -> "(package.parent / "space",)"
-    """
+    """In a clone and in an installation; nowhere is a damaged one."""
     assert demo_folder() == REPOSITORY / "space"
     monkeypatch.setattr(space, "__file__", str(tmp_path / "site/hf_transfer/hub/space.py"))
     with pytest.raises(UserError, match="pip install --force-reinstall"):

@@ -23,10 +23,7 @@ def private_model(hub: StandIn, run: Path, *, private: bool) -> str:
 
 
 def test_a_private_model_goes_into_its_equally_private_space(hub: StandIn, run: Path) -> None:
-    """So that the Space needs no token, and has none.
-
-    Mutation: hf_transfer/hub/space.py: "pinned = None if hidden else model" -> "pinned = model"
-    """
+    """So that the Space needs no token, and has none."""
     private_model(hub, run, private=True)
     done = publish_space(run, "alice/pets-demo", private=True, model="alice/pets")
     made = hub.repositories["spaces", "alice/pets-demo"]
@@ -42,10 +39,7 @@ def test_a_private_model_goes_into_its_equally_private_space(hub: StandIn, run: 
 
 
 def test_a_public_model_is_named_with_its_commit(hub: StandIn, run: Path) -> None:
-    """A branch would show another model tomorrow.
-
-    Mutation: hf_transfer/hub/space.py: "    return found.sha, bool(found.private)" -> "    return revision or 'main', bool(found.private)"
-    """  # noqa: E501
+    """A branch would show another model tomorrow."""
     commit = private_model(hub, run, private=False)
     for revision in (None, "main", commit):
         publish_space(run, "alice/pets", private=False, model="alice/pets", revision=revision)
@@ -67,7 +61,6 @@ def test_a_model_that_becomes_private_moves_into_the_space_and_back(hub: StandIn
 
 
 def test_a_private_model_is_not_shown_to_everybody(hub: StandIn, run: Path) -> None:
-    """Mutation: hf_transfer/hub/space.py: "    if hidden and not private:" -> "    if False:" """
     private_model(hub, run, private=True)
     with pytest.raises(UserError, match="Expected: a Space as private as its model alice/pets") as error:
         publish_space(run, "alice/pets", private=False, model="alice/pets")
@@ -81,10 +74,7 @@ def test_a_model_that_the_hub_does_not_have_is_named(hub: StandIn, run: Path) ->
 
 
 def test_the_command_prints_where_it_is(hub: StandIn, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Private unless told, with the model in it unless one is named.
-
-    Mutation: hf_transfer/command_line.py: "model=arguments.hub_model_id, examples" -> "model=None, examples"
-    """
+    """Private unless told, with the model in it unless one is named."""
     code, out, _ = said_by(["space", str(run), "alice/pets"], capsys)
     made = hub.repositories["spaces", "alice/pets"]
     assert (code, out) == (0, f"{hub.endpoint}/spaces/alice/pets at commit {made.commit}\n")
@@ -101,10 +91,7 @@ def test_the_command_prints_where_it_is(hub: StandIn, run: Path, capsys: pytest.
 def test_where_the_hub_wants_money_the_demo_on_this_machine_is_named(
     hub: StandIn, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the command that is left, which then does it.
-
-    Mutation: hf_transfer/hub/space.py: "["--hub_model_id", model] if model else []" -> "[]"
-    """
+    """And the command that is left, which then does it."""
     private_model(hub, run, private=False)
     hub.accounts[WRITER] = replace(hub.accounts[WRITER], pays=False)
     asked = ["space", str(run), "alice/pets", "--hub_private_repo", "false", "--hub_model_id", "alice/pets"]
@@ -133,10 +120,7 @@ def test_where_the_hub_wants_money_the_demo_on_this_machine_is_named(
 def test_mistakes_are_answered_in_words(
     hub: StandIn, run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
 ) -> None:
-    """Before anything is made or served.
-
-    Mutation: hf_transfer/command_line.py: "if count != 0 and not 3 <= count <= 6:" -> "if False:"
-    """
+    """Before anything is made or served."""
     code, _, err = said_by([str(run) if one == "OUT" else one for one in arguments], capsys)
     assert code == 2
     assert expected in err.split("Found:")[0]
@@ -146,10 +130,7 @@ def test_mistakes_are_answered_in_words(
 
 
 def test_a_recipe_publishes_its_demo_behind_its_model(hub: StandIn, vision: Recipe) -> None:
-    """Of the same name, both asked for before training.
-
-    Mutation: hf_transfer/hub/runs.py: "        if config.push_space:" -> "        if False:"
-    """
+    """Of the same name, both asked for before training."""
     ended = vision(**PUSH, push_space=True)
     assert ended.code == 0, ended.err
     model, made = hub.model("alice/digits"), hub.repositories["spaces", "alice/digits"]
@@ -169,7 +150,6 @@ def test_a_recipe_publishes_its_demo_behind_its_model(hub: StandIn, vision: Reci
 def test_a_space_that_the_hub_wants_money_for_is_told_before_training(
     hub: StandIn, vision: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/hub/runs.py: "if config.push_space else ("model",)" -> "if False else ("model",)" """
     monkeypatch.setenv("HF_TOKEN", FREE)
     ended = vision(push_to_hub=True, hub_model_id="carol/digits", push_space=True)
     assert ended.code == 2
@@ -186,7 +166,6 @@ def test_a_demo_that_fails_at_the_end_leaves_the_model_published(hub: StandIn, v
 
 
 def test_the_space_alone_is_no_setting(vision: Recipe) -> None:
-    """Mutation: hf_transfer/config.py: "if self.push_space and not self.push_to_hub:" -> "if False:" """
     ended = vision(push_space=True)
     assert ended.code == 2
     assert "Expected: --push_space with --push_to_hub" in ended.err

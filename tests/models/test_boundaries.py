@@ -42,10 +42,7 @@ def test_every_group_ends_in_a_legal_boundary(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_from_a_legal_boundary_on_the_stored_output_is_all_that_counts(name: str) -> None:
-    """Other pixels enter, the stored output comes out: the logits are those of the first pixels, to the bit.
-
-    Mutation: hf_transfer/models/groups.py: "max(fed or called" -> "max(called"
-    """
+    """Other pixels enter, the stored output comes out: the logits are those of the first pixels, to the bit."""
     model = tiny_model(name)
     groups = trace_groups(model, pixels(name))
     first, other = pixels(name, seed=5), pixels(name, seed=6)
@@ -58,10 +55,7 @@ def test_from_a_legal_boundary_on_the_stored_output_is_all_that_counts(name: str
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_boundary_module_lies_in_the_last_group_before_it(name: str) -> None:
-    """What crosses a boundary is the last thing in front of it.
-
-    Mutation: hf_transfer/models/groups.py: "groups[:count] for name in group.mod" -> "groups[:1] for name in group.mod"
-    """
+    """What crosses a boundary is the last thing in front of it."""
     model = tiny_model(name)
     groups = trace_groups(model, pixels(name))
     for count in range(1, len(groups)):
@@ -69,7 +63,6 @@ def test_the_boundary_module_lies_in_the_last_group_before_it(name: str) -> None
 
 
 def test_a_shared_table_of_position_biases_stays_live_until_the_last_block() -> None:
-    """Mutation: hf_transfer/models/groups.py: "module, True, tuple(leaking)" -> "module, True, ()" """
     model = tiny_model("beit")
     groups = trace_groups(model, pixels("beit"))
     boundaries = [check_boundary(model, groups, count, pixels("beit")) for count in range(1, len(groups))]
@@ -83,7 +76,6 @@ def test_a_shared_table_of_position_biases_stays_live_until_the_last_block() -> 
 
 
 def test_looking_for_a_boundary_leaves_the_model_as_it_was() -> None:
-    """Mutation: hf_transfer/models/groups.py: "requires_grad_(before[name])" -> "requires_grad_(True)" """
     model = tiny_model("resnet_basic")
     groups = trace_groups(model, pixels("resnet_basic"))
     model.train()
@@ -129,10 +121,7 @@ EXAMPLE = {"pixel_values": torch.linspace(-1, 1, 12).reshape(2, 6)}
 
 @pytest.mark.parametrize(("count", "legal"), [(1, True), (2, False), (3, False), (4, False), (5, False)])
 def test_a_skip_past_the_boundary_makes_the_cut_illegal(count: int, legal: bool) -> None:
-    """The skip leaves the stem and arrives behind the last block.
-
-    Mutation: hf_transfer/models/groups.py: "passing := [name for name in leaking" -> "passing := [name for name in ()"
-    """
+    """The skip leaves the stem and arrives behind the last block."""
     model = Toy(skip=True)
     groups = trace_groups(model, EXAMPLE)
     assert [group.name for group in groups] == ["embeddings", *(f"blocks.{n}" for n in range(4)), "head"]

@@ -97,7 +97,6 @@ def behind(cut: Cut, model: nn.Module, recorded: Sequence[Tensor], inputs: Batch
 
 @everywhere
 def test_a_model_can_be_cut_between_all_groups_but_where_it_is_said_why_not(name: str) -> None:
-    """Mutation: hf_transfer/models/cutting.py: "if count > 1]" -> "if count > 2]" """
     _, groups, cuts, reasons = known(name)
     assert reasons == {count: said for (other, count), said in REFUSED.items() if other == name}
     assert cuts.keys() | reasons.keys() == set(range(1, len(groups)))
@@ -106,10 +105,7 @@ def test_a_model_can_be_cut_between_all_groups_but_where_it_is_said_why_not(name
 @everywhere
 @pytest.mark.parametrize(("rows", "length"), [(2, 9), (5, 9), (1, 9), (3, 6), (4, 13)])
 def test_behind_the_cut_the_logits_are_those_of_a_live_run(name: str, rows: int, length: int) -> None:
-    """To the bit, with blank pixels, for another number of samples, and for texts of another length.
-
-    Mutation: hf_transfer/models/cutting.py: "leaves[place] = recorded[place]" -> "leaves[place] = recorded[place] * 2"
-    """
+    """To the bit, with blank pixels, for another number of samples, and for texts of another length."""
     model, groups, cuts, _ = known(name)
     inputs = batch(name, seed=7, rows=rows, length=length)
     live = logits(model, inputs)
@@ -129,7 +125,6 @@ def test_behind_the_cut_the_logits_are_those_of_a_live_run(name: str, rows: int,
 
 @everywhere
 def test_what_crosses_is_described_by_the_sizes_of_the_batch(name: str) -> None:
-    """Mutation: hf_transfer/models/cutting.py: "return kind" -> "return size" """
     model, _, cuts, _ = known(name)
     inputs = batch(name, seed=7, rows=4, length=13)
     for cut in cuts.values():
@@ -142,7 +137,6 @@ def test_what_crosses_is_described_by_the_sizes_of_the_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
 def test_a_block_of_a_text_model_gives_a_vector_for_each_token(name: str) -> None:
-    """Mutation: hf_transfer/models/cutting.py: "self.shape[1] == "tokens"" -> "self.shape[1] == "samples"" """
     _, groups, cuts, _ = known(name)
     for count, cut in cuts.items():
         # What is pooled is one for each text; a decoder pools last of all.
@@ -177,10 +171,7 @@ def test_gradients_behind_the_cut_are_those_of_a_live_run(name: str) -> None:
 
 @everywhere
 def test_while_they_are_skipped_the_groups_are_no_part_of_the_model(name: str) -> None:
-    """They are neither saved nor learned; what stays live is, and is the same as before.
-
-    Mutation: hf_transfer/models/cutting.py: "self._original = (original,)" -> "self._original = nn.ModuleList([original])"
-    """  # noqa: E501
+    """They are neither saved nor learned; what stays live is, and is the same as before."""
     model, groups, cuts, _ = known(name)
     whole, saved_whole = dict(model.named_parameters()), model.state_dict().keys()
     for count, cut in cuts.items():
@@ -201,10 +192,7 @@ def test_while_they_are_skipped_the_groups_are_no_part_of_the_model(name: str) -
 @everywhere
 @pytest.mark.parametrize("fails", [False, True])
 def test_afterwards_the_very_same_modules_are_back(name: str, fails: bool) -> None:
-    """Also after an error inside, with their modes and without hooks.
-
-    Mutation: hf_transfer/models/cutting.py: "model.set_submodule(name, original if device" -> "str(name if device"
-    """
+    """Also after an error inside, with their modes and without hooks."""
     model, _, cuts, _ = known(name)
     before, weights = list(model.named_modules()), state(model)
     modes = [module.training for _, module in before]
@@ -226,10 +214,7 @@ def test_afterwards_the_very_same_modules_are_back(name: str, fails: bool) -> No
 
 
 def test_a_parent_reads_the_attributes_of_the_module_that_is_skipped() -> None:
-    """The dtype of a weight, say, by which a model casts its pixels.
-
-    Mutation: hf_transfer/models/cutting.py: "getattr(self.__dict__["_original"][0], name)" -> "None"
-    """
+    """The dtype of a weight, say, by which a model casts its pixels."""
     model, _, cuts, _ = known("vit")
     original: Any = model.get_submodule("vit.embeddings")
     with cuts[1].skipped(model):
@@ -242,7 +227,6 @@ def test_a_parent_reads_the_attributes_of_the_module_that_is_skipped() -> None:
 
 
 def test_the_skipped_groups_leave_the_device_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/models/cutting.py: "original.to("cpu")" -> "original.float()" """
     model = Toy()
     cut = Cut(model, trace_groups(model, EXAMPLE), 2, EXAMPLE)
     names = {id(module): name for name, module in model.named_modules()}
@@ -260,10 +244,7 @@ def test_the_skipped_groups_leave_the_device_and_come_back(monkeypatch: pytest.M
 
 
 def test_recording_stops_at_the_cut() -> None:
-    """The groups behind it are not run, and the model is as it was.
-
-    Mutation: hf_transfer/models/cutting.py: "            raise _ReachedError" -> "            _ReachedError()"
-    """
+    """The groups behind it are not run, and the model is as it was."""
     model, _, cuts, _ = known("vit")
     ran: list[str] = []
     handles = [
@@ -366,7 +347,6 @@ EXAMPLE = {"pixel_values": torch.linspace(-1, 1, 12).reshape(2, 6)}
     ],
 )
 def test_where_a_model_cannot_be_cut_the_reason_is_said(twist: str, count: int, reason: str) -> None:
-    """Mutation: hf_transfer/models/cutting.py: "if not torch.allclose(stored" -> "if None is torch.allclose(stored" """
     model = Toy(twist)
     with pytest.raises(CannotCutError) as refused:
         Cut(model, trace_groups(model, EXAMPLE), count, EXAMPLE)
@@ -381,10 +361,7 @@ def test_where_a_model_cannot_be_cut_the_reason_is_said(twist: str, count: int, 
     ],
 )
 def test_only_what_later_groups_need_is_recorded(twist: str, crossing: list[Crossing]) -> None:
-    """The rest of an output has its form and its sizes.
-
-    Mutation: hf_transfer/models/cutting.py: "isinstance(leaf, Crossing) and place in needed" -> "isinstance(leaf, Crossing)"
-    """  # noqa: E501
+    """The rest of an output has its form and its sizes."""
     model = Toy(twist)
     cut = Cut(model, trace_groups(model, EXAMPLE), 2, EXAMPLE)
     assert (cut.module, list(cut.crossing)) == ("blocks.0", crossing)

@@ -69,7 +69,6 @@ def head(model: nn.Module, mixed: Floats) -> Floats:
 
 @pytest.mark.parametrize("fusion", ["concat", "gated", "product"])
 def test_the_logits_are_those_of_both_vectors_by_hand(fusion: str) -> None:
-    """Mutation: hf_transfer/models/fusion.py: "(1 - gate) * text" -> "gate * text" """
     model, inputs = tiny_pair(fusion=fusion), pair_inputs(rows=4)
     image, text = whole(model, inputs)
     there = np.ones((4, 2))
@@ -115,7 +114,6 @@ def test_with_attention_the_words_see_the_places_of_the_image() -> None:
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("name", PAIRS)
 def test_what_is_missing_is_not_looked_at(name: str, fusion: str) -> None:
-    """Mutation: hf_transfer/models/fusion.py: "torch.where(there, vectors, self" -> "torch.where(there | True, vectors, self" """  # noqa: E501
     model, inputs = tiny_pair(name, fusion=fusion), pair_inputs(name, rows=3)
     inputs["image_present"] = torch.tensor([True, False, True])
     inputs["text_present"] = torch.tensor([True, True, False])
@@ -138,7 +136,6 @@ def test_nothing_at_all_is_refused() -> None:
 
 
 def test_in_training_complete_samples_lose_one_of_both_and_never_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/models/fusion.py: "(drawn >= 1 - share / 2)" -> "(drawn < share / 2)" """
     model, seen = tiny_pair(modality_dropout=0.4), []
 
     def look(_: nn.Module, args: Any) -> None:

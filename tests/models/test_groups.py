@@ -21,17 +21,13 @@ def own_gradients(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", ALL)
 def test_groups_are_named_in_the_order_of_depth(name: str) -> None:
-    """Mutation: hf_transfer/models/groups.py: "min(candidates)" -> "max(candidates)" """
     groups = trace_groups(tiny_model(name), pixels(name))
     assert [group.name for group in groups] == ALL[name].group_names
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_embeddings_final_and_head_hold_the_modules_that_the_source_names(name: str) -> None:
-    """What follows the last block is `final`, and no earlier.
-
-    Mutation: hf_transfer/models/groups.py: "if begin > trace.end[blocks[-1]]:" -> "if begin > trace.end[blocks[0]]:"
-    """
+    """What follows the last block is `final`, and no earlier."""
     expected = ALL[name]
     groups = {group.name: group for group in trace_groups(tiny_model(name), pixels(name))}
     assert groups["head"].modules == (expected.head,)
@@ -42,7 +38,6 @@ def test_embeddings_final_and_head_hold_the_modules_that_the_source_names(name: 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_parameter_with_a_gradient_is_in_exactly_one_group(name: str) -> None:
-    """Mutation: hf_transfer/models/groups.py: " and name in learns" -> "" """
     groups = trace_groups(tiny_model(name), pixels(name))
     grouped = [parameter for group in groups for parameter in group.parameters]
     assert len(grouped) == len(set(grouped))
@@ -53,7 +48,6 @@ def test_every_parameter_with_a_gradient_is_in_exactly_one_group(name: str) -> N
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_modules_of_groups_are_disjoint_and_outermost(name: str) -> None:
-    """Mutation: hf_transfer/models/groups.py: "group and not _shared(name, home)" -> "group" """
     model = tiny_model(name)
     groups = trace_groups(model, pixels(name))
     seats = [(group.name, module) for group in groups for module in group.modules]
@@ -70,7 +64,6 @@ def test_the_modules_of_groups_are_disjoint_and_outermost(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["poolformer"])
 def test_a_downsampling_layer_belongs_to_the_stage_that_it_feeds(name: str) -> None:
-    """Mutation: hf_transfer/models/groups.py: "if begin < trace.begin[block])" -> "if begin != trace.begin[block])" """
     groups = {group.name: group for group in trace_groups(tiny_model(name), pixels(name))}
     for stage in (1, 2, 3):
         modules = groups[f"poolformer.encoder.block.{stage}.0"].modules
@@ -79,7 +72,6 @@ def test_a_downsampling_layer_belongs_to_the_stage_that_it_feeds(name: str) -> N
 
 @pytest.mark.parametrize("name", ALL)
 def test_tracing_leaves_the_model_as_it_was(name: str) -> None:
-    """Mutation: hf_transfer/models/groups.py: "module.training = mode" -> "module.training = True" """
     model = tiny_model(name)
     model.train()
     some = list(model.modules())[1::3]
@@ -102,7 +94,6 @@ def test_tracing_leaves_the_model_as_it_was(name: str) -> None:
 
 
 def test_tracing_leaves_the_model_as_it_was_also_when_the_forward_fails() -> None:
-    """Mutation: hf_transfer/models/groups.py: "stack.callback(handle.remove)" -> "stack.callback(int)" """
     model = tiny_model("vit")
     model.train()
     with pytest.raises(ValueError, match="channel"):
@@ -114,10 +105,7 @@ def test_tracing_leaves_the_model_as_it_was_also_when_the_forward_fails() -> Non
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_number_of_classes_does_not_change_the_groups(name: str) -> None:
-    """Two thousand classes outweigh the blocks of a tiny backbone.
-
-    Mutation: hf_transfer/models/groups.py: " if parameter not in outside)" -> ")"
-    """
+    """Two thousand classes outweigh the blocks of a tiny backbone."""
     groups = trace_groups(tiny_model(name, num_labels=2000), pixels(name))
     assert [group.name for group in groups] == ARCHITECTURES[name].group_names
 
@@ -142,10 +130,7 @@ class WithoutBlocks(nn.Module):
 
 
 def test_a_model_without_repeated_modules_is_one_backbone_and_a_head() -> None:
-    """A body and a head of one type are no blocks.
-
-    Mutation: hf_transfer/models/groups.py: "for unit in units):" -> "for unit in ()):"
-    """
+    """A body and a head of one type are no blocks."""
     model = WithoutBlocks(nn.Sequential(nn.Flatten(), nn.Linear(4, CLASSES)))
     groups = trace_groups(model, {"pixel_values": torch.randn(2, 3, 8, 8)})
     assert [(group.name, group.modules) for group in groups] == [

@@ -2,7 +2,7 @@
 
 import json
 import os
-import pickle  # noqa: TID251 (to show that it is never read)
+import pickle
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -55,13 +55,12 @@ def refused(load: object) -> str:
 
 
 def test_the_payload_of_these_tests_works(ran: Path) -> None:
-    pickle.loads(pickle.dumps(Payload(ran)))  # noqa: S301
+    pickle.loads(pickle.dumps(Payload(ran)))
     assert ran.exists()
 
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(finished: bool, tmp_path: Path, ran: Path) -> None:
-    """Mutation: hf_transfer/models/explained.py: "if "use_safetensors=True" in str(error) or" -> "if False and" """
     tiny_model("vit", num_labels=2).save_pretrained(tmp_path / "m")
     checkpoint = Checkpoint(str(with_pickle(tmp_path / "m", ran)))
     said = refused(
@@ -78,9 +77,8 @@ def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(finished: bool,
 
 
 def test_a_text_model_with_another_pooling_reads_no_pickle_either(tmp_path: Path, ran: Path) -> None:
-    """Mutation: hf_transfer/models/pooling.py: ""use_safetensors": True," -> "" """
     folder = with_pickle(save_text_checkpoint(tmp_path / "m", "bert"), ran)
-    torch.save({"weight": torch.zeros(1)}, folder / "pytorch_model.bin")  # noqa: TID251 (the same)
+    torch.save({"weight": torch.zeros(1)}, folder / "pytorch_model.bin")
     checkpoint = Checkpoint(str(folder), task="text-classification", pooling="mean")
     assert "weights in safetensors" in refused(lambda: checkpoint.classifier(LABELS, seed=0, fresh_weights=False))
 
@@ -129,11 +127,7 @@ def test_a_kernel_that_a_config_asks_for_is_not_fetched(tmp_path: Path) -> None:
 def test_code_beside_a_model_is_not_run_even_if_somebody_at_the_terminal_says_yes(
     file: str, auto_map: Any, more: dict[str, str], tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers asks, where it is not told.
-
-    Mutation: hf_transfer/models/pooling.py: "revision=revision, trust_remote_code=False, **settings)" -> "revision=revision, **settings)"
-    Mutation: hf_transfer/models/pretrained.py: "backend="pil", trust_remote_code=False" -> "backend="pil""
-    """  # noqa: E501
+    """transformers asks, where it is not told."""
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     folder = (save_checkpoint if file.startswith("pre") else save_text_checkpoint)(tmp_path / "m", WHOLE[file])
     path = folder / file
@@ -174,7 +168,6 @@ PRIVATE = "hf_transfer_private"
 def test_a_file_of_this_machine_does_not_become_a_vocabulary_that_is_saved(
     settings: dict[str, Any], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/models/trust.py: "and os.path.isfile(value):" -> "and False:" """
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text(f"{PRIVATE}\n")
     folder = save_text_checkpoint(tmp_path / "m", kind)
@@ -228,10 +221,7 @@ VALUES = st.sampled_from([None, -1, 0, 1, 10**6, 1.5, "x", "", [], {}, [1], {"a"
 def test_a_folder_with_any_file_damaged_is_read_or_refused_in_words(
     checkpoints: list[Path], data: st.DataObject
 ) -> None:
-    """transformers and tokenizers raise whatever the damage leads them to.
-
-    Mutation: hf_transfer/models/explained.py: "    except Exception as error:" -> "    except OSError as error:"
-    """
+    """transformers and tokenizers raise whatever the damage leads them to."""
     whole = data.draw(st.sampled_from(checkpoints))
     with TemporaryDirectory() as made:
         folder = Path(shutil.copytree(whole, Path(made) / "m"))

@@ -29,7 +29,6 @@ def joint(model: FusionModel, inputs: dict[str, Tensor], left: tuple[int, int]) 
 def test_stored_activations_of_both_towers_give_the_logits_of_a_live_run(
     name: str, fusion: str, left: tuple[int, int]
 ) -> None:
-    """Mutation: hf_transfer/models/joint_cut.py: "start += count" -> "start += 0" """
     model, inputs = tiny_pair(name, fusion=fusion), pair_inputs(name)
     if fusion == "attention" and PAIRS[name][0] == "pooler" and left == (0, 0):
         # The words look at places, which a cut behind the pooler would not keep.
@@ -55,7 +54,6 @@ def test_stored_activations_of_both_towers_give_the_logits_of_a_live_run(
 
 
 def test_each_tower_is_run_once_while_recording(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/models/joint_cut.py: "stack.enter_context(cut.skipped(model)).put(own, inputs)" -> "pass" """  # noqa: E501
     model, inputs = tiny_pair("resnet_basic"), pair_inputs("resnet_basic")
     cut = joint(model, inputs, (0, 0))
     calls = []

@@ -36,10 +36,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @example(["LABEL_1", "LABEL_0"])
 @example(["10", "9", "1", "01"])
 def test_class_names_come_back_from_a_saved_model_as_they_were(checkpoint: Checkpoint, names: list[str]) -> None:
-    """Also by transformers alone, in both directions.
-
-    Mutation: hf_transfer/models/pretrained.py: "for _, name in sorted((self.config.id2label" -> "for _, name in reversed((self.config.id2label"
-    """  # noqa: E501
+    """Also by transformers alone, in both directions."""
     with TemporaryDirectory() as folder:
         model = checkpoint.classifier(names, seed=0, fresh_weights=True)
         model.config.save_pretrained(folder)

@@ -56,10 +56,7 @@ def padded_left(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize(("name", "pooling"), KINDS)
 def test_the_logits_are_those_of_the_pooled_tokens_by_hand(name: str, pooling: Pooling, side: str) -> None:
-    """Each text for itself, in numpy, from the backbone's last hidden states.
-
-    Mutation: hf_transfer/models/modeling_pooled.py: "(~padding).sum(1).clamp(min=1)" -> "len(mask)"
-    """
+    """Each text for itself, in numpy, from the backbone's last hidden states."""
     model = pooled(name, pooling)
     inputs = token_ids(seed=3, rows=4)
     if side == "left":
@@ -77,10 +74,7 @@ def test_the_logits_are_those_of_the_pooled_tokens_by_hand(name: str, pooling: P
 
 @pytest.mark.parametrize(("name", "pooling"), KINDS)
 def test_a_text_means_the_same_alone_and_in_a_padded_batch(name: str, pooling: Pooling) -> None:
-    """Padding changes nothing.
-
-    Mutation: hf_transfer/models/modeling_pooled.py: "self.backbone(**known" -> "self.backbone(known['input_ids']"
-    """
+    """Padding changes nothing."""
     model = pooled(name, pooling)
     inputs = token_ids(seed=4, rows=4)
     together = logits(model, inputs)
@@ -90,7 +84,6 @@ def test_a_text_means_the_same_alone_and_in_a_padded_batch(name: str, pooling: P
 
 
 def test_the_first_token_is_the_first_that_is_no_padding() -> None:
-    """Mutation: hf_transfer/models/modeling_pooled.py: ".int().argmax(1)" -> ".int().argmin(1) * 0" """
     hidden = torch.arange(12.0).reshape(2, 3, 2)
     mask = torch.tensor([[0, 0, 1], [1, 1, 0]])
     assert first_token(hidden, mask).tolist() == [[4.0, 5.0], [6.0, 7.0]]
@@ -99,10 +92,7 @@ def test_the_first_token_is_the_first_that_is_no_padding() -> None:
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_mean_in_half_precision_is_added_up_in_single_precision(masked: bool) -> None:
-    """The sum is beyond the largest number of half precision.
-
-    Mutation: hf_transfer/models/modeling_pooled.py: "hidden.float().masked_fill(" -> "hidden.masked_fill("
-    """
+    """The sum is beyond the largest number of half precision."""
     hidden = torch.full((1, 2000, 2), 100.0, dtype=torch.float16)
     found = mean(hidden, torch.ones(1, 2000) if masked else None)
     assert found.dtype == torch.float16
@@ -110,19 +100,13 @@ def test_a_mean_in_half_precision_is_added_up_in_single_precision(masked: bool) 
 
 
 def test_what_stands_at_padded_places_does_not_reach_the_mean() -> None:
-    """Attention of nothing to nothing may give anything there, and a text may have no token at all.
-
-    Mutation: hf_transfer/models/modeling_pooled.py: "masked_fill(padding, 0.0)" -> "mul(~padding)"
-    """
+    """Attention of nothing to nothing may give anything there, and a text may have no token at all."""
     hidden = torch.tensor([[[1.0], [float("nan")]], [[float("inf")], [5.0]], [[2.0], [2.0]]])
     assert mean(hidden, torch.tensor([[1, 0], [0, 1], [0, 0]])).tolist() == [[1.0], [5.0], [0.0]]
 
 
 def test_a_backbone_is_given_only_what_it_takes() -> None:
-    """DistilBERT knows no second text, BERT does.
-
-    Mutation: hf_transfer/models/modeling_pooled.py: " if value is not None and name in self._takes" -> ""
-    """
+    """DistilBERT knows no second text, BERT does."""
     inputs = token_ids()
     inputs["token_type_ids"] = torch.ones_like(inputs["input_ids"])
     for name, more in (("distilbert", set[str]()), ("bert", {"token_type_ids", "use_cache"})):
@@ -136,10 +120,7 @@ def test_a_backbone_is_given_only_what_it_takes() -> None:
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
 def test_no_pooler_is_kept_and_every_weight_learns(name: str) -> None:
-    """A pooler without a gradient would stop DistributedDataParallel.
-
-    Mutation: hf_transfer/models/modeling_pooled.py: "add_pooling_layer=False" -> "add_pooling_layer=True"
-    """
+    """A pooler without a gradient would stop DistributedDataParallel."""
     model = pooled(name, "mean")
     model(**token_ids()).logits.square().sum().backward()
     assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
@@ -162,7 +143,6 @@ def test_the_groups_are_the_blocks_and_the_model_can_be_cut_behind_each(name: st
 
 
 def test_the_loss_is_the_cross_entropy_and_the_result_may_be_a_tuple() -> None:
-    """Mutation: hf_transfer/models/modeling_pooled.py: "if named else" -> "if True else" """
     model, inputs, labels = pooled("bert", "mean"), token_ids(), torch.tensor([4, 0])
     with torch.no_grad():
         result = model(**inputs, labels=labels)
@@ -205,7 +185,6 @@ def test_the_copied_file_imports_torch_and_transformers_alone() -> None:
 
 @pytest.mark.parametrize(("name", "pooling"), KINDS)
 def test_saved_and_loaded_again_it_says_the_same(name: str, pooling: Pooling, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/models/modeling_pooled.py: "self.pooling = pooling" -> "self.pooling = 'mean'" """
     model = pooled(name, pooling)
     model.save_pretrained(tmp_path)
     again = load_pooled(str(tmp_path))
@@ -214,6 +193,5 @@ def test_saved_and_loaded_again_it_says_the_same(name: str, pooling: Pooling, tm
 
 
 def test_a_pooling_that_nobody_knows_is_refused() -> None:
-    """Mutation: hf_transfer/models/modeling_pooled.py: "if pooling not in" -> "if None in" """
     with pytest.raises(ValueError, match="'mean' or 'cls', not 'max'"):
         PooledConfig.from_dict({"pooling": "max"})

@@ -66,10 +66,7 @@ def finished(checkpoint: Path) -> Path:
 def test_the_backbone_is_that_of_the_checkpoint_and_only_the_head_is_lacking(
     checkpoint: Path, pooling: Pooling
 ) -> None:
-    """The backbone says what `AutoModel` says, with its way to compute attention.
-
-    Mutation: hf_transfer/models/modeling_pooled.py: "        config.text_config = backbone.config" -> ""
-    """
+    """The backbone says what `AutoModel` says, with its way to compute attention."""
     model, lacking = from_folder(checkpoint, pooling)
     model.eval()
     plain = AutoModel.from_pretrained(checkpoint, add_pooling_layer=False).eval()
@@ -89,7 +86,6 @@ def test_the_backbone_is_that_of_the_checkpoint_and_only_the_head_is_lacking(
 
 
 def test_weights_that_the_checkpoint_lacks_are_named_as_in_the_pooled_model(checkpoint: Path, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/models/pooling.py: "frozenset({f"backbone.{name}" for" -> "frozenset({name for" """
     folder = save_text_checkpoint(tmp_path / "holes")
     weights = load_file(folder / "model.safetensors")
     gone = "bert.encoder.layer.1.output.dense.weight"
@@ -107,10 +103,7 @@ def test_weights_that_the_checkpoint_lacks_are_named_as_in_the_pooled_model(chec
 
 
 def test_half_precision_weights_are_loaded_in_single_precision(tmp_path: Path) -> None:
-    """Also where only the architecture is taken from such a checkpoint.
-
-    Mutation: hf_transfer/models/modeling_pooled.py: "dtype=torch.get_default_dtype()" -> ""
-    """
+    """Also where only the architecture is taken from such a checkpoint."""
     tiny_text_model("bert").bfloat16().save_pretrained(tmp_path / "half")
     for fresh in (False, True):
         model, _ = from_folder(tmp_path / "half", fresh_weights=fresh)
@@ -120,7 +113,6 @@ def test_half_precision_weights_are_loaded_in_single_precision(tmp_path: Path) -
 
 
 def test_fresh_weights_take_the_architecture_alone_and_an_outline_takes_no_memory(checkpoint: Path) -> None:
-    """Mutation: hf_transfer/models/pooling.py: "    if fresh_weights:" -> "    if False:" """
     pretrained, _ = from_folder(checkpoint)
     fresh, lacking = from_folder(checkpoint, fresh_weights=True)
     shapes = {name: value.shape for name, value in pretrained.named_parameters()}
@@ -139,7 +131,6 @@ def test_fresh_weights_take_the_architecture_alone_and_an_outline_takes_no_memor
 def test_the_head_has_the_dropout_that_the_backbones_own_classifier_has(
     tmp_path: Path, name: str, setting: str
 ) -> None:
-    """Mutation: hf_transfer/models/pooling.py: "classifier_dropout=dropout" -> "classifier_dropout=0.1" """
     settings: dict[str, Any] = {setting: 0.35}
     save_text_checkpoint(tmp_path, name, **settings)
     model, _ = from_folder(tmp_path, fresh_weights=True)
@@ -147,10 +138,7 @@ def test_the_head_has_the_dropout_that_the_backbones_own_classifier_has(
 
 
 def test_the_saved_folder_holds_the_file_the_map_and_no_pickle(finished: Path, checkpoint: Path) -> None:
-    """Nothing of the earlier task's classes, nor of where the checkpoint lay.
-
-    Mutation: hf_transfer/models/pooling.py: "    backbone.id2label = None" -> ""
-    """
+    """Nothing of the earlier task's classes, nor of where the checkpoint lay."""
     files = {path.name for path in finished.iterdir()}
     assert {"config.json", "model.safetensors", "modeling_pooled.py", "tokenizer.json"} <= files
     assert not {path.suffix for path in finished.iterdir()} & {".bin", ".pt", ".pth", ".pkl"}
@@ -186,10 +174,7 @@ print(json.dumps({"answers": answers, "logits": found.tolist(), "labels": labels
 
 
 def test_transformers_loads_the_folder_where_this_package_is_not_installed(finished: Path, tmp_path: Path) -> None:
-    """A fresh interpreter: the pipeline, and the model itself, which can be saved and loaded once more.
-
-    Mutation: hf_transfer/models/modeling_pooled.py: "_auto_class = "AutoModelForSeq" -> "_auto = "AutoModelForSeq"
-    """
+    """A fresh interpreter: the pipeline, and the model itself, which can be saved and loaded once more."""
     surroundings = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(finished), *TEXTS],
@@ -213,9 +198,7 @@ def test_transformers_loads_the_folder_where_this_package_is_not_installed(finis
 def test_we_never_run_the_file_that_lies_beside_the_weights(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor ask whether we may; a folder from somebody else may hold anything.
-
-    Mutation: hf_transfer/models/pooling.py: "found.get("model_type") ==" -> "None ==" """
+    """Nor ask whether we may; a folder from somebody else may hold anything."""
     monkeypatch.setattr("builtins.input", lambda _: "yes")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     for path in finished.iterdir():
@@ -248,7 +231,6 @@ def test_the_configuration_of_any_other_checkpoint_is_its_own(checkpoint: Path) 
 def test_a_model_of_ours_can_be_started_from_with_either_pooling_and_other_classes(
     finished: Path, pooling: Pooling, classes: int
 ) -> None:
-    """Mutation: hf_transfer/models/pooling.py: "(path, pooling=pooling, **labels" -> "(path, **labels" """
     names = NAMES[:classes]
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     model, lacking = pooled_classifier(str(finished), pooling=pooling, labels=labels)
@@ -264,7 +246,6 @@ def test_a_model_of_ours_can_be_started_from_with_either_pooling_and_other_class
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_the_first_token_of_a_model_that_looks_back_only_is_refused(inside: bool) -> None:
-    """Mutation: hf_transfer/models/pooling.py: "continues and not fills" -> "False" """
     config: PretrainedConfig = TEXT_ARCHITECTURES["gpt2"].config()
     check_pooling("some/gpt2", config, "mean")
     if inside:
@@ -279,7 +260,6 @@ def test_the_first_token_of_a_model_that_looks_back_only_is_refused(inside: bool
 
 
 def test_an_encoder_that_was_made_a_decoder_is_refused_too() -> None:
-    """Mutation: hf_transfer/models/pooling.py: "bool(getattr(config, "is_decoder", False)) or" -> "" """
     with pytest.raises(UserError, match="a bert model, in which a token sees those in front"):
         check_pooling("some/bert", BertConfig(is_decoder=True), "cls")
     for name in TEXT_ARCHITECTURES.keys() - {"gpt2"}:
@@ -288,7 +268,6 @@ def test_an_encoder_that_was_made_a_decoder_is_refused_too() -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_a_model_with_an_encoder_and_a_decoder_is_refused(pooling: Pooling) -> None:
-    """Mutation: hf_transfer/models/pooling.py: "    if backbone.is_encoder_decoder:" -> "    if False:" """
     with pytest.raises(UserError) as caught:
         check_pooling("some/t5", T5Config(), pooling)
     assert str(caught.value) == (

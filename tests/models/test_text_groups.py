@@ -19,10 +19,7 @@ def own_gradients(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
 def test_groups_are_named_in_the_order_of_depth(name: str) -> None:
-    """A large vocabulary must not outweigh the blocks.
-
-    Mutation: hf_transfer/models/groups.py: "if isinstance(module, nn.Embedding))]" -> "if False)]"
-    """
+    """A large vocabulary must not outweigh the blocks."""
     for settings in ({}, {"vocab_size": 5000}):
         model = tiny_text_model(name, **settings)
         groups = trace_groups(model, token_ids())
@@ -53,10 +50,7 @@ def test_every_parameter_with_a_gradient_is_in_exactly_one_group(name: str) -> N
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
 def test_every_group_ends_in_a_legal_boundary_and_only_shared_tables_stay_live(name: str) -> None:
-    """Token embeddings are where data enters: they must not be taken for a table of biases.
-
-    Mutation: hf_transfer/models/groups.py: "output.detach().requires_grad_() if looked_up" -> "output if looked_up"
-    """
+    """Token embeddings are where data enters: they must not be taken for a table of biases."""
     model = tiny_text_model(name)
     groups = trace_groups(model, token_ids())
     for count in range(1, len(groups)):
@@ -68,10 +62,7 @@ def test_every_group_ends_in_a_legal_boundary_and_only_shared_tables_stay_live(n
 
 
 def test_the_relative_positions_of_deberta_stay_live_until_the_last_block() -> None:
-    """A table and its norm, through which no data flow, are used in every block; what is stored is not theirs.
-
-    Mutation: hf_transfer/models/groups.py: " or _storage(tensor) in storages for" -> " for"
-    """
+    """A table and its norm, through which no data flow, are used in every block; what is stored is not theirs."""
     model = tiny_text_model("deberta")
     groups = trace_groups(model, token_ids())
     boundaries = [check_boundary(model, groups, count, token_ids()) for count in range(1, len(groups))]
@@ -119,10 +110,7 @@ def test_tracing_leaves_the_model_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("classes", [2, 24, 2000])
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
 def test_the_number_of_classes_does_not_change_the_groups(name: str, classes: int) -> None:
-    """Not even if it is the width of the blocks: their layers, and a pooler, then look like heads.
-
-    Mutation: hf_transfer/models/groups.py: "if not _feeds(model, inputs, name, last))" -> ")"
-    """
+    """Not even if it is the width of the blocks: their layers, and a pooler, then look like heads."""
     groups = trace_groups(tiny_text_model(name, num_labels=classes), token_ids())
     assert [group.name for group in groups] == TEXT_ARCHITECTURES[name].group_names
     assert groups[-1].modules == (TEXT_ARCHITECTURES[name].head,)

@@ -71,7 +71,6 @@ def test_fresh_weights_have_the_architecture_and_nothing_else_of_the_checkpoint(
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
 def test_the_outline_has_the_groups_of_the_real_model_and_no_memory(name: str, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/models/pretrained.py: "with torch.device("meta"):" -> "with torch.device("cpu"):" """
     checkpoint = Checkpoint(str(save_text_checkpoint(tmp_path, name)), task=TASK)
     outline, groups = checkpoint.outline(NAMES, token_ids())
     real = checkpoint.classifier(NAMES, seed=0, fresh_weights=False)
@@ -120,7 +119,6 @@ def test_the_tokenizer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     ("name", "limit"), [("bert", 40), ("roberta", 39), ("distilbert", 40), ("gpt2", 40), ("deberta", 40)]
 )
 def test_the_longest_input_is_what_the_config_says(name: str, limit: int, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/models/pretrained.py: ""max_position_embeddings", None)" -> ""n_positions", None)" """
     assert Checkpoint(str(save_text_checkpoint(tmp_path, name)), task=TASK).longest_input == limit
 
 
@@ -138,10 +136,7 @@ def test_the_packaged_sample_is_a_text_model_with_its_tokenizer() -> None:
 def test_a_model_whose_config_names_no_padding_gets_that_of_the_tokenizer(
     pad: bool, fresh: bool, tmp_path: Path
 ) -> None:
-    """GPT-2 without one refuses any batch of two texts; a tokenizer's own pad token comes first.
-
-    Mutation: hf_transfer/models/pretrained.py: "if tokenizer.pad_token is not None" -> "if not tokenizer.pad_token"
-    """
+    """GPT-2 without one refuses any batch of two texts; a tokenizer's own pad token comes first."""
     without_pad_token(tmp_path)
     tiny_tokenizer(pad=pad).save_pretrained(tmp_path)
     model = load(tmp_path, fresh=fresh)
@@ -152,7 +147,6 @@ def test_a_model_whose_config_names_no_padding_gets_that_of_the_tokenizer(
 
 
 def test_a_config_that_names_its_padding_keeps_it(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/models/pretrained.py: ""pad_token_id", 0) is None" -> ""pad_token_id", 0) is not None" """
     save_text_checkpoint(tmp_path, "gpt2", pad_token_id=9)
     assert load(tmp_path).config.pad_token_id == 9
 
@@ -170,10 +164,7 @@ def test_a_backbone_that_lacks_weights_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
 def test_a_checkpoint_without_a_tokenizer_is_refused(name: str, tmp_path: Path) -> None:
-    """transformers makes one of nothing, to which all texts are alike.
-
-    Mutation: hf_transfer/data/tokens.py: "if word not in special for sign" -> "for sign"
-    """
+    """transformers makes one of nothing, to which all texts are alike."""
     tiny_text_model(name).save_pretrained(tmp_path)
     tokenizer = Checkpoint(str(tmp_path), task=TASK).tokenizer()
     with pytest.raises(UserError, match=r"a tokenizer with a vocabulary\nFound:    .*Tokenizer that knows no word\n"):
@@ -181,7 +172,6 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(name: str, tmp_path: Path) 
 
 
 def test_a_finished_text_model_keeps_its_head_and_its_classes_are_checked(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/models/pretrained.py: "own != list(label_names):" -> "set(own) != set(label_names):" """
     model: nn.Module = load(save_text_checkpoint(tmp_path / "base"))
     model.save_pretrained(tmp_path / "done")  # type: ignore[operator]
     checkpoint = Checkpoint(str(tmp_path / "done"), task=TASK)

@@ -132,7 +132,6 @@ def test_srun_starts_every_process_and_tells_it_who_it_is(tmp_path: Path) -> Non
 def test_a_run_that_has_saved_is_queued_again_and_one_that_failed_is_not(
     tmp_path: Path, code: int, requeued: bool, end: int
 ) -> None:
-    """Mutation: recipes/configs/slurm/train.sh: "138 | 143)" -> "130)" """
     ended, calls = submitted(tmp_path, code)
     assert ended.returncode == end
     assert ("requeue 4711" in calls["scontrol"]) == requeued

@@ -139,11 +139,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[st
 def test_a_run_learns_from_both_and_says_what_each_is_worth(
     recipe: Any, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Then the same command prints it again, and the model answers: by our command, and where we are not installed.
-
-    Mutation: hf_transfer/data/pair_batches.py: "hidden = {other: inputs[other] & ~there}" -> "hidden = {other: inputs[other]}"
-    Mutation: hf_transfer/data/pair_batches.py: "labels.where(there, MASKED), index" -> "labels, index"
-    """  # noqa: E501
+    """Then the same command prints it again, and the model answers: by our command, and where we are not installed."""
     first = recipe(strategy="full", num_train_epochs=14, learning_rate=3e-3)
     assert first.code == 0, first.err
     out = tmp_path / "out"
@@ -284,7 +280,6 @@ def test_a_tower_without_its_processor_is_refused(
 
 
 def test_what_is_asked_of_predict_is_one_sample_or_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Mutation: hf_transfer/command_line.py: "if (pair == (None, None)) == (not arguments.files):" -> "if False:" """
     for arguments in ([], [tmp_path / "a.png", "--text", "a"]):
         with pytest.raises(SystemExit) as end:
             console(["predict", "model", *map(str, arguments)])

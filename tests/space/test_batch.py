@@ -39,10 +39,7 @@ def table(folder: Path, content: str, name: str = "t.csv", encoding: str = "utf-
 def test_each_row_gets_its_own_answer_and_a_bad_one_says_why(
     of_pictures: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Across the borders of what is computed together.
-
-    Mutation: space/batch.py: "in zip(rows[start:], problems" -> "in zip(rows, problems"
-    """
+    """Across the borders of what is computed together."""
     monkeypatch.setattr(batch, "ROWS_AT_ONCE", 2)
     paths = []
     for number in range(5):
@@ -64,10 +61,7 @@ def test_each_row_gets_its_own_answer_and_a_bad_one_says_why(
 def test_texts_are_read_from_the_column_of_their_name_or_from_the_only_one(
     of_texts: Classifier, tmp_path: Path
 ) -> None:
-    """With a byte-order mark, commas in quotes, line breaks in cells, and lines without anything.
-
-    Mutation: space/batch.py: "encoding="utf-8-sig"" -> "encoding="utf-8""
-    """
+    """With a byte-order mark, commas in quotes, line breaks in cells, and lines without anything."""
     path = table(tmp_path, 'Text,x\n"word7, word8",1\n\n"word9\nword10",2\n', encoding="utf-8-sig")
     assert [row.texts for row in read_rows([path], of_texts, ["text"])] == [("word7, word8",), ("word9\nword10",)]
     only = table(tmp_path, "message\nword7\n")
@@ -77,10 +71,7 @@ def test_texts_are_read_from_the_column_of_their_name_or_from_the_only_one(
 
 
 def test_an_empty_text_is_a_problem_of_its_row_alone(of_texts: Classifier, tmp_path: Path) -> None:
-    """And one without end is none of the machine's.
-
-    Mutation: space/batch.py: "if any(len(text) > MAX_TEXT" -> "if any(len(text) < 0"
-    """
+    """And one without end is none of the machine's."""
     path = table(tmp_path, "text,x\nword7,1\n  ,2\nword8,3\n")
     lines = list(classify_rows(read_rows([path], of_texts, ["text"]), of_texts))
     assert [line[-1] for line in lines] == ["", "The text is empty.", ""]
@@ -89,10 +80,7 @@ def test_an_empty_text_is_a_problem_of_its_row_alone(of_texts: Classifier, tmp_p
 
 
 def test_a_table_cannot_name_files_of_this_machine(of_both: Classifier, tmp_path: Path) -> None:
-    """Only what was uploaded with it.
-
-    Mutation: space/batch.py: "pictures.get(Path(cells[0]).name)" -> "Path(cells[0])"
-    """
+    """Only what was uploaded with it."""
     Image.new("RGB", (9, 9)).save(tmp_path / "mine.png")
     Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
     path = table(tmp_path, f"image,text\nfolder/mine.png,word7\n{tmp_path}/secret.png,word8\n")
@@ -116,10 +104,7 @@ def test_a_table_cannot_name_files_of_this_machine(of_both: Classifier, tmp_path
 def test_a_table_that_does_not_fit_is_refused_in_words(
     of_texts: Classifier, tmp_path: Path, content: str, words: str
 ) -> None:
-    """Before anything is computed.
-
-    Mutation: space/batch.py: "    if len(rows) > MAX_ROWS:" -> "    if False:"
-    """
+    """Before anything is computed."""
     with pytest.raises(BadBatchError) as error:
         read_rows([table(tmp_path, content)], of_texts, ["text"])
     assert words in str(error.value)
@@ -128,10 +113,7 @@ def test_a_table_that_does_not_fit_is_refused_in_words(
 def test_files_that_do_not_fit_the_model_are_refused_in_words(
     of_texts: Classifier, of_pictures: Classifier, tmp_path: Path
 ) -> None:
-    """Each model says what it takes.
-
-    Mutation: space/batch.py: "    if pictures and not classifier.takes_picture:" -> "    if False:"
-    """
+    """Each model says what it takes."""
     path = table(tmp_path, "text\nword7\n")
     for files, model, words in (
         ([], of_texts, "Upload one CSV file with the column text."),
@@ -148,10 +130,7 @@ def test_files_that_do_not_fit_the_model_are_refused_in_words(
 
 
 def test_a_spreadsheet_does_not_run_what_is_downloaded(tmp_path: Path) -> None:
-    """Formulas become text.
-
-    Mutation: space/batch.py: ".startswith(FORMULA_SIGNS)" -> ".startswith(())"
-    """
+    """Formulas become text."""
     rows: list[list[str | float]] = [
         ['=HYPERLINK("http://x")', "a", 0.5, ""],
         ["@b", "-c", 0.25, ""],

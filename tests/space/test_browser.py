@@ -44,10 +44,7 @@ def said_of(space: Path, path: Path) -> tuple[str, str]:
 
 
 def test_the_head_tells_what_the_model_is_and_how_good_it_is(digits: Visit, digits_space: Path) -> None:
-    """From results.json, with its interval.
-
-    Mutation: hf_transfer/hub/space.py: "low, high = results["intervals"]["test"]["accuracy"]" -> "low, high = 0.0, 1.0"
-    """
+    """From results.json, with its interval."""
     head = digits.page.locator(".masthead").inner_text()
     accuracy = read_settings(digits_space).accuracy
     assert accuracy is not None
@@ -60,10 +57,7 @@ def test_the_head_tells_what_the_model_is_and_how_good_it_is(digits: Visit, digi
 
 
 def test_an_uploaded_picture_gets_its_label(digits: Visit, digits_space: Path, digits_settings: Settings) -> None:
-    """The same as hf_transfer's own, and the right one.
-
-    Mutation: space/page.py: "key=lambda number: -answer.scores[number]" -> "key=lambda number: answer.scores[number]"
-    """
+    """The same as hf_transfer's own, and the right one."""
     digits.tab("Try it")
     right = []
     for example in digits_settings.examples:
@@ -85,10 +79,7 @@ def test_an_uploaded_picture_gets_its_label(digits: Visit, digits_space: Path, d
 def test_an_example_shows_its_picture_its_answer_and_its_true_class(
     digits: Visit, digits_space: Path, digits_settings: Settings
 ) -> None:
-    """One click.
-
-    Mutation: space/service.py: "number = int(data.index)" -> "number = 0"
-    """
+    """One click."""
     digits.tab("Try it")
     example = digits_settings.examples[2]
     digits.page.locator("button[data-example='2']").click()
@@ -99,10 +90,7 @@ def test_an_example_shows_its_picture_its_answer_and_its_true_class(
 
 
 def test_a_file_that_is_no_picture_is_answered_in_words(digits: Visit, tmp_path: Path) -> None:
-    """And the page goes on.
-
-    Mutation: space/guard.py: "setattr(component, "preprocess"," -> "setattr(component, "preprocessed","
-    """
+    """And the page goes on."""
     digits.tab("Try it")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     digits.page.get_by_label("Remove Image").click()
@@ -120,10 +108,7 @@ def test_a_file_that_is_no_picture_is_answered_in_words(digits: Visit, tmp_path:
 
 
 def test_the_camera_takes_a_picture(digits: Visit) -> None:
-    """A camera of Chromium's own, which shows a green field.
-
-    Mutation: space/app.py: "["upload", "clipboard", "webcam"]" -> "["upload", "clipboard"]"
-    """
+    """A camera of Chromium's own, which shows a green field."""
     digits.tab("Try it")
     field = digits.page.locator("#picture")
     field.get_by_label("Capture from camera").click()
@@ -136,10 +121,7 @@ def test_the_camera_takes_a_picture(digits: Visit) -> None:
 
 
 def test_a_picture_is_pasted(digits: Visit, digits_space: Path, digits_settings: Settings) -> None:
-    """From the clipboard.
-
-    Mutation: space/app.py: "triggers.append(asked["picture"].change)" -> "triggers.append(asked["picture"].upload)"
-    """
+    """From the clipboard."""
     digits.tab("Try it")
     path = digits_space / str(digits_settings.examples[1].picture)
     digits.page.evaluate(
@@ -156,10 +138,7 @@ def test_a_picture_is_pasted(digits: Visit, digits_space: Path, digits_settings:
 def test_many_pictures_become_a_table_and_a_file(
     digits: Visit, digits_space: Path, digits_settings: Settings, tmp_path: Path
 ) -> None:
-    """A broken one among them says why.
-
-    Mutation: space/service.py: "return page.table(names, lines)" -> "return page.table(names, lines[1:])"
-    """
+    """A broken one among them says why."""
     digits.tab("Many at once")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     paths = [digits_space / str(example.picture) for example in digits_settings.examples]
@@ -183,10 +162,7 @@ def test_many_pictures_become_a_table_and_a_file(
 
 
 def test_a_text_gets_its_label_and_its_words_their_weights(texts: Visit, texts_space: Path) -> None:
-    """The same as hf_transfer's own.
-
-    Mutation: space/service.py: "looked += page.weighed_words(answer.words, best)" -> "pass"
-    """
+    """The same as hf_transfer's own."""
     text = "I paid twice for this order, please check the invoice."
     texts.page.get_by_label("Text").fill(text)
     texts.page.locator("#classify").click()
@@ -200,10 +176,7 @@ def test_a_text_gets_its_label_and_its_words_their_weights(texts: Visit, texts_s
 
 
 def test_without_explanation_there_is_none(texts: Visit) -> None:
-    """It costs time.
-
-    Mutation: space/service.py: "            if explain:" -> "            if True:"
-    """
+    """It costs time."""
     texts.page.get_by_label("Text").fill("Is this the illustrated edition of the atlas?")
     texts.page.locator("#classify").click()
     texts.page.locator(".weighed", has_text="illustrated edition").wait_for()
@@ -216,20 +189,14 @@ def test_without_explanation_there_is_none(texts: Visit) -> None:
 
 
 def test_an_empty_text_is_not_asked(texts: Visit) -> None:
-    """The page says what to do.
-
-    Mutation: space/service.py: "not (text or second_text).strip()" -> "False"
-    """
+    """The page says what to do."""
     texts.page.get_by_label("Text").fill("   ")
     texts.page.locator("#classify").click()
     texts.page.locator(".verdict.empty", has_text="Write a text, or take one of the examples").wait_for()
 
 
 def test_all_can_be_done_with_the_keyboard(texts: Visit) -> None:
-    """Each stop can be seen, and Enter takes an example.
-
-    Mutation: space/style.css: "outline: 3px solid var(--accent) !important" -> "outline: none !important"
-    """
+    """Each stop can be seen, and Enter takes an example."""
     texts.tab("Try it")
     texts.page.locator("h1").click()
     reached: list[str] = []
@@ -256,11 +223,7 @@ def test_all_can_be_done_with_the_keyboard(texts: Visit) -> None:
 def test_every_tab_can_be_read_by_everybody(
     browser: Any, digits_demo: Served, texts_demo: Served, which: str, size: tuple[int, int], scheme: str
 ) -> None:
-    """Contrast, names, roles, order: axe finds nothing; nothing has to be scrolled sideways.
-
-    Mutation: space/style.css: "--quiet: #5b5f66;" -> "--quiet: #9ea3ab;"
-    Mutation: space/style.css: "  .ask-and-answer { grid" -> "  .gradio-container .ask-and-answer { grid"
-    """
+    """Contrast, names, roles, order: axe finds nothing; nothing has to be scrolled sideways."""
     demo = {"digits": digits_demo, "texts": texts_demo}[which]
     with visit(browser, demo.url, size=size, scheme=scheme) as here:
         for tab in TABS:
@@ -283,10 +246,7 @@ def test_every_tab_can_be_read_by_everybody(
 
 
 def test_hostile_names_are_shown_and_not_run(browser: Any, demo: Demo, tmp_path: Path) -> None:
-    """Of classes, model, base model, card and files: no dialog, no address, no element that is not ours.
-
-    Mutation: space/page.py: "return escape(str(value), quote=True)" -> "return str(value)"
-    """
+    """Of classes, model, base model, card and files: no dialog, no address, no element that is not ours."""
     evil = tmp_path / "<img src=x onerror=alert(1)>.png"
     evil.write_bytes(png(Image.new("RGB", (30, 30), "red")))
     with visit(browser, demo.url) as here:

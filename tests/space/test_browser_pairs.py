@@ -36,10 +36,7 @@ def said(classifier: Classifier, picture: Path | None, text: str) -> tuple[str, 
 def test_an_image_alone_a_text_alone_and_both_get_their_labels(
     pairs: Visit, pairs_demo: Served, classifier: Classifier
 ) -> None:
-    """And what is shown is of what is there.
-
-    Mutation: space/service.py: "question.picture is not None and self.explainer.method" -> "False"
-    """
+    """And what is shown is of what is there."""
     page, picture = pairs.page, pairs_demo.folder / "examples/0.png"
     pairs.tab("Try it")
     page.locator("#picture input[type=file]").first.set_input_files(picture)
@@ -61,10 +58,7 @@ def test_an_image_alone_a_text_alone_and_both_get_their_labels(
 
 
 def test_examples_are_of_both_or_of_one(pairs: Visit, pairs_demo: Served, classifier: Classifier) -> None:
-    """What an example lacks is taken away from the question before.
-
-    Mutation: space/service.py: "[picture] if self.classifier.takes_picture else []" -> "[picture] if picture else []"
-    """
+    """What an example lacks is taken away from the question before."""
     pairs.tab("Try it")
     for number, text in enumerate(TEXTS):
         picture = pairs_demo.folder / f"examples/{number}.png"

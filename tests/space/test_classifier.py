@@ -69,10 +69,7 @@ def uploads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", UPLOADS)
 def test_every_kind_of_picture_is_decoded_as_in_training(uploads: dict[str, Path], name: str) -> None:
-    """First frame, turned upright, alpha dropped, 16 bits scaled.
-
-    Mutation: space/pictures.py: "_eight_bits(ImageOps.exif_transpose(picture))" -> "_eight_bits(picture)"
-    """
+    """First frame, turned upright, alpha dropped, 16 bits scaled."""
     here, there = decode(uploads[name]), decoded_in_training({"bytes": None, "path": str(uploads[name])})
     assert here.mode == there.mode == "RGB"
     assert np.array_equal(np.asarray(here), np.asarray(there))
@@ -82,10 +79,7 @@ def test_every_kind_of_picture_is_decoded_as_in_training(uploads: dict[str, Path
 def test_pictures_get_the_scores_of_our_own_predictions(
     tmp_path: Path, uploads: dict[str, Path], architecture: str
 ) -> None:
-    """With plain transformers, to 1e-6.
-
-    Mutation: space/classifier.py: "logits.float().softmax(-1)" -> "logits.float().sigmoid()"
-    """
+    """With plain transformers, to 1e-6."""
     folder = save_checkpoint(tmp_path / "model", architecture)
     classifier = Classifier(find_model(str(folder)))
     assert (classifier.takes_picture, classifier.takes_text) == (True, False)
@@ -101,10 +95,7 @@ TEXTS = [("word7 word8",), ("nothing known here",), (" ".join(f"word{n % 50}" fo
 
 @pytest.mark.parametrize(("name", "pad"), [("bert", True), ("roberta", True), ("gpt2", False), ("deberta", True)])
 def test_texts_get_the_scores_of_our_own_predictions(tmp_path: Path, name: str, pad: bool) -> None:
-    """Cut where the model has no more positions, padded even where the tokenizer knows no padding.
-
-    Mutation: space/classifier.py: "self.tokenizer.pad_token = self.tokenizer.eos_token" -> "pass"
-    """
+    """Cut where the model has no more positions, padded even where the tokenizer knows no padding."""
     # As training writes it into the config: what pads is the end-of-text token then.
     folder = save_text_checkpoint(tmp_path / "model", name, pad=pad, **({} if pad else {"pad_token_id": END}))
     classifier = Classifier(folder)
@@ -119,10 +110,7 @@ def test_texts_get_the_scores_of_our_own_predictions(tmp_path: Path, name: str, 
 
 
 def test_a_text_is_cut_where_it_was_in_training(tmp_path: Path) -> None:
-    """At --max_seq_length, which only the settings of the demo know.
-
-    Mutation: space/classifier.py: "self.max_length = max_length or longest_text" -> "self.max_length = longest_text"
-    """
+    """At --max_seq_length, which only the settings of the demo know."""
     folder = save_text_checkpoint(tmp_path / "model")
     classifier = Classifier(folder, max_length=6)
     start, whole = Question(texts=("word7 word8 word9 word10",)), Question(texts=("word7 word8 word9 word10 word11",))
@@ -131,10 +119,7 @@ def test_a_text_is_cut_where_it_was_in_training(tmp_path: Path) -> None:
 
 
 def test_a_model_has_as_many_tokens_as_it_has_positions(tmp_path: Path) -> None:
-    """RoBERTa's first positions belong to the padding.
-
-    Mutation: space/classifier.py: "table.padding_idx + 1 for table" -> "0 for table"
-    """
+    """RoBERTa's first positions belong to the padding."""
     folder = save_text_checkpoint(tmp_path / "model", "roberta", pad_token_id=1)
     classifier = Classifier(folder)
     classifier.tokenizer.model_max_length = 10**30
@@ -153,10 +138,7 @@ def test_a_pair_of_texts_is_one_question(tmp_path: Path) -> None:
 
 
 def test_a_text_without_tokens_is_no_failure(tmp_path: Path) -> None:
-    """A tokenizer that adds none of its own makes nothing of it.
-
-    Mutation: space/classifier.py: "if not ids):" -> "if False):"
-    """
+    """A tokenizer that adds none of its own makes nothing of it."""
     folder = save_text_checkpoint(tmp_path / "model", "gpt2")
     classifier = Classifier(folder)
     classifier.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
@@ -165,10 +147,7 @@ def test_a_text_without_tokens_is_no_failure(tmp_path: Path) -> None:
 
 
 def test_a_model_with_a_modelling_file_is_served_only_where_that_is_trusted(tmp_path: Path) -> None:
-    """Mean pooling, which transformers has no class for.
-
-    Mutation: space/classifier.py: "    if own and trust_remote_code:" -> "    if own:"
-    """
+    """Mean pooling, which transformers has no class for."""
     base, folder = save_text_checkpoint(tmp_path / "base"), tmp_path / "model"
     labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
     with torch.random.fork_rng():
@@ -187,10 +166,7 @@ def test_a_model_with_a_modelling_file_is_served_only_where_that_is_trusted(tmp_
 
 
 def test_what_is_no_classifier_is_refused_in_words(tmp_path: Path) -> None:
-    """Nothing there, and a model without a head.
-
-    Mutation: space/classifier.py: "if architecture.endswith(ending):" -> "if True:"
-    """
+    """Nothing there, and a model without a head."""
     with pytest.raises(NoClassifierError, match=r"has no config.json: name a model in MODEL_ID"):
         Classifier(tmp_path)
     folder = save_checkpoint(tmp_path / "model")
@@ -201,10 +177,7 @@ def test_what_is_no_classifier_is_refused_in_words(tmp_path: Path) -> None:
 
 
 def test_weights_in_a_pickle_are_not_read(tmp_path: Path) -> None:
-    """It can run anything.
-
-    Mutation: space/classifier.py: "use_safetensors=True, " -> ""
-    """
+    """It can run anything."""
     folder = save_checkpoint(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
@@ -236,10 +209,7 @@ def bomb(side: int) -> bytes:
     ],
 )
 def test_what_is_no_picture_is_refused_in_words(tmp_path: Path, content: bytes, words: str) -> None:
-    """Before it is decoded, where it is too large.
-
-    Mutation: space/pictures.py: "if picture.width * picture.height > MAX_PIXELS:" -> "if False:"
-    """
+    """Before it is decoded, where it is too large."""
     (tmp_path / "upload").write_bytes(content)
     with pytest.raises(BadPictureError, match=words):
         decode(tmp_path / "upload")

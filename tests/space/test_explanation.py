@@ -31,10 +31,7 @@ PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 64, 3),
 def test_each_architecture_shows_where_it_looked_and_says_what_it_says_without(
     tmp_path: Path, name: str, method: str
 ) -> None:
-    """Found by looking at a pass, not by name; windowed attention cannot be multiplied up.
-
-    Mutation: space/explanation.py: "if len({shape for _, shape in seen.attention}) > 1:" -> "if False:"
-    """
+    """Found by looking at a pass, not by name; windowed attention cannot be multiplied up."""
     classifier = Classifier(save_checkpoint(tmp_path / "model", name))
     explainer = Explainer(classifier)
     assert explainer.method == method
@@ -51,10 +48,7 @@ def test_each_architecture_shows_where_it_looked_and_says_what_it_says_without(
 
 
 def test_both_models_share_their_weights(tmp_path: Path) -> None:
-    """Memory is needed once.
-
-    Mutation: space/explanation.py: "twin = copy.deepcopy(model, shared)" -> "twin = copy.deepcopy(model)"
-    """
+    """Memory is needed once."""
     classifier = Classifier(save_checkpoint(tmp_path / "model"))
     twin = Explainer(classifier)._model
     assert twin is not classifier.model
@@ -63,10 +57,7 @@ def test_both_models_share_their_weights(tmp_path: Path) -> None:
 
 
 def test_the_rollout_is_that_of_its_paper(tmp_path: Path) -> None:
-    """Products of averaged attention with the residual path, in numpy, from attentions that transformers itself gives.
-
-    Mutation: space/explanation.py: "/ 2 @ reached" -> "@ reached"
-    """
+    """Products of averaged attention with the residual path, in numpy, from the attentions of transformers."""
     explainer = Explainer(Classifier(save_checkpoint(tmp_path / "again", "vit")))
     explainer.classifier.model.set_attn_implementation("eager")
     inputs, _ = explainer.classifier.encode([Question(PICTURE)])
@@ -84,10 +75,7 @@ def test_the_rollout_is_that_of_its_paper(tmp_path: Path) -> None:
 
 
 def test_without_a_class_token_what_reached_all_tokens_counts() -> None:
-    """Patches alone, four of them: the third is looked at by all.
-
-    Mutation: space/explanation.py: "row = reached[0] if extra else reached.mean(0)" -> "row = reached[0]"
-    """
+    """Patches alone, four of them: the third is looked at by all."""
     layer = torch.zeros(4, 4)
     layer[:, 2] = 1
     layer[0] = torch.tensor([0.0, 1.0, 0.0, 0.0])
@@ -96,10 +84,7 @@ def test_without_a_class_token_what_reached_all_tokens_counts() -> None:
 
 
 def test_grad_cam_is_that_of_its_paper(tmp_path: Path) -> None:
-    """Feature maps weighted by the mean gradient of the label's logit, negative sums left out.
-
-    Mutation: space/explanation.py: "slopes.mean((1, 2), keepdim=True)" -> "slopes"
-    """
+    """Feature maps weighted by the mean gradient of the label's logit, negative sums left out."""
     classifier = Classifier(save_checkpoint(tmp_path / "model", "resnet_basic"))
     explainer = Explainer(classifier)
     model, kept = classifier.model, {}
@@ -137,10 +122,7 @@ class Additive(nn.Module):
 
 
 def test_where_words_only_add_up_each_gets_what_it_adds(tmp_path: Path) -> None:
-    """Against a word of padding; integrated gradients are exact there, the strongest is scaled to 1.
-
-    Mutation: space/explanation.py: "* (STEPS / (STEPS - 1))" -> "* 1"
-    """
+    """Against a word of padding; integrated gradients are exact there, the strongest is scaled to 1."""
     classifier = Classifier(save_text_checkpoint(tmp_path / "model"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -161,10 +143,7 @@ def test_where_words_only_add_up_each_gets_what_it_adds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "gpt2", "deberta"])
 def test_words_of_each_architecture_get_weights_and_the_answer_stays(tmp_path: Path, name: str) -> None:
-    """Beside the points on the way to it the text itself is asked.
-
-    Mutation: space/explanation.py: "torch.cat([vectors[:1], start" -> "torch.cat([start[None], start"
-    """
+    """Beside the points on the way to it the text itself is asked."""
     classifier = Classifier(save_text_checkpoint(tmp_path / "model", name))
     explainer = Explainer(classifier)
     assert (explainer.method, explainer.weighs_words) == (None, True)
@@ -177,10 +156,7 @@ def test_words_of_each_architecture_get_weights_and_the_answer_stays(tmp_path: P
 
 
 def test_the_way_from_padding_to_the_text_is_walked_as_its_paper_says(tmp_path: Path) -> None:
-    """The mean gradient at the middles of the steps, times the way, computed on embeddings by hand.
-
-    Mutation: space/explanation.py: "[:, None, None] + 0.5)" -> "[:, None, None])"
-    """
+    """The mean gradient at the middles of the steps, times the way, computed on embeddings by hand."""
     classifier = Classifier(save_text_checkpoint(tmp_path / "model"))
     asked = Question(texts=("word7 word8 word9",))
     answer = Explainer(classifier).answer(asked)
@@ -203,10 +179,7 @@ def test_the_way_from_padding_to_the_text_is_walked_as_its_paper_says(tmp_path: 
 
 
 def test_pieces_of_a_word_share_one_weight_and_nothing_of_the_text_is_lost(tmp_path: Path) -> None:
-    """As the tokenizer groups them.
-
-    Mutation: space/explanation.py: "known[2] + weight]" -> "weight]"
-    """
+    """As the tokenizer groups them."""
 
     encoding = SimpleNamespace(
         sequence_ids=[None, 0, 0, 0, None, 1, None],
@@ -234,18 +207,12 @@ def test_pieces_of_a_word_share_one_weight_and_nothing_of_the_text_is_lost(tmp_p
 def test_tokens_are_laid_out_in_the_grid_that_fits_the_picture(
     tokens: int, size: tuple[int, int], grid: tuple[int, int, int] | None
 ) -> None:
-    """With a class token, two, four registers, or none; of pictures that are no squares, too.
-
-    Mutation: space/explanation.py: "EXTRA_TOKENS = (1, 2, 5, 0)" -> "EXTRA_TOKENS = (1,)"
-    """
+    """With a class token, two, four registers, or none; of pictures that are no squares, too."""
     assert grid_of(tokens, size) == grid
 
 
 def test_the_overlay_glows_where_the_heat_is_and_keeps_the_shape_of_the_picture() -> None:
-    """On black and on white.
-
-    Mutation: space/heat.py: "ground * (1 - cover) + tint * cover" -> "ground"
-    """
+    """On black and on white."""
     heat = np.zeros((4, 4), dtype=np.float32)
     heat[0, 0] = 1
     for colour in ("black", "white"):
@@ -257,10 +224,7 @@ def test_the_overlay_glows_where_the_heat_is_and_keeps_the_shape_of_the_picture(
 
 
 def test_what_a_processor_crops_away_the_model_did_not_see(tmp_path: Path) -> None:
-    """The map lies over the crop.
-
-    Mutation: space/heat.py: "if not getattr(processor, "do_center_crop", False):" -> "if True:"
-    """
+    """The map lies over the crop."""
     classifier = Classifier(save_checkpoint(tmp_path / "model"))
     assert seen_by(classifier.processor, PICTURE) is PICTURE
     classifier.processor.do_center_crop = True

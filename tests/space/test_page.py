@@ -49,10 +49,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
 
 
 def test_names_from_outside_stay_text_everywhere(hostile: Classifier) -> None:
-    """Of classes, models, data, files, texts.
-
-    Mutation: space/page.py: "return escape(str(value), quote=True)" -> "return str(value)"
-    """
+    """Of classes, models, data, files, texts."""
     settings = Settings(
         model=HOSTILE[0], title=HOSTILE[1], base_model=HOSTILE[2], dataset=HOSTILE[3], texts=(HOSTILE[0],)
     )
@@ -95,18 +92,12 @@ def test_the_head_says_what_the_model_is_and_how_good(hostile: Classifier) -> No
     [(0.0, "0.0 %"), (0.0004, "&lt; 0.1 %"), (0.5, "50.0 %"), (0.9996, "&gt; 99.9 %"), (1.0, "100.0 %")],
 )
 def test_what_is_not_quite_certain_does_not_look_so(share: float, words: str) -> None:
-    """Rounded, 0.9996 would be 100 %.
-
-    Mutation: space/page.py: "    if 0.999 < share < 1:" -> "    if False:"
-    """
+    """Rounded, 0.9996 would be 100 %."""
     assert page.percent(share) == words
 
 
 def test_an_answer_names_the_best_label_first_and_whether_an_example_is_right() -> None:
-    """By its true class.
-
-    Mutation: space/page.py: "if truth == labels[best] else" -> "if truth else"
-    """
+    """By its true class."""
     labels = [f"label{number}" for number in range(8)]
     answer = Answer([0.05, 0.6, 0.05, 0.1, 0.05, 0.05, 0.05, 0.05])
     shown = page.verdict(answer, labels, 0.0123, "label1")
@@ -150,10 +141,7 @@ if a < b: print("<script>")
 
 
 def test_a_card_is_shown_without_anything_that_is_fetched_or_run(tmp_path: Path) -> None:
-    """Code stays as it is.
-
-    Mutation: space/about.py: "part.replace("![", "[")" -> "part"
-    """
+    """Code stays as it is."""
     (tmp_path / "README.md").write_text(CARD)
     card = read_card(tmp_path)
     assert (card.base_model, card.accuracy) == ("google/vit", 0.875)
@@ -182,10 +170,7 @@ def test_a_card_that_cannot_be_read_is_no_failure(tmp_path: Path, content: str) 
 def test_settings_are_those_of_the_file_unless_the_environment_names_another_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is said of one model does not hold for another.
-
-    Mutation: space/about.py: ""model": os.environ["MODEL_ID"]," -> "**said, "model": os.environ["MODEL_ID"],"
-    """
+    """What is said of one model does not hold for another."""
     monkeypatch.delenv("MODEL_ID", raising=False)
     assert read_settings(tmp_path) == Settings(model=str(tmp_path / "model"))
     said = {

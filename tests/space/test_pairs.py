@@ -29,10 +29,7 @@ def classifier(space: Path) -> Classifier:
 
 @pytest.mark.parametrize(("name", "fusion"), [("vit", "concat"), ("resnet_basic", "attention"), ("clip", "gated")])
 def test_both_or_either_get_the_scores_of_the_model_itself(tmp_path: Path, name: str, fusion: str) -> None:
-    """Alone and in one batch, to 1e-6.
-
-    Mutation: space/classifier.py: ""image_present": torch.tensor(pictured)" -> ""image_present": torch.tensor(texted)"
-    """
+    """Alone and in one batch, to 1e-6."""
     classifier = Classifier(save_pair(tmp_path / "model", name, fusion=fusion), trust_remote_code=True)
     assert (classifier.takes_picture, classifier.takes_text, classifier.either) == (True, True, True)
     together = classifier.probabilities(QUESTIONS)
@@ -46,10 +43,7 @@ def test_both_or_either_get_the_scores_of_the_model_itself(tmp_path: Path, name:
 
 @pytest.mark.parametrize(("name", "method"), [("vit", "attention rollout"), ("resnet_basic", "Grad-CAM")])
 def test_only_what_is_there_is_explained(tmp_path: Path, name: str, method: str) -> None:
-    """And the answer is the same as without.
-
-    Mutation: space/explanation.py: "        if attention:" -> "        if self._attention:"
-    """
+    """And the answer is the same as without."""
     classifier = Classifier(save_pair(tmp_path / "model", name), trust_remote_code=True)
     explainer = Explainer(classifier)
     assert (explainer.method, explainer.weighs_words) == (method, True)
@@ -64,10 +58,7 @@ def test_only_what_is_there_is_explained(tmp_path: Path, name: str, method: str)
 
 
 def test_a_batch_may_lack_pictures_or_texts_of_some_rows_or_of_all(classifier: Classifier, tmp_path: Path) -> None:
-    """A row with a name that was not uploaded says so.
-
-    Mutation: space/batch.py: "or (None in places and not classifier.either)" -> "or None in places"
-    """
+    """A row with a name that was not uploaded says so."""
     PICTURE.save(tmp_path / "a.png")
     (tmp_path / "t.csv").write_text(f'image,text\na.png,"{TEXT}"\na.png,\n,"{TEXT}"\nb.png,"{TEXT}"\nx,\n')
     lines = list(
@@ -88,10 +79,7 @@ def test_a_batch_may_lack_pictures_or_texts_of_some_rows_or_of_all(classifier: C
 
 
 def test_the_page_says_that_one_is_enough(classifier: Classifier, space: Path) -> None:
-    """Before there is a question, in the help, and where there is none.
-
-    Mutation: space/batch.py: "raise BadBatchError("Choose a picture, write its text, or both.")" -> "pass"
-    """
+    """Before there is a question, in the help, and where there is none."""
     assert "Choose a picture, write its text, or both." in nothing_yet(classifier, ())
     assert "or one of both alone" in batch_help(classifier, ["text"], 9)
     assert "null if there is none" in api(classifier, ["text"], 2, 32)
@@ -114,10 +102,7 @@ def test_the_page_says_that_one_is_enough(classifier: Classifier, space: Path) -
 
 
 def test_its_own_code_is_run_only_where_that_is_said(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In settings.json, which we write, or in the environment.
-
-    Mutation: space/about.py: "os.environ.get("TRUST_REMOTE_CODE") == "1"" -> "True"
-    """
+    """In settings.json, which we write, or in the environment."""
     monkeypatch.setenv("MODEL_ID", str(space / "model"))
     assert read_settings(space) == Settings(model=str(space / "model"))
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")

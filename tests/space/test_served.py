@@ -31,10 +31,7 @@ LIBRARIES = "import gradio, torch; from transformers import AutoImageProcessor, 
 
 
 def test_the_api_says_what_the_model_says(demo: Demo) -> None:
-    """As values, with hostile labels as they are.
-
-    Mutation: space/service.py: "scores = dict(zip(self" -> "scores = dict(zip(reversed(self"
-    """
+    """As values, with hostile labels as they are."""
     status, path = demo.upload("a.png", png())
     assert status == 200
     status, said = demo.ask(file(path), False)
@@ -51,10 +48,7 @@ def test_the_api_says_what_the_model_says(demo: Demo) -> None:
 
 
 def test_the_api_is_documented(demo: Demo) -> None:
-    """One endpoint, its arguments, what it returns; the page's own events are not offered.
-
-    Mutation: space/app.py: ""api_visibility": "private"" -> ""api_visibility": "public""
-    """
+    """One endpoint, its arguments, what it returns; the page's own events are not offered."""
     status, _, said = demo.request("GET", "/gradio_api/info")
     assert status == 200
     endpoints = json.loads(said)["named_endpoints"]
@@ -64,10 +58,7 @@ def test_the_api_is_documented(demo: Demo) -> None:
 
 
 def test_the_shell_example_of_the_page_works(demo: Demo, tmp_path: Path) -> None:
-    """As it is shown.
-
-    Mutation: space/page.py: "/gradio_api/call/classify/$ID" -> "/gradio_api/call/classified/$ID"
-    """
+    """As it is shown."""
     from html import unescape
 
     _, _, config = demo.request("GET", "/config")
@@ -110,10 +101,7 @@ def forbidden_paths(demo: Demo) -> list[str]:
 
 
 def test_no_file_of_this_machine_can_be_had(demo: Demo) -> None:
-    """By absolute, relative, encoded and twice encoded paths, on each of gradio's ways to files.
-
-    Mutation: space/app.py: "allowed_paths=[]," -> "allowed_paths=["/"],"
-    """
+    """By absolute, relative, encoded and twice encoded paths, on each of gradio's ways to files."""
     asked = 0
     for name in forbidden_paths(demo):
         for way in (
@@ -162,10 +150,7 @@ def listener() -> Iterator[tuple[str, list[bytes]]]:
 
 
 def test_nothing_is_fetched_for_visitors(demo: Demo, listener: tuple[str, list[bytes]]) -> None:
-    """By an address in the path, in a question, or in place of a file.
-
-    Mutation: space/guard.py: "if path is not None and "://" in str(path)[:12]:" -> "if False:"
-    """
+    """By an address in the path, in a question, or in place of a file."""
     address, asked = listener
     for way in ("/gradio_api/file=", "/file=", "/gradio_api/proxy=", "/gradio_api/file/"):
         assert demo.request("GET", way + address)[0] in (403, 404)
@@ -187,10 +172,7 @@ def test_no_file_of_this_machine_can_be_asked_about(demo: Demo, path: str) -> No
 
 
 def test_eleven_megabytes_are_too_many(demo: Demo) -> None:
-    """At the border of gradio, and a whole body at that of the guard.
-
-    Mutation: space/app.py: "UPLOAD_LIMIT = "10mb"" -> "UPLOAD_LIMIT = "20mb""
-    """
+    """At the border of gradio, and a whole body at that of the guard."""
     assert demo.upload("large.png", b"\0" * 11_000_000)[0] == 413
     status, _, _ = demo.request("POST", "/gradio_api/upload", b"", Content_Length="100000001")
     assert status == 413
@@ -210,10 +192,7 @@ def test_eleven_megabytes_are_too_many(demo: Demo) -> None:
 def test_what_is_no_picture_is_answered_in_words_and_not_shown_as_a_page(
     demo: Demo, name: str, content: bytes, words: str
 ) -> None:
-    """A browser that is sent to it saves it.
-
-    Mutation: space/guard.py: "lambda payload: payload.path if payload else None" -> "component.preprocess"
-    """
+    """A browser that is sent to it saves it."""
     status, path = demo.upload(name, content)
     assert status == 200
     _, said = demo.ask(file(path), False)
@@ -229,10 +208,7 @@ def test_what_is_no_picture_is_answered_in_words_and_not_shown_as_a_page(
 
 
 def test_forty_at_once_wait_in_a_queue_that_has_an_end(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """34 are taken, 2 of them computed at a time; the others are told; all that were taken are answered.
-
-    Mutation: space/app.py: "WAITING = 32" -> "WAITING = 40"
-    """
+    """34 are taken, 2 of them computed at a time; the others are told; all that were taken are answered."""
     go, running, most = threading.Event(), [], []
 
     def slowly(question: Question, explain: bool) -> Answer:
@@ -266,10 +242,7 @@ def test_forty_at_once_wait_in_a_queue_that_has_an_end(demo: Demo, monkeypatch: 
 
 
 def test_every_answer_tells_browsers_to_fetch_nothing_elsewhere(demo: Demo) -> None:
-    """Whatever a card should smuggle into the page.
-
-    Mutation: space/guard.py: "[*message.get("headers", []), *HEADERS]" -> "[*message.get("headers", [])]"
-    """
+    """Whatever a card should smuggle into the page."""
     for path in ("/", "/config", "/nothing", "/gradio_api/file=http://x/"):
         _, headers, _ = demo.request("GET", path)
         policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
@@ -278,10 +251,7 @@ def test_every_answer_tells_browsers_to_fetch_nothing_elsewhere(demo: Demo) -> N
 
 
 def test_an_error_of_ours_tells_nothing_of_the_machine(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not meant for visitors stays in the log.
-
-    Mutation: space/app.py: "show_error=False," -> "show_error=True,"
-    """
+    """What is not meant for visitors stays in the log."""
 
     def fails(*_: object) -> Answer:
         raise RuntimeError(f"secret path {REPOSITORY}")
@@ -303,19 +273,13 @@ def test_an_error_of_ours_tells_nothing_of_the_machine(demo: Demo, monkeypatch: 
     ],
 )  # fmt: skip
 def test_other_doors_of_gradio_are_shut(demo: Demo, method: str, path: str, status: int) -> None:
-    """Monitoring, recordings, code that is edited from outside.
-
-    Mutation: space/guard.py: "    "process_recording"," -> ""
-    """
+    """Monitoring, recordings, code that is edited from outside."""
     found, _, _ = demo.request(method, path, b"{}" if method == "POST" else None, Content_Type="application/json")
     assert found == status
 
 
 def test_it_runs_as_it_lies(tmp_path: Path) -> None:
-    """`MODEL_ID=... python space/app.py`.
-
-    Mutation: space/about.py: "if "MODEL_ID" in os.environ:" -> "if "MODEL" in os.environ:"
-    """
+    """`MODEL_ID=... python space/app.py`."""
     model = save_checkpoint(tmp_path / "my-model")
     with served(REPOSITORY / "space/app.py", tmp_path / "log", MODEL_ID=str(model)) as demo:
         connection = http.client.HTTPConnection("127.0.0.1", urlsplit(demo.url).port or 0, timeout=60)
@@ -326,8 +290,6 @@ def test_it_runs_as_it_lies(tmp_path: Path) -> None:
 def test_it_is_ready_as_soon_as_its_libraries_are(tmp_path: Path) -> None:
     """Seconds depend on the machine (`make bench-space` shows them); what the demo adds to the imports that it cannot
     do without does not, but for what others do meanwhile: hence the best of three.
-
-    Mutation: space/app.py: "settings = read_settings(HERE)" -> "settings = read_settings(HERE); sum(range(10**9))"
     """
     model = save_checkpoint(tmp_path / "my-model")
 
@@ -342,20 +304,14 @@ def test_it_is_ready_as_soon_as_its_libraries_are(tmp_path: Path) -> None:
 
 
 def test_a_busy_machine_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gradio asks for its own page, waits three seconds, and would have it shared through another's server.
-
-    Mutation: space/app.py: "_frontend=False," -> "_frontend=True,"
-    """
+    """gradio asks for its own page, waits three seconds, and would have it shared through another's server."""
     monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
     with hostile_demo(tmp_path) as demo:
         assert demo.request("GET", "/config")[0] == 200
 
 
 def test_a_model_that_cannot_be_served_ends_it_with_words(tmp_path: Path) -> None:
-    """No traceback.
-
-    Mutation: space/app.py: "sys.exit(f"error: {error}")" -> "raise"
-    """
+    """No traceback."""
     (tmp_path / "empty").mkdir()
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
         "MODEL_ID": str(tmp_path / "empty")

@@ -86,10 +86,7 @@ def trained(base: Path, name: str, strategy: Adapters) -> Adapted:
 
 @pytest.mark.parametrize(("name", "strategy"), SAVED)
 def test_peft_alone_loads_what_was_saved(name: str, strategy: Adapters, tmp_path: Path) -> None:
-    """Also where the new base draws other weights for what the checkpoint lacks.
-
-    Mutation: hf_transfer/strategies/adapters.py: "config.modules_to_save = saved" -> "config.modules_to_save = []"
-    """
+    """Also where the new base draws other weights for what the checkpoint lacks."""
     base = pretrained(tmp_path / "base", name)
     adapted = trained(base, name, strategy)
     expected = logits(adapted.model, adapted.inputs)
@@ -111,7 +108,6 @@ def test_peft_alone_loads_what_was_saved(name: str, strategy: Adapters, tmp_path
 
 @pytest.mark.parametrize(("name", "strategy"), SAVED)
 def test_a_merged_model_is_a_plain_one_that_says_the_same(name: str, strategy: Adapters, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/strategies/adapter_files.py: "plain: Any = deepcopy(model)" -> "plain: Any = model" """
     adapted = trained(pretrained(tmp_path / "base", name), name, strategy)
     before, expected = state(adapted.model), logits(adapted.model, adapted.inputs)
     plain = merged(adapted.model)
@@ -128,10 +124,7 @@ def test_a_merged_model_is_a_plain_one_that_says_the_same(name: str, strategy: A
 
 
 def test_a_grouped_convolution_that_could_not_be_merged_gets_no_adapter() -> None:
-    """LoRA on 8 groups runs with a rank of 8, but peft cannot merge it.
-
-    Mutation: hf_transfer/strategies/adapters.py: "again = adapted.merge_and_unload()(batch)" -> "again = output"
-    """
+    """LoRA on 8 groups runs with a rank of 8, but peft cannot merge it."""
     grouped = [
         layer.get_base_layer()
         for layer in adapt("convnext", LowRankAdaptation()).layers().values()
@@ -141,7 +134,6 @@ def test_a_grouped_convolution_that_could_not_be_merged_gets_no_adapter() -> Non
 
 
 def test_the_folder_holds_the_same_bytes_each_time_and_no_template(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/strategies/adapter_files.py: "sorted(set(settings[key]))" -> "settings[key]" """
     adapted = adapt("bert", LowRankAdaptation())
     folder = tmp_path / "new" / "model"
     save_adapter(adapted.model, folder, base_model_name="someone/bert")
@@ -196,10 +188,7 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_an_adapter_of_another_base_model_is_refused(settings: dict[str, Any], problem: str, tmp_path: Path) -> None:
-    """peft only warns of layers that the folder lacks.
-
-    Mutation: hf_transfer/strategies/adapter_files.py: "if stored.keys() != expected.keys():" -> "if False:"
-    """
+    """peft only warns of layers that the folder lacks."""
     save_adapter(adapt("vit", LowRankAdaptation()).model, tmp_path, base_model_name="someone/vit")
     with pytest.raises(UserError) as caught:
         load_adapter(tmp_path, tiny("vit", **settings)[0])

@@ -122,11 +122,6 @@ def run(layer: Any, weight: Tensor, bias: Any, batch: Tensor) -> Tensor:
     ],
 )
 def test_the_layers_compute_what_the_paper_says(method: str, name: str, target: str) -> None:
-    """Mutation: hf_transfer/strategies/adapters.py: ""lora_alpha": self.scale" -> ""lora_alpha": self.rank"
-    Mutation: hf_transfer/strategies/adapters.py: "r": self.rank, "alpha": self.scale" -> "r": self.rank, "alpha": 1"
-    Mutation: hf_transfer/strategies/adapters.py: ""use_dora": True" -> ""use_dora": False"
-    Mutation: hf_transfer/strategies/adapters.py: "{"feedforward_modules": []}" -> "{"feedforward_modules": ".*"}"
-    """
     # A rank of 8 would be a full one in Kronecker factors as small as these.
     strategy = KroneckerAdaptation(rank=1) if method == "lokr" else STRATEGIES[method]
     layer: Any = adapt(name, strategy, random=True).layers()[target]
@@ -182,10 +177,7 @@ def candidates(name: str, **settings: Any) -> dict[str, bool]:
 def test_every_layer_of_the_blocks_that_peft_can_adapt_carries_an_adapter(
     name: str, count: int, depthwise: int, settings: Mapping[str, Any]
 ) -> None:
-    """LoRA has no depthwise convolutions, (IA)³ has.
-
-    Mutation: hf_transfer/strategies/adapters.py: "if can_adapt[repr(layer)]]" -> "]"
-    """
+    """LoRA has no depthwise convolutions, (IA)³ has."""
     layers = candidates(name, **settings)
     plain = {key for key, is_depthwise in layers.items() if not is_depthwise}
     assert (len(plain), len(layers) - len(plain)) == (count, depthwise)
@@ -195,7 +187,6 @@ def test_every_layer_of_the_blocks_that_peft_can_adapt_carries_an_adapter(
 
 @pytest.mark.parametrize(("name", "top"), [("vit", 1), ("vit", 2), ("resnet_basic", 2), ("gpt2", 1), ("convnext", 4)])
 def test_the_top_blocks_carry_the_adapters(name: str, top: int) -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "blocks[len(blocks) - count :]" -> "blocks[:count]" """
     blocks = (ALL | TEXT_ARCHITECTURES)[name].blocks[-top:]
     found = adapt(name, LowRankAdaptation(layers=top)).layers()
     wanted = {key for key, depthwise in candidates(name).items() if key.startswith(blocks) and not depthwise}
@@ -232,12 +223,7 @@ class Small(nn.Module):
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("method", ["lora", "ia3"])
 def test_exactly_the_adapters_and_what_is_saved_with_them_move(method: str, name: str) -> None:
-    """BatchNorm statistics stand still too. The reference is what peft itself would train.
-
-    Mutation: hf_transfer/strategies/adapters.py: " or "modules_to_save" in name.split(".")" -> ""
-    Mutation: hf_transfer/strategies/adapters.py: " or prefix in name" -> ""
-    Mutation: hf_transfer/strategies/adapters.py: "if group.name == "head"" -> "if True"
-    """
+    """BatchNorm statistics stand still too. The reference is what peft itself would train."""
     strategy = STRATEGIES[method]
     adapted = adapt(name, strategy, random=True)
     model = adapted.model
@@ -264,9 +250,6 @@ def test_exactly_the_adapters_and_what_is_saved_with_them_move(method: str, name
     ],
 )
 def test_the_head_and_the_dense_layers_in_front_of_it_are_saved_whole(name: str, expected: set[str]) -> None:
-    """Mutation: hf_transfer/strategies/adapters.py: "return [*groups[-1].modules, *(" -> "return [*("
-    Mutation: hf_transfer/strategies/adapters.py: "dense.items() if isinstance" -> "{}.items() if isinstance"
-    """
     model = adapt(name, LowRankAdaptation()).model
     saved = {key for key, _ in model.named_modules() if key.endswith("modules_to_save")}
     assert saved == {f"{PREFIX}{key}.modules_to_save" for key in expected}
@@ -274,7 +257,6 @@ def test_the_head_and_the_dense_layers_in_front_of_it_are_saved_whole(name: str,
 
 @pytest.mark.parametrize("method", ["lora", "dora", "lokr", "loha"])
 def test_weights_are_a_function_of_the_seed(method: str) -> None:
-    """Mutation: hf_transfer/strategies/adapters.py: "with seeded(seed), quietly():" -> "with quietly():" """
     before = torch.get_rng_state()
     first, again, other = (state(adapt("vit", STRATEGIES[method], seed=seed).model) for seed in (7, 7, 8))
     assert torch.equal(torch.get_rng_state(), before)
@@ -338,10 +320,7 @@ def test_other_methods_of_peft_learn_what_peft_would_train(peft_type: str) -> No
 
 
 def test_a_layer_that_peft_would_compute_wrongly_gets_no_adapter() -> None:
-    """peft 0.21 reshapes the patches of a 3x3 convolution wrongly for OFT: 7.0 off before anything is learnt.
-
-    Mutation: hf_transfer/strategies/adapters.py: "torch.allclose(again, output, rtol=1e-3, atol=1e-3)" -> "True"
-    """
+    """peft 0.21 reshapes the patches of a 3x3 convolution wrongly for OFT: 7.0 off before anything is learnt."""
     adapted = adapt("resnet_bottleneck", OtherAdapters(peft_type="OFT"))
     sizes = {layer.get_base_layer().kernel_size for layer in adapted.layers().values()}
     assert sizes == {(1, 1)}
@@ -394,7 +373,6 @@ ATTACHABLE_TO_GPT2 = "LORA, IA3, VERA, FROD, PVERA, FOURIERFT, UNILORA, RANDLORA
     ],
 )
 def test_what_cannot_be_done_is_said_in_words(name: str, strategy: Adapters, words: str) -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "if count > len(blocks):" -> "if False:" """
     with pytest.raises(UserError) as caught:
         adapt(name, strategy)
     assert str(caught.value) == words

@@ -70,11 +70,7 @@ def expected(name: str, strategy: str, names: set[str]) -> set[str]:
 def test_exactly_the_named_parameters_move_and_what_is_saved_says_the_same(
     name: str, strategy: str, tmp_path: Path
 ) -> None:
-    """Weights and running statistics, in the last stage; then saved, adapters worked in, and read again.
-
-    Mutation: hf_transfer/strategies/each_tower.py: "(_at(plan, start).trainable for plan in plans)" -> "(_at(plan, start).trainable for plan in plans[:1])"
-    Mutation: hf_transfer/strategies/adapter_files.py: "own if name == "" else _with(plain, name, own)" -> "own if name == "" else plain"
-    """  # noqa: E501
+    """Weights and running statistics, in the last stage; then saved, adapters worked in, and read again."""
     config = pair_settings(strategy=strategy, modality_dropout=0.0)
     model, groups, inputs = prepared_pair(config, name)
     names = {key for group in groups for key in group.parameters}
@@ -130,7 +126,6 @@ def test_adapters_of_two_kinds_stand_side_by_side() -> None:
 
 
 def test_one_tower_can_start_anew_beside_one_that_does_not() -> None:
-    """Mutation: hf_transfer/strategies/each_tower.py: "renew_tower(model, tower)" -> "pass" """
     before = state(tiny_pair())
     config = pair_settings(image_strategy="linear_probe", text_strategy="scratch")
     model, _, _ = prepared_pair(config)
@@ -154,7 +149,6 @@ def rates(config: Any, **more: Any) -> dict[str, float]:
 
 
 def test_rates_fall_within_each_tower_by_itself_and_the_head_has_its_own() -> None:
-    """Mutation: hf_transfer/training/rates.py: "for group in groups_of(tower, groups) if" -> "for group in groups if" """  # noqa: E501
     found = rates(pair_settings(strategy="full"), layer_lr_decay=0.5, head_learning_rate=0.02)
     assert found["text_tower.encoder.layer.2.output.dense.weight"] == pytest.approx(5e-4)
     assert found["text_tower.embeddings.word_embeddings.weight"] == pytest.approx(1e-3 / 2**4)

@@ -16,7 +16,7 @@ from hf_transfer.training import loop
 from hf_transfer.training.progress import Fit
 from tests.tiny_models import ALL, Architecture, state
 from tests.tiny_text_models import TEXT_ARCHITECTURES
-from tests.training.conftest import own_accelerator  # noqa: F401
+from tests.training.conftest import own_accelerator
 from tests.training.toy_task import rows_for, settings, text_settings, tiny, train
 
 # The names under which peft keeps what learns.
@@ -139,10 +139,7 @@ def expected_to_learn(name: str, strategy: str, names: list[str]) -> list[set[st
 
 @cases
 def test_exactly_the_named_parameters_move_in_every_epoch(name: str, strategy: str) -> None:
-    """And all that is frozen is what it was, to the bit.
-
-    Mutation: hf_transfer/training/loop.py: "set_trainable(model, groups, stage.trainable)" -> "set_trainable(model, groups, stages[-1].trainable)"
-    """  # noqa: E501
+    """And all that is frozen is what it was, to the bit."""
     found = run(name, strategy)
     names = [key for key, _ in found.fitted.model.named_parameters()]
     expected = expected_to_learn(name, strategy, names)
@@ -155,7 +152,6 @@ def test_exactly_the_named_parameters_move_in_every_epoch(name: str, strategy: s
 
 @cases
 def test_statistics_move_only_where_a_batch_norm_learns_whole(name: str, strategy: str) -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "any(not p" -> "all(not p" """
     found = run(name, strategy)
     count = 0
     for stage, before, after, _ in found.epochs():
@@ -181,7 +177,6 @@ def test_all_other_buffers_stay(name: str, strategy: str) -> None:
 
 @pytest.mark.parametrize(("name", "strategy"), [(name, s) for name in ("vit", "bert") for s in STRATEGIES])
 def test_dropout_is_off_where_nothing_learns_and_on_where_something_does(name: str, strategy: str) -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "_thaw(module) if learns and" -> "_thaw(module) if False and" """
     found, parts = run(name, strategy), parts_of(name)
     slices = [parts.embeddings, *((block,) for block in parts.blocks), parts.final, (parts.head,)]
     watched_epochs = 0
@@ -208,10 +203,7 @@ def test_the_head_learns_in_every_stage(name: str, strategy: str) -> None:
 
 @cases
 def test_what_learned_is_counted(name: str, strategy: str) -> None:
-    """The most that learned at a time.
-
-    Mutation: hf_transfer/training/loop.py: "result.trainable = max(result.trainable, " -> "result.trainable = min(10, "
-    """
+    """The most that learned at a time."""
     fitted = run(name, strategy).fitted
     sizes = {key: value.numel() for key, value in fitted.model.named_parameters()}
     learning = expected_to_learn(name, strategy, list(sizes))
@@ -221,10 +213,7 @@ def test_what_learned_is_counted(name: str, strategy: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("strategy", sorted(SOLVED))
 def test_a_solved_head_takes_one_epoch(name: str, strategy: str) -> None:
-    """And the epochs that the user asked for are what follows.
-
-    Mutation: hf_transfer/training/loop.py: "            continue" -> "            pass"
-    """
+    """And the epochs that the user asked for are what follows."""
     found = run(name, strategy)
     solved = ["regularisation" in row for row in found.fitted.history]
     assert solved == ([True] if strategy == "linear_probe" else [True, False, False])
@@ -232,7 +221,6 @@ def test_a_solved_head_takes_one_epoch(name: str, strategy: str) -> None:
 
 @cases
 def test_the_model_that_comes_back_is_that_of_the_best_epoch(name: str, strategy: str) -> None:
-    """Mutation: hf_transfer/training/loop.py: "changing = learning_parameters(stages) | " -> "changing = " """
     found = run(name, strategy)
     best = found.moments[found.fitted.best_epoch + 1]
     assert found.fitted.soup == [found.fitted.best_epoch]

@@ -68,7 +68,6 @@ def expected_to_learn(name: str, strategy: str) -> set[str]:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_exactly_the_named_parameters_move(name: str, strategy: str) -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "_(name in names)" -> "_()" """
     model, _ = prepared(name, STRATEGIES[strategy])
     before = state(model)
     train(model, name, steps=1)
@@ -79,7 +78,6 @@ def test_exactly_the_named_parameters_move(name: str, strategy: str) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", ["resnet_basic", "resnet_bottleneck", "mobilenet_v2"])
 def test_statistics_of_frozen_groups_do_not_drift(name: str, strategy: str) -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: ".train(False)" -> ".train(mode)" """
     model, _ = prepared(name, STRATEGIES[strategy])
     before = state(model)
     train(model, name, steps=3)
@@ -93,7 +91,6 @@ def test_statistics_of_frozen_groups_do_not_drift(name: str, strategy: str) -> N
 
 
 def test_dropout_is_off_in_frozen_groups_and_on_in_learning_ones() -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "_thaw(module) if learns and" -> "_thaw(module) if True or" """
     model, groups = prepared(
         "vit", PartialFineTuning(layers=1), hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5
     )
@@ -117,7 +114,6 @@ def test_dropout_is_off_in_frozen_groups_and_on_in_learning_ones() -> None:
 
 
 def test_freezing_survives_deep_copies_and_every_further_call_of_train() -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "if not isinstance(module, _Frozen):" -> "if False:" """
     model, _ = prepared("resnet_basic", LinearProbe())
     twin = copy.deepcopy(copy.deepcopy(model))
     before = state(twin)
@@ -132,7 +128,6 @@ def test_freezing_survives_deep_copies_and_every_further_call_of_train() -> None
 
 
 def test_thawing_gives_back_the_class_and_the_behaviour() -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "type(module).__bases__[1]" -> "type(module)" """
     model, groups = tiny_model("resnet_basic"), trace_groups(tiny_model("resnet_basic"), pixels("resnet_basic"))
     classes = [type(module) for module in model.modules()]
     twin = copy.deepcopy(model)
@@ -149,10 +144,7 @@ def test_thawing_gives_back_the_class_and_the_behaviour() -> None:
 
 @pytest.mark.parametrize(("strategy", "mode"), [(FullFineTuning(), True), (LinearProbe(), False)])
 def test_a_group_without_parameters_goes_with_the_one_in_front_of_it(strategy: Strategy, mode: bool) -> None:
-    """Dropout between the last block and the head follows what it drops.
-
-    Mutation: hf_transfer/strategies/freezing.py: "        if group.parameters:" -> "        if True:"
-    """
+    """Dropout between the last block and the head follows what it drops."""
     model = tiny_model("resnet_basic")
     model.set_submodule("classifier.0", nn.Sequential(nn.Flatten(), nn.Dropout(0.5)))
     groups = trace_groups(model, pixels("resnet_basic"))
@@ -187,7 +179,6 @@ def test_a_model_with_frozen_groups_is_saved_as_a_plain_one(name: str, tmp_path:
 
 
 def test_a_group_with_one_learning_parameter_is_not_frozen() -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "not names.isdisjoint(" -> "names.issuperset(" """
     model = tiny_model("vit", hidden_dropout_prob=0.5)
     groups = trace_groups(model, pixels("vit"))
     set_trainable(model, groups, {"vit.layers.0.mlp.fc1.bias"})
@@ -198,7 +189,6 @@ def test_a_group_with_one_learning_parameter_is_not_frozen() -> None:
 
 
 def test_unknown_names_are_refused_before_anything_is_changed() -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "names - parameters.keys()" -> "names - names" """
     model = tiny_model("vit")
     groups = trace_groups(model, pixels("vit"))
     with pytest.raises(

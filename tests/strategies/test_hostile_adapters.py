@@ -2,7 +2,7 @@
 
 import json
 import os
-import pickle  # noqa: TID251 (to show that it is never read)
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -67,10 +67,7 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_module_that_an_adapter_names_is_not_imported(folder: Path, evil: str) -> None:
-    """peft imports it when it looks for layers that it can adapt.
-
-    Mutation: hf_transfer/models/trust.py: "if settings.get("megatron_config"):" -> "if False:"
-    """
+    """peft imports it when it looks for layers that it can adapt."""
     change(folder, megatron_config={"tensor_model_parallel_size": 1}, megatron_core=evil)
     assert refused(lambda: load_adapter(folder, tiny("vit")[0])) == [
         f"Expected: an adapter in {folder} that is data alone",
@@ -110,7 +107,6 @@ def test_a_pickle_in_the_place_of_an_adapter_or_beside_it_is_not_read(
     ],
 )
 def test_settings_that_are_none_are_refused_in_words(content: bytes, found: str, folder: Path) -> None:
-    """Mutation: hf_transfer/evaluation/run_folder.py: "settings = adapter_settings(folder)" -> "settings = json.loads((folder / 'adapter_config.json').read_bytes())" """  # noqa: E501
     (folder / "adapter_config.json").write_bytes(content)
     for load in (
         lambda: adapter_settings(folder),
@@ -130,7 +126,6 @@ VALUES = st.sampled_from([None, -1, 0, 10**6, 1.5, "x", "", [], {}, [1], {"a": 1
 def test_an_adapter_with_anything_else_in_its_files_is_read_or_refused_in_words(
     good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Mutation: hf_transfer/strategies/adapter_files.py: "    except Exception as error:" -> "    except RuntimeError as error:" """  # noqa: E501
     folder = Path(shutil.copytree(good, tmp_path_factory.mktemp("spoiled") / "adapter"))
     if data.draw(st.booleans()):
         names = sorted(json.loads((folder / "adapter_config.json").read_text()))

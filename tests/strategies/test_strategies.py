@@ -67,7 +67,6 @@ def test_a_strategy_leaves_the_model_alone(name: str) -> None:
     ],
 )
 def test_the_top_learns_and_the_bottom_does_not(name: str, strategy: Strategy, expected: list[str]) -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "blocks[len(blocks) - count :]" -> "blocks[count - 1 :]" """
     groups = trace_groups(tiny_model(name), pixels(name))
     assert learning(groups, strategy.stages(groups, 1)) == expected
 
@@ -81,7 +80,6 @@ def test_full_and_scratch_let_every_parameter_learn(name: str, strategy: Strateg
 
 
 def test_only_scratch_starts_from_fresh_weights() -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "fresh_weights: bool = True" -> "fresh_weights: bool = 0" """
     assert [strategy.fresh_weights for strategy in STRATEGIES] == [False, False, False, True]
 
 
@@ -91,7 +89,6 @@ def test_gentler_strategies_have_higher_rates() -> None:
 
 
 def test_more_layers_than_blocks_are_refused() -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "if count > len(blocks):" -> "if count > len(blocks) + 1:" """
     with pytest.raises(UserError) as caught:
         PartialFineTuning(layers=4).stages(GROUPS, 1)
     assert str(caught.value).splitlines() == [
@@ -120,7 +117,6 @@ def test_the_frozen_prefix_ends_where_learning_begins(strategy: Strategy, expect
 
 
 def test_the_frozen_prefix_is_what_learns_in_no_stage() -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "for stage in stages))" -> "for stage in stages[:1]))" """
     late = [Stage(frozenset({"head.weight"}), 1), Stage(frozenset({"b.1.weight"}), 1)]
     assert frozen_prefix(GROUPS, late) == 2
     assert frozen_prefix(GROUPS, []) == len(GROUPS)
@@ -159,17 +155,13 @@ def openings(groups: list[Group], epochs: int) -> list[tuple[str, int]]:
 def test_gradual_unfreezing_opens_from_the_top(
     groups: list[Group], epochs: int, expected: list[tuple[str, int]]
 ) -> None:
-    """One opening in each epoch, several where epochs are few; the last lasts as long as epochs remain.
-
-    Mutation: hf_transfer/strategies/freezing.py: "math.ceil(openings * number / count)" -> "openings * number // count"
-    """
+    """One opening in each epoch, several where epochs are few; the last lasts as long as epochs remain."""
     assert openings(groups, epochs) == expected
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 12, 24])
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 26, 40])
 def test_gradual_unfreezing_keeps_to_its_epochs_and_ends_with_all(blocks: int, epochs: int) -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "else epochs - count + 1" -> "else epochs - count" """
     groups = chain(blocks)
     stages = GradualUnfreezing().stages(groups, epochs)
     assert sum(stage.epochs for stage in stages) == epochs
@@ -180,10 +172,7 @@ def test_gradual_unfreezing_keeps_to_its_epochs_and_ends_with_all(blocks: int, e
 
 @pytest.mark.parametrize(("epochs", "steps_of_the_head"), [(1, 1), (4, 1), (5, 2), (20, 5)])
 def test_the_head_is_solved_and_then_all_is_tuned(epochs: int, steps_of_the_head: int) -> None:
-    """A quarter more for the head, where it cannot be solved.
-
-    Mutation: hf_transfer/strategies/freezing.py: "math.ceil(epochs / 4), solved=True" -> "math.ceil(epochs / 4)"
-    """
+    """A quarter more for the head, where it cannot be solved."""
     head, everything = LinearProbeThenFineTuning().stages(GROUPS, epochs)
     assert head == Stage(frozenset({"head.weight"}), steps_of_the_head, solved=True)
     assert everything == Stage(frozenset(f"{group.name}.weight" for group in GROUPS), epochs)
@@ -191,10 +180,7 @@ def test_the_head_is_solved_and_then_all_is_tuned(epochs: int, steps_of_the_head
 
 @pytest.mark.parametrize("name", ["vit", "resnet_basic", "bert"])
 def test_bitfit_names_every_bias_and_the_head(name: str) -> None:
-    """By the layers' own attribute, not by their parameters' names.
-
-    Mutation: hf_transfer/strategies/freezing.py: "Stage(biases | head, epochs)" -> "Stage(biases, epochs)"
-    """
+    """By the layers' own attribute, not by their parameters' names."""
     text = name == "bert"
     model = tiny_text_model(name) if text else tiny_model(name)
     groups = trace_groups(model, token_ids() if text else pixels(name))
@@ -211,10 +197,7 @@ def test_rates_of_the_strategies_of_many_stages_and_of_biases() -> None:
 
 
 def test_a_backbone_without_biases_is_refused_for_bitfit() -> None:
-    """It would be a linear probe, trained step by step.
-
-    Mutation: hf_transfer/strategies/freezing.py: "if biases <= head:" -> "if False:"
-    """
+    """It would be a linear probe, trained step by step."""
     groups = [Group("b.0", ("b",), ("b.weight",)), Group("head", ("head",), ("head.weight", "head.bias"))]
     with pytest.raises(UserError, match="for --strategy bitfit a backbone with biases"):
         BiasTuning().stages(groups, 1)

@@ -102,7 +102,7 @@ def main(folder: Path) -> None:
         parts.append({"numbers": sum(value.numel() for value in held), "units": units})
         return part
 
-    setattr(steps, "sharded_copy", noting)  # noqa: B010
+    setattr(steps, "sharded_copy", noting)
     with start_accelerator(settings()) as accelerator:
         for name in COMPARED:
             keep(trained(name, folder / name, accelerator, save_steps=0), folder / name, accelerator)

@@ -53,11 +53,7 @@ def equal(found: Weights, expected: Weights) -> bool:
 
 
 def test_a_pull_goes_a_share_of_the_way_back_at_each_groups_own_rate() -> None:
-    """w - rate * alpha * (w - w0), in numpy; the head is left alone.
-
-    Mutation: hf_transfer/training/averaging.py: "float(rates[parameter]) * self.alpha" -> "self.alpha"
-    Mutation: hf_transfer/training/averaging.py: "name not in self._head and" -> ""
-    """
+    """w - rate * alpha * (w - w0), in numpy; the head is left alone."""
     model, groups = prepared("vit")
     start = state(model)
     pull = StartingPoint(model, groups, alpha=0.3)
@@ -93,7 +89,6 @@ def test_a_pull_of_one_goes_all_the_way_back() -> None:
 
 
 def test_only_open_values_are_remembered_and_a_later_stage_adds_its_own() -> None:
-    """Mutation: hf_transfer/training/averaging.py: "and name not in self._start" -> "" """
     model, groups = prepared("vit", layers=1)
     start = state(model)
     pull = StartingPoint(model, groups, alpha=0.3)
@@ -136,11 +131,7 @@ def test_a_starting_point_survives_a_checkpoint() -> None:
 
 @pytest.mark.parametrize("decay", [0.25, 0.999])
 def test_the_average_is_the_recursion_written_out(decay: float) -> None:
-    """In numpy, with a decay that grows to its limit; statistics of BatchNorm are the latest.
-
-    Mutation: hf_transfer/training/averaging.py: "(1 + self.steps) / (10 + self.steps)" -> "self.steps / 10"
-    Mutation: hf_transfer/training/averaging.py: "if name in statistics:" -> "if not name:"
-    """
+    """In numpy, with a decay that grows to its limit; statistics of BatchNorm are the latest."""
     model, _ = prepared("resnet_basic")
     average = ExponentialMovingAverage(model, decay)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -175,10 +166,7 @@ def averaged_resnet() -> tuple[nn.Module, ExponentialMovingAverage]:
 
 
 def test_the_weights_come_back_to_the_bit() -> None:
-    """Also statistics that were computed anew meanwhile, and their counters.
-
-    Mutation: hf_transfer/training/averaging.py: "_statistics(model, counts=True).keys()" -> "self._averages.keys()"
-    """
+    """Also statistics that were computed anew meanwhile, and their counters."""
     model, average = averaged_resnet()
     before, storages = state(model), {name: value.data_ptr() for name, value in model.state_dict().items()}
     with average.applied(model):
@@ -189,7 +177,6 @@ def test_the_weights_come_back_to_the_bit() -> None:
 
 
 def test_the_weights_come_back_after_an_error() -> None:
-    """Mutation: hf_transfer/training/averaging.py: "      _write(values, before)" -> "      str(before)" """
     model, average = averaged_resnet()
     before = state(model)
     with pytest.raises(KeyboardInterrupt), average.applied(model):
@@ -218,7 +205,6 @@ def test_a_copy_of_the_model_has_the_same_average() -> None:
 
 
 def test_a_stage_that_opens_more_goes_on_with_the_average() -> None:
-    """Mutation: hf_transfer/training/averaging.py: "if name not in self._averages:" -> "if name:" """
     model, groups = prepared("vit", layers=1)
     average = ExponentialMovingAverage(model, 0.9)
     first = open_names(model)
@@ -260,11 +246,7 @@ def statistics(model: nn.Module) -> Weights:
 
 @pytest.mark.parametrize("name", ["resnet_basic", "mobilenet_v2"])
 def test_statistics_are_those_of_torchs_own_way(name: str) -> None:
-    """Both models are without dropout.
-
-    Mutation: hf_transfer/training/averaging.py: "norm.momentum = None" -> "norm.momentum = 0.1"
-    Mutation: hf_transfer/training/averaging.py: "            norm.reset_running_stats()" -> "            str(norm)"
-    """
+    """Both models are without dropout."""
     model, _ = prepared(name)
     twin = copy.deepcopy(model)
     recompute_batch_norm(model, batches(name))
@@ -273,7 +255,6 @@ def test_statistics_are_those_of_torchs_own_way(name: str) -> None:
 
 
 def test_frozen_statistics_stay() -> None:
-    """Mutation: hf_transfer/training/averaging.py: "isinstance(module, _BatchNorm) and module.training" -> "isinstance(module, _BatchNorm)" """  # noqa: E501
     model, _ = prepared("resnet_basic", layers=1)
     before = statistics(model)
     recompute_batch_norm(model, batches("resnet_basic"))
@@ -284,7 +265,6 @@ def test_frozen_statistics_stay() -> None:
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_momenta_and_modes_are_as_before_also_after_an_error(training: bool, broken: bool) -> None:
-    """Mutation: hf_transfer/training/averaging.py: "    norm.momentum = momentum" -> "    str(momentum)" """
 
     def given() -> Iterator[dict[str, Tensor]]:
         yield batches("resnet_basic")[0]
@@ -312,7 +292,6 @@ def test_without_batches_the_statistics_stay() -> None:
 
 
 def test_a_model_without_batch_norm_does_not_look_at_the_batches() -> None:
-    """Mutation: hf_transfer/training/averaging.py: "        if norms:" -> "        if True:" """
 
     def given() -> Iterator[dict[str, Tensor]]:
         pytest.fail("asked for a batch")
@@ -323,7 +302,6 @@ def test_a_model_without_batch_norm_does_not_look_at_the_batches() -> None:
 
 
 def test_dropout_is_off_and_no_random_number_is_drawn() -> None:
-    """Mutation: hf_transfer/training/averaging.py: "    model.eval()" -> "    model.train()" """
 
     class Noisy(nn.Sequential):
         def forward(self, pixel_values: Tensor) -> Tensor:

@@ -50,7 +50,6 @@ def found(
 def test_the_largest_batch_that_fits_is_taken_and_a_step_sees_as_many_samples(
     tmp_path: Path, room: int, size: int, steps: int
 ) -> None:
-    """Mutation: hf_transfer/training/batch_size.py: "if number % size == 0" -> "" """
     chosen, sentence, _, _ = found(
         "vit", tmp_path, room=room, per_device_train_batch_size=8, gradient_accumulation_steps=3
     )
@@ -59,7 +58,6 @@ def test_the_largest_batch_that_fits_is_taken_and_a_step_sees_as_many_samples(
 
 
 def test_evaluation_has_its_own_size_and_looks_at_all_splits(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/batch_size.py: "torch.no_grad(), " -> "" """
     chosen, _, _, tried = found("bert", tmp_path, room=4, evaluation=20, per_device_eval_batch_size=32)
     assert chosen.per_device_eval_batch_size == 16
     assert [trial.size for trial in tried if not trial.training] == [32, 16, 16, 16]
@@ -67,7 +65,6 @@ def test_evaluation_has_its_own_size_and_looks_at_all_splits(tmp_path: Path) -> 
 
 
 def test_the_longest_texts_are_tried(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/batch_size.py: "np.argsort(-lengths" -> "np.argsort(lengths" """
     *_, tried = found("bert", tmp_path, room=4, per_device_train_batch_size=4)
     (step,) = [trial for trial in tried if trial.training]
     assert step.lengths == sorted(rows_for("bert", 40).lengths.tolist())[-4:][::-1]  # type: ignore[attr-defined]
@@ -76,7 +73,6 @@ def test_the_longest_texts_are_tried(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["vit", "resnet_basic", "bert"])
 @pytest.mark.parametrize("strategy", [FullFineTuning(), LinearProbe()])
 def test_the_model_and_the_random_numbers_are_as_before(tmp_path: Path, name: str, strategy: Strategy) -> None:
-    """Mutation: hf_transfer/training/batch_size.py: "buffer.copy_(buffers[name])" -> "pass" """
     untouched, _, _ = tiny(name)
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -97,10 +93,7 @@ def test_the_model_and_the_random_numbers_are_as_before(tmp_path: Path, name: st
 def test_memory_of_all_that_lies_beside_a_step_is_held_while_it_is_tried(
     tmp_path: Path, more: dict[str, Any], copies: int
 ) -> None:
-    """Gradients, two moments, the best epoch and the one that may follow it; what a checkpoint is written from.
-
-    Mutation: hf_transfer/training/batch_size.py: "copies += best + " -> "copies += 0 * "
-    """
+    """Gradients, two moments, the best epoch and the one that may follow it; what a checkpoint is written from."""
     held: list[int] = []
     real = torch.zeros_like
 
@@ -115,7 +108,6 @@ def test_memory_of_all_that_lies_beside_a_step_is_held_while_it_is_tried(
 
 
 def test_a_run_that_goes_on_keeps_its_batches_though_there_is_more_room_now(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/batch_size.py: "sizes = told[0] or " -> "sizes = " """
     first, _, _, _ = found("vit", tmp_path, room=2, save_steps=1)
     then, sentence, _, tried = found("vit", tmp_path, room=64, save_steps=1)
     assert first == then
@@ -124,13 +116,11 @@ def test_a_run_that_goes_on_keeps_its_batches_though_there_is_more_room_now(tmp_
 
 
 def test_nothing_is_remembered_of_a_run_that_is_not_to_be_saved(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/batch_size.py: "None if config.save_steps == 0 else " -> "" """
     found("vit", tmp_path, room=2, save_steps=0)
     assert not list(tmp_path.iterdir())
 
 
 def test_if_not_even_one_sample_fits_it_is_said(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/batch_size.py: "if not all(smallest):" -> "if False:" """
     with pytest.raises(UserError) as raised:
         found("vit", tmp_path, room=0)
     assert str(raised.value).splitlines() == [
@@ -141,7 +131,6 @@ def test_if_not_even_one_sample_fits_it_is_said(tmp_path: Path) -> None:
 
 
 def test_any_other_error_of_a_trial_is_not_hidden(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/batch_size.py: "if not is_out_of_memory(error):" -> "if False:" """
     with pytest.raises(RuntimeError, match="something else"):
         found("vit", tmp_path, room=-1)
 
@@ -163,7 +152,6 @@ def test_batches_that_were_halved_come_to_the_same_losses(tmp_path: Path) -> Non
 
 
 def test_divisors_go_from_the_number_to_one() -> None:
-    """Mutation: hf_transfer/training/batch_size.py: "range(number, 0, -1)" -> "range(1, number + 1)" """
     assert divisors(12) == [12, 6, 4, 3, 2, 1]
     assert divisors(1) == [1]
 
@@ -180,7 +168,6 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is set as Linux has it")
 def test_under_a_real_limit_a_recipe_finds_its_batches_and_trains(task: tuple[Path, Path], tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/batch_size.py: "return size" -> "return sizes[0]" """
     data, checkpoint = task
     allowed = str(500 * MIB)
     out = tmp_path / "out"
@@ -194,7 +181,6 @@ def test_under_a_real_limit_a_recipe_finds_its_batches_and_trains(task: tuple[Pa
 
 
 def test_two_processes_agree_on_what_fits_on_both(task: tuple[Path, Path], tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/batch_size.py: "everyone.amin(0)" -> "everyone.amax(0)" """
     save_text_checkpoint(tmp_path / "small", "bert")
     given = (str(task[0]), str(tmp_path / "small"), str(tmp_path / "out"), "0")
     ended = two_forks("tests/training/limited_memory.py", *given)

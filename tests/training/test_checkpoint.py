@@ -49,9 +49,6 @@ def names(folder: Path) -> list[str]:
 
 
 def test_the_newest_checkpoint_comes_back_and_the_oldest_go(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/checkpoint.py: "whole[: 1 - self.keep]" -> "whole[:0]"
-    Mutation: hf_transfer/training/checkpoint.py: "for folder in reversed(self.own()):" -> "for folder in self.own():"
-    """
     checkpoints = save(tmp_path / "c", 2, 10, 100, 30)
     assert names(tmp_path / "c") == ["checkpoint-00000030", "checkpoint-00000100", "run.json"]
     agrees(checkpoints.newest()[0], 100)
@@ -65,7 +62,6 @@ def test_a_folder_without_checkpoints_has_none_and_is_left_alone(tmp_path: Path)
 
 
 def test_the_same_step_is_not_written_twice(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/checkpoint.py: "if self._is_own(final):" -> "if False:" """
     checkpoints = save(tmp_path, 5)
     before = (tmp_path / "checkpoint-00000005" / STATE).stat().st_ino
     checkpoints.save(5, content(6), {"note": "step 6"})
@@ -94,10 +90,6 @@ def flipped(path: Path) -> None:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [missing, empty, half, flipped])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path: Path, name: str, damage: Any) -> None:
-    """Mutation: hf_transfer/training/checkpoint.py: "if _sha256(path) != sha256" -> "if not sha256"
-    Mutation: hf_transfer/training/checkpoint.py: "if not path.is_file():" -> "if False:"
-    Mutation: hf_transfer/training/checkpoint.py: "whole = manifest == _signed(" -> "whole = manifest and _signed("
-    """
     checkpoints = save(tmp_path, 1, 2)
     broken = tmp_path / "checkpoint-00000002"
     damage(broken / name)
@@ -123,7 +115,6 @@ def test_where_all_are_damaged_there_is_none(tmp_path: Path) -> None:
 
 
 def test_steps_tell_which_is_newest_and_no_clock(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/checkpoint.py: "key=_step_of)" -> "key=lambda path: path.stat().st_mtime)" """
     checkpoints = save(tmp_path, 8, 9)
     os.utime(tmp_path / "checkpoint-00000009", (0, 0))
     agrees(checkpoints.newest()[0], 9)
@@ -132,10 +123,7 @@ def test_steps_tell_which_is_newest_and_no_clock(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_run_is_not_ours(tmp_path: Path) -> None:
-    """Neither taken nor counted nor in the way.
-
-    Mutation: hf_transfer/training/checkpoint.py: "["run"] == self.run" -> "["run"]"
-    """
+    """Neither taken nor counted nor in the way."""
     save(tmp_path / "other", 3, 9999)
     ours = save(tmp_path / "ours", 1, 2)
     for name in ("checkpoint-00000003", "checkpoint-00009999"):
@@ -147,10 +135,7 @@ def test_a_checkpoint_of_another_run_is_not_ours(tmp_path: Path) -> None:
 
 
 def test_a_run_that_begins_anew_has_none_of_the_old_ones(tmp_path: Path) -> None:
-    """Nor does it disown them before it has one of its own.
-
-    Mutation: hf_transfer/training/checkpoint.py: "                    self._write_run(self._unsaved)" -> "                    pass"
-    """  # noqa: E501
+    """Nor does it disown them before it has one of its own."""
     checkpoints = save(tmp_path, 1, 2)
     checkpoints.begin(store=True)
     checkpoints.remember("batch", 8)
@@ -164,7 +149,6 @@ def test_a_run_that_begins_anew_has_none_of_the_old_ones(tmp_path: Path) -> None
 
 
 def test_a_folder_that_was_renamed_is_not_believed(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/checkpoint.py: "_step_of(folder) not in (-1, manifest["step"])" -> "False" """
     checkpoints = save(tmp_path, 1, 2)
     (tmp_path / "checkpoint-00000002").rename(tmp_path / "checkpoint-00000077")
     found, notes = checkpoints.newest()
@@ -173,7 +157,6 @@ def test_a_folder_that_was_renamed_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_version_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/checkpoint.py: "if manifest["format"] != FORMAT:" -> "if False:" """
     with monkeypatch.context() as patch:
         patch.setattr("hf_transfer.training.checkpoint.FORMAT", 99)
         save(tmp_path, 1)
@@ -182,7 +165,6 @@ def test_a_checkpoint_of_another_version_is_not_read(tmp_path: Path, monkeypatch
 
 
 def test_a_manifest_does_not_lead_out_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/checkpoint.py: "if not whole or not plain or" -> "if not whole or" """
     (tmp_path / "secret").write_text("s")
     inside = {"secret": {"bytes": 1, "sha256": "0"}}
     original = Checkpoints._manifest
@@ -202,7 +184,6 @@ def test_a_manifest_does_not_lead_out_of_its_folder(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"run": 7}', '"x"'])
 def test_damaged_notes_of_a_run_do_not_disown_its_checkpoints(tmp_path: Path, text: str) -> None:
-    """Mutation: hf_transfer/training/checkpoint.py: "self._run_of_newest() or " -> "" """
     checkpoints = save(tmp_path, 1, 2)
     (tmp_path / "checkpoint-00000077").mkdir()
     (tmp_path / "run.json").write_text(text)
@@ -219,10 +200,7 @@ def test_damaged_notes_without_a_checkpoint_make_a_new_run(tmp_path: Path) -> No
 
 
 def test_what_cannot_be_read_counts_as_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bad block of the disk, for one.
-
-    Mutation: hf_transfer/training/checkpoint.py: "            raise BrokenCheckpointError(str(error)) from error" -> "            raise"
-    """  # noqa: E501
+    """A bad block of the disk, for one."""
     checkpoints = save(tmp_path, 1, 2)
     original = checkpoint._sha256
 
@@ -238,7 +216,6 @@ def test_what_cannot_be_read_counts_as_damaged(tmp_path: Path, monkeypatch: pyte
 
 
 def test_checkpoints_of_another_version_are_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/checkpoint.py: "            except OtherFormatError as reason:" -> "            except ZeroDivisionError as reason:" """  # noqa: E501
     save(tmp_path, 1)
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     with pytest.raises(UserError) as caught:
@@ -251,10 +228,7 @@ def test_checkpoints_of_another_version_are_not_set_aside(tmp_path: Path, monkey
 
 
 def test_a_folder_that_cannot_be_deleted_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Network disks keep files that are open.
-
-    Mutation: hf_transfer/training/checkpoint.py: "shutil.rmtree(aside, ignore_errors=True)" -> "shutil.rmtree(aside)"
-    """
+    """Network disks keep files that are open."""
     checkpoints = save(tmp_path, 1, 2)
     original = os.rmdir
 
@@ -272,7 +246,6 @@ def test_a_folder_that_cannot_be_deleted_does_not_end_the_run(tmp_path: Path, mo
 
 
 def test_a_disk_without_room_is_named_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/checkpoint.py: "if size > (free := free_bytes" -> "if 0 > (free := free_bytes" """
     monkeypatch.setattr(checkpoint, "free_bytes", lambda _: 1_999_999)
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.refuse_without_room(1_999_999)
@@ -285,10 +258,7 @@ def test_a_disk_without_room_is_named_before_training(tmp_path: Path, monkeypatc
 
 
 def test_damaged_checkpoints_do_not_push_whole_ones_out(tmp_path: Path) -> None:
-    """Nor the one that has just been written, if a run has gone back behind them.
-
-    Mutation: hf_transfer/training/checkpoint.py: "if self._is_own(folder) and folder != newest" -> ""
-    """
+    """Nor the one that has just been written, if a run has gone back behind them."""
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 5, 6):
         checkpoints.save(step, content(step), {"note": f"step {step}"})
@@ -301,10 +271,7 @@ def test_damaged_checkpoints_do_not_push_whole_ones_out(tmp_path: Path) -> None:
 
 
 def test_decisions_are_remembered_beside_each_other(tmp_path: Path) -> None:
-    """Also before there is a folder.
-
-    Mutation: hf_transfer/training/checkpoint.py: "{**self.remembered(), name: value}" -> "{name: value}"
-    """
+    """Also before there is a folder."""
     folder = tmp_path / "new" / "checkpoints"
     checkpoints = Checkpoints(folder)
     run = checkpoints.run
@@ -321,9 +288,6 @@ def third_save(folder: Path) -> None:
 def test_a_kill_at_any_operation_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """Enumerated, not drawn: before every opening, renaming and deleting of a save with a rotation, and in the middle
     of every file of tensors.
-
-    Mutation: hf_transfer/training/checkpoint.py: "self.folder / f".partial-" -> "self.folder / f"checkpoint-"
-    Mutation: hf_transfer/training/checkpoint.py: "        # Some disks keep a" -> "        aside.rename(folder)  #"
     """
     save(tmp_path / "before", 1, 2)
     killed = 0
@@ -351,7 +315,6 @@ def test_a_kill_at_any_operation_leaves_a_whole_checkpoint(tmp_path: Path) -> No
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoints(small_disk: Path) -> None:
-    """Mutation: hf_transfer/training/checkpoint.py: "shutil.rmtree(partial, ignore_errors=True)" -> "pass" """
     checkpoints = save(small_disk / "c", 1, 2)
     large = {"model": {"weight": torch.zeros(300_000)}}
     with pytest.raises(UserError) as caught:

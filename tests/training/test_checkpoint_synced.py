@@ -13,10 +13,7 @@ from tests.training.test_checkpoint import FILES, agrees, content, save
 
 
 def test_a_disk_that_does_not_sync_folders_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And any other error of the disk is said.
-
-    Mutation: hf_transfer/training/checkpoint.py: "if error.errno != errno.EINVAL:" -> "if True:"
-    """
+    """And any other error of the disk is said."""
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EINVAL, "Invalid argument")))
     agrees(save(tmp_path / "a", 1).newest()[0], 1)
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
@@ -28,12 +25,7 @@ def test_a_disk_that_does_not_sync_folders_is_taken_as_it_is(tmp_path: Path, mon
 def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_the_name_thereafter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loss of power would leave names of files that are empty; and no handle stays open.
-
-    Mutation: hf_transfer/training/checkpoint.py: "_on_disk(*partial.iterdir(), partial)" -> "pass"
-    Mutation: hf_transfer/training/checkpoint.py: "                _on_disk(self.folder)" -> "                pass"
-    Mutation: hf_transfer/training/checkpoint.py: "_on_disk(self.folder / RUN_FILE, self.folder)" -> "pass"
-    """
+    """A loss of power would leave names of files that are empty; and no handle stays open."""
     handles, sync = Path("/proc/self/fd"), os.fsync
     synced: list[Path] = []
 

@@ -14,7 +14,6 @@ from tests.training.toy_task import settings, train_vit
 
 
 def test_training_runs_in_bfloat16_and_keeps_its_weights_in_single_precision() -> None:
-    """Mutation: hf_transfer/training/loop.py: "if config.bf16 else" -> "if config.fp16 else" """
     plain = train_vit(settings())
     AcceleratorState._reset_state(reset_partial_state=True)
     mixed = train_vit(settings(bf16=True))
@@ -42,7 +41,6 @@ def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_the_figures_of_the_history(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/loop.py: "    accelerator.init_trackers(" -> "    str(" """
     fitted = train_vit(settings(report_to=["tensorboard"], output_dir=str(tmp_path)))
     (events,) = tmp_path.rglob("events.out.tfevents*")
     written = EventAccumulator(str(events.parent)).Reload()

@@ -10,7 +10,6 @@ from tests import faults
 
 @pytest.mark.parametrize(("processes", "runs"), [(1, 5), (2, 3)])
 def test_recipes_that_are_killed_twice_end_with_the_same_bytes(processes: int, runs: int, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "        if taken is None:" -> "        if True:" """
     for name in faults.SHARED_MODULES:
         importlib.import_module(name)
     outcomes = faults.campaign(runs, 7, [processes], tmp_path)

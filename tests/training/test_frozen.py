@@ -29,10 +29,7 @@ from tests.training.frozen_task import EVERY, HELD_OUT, SAMPLES, Edit, Task, ass
     ],
 )
 def test_a_run_with_the_store_is_the_run_without(tmp_path: Path, name: str, strategy: str) -> None:
-    """With two views of each picture and a masked row, for every architecture.
-
-    Mutation: hf_transfer/training/frozen.py: "epoch % len(stores)]" -> "0]"
-    """
+    """With two views of each picture and a masked row, for every architecture."""
     task = Task.of(tmp_path, name, masked=(3,))
     more = {"strategy": strategy, "num_train_epochs": 3 if strategy == "gradual" else 2}
     stored, live = task.run(**more), task.run(cache_frozen="off", **more)
@@ -139,7 +136,6 @@ FROZEN = {"vit": "vit.layers.1", "resnet_basic": "resnet.encoder.stages.1", "ber
 
 @pytest.mark.parametrize("name", FROZEN)
 def test_no_frozen_layer_runs_in_an_epoch_and_each_view_passes_it_once(tmp_path: Path, watch: Watch, name: str) -> None:
-    """Mutation: hf_transfer/training/frozen.py: "batches = _stored_loaders(self._loaders, plan, stand)" -> "batches = self._loaders; plan.cut._outputs.clear()" """  # noqa: E501
     task = Task.of(tmp_path, name, edit=watch.edit(FROZEN[name]))
     task.run(num_train_epochs=3)
     assert watch.seen["fill"] == SAMPLES * task.cycle + HELD_OUT
@@ -162,7 +158,6 @@ def test_gradual_unfreezing_stores_anew_what_each_stage_leaves_frozen(tmp_path: 
 def test_a_second_run_with_another_rate_builds_nothing(
     tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/training/recording.py: " and not store.sound(number)]" -> "]" """
     task = Task.of(tmp_path, "vit", edit=watch.edit("vit.layers.1"))
     task.run()
     built, files = dict(watch.seen), task.files()

@@ -32,11 +32,7 @@ def test_auto_stores_if_that_takes_less_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     costs: tuple[float, float, float], epochs: int, used: bool, seconds: str,
 ) -> None:  # fmt: skip
-    """And says on which numbers that was decided.
-
-    Mutation: hf_transfer/training/frozen.py: "pays = stored < live and" -> "pays = stored <= live and"
-    Mutation: hf_transfer/training/frozen.py: "+ epochs * samples * self.read" -> "+ samples * self.read"
-    """
+    """And says on which numbers that was decided."""
     costing(monkeypatch, *costs)
     monkeypatch.setattr(frozen, "free_bytes", lambda _: 10**9)
     task = Task(tmp_path)
@@ -51,10 +47,7 @@ def test_auto_stores_if_that_takes_less_time(
 
 
 def test_auto_measures_and_leaves_nothing_of_it(tmp_path: Path) -> None:
-    """One epoch is never worth it: each sample would still be computed once, and be written and read besides.
-
-    Mutation: hf_transfer/training/frozen.py: "            trial.remove()" -> "            pass"
-    """
+    """One epoch is never worth it: each sample would still be computed once, and be written and read besides."""
     task = Task.of(tmp_path, "vit")
     notes, files = notes_and_files(task, cache_frozen="auto", num_train_epochs=1)
     assert notes[0].startswith("Frozen store: not used, 3 of 6 groups, ")
@@ -62,10 +55,7 @@ def test_auto_measures_and_leaves_nothing_of_it(tmp_path: Path) -> None:
 
 
 def test_auto_leaves_embeddings_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They cost next to nothing.
-
-    Mutation: hf_transfer/training/frozen.py: "        if not _is_worth_it(plan.frozen):" -> "        if False:"
-    """
+    """They cost next to nothing."""
     costing(monkeypatch, 1.0, 0.0, 0.0)
     task = Task(tmp_path)
     assert notes_and_files(task, cache_frozen="auto", trainable_layers=3) == ([], 0)
@@ -73,10 +63,7 @@ def test_auto_leaves_embeddings_alone(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_an_earlier_run_left_is_always_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is measured then.
-
-    Mutation: hf_transfer/training/frozen.py: "if all(store.complete for" -> "if not all(store.complete for"
-    """
+    """Nothing is measured then."""
     task = Task.of(tmp_path, "vit")
     task.run()
     monkeypatch.setattr(FrozenPrefix, "_costs", lambda *_: pytest.fail("nothing is to be decided"))
@@ -86,9 +73,6 @@ def test_what_an_earlier_run_left_is_always_used(tmp_path: Path, monkeypatch: py
 
 
 def test_a_disk_that_is_too_small_is_said_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/frozen.py: "if size >= free:" -> "if False:"
-    Mutation: hf_transfer/training/frozen.py: "stored < live and size < free" -> "stored < live"
-    """
     costing(monkeypatch, 1.0, 0.0, 0.0)
     for module in (frozen, store):
         monkeypatch.setattr(module, "free_bytes", lambda _: 3_000)
@@ -111,7 +95,6 @@ def test_a_disk_that_is_too_small_is_said_with_both_numbers(tmp_path: Path, monk
     ],
 )
 def test_what_never_comes_back_is_not_stored(tmp_path: Path, cycle: int, more: dict[str, Any], reason: str) -> None:
-    """Mutation: hf_transfer/training/frozen.py: "for name in ("mixup_alpha", "cutmix_alpha")" -> "for name in ()" """
     task = Task(tmp_path, cycle=cycle)
     with pytest.raises(UserError, match="with --cache_frozen on a model whose frozen layers can be stored") as refused:
         task.run(**more)
@@ -131,7 +114,6 @@ def padded_on_the_left(task: Task) -> Task:
 
 
 def test_texts_padded_on_the_left_are_not_stored(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/frozen.py: "[:, 0].all()" -> "[:, -1].any()" """
     task = padded_on_the_left(Task.of(tmp_path, "gpt2"))
     assert notes_and_files(task, cache_frozen="auto") == ([f"Frozen store: not used for 3 of 6 groups; {LEFT}."], 0)
     with pytest.raises(UserError, match="padded on the left"):
@@ -173,7 +155,6 @@ def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
 def test_a_folder_that_cannot_be_written_to_is_an_error_if_the_store_was_asked_for(
     tmp_path: Path, read_only: Callable[[Path], None]
 ) -> None:
-    """Mutation: hf_transfer/training/frozen.py: "            return str(error).splitlines()" -> "            raise error; return str(error).splitlines()" """  # noqa: E501
     read_only(tmp_path / "cache")
     task = Task(tmp_path / "cache")
     reason = "Frozen store: not used for 3 of 6 groups; Read-only file system"

@@ -39,7 +39,6 @@ def wrong(tensor: Tensor) -> Tensor:
 def test_activations_that_do_not_give_the_live_loss_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
-    """Mutation: hf_transfer/training/frozen.py: "self._compare(live, self._first_loss(batches))" -> "self._first_loss(batches)" """  # noqa: E501
     task = Task(tmp_path)
     costing(monkeypatch, 1.0, 0.0, 0.0)
     record_as(monkeypatch, wrong)
@@ -52,7 +51,6 @@ def test_activations_that_do_not_give_the_live_loss_stop_the_run(
 
 
 def test_the_model_is_whole_after_such_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/models/cutting.py: "model.set_submodule(name, original if" -> "str((name, original) if" """
     kept: list[tuple[nn.Module, list[nn.Module]]] = []
     task = Task(tmp_path, edit=lambda model: kept.append((model, list(model.modules()))))
     record_as(monkeypatch, wrong)
@@ -71,7 +69,6 @@ def test_activations_that_are_no_numbers_stop_the_run_in_the_same_words(
 
 
 def test_activations_that_float16_cannot_hold_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/store.py: "not torch.equal(rounded.isfinite(), values.isfinite())" -> "False" """
     record_as(monkeypatch, lambda tensor: tensor * 1e6)
     with pytest.raises(UserError, match=r"activations that float16 can hold(.|\n)*use --cache_dtype bfloat16"):
         Task(tmp_path).run(cache_dtype="float16")
@@ -116,7 +113,6 @@ EVERY_CHUNK = [*(("train", number) for number in range(3)), *(("validation", num
 
 @pytest.mark.parametrize("name", ["vit", "bert"])
 def test_a_run_that_was_killed_is_completed_by_whole_chunks(tmp_path: Path, chunks: Chunks, name: str) -> None:
-    """Mutation: hf_transfer/training/recording.py: "            store.write(number, tensors, labels)" -> "            store.write(number, tensors, labels) if store.chunks[number].stop == store.samples else None" """  # noqa: E501
     task = Task.of(tmp_path, name, cycle=1)
     chunks.left = 3
     with pytest.raises(KilledError):
@@ -137,7 +133,6 @@ def test_a_run_that_was_killed_is_completed_by_whole_chunks(tmp_path: Path, chun
 
 
 def test_chunks_are_no_larger_than_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/store.py: "CHUNK_BYTES * self.samples //" -> "CHUNK_BYTES //" """
     monkeypatch.setattr(store, "CHUNK_BYTES", 3_000)
     task = Task(tmp_path)
     task.run()
@@ -148,7 +143,6 @@ def test_chunks_are_no_larger_than_so_many_bytes(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("harm", [damage, lambda path: path.write_bytes(path.read_bytes()[:-9]), Path.unlink])
 def test_a_damaged_chunk_alone_is_computed_again(tmp_path: Path, chunks: Chunks, harm: Callable[[Path], Any]) -> None:
-    """Mutation: hf_transfer/training/store.py: "if noted == self._digest(number, tensors):" -> "if noted:" """
     task = Task(tmp_path)
     first = task.run()
     assert chunks.computed == EVERY_CHUNK
@@ -182,10 +176,7 @@ def test_other_samples_of_the_same_names_are_not_served_by_the_old_store(tmp_pat
 )
 @pytest.mark.parametrize("asked", ["on", "auto"])
 def test_what_learns_drops_the_same_numbers(tmp_path: Path, name: str, model: dict[str, Any], asked: str) -> None:
-    """Building the store, or measuring, draws nothing from torch's generator.
-
-    Mutation: hf_transfer/training/recording.py: "generator=torch.Generator()," -> ""
-    """
+    """Building the store, or measuring, draws nothing from torch's generator."""
     task = Task.of(tmp_path, name, model=model)
     live, again = task.run(cache_frozen="off"), task.run(cache_frozen="off", seed=1)
     assert live.history[0]["train_loss"] != again.history[0]["train_loss"]

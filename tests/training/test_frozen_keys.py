@@ -47,7 +47,6 @@ TRAIN, ALL_STORES = {"train 0", "train 1"}, {"train 0", "train 1", "validation 0
 def test_the_store_has_another_key_where_its_content_would_be_another(
     tmp_path: Path, change: dict[str, Any], changed: set[str]
 ) -> None:
-    """Mutation: hf_transfer/training/recording.py: "if name in later_parameters or name.startswith(modules):" -> "if True:" """  # noqa: E501
     before = keys(Task.of(tmp_path, "vit"))
     assert before.keys() == ALL_STORES
     assert len(set(before.values())) == 3
@@ -70,7 +69,6 @@ def test_other_tokens_make_another_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vit", "bert"])
 def test_half_precision_takes_half_the_room_and_costs_little(tmp_path: Path, name: str) -> None:
-    """Mutation: hf_transfer/training/recording.py: ""bfloat16": torch.bfloat16" -> ""bfloat16": torch.float32" """
     whole, half = Task.of(tmp_path / "whole", name), Task.of(tmp_path / "half", name)
     expected, found = whole.run(), half.run(cache_dtype="bfloat16")
     for row, live in zip(found.history, expected.history, strict=True):

@@ -40,7 +40,6 @@ def found(script: Script, strategy: str) -> list[Found]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_each_chunk_is_computed_once_by_one_of_them(script: Script, strategy: str) -> None:
-    """Mutation: hf_transfer/training/recording.py: "if number % sharing == own and" -> "if" """
     first, second = found(script, strategy)
     one, other = set(first["on wrote"]), set(second["on wrote"])
     files = {
@@ -58,10 +57,7 @@ def test_each_chunk_is_computed_once_by_one_of_them(script: Script, strategy: st
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kind", ["on", "again", "auto"])
 def test_the_run_is_that_without_the_store(script: Script, strategy: str, kind: str) -> None:
-    """In both processes, to the last digit; and what is there is not written again.
-
-    Mutation: hf_transfer/training/recording.py: "generator=torch.Generator()," -> ""
-    """
+    """In both processes, to the last digit; and what is there is not written again."""
     for rank in found(script, strategy):
         live, stored = rank["off"], rank[kind]
         assert len(stored["history"]) == len(live["history"]) == (1 if strategy == "linear_probe" else 2)

@@ -28,10 +28,7 @@ def words(out: Path, **more: Any) -> list[str]:
 
 
 def test_the_sample_that_is_no_number_is_named(tmp_path: Path) -> None:
-    """And no other of its batch.
-
-    Mutation: hf_transfer/training/guard.py: "row for _, broken in batches for row in broken" -> "row for row in ()"
-    """
+    """And no other of its batch."""
     rows = Rows(24)
     rows.pixels[17, 0, 3, 3] = float("nan")
     expected, found, do = words(tmp_path, rows=rows)
@@ -42,7 +39,6 @@ def test_the_sample_that_is_no_number_is_named(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_to_return_to_is_named(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "self.checkpoints.own()[-1:]" -> "[]" """
     assert killed(FULL, tmp_path, 9) == -9
     original = torch.optim.AdamW.step
     kept = tmp_path / "checkpoints" / "checkpoint-00000008"
@@ -64,10 +60,7 @@ def test_the_checkpoint_to_return_to_is_named(tmp_path: Path) -> None:
 def test_a_gradient_that_is_no_number_stops_the_run_though_the_loss_is_one(
     tmp_path: Path, max_grad_norm: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether gradients are clipped or not; the weights are as they were.
-
-    Mutation: hf_transfer/training/guard.py: "finite &= norm.isfinite()" -> "pass"
-    """
+    """Whether gradients are clipped or not; the weights are as they were."""
     backward: Any = torch.Tensor.backward
 
     def overflow(self: torch.Tensor, *arguments: Any, **more: Any) -> Any:
@@ -85,10 +78,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_though_the_loss_is_one(
     "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(HOST_MEMORY), MemoryError("m")]
 )
 def test_a_full_memory_is_said_in_words(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the batch size, and what to try.
-
-    Mutation: hf_transfer/training/guard.py: "{config.per_device_train_batch_size} in training" -> "some"
-    """
+    """With the batch size, and what to try."""
 
     def full(*_: Any, **__: Any) -> Any:
         raise error
@@ -118,7 +108,6 @@ class Deadly(Dataset[Any]):
 def test_a_loader_worker_that_is_killed_is_said_in_words_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/training/guard.py: "if str(error).startswith("DataLoader worker"):" -> "if False:" """
     config = settings(output_dir=str(tmp_path), save_steps=1)
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -135,7 +124,6 @@ def test_a_loader_worker_that_is_killed_is_said_in_words_and_the_run_goes_on(
 
 
 def test_any_other_error_is_not_taken_for_a_full_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/guard.py: "if not is_out_of_memory(error):" -> "if False:" """
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("shapes do not fit")

@@ -28,10 +28,7 @@ def test_torchrun_ends_all_when_one_is_killed_and_names_it(process: int, tmp_pat
 
 @pytest.mark.parametrize("case", ["full", "gradual"])
 def test_a_run_whose_processes_are_killed_goes_on_exactly(case: str, tmp_path: Path) -> None:
-    """First the one that does not write dies, then the one that does.
-
-    Mutation: hf_transfer/training/resuming.py: "own["seen"]})" -> "own["seen"], "batches": 0})"
-    """
+    """First the one that does not write dies, then the one that does."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for out in (whole, killed):
         out.mkdir()
@@ -49,10 +46,7 @@ def test_a_run_whose_processes_are_killed_goes_on_exactly(case: str, tmp_path: P
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
-    """Each would have seen other samples.
-
-    Mutation: hf_transfer/training/resuming.py: ""processes": self._accelerator.num_processes" -> ""processes": 0"
-    """
+    """Each would have seen other samples."""
     from tests.training.resumed_runs import CASES, failure
 
     assert two_forks(SCRIPT, "full", str(tmp_path), "1", "4").returncode != 0

@@ -79,11 +79,7 @@ def best_accuracy(seen: Tensor, labels: Tensor, held_out: Tensor, expected: Tens
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_each_layer_is_as_good_as_scikit_learn_finds_it(name: str, tmp_path: Path) -> None:
-    """Each alone, and all of them together, with the regularisation that goes best on validation, to one sample.
-
-    Mutation: hf_transfer/training/layer_probes.py: "weights.sum(1)" -> "weights.shape[1]"
-    Mutation: hf_transfer/training/layer_probes.py: "tensor.flatten(2).mean(2)" -> "tensor.flatten(2)[:, :, 0]"
-    """
+    """Each alone, and all of them together, with the regularisation that goes best on validation, to one sample."""
     fitted, rows, validation = probed(name, [1, 3], tmp_path)
     found = said(fitted)
     model = tiny(name)[0]
@@ -115,11 +111,7 @@ def test_a_second_report_needs_no_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [7, 2048])
 def test_nearest_neighbours_are_scikit_learns(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the cosine, the best of 1, 5 and 20, however the training samples lie on disk.
-
-    Mutation: hf_transfer/training/features.py: "_unit(queries) @ _unit(features).T" -> "queries @ features.T"
-    Mutation: hf_transfer/training/features.py: "best = int(right.argmax())" -> "best = 0"
-    """
+    """By the cosine, the best of 1, 5 and 20, however the training samples lie on disk."""
     monkeypatch.setattr("hf_transfer.training.store.CHUNK_SAMPLES", chunk)
     model, *_ = tiny("vit")
     rows, validation = Rows(60), Rows(40, seed=1)

@@ -159,11 +159,6 @@ class Problem:
     ],
 )
 def test_the_minimum_is_scikit_learns(given: Samples, intercept: bool, balanced: bool) -> None:
-    """Mutation: hf_transfer/training/linear_classifier.py: "- weight[self._present] @ self._centre" -> ""
-    Mutation: hf_transfer/training/linear_classifier.py: "counts.sum() / (len(counts) * counts) if" -> "counts if"
-    Mutation: hf_transfer/training/linear_classifier.py: "            bias_slope.zero_()" -> "            bias_slope.add_(0)"
-    Mutation: hf_transfer/training/linear_classifier.py: "SHARE_OF_REGULARISATION = 0.001" -> "SHARE_OF_REGULARISATION = 100"
-    """  # noqa: E501
     problem = Problem(given, intercept, balanced)
     for solution in given.path(intercept=intercept, balanced=balanced):
         own, theirs = problem.standard(solution), problem.logistic(solution.regularisation)
@@ -181,10 +176,6 @@ def test_the_minimum_is_scikit_learns(given: Samples, intercept: bool, balanced:
 def test_a_support_vector_machine_is_scikit_learns(
     classes: int, present: Sequence[int], intercept: bool, balanced: bool
 ) -> None:
-    """Mutation: hf_transfer/training/linear_classifier.py: "-2.0 * signs * short" -> "-1.0 * signs * short"
-    Mutation: hf_transfer/training/linear_classifier.py: ".clamp_min(0.0)" -> ""
-    Mutation: hf_transfer/training/linear_classifier.py: "_logistic if self._loss ==" -> "_logistic if self._loss !="
-    """
     given = samples(classes=classes, present=present)
     problem = Problem(given, intercept, balanced)
     for solution in given.path(intercept=intercept, balanced=balanced, loss="svm"):
@@ -201,7 +192,6 @@ def test_a_support_vector_machine_is_scikit_learns(
 
 @pytest.mark.parametrize("loss", ["logistic", "svm"])
 def test_a_class_that_training_lacks_never_wins(loss: str) -> None:
-    """Mutation: hf_transfer/training/linear_classifier.py: "NEVER = -30.0" -> "NEVER = 30.0" """
     given = samples(classes=7, present=(1, 3, 4))
     for solution in given.path(loss=loss):
         scores = torch.from_numpy(given.features).double() @ solution.weight.T + solution.bias
@@ -211,7 +201,6 @@ def test_a_class_that_training_lacks_never_wins(loss: str) -> None:
 
 @pytest.mark.parametrize("loss", ["logistic", "svm"])
 def test_a_class_that_training_lacks_never_wins_without_an_intercept(loss: str) -> None:
-    """Mutation: hf_transfer/training/linear_classifier.py: "weight[:] = torch.where" -> "torch.where" """
     given = samples(classes=7, present=(1, 3, 4))
     for solution in given.path(intercept=False, loss=loss):
         scores = torch.from_numpy(given.features).double() @ solution.weight.T
@@ -226,12 +215,7 @@ def test_one_class_alone_is_no_trouble() -> None:
 
 
 def test_features_far_from_zero_are_solved_as_well() -> None:
-    """What is squared must not be large, and what never changes tells nothing.
-
-    Mutation: hf_transfer/training/linear_classifier.py: "(features.double() - mean).square().sum(0)" -> "(features.square() - mean.float().square()).sum(0)"
-    Mutation: hf_transfer/training/linear_classifier.py: "self._centre = mean if self._intercept" -> "self._centre = mean if False"
-    Mutation: hf_transfer/training/linear_classifier.py: "    spread[spread <= " -> "    spread[spread < 0 * "
-    """  # noqa: E501
+    """What is squared must not be large, and what never changes tells nothing."""
     near = samples()
     # In a column of its own each, since float32 would round them away.
     far = Samples(near.features + np.float32(1e4), near.labels, near.classes)
@@ -260,9 +244,6 @@ def test_features_that_all_never_change_leave_the_frequencies() -> None:
 def test_samples_in_any_blocks_have_the_same_solution(
     sizes: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/training/linear_classifier.py: "self._importance[labels] / self._samples" -> "self._importance[labels] / len(labels)"
-    Mutation: hf_transfer/training/linear_classifier.py: "total is None else total + summed" -> "total is None else summed"
-    """  # noqa: E501
     whole = samples().path()
     given = samples()
     given.sizes = sizes
@@ -287,7 +268,6 @@ def test_a_block_without_samples_changes_nothing() -> None:
 
 
 def test_what_does_not_fit_is_read_again_and_gives_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/linear_classifier.py: "dtype.itemsize > KEPT_BYTES" -> "dtype.itemsize > 0" """
     kept, streamed = samples(), samples()
     solutions = kept.path()
     monkeypatch.setattr(linear_classifier, "KEPT_BYTES", 0)
@@ -337,7 +317,6 @@ def solve_mapped(path: str) -> None:
 
 
 def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/linear_classifier.py: "KEPT_BYTES = 32 << 20" -> "KEPT_BYTES = 32 << 30" """
     features = np.random.default_rng(0).normal(size=(17_000, 256)).astype(np.float32)
     assert features.size * 8 > linear_classifier.KEPT_BYTES
     np.save(tmp_path / "features.npy", features)

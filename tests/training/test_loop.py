@@ -52,7 +52,6 @@ def cosine(step: int, *, peak: float, warmup: int, total: int) -> float:
 
 @pytest.mark.parametrize(("warmup_steps", "warmup"), [(0.25, 3), (5, 5), (0, 0)])
 def test_the_rate_warms_up_and_follows_a_cosine(recorder: Recorder, warmup_steps: float, warmup: int) -> None:
-    """Mutation: hf_transfer/training/rates.py: "warmup_steps < 1 else" -> "warmup_steps < 9 else" """
     fitted = train_vit(settings(warmup_steps=warmup_steps, learning_rate=2e-3))
     expected = [cosine(step, peak=2e-3, warmup=warmup, total=12) for step in range(12)]
     assert recorder.rates == pytest.approx(expected)
@@ -60,10 +59,7 @@ def test_the_rate_warms_up_and_follows_a_cosine(recorder: Recorder, warmup_steps
 
 
 def test_the_rate_counts_optimizer_steps_not_batches(recorder: Recorder) -> None:
-    """Six batches in fours: two steps an epoch.
-
-    Mutation: hf_transfer/training/steps.py: "train) / config.gradient_accumulation_steps" -> "train) / 1"
-    """
+    """Six batches in fours: two steps an epoch."""
     train_vit(settings(gradient_accumulation_steps=4, warmup_steps=1, learning_rate=2e-3))
     assert recorder.rates == pytest.approx([cosine(step, peak=2e-3, warmup=1, total=4) for step in range(4)])
 
@@ -75,10 +71,7 @@ def test_without_a_rate_the_strategys_own_is_the_peak(recorder: Recorder, strate
 
 
 def test_norms_and_biases_do_not_decay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read from the optimizer that the loop makes.
-
-    Mutation: hf_transfer/training/rates.py: "if decays else 0.0" -> "if decays else 0.1"
-    """
+    """Read from the optimizer that the loop makes."""
     made: list[torch.optim.Optimizer] = []
     original = torch.optim.AdamW
 
@@ -97,7 +90,6 @@ def test_norms_and_biases_do_not_decay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_accumulated_batches_equal_one_of_twice_the_size() -> None:
-    """Mutation: hf_transfer/training/loop.py: "accelerator.accumulate(model)" -> "accelerator.autocast()" """
     whole = train_vit(settings(per_device_train_batch_size=8, warmup_steps=0))
     halves = train_vit(settings(per_device_train_batch_size=4, gradient_accumulation_steps=2, warmup_steps=0))
     single = train_vit(settings(per_device_train_batch_size=4, warmup_steps=0))
@@ -110,7 +102,6 @@ def test_two_accumulated_batches_equal_one_of_twice_the_size() -> None:
 
 
 def test_gradients_are_clipped_to_the_norm(recorder: Recorder) -> None:
-    """Mutation: hf_transfer/training/guard.py: "parameters(), self._config.max_grad_norm)" -> "parameters(), 9.0)" """
     train_vit(settings(max_grad_norm=0.5, num_train_epochs=1))
     clipped, recorder.norms = recorder.norms, []
     train_vit(settings(max_grad_norm=0, num_train_epochs=1))
@@ -124,7 +115,6 @@ def test_gradients_are_clipped_to_the_norm(recorder: Recorder) -> None:
     [("accuracy", 3), ("f1_macro", 1), ("loss", 4)],
 )
 def test_each_metric_picks_its_epoch_and_ties_go_to_the_lower_loss(metric: str, best: int) -> None:
-    """Mutation: hf_transfer/training/predictions.py: "row[metric]), -row[" -> "row[metric]), row[" """
     columns = {
         "accuracy": [0.5, 0.6, 0.8, 0.8, 0.7, 0.8],
         "f1_macro": [0.5, 0.9, 0.7, 0.8, 0.6, 0.7],
@@ -154,7 +144,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
 
 
 def test_the_weights_of_the_best_epoch_come_back(scripted: list[dict[str, Tensor]]) -> None:
-    """Mutation: hf_transfer/training/loop.py: "load_state_dict(weights, strict" -> "load_state_dict({}, strict" """
     fitted = train_vit(settings(num_train_epochs=4))
     assert (fitted.best_epoch, len(fitted.history)) == (1, 4)
     assert all(torch.equal(value, scripted[1][name]) for name, value in fitted.model.state_dict().items())
@@ -165,13 +154,11 @@ def test_the_weights_of_the_best_epoch_come_back(scripted: list[dict[str, Tensor
 def test_training_stops_after_so_many_epochs_without_a_better_one(
     scripted: list[dict[str, Tensor]], patience: int, epochs: int, best: int
 ) -> None:
-    """Mutation: hf_transfer/training/loop.py: "_patience <= position.without_gain" -> "_patience < 0" """
     fitted = train_vit(settings(num_train_epochs=6, early_stopping_patience=patience), rows=8)
     assert (len(fitted.history), fitted.best_epoch) == (epochs, best)
 
 
 def test_a_loss_that_is_no_number_stops_the_run() -> None:
-    """Mutation: hf_transfer/training/guard.py: "        if broken:" -> "        if False:" """
     model, groups = vit()
     with torch.no_grad():
         model.get_parameter("classifier.bias").fill_(float("nan"))
@@ -213,10 +200,7 @@ def test_the_history_counts_epochs_samples_and_learning_parameters() -> None:
 
 
 def test_two_runs_of_the_same_settings_give_equal_weights_to_the_bit() -> None:
-    """With dropout, which draws from the global generator; the weights of another seed differ.
-
-    Mutation: hf_transfer/training/loop.py: "    set_seed(config.seed, device_specific=True)" -> "    str(config.seed)"
-    """
+    """With dropout, which draws from the global generator; the weights of another seed differ."""
     torch.manual_seed(1)
     first = state(train_vit(settings(), hidden_dropout_prob=0.2).model)
     torch.manual_seed(2)
@@ -257,10 +241,7 @@ class HeadAfterAll(TwoStages):
 
 
 def test_the_best_weights_have_what_learned_in_any_stage(scripted: list[dict[str, Tensor]]) -> None:
-    """The best epoch lies in the first stage; the second has changed the head since.
-
-    Mutation: hf_transfer/training/loop.py: "changing = learning_parameters(stages)" -> "changing = stages[1].trainable"
-    """
+    """The best epoch lies in the first stage; the second has changed the head since."""
     monitored = settings(num_train_epochs=3, metric_for_best_model="f1_macro")
     fitted = train_vit(monitored, strategy=HeadAfterAll())
     assert fitted.best_epoch == 0
@@ -283,10 +264,7 @@ def test_statistics_of_learning_groups_come_back_with_the_best_epoch(scripted: l
 
 
 def test_the_finished_model_has_its_own_classes_again() -> None:
-    """A class made while freezing can be neither pickled nor trained further.
-
-    Mutation: hf_transfer/training/loop.py: "set_trainable(model, groups, frozenset(name" -> "str(frozenset(name"
-    """
+    """A class made while freezing can be neither pickled nor trained further."""
     fitted = train_vit(settings(num_train_epochs=1), strategy=HeadAlone())
     kinds = {type(module) for module in vit()[0].modules()}
     assert {type(module) for module in fitted.model.modules()} == kinds
@@ -294,21 +272,14 @@ def test_the_finished_model_has_its_own_classes_again() -> None:
 
 
 def test_the_rate_that_is_shown_is_the_highest() -> None:
-    """That of the embeddings is a thousandth of it.
-
-    Mutation: hf_transfer/training/loop.py: "max(scheduler.get_last_lr())" -> "scheduler.get_last_lr()[0]"
-    """
+    """That of the embeddings is a thousandth of it."""
     options: dict[str, Any] = {"layer_lr_decay": 0.25, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0}
     fitted = train_vit(settings(**options, learning_rate=1e-3, num_train_epochs=1))
     assert fitted.history[0]["learning_rate"] == pytest.approx(1e-3)
 
 
 def test_what_python_was_spared_by_a_caller_stays_so() -> None:
-    """And what nobody has spared it is spared for no longer than a moment.
-
-    Mutation: hf_transfer/training/loop.py: "!= "cpu" or gc.get_freeze_count():" -> "!= "cpu":"
-    Mutation: hf_transfer/training/loop.py: "        gc.unfreeze()" -> "        pass"
-    """
+    """And what nobody has spared it is spared for no longer than a moment."""
     gc.freeze()
     with start_accelerator(settings()) as accelerator:
         loop._free_memory(accelerator)

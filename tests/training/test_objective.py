@@ -37,7 +37,6 @@ def loss_and_gradient(objective: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_class_numbers_give_torchs_own_cross_entropy(smoothing: float, weights: Tensor | None) -> None:
-    """Mutation: hf_transfer/training/objective.py: "labels, 0)] * counted" -> "labels, 0)]" """
 
     def expected(logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits, labels, weights, ignore_index=MASKED, label_smoothing=smoothing)
@@ -59,7 +58,6 @@ def test_without_smoothing_or_weights_the_loss_is_the_plain_mean_to_the_bit() ->
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_shares_that_name_one_class_are_worth_its_number(smoothing: float, weights: Tensor | None) -> None:
-    """Mutation: hf_transfer/training/objective.py: "self.label_smoothing * spread" -> "self.label_smoothing / 5" """
     shares = one_hot(LABELS.clamp_min(0), CLASSES).float() * (LABELS != MASKED)[:, None]
     objective = Objective(smoothing, weights)
     torch.testing.assert_close(loss_and_gradient(objective, shares), loss_and_gradient(objective, LABELS))
@@ -67,10 +65,7 @@ def test_shares_that_name_one_class_are_worth_its_number(smoothing: float, weigh
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_shares_are_weighted_sums_over_samples_and_classes(smoothing: float) -> None:
-    """Written out in numpy, with a masked row.
-
-    Mutation: hf_transfer/training/objective.py: ", shares * weights" -> ", shares"
-    """
+    """Written out in numpy, with a masked row."""
     shares = some_shares()
     shares[2] = 0
     logits = some_logits().detach().double().numpy()
@@ -96,7 +91,6 @@ def test_shares_without_weights_give_torchs_own_cross_entropy(smoothing: float) 
 def test_a_batch_of_masked_samples_alone_has_no_loss_and_teaches_nothing(
     weights: Tensor | None, targets: Tensor
 ) -> None:
-    """Mutation: hf_transfer/training/objective.py: "torch.where(weight > 0, weight, 1)" -> "weight" """
     loss, gradient = loss_and_gradient(Objective(0.1, weights), targets)
     assert loss.item() == 0
     assert not gradient.any()
@@ -117,7 +111,6 @@ def test_one_sample_counts_alike_whatever_its_class_weighs() -> None:
 
 
 def test_balanced_weights_are_scikit_learns() -> None:
-    """Mutation: hf_transfer/training/objective.py: "present.sum() * counts" -> "classes * counts" """
     labels = np.array([4, 0, 0, 4, 4, 4, 1, 4])
     found = balanced_class_weights(labels, CLASSES)
     expected = compute_class_weight("balanced", classes=np.array([0, 1, 4]), y=labels)
@@ -127,12 +120,10 @@ def test_balanced_weights_are_scikit_learns() -> None:
 
 
 def test_a_class_that_training_lacks_weighs_one() -> None:
-    """Mutation: hf_transfer/training/objective.py: "np.ones(classes)" -> "np.zeros(classes)" """
     assert balanced_class_weights(np.array([0, 0, 2]), 4).tolist() == pytest.approx([0.75, 1, 1.5, 1])
 
 
 def test_masked_samples_do_not_enter_the_balance() -> None:
-    """Mutation: hf_transfer/training/objective.py: "labels[labels != MASKED]" -> "np.abs(labels) % 4" """
     labels = np.array([0, MASKED, 0, 3, MASKED])
     assert torch.equal(balanced_class_weights(labels, 4), balanced_class_weights(np.array([0, 0, 3]), 4))
 

@@ -82,9 +82,6 @@ def train_tiny(name: str, *, rows: Rows | None = None, strategy: Strategy | None
 
 
 def test_rates_by_layer_and_of_the_head_arrive_in_the_optimizer(steps: Steps) -> None:
-    """Mutation: hf_transfer/training/steps.py: "head_learning_rate=self._head_rate" -> "head_learning_rate=None"
-    Mutation: hf_transfer/training/steps.py: "layer_lr_decay=config.layer_lr_decay" -> "layer_lr_decay=1.0"
-    """
     fitted = train_vit(settings(learning_rate=2e-3, layer_lr_decay=0.5, head_learning_rate=7e-3, num_train_epochs=1))
     parts = ARCHITECTURES["vit"]
     slices = [*((block,) for block in (*parts.embeddings, *parts.blocks, *parts.final)), (parts.head,)]
@@ -96,10 +93,7 @@ def test_rates_by_layer_and_of_the_head_arrive_in_the_optimizer(steps: Steps) ->
 
 
 def test_what_is_judged_and_kept_is_the_average_of_the_steps(steps: Steps, moments: list[Weights]) -> None:
-    """The recursion written out on the weights that the optimizer made.
-
-    Mutation: hf_transfer/training/loop.py: ", course.steps.judged_weights():" -> ":"
-    """
+    """The recursion written out on the weights that the optimizer made."""
     model, groups, _ = tiny("vit")
     average = {name: value.double() for name, value in state(model).items()}
     fitted = train(model, groups, FullFineTuning(), settings(ema_decay=0.6, num_train_epochs=3), Rows(24), Rows(10))
@@ -119,7 +113,6 @@ def test_what_is_judged_and_kept_is_the_average_of_the_steps(steps: Steps, momen
 
 
 def test_training_goes_on_from_the_weights_not_from_their_average(steps: Steps, moments: list[Weights]) -> None:
-    """Mutation: hf_transfer/training/averaging.py: "            _write(values, before)" -> "            pass" """
     train_vit(settings(ema_decay=0.9))
     with_average, steps.after = [list(after.values()) for after in steps.after], []
     train_vit(settings())
@@ -128,11 +121,7 @@ def test_training_goes_on_from_the_weights_not_from_their_average(steps: Steps, 
 
 
 def test_one_step_with_a_pull_toward_the_start_is_the_formula(steps: Steps) -> None:
-    """AdamW's first step has the size of its rate; the backbone is pulled, and the head decays.
-
-    Mutation: hf_transfer/training/steps.py: "self._start.pull(self._learning, self._optimizer)" -> "pass"
-    Mutation: hf_transfer/training/steps.py: "decayed_elsewhere=config.l2_sp > 0" -> "decayed_elsewhere=False"
-    """
+    """AdamW's first step has the size of its rate; the backbone is pulled, and the head decays."""
     rate, alpha, decay = 0.01, 30.0, 0.2
     model, groups, _ = tiny("vit")
     start = state(model)
@@ -163,7 +152,6 @@ def unbalanced() -> Rows:
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("balanced", [False, True])
 def test_the_loss_is_smoothed_and_weighted(smoothing: float, balanced: bool) -> None:
-    """Mutation: hf_transfer/training/steps.py: "Objective(config.label_smoothing_factor, weights, alone, alpha)" -> "Objective(0.0, None, alone, alpha)" """  # noqa: E501
     rows, (model, *_) = unbalanced(), tiny("vit")
     labels = rows.labels.numpy()
     said = torch.log_softmax(logits(model, rows.inputs).double(), 1).numpy()
@@ -179,10 +167,7 @@ def test_the_loss_is_smoothed_and_weighted(smoothing: float, balanced: bool) -> 
 
 
 def test_masked_samples_do_not_count_in_the_weights_of_the_classes() -> None:
-    """A bad sample keeps its label in the table of the split.
-
-    Mutation: hf_transfer/training/steps.py: "MASKED, split.labels)" -> "split.labels, split.labels)"
-    """
+    """A bad sample keeps its label in the table of the split."""
     losses = []
     for first in (0, 4):
         rows = Rows(20)
@@ -214,10 +199,7 @@ class Seen:
 
 @pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha"])
 def test_images_are_mixed_in_training_alone(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Targets are shares that sum to one; the same in every run.
-
-    Mutation: hf_transfer/training/loop.py: "mixing(inputs["pixel_values"], labels, index, epoch)" -> "mixing(inputs["pixel_values"], labels, index, 0)"
-    """  # noqa: E501
+    """Targets are shares that sum to one; the same in every run."""
     found = []
     for _ in range(2):
         model, groups, _ = tiny("vit")
@@ -261,7 +243,6 @@ def soup(name: str, moments: list[Weights]) -> tuple[Fit, int]:
 
 @pytest.mark.parametrize("name", ["vit", "resnet_basic"])
 def test_a_soup_is_the_mean_of_its_epochs_and_no_worse_than_the_best(name: str, moments: list[Weights]) -> None:
-    """Mutation: hf_transfer/training/loop.py: "BestCheckpoints(config.soup_size)" -> "BestCheckpoints(1)" """
     fitted, _ = soup(name, moments)
     assert fitted.soup[0] == fitted.best_epoch
     assert 1 < len(fitted.soup) <= 3
@@ -277,10 +258,7 @@ def test_a_soup_is_the_mean_of_its_epochs_and_no_worse_than_the_best(name: str, 
 
 
 def test_statistics_of_a_soup_are_computed_anew(moments: list[Weights]) -> None:
-    """By torch's own function, over the training split in the order of its first epoch.
-
-    Mutation: hf_transfer/training/loop.py: "recompute_batch_norm(model, inputs)" -> "list(inputs)"
-    """
+    """By torch's own function, over the training split in the order of its first epoch."""
     (fitted, seed), rows = soup("resnet_basic", moments), Rows(24)
     twin = copy.deepcopy(fitted.model)
     for buffer in twin.buffers():
@@ -354,10 +332,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
 
 
 def test_early_stopping_ends_a_stage_and_the_next_one_begins(scripted: list[Weights], steps: Steps) -> None:
-    """Two epochs without a gain end the first stage after three, and the second after two.
-
-    Mutation: hf_transfer/training/loop.py: "        course.position.next_stage()" -> "        return result"
-    """
+    """Two epochs without a gain end the first stage after three, and the second after two."""
     model, groups, _ = tiny("vit")
     before = state(model)
     chosen = settings(early_stopping_patience=2, num_train_epochs=8)
@@ -371,10 +346,7 @@ def test_early_stopping_ends_a_stage_and_the_next_one_begins(scripted: list[Weig
 def test_the_schedule_of_a_stage_does_not_depend_on_when_the_one_before_ended(
     scripted: list[Weights], steps: Steps
 ) -> None:
-    """Rates go on where the second stage would have begun: in the middle of the cosine.
-
-    Mutation: hf_transfer/training/steps.py: "        self._done += self._steps_of(stage)" -> "        self._done += 0"
-    """
+    """Rates go on where the second stage would have begun: in the middle of the cosine."""
     model, groups, _ = tiny("vit")
     chosen = settings(early_stopping_patience=2, num_train_epochs=8, warmup_steps=0, learning_rate=2e-3)
     train(model, groups, TwoStages(), chosen, Rows(8), Rows(10))
@@ -383,10 +355,7 @@ def test_the_schedule_of_a_stage_does_not_depend_on_when_the_one_before_ended(
 
 
 def test_moments_of_the_optimizer_go_on_in_the_next_stage(steps: Steps) -> None:
-    """AdamW counts its steps for each parameter: the head's go on, the blocks' begin.
-
-    Mutation: hf_transfer/training/steps.py: "self._moments | dict(" -> "{} | dict("
-    """
+    """AdamW counts its steps for each parameter: the head's go on, the blocks' begin."""
     model, groups, _ = tiny("vit")
     train(model, groups, GradualUnfreezing(), settings(num_train_epochs=5), Rows(8), Rows(10))
     assert len(steps.optimizers) == 5

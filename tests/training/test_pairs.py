@@ -32,10 +32,7 @@ from tests.training.toy_pairs import pair_settings, train_pair
 def test_with_the_store_and_without_it_both_towers_give_the_same_run(
     name: str, strategies: dict[str, Any], fusion: str, tmp_path: Path
 ) -> None:
-    """Also where one tower alone is frozen, and where both are in a first stage.
-
-    Mutation: hf_transfer/training/frozen.py: "loaders.blank and plan.images else" -> "loaders.blank and False else"
-    """
+    """Also where one tower alone is frozen, and where both are in a first stage."""
     runs = [
         train_pair(pair_settings(tmp_path, cache_frozen=cache, **strategies), name, fusion=fusion)
         for cache in ("on", "off")
@@ -51,10 +48,7 @@ def test_with_the_store_and_without_it_both_towers_give_the_same_run(
 
 
 def test_the_heads_of_single_modalities_count_where_there_is_something_to_see() -> None:
-    """By their weight, and of the samples that have it.
-
-    Mutation: hf_transfer/training/objective.py: "targets.where(inputs[f"{modality}_present"], MASKED)" -> "targets"
-    """
+    """By their weight, and of the samples that have it."""
     drawn = torch.Generator().manual_seed(0)
     both, image, text = (torch.randn(4, 3, generator=drawn) for _ in range(3))
     labels = torch.tensor([0, 2, 1, MASKED])
@@ -72,10 +66,7 @@ def test_the_heads_of_single_modalities_count_where_there_is_something_to_see() 
 
 
 def test_the_weight_of_the_heads_of_single_modalities_reaches_them(tmp_path: Path) -> None:
-    """By 0 they do not learn, but for the decay of their weights.
-
-    Mutation: hf_transfer/training/steps.py: "config.auxiliary_weight if isinstance" -> "0.0 if isinstance"
-    """
+    """By 0 they do not learn, but for the decay of their weights."""
     biases = [
         state(train_pair(pair_settings(tmp_path, auxiliary_weight=weight)).model)["image_classifier.bias"]
         for weight in (0.0, 0.5)
@@ -85,10 +76,7 @@ def test_the_weight_of_the_heads_of_single_modalities_reaches_them(tmp_path: Pat
 
 @pytest.mark.parametrize("strategies", [{"strategy": "full"}, {"image_strategy": "gradual", "text_strategy": "lora"}])
 def test_a_killed_run_goes_on_to_the_same_bytes(strategies: dict[str, Any], tmp_path: Path) -> None:
-    """Which modality is dropped is drawn from the generator that is in the checkpoint.
-
-    Mutation: hf_transfer/training/loop.py: "resuming.restore_random_numbers()" -> "pass"
-    """
+    """Which modality is dropped is drawn from the generator that is in the checkpoint."""
 
     def work(out: Path) -> None:
         config = pair_settings(out, save_steps=2, modality_dropout=0.5, num_train_epochs=3, **strategies)

@@ -16,7 +16,6 @@ from tests.training.toy_task import Rows, loaders_of, settings, vit
 
 
 def test_metrics_agree_with_scikit_learn_and_torch() -> None:
-    """Mutation: hf_transfer/metrics.py: "average="macro"" -> "average="micro"" """
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 5, 80)
     scores = torch.from_numpy(generator.normal(size=(80, 5)).astype(np.float32))
@@ -40,7 +39,6 @@ def test_a_class_that_is_never_right_scores_zero_without_a_warning(recwarn: pyte
 
 
 def test_a_split_is_predicted_in_order_and_without_masked_rows() -> None:
-    """Mutation: hf_transfer/training/predictions.py: "[labels[order] != MASKED]" -> "[labels[order] != 7]" """
     model, _ = vit()
     rows = Rows(11, masked=(3, 7))
     with start_accelerator(settings()) as accelerator:
@@ -57,7 +55,6 @@ def test_a_split_is_predicted_in_order_and_without_masked_rows() -> None:
 
 @pytest.mark.parametrize("seen", [[0, 1, 2, 3, 4, 4], [0, 1, 2, 3]])
 def test_a_sample_seen_twice_or_never_is_noticed(seen: list[int]) -> None:
-    """Mutation: hf_transfer/training/predictions.py: "assert sorted(index.tolist()) ==" -> "assert True or" """
     model, _ = vit()
     rows = Rows(5)
     with start_accelerator(settings()) as accelerator:
@@ -68,10 +65,7 @@ def test_a_sample_seen_twice_or_never_is_noticed(seen: list[int]) -> None:
 
 
 def test_an_epoch_without_a_number_is_worse_than_any() -> None:
-    """Else nothing would ever compare as better, and the history and the kept weights would go apart.
-
-    Mutation: hf_transfer/training/predictions.py: "-math.inf if math.isnan(score) else score" -> "score"
-    """
+    """Else nothing would ever compare as better, and the history and the kept weights would go apart."""
     broken = {"accuracy": 0.5, "f1_macro": 0.5, "loss": math.nan}
     sound = {"accuracy": 0.1, "f1_macro": 0.1, "loss": 9.0}
     assert is_better(sound, [broken], 0, "loss")

@@ -25,7 +25,6 @@ from tests.training.toy_task import Rows, loaders_of, rows_for, settings, tiny, 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_head_is_scikit_learns(name: str) -> None:
-    """Mutation: hf_transfer/training/linear_classifier.py: "- weight[self._present] @ self._centre" -> "" """
     found = solve(name, rows_for(name, 40), rows_for(name, 20, seed=1))
     agrees(found)
     assert (found.head.bias is None) is (name == "gpt2")
@@ -33,11 +32,7 @@ def test_the_head_is_scikit_learns(name: str) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_regularisation_is_the_best_on_validation(name: str) -> None:
-    """By the loss, which tells solutions apart more finely than accuracy.
-
-    Mutation: hf_transfer/training/probe.py: "best_solution(problem, features, config" -> "best_solution(problem, type(features)(features.train, features.train[0]), config"
-    Mutation: hf_transfer/training/features.py: "if is_better(row, rows, best, metric)" -> "if best < 0"
-    """  # noqa: E501
+    """By the loss, which tells solutions apart more finely than accuracy."""
     found = solve(name, rows_for(name, 40), rows_for(name, 20, seed=1), metric_for_best_model="loss")
     seen, labels = found.features(found.train)
     held_out, expected = found.features(found.validation)
@@ -51,13 +46,11 @@ def test_the_regularisation_is_the_best_on_validation(name: str) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_what_is_logged_is_what_the_model_says_live(name: str) -> None:
-    """Mutation: hf_transfer/training/probe.py: "layer.bias.copy_(best.bias)" -> "layer.bias.zero_()" """
     found = solve(name, rows_for(name, 40), rows_for(name, 20, seed=1))
     assert {key: found.row[key] for key in found.live} == pytest.approx(found.live, abs=1e-4)
 
 
 def test_a_head_without_a_bias_gets_no_intercept() -> None:
-    """Mutation: hf_transfer/training/probe.py: "intercept=layer.bias is not None" -> "intercept=True" """
     found = solve(
         "vit", Rows(40), Rows(20, seed=1), edit=lambda model: setattr(model, "classifier", nn.Linear(24, 5, bias=False))
     )
@@ -74,10 +67,7 @@ def test_two_classes_are_solved_as_two_rows() -> None:
 
 
 def test_two_of_five_classes_are_solved_alike() -> None:
-    """The penalty does not depend on how many classes training has.
-
-    Mutation: hf_transfer/training/linear_classifier.py: "regularisation / 2 * weight.square().sum(), regularisation * weight" -> "regularisation * weight.square().sum(), 2 * regularisation * weight"
-    """  # noqa: E501
+    """The penalty does not depend on how many classes training has."""
     rows, validation = (rows_for("bert", 60, seed=seed, classes=2) for seed in (0, 1))
     for part in (rows, validation):
         # Some are wrong, so that the best penalty is no small one.
@@ -89,7 +79,6 @@ def test_two_of_five_classes_are_solved_alike() -> None:
 
 @pytest.mark.parametrize("name", ["vit", "gpt2"])
 def test_a_class_that_training_lacks_never_wins(name: str) -> None:
-    """Mutation: hf_transfer/training/linear_classifier.py: "NEVER = -30.0" -> "NEVER = 30.0" """
     found = solve(name, rows_for(name, 40, classes=4), rows_for(name, 20, seed=1))
     seen, _ = found.features(found.validation)
     bias = 0 if found.head.bias is None else found.head.bias.detach().double().numpy()
@@ -101,10 +90,7 @@ def test_a_class_that_training_lacks_never_wins(name: str) -> None:
 
 
 def test_masked_rows_teach_nothing() -> None:
-    """Whatever is in them.
-
-    Mutation: hf_transfer/training/features.py: "counts = labels != MASKED" -> "counts = labels == labels"
-    """
+    """Whatever is in them."""
     solutions = []
     for garbage in (0.0, 7.0):
         rows, validation = Rows(40, masked=(3, 20)), Rows(20, seed=1, masked=(5,))
@@ -118,10 +104,7 @@ def test_masked_rows_teach_nothing() -> None:
 
 @pytest.mark.parametrize("weights", ["none", "balanced"])
 def test_a_support_vector_machine_is_scikit_learns(weights: str) -> None:
-    """Each class against the rest, on standardised features.
-
-    Mutation: hf_transfer/training/probe.py: "config.probe == "svm" else" -> "config.probe == "none" else"
-    """
+    """Each class against the rest, on standardised features."""
     found = solve(
         "vit",
         unbalanced(80),
@@ -164,13 +147,11 @@ def unbalanced(size: int, seed: int = 0) -> Rows:
 
 @pytest.mark.parametrize("weights", ["none", "balanced"])
 def test_each_class_counts_alike_if_asked_for(weights: str) -> None:
-    """Mutation: hf_transfer/training/probe.py: "balanced=config.class_weights == " -> "balanced=config.class_weights != " """  # noqa: E501
     found = solve("vit", unbalanced(80), unbalanced(40, seed=1), class_weights=weights)
     agrees(found, balanced=weights == "balanced")
 
 
 def test_features_that_never_change_do_no_harm() -> None:
-    """Mutation: hf_transfer/training/linear_classifier.py: "    spread[spread <= " -> "    spread[spread < 0 * " """
 
     def flatten(model: nn.Module) -> None:
         with torch.no_grad():
@@ -199,10 +180,7 @@ def solve_plain(rows: Rows, validation: Rows) -> Metrics:
 
 
 def test_where_what_is_learned_is_wrong_the_strongest_regularisation_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation calls each class by the name of the next; two decades without a gain are enough.
-
-    Mutation: hf_transfer/training/features.py: "PATIENCE = 4" -> "PATIENCE = 5"
-    """
+    """Validation calls each class by the name of the next; two decades without a gain are enough."""
     tried: list[float] = []
     path = LinearProblem.path
 
@@ -220,10 +198,7 @@ def test_where_what_is_learned_is_wrong_the_strongest_regularisation_wins(monkey
 
 
 def test_where_everything_can_be_learned_the_weakest_regularisation_wins() -> None:
-    """Without a warning, although the last solutions are given up before they are exact.
-
-    Mutation: hf_transfer/training/linear_classifier.py: "max(LEAST_ROUGH_GRADIENT, min(ROUGH_GRADIENT, regularisation))" -> "ROUGH_GRADIENT"
-    """  # noqa: E501
+    """Without a warning, although the last solutions are given up before they are exact."""
     rows = Rows(60)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -233,10 +208,7 @@ def test_where_everything_can_be_learned_the_weakest_regularisation_wins() -> No
 
 
 def test_augmented_views_are_more_samples() -> None:
-    """Training as it is and in each view; validation as it is alone.
-
-    Mutation: hf_transfer/training/features.py: "(None, *range(views))" -> "(None, *range(1, views))"
-    """
+    """Training as it is and in each view; validation as it is alone."""
     model, _, _ = tiny("vit")
     rows, validation, config = Rows(20), Rows(20, seed=1), settings()
     shifts = {None: 0, 0: 3, 1: 7}
@@ -272,7 +244,6 @@ def frozen(name: str) -> tuple[nn.Module, list[Group]]:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_backbone_and_all_modes_are_left_alone(name: str) -> None:
-    """Mutation: hf_transfer/training/probe.py: "with evaluating(model), torch" -> "with torch" """
     model, _ = frozen(name)
     before, before_modes, layer = state(model), modes(model), model.get_submodule(HEADS[name])
     in_training: list[bool] = []
@@ -296,7 +267,6 @@ def test_the_backbone_and_all_modes_are_left_alone(name: str) -> None:
 
 
 def test_a_pass_that_fails_leaves_the_model_as_it_was() -> None:
-    """Mutation: hf_transfer/training/probe.py: "    finally:" -> "    except ValueError:" """
     model, _ = frozen("vit")
     before, before_modes, layer = state(model), modes(model), model.get_submodule("classifier")
     hook = model.register_forward_pre_hook(lambda *_: pytest.fail("no more memory"))
@@ -311,10 +281,7 @@ def test_a_pass_that_fails_leaves_the_model_as_it_was() -> None:
 
 
 def test_two_heads_learn_step_by_step() -> None:
-    """A distilled DeiT says the mean of two layers: no one layer gives its logits.
-
-    Mutation: hf_transfer/training/probe.py: "if len(head.modules) == len(names) == 1 else None" -> ""
-    """
+    """A distilled DeiT says the mean of two layers: no one layer gives its logits."""
     model, groups, _ = tiny("deit", architectures=["DeiTForImageClassificationWithTeacher"])
     assert last_layer(model, groups[-1]) is None
     before = state(model)

@@ -60,11 +60,7 @@ def other_norm(model: nn.Module) -> None:
 @pytest.mark.parametrize("name", ["vit", "bert"])
 @pytest.mark.parametrize("kept", ["on", "auto"])
 def test_a_second_solution_needs_no_pass_and_is_the_same_to_the_bit(name: str, kept: str, tmp_path: Path) -> None:
-    """Whatever stood in the head before: it is not part of what is stored.
-
-    Mutation: hf_transfer/training/probe.py: "identity(model, (layer_name,), accelerator)" -> "identity(model, (), accelerator)"
-    Mutation: hf_transfer/training/recording.py: "and not store.sound(number)]" -> "]"
-    """  # noqa: E501
+    """Whatever stood in the head before: it is not part of what is stored."""
     first, second = (
         solve_stored(name, edit=edit, cache_frozen=kept, cache_dir=str(tmp_path)) for edit in (None, other_head)
     )
@@ -74,9 +70,6 @@ def test_a_second_solution_needs_no_pass_and_is_the_same_to_the_bit(name: str, k
 
 
 def test_another_backbone_or_other_samples_are_computed_anew(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/recording.py: "        digest.update(raw_bytes(value.detach().cpu()))" -> ""
-    Mutation: hf_transfer/training/recording.py: ""samples": loaders.fingerprint(split, view)" -> ""samples": split"
-    """
     kept: dict[str, Any] = {"cache_frozen": "on", "cache_dir": str(tmp_path)}
     first = solve_stored("vit", **kept)
     others = [
@@ -108,11 +101,7 @@ def test_what_is_damaged_or_missing_is_computed_anew(tmp_path: Path, monkeypatch
 def test_without_a_place_to_keep_them_features_are_gone_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Switched off, or where nothing can be written: the same head, and no file is left.
-
-    Mutation: hf_transfer/training/features.py: "config.cache_frozen == "auto" and can_be_written(kept)" -> "config.cache_frozen == "auto""
-    Mutation: hf_transfer/training/features.py: "if config.cache_frozen == "on" or" -> "if True or"
-    """  # noqa: E501
+    """Switched off, or where nothing can be written: the same head, and no file is left."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "file").touch()
@@ -127,10 +116,7 @@ def test_without_a_place_to_keep_them_features_are_gone_afterwards(
 
 
 def test_features_are_not_looked_at_once_they_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of several processes only the first has them mapped into memory by then.
-
-    Mutation: hf_transfer/training/probe.py: "samples / seconds" -> "features.samples / seconds"
-    """
+    """Of several processes only the first has them mapped into memory by then."""
     chunk = store.Store.chunk
 
     def present(self: store.Store, number: int) -> tuple[list[Tensor], Tensor]:

@@ -45,10 +45,7 @@ def open_names(model: nn.Module) -> list[str]:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_with_one_rate_matrices_decay_and_vectors_do_not(name: str) -> None:
-    """In two groups and in model order, to which earlier results are bound.
-
-    Mutation: hf_transfer/training/rates.py: "parameter.ndim > 1" -> "parameter.ndim > 2"
-    """
+    """In two groups and in model order, to which earlier results are bound."""
     model, groups = prepared(name)
     made = parameter_groups(model, groups, learning_rate=0.3, weight_decay=0.07)
     sizes = {name: parameter.ndim for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -62,10 +59,7 @@ def test_with_one_rate_matrices_decay_and_vectors_do_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vit", "convnext"])
 def test_rates_fall_by_the_factor_from_group_to_group(name: str) -> None:
-    """By the architecture's own module names, not by our groups.
-
-    Mutation: hf_transfer/training/rates.py: "layer_decay**distance" -> "layer_decay**position"
-    """
+    """By the architecture's own module names, not by our groups."""
     model, groups = prepared(name)
     parts = ARCHITECTURES[name]
     slices = [parts.embeddings, *((block,) for block in parts.blocks), parts.final, (parts.head,)]
@@ -80,10 +74,7 @@ def test_rates_fall_by_the_factor_from_group_to_group(name: str) -> None:
 
 
 def test_a_group_without_parameters_is_no_step_of_the_decay() -> None:
-    """A residual network pools between its last stage and its head.
-
-    Mutation: hf_transfer/training/rates.py: " if group.parameters]" -> "]"
-    """
+    """A residual network pools between its last stage and its head."""
     model, groups = prepared("resnet_basic")
     assert [group.name for group in groups if not group.parameters] == ["final"]
     made = parameter_groups(model, groups, learning_rate=1.0, weight_decay=0.1, layer_lr_decay=0.5)
@@ -106,7 +97,6 @@ def test_groups_run_in_depth_order_and_their_names_can_be_read() -> None:
 
 
 def test_the_head_may_have_a_rate_of_its_own() -> None:
-    """Mutation: hf_transfer/training/rates.py: "rate if head_rate is None else head_rate" -> "rate" """
     model, groups = prepared("vit")
     made = parameter_groups(model, groups, learning_rate=0.1, weight_decay=0.1, head_learning_rate=0.7)
     assert [group["name"] for group in made] == ["backbone", "backbone, no decay", "head", "head, no decay"]
@@ -131,7 +121,6 @@ def test_the_heads_own_rate_does_not_move_the_layers_below_it() -> None:
 
 
 def test_what_something_else_holds_does_not_decay() -> None:
-    """Mutation: hf_transfer/training/rates.py: "layer_decay**distance, not only_head_decays" -> "rate, True" """
     model, groups = prepared("vit")
     made = parameter_groups(model, groups, learning_rate=0.1, weight_decay=0.1, decayed_elsewhere=True)
     decay = by_name(model, made, "weight_decay")
@@ -141,7 +130,6 @@ def test_what_something_else_holds_does_not_decay() -> None:
 
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_frozen_parameters_are_left_out_and_change_no_rate(factor: float) -> None:
-    """Mutation: hf_transfer/training/rates.py: "if parameter.requires_grad]" -> "]" """
     model, groups = prepared("vit")
     settings: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.1, "layer_lr_decay": factor}
     whole = by_name(model, parameter_groups(model, groups, **settings), "lr")
@@ -153,7 +141,6 @@ def test_frozen_parameters_are_left_out_and_change_no_rate(factor: float) -> Non
 
 
 def test_an_open_parameter_outside_all_groups_is_a_bug() -> None:
-    """Mutation: hf_transfer/training/rates.py: "assert not lost" -> "assert True" """
     model, groups = prepared("dinov2")
     model.get_parameter("dinov2.embeddings.mask_token").requires_grad_()
     with pytest.raises(AssertionError, match=r"dinov2\.embeddings\.mask_token"):
@@ -186,7 +173,6 @@ def run(optimizer: torch.optim.Optimizer, schedule: Any, steps: int) -> list[lis
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize(("warmup_steps", "warmup"), [(0.25, 3), (5, 5), (0, 0), (0.3, 4)])
 def test_each_schedule_follows_its_formula(kind: Schedule, warmup_steps: float, warmup: int) -> None:
-    """Mutation: hf_transfer/training/rates.py: "if warmup_steps < 1 else" -> "if warmup_steps < 9 else" """
     optimizer = two_rates()
     used = run(optimizer, learning_rate_schedule(optimizer, kind, warmup_steps, 12), 12)
     for step, rates in enumerate(used):
@@ -198,10 +184,7 @@ def test_each_schedule_follows_its_formula(kind: Schedule, warmup_steps: float, 
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("done", [1, 3, 7, 11, 12])
 def test_a_schedule_goes_on_in_the_middle_as_if_it_had_never_stopped(kind: Schedule, done: int) -> None:
-    """In a new optimizer, as a later stage or a resumed run makes one; without a warning.
-
-    Mutation: hf_transfer/training/rates.py: "last = steps_done - 1" -> "last = steps_done"
-    """
+    """In a new optimizer, as a later stage or a resumed run makes one; without a warning."""
     whole = two_rates()
     used = run(whole, learning_rate_schedule(whole, kind, 0.25, 12), 12)
     with warnings.catch_warnings():
@@ -213,10 +196,7 @@ def test_a_schedule_goes_on_in_the_middle_as_if_it_had_never_stopped(kind: Sched
 
 
 def test_a_schedule_goes_on_from_the_peaks_that_a_loaded_optimizer_remembers() -> None:
-    """A checkpoint's optimizer has the rates of the moment in `lr`, and its peaks in `initial_lr`.
-
-    Mutation: hf_transfer/training/rates.py: "group.setdefault("initial_lr", group["lr"])" -> "group["initial_lr"] = group["lr"]"
-    """  # noqa: E501
+    """A checkpoint's optimizer has the rates of the moment in `lr`, and its peaks in `initial_lr`."""
     whole = two_rates()
     used = run(whole, learning_rate_schedule(whole, "cosine", 2, 12), 5)
     saved = copy.deepcopy(whole.state_dict())
@@ -243,10 +223,7 @@ def learn(optimizer: torch.optim.Optimizer, bottom: nn.Linear, top: nn.Linear, s
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_moments_go_on_in_the_next_stages_optimizer(fused: bool) -> None:
-    """As in one optimizer that held all parameters from the start, of which the lower had no gradient at first.
-
-    Mutation: hf_transfer/training/rates.py: "[kind] = placed_like(value" -> "[kind] = placed_like(value * 0"
-    """
+    """As in one optimizer that held all parameters from the start, of which the lower had no gradient at first."""
     bottom, top = layers()
     bottom.requires_grad_(False)
     first = torch.optim.AdamW(top.parameters(), lr=0.1, fused=fused)

@@ -35,16 +35,12 @@ def divergence(left: Tensor, right: Tensor) -> Tensor:
 
 
 def test_two_looks_disagree_by_the_mean_of_both_divergences_without_masked_samples() -> None:
-    """Mutation: hf_transfer/training/objective.py: "(2 * counted.sum()" -> "(counted.sum()"
-    Mutation: hf_transfer/training/objective.py: "(both.sum(-1) * counted)" -> "both.sum(-1)"
-    """
     first, second = said(1), said(2)
     expected = ((divergence(first, second) + divergence(second, first)) / 2)[LABELS != MASKED].mean()
     torch.testing.assert_close(disagreement(torch.cat([first, second]), torch.cat([LABELS, LABELS])), expected)
 
 
 def test_where_every_sample_is_masked_nothing_disagrees() -> None:
-    """Mutation: hf_transfer/training/objective.py: "counted.sum().clamp(min=1)" -> "counted.sum()" """
     logits = torch.cat([said(1), said(2)]).requires_grad_()
     found = disagreement(logits, torch.full((8,), MASKED))
     found.backward()
@@ -54,7 +50,6 @@ def test_where_every_sample_is_masked_nothing_disagrees() -> None:
 
 
 def test_a_batch_is_seen_twice_only_where_two_looks_are_compared() -> None:
-    """Mutation: hf_transfer/training/objective.py: "torch.cat([values, values])" -> "values.repeat(2, 1)" """
     batch = {"input_ids": torch.arange(6).reshape(2, 3), "labels": torch.tensor([4, 2]), "index": torch.tensor([7, 9])}
     assert Objective().as_seen(batch) is batch
     seen = Objective(rdrop_alpha=0.5).as_seen(batch)
@@ -70,11 +65,7 @@ def trained(strategy: Strategy | None = None, rows: int = 12, **more: Any) -> Fi
 
 
 def test_the_loss_of_a_step_is_what_two_draws_of_dropout_give() -> None:
-    """Against a pass by hand, whose dropout draws the same numbers; the epoch counts each text once.
-
-    Mutation: hf_transfer/training/objective.py: "loss + self.rdrop_alpha * disagreement" -> "loss - self.rdrop_alpha * disagreement"
-    Mutation: hf_transfer/training/loop.py: "samples = len(batch["labels"])" -> "samples = 2 * len(batch["labels"])"
-    """  # noqa: E501
+    """Against a pass by hand, whose dropout draws the same numbers; the epoch counts each text once."""
     rows, (model, *_) = rows_for("bert", 12), tiny("bert")
     order = next(iter(loaders_of_order(rows)))["index"]
     torch.manual_seed(0)
@@ -124,7 +115,6 @@ def test_two_looks_go_on_from_one_stored_output(tmp_path: Path) -> None:
 def test_full_fine_tuning_of_texts_has_it_unless_the_settings_say_otherwise(
     strategy: str, given: float | None, dropout: float, expected: float
 ) -> None:
-    """Mutation: hf_transfer/strategies/choice.py: "else own * drops" -> "else own" """
     model, *_ = tiny("bert", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     assert rdrop_alpha(text_settings(strategy=strategy, rdrop_alpha=given), model) == expected
 
@@ -146,7 +136,6 @@ def test_a_model_without_dropout_is_refused_where_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize(("alpha", "size"), [(0.0, 8), (1.0, 4)])
 def test_a_batch_must_fit_as_often_as_it_is_seen(tmp_path: Path, alpha: float, size: int) -> None:
-    """Mutation: hf_transfer/training/batch_size.py: "looks * size" -> "size" """
     config: TextConfig = replace(
         text_settings(rdrop_alpha=alpha), output_dir=str(tmp_path), per_device_train_batch_size=8
     )
@@ -161,7 +150,6 @@ def test_a_batch_must_fit_as_often_as_it_is_seen(tmp_path: Path, alpha: float, s
 
 
 def test_a_larger_head_is_drawn_by_its_seed_and_nothing_else_moves() -> None:
-    """Mutation: hf_transfer/strategies/freezing.py: "manual_seed(seed)" -> "manual_seed(0)" """
     heads = []
     for seed in (1, 1, 2):
         model, groups, inputs = tiny("bert")

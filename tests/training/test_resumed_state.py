@@ -15,7 +15,6 @@ FULL = CASES["full"]
 
 
 def test_an_epoch_that_was_the_best_before_the_kill_is_kept(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "for number, kept in enumerate(state["best"]):" -> "for number, kept in []:" """  # noqa: E501
     case = Case("vit", FullFineTuning(), {"learning_rate": 0.3, "num_train_epochs": 3, "metric_for_best_model": "loss"})
     for name in ("whole", "out"):
         (tmp_path / name).mkdir()
@@ -26,10 +25,7 @@ def test_an_epoch_that_was_the_best_before_the_kill_is_kept(tmp_path: Path) -> N
 
 
 def test_random_numbers_of_numpy_go_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code of a model or a data set may draw them.
-
-    Mutation: hf_transfer/training/resuming.py: "np.random.set_state((name" -> "str((name"
-    """
+    """Code of a model or a data set may draw them."""
     take_step = torch.optim.AdamW.step
     drawn: list[float] = []
 
@@ -49,7 +45,6 @@ def test_random_numbers_of_numpy_go_on_too(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "        self.checkpoints.sweep()" -> "" """
     assert killed(FULL, tmp_path, 5) == -9
     left = tmp_path / "checkpoints" / ".partial-6-01234567"
     left.mkdir()
@@ -58,7 +53,6 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_copy_does_not_change_while_it_is_written() -> None:
-    """Mutation: hf_transfer/training/resuming.py: "copy=True" -> "copy=False" """
     weight = torch.ones(3)
     copies = _copied({"weight": weight})
     weight.add_(1)
@@ -66,9 +60,6 @@ def test_a_copy_does_not_change_while_it_is_written() -> None:
 
 
 def test_history_and_notes_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "vars(course.result).update(" -> "str("
-    Mutation: hf_transfer/training/resuming.py: "self._accelerator.print(f"Going on" -> "str(f"Going on"
-    """
     (tmp_path / "whole").mkdir()
     expected = FULL.run(tmp_path / "whole", save_steps=0)
     out = tmp_path / "out"

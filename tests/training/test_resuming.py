@@ -30,15 +30,7 @@ FULL = CASES["full"]
 def test_a_run_that_is_killed_twice_ends_with_the_same_weights(
     name: str, tmp_path: Path, uninterrupted: Callable[[str], bytes]
 ) -> None:
-    """In the middle of both epochs.
-
-    Mutation: hf_transfer/training/resuming.py: "torch.set_rng_state(random_numbers[" -> "str(random_numbers["
-    Mutation: hf_transfer/training/rates.py: "optimizer.state[learning[name]][kind] =" -> "_ ="
-    Mutation: hf_transfer/training/loop.py: "if taken == 0 else skip_first_batches(loaders.train, taken)" -> ""
-    Mutation: hf_transfer/training/steps.py: "self._average.load_state_dict(saved["average"])" -> "pass"
-    Mutation: hf_transfer/training/steps.py: "self._start.load_state_dict(saved["start"])" -> "pass"
-    Mutation: hf_transfer/training/steps.py: "done = position.schedule if" -> "done = self._done if"
-    """
+    """In the middle of both epochs."""
     case = CASES[name]
     assert killed(case, tmp_path, 4) == -9
     assert not (tmp_path / "weights.safetensors").exists()
@@ -78,7 +70,6 @@ def test_a_run_can_be_killed_anywhere_and_any_number_of_times(
 
 
 def test_without_saving_nothing_is_written_and_nothing_taken_up(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "if self._config.save_steps == 0 and not" -> "if False and not" """
     assert killed(FULL, tmp_path, 9) == -9
     shutil.copytree(tmp_path / "checkpoints", tmp_path / "before")
     assert FULL.run(tmp_path, save_steps=0).resumed == []
@@ -88,10 +79,7 @@ def test_without_saving_nothing_is_written_and_nothing_taken_up(tmp_path: Path) 
 
 
 def test_by_default_a_checkpoint_is_due_after_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And none before.
-
-    Mutation: hf_transfer/training/resuming.py: "SECONDS_BETWEEN = 60.0" -> "SECONDS_BETWEEN = 0.0"
-    """
+    """And none before."""
     FULL.run(tmp_path, save_steps=None)
     assert Checkpoints(tmp_path / "checkpoints").own() == []
     monkeypatch.setattr("hf_transfer.training.resuming.SECONDS_BETWEEN", 0.0)
@@ -102,10 +90,7 @@ def test_by_default_a_checkpoint_is_due_after_a_minute(tmp_path: Path, monkeypat
 def test_with_save_steps_training_waits_until_a_checkpoint_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that no more than so many steps are ever lost.
-
-    Mutation: hf_transfer/training/resuming.py: "            if self._config.save_steps is not None:" -> "            if False:"
-    """  # noqa: E501
+    """So that no more than so many steps are ever lost."""
     written, save = Checkpoints.save, Resuming.save
 
     def slowly(checkpoints: Checkpoints, *contents: Any) -> Any:
@@ -124,12 +109,7 @@ def test_with_save_steps_training_waits_until_a_checkpoint_is_written(
 def test_a_copy_is_taken_so_much_earlier_as_it_takes_to_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six seconds are allowed for the first; a checkpoint that takes too long is no reason to do nothing else.
-
-    Mutation: hf_transfer/training/resuming.py: "min(self._writing, interval / 2)" -> "0.0"
-    Mutation: hf_transfer/training/resuming.py: "min(self._writing, interval / 2)" -> "self._writing"
-    Mutation: hf_transfer/training/resuming.py: "self._writing = time.perf_counter() - started" -> "pass"
-    """
+    """Six seconds are allowed for the first; a checkpoint that takes too long is no reason to do nothing else."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     config = FULL.config(tmp_path, save_steps=None)
@@ -154,10 +134,7 @@ def test_a_copy_is_taken_so_much_earlier_as_it_takes_to_be_written(
 
 
 def test_a_checkpoint_that_is_named_is_taken(tmp_path: Path, uninterrupted: Callable[[str], bytes]) -> None:
-    """Also from another folder; what that folder has is not touched.
-
-    Mutation: hf_transfer/training/resuming.py: "            self.checkpoints.begin(**" -> "            dict(**"
-    """
+    """Also from another folder; what that folder has is not touched."""
     (tmp_path / "a").mkdir()
     assert killed(FULL, tmp_path / "a", 9) == -9
     earlier = tmp_path / "a" / "checkpoints" / "checkpoint-00000006"
@@ -170,7 +147,6 @@ def test_a_checkpoint_that_is_named_is_taken(tmp_path: Path, uninterrupted: Call
 
 
 def test_a_named_checkpoint_that_is_refused_leaves_the_run_its_own(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "            saved = self._asked_for(Path(asked))" -> "            saved = self.checkpoints.begin() or self._asked_for(Path(asked))" """  # noqa: E501
     assert killed(FULL, tmp_path, 9) == -9
     with pytest.raises(UserError):
         FULL.run(tmp_path, learning_rate=0.5, resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-00000006"))
@@ -180,10 +156,7 @@ def test_a_named_checkpoint_that_is_refused_leaves_the_run_its_own(tmp_path: Pat
 def test_a_run_that_was_begun_from_a_checkpoint_goes_on_when_its_command_is_repeated(
     tmp_path: Path, uninterrupted: Callable[[str], bytes]
 ) -> None:
-    """As schedulers do it.
-
-    Mutation: hf_transfer/training/resuming.py: "if not asked or self.checkpoints" -> "if not asked or {} and self.checkpoints"
-    """  # noqa: E501
+    """As schedulers do it."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert killed(FULL, tmp_path / "a", 5) == -9
@@ -195,7 +168,6 @@ def test_a_run_that_was_begun_from_a_checkpoint_goes_on_when_its_command_is_repe
 
 @pytest.mark.parametrize("step", [6, 12])
 def test_a_run_that_goes_on_at_the_end_of_an_epoch_tells_the_rate_of_its_last_step(step: int, tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/loop.py: "position.rate = max(" -> "rate = max(" """
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     rates = [row["learning_rate"] for row in FULL.run(tmp_path / "a").history]
@@ -242,10 +214,7 @@ def refused(tmp_path: Path, **more: Any) -> list[str]:
 
 @pytest.mark.parametrize("allow", [False, True])
 def test_a_checkpoint_of_other_settings_or_data_is_refused(tmp_path: Path, allow: bool) -> None:
-    """Also if harmless differences are allowed.
-
-    Mutation: hf_transfer/training/resuming.py: "self._config.allow_mismatch and not binding" -> "self._config.allow_mismatch"
-    """  # noqa: E501
+    """Also if harmless differences are allowed."""
     assert killed(FULL, tmp_path, 9) == -9
     folder = tmp_path / "checkpoints" / "checkpoint-00000008"
     expected, found, do = refused(tmp_path, allow_mismatch=allow, learning_rate=0.5, weight_decay=0.0)
@@ -265,7 +234,6 @@ def test_a_checkpoint_of_other_frozen_weights_is_refused(tmp_path: Path) -> None
 
 
 def test_other_versions_or_threads_are_refused_unless_allowed(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "if not differing or" -> "if" """
     assert killed(FULL, tmp_path, 9) == -9
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
@@ -285,7 +253,6 @@ def test_what_steers_speed_may_be_changed_on_the_way(tmp_path: Path, uninterrupt
 
 
 def test_decisions_about_the_store_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/frozen.py: "if (earlier := self._decisions" -> "if False and (earlier := self._decisions" """  # noqa: E501
     case = replace(CASES["partial"], more={"cache_frozen": "auto"})
     for verdict in (True, False):
         out = tmp_path / str(verdict)
@@ -300,7 +267,6 @@ def test_decisions_about_the_store_are_kept(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_decisions_go_with_a_checkpoint_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "**saved.state["remembered"], " -> "" """
     case = replace(CASES["partial"], more={"cache_frozen": "auto"})
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -312,10 +278,7 @@ def test_decisions_go_with_a_checkpoint_that_is_named(tmp_path: Path, monkeypatc
 
 
 def test_a_store_is_not_given_up_or_taken_up_on_the_way(tmp_path: Path) -> None:
-    """It may be rounded.
-
-    Mutation: hf_transfer/training/frozen.py: "        self._decisions.remember(name, used)" -> ""
-    """
+    """It may be rounded."""
     case = CASES["partial"]
     assert killed(case, tmp_path, 9) == -9
     with pytest.raises(UserError) as caught:
@@ -328,7 +291,6 @@ def test_a_store_is_not_given_up_or_taken_up_on_the_way(tmp_path: Path) -> None:
 
 
 def test_an_error_is_not_hidden_by_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "            failed = f" (the last one" -> "            raise SystemExit(f" (the last one" """  # noqa: E501
 
     def full(*_: Any) -> None:
         raise mistake(expected="room", found="none", do="make some")
@@ -349,7 +311,6 @@ def test_an_error_is_not_hidden_by_a_full_disk(tmp_path: Path, monkeypatch: pyte
 def test_a_disk_without_room_stops_the_run_before_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "COPIES * size_of(self._model, self._changing)" -> "0" """
     monkeypatch.setattr("hf_transfer.training.checkpoint.free_bytes", lambda _: 10_000)
     monkeypatch.setattr(loop, "run_stage", lambda *_: pytest.fail("it was begun"))
     with pytest.raises(UserError, match="Found:    10 kB free"):

@@ -42,10 +42,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_process_holds_its_part(sharded: Path) -> None:
-    """Accelerate alone would leave the weights whole on CPUs, and everything below would hold as well.
-
-    Mutation: hf_transfer/training/sharding.py: "== DistributedType.FSDP)" -> "is None)"
-    """
+    """Accelerate alone would leave the weights whole on CPUs, and everything below would hold as well."""
     model, groups, _ = tiny("vit")
     total = sum(parameter.numel() for parameter in model.parameters())
     found = json.loads((sharded / "parts.json").read_text())
@@ -58,11 +55,7 @@ def test_each_process_holds_its_part(sharded: Path) -> None:
 
 @pytest.mark.parametrize("name", COMPARED)
 def test_losses_and_weights_are_those_of_whole_models(sharded: Path, name: str) -> None:
-    """Also where moving averages are judged between the steps, and where each process has statistics of its own.
-
-    Mutation: hf_transfer/training/sharding.py: "fully_shard(part, mesh=mesh, reshard_after_forward=True)" -> "fully_shard(part, mesh=mesh)"
-    Mutation: hf_transfer/training/sharding.py: "copy_(buffer.copy_(broadcast(buffer)))" -> "copy_(buffer)"
-    """  # noqa: E501
+    """Also where moving averages are judged between the steps, and where each process has statistics of its own."""
     histories = [json.loads((folder / name / "history.json").read_text()) for folder in (sharded, sharded / "whole")]
     assert len(histories[0]) == len(histories[1]) > 1
     for row, other in zip(*histories, strict=True):
@@ -76,7 +69,6 @@ def test_losses_and_weights_are_those_of_whole_models(sharded: Path, name: str) 
 
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupted_run_goes_on_to_the_same_bytes(sharded: Path, name: str) -> None:
-    """Mutation: hf_transfer/training/resuming.py: "course.steps.gather()" -> "pass" """
     out = sharded / f"{name}-resumed"
     assert (out / "weights.safetensors").read_bytes() == (sharded / name / "weights.safetensors").read_bytes()
     saved = sorted((out / "checkpoints").glob("checkpoint-*"))
@@ -145,7 +137,6 @@ def an_accelerator(kind: DistributedType, **more: Any) -> Any:
     ],
 )
 def test_other_ways_of_fsdp_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str, found: str) -> None:
-    """Mutation: hf_transfer/training/sharding.py: "if found := _unsupported(" -> "if found := print(" """
     monkeypatch.setenv("FSDP_VERSION", "2")
     start_sharding(settings(), an_accelerator(DistributedType.FSDP))
     monkeypatch.setenv(name, value)
@@ -187,10 +178,7 @@ def test_a_parameter_that_cannot_be_divided_is_refused_by_its_name() -> None:
 
 
 def test_a_checkpoint_of_whole_models_is_another_runs() -> None:
-    """Sums over parts round otherwise: to go on all the same, one has to say so.
-
-    Mutation: hf_transfer/training/resuming.py: "if is_sharded(accelerator) else name" -> "if None else name"
-    """
+    """Sums over parts round otherwise: to go on all the same, one has to say so."""
     cpu = torch.device("cpu")
     names = [
         _accelerator_name(an_accelerator(kind, device=cpu))

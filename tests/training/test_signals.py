@@ -24,7 +24,6 @@ FULL = CASES["full"]
 def test_a_signal_in_training_saves_at_the_next_step(
     number: signal.Signals, tmp_path: Path, uninterrupted: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutation: hf_transfer/training/guard.py: "if self._asked or self._due:" -> "if self._due:" """
     step, signals = torch.optim.AdamW.step, [number]
 
     def ask(self: Any, *arguments: Any, **more: Any) -> Any:
@@ -45,10 +44,7 @@ def test_a_signal_in_training_saves_at_the_next_step(
 def test_a_signal_in_evaluation_saves_the_epoch(
     tmp_path: Path, uninterrupted: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it is judged; with the weights that learn, and not those that are judged.
-
-    Mutation: hf_transfer/training/predictions.py: "        poll()" -> "        pass"
-    """
+    """Before it is judged; with the weights that learn, and not those that are judged."""
     predict = predict_split
 
     def asked(*arguments: Any, **more: Any) -> Any:
@@ -66,7 +62,6 @@ def test_a_signal_in_evaluation_saves_the_epoch(
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/interruption.py: "signal.signal(signal.SIGINT, signal.SIG_DFL)" -> "pass" """
 
     def asked_twice() -> None:
         def see(*_: Any) -> None:
@@ -81,10 +76,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_all_processes_heed_what_one_was_asked(tmp_path: Path) -> None:
-    """And leave with the same code.
-
-    Mutation: hf_transfer/training/resuming.py: "everyone.amax(0)" -> "everyone[0]"
-    """
+    """And leave with the same code."""
     others = torch.tensor([[0, int(signal.SIGTERM), 0]])
     two = SimpleNamespace(num_processes=2, device="cpu", gather=lambda own: torch.cat([own, others]))
     assert agreed(two, False, 0, True) == [0, signal.SIGTERM, 1]

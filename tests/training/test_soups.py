@@ -20,7 +20,6 @@ def weights(*numbers: float) -> Weights:
 
 
 def test_the_best_epochs_are_kept_and_of_equal_ones_the_earlier() -> None:
-    """Mutation: hf_transfer/training/averaging.py: "candidate.scores >= scores" -> "candidate.scores > scores" """
     best = BestCheckpoints(3)
     scores = [(0.5, -1.0), (0.8, -0.4), (0.8, -0.4), (0.2, 0.0), (0.8, -0.5), (0.9, -2.0), (0.8, -0.4)]
     answers = [best.offer(weights(epoch), score, epoch) for epoch, score in enumerate(scores)]
@@ -30,7 +29,6 @@ def test_the_best_epochs_are_kept_and_of_equal_ones_the_earlier() -> None:
 
 
 def test_kept_weights_are_copies() -> None:
-    """Mutation: hf_transfer/training/averaging.py: "to("cpu", copy=True)" -> "cpu()" """
     best, parameter = BestCheckpoints(1), nn.Parameter(torch.zeros(2))
     best.offer({"w": parameter}, (1.0,), 0)
     with torch.no_grad():
@@ -41,7 +39,6 @@ def test_kept_weights_are_copies() -> None:
 
 
 def test_a_score_that_is_no_number_is_the_worst() -> None:
-    """Mutation: hf_transfer/training/averaging.py: "-math.inf if math.isnan(score) else score" -> "score" """
     best = BestCheckpoints(2)
     for epoch, score in enumerate([0.3, math.nan, 0.1]):
         best.offer(weights(epoch), (score,), epoch)
@@ -57,10 +54,7 @@ def distance_to(target: np.ndarray[Any, Any]) -> Any:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_soup_is_the_greedy_mean_of_wortsman(seed: int) -> None:
-    """Recipe 1 of the paper, with means of lists in numpy.
-
-    Mutation: hf_transfer/training/averaging.py: "1 / (len(chosen) + 1)" -> "0.5"
-    """
+    """Recipe 1 of the paper, with means of lists in numpy."""
     generator = np.random.default_rng(seed)
     target = generator.normal(size=3)
     points = target + generator.normal(size=(6, 3))
@@ -85,7 +79,6 @@ def test_a_soup_is_the_greedy_mean_of_wortsman(seed: int) -> None:
 
 
 def test_a_soup_that_would_be_worse_is_the_best_candidate_to_the_bit() -> None:
-    """Mutation: hf_transfer/training/averaging.py: "evaluate(trial)) >= scores" -> "evaluate(trial)) <= scores" """
     candidates = [Candidate(weights(0.1), (0.1,), 0), Candidate(weights(1 / 3), (0.9,), 1)]
     soup, chosen = greedy_soup(candidates, lambda _: (0.8,))
     assert chosen == [1]

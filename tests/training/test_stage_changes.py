@@ -29,10 +29,7 @@ def read(folder: Path, case: str) -> Any:
 
 @pytest.mark.parametrize("case", CASES)
 def test_both_processes_hold_the_same_weights_after_every_epoch(script: Path, case: str) -> None:
-    """To the bit, statistics included, and at the end; a new stage wraps the model anew.
-
-    Mutation: hf_transfer/training/steps.py: "accelerator.prepare(model, optimizer)" -> "(model, optimizer)"
-    """
+    """To the bit, statistics included, and at the end; a new stage wraps the model anew."""
     found = read(script, case)
     assert len(found["epochs"]) > EPOCHS
     for number, epoch in enumerate(found["epochs"]):
@@ -43,7 +40,6 @@ def test_both_processes_hold_the_same_weights_after_every_epoch(script: Path, ca
 
 @pytest.mark.parametrize("case", [case for case in CASES if "soup_size" not in CASES[case][1]])
 def test_what_each_stage_names_moves_on_both_processes_and_nothing_else(script: Path, case: str) -> None:
-    """Mutation: hf_transfer/training/loop.py: "set_trainable(model, groups, stage.trainable)" -> "set_trainable(model, groups, learning)" """  # noqa: E501
     found = read(script, case)
     stages = found["stages"]
     # One stage for each epoch; or a solved head and what follows; or the adapters alone.

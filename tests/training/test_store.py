@@ -36,10 +36,6 @@ MEGABYTE = 1 << 20
     ids=["forwards", "backwards", "mixed", "repeated", "one", "of one chunk"],
 )
 def test_what_is_written_is_read_in_any_order(positions: Sequence[int], tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/store.py: "self._starts[position] - self._starts[number * length]" -> "self._starts[position]"
-    Mutation: hf_transfer/training/store.py: "[name][torch.from_numpy(places)]" -> "[name][: len(places)]"
-    Mutation: hf_transfer/training/store.py: "self._chunk(number)[name][place] for" -> "self._chunk(number)[name][0] for"
-    """  # noqa: E501
     given = samples()
     given.write(given.store(tmp_path))
     store = given.store(tmp_path)
@@ -58,10 +54,7 @@ def test_chunks_are_read_as_they_lie_on_disk(tmp_path: Path) -> None:
 
 
 def test_chunks_hang_on_the_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every sample in one chunk, in order; none of many samples or bytes, but never of no sample.
-
-    Mutation: hf_transfer/training/store.py: "max(1, CHUNK_BYTES * self.samples" -> "max(0, CHUNK_BYTES * self.samples"
-    """
+    """Every sample in one chunk, in order; none of many samples or bytes, but never of no sample."""
     given = samples()
     store = given.store(tmp_path)
     assert [len(chunk) for chunk in store.chunks] == [7, 7, 7, 7, 2]
@@ -77,11 +70,7 @@ def test_chunks_hang_on_the_data_alone(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("size", [1, 3, 100])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_chunks_are_the_same_to_the_bit_whatever_the_batches(size: int, side: str, tmp_path: Path) -> None:
-    """And whatever stands where there is no token.
-
-    Mutation: hf_transfer/training/store.py: "own[start:end] = sample[tokens]" -> "own[start:end] = sample[: end - start]"
-    Mutation: hf_transfer/training/store.py: "= torch.tensor(positions) - self._first" -> "= torch.arange(len(positions))"
-    """  # noqa: E501
+    """And whatever stands where there is no token."""
     given = samples()
     expected, store = given.write(given.store(tmp_path / "expected")), given.store(tmp_path / "found")
     for number in range(len(store.chunks)):
@@ -109,7 +98,6 @@ def test_chunks_are_the_same_to_the_bit_whatever_the_batches(size: int, side: st
 
 
 def test_batches_hold_texts_of_like_length(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/store.py: "np.argsort(-self._lengths[chunk], kind="stable")" -> "np.arange(len(chunk))" """  # noqa: E501
     given = samples()
     store = given.store(tmp_path)
     for number, chunk in enumerate(store.chunks):
@@ -124,9 +112,6 @@ def test_batches_hold_texts_of_like_length(tmp_path: Path) -> None:
     "columns", [COLUMNS, COLUMNS[:1], COLUMNS[1:2], COLUMNS[2:3]], ids=["all", "fixed", "by token", "numbers"]
 )
 def test_the_size_on_disk_is_known_beforehand(columns: Sequence[Column], tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/store.py: "each = torch.int64.itemsize + sum" -> "each = sum"
-    Mutation: hf_transfer/training/store.py: "tokens = int(self._lengths.sum())" -> "tokens = self.samples"
-    """
     given = samples(columns=columns)
     store = given.write(given.store(tmp_path))
     files = [path.read_bytes() for path in chunk_files(store)]
@@ -173,14 +158,7 @@ def a_text(store: Store, path: Path) -> None:
     ids=lambda f: f.__name__,
 )
 def test_a_chunk_that_is_not_what_was_written_is_removed(damage: Callable[[Store, Path], None], tmp_path: Path) -> None:
-    """And the others are left alone.
-
-    Mutation: hf_transfer/training/store.py: "f"{self.key}/{self.chunks[number]}"" -> "f"{self.key}""
-    Mutation: hf_transfer/training/store.py: "f"{self.key}/{self.chunks[number]}"" -> "f"{self.chunks[number]}""
-    Mutation: hf_transfer/training/store.py: "            digest.update(raw_bytes(tensors[name]))" -> ""
-    Mutation: hf_transfer/training/store.py: "        path.unlink(missing_ok=True)" -> ""
-    Mutation: hf_transfer/training/store.py: "except (SafetensorError, OSError)" -> "except OSError"
-    """
+    """And the others are left alone."""
     given = samples()
     store = given.write(given.store(tmp_path))
     damage(store, store._path(2))
@@ -194,10 +172,7 @@ def test_a_chunk_that_is_not_what_was_written_is_removed(damage: Callable[[Store
 
 
 def test_chunks_that_were_cut_otherwise_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where they are as many.
-
-    Mutation: hf_transfer/training/store.py: "f"{self.key}/{self.chunks[number]}"" -> "f"{self.key}/{number}""
-    """
+    """Even where they are as many."""
     given = samples()
     given.write(given.store(tmp_path))
     monkeypatch.setattr(store_module, "CHUNK_SAMPLES", 6)
@@ -207,7 +182,6 @@ def test_chunks_that_were_cut_otherwise_are_not_read(tmp_path: Path, monkeypatch
 
 
 def test_a_chunk_that_is_written_again_is_read_anew(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/store.py: "        self._open.pop(number, None)" -> "" """
     given = samples()
     store = given.write(given.store(tmp_path))
     given.agrees(store, range(14))
@@ -244,9 +218,6 @@ MATERIALS: list[dict[str, Any]] = [
 
 
 def test_whatever_the_content_hangs_on_makes_another_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: hf_transfer/training/store.py: "{"format": FORMAT, **material" -> "{**material"
-    Mutation: hf_transfer/training/store.py: ""columns": [repr(column) for column in columns]" -> ""columns": len(columns)"
-    """  # noqa: E501
     given = samples()
     keys = [given.store(tmp_path, **material).key for material in [{}, *MATERIALS]]
     others = [
@@ -264,7 +235,6 @@ def test_whatever_the_content_hangs_on_makes_another_store(tmp_path: Path, monke
 
 
 def test_the_order_of_the_material_and_the_folder_make_no_other_key(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/store.py: ", sort_keys=True)" -> ")" """
     one = Store(tmp_path / "one", {"a": 1, "b": 2}, COLUMNS[:1], 3)
     assert one.key == Store(tmp_path / "other", {"b": 2, "a": 1}, COLUMNS[:1], 3).key
 

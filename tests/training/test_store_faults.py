@@ -46,7 +46,6 @@ def write_and_be_killed(given: Samples, folder: Path, writes: int) -> None:
 
 @pytest.mark.parametrize("writes", range(1, 7), ids=lambda writes: f"file_{writes}")
 def test_a_killed_process_leaves_nothing_that_is_read(tmp_path: Path, writes: int) -> None:
-    """Mutation: hf_transfer/training/store.py: "partial.write_bytes(whole)" -> "path.write_bytes(whole), partial.write_bytes(whole)" """  # noqa: E501
     given = samples(columns=(Column((1 << 12,), torch.float32),))
     process = forks.Process(target=write_and_be_killed, args=(given, tmp_path, writes))
     process.start()
@@ -74,7 +73,6 @@ def write_and_read(given: Samples, folder: Path, start: Any) -> None:
 
 
 def test_processes_that_write_at_once_leave_a_sound_store(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/store.py: "f".{path.stem}-{uuid.uuid4().hex}"" -> "f".{path.stem}"" """
     given, start = samples(columns=(Column((1 << 12,), torch.float32),)), forks.Barrier(2)
     processes = [forks.Process(target=write_and_read, args=(given, tmp_path, start)) for _ in range(2)]
     for process in processes:
@@ -89,11 +87,7 @@ def test_processes_that_write_at_once_leave_a_sound_store(tmp_path: Path) -> Non
 
 
 def test_a_full_disk_is_an_error_that_says_how_much_is_needed(small_disk: Path) -> None:
-    """What was whole stays, and nothing half written is left.
-
-    Mutation: hf_transfer/training/store.py: "error.errno in (errno.ENOSPC, errno.EDQUOT)" -> "error.errno == 0"
-    Mutation: hf_transfer/training/store.py: "partial.unlink(missing_ok=True)" -> "pass"
-    """
+    """What was whole stays, and nothing half written is left."""
     given = samples(columns=(Column((12_500,), torch.float32),))
     store = given.store(small_disk / "frozen")
     with pytest.raises(UserError) as caught:
@@ -122,7 +116,6 @@ def test_a_disk_that_is_full_already_is_left_as_it_was(small_disk: Path) -> None
 
 
 def test_a_disk_that_cannot_be_written_to_is_an_error_that_names_it(small_disk: Path) -> None:
-    """Mutation: hf_transfer/training/store.py: "do="name another with --cache_dir, or" -> "do="" """
     given = samples()
     written = given.write(given.store(small_disk), range(3))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -144,7 +137,6 @@ def test_whatever_the_disk_refuses_is_an_error_in_words(number: int | None, tmp_
 
 
 def test_a_folder_is_tried_by_writing_and_left_empty(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/store.py: "        probe.unlink()" -> "        pass" """
     assert can_be_written(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").touch()
@@ -195,7 +187,6 @@ def write_and_read_many(folder: str, count: int) -> None:
 
 
 def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/store.py: "safetensors.torch.load_file(self._path(number))" -> "{name: tensor.clone() for name, tensor in safetensors.torch.load_file(self._path(number)).items()}" """  # noqa: E501
     count = 40_000
     levels = in_a_process(__name__, f"write_and_read_many({str(tmp_path)!r}, {count})")
     assert len(levels) == 20 + 100 + 1

@@ -45,10 +45,7 @@ NAMES = ("vit", "resnet_basic", "bert")
 def test_exactly_the_named_parameters_and_their_statistics_move_in_each_epoch(
     tmp_path: Path, name: str, strategy: str
 ) -> None:
-    """With weight decay and Trainer's `train()` in every step; the head is solved in no stage, but learns alone.
-
-    Mutation: hf_transfer/training/trainer_callback.py: "if self._epoch < before:" -> "if True:"
-    """
+    """With weight decay and Trainer's `train()` in every step; the head is solved in no stage, but learns alone."""
     trainer, _, watch = trainer_for(name, STRATEGIES[strategy], arguments(tmp_path))
     trainer.train()
     assert len(watch.weights) == 4
@@ -88,11 +85,7 @@ def test_moments_start_when_a_group_is_opened(tmp_path: Path, name: str) -> None
     [("vit", "gradual"), ("resnet_basic", "gradual"), ("bert", "gradual"), ("vit", "lora"), ("bert", "lora")],
 )
 def test_a_resumed_training_equals_the_uninterrupted_one(tmp_path: Path, name: str, strategy: str, stop: int) -> None:
-    """Bit for bit, with dropout; also of a ViT, whose checkpoint has older names than the model.
-
-    Mutation: hf_transfer/training/trainer_callback.py: "int(state.epoch)" -> "0"
-    Mutation: hf_transfer/training/trainer_callback.py: "if isinstance(model, PreTrainedModel):" -> "if False:"
-    """
+    """Bit for bit, with dropout; also of a ViT, whose checkpoint has older names than the model."""
     args = arguments(tmp_path, save_strategy="steps", save_steps=3)
     whole, _, watch = trainer_for(name, STRATEGIES[strategy], arguments(tmp_path / "whole"))
     whole.train()
@@ -111,10 +104,7 @@ def test_a_resumed_training_equals_the_uninterrupted_one(tmp_path: Path, name: s
 
 
 def test_the_best_checkpoint_is_taken_whole(tmp_path: Path) -> None:
-    """Of a ViT, whose checkpoint has older names than the model; here "best" is where the loss is largest.
-
-    Mutation: hf_transfer/training/trainer_callback.py: "saved in state and " -> "False and "
-    """
+    """Of a ViT, whose checkpoint has older names than the model; here "best" is where the loss is largest."""
     each: dict[str, Any] = dict.fromkeys(("save_strategy", "eval_strategy"), "epoch")
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
     trainer, prepared, watch = trainer_for("vit", STRATEGIES["gradual"], arguments(tmp_path, **each, **best))
@@ -125,7 +115,6 @@ def test_the_best_checkpoint_is_taken_whole(tmp_path: Path) -> None:
 
 
 def test_on_one_process_backward_stops_at_what_is_closed(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/trainer_callback.py: "args.world_size > 1" -> "True" """
     trainer, prepared, _ = trainer_for("vit", STRATEGIES["gradual"], arguments(tmp_path))
     trainer.add_callback(opened := Open())
     trainer.train()
@@ -134,7 +123,6 @@ def test_on_one_process_backward_stops_at_what_is_closed(tmp_path: Path) -> None
 
 
 def test_an_epoch_cut_short_is_an_epoch(tmp_path: Path) -> None:
-    """Mutation: hf_transfer/training/trainer_callback.py: "self._epoch += 1" -> "pass" """
     trainer, _, watch = trainer_for("vit", STRATEGIES["gradual"], arguments(tmp_path))
     trainer.add_callback(CutShort())
     trainer.train()
@@ -183,10 +171,7 @@ def test_full_fine_tuning_equals_trainer_without_the_plugin(tmp_path: Path, name
 
 
 def test_each_layer_learns_at_its_own_rate(tmp_path: Path) -> None:
-    """Adam's first step moves a weight by the rate of its group.
-
-    Mutation: hf_transfer/training/trainer_callback.py: "layer_lr_decay=layer_lr_decay" -> "layer_lr_decay=1.0"
-    """
+    """Adam's first step moves a weight by the rate of its group."""
     args = arguments(tmp_path, max_steps=1, weight_decay=0.0, adam_epsilon=1e-12, lr_scheduler_type="constant")
     trainer, prepared, watch = trainer_for(
         "vit", STRATEGIES["full"], args, layer_lr_decay=0.5, head_learning_rate=0.003
@@ -259,10 +244,7 @@ def test_what_trainer_saves_is_loaded_without_us(tmp_path: Path) -> None:
 
 
 def test_after_training_the_modules_have_their_own_classes_again(tmp_path: Path) -> None:
-    """Also where they are frozen to the end; and a second training begins with the first stage.
-
-    Mutation: hf_transfer/training/trainer_callback.py: "name in learning)" -> "True)"
-    """
+    """Also where they are frozen to the end; and a second training begins with the first stage."""
     model = model_of("resnet_basic")
     classes = [type(module) for module in model.modules()]
     trainer, prepared, watch = trainer_for("resnet_basic", STRATEGIES["partial"], arguments(tmp_path), model=model)
@@ -290,10 +272,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_agree_after_every_stage_and_move_the_same_parameters(
     two_processes: Path, name: str, strategy: str
 ) -> None:
-    """Although backward runs to what is closed, too.
-
-    Mutation: hf_transfer/training/trainer_callback.py: "parameter.grad = None" -> "pass"
-    """
+    """Although backward runs to what is closed, too."""
     of_rank = [
         [load_file(two_processes / f"{name}-{epoch}-{rank}.safetensors") for epoch in range(4)] for rank in range(2)
     ]
@@ -309,10 +288,7 @@ def test_two_processes_agree_after_every_stage_and_move_the_same_parameters(
 
 
 def test_two_processes_learn_what_one_learns_on_batches_twice_as_large(two_processes: Path, tmp_path: Path) -> None:
-    """Also when gradients add up over two batches, and clipped by the norm of what learns.
-
-    Mutation: hf_transfer/training/trainer_callback.py: "torch.zeros_like)" -> "torch.clone)"
-    """
+    """Also when gradients add up over two batches, and clipped by the norm of what learns."""
     args = arguments(tmp_path, per_device_train_batch_size=2 * BATCH, optim="sgd")
     trainer, _, watch = trainer_for("vit", STRATEGIES["gradual"], args, model=tiny_model("vit"))
     trainer.train()
@@ -359,11 +335,6 @@ def foreign_optimizer(folder: Path) -> None:
 def test_what_cannot_work_is_refused_before_the_first_step(
     tmp_path: Path, mistaken: Callable[[Path], None], words: str
 ) -> None:
-    """Mutation: hf_transfer/training/trainer_callback.py: "is not self._model or " -> "is None or "
-    Mutation: hf_transfer/training/trainer_callback.py: "is not self._optimizer:" -> "is None:"
-    Mutation: hf_transfer/training/trainer_callback.py: "state.num_train_epochs != self._epochs" -> "False"
-    Mutation: hf_transfer/training/trainer_callback.py: ">= epochs:" -> "> epochs:"
-    """
     with pytest.raises(UserError, match=words):
         mistaken(tmp_path)
 

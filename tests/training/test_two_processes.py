@@ -52,7 +52,6 @@ def test_processes_with_other_weights_are_stopped(script: Path) -> None:
 
 @pytest.mark.parametrize(("shift", "stops"), [(0.0, False), (1e-6, True)])
 def test_drift_is_told_from_what_was_gathered(shift: float, stops: bool) -> None:
-    """Mutation: hf_transfer/training/loop.py: "== everyone[0]).all()" -> "== everyone[0]).any()" """
 
     def gather(own: Tensor) -> Tensor:
         other = own.clone()
@@ -69,10 +68,7 @@ def test_drift_is_told_from_what_was_gathered(shift: float, stops: bool) -> None
 
 @pytest.mark.parametrize(("strategy", "start"), [("scratch", two_forks), ("linear_probe", torchrun)])
 def test_the_vision_recipe_runs_on_two_processes(tmp_path: Path, strategy: str, start: Callable[..., Ended]) -> None:
-    """One set of files, each sample counted once (the loop asserts it), equal weights (the loop refuses others).
-
-    Mutation: hf_transfer/training/predictions.py: "accelerator.gather_for_metrics((" -> "accelerator.gather(("
-    """
+    """One set of files, each sample counted once (the loop asserts it), equal weights (the loop refuses others)."""
     out = tmp_path / "out"
     flags = {
         "model_name_or_path": "sample:vit-glyphs",
