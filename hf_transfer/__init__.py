@@ -1,45 +1,44 @@
 """Transfer learning on the Hugging Face stack: a pretrained model learns your task.
 
+    import hf_transfer as ht
+
+    run = ht.train("path/to/pictures", model="google/vit-base-patch16-224", strategy="partial", output_dir="runs/first")
+    print(run.metrics["test"])
+    classify = ht.load("runs/first")
+
 Names are resolved on first use, so that importing the package imports no torch.
 """
 
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
-_HOMES = {
-    "UserError": "config",
-    "VisionConfig": "config",
-    "TextConfig": "config",
-    "MultimodalConfig": "config_multimodal",
-    "load_image_splits": "data.sources",
-    "load_text_splits": "data.sources",
-    "load_pair_splits": "data.pairs",
-    "image_loaders": "data.inputs",
-    "text_loaders": "data.tokens",
-    "pair_loaders": "data.pair_batches",
-    "load_classifier": "models.pretrained",
+_MODULES = {
     "FusionModel": "models.fusion",
-    "PairCheckpoint": "models.pretrained_pair",
-    "trace_groups": "models.groups",
+    "Predictor": "evaluation.predictor",
+    "Results": "evaluation.results",
+    "Run": "run",
+    "UserError": "errors",
+    "VisionConfig": "settings.run",
+    "TextConfig": "settings.run",
+    "MultimodalConfig": "settings.run",
     "check_boundary": "models.groups",
     "choose_strategy": "strategies.choice",
-    "set_trainable": "strategies.freezing",
-    "fit": "training.loop",
+    "load": "evaluation.predictor",
+    "open_run": "run",
     "prepare_for_trainer": "training.trainer_callback",
-    "predict_split": "training.predictions",
-    "classify_images": "evaluation.predict",
-    "classify_texts": "evaluation.predict",
-    "classify_pairs": "evaluation.predict",
+    "set_trainable": "strategies.freezing",
+    "trace_groups": "models.groups",
+    "train": "whole_run",
 }
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'hf_transfer' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"hf_transfer.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"hf_transfer.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The console command `hf-transfer`: what one does with a finished model, and a look at the machine."""
+"""The console command `hf-transfer`: use or publish a finished model, and check this machine."""
 
 import argparse
 import json
@@ -7,58 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hf_transfer.config import UserError, mistake
+from hf_transfer.errors import UserError, user_error
 from hf_transfer.installation import check_installation
-from hf_transfer.parsing import exit_with, load, recipe_of
+from hf_transfer.settings.parsing import exit_with, load_settings
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise mistake(expected=self.format_usage().strip(), found=message, do="see hf-transfer --help")
+        raise user_error(expected=self.format_usage().strip(), found=message, do="see hf-transfer --help")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `hf-transfer`; a user's mistake ends it with a message and code 2."""
-    parser = _Parser(prog="hf-transfer", description="Use a finished model, or look at this machine.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    _add_predict(commands.add_parser("predict", help="Classify pictures, texts or pairs with a finished model."))
-    push = commands.add_parser("push", help="Publish the model of a finished run on the Hub, with its card.")
-    push.add_argument("run", type=Path, help="The --output_dir of the run.")
-    push.add_argument("repository", metavar="OWNER/NAME", help="Where to; it is made if there is none.")
-    push.add_argument(
-        "--hub_private_repo", choices=("true", "false"), default="true",
-        help="Hide it from others (default: true); false shows it to everybody.",
-    )  # fmt: skip
-    demo = commands.add_parser("demo", help="Open a demo of a finished run on this machine.")
-    demo.add_argument("run", type=Path, help="The --output_dir of the run.")
-    demo.add_argument("--port", type=int, default=7860, help="Where on this machine (default: 7860).")
-    space = commands.add_parser("space", help="Publish a demo of a finished run as a Space on the Hub.")
-    space.add_argument("run", type=Path, help="The --output_dir of the run.")
-    space.add_argument("repository", metavar="OWNER/NAME", help="Where to; it is made if there is none.")
-    space.add_argument(
-        "--hub_model_id", metavar="OWNER/NAME",
-        help="The model on the Hub: a public one is named, with its commit (default: it goes into the Space).",
-    )  # fmt: skip
-    space.add_argument(
-        "--hub_private_repo", choices=("true", "false"), default="true",
-        help="Hide it from others (default: true); false shows it to everybody.",
-    )  # fmt: skip
-    for command in (demo, space):
-        command.add_argument(
-            "--examples",
-            type=int,
-            default=6,
-            help="How many samples of the test split to show, 3 to 6, or 0 (default: 6).",
-        )
-    doctor = commands.add_parser(
-        "doctor", help="Print versions, devices and caches, whether the installation is sound, and what a run takes."
-    )
-    doctor.add_argument(
-        "--config", type=Path, help="Settings of a run: its data, and its time, memory and disk; nothing is trained."
-    )
+    """Run `hf-transfer`; a user's error ends it with a message and exit code 2."""
     try:
         check_installation()
-        arguments = parser.parse_args(argv)
+        arguments = _parser().parse_args(argv)
         if arguments.command == "predict":
             _predict(arguments)
         elif arguments.command == "push":
@@ -73,43 +36,83 @@ def main(argv: Sequence[str] | None = None) -> None:
         exit_with(error)
 
 
+def _parser() -> _Parser:
+    parser = _Parser(prog="hf-transfer", description="Use or publish a finished model, or check this machine.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    _add_predict(commands.add_parser("predict", help="Classify pictures, texts or pairs with a finished model."))
+    push = commands.add_parser("push", help="Publish the model of a finished run on the Hub, with its card.")
+    demo = commands.add_parser("demo", help="Open a demo of a finished run on this machine.")
+    space = commands.add_parser("space", help="Publish a demo of a finished run as a Space on the Hub.")
+    for command in (push, demo, space):
+        command.add_argument("run", type=Path, help="The --output_dir of the run.")
+    demo.add_argument("--port", type=int, default=7860, help="Port on this machine (default: 7860).")
+    for command in (push, space):
+        command.add_argument("repository", metavar="OWNER/NAME", help="The repository; it is created if necessary.")
+        command.add_argument(
+            "--hub_private_repo", choices=("true", "false"), default="true",
+            help="Whether to hide it from others (default: true).",
+        )  # fmt: skip
+    space.add_argument(
+        "--hub_model_id", metavar="OWNER/NAME",
+        help="The model on the Hub: the Space loads a public model from there (default: the Space contains a copy).",
+    )  # fmt: skip
+    for command in (demo, space):
+        command.add_argument(
+            "--examples", type=int, default=6,
+            help="Number of samples of the test split to show: 3 to 6, or 0 for none (default: 6).",
+        )  # fmt: skip
+    doctor = commands.add_parser(
+        "doctor", help="Print versions, devices, caches and installation errors, and what a run would take."
+    )
+    doctor.add_argument(
+        "--config", type=Path,
+        help="Settings of a run: print its data, its time, memory and disk space, without training.",
+    )  # fmt: skip
+    return parser
+
+
 def _add_predict(predict: argparse.ArgumentParser) -> None:
-    predict.add_argument("model", help="The folder OUT/model of a run, a Hub id, or sample:NAME.")
+    predict.add_argument("model", help="The --output_dir of a run, a folder with a model, a Hub id, or sample:NAME.")
     predict.add_argument("files", nargs="*", type=Path, help="Pictures, or tables of texts or of pairs (CSV, TSV).")
     predict.add_argument(
-        "--image", type=Path, help="For a model of images with texts: a picture; --text may go with it."
+        "--image", type=Path, help="For a model of images with texts: a picture, alone or with --text."
     )
     predict.add_argument("--text", help="For a model of images with texts: a text, alone or with --image.")
-    predict.add_argument("--top", type=int, default=3, help="How many labels to print of each (default: 3).")
-    predict.add_argument("--text_column_name", help="Column of a table with the texts (default: found by its name).")
-    predict.add_argument("--text_pair_column_name", help="Column with a second text, for pairs.")
-    predict.add_argument("--image_column_name", help="Column with paths of images (default: found by its name).")
+    predict.add_argument("--top", type=int, default=3, help="Number of labels to print for a sample (default: 3).")
+    predict.add_argument(
+        "--text_column_name", help="Column of a table with the texts (default: as in training, or found by its name)."
+    )
+    predict.add_argument("--text_pair_column_name", help="Column with the second texts, for pairs of texts.")
+    predict.add_argument(
+        "--image_column_name", help="Column with paths of images (default: as in training, or found by its name)."
+    )
 
 
 def _predict(arguments: argparse.Namespace) -> None:
     top, pair = arguments.top, (arguments.image, arguments.text)
     if top < 1:
-        raise mistake(expected="--top of at least 1", found=str(top), do="change --top")
+        raise user_error(expected="--top of at least 1", found=str(top), do="change --top")
     if (pair == (None, None)) == (not arguments.files):
-        raise mistake(
+        raise user_error(
             expected="files, or one sample by --image, --text or both",
             found="both" if arguments.files else "neither",
             do="see hf-transfer predict --help",
         )
     if arguments.image_column_name and arguments.text_pair_column_name:
-        raise mistake(
+        raise user_error(
             expected="texts with images, or with second texts",
             found="both --image_column_name and --text_pair_column_name",
             do="leave one of them out",
         )
-    from hf_transfer.evaluation.predict import classify_files, classify_pairs
+    from hf_transfer.evaluation.predictor import classify_files, load
 
     if not arguments.files:
-        (scores,) = classify_pairs(arguments.model, [pair], top=top)
-        place = {} if arguments.image is None else {"path": str(arguments.image)}
-        print(json.dumps({**place, "scores": dict(scores)}, ensure_ascii=False))
+        (scores,) = load(arguments.model, modality="multimodal")([pair], top=top)
+        path = {} if arguments.image is None else {"path": str(arguments.image)}
+        print(json.dumps({**path, "scores": scores}, ensure_ascii=False))
         return
-    columns = (arguments.text_column_name, arguments.text_pair_column_name or arguments.image_column_name)
+    names = ("text_column_name", "text_pair_column_name", "image_column_name")
+    columns = {name: getattr(arguments, name) for name in names}
     for answer in classify_files(arguments.model, arguments.files, top=top, columns=columns):
         print(json.dumps(answer.as_json(), ensure_ascii=False))
 
@@ -117,13 +120,13 @@ def _predict(arguments: argparse.Namespace) -> None:
 def _push(run: Path, repository: str, *, private: bool) -> None:
     from hf_transfer.hub.runs import push_run
 
-    done = push_run(run, repository, private=private)
-    print(f"{done.url} at commit {done.revision}")
+    published = push_run(run, repository, private=private)
+    print(f"{published.url} at commit {published.revision}")
 
 
 def _demo(run: Path, port: int, examples: int) -> int:
     if not 0 < port < 65536:
-        raise mistake(expected="--port from 1 to 65535", found=str(port), do="change --port")
+        raise user_error(expected="--port from 1 to 65535", found=str(port), do="change --port")
     _check_examples(examples)
     from hf_transfer.hub.space import serve_demo
 
@@ -134,28 +137,29 @@ def _space(arguments: argparse.Namespace) -> None:
     _check_examples(arguments.examples)
     from hf_transfer.hub.space import publish_space
 
-    done = publish_space(
+    published = publish_space(
         arguments.run, arguments.repository, private=arguments.hub_private_repo == "true",
         model=arguments.hub_model_id, examples=arguments.examples,
     )  # fmt: skip
-    print(f"{done.url} at commit {done.revision}")
+    print(f"{published.url} at commit {published.revision}")
 
 
 def _check_examples(count: int) -> None:
     if count != 0 and not 3 <= count <= 6:
-        raise mistake(expected="--examples from 3 to 6, or 0 for none", found=str(count), do="change --examples")
+        raise user_error(expected="--examples from 3 to 6, or 0 for none", found=str(count), do="change --examples")
 
 
 def _doctor(settings: Path | None) -> None:
-    from hf_transfer.evaluation.doctor import machine, run_ahead
+    from hf_transfer.look_ahead import look_ahead, machine
+    from hf_transfer.modalities.table import recipe_of
 
-    # First: a mistake in a file of settings is answered without a look at the machine.
-    config = None if settings is None else load(recipe_of(settings), settings)
+    # Before anything else: an error in the settings is reported at once.
+    config = None if settings is None else load_settings(recipe_of(settings), settings)
     for name, value in machine():
         print(f"{name:22} {value}")
     if config is not None:
-        print(f"\n{settings}: the {config.recipe} recipe, --strategy {config.strategy}")
-        for sentence in run_ahead(config):
+        print(f"\n{settings}: the {config.recipe} recipe, --strategy {' and '.join(config.strategy.names())}")
+        for sentence in look_ahead(config):
             print(sentence)
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end, and how it does so without losing what it has."""
+"""Signals that interrupt a run, and how it ends without losing what it has computed."""
 
 import os
 import shlex
@@ -18,14 +18,14 @@ TERMINATED = 143
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to end; whatever can be kept has been kept.
+    """A signal interrupted the run; what can be saved has been saved.
 
-    It is a `KeyboardInterrupt`, since no library takes that for an error of its own, and loaders' workers know it.
+    It is a `KeyboardInterrupt`, which libraries do not handle as an error, and which workers of loaders know.
 
     Args:
         number: of the signal.
-        kept: what there is to go on from, in a sentence.
-        saved: whether the run has a checkpoint of its own.
+        kept: what the run can resume from, in a sentence.
+        saved: whether the run has written a checkpoint.
     """
 
     def __init__(self, number: int, kept: str = "", *, saved: bool = False) -> None:
@@ -36,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 143 after any other signal, as a shell has it."""
+        """130 after Ctrl-C, 143 after any other signal, as in a shell."""
         return INTERRUPTED if self.number == signal.SIGINT else TERMINATED
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Request:
-    """Whether the run has been asked to end, and by which signal (0: by none)."""
+    """The signal that asked the run to end; 0: none did."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -52,10 +52,10 @@ class Request:
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
-    """A signal raises `Interrupted` wherever the run is; a second one ends the process."""
+    """A signal raises `Interrupted` wherever the run is; a Ctrl-C after it ends the process."""
 
     def end(number: int, _: FrameType | None) -> None:
-        _let_the_next_end_all()
+        _let_next_ctrl_c_end_the_process()
         raise Interrupted(number)
 
     with _handled(end):
@@ -64,30 +64,30 @@ def ending_at_once() -> Iterator[None]:
 
 @contextmanager
 def ending_when_asked() -> Iterator[Request]:
-    """A signal is noted, for the run to look at when its state can be kept; a second Ctrl-C ends the process.
+    """A signal is recorded, and the run checks for it where its state can be saved; a second Ctrl-C ends the process.
 
-    One that came too late to be looked at is sent again at the end, to whoever handles signals then.
+    A recorded signal is raised again at the end, for the handlers that are then in place.
     """
     request = Request()
 
-    def note(number: int, _: FrameType | None) -> None:
+    def record(number: int, _: FrameType | None) -> None:
         request.number = number
-        _let_the_next_end_all()
+        _let_next_ctrl_c_end_the_process()
 
-    with _handled(note):
+    with _handled(record):
         yield request
     if request.number:
         signal.raise_signal(request.number)
 
 
-def _let_the_next_end_all() -> None:
-    # Schedulers send the others more than once, and to each process of a group.
+def _let_next_ctrl_c_end_the_process() -> None:
+    # Schedulers send the other signals more than once, and to each process of a group.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
 def _handled(handler: object) -> Iterator[None]:
-    # Python lets no other thread do it, as when a run is part of a larger program.
+    # Python allows this in the main thread only, and a run may be part of a larger program.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -100,16 +100,16 @@ def _handled(handler: object) -> Iterator[None]:
 
 
 def ignore_signals(_: int) -> None:
-    """For a loader's worker: the main process decides what becomes of the run, also if all were sent the signal."""
+    """For a loader's worker: the main process handles a signal that all processes of the run were sent."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def same_command(argv: Sequence[str] | None = None, without: Set[str] = frozenset()) -> str:
-    """The command that started this process, as it is to be typed again.
+    """The command that started this process, to be typed again.
 
     Args:
-        argv: its words, this process's own if they are not given.
+        argv: its words; None: those of this process.
         without: settings to leave out, with their values.
     """
     words = _without(sys.argv if argv is None else argv, without)

@@ -8,73 +8,32 @@ accelerate launch recipes/vision.py --dataset_name path/to/folder --model_name_o
 A flag wins over the file; `--help` lists all settings. On a finished run the same command prints its result again.
 """
 
-import time
-
-from hf_transfer.config import VisionConfig
-from hf_transfer.parsing import run
-
-TASK = "image-classification"
+from hf_transfer.settings.parsing import run_recipe
+from hf_transfer.settings.run import VisionConfig
 
 
 def main(config: VisionConfig) -> None:
-    """Data -> model -> strategy -> training -> evaluation -> files in `--output_dir`."""
-    # Here and not above: torch and transformers take seconds to import, and a wrong setting is answered at once.
-    from hf_transfer.data.inputs import PixelPipeline, image_loaders
-    from hf_transfer.data.sources import load_image_splits
-    from hf_transfer.evaluation.report import write_report
-    from hf_transfer.evaluation.run_folder import finished_results, load_finished, open_run_folder, save_and_load
-    from hf_transfer.hub.runs import finish_run, prepare_to_publish
-    from hf_transfer.models.pretrained import Checkpoint
-    from hf_transfer.strategies.choice import choose_strategy, prepare_model
-    from hf_transfer.training.batch_size import find_batch_sizes
-    from hf_transfer.training.loop import fit, start_accelerator
-    from hf_transfer.training.predictions import predict_split
-    from hf_transfer.training.progress import Fit
+    """Data -> model -> training -> evaluation -> files in `--output_dir` -> Hub."""
+    # Imported here: torch and transformers take seconds to import, and a wrong setting is answered at once.
+    from hf_transfer.run import open_run
 
-    started = time.perf_counter()
-    with start_accelerator(config) as accelerator:
-        if finished := finished_results(config):
-            finish_run(finished, config, accelerator)
-            return
-
-        # Whatever can be wrong is found before weights are read: the way to the Hub, a checkpoint's small files, data.
-        prepare_to_publish(config, accelerator)
-        checkpoint = Checkpoint(config.model_name_or_path, config.model_revision, TASK)
-        pipeline = PixelPipeline(checkpoint.processor())
-        with accelerator.main_process_first():
-            splits = load_image_splits(config)
-        notes = splits.describe()
-        accelerator.print(*notes, sep="\n")
-
-        if config.evaluate_only:
-            model = load_finished(checkpoint, splits.label_names)
-            loaders, fitted = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=False), Fit(model)
-            folder = open_run_folder(config, accelerator)
-        else:
-            # A pretrained backbone and a new head. The strategy says which of its groups learn, and when.
-            strategy = choose_strategy(config)
-            prepared = prepare_model(checkpoint, strategy, splits.label_names, config, pipeline.example())
-            loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=prepared.frozen_blocks)
-            accelerator.print(*prepared.notes, *loaders.notes, sep="\n")
-            notes += [*prepared.notes, *loaders.notes]
-
-            folder = open_run_folder(config, accelerator)
-            if config.auto_batch_size:
-                config = find_batch_sizes(prepared, strategy, loaders, config, accelerator, notes)
-                loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=prepared.frozen_blocks)
-            fitted = fit(prepared.model, strategy, prepared.groups, loaders, config, accelerator)
-
-            # From here on only what was saved counts: the figures are those of the files.
-            fitted.model = save_and_load(
-                fitted.model, pipeline.processor, checkpoint, splits.label_names, config, accelerator
-            )
-
-        predictions = {name: predict_split(fitted.model, loaders, name, accelerator) for name in ("validation", "test")}
-        if accelerator.is_main_process:
-            seconds = time.perf_counter() - started + fitted.earlier_seconds
-            results = write_report(folder, config, splits, fitted, predictions, checkpoint, notes, seconds)
-            finish_run(results, config, accelerator)
+    with open_run(config) as run:
+        if not run.is_finished:
+            # Samples in three splits; unreadable ones, missing labels and copies of training samples are found here.
+            run.load_data()
+            # A pretrained backbone, and a head for what is predicted.
+            run.load_model()
+            # Which layers learn, and when: --strategy. The others are frozen, in evaluation mode, without gradients.
+            run.choose_what_learns()
+            # Epochs on Accelerate; frozen layers run once, checkpoints are written, an interrupted run resumes.
+            run.train()
+            # The model is read from its files again, and judged on validation and test.
+            run.evaluate()
+            # results.json, report.md and its pictures.
+            run.write_report()
+        # The table on the screen, the model card and, with --push_to_hub, model and demo on the Hub.
+        run.publish()
 
 
 if __name__ == "__main__":
-    run(main, VisionConfig)
+    run_recipe(main, VisionConfig)

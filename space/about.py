@@ -1,21 +1,25 @@
-"""What the demo knows about its model: from settings.json, which lies beside it, and from the model's card."""
+"""What the demo knows about its model: from settings.json beside it, and from the model's files."""
 
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 from yaml import YAMLError
 
+from classifier import NoClassifierError
+
 SETTINGS_FILE = "settings.json"
+# hf_transfer saves it with a model.
+PREPROCESSING_FILE = "preprocessing.json"
 LONGEST_CARD = 200_000
-# Comments, scripts and styles go with what is in them, of all else only the tags.
+# Comments, scripts and styles are removed with their content, of other elements only the tags.
 TAGS = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>|</?[a-z][^<>]*>", re.DOTALL | re.IGNORECASE)
 HEADING = re.compile(r"\A# .*\n*")
-NAMELESS = re.compile(r"^\|\s*\|(?=[^\n]*\n\|[\s:|-]+$)", re.MULTILINE)
+UNNAMED_COLUMN = re.compile(r"^\|\s*\|(?=[^\n]*\n\|[\s:|-]+$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,8 @@ class Example:
 
     Attributes:
         label: its true class.
-        picture: a file beside settings.json.
-        texts: a text or a pair of texts; empty where there is none.
+        picture: a file, by its path relative to settings.json.
+        texts: one text or a pair; a missing text is empty.
     """
 
     label: str
@@ -35,19 +39,20 @@ class Example:
 
 @dataclass(frozen=True)
 class Settings:
-    """What settings.json says; each of it has a default, so that any model can be served without the file.
+    """The content of settings.json. Everything has a default, so that a model can be served without the file.
 
     Attributes:
-        model: a folder beside settings.json or a Hub id.
+        model: a folder, by its path relative to settings.json, or a Hub id.
         revision: branch, tag or commit on the Hub.
-        title: what the page is called; None for the model's name.
+        title: of the page; None: the model's name.
         base_model: what the model was trained from.
         dataset: what it was trained on.
-        accuracy: on the test split: `value`, its 95 % interval `low` and `high`, and the number of `samples`.
-        texts: what the texts of a question are called.
-        max_length: tokens at which texts were cut in training.
+        score: on the test split: `title` of the metric, `value`, its 95 % interval `low` and `high`, whether it is a
+            share (`is_share`), and the number of `samples`, in words.
+        texts: names of the texts of a sample; empty: unknown.
+        max_length: number of tokens to which texts are truncated; None: unknown.
         trust_remote_code: run the modelling file beside the weights.
-        examples: some samples of the test split.
+        examples: samples of the test split.
     """
 
     model: str = "./model"
@@ -55,39 +60,62 @@ class Settings:
     title: str | None = None
     base_model: str | None = None
     dataset: str | None = None
-    accuracy: dict[str, float] | None = None
-    texts: tuple[str, ...] = ("text",)
+    score: dict[str, Any] | None = None
+    texts: tuple[str, ...] = ()
     max_length: int | None = None
     trust_remote_code: bool = False
     examples: tuple[Example, ...] = field(default=())
 
+    @property
+    def text_names(self) -> tuple[str, ...]:
+        """Names of the texts of a sample, if it has texts."""
+        return self.texts or ("text",)
+
 
 def read_settings(folder: Path) -> Settings:
-    """Of settings.json in the folder; the environment's MODEL_ID and MODEL_REVISION name another model.
+    """The content of settings.json in a folder, unless MODEL_ID and MODEL_REVISION in the environment name a model.
 
-    TRUST_REMOTE_CODE=1 runs the modelling file that such a model brings along.
+    TRUST_REMOTE_CODE=1 then runs the modelling file of that model.
     """
     path = folder / SETTINGS_FILE
-    said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if "MODEL_ID" in os.environ:
-        # What is said of one model does not hold for another.
-        said = {
+        # The file describes another model.
+        content = {
             "model": os.environ["MODEL_ID"],
             "revision": os.environ.get("MODEL_REVISION"),
             "trust_remote_code": os.environ.get("TRUST_REMOTE_CODE") == "1",
         }
-    elif (model := str(said.get("model", "./model"))).startswith("."):
-        said["model"] = str(folder / model)
+    elif (model := str(content.get("model", "./model"))).startswith("."):
+        content["model"] = str(folder / model)
     examples = [
-        Example(one["label"], one.get("picture"), tuple(one.get("texts", ()))) for one in said.pop("examples", [])
+        Example(one["label"], one.get("picture"), tuple(one.get("texts", ()))) for one in content.pop("examples", [])
     ]
-    texts = tuple(said.pop("texts", ("text",)))
-    return Settings(**said, texts=texts, examples=tuple(examples))
+    return Settings(**content | {"texts": tuple(content.get("texts", ())), "examples": tuple(examples)})
+
+
+def with_preprocessing(settings: Settings, model: Path) -> Settings:
+    """The settings; what they leave open about texts is as in preprocessing.json in the folder of the model.
+
+    Raises:
+        NoClassifierError: that file cannot be read.
+    """
+    path = model / PREPROCESSING_FILE
+    if not path.is_file():
+        return settings
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        columns = [content["columns"].get(name) for name in ("text_column_name", "text_pair_column_name")]
+        texts = tuple(str(name) for name in columns if name is not None)
+        max_length = int(content["max_length"]) if "max_length" in content else None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise NoClassifierError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
+    return replace(settings, texts=settings.texts or texts, max_length=settings.max_length or max_length)
 
 
 @dataclass(frozen=True)
 class Card:
-    """A model's card: its text without anything that a browser would fetch, and what its metadata say."""
+    """A model's card: its text without anything that a browser would fetch, and some of its metadata."""
 
     text: str = ""
     base_model: str | None = None
@@ -95,7 +123,7 @@ class Card:
 
 
 def read_card(folder: Path) -> Card:
-    """Of README.md in the model's folder; an empty card if there is none, or none that can be read."""
+    """The card in README.md of the model's folder; an empty card if it is missing or cannot be read."""
     path = folder / "README.md"
     if not path.is_file() or path.stat().st_size > LONGEST_CARD:
         return Card()
@@ -113,14 +141,13 @@ def read_card(folder: Path) -> Card:
 
 
 def plain_card(text: str) -> str:
-    """Markdown without pictures and HTML: whatever else a card holds, nothing of it is fetched or run.
+    """Markdown without pictures and HTML, so that nothing in a card is fetched or run.
 
-    Its heading goes, too, as the page has one; and what has no name in the head of a table is numbered, for readers
-    who hear it.
+    The heading is removed, as the page has one. A first column without a name gets one, for screen readers.
     """
     text = HEADING.sub("", text.strip())
-    text = NAMELESS.sub("| # |", text)
+    text = UNNAMED_COLUMN.sub("| # |", text)
     parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.DOTALL)
-    # Every other part is code, in which these signs mean themselves.
+    # Every other part is code, in which these characters have no meaning.
     parts[::2] = [TAGS.sub("", part.replace("![", "[")).replace("<", "&lt;") for part in parts[::2]]
     return "".join(parts).strip()

@@ -1,9 +1,9 @@
-"""The demo of a classifier: a picture, a text, or both, and what the model looked at.
+"""The demo of a classifier of pictures, texts, or both; it also shows why the model predicts a class.
 
     MODEL_ID=path/to/model python app.py
 
-Without MODEL_ID it serves what settings.json names, or the folder ./model beside it. It needs transformers, torch,
-Pillow and gradio, and asks no network but for a model on the Hub.
+Without MODEL_ID it serves the model that settings.json names, or the folder ./model beside it. It needs transformers,
+torch, Pillow and gradio. It uses the network only to download a model from the Hub.
 """
 
 import os
@@ -16,7 +16,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 import page
-from about import Card, Settings, read_card, read_settings
+from about import Card, Settings, read_card, read_settings, with_preprocessing
 from batch import MAX_ROWS, TABLES
 from classifier import Classifier, NoClassifierError, find_model
 from guard import Guard, refuse_addresses
@@ -34,7 +34,7 @@ element.addEventListener("click", event => {
   if (button) trigger("click", {index: button.dataset.example});
 });
 """
-# On a phone the answer may lie below; where it can be seen already nothing moves.
+# On a phone the answer may be outside the screen; if it is visible nothing moves.
 INTO_VIEW = "() => document.querySelector('.verdict').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 COPY = """
 element.addEventListener("click", event => {
@@ -73,41 +73,41 @@ def _html(value: str, *, script: str | None = None, visible: bool = True) -> gr.
 def _try_it(service: Service) -> None:
     with gr.Row(elem_classes="ask-and-answer"):
         with gr.Column(elem_classes="ask"):
-            asked = _questions(service)
+            inputs = _inputs(service)
             with gr.Row(elem_classes="go"):
-                explain = gr.Checkbox(True, label="Show what the model looked at", visible=service.explains)
+                explain = gr.Checkbox(True, label="Explain the prediction", visible=service.explains)
                 button = gr.Button("Classify", variant="primary", elem_id="classify")
         with gr.Column(elem_classes="answer-column"):
-            answer = [_html(page.nothing_yet(service.classifier, service.examples)), _html("")]
+            answer = [_html(page.no_sample_yet(service.classifier, service.examples)), _html("")]
         with gr.Column(elem_classes="examples-column"):
             shown = page.examples(service.examples, service.pictures)
             examples = _html(shown, script=CHOOSE_EXAMPLE, visible=bool(service.examples))
 
     model: dict[str, Any] = {"concurrency_limit": AT_ONCE, "concurrency_id": "model"}
     quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
-    show: dict[str, Any] = {"fn": service.show, "inputs_kwargs": {**asked, "explain": explain}, "outputs": answer}
-    triggers = [button.click, explain.input, *(box.submit for name, box in asked.items() if name != "picture")]
-    taken = examples.click(service.take_example, outputs=list(asked.values()), queue=False, **quietly)
-    if list(asked) == ["picture"]:
-        # There is nothing else to wait for; an example is a change, too.
-        triggers.append(asked["picture"].change)
+    show: dict[str, Any] = {"fn": service.show, "inputs_kwargs": {**inputs, "explain": explain}, "outputs": answer}
+    triggers = [button.click, explain.input, *(box.submit for name, box in inputs.items() if name != "picture")]
+    chosen = examples.click(service.choose_example, outputs=list(inputs.values()), queue=False, **quietly)
+    if list(inputs) == ["picture"]:
+        # A picture alone is classified as soon as it changes; choosing an example changes it, too.
+        triggers.append(inputs["picture"].change)
     else:
-        taken.then(**show, **quietly, **model).then(None, js=INTO_VIEW)
+        chosen.then(**show, **quietly, **model).then(None, js=INTO_VIEW)
     gr.on(triggers, trigger_mode="always_last", **show, **quietly, **model).then(None, js=INTO_VIEW)
-    # The API has an event of its own, so that programs get values and not HTML.
-    inputs = {**asked, "explain": gr.Checkbox(False, visible=False)}
+    # The API has its own event, so that programs get values instead of HTML.
     gr.Button(visible=False).click(
-        service.classify, inputs_kwargs=inputs, outputs=gr.JSON(visible=False), api_name="classify", **model
-    )
+        service.classify, inputs_kwargs={**inputs, "explain": gr.Checkbox(False, visible=False)},
+        outputs=gr.JSON(visible=False), api_name="classify", **model,
+    )  # fmt: skip
 
 
-def _questions(service: Service) -> dict[str, Any]:
-    """What is asked for, under the names that the API has for it."""
-    asked: dict[str, Any] = {}
+def _inputs(service: Service) -> dict[str, Any]:
+    """The fields of a sample, by their names in the API."""
+    inputs: dict[str, Any] = {}
     if service.classifier.takes_picture:
-        asked["picture"] = gr.Image(
+        inputs["picture"] = gr.Image(
             type="filepath",
-            # Without loss: what is shown of an example is what is classified again.
+            # Lossless: the shown picture of an example is classified again.
             format="png",
             label="Picture",
             sources=["upload", "clipboard", "webcam"],
@@ -116,10 +116,10 @@ def _questions(service: Service) -> dict[str, Any]:
             height=300,
             elem_id="picture",
         )
-        refuse_addresses(asked["picture"])
+        refuse_addresses(inputs["picture"])
     for name, text in zip(("text", "second_text"), service.text_names, strict=False):
-        asked[name] = gr.Textbox(label=text.replace("_", " ").capitalize(), lines=4, max_lines=12)
-    return asked
+        inputs[name] = gr.Textbox(label=text.replace("_", " ").capitalize(), lines=4, max_lines=12)
+    return inputs
 
 
 def _many_at_once(service: Service) -> None:
@@ -134,8 +134,8 @@ def _many_at_once(service: Service) -> None:
         table = _html("")
 
     def classify_files(files: list[str] | None) -> tuple[str, Any]:
-        shown, path = service.classify_files(files)
-        return shown, gr.DownloadButton(value=path, interactive=True)
+        rows, path = service.classify_files(files)
+        return rows, gr.DownloadButton(value=path, interactive=True)
 
     button.click(
         classify_files, files, [table, download], api_visibility="private", concurrency_limit=1,
@@ -144,17 +144,17 @@ def _many_at_once(service: Service) -> None:
 
 
 def launch(demo: gr.Blocks, *, wait: bool = True) -> str:
-    """Serve the page, on a Space where the Space says, else on this machine alone; returns its address.
+    """Serve the page, on a Space to its visitors, else on this machine only; returns its address.
 
     Args:
         demo: the page.
-        wait: until the demo is ended.
+        wait: return only when the demo is stopped.
     """
     demo.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
     _, address, _ = demo.launch(
         theme=gr.themes.Base(font=list(FONTS), font_mono=list(MONOSPACED)),
         css_paths=HERE / "style.css",
-        # Nothing but uploads and answers is served: neither what lies beside this file nor where it was started.
+        # Only uploads and answers are served, no other file beside this one or in the current folder.
         allowed_paths=[],
         blocked_paths=[str(HERE), str(Path.cwd())],
         max_file_size=UPLOAD_LIMIT,
@@ -170,7 +170,7 @@ def launch(demo: gr.Blocks, *, wait: bool = True) -> str:
         footer_links=[],
         state_session_capacity=500,
         prevent_thread_lock=not wait,
-        # Else gradio asks for its own page, and ends if a busy machine takes more than three seconds.
+        # Otherwise gradio requests its own page, and exits if a busy machine takes more than three seconds.
         _frontend=False,
     )
     return str(address)
@@ -178,16 +178,17 @@ def launch(demo: gr.Blocks, *, wait: bool = True) -> str:
 
 def main() -> None:
     """Load the model and serve it."""
-    # gradio reads both when it is asked: no telemetry, and files of visitors in a folder that goes with the demo.
+    # No telemetry, and uploads in a folder that is deleted when the demo ends; gradio reads both variables later.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with TemporaryDirectory(prefix="demo-") as scratch:
         uploads = os.environ.setdefault("GRADIO_TEMP_DIR", scratch)
         settings = read_settings(HERE)
         try:
             folder = find_model(settings.model, settings.revision)
+            settings = with_preprocessing(settings, folder)
             classifier = Classifier(
                 folder,
-                texts=len(settings.texts),
+                texts=len(settings.text_names),
                 max_length=settings.max_length,
                 trust_remote_code=settings.trust_remote_code,
             )

@@ -1,4 +1,4 @@
-"""Many questions at once: from uploaded files to rows of a table, and the table as a CSV file."""
+"""Many samples at once: from uploaded files to the rows of a table, and the table as a CSV file."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from classifier import Classifier, Question
+from classifier import Classifier, Sample
 from pictures import BadPictureError, decode
 
 MAX_ROWS = 1_000
@@ -14,22 +14,22 @@ MAX_TEXT = 100_000
 ROWS_AT_ONCE = 16
 TABLES = (".csv", ".tsv")
 PICTURE_COLUMN = "image"
-# A spreadsheet would run what begins with one of these.
+# A spreadsheet takes a cell that starts with one of these for a formula.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 
 
 class BadBatchError(ValueError):
-    """Files that make no batch, with the reason in words for whoever uploaded them."""
+    """Files that cannot be classified; the message tells the visitor why."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One question of a batch, not looked at yet.
+    """A sample of a batch, not decoded yet.
 
     Attributes:
         texts: its texts.
-        name: what its picture is called; None for a model that takes none.
-        picture: the file of that name among those that were uploaded, if it is there.
+        name: of its picture; None for a model that takes no pictures.
+        picture: the uploaded file of that name, if there is one.
     """
 
     texts: tuple[str, ...] = ()
@@ -37,38 +37,38 @@ class Row:
     picture: Path | None = None
 
     def cells(self) -> list[str]:
-        """What was asked, for the table."""
+        """The sample itself, for the table."""
         return [*([] if self.name is None else [self.name]), *self.texts]
 
-    def question(self, classifier: Classifier) -> Question:
-        """What the model is asked.
+    def sample(self, classifier: Classifier) -> Sample:
+        """The sample as the model takes it.
 
         Raises:
             BadBatchError: an empty text, or no such picture.
             BadPictureError: a file that is no picture.
         """
         if self.name and self.picture is None:
-            raise BadBatchError("No picture of this name was uploaded.")
-        check_question(classifier, self.texts, has_picture=self.picture is not None)
-        return Question(decode(self.picture) if self.picture else None, self.texts)
+            raise BadBatchError("No picture with this name was uploaded.")
+        check_sample(classifier, self.texts, has_picture=self.picture is not None)
+        return Sample(decode(self.picture) if self.picture else None, self.texts)
 
 
 def header(classifier: Classifier, text_names: Sequence[str]) -> list[str]:
     """Names of the table's columns."""
-    asked = [*([PICTURE_COLUMN] if classifier.takes_picture else []), *(text_names if classifier.takes_text else [])]
-    return [*asked, "label", "probability", "note"]
+    picture = [PICTURE_COLUMN] if classifier.takes_picture else []
+    return [*picture, *(text_names if classifier.takes_text else []), "label", "probability", "note"]
 
 
 def read_rows(paths: Sequence[str], classifier: Classifier, text_names: Sequence[str]) -> list[Row]:
-    """The questions in uploaded files.
+    """The samples in uploaded files.
 
     Args:
-        paths: pictures, or a table with a column for each text, or for both, a table that names the pictures.
-        classifier: says what a question needs.
-        text_names: what the columns of texts are called.
+        paths: pictures; or a table with a column for each text; or pictures and a table that names them.
+        classifier: the model.
+        text_names: names of the columns of texts.
 
     Raises:
-        BadBatchError: the files do not fit the model, or are too many.
+        BadBatchError: the files do not suit the model, or there are too many samples.
     """
     files = [Path(path) for path in paths]
     tables = [path for path in files if path.suffix.lower() in TABLES]
@@ -86,9 +86,9 @@ def read_rows(paths: Sequence[str], classifier: Classifier, text_names: Sequence
         else [Row(("",) * classifier.texts, name, path) for name, path in pictures.items()]
     )
     if not rows:
-        raise BadBatchError("There is nothing in it.")
+        raise BadBatchError("There is no sample in it.")
     if len(rows) > MAX_ROWS:
-        raise BadBatchError(f"That is more than {MAX_ROWS:,} at once: upload it in parts.")
+        raise BadBatchError(f"That is more than {MAX_ROWS:,} at once: upload them in parts.")
     return rows
 
 
@@ -106,29 +106,29 @@ def _table_rows(table: Path, pictures: dict[str, Path], classifier: Classifier, 
     places = [names.index(name.lower()) if name.lower() in names else None for name in needed]
     if len(names) == len(needed) == 1:
         places = [0]
-    # Of picture and text one may be missing, then in all rows.
+    # A model of both takes a table without one of the columns.
     if places == [None] * len(needed) or (None in places and not classifier.either):
         raise BadBatchError(f"Expected the column {' and '.join(needed)}, found {', '.join(names)[:200] or 'none'}.")
     rows = []
     for line in lines[1 : MAX_ROWS + 2]:
         cells = [line[place] if place is not None and place < len(line) else "" for place in places]
-        # Never a path from the table: it would name files of this machine.
+        # Only the name: a path in the table could name any file of this machine.
         picture = pictures.get(Path(cells[0]).name) if classifier.takes_picture else None
         name = cells.pop(0) if classifier.takes_picture else None
         rows.append(Row(tuple(cells), name, picture))
     return rows
 
 
-def check_question(classifier: Classifier, texts: Sequence[str], *, has_picture: bool) -> None:
-    """Refuse what the model can say nothing about.
+def check_sample(classifier: Classifier, texts: Sequence[str], *, has_picture: bool) -> None:
+    """Refuse a sample that the model cannot classify.
 
     Args:
-        classifier: says what a question needs.
-        texts: its texts.
+        classifier: the model.
+        texts: of the sample.
         has_picture: whether it has a picture.
 
     Raises:
-        BadBatchError: no picture, an empty text, or one without end.
+        BadBatchError: no picture, or an empty or too long text.
     """
     if classifier.either and (has_picture or any(text.strip() for text in texts)):
         texts = [text for text in texts if text.strip()]
@@ -137,23 +137,23 @@ def check_question(classifier: Classifier, texts: Sequence[str], *, has_picture:
     elif classifier.takes_picture and not has_picture:
         raise BadBatchError("Choose a picture first.")
     if not all(text.strip() for text in texts):
-        raise BadBatchError("The text is empty.")
+        raise BadBatchError("The text is empty." if len(texts) == 1 else "One of the texts is empty.")
     if any(len(text) > MAX_TEXT for text in texts):
         raise BadBatchError(f"The text has more than {MAX_TEXT:,} characters.")
 
 
 def classify_rows(rows: Sequence[Row], classifier: Classifier) -> Iterator[list[str | float]]:
-    """A line of the table for each row; what cannot be classified says so, and stops no other."""
+    """A line of the table for each row; a row that cannot be classified has the reason in its note."""
     for start in range(0, len(rows), ROWS_AT_ONCE):
-        questions: list[Question] = []
+        samples: list[Sample] = []
         problems: list[str] = []
         for row in rows[start : start + ROWS_AT_ONCE]:
             try:
-                questions.append(row.question(classifier))
+                samples.append(row.sample(classifier))
                 problems.append("")
             except (BadBatchError, BadPictureError) as error:
                 problems.append(str(error))
-        answers = iter(classifier.probabilities(questions) if questions else ())
+        answers = iter(classifier.probabilities(samples) if samples else ())
         for row, problem in zip(rows[start:], problems, strict=False):
             if problem:
                 yield [*row.cells(), "", "", problem]
@@ -163,7 +163,7 @@ def classify_rows(rows: Sequence[Row], classifier: Classifier) -> Iterator[list[
 
 
 def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str | float]]) -> None:
-    """The table as CSV, without anything that a spreadsheet would take for a formula."""
+    """Write the table as CSV, with nothing that a spreadsheet takes for a formula."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         for line in (names, *rows):

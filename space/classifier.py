@@ -1,4 +1,4 @@
-"""A finished classifier in a folder or on the Hub, and what it says of a picture, a text, or both."""
+"""Load a finished classifier from a folder or the Hub, and classify pictures, texts, or both."""
 
 import inspect
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchEncoding
 
-# Weights from safetensors alone: a pickle can run anything when it is read.
+# Weights from safetensors only: loading a pickle can run any code.
 NEEDED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.py", "README.md"]
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
@@ -21,27 +21,27 @@ AUTO_CLASSES = {
     "ForImageClassification": "AutoModelForImageClassification",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
 }
-# Beyond this a tokenizer's limit is its way of saying that it has none.
+# Above this, a tokenizer's limit means that it has none.
 LONGEST_LIMIT = 1_000_000
 WITHOUT_LIMIT = 512
-# In the place of a picture that is missing; the model is told, and does not look.
+# The size of the blank picture in place of a missing one, which the model ignores.
 BLANK = (64, 64)
 
 
 class NoClassifierError(ValueError):
-    """MODEL_ID names something that this demo cannot serve; the reason is said in words."""
+    """A model that this demo cannot serve; the message says why."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """What the model is asked about: a picture, a text or a pair of texts, or both; empty texts are missing ones."""
+class Sample:
+    """What the model classifies: a picture, a text or a pair of texts, or both; a missing text is empty."""
 
     picture: Image.Image | None = None
     texts: tuple[str, ...] = ()
 
 
 def find_model(name: str, revision: str | None = None) -> Path:
-    """The folder of a model: as named, or downloaded from the Hub, only the files that are needed.
+    """The folder of a model; from the Hub only the files that are needed are downloaded.
 
     Args:
         name: a folder or a Hub id.
@@ -58,17 +58,17 @@ class Classifier:
 
     Args:
         folder: holds the model.
-        texts: how many texts belong to a question, if it has any.
-        max_length: tokens at which texts were cut in training; None for what the model takes.
+        texts: number of texts of a sample, if it has texts.
+        max_length: number of tokens to which texts are truncated; None: as many as the model takes.
         trust_remote_code: run the modelling file beside the weights.
 
     Attributes:
         labels: class names, by class number.
-        takes_picture: whether a question needs a picture.
-        takes_text: whether a question needs a text.
-        either: whether of picture and text one may be missing.
-        texts: how many texts a question has.
-        model: in evaluation mode, none of its weights asks for gradients.
+        takes_picture: whether a sample has a picture.
+        takes_text: whether a sample has a text.
+        either: whether a sample may lack its picture or its text.
+        texts: number of texts of a sample.
+        model: in evaluation mode, without gradients for its weights.
 
     Raises:
         NoClassifierError: there is no classifier in the folder.
@@ -90,9 +90,9 @@ class Classifier:
         if not (self.takes_picture or self.takes_text):
             raise NoClassifierError(f"{folder} has neither an image processor nor a tokenizer beside the model.")
         self.texts = texts if self.takes_text else 0
-        told = {"image_present", "text_present"} <= inspect.signature(self.model.forward).parameters.keys()
-        self.either = self.takes_picture and self.takes_text and told
-        self._several = config.problem_type == "multi_label_classification"
+        takes_absence = {"image_present", "text_present"} <= inspect.signature(self.model.forward).parameters.keys()
+        self.either = self.takes_picture and self.takes_text and takes_absence
+        self._several_labels = config.problem_type == "multi_label_classification"
         if self.takes_picture:
             # The same pixels with and without torchvision.
             self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
@@ -102,21 +102,21 @@ class Classifier:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
             self.max_length = max_length or longest_text(self.model, self.tokenizer)
 
-    def encode(self, questions: Sequence[Question]) -> tuple[dict[str, Tensor], BatchEncoding | None]:
-        """Model inputs, and the tokens that the texts have become."""
+    def encode(self, samples: Sequence[Sample]) -> tuple[dict[str, Tensor], BatchEncoding | None]:
+        """Model inputs, and the tokens of the texts."""
         inputs: dict[str, Tensor] = {}
         tokens = None
-        pictured = [question.picture is not None for question in questions]
-        texted = [any(text.strip() for text in question.texts) for question in questions]
+        have_picture = [sample.picture is not None for sample in samples]
+        have_text = [any(text.strip() for text in sample.texts) for sample in samples]
         if self.either:
-            inputs |= {"image_present": torch.tensor(pictured), "text_present": torch.tensor(texted)}
-        if self.takes_picture and (any(pictured) or not self.either):
-            pictures = [question.picture or Image.new("RGB", BLANK) for question in questions]
+            inputs |= {"image_present": torch.tensor(have_picture), "text_present": torch.tensor(have_text)}
+        if self.takes_picture and (any(have_picture) or not self.either):
+            pictures = [sample.picture or Image.new("RGB", BLANK) for sample in samples]
             inputs["pixel_values"] = self.processor(pictures, return_tensors="pt")["pixel_values"]
-        if self.takes_text and (any(texted) or not self.either):
-            columns = [list(column) for column in zip(*(question.texts for question in questions), strict=True)]
+        if self.takes_text and (any(have_text) or not self.either):
+            columns = [list(column) for column in zip(*(sample.texts for sample in samples), strict=True)]
             tokens = self.tokenizer(*columns, truncation=True, max_length=self.max_length, verbose=False)
-            # A tokenizer that adds no tokens of its own makes nothing of some characters.
+            # Of some characters a tokenizer without special tokens makes no token; a model needs at least one.
             for position in (position for position, ids in enumerate(tokens["input_ids"]) if not ids):
                 for name in tokens:
                     tokens[name][position] = [
@@ -125,15 +125,15 @@ class Classifier:
             inputs |= self.tokenizer.pad(dict(tokens), return_tensors="pt")
         return {name: value.to(self.device) for name, value in inputs.items()}, tokens
 
-    @torch.inference_mode()
-    def probabilities(self, questions: Sequence[Question]) -> list[list[float]]:
-        """For each question the probability of each label, by class number."""
-        inputs, _ = self.encode(questions)
+    @torch.no_grad()
+    def probabilities(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """The probability of each label, by class number, for each sample."""
+        inputs, _ = self.encode(samples)
         return self.from_logits(self.model(**inputs).logits)
 
     def from_logits(self, logits: Tensor) -> list[list[float]]:
-        """Probabilities of what the model returns; where a sample can have several labels, each its own."""
-        probabilities = logits.float().sigmoid() if self._several else logits.float().softmax(-1)
+        """Probabilities from the outputs of the model; they sum to 1, unless a sample can have several labels."""
+        probabilities = logits.float().sigmoid() if self._several_labels else logits.float().softmax(-1)
         answers: list[list[float]] = probabilities.tolist()
         return answers
 
@@ -144,16 +144,16 @@ def _config(folder: Path, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except ValueError as error:
-        own_code = "trust_remote_code" in str(error) and not trust_remote_code
-        words = "the model brings code of its own: read it, and set TRUST_REMOTE_CODE=1 to have it run"
-        raise NoClassifierError(f"{folder}: {words if own_code else str(error).splitlines()[0]}") from error
+        has_code = "trust_remote_code" in str(error) and not trust_remote_code
+        advice = "the model has its own code: read it, and set TRUST_REMOTE_CODE=1 to run it"
+        raise NoClassifierError(f"{folder}: {advice if has_code else str(error).splitlines()[0]}") from error
 
 
 def _auto_class(config: Any, folder: Path, trust_remote_code: bool) -> str:
-    """The class of transformers that loads the model: for its architecture, or as its own modelling file names it."""
-    own = [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModel")]
-    if own and trust_remote_code:
-        return str(own[0])
+    """The auto class of transformers that loads the model: for its architecture, or as its `auto_map` says."""
+    mapped = [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModel")]
+    if mapped and trust_remote_code:
+        return str(mapped[0])
     architecture = (config.architectures or ["a model without a head"])[0]
     for ending, auto_class in AUTO_CLASSES.items():
         if architecture.endswith(ending):
@@ -168,12 +168,12 @@ def _has(folder: Path, names: Sequence[str]) -> bool:
 
 
 def longest_text(model: nn.Module, tokenizer: Any) -> int:
-    """How many tokens a text may have: as its tokenizer says, and as the model has positions for."""
+    """How many tokens a text may have: the limit of the tokenizer, or of the model's positions."""
     limits = [tokenizer.model_max_length]
     config: Any = model.config
     stated = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
     if stated and stated > 0:
-        # RoBERTa and its kin count positions from behind the padding's: of 514 they have 512 for tokens.
+        # RoBERTa counts positions from behind that of the padding: of 514 it has 512 for tokens.
         tables = [part for name, part in model.named_modules() if "position" in name and isinstance(part, nn.Embedding)]
         limits.append(
             stated - max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)

@@ -1,12 +1,12 @@
-"""Where the model looked: a map over the picture, and a weight for each word of the text.
+"""Explanations of a prediction: a heat map over the picture, and a weight for each word of the text.
 
 Pictures: attention rollout where tokens of the whole picture attend to each other (Abnar & Zuidema, ACL 2020,
-https://arxiv.org/abs/2005.00928), else Grad-CAM on the last map of features (Selvaraju et al., ICCV 2017,
+https://arxiv.org/abs/2005.00928), else Grad-CAM on the last feature map (Selvaraju et al., ICCV 2017,
 https://arxiv.org/abs/1610.02391). Texts: integrated gradients from a text of padding (Sundararajan et al., ICML 2017,
-https://arxiv.org/abs/1703.01365). Gradient times input costs less, but on a BERT with a solved head it went against
-what leaving the word out does to the answer (rank correlation -0.1, integrated 0.5).
+https://arxiv.org/abs/1703.01365). Gradient times input costs less, but on a BERT with a solved head it disagreed with
+what leaving out the word does to the probability (rank correlation -0.1, integrated gradients 0.5).
 
-Which of them a model can have is found by looking at one forward pass, not by the model's name.
+Which method a model allows is determined from a forward pass, not from the model's name.
 """
 
 import copy
@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from classifier import Classifier, Question
+from classifier import Classifier, Sample
 
-# Tokens in front of those of the picture: a class token, one more for distillation, or four registers; or none.
+# Tokens before those of the picture: a class token; with one for distillation; with four registers; or none.
 EXTRA_TOKENS = (1, 2, 5, 0)
-# Points on the way from padding to the text; 16 in place of 4 brought no more than 0.02 of that correlation.
+# Points between padding and text; 16 instead of 4 raised the rank correlation by at most 0.02.
 STEPS = 4
 HeatMap = npt.NDArray[np.float32]
 Weights = list[tuple[str, float | None]]
@@ -35,12 +35,13 @@ Hook = tuple[nn.Module, Callable[..., Any]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of a question, and what it looked at.
+    """A prediction, and its explanation.
 
     Attributes:
         scores: probability of each label, by class number.
-        heat: from 0 to 1 [rows, columns], over the picture as the model sees it; None without one.
-        words: for each text its pieces in order, with weights from -1, against the label, to 1, for it; None is blank.
+        heat: from 0 to 1 [rows, columns], over the picture as the model sees it; None without a picture.
+        words: for each text its pieces in order, with weights from -1 (against the label) to 1 (for it); white space
+            has the weight None.
     """
 
     scores: list[float]
@@ -49,10 +50,10 @@ class Answer:
 
 
 class Explainer:
-    """Answers questions together with what the model looked at, in one pass.
+    """Classifies and explains samples, both in one pass.
 
     Attributes:
-        method: how the map over a picture is made; None if this model offers no way.
+        method: of the heat map over a picture; None if the model allows none.
         weighs_words: whether words get weights.
     """
 
@@ -60,94 +61,94 @@ class Explainer:
         self.classifier = classifier
         self._lock = threading.Lock()
         self._model = _with_visible_attention(classifier.model) if classifier.takes_picture else classifier.model
-        seen = _look(classifier, self._model)
-        self._attention = [name for name, _ in seen.attention]
-        self._features = seen.features[-1][0] if seen.features and not seen.attention else None
-        # Only a fast tokenizer knows where in the text a token is from.
-        self._words = seen.words[0][0] if seen.words and classifier.tokenizer.is_fast else None
+        modules = _modules_of_interest(classifier, self._model)
+        self._attention = [name for name, _ in modules.attention]
+        self._features = modules.features[-1][0] if modules.features and not modules.attention else None
+        # Only a fast tokenizer knows the place of a token in the text.
+        self._words = modules.words[0][0] if modules.words and classifier.tokenizer.is_fast else None
         self.method = "attention rollout" if self._attention else "Grad-CAM" if self._features else None
         self.weighs_words = self._words is not None
 
-    def answer(self, question: Question) -> Answer:
-        """Probabilities as `Classifier.probabilities` has them, with heat map and words."""
-        inputs, tokens = self.classifier.encode([question])
+    def answer(self, sample: Sample) -> Answer:
+        """The probabilities of `Classifier.probabilities`, with heat map and words."""
+        inputs, tokens = self.classifier.encode([sample])
         size = _size(inputs) if "pixel_values" in inputs else (0, 0)
         if self._words and tokens is not None:
-            # The text itself, and the points on the way to it.
+            # The text itself, and the points between padding and text.
             inputs = {name: value.repeat_interleave(1 + STEPS, 0) for name, value in inputs.items()}
         leaves: dict[str, Tensor] = {}
         attention: list[Tensor] = []
-        # Hooks belong to the model, and so to all requests.
+        # All requests share the model, and its hooks.
         with (
             self._lock,
-            _hooks(self._cut(inputs, tokens, leaves)),
-            _hooks(self._record(attention)),
+            _hooks(self._leaf_hooks(inputs, tokens, leaves)),
+            _hooks(self._attention_hooks(attention)),
             torch.enable_grad(),
         ):
             logits = self._model(**inputs).logits
             best = logits[0].argmax()
             gradients = torch.autograd.grad(logits[:, best].sum(), list(leaves.values())) if leaves else ()
-        slopes = dict(zip(leaves, gradients, strict=True))
+        by_name = dict(zip(leaves, gradients, strict=True))
         heat = None
-        # Where a picture or a text may be missing, nothing was kept of it.
+        # Of a missing picture or text nothing was recorded.
         if attention:
             heat = rollout(attention, size)
         elif self._features in leaves:
-            heat = grad_cam(leaves[self._features].detach()[:1], slopes[self._features][:1], size)
+            heat = grad_cam(leaves[self._features].detach()[:1], by_name[self._features][:1], size)
         words: tuple[Weights, ...] = ()
         if self._words in leaves and tokens is not None:
-            # The way is a straight line: from its second to its last point it covers all but one step.
+            # The points lie on a straight line; from the second to the last it is one step shorter.
             points = leaves[self._words].detach()
-            way = (points[-1] - points[1]) * (STEPS / (STEPS - 1))
-            weights = (slopes[self._words][1:].mean(0) * way).sum(-1)
-            words = weigh_words(question.texts, tokens, weights.cpu().numpy())
+            difference = (points[-1] - points[1]) * (STEPS / (STEPS - 1))
+            weights = (by_name[self._words][1:].mean(0) * difference).sum(-1)
+            words = weigh_words(sample.texts, tokens, weights.cpu().numpy())
         return Answer(self.classifier.from_logits(logits.detach()[:1])[0], heat, words)
 
-    def _cut(self, inputs: dict[str, Tensor], tokens: Any, leaves: dict[str, Tensor]) -> list[Hook]:
-        """Gradients begin at these outputs; in front of them nothing is kept for a way back."""
+    def _leaf_hooks(self, inputs: dict[str, Tensor], tokens: Any, leaves: dict[str, Tensor]) -> list[Hook]:
+        """Hooks that make these outputs leaves: gradients are computed from here on, and no further back."""
 
         def leaf(name: str, value: Tensor) -> Tensor:
             leaves[name] = value.detach().requires_grad_()
-            # What comes next may change it in place, which a leaf does not allow.
+            # The next module may change it in place, which autograd forbids for a leaf.
             return leaves[name].clone()
 
-        def words(table: nn.Module, given: Any, output: Tensor) -> Tensor | None:
-            # GPT-2 looks up the kinds of tokens in the same table.
-            if not _same(given[0], inputs["input_ids"]):
+        def words(table: nn.Module, arguments: Any, output: Tensor) -> Tensor | None:
+            # GPT-2 looks up token types in the same table.
+            if not _same(arguments[0], inputs["input_ids"]):
                 return None
-            return leaf(str(self._words), self._way_to(output, tokens, table))
+            return leaf(str(self._words), self._with_points(output, tokens, table))
 
         def features(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             return leaf(str(self._features), output)
 
-        found = [(self._words, words), (self._features, features)]
-        return [(self._model.get_submodule(name), hook) for name, hook in found if name is not None]
+        hooks = [(self._words, words), (self._features, features)]
+        return [(self._model.get_submodule(name), hook) for name, hook in hooks if name is not None]
 
-    def _way_to(self, vectors: Tensor, tokens: Any, table: Any) -> Tensor:
-        """The tokens' vectors, and points on the way to them from padding; what is not of a text stays what it is."""
-        stays = [text is None for text in tokens.sequence_ids(0)]
-        # Not called, as that would come back here.
+    def _with_points(self, vectors: Tensor, tokens: Any, table: Any) -> Tensor:
+        """The tokens' vectors, and points between padding and them; special tokens stay the same in all points."""
+        is_special = [text is None for text in tokens.sequence_ids(0)]
+        # Not by calling the table, which would run this hook again.
         padding = table.forward(torch.tensor([self.classifier.tokenizer.pad_token_id], device=vectors.device))
-        start = torch.where(torch.tensor(stays, device=vectors.device)[:, None], vectors[0], padding)
+        start = torch.where(torch.tensor(is_special, device=vectors.device)[:, None], vectors[0], padding)
         shares = (torch.arange(STEPS, device=vectors.device)[:, None, None] + 0.5) / STEPS
         return torch.cat([vectors[:1], start + shares * (vectors[:1] - start)])
 
-    def _record(self, attention: list[Tensor]) -> list[Hook]:
-        def keep(_: nn.Module, __: Any, output: tuple[Tensor, Tensor]) -> None:
+    def _attention_hooks(self, attention: list[Tensor]) -> list[Hook]:
+        def record(_: nn.Module, __: Any, output: tuple[Tensor, Tensor]) -> None:
             # Averaged at once: all heads of all layers would take gigabytes for large pictures.
             attention.append(output[1].detach()[0].mean(0))
 
-        return [(self._model.get_submodule(name), keep) for name in self._attention]
+        return [(self._model.get_submodule(name), record) for name in self._attention]
 
 
 @dataclass
-class _Seen:
-    """Names of the modules of interest, each with the shape of what it returned.
+class _Modules:
+    """Names of the modules of interest, with the shapes of their outputs.
 
     Attributes:
-        attention: of attention over a grid of patches.
-        features: of maps of features, in the order in which they were done.
-        words: of tables that give each token its vector.
+        attention: modules with attention over a grid of patches.
+        features: modules with feature maps, in the order of their execution.
+        words: tables with a vector for each token.
     """
 
     attention: list[tuple[str, torch.Size]] = field(default_factory=list)
@@ -156,50 +157,50 @@ class _Seen:
 
 
 def _with_visible_attention(model: Any) -> Any:
-    """A second model of the same weights that computes attention openly; fused kernels keep it to themselves."""
+    """A second model with the same weights that returns its attention; fused kernels do not."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared)
-    twin.set_attn_implementation("eager")
-    return twin
+    copied = copy.deepcopy(model, shared)
+    copied.set_attn_implementation("eager")
+    return copied
 
 
-def _look(classifier: Classifier, model: Any) -> _Seen:
-    """At a pass; beside a picture at two, as a map over it does not change its shape with the text."""
-    seen = _look_at_one_pass(classifier, model, "one two three four five")
+def _modules_of_interest(classifier: Classifier, model: Any) -> _Modules:
+    """From a forward pass; from two, if a sample has picture and text: maps over a picture keep their shape in both."""
+    modules = _modules_of_one_pass(classifier, model, "one two three four five")
     if classifier.takes_picture and classifier.takes_text:
-        other = _look_at_one_pass(classifier, model, "one")
-        seen.attention = [found for found in seen.attention if found in other.attention]
-        seen.features = [found for found in seen.features if found in other.features]
-    if len({shape for _, shape in seen.attention}) > 1:
-        # Windows that shift and merge: what reached what cannot be multiplied up.
-        seen.attention = []
-    return seen
+        other = _modules_of_one_pass(classifier, model, "one")
+        modules.attention = [module for module in modules.attention if module in other.attention]
+        modules.features = [module for module in modules.features if module in other.features]
+    if len({shape for _, shape in modules.attention}) > 1:
+        # Windows that shift and merge: rollout cannot multiply their attention.
+        modules.attention = []
+    return modules
 
 
-def _look_at_one_pass(classifier: Classifier, model: Any, text: str) -> _Seen:
+def _modules_of_one_pass(classifier: Classifier, model: Any, text: str) -> _Modules:
     picture = Image.new("RGB", (64, 64), "white") if classifier.takes_picture else None
-    inputs, _ = classifier.encode([Question(picture, (text,) * classifier.texts)])
+    inputs, _ = classifier.encode([Sample(picture, (text,) * classifier.texts)])
     size = _size(inputs) if picture else None
-    seen = _Seen()
+    modules = _Modules()
 
-    def look(name: str) -> Callable[..., Any]:
-        def note(module: nn.Module, given: Any, output: Any) -> None:
+    def hook(name: str) -> Callable[..., Any]:
+        def record(module: nn.Module, arguments: Any, output: Any) -> None:
             ids = inputs.get("input_ids")
-            if isinstance(module, nn.Embedding) and ids is not None and _same(given[0], ids):
-                seen.words.append((name, output.shape))
+            if isinstance(module, nn.Embedding) and ids is not None and _same(arguments[0], ids):
+                modules.words.append((name, output.shape))
             if size is None:
                 return
             if isinstance(output, tuple) and len(output) > 1 and _is_attention(output[1], size):
-                seen.attention.append((name, output[1].shape))
+                modules.attention.append((name, output[1].shape))
             if isinstance(output, Tensor) and _feature_map(output, size) is not None:
-                seen.features.append((name, output.shape))
+                modules.features.append((name, output.shape))
 
-        return note
+        return record
 
-    # Parts of a model finish before the whole they belong to: what was noted last lies nearest to the head.
-    with _hooks([(module, look(name)) for name, module in model.named_modules()]), torch.inference_mode():
+    # Submodules finish before their parents: the last one recorded is the closest to the head.
+    with _hooks([(module, hook(name)) for name, module in model.named_modules()]), torch.no_grad():
         model(**inputs)
-    return seen
+    return modules
 
 
 @contextmanager
@@ -223,13 +224,13 @@ def _same(one: Any, other: Tensor) -> bool:
 
 
 def _is_attention(tensor: Any, size: tuple[int, int]) -> bool:
-    """Of one picture, each token with each other: [1, heads, tokens, tokens]."""
+    """Whether it is the attention between all tokens of one picture: [1, heads, tokens, tokens]."""
     square = isinstance(tensor, Tensor) and tensor.ndim == 4 and len(tensor) == 1 and tensor.shape[2] == tensor.shape[3]
     return square and grid_of(tensor.shape[2], size) is not None
 
 
 def _feature_map(tensor: Tensor, size: tuple[int, int]) -> Tensor | None:
-    """Features as [channels, rows, columns], if that is what they are: of one picture, in more than one place."""
+    """The features of one picture as [channels, rows, columns]; None if the tensor is no such map."""
     if tensor.ndim == 4 and len(tensor) == 1 and min(tensor.shape[2:]) > 1:
         return tensor[0]
     if tensor.ndim == 3 and len(tensor) == 1 and (grid := grid_of(tensor.shape[1], size)) is not None:
@@ -239,7 +240,7 @@ def _feature_map(tensor: Tensor, size: tuple[int, int]) -> Tensor | None:
 
 
 def grid_of(tokens: int, size: tuple[int, int]) -> tuple[int, int, int] | None:
-    """Which grid tokens of a picture of that height and width make: extra tokens in front, rows, columns."""
+    """The grid of the tokens of a picture of that height and width: extra tokens before it, rows, columns."""
     height, width = size
     for extra in EXTRA_TOKENS:
         rows = round(((tokens - extra) * height / width) ** 0.5) if tokens > extra + 1 else 0
@@ -249,7 +250,7 @@ def grid_of(tokens: int, size: tuple[int, int]) -> tuple[int, int, int] | None:
 
 
 def rollout(attention: list[Tensor], size: tuple[int, int]) -> HeatMap:
-    """How much of each patch reaches the class token, or all tokens where there is none.
+    """How much each patch contributes to the class token, or to all tokens if there is none.
 
     Args:
         attention: of each layer, averaged over its heads [tokens, tokens].
@@ -258,16 +259,16 @@ def rollout(attention: list[Tensor], size: tuple[int, int]) -> HeatMap:
     grid = grid_of(len(attention[0]), size)
     assert grid is not None
     extra, rows, columns = grid
-    reached = torch.eye(len(attention[0]), device=attention[0].device)
+    rolled = torch.eye(len(attention[0]), device=attention[0].device)
     for layer in attention:
-        # Half of what a token is comes past the attention, by the residual connection.
-        reached = (layer + torch.eye(len(layer), device=layer.device)) / 2 @ reached
-    row = reached[0] if extra else reached.mean(0)
+        # The residual connection counts as half.
+        rolled = (layer + torch.eye(len(layer), device=layer.device)) / 2 @ rolled
+    row = rolled[0] if extra else rolled.mean(0)
     return _from_0_to_1(row[extra:].reshape(rows, columns))
 
 
 def grad_cam(features: Tensor, gradients: Tensor, size: tuple[int, int]) -> HeatMap:
-    """Where features speak for the label: weighted by their mean gradients, what speaks against it left out."""
+    """Evidence for the label: features weighted by their mean gradients; negative sums are left out."""
     maps, slopes = _feature_map(features, size), _feature_map(gradients, size)
     assert maps is not None
     assert slopes is not None
@@ -281,10 +282,10 @@ def _from_0_to_1(heat: Tensor) -> HeatMap:
 
 
 def weigh_words(texts: tuple[str, ...], tokens: Any, weights: npt.NDArray[np.float32]) -> tuple[Weights, ...]:
-    """Pieces of each text with their weights, the strongest of them 1 or -1; the pieces of one word share one.
+    """Pieces of each text with their weights, scaled so that the strongest is 1 or -1; a word has one weight.
 
     Args:
-        texts: as they were asked.
+        texts: of the sample.
         tokens: what the tokenizer returned for them.
         weights: of each token.
     """

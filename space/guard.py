@@ -1,11 +1,11 @@
-"""Between the network and gradio: nothing is fetched for visitors, and their browsers fetch nothing either."""
+"""Checks requests before gradio sees them: the server fetches nothing for visitors, and browsers fetch nothing else."""
 
 from typing import Any
 
 import gradio as gr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Whatever a model's card or name should smuggle into the page, a browser asks no other machine for it.
+# Whatever a model's card or name brings into the page, browsers load nothing from other machines.
 POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -25,7 +25,7 @@ HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]
-# gradio would fetch what an address in the path names, decode videos, and take files for other parts of itself.
+# gradio would fetch addresses in these paths, decode videos, and accept files for other components.
 REFUSED = (
     "file=http",
     "file/http",
@@ -42,17 +42,17 @@ LONGEST_BODY = 100_000_000
 
 
 class Guard:
-    """Refuses some requests, and adds headers to every answer.
+    """Refuses some requests, and adds headers to every response.
 
     Args:
-        app: gradio's.
+        app: gradio's application.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -72,22 +72,22 @@ class Guard:
             await self.app(scope, receive, send_with_headers)
 
 
-async def _refuse(send: Send, status: int, words: bytes) -> None:
+async def _refuse(send: Send, status: int, message: bytes) -> None:
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": words})
+    await send({"type": "http.response.body", "body": message})
 
 
 def refuse_addresses(component: Any) -> None:
-    """Take files that were uploaded, as they are: no web addresses, and no decoding that we do not see.
+    """Make a component accept uploaded files only, and not decode them.
 
-    gradio would fetch an address, and open a picture by itself, with all of Pillow's formats and in its own words.
+    gradio would fetch a web address, and decode a picture with all of Pillow's formats and its own messages.
     """
-    keep = component.async_move_resource_to_block_cache
+    move = component.async_move_resource_to_block_cache
 
     async def uploaded_only(path: Any) -> Any:
         if path is not None and "://" in str(path)[:12]:
             raise gr.Error("Upload the file itself: this demo fetches nothing.", print_exception=False)
-        return await keep(path)
+        return await move(path)
 
     component.async_move_resource_to_block_cache = uploaded_only
     if isinstance(component, gr.Image):

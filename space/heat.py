@@ -1,4 +1,4 @@
-"""A heat map over a picture, as a picture."""
+"""Draw a heat map over a picture."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from PIL import Image
 from explanation import HeatMap
 
 SIDE = 448
-# The picture itself goes from one of these greys to the other, so that the tint shows on black and on white.
+# The range of greys of the picture, narrow enough for the tint to show on black and on white.
 DARKEST, LIGHTEST = 38, 240
-# From little heat to much: the tint, and how far it covers the picture.
+# From no heat to full heat: the tint, and its opacity.
 STOPS = (0.0, 0.5, 1.0)
 TINTS = ((154, 52, 18), (234, 88, 12), (253, 186, 60))
 COVERS = (0.0, 0.5, 0.82)
 
 
 def overlay(picture: Image.Image, heat: HeatMap) -> Image.Image:
-    """The picture in grey, tinted where the heat is; small pictures are enlarged so that both can be seen."""
+    """The picture in grey, tinted by the heat; small pictures are enlarged."""
     scale = SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     grey = np.asarray(picture.convert("L").resize(size, Image.Resampling.BICUBIC), dtype=np.float32)[..., None]
@@ -29,7 +29,7 @@ def overlay(picture: Image.Image, heat: HeatMap) -> Image.Image:
 
 
 def seen_by(processor: Any, picture: Image.Image) -> Image.Image:
-    """The part of the picture that the model gets to see: all of it, unless its processor crops."""
+    """The part of the picture that the model sees: all of it, unless its processor crops."""
     if not getattr(processor, "do_center_crop", False):
         return picture
     pixels = processor(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]

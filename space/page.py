@@ -1,4 +1,4 @@
-"""What the page shows, as HTML. Every name and number that is not ours passes `shown`, and stays text."""
+"""The HTML of the page. Every text from outside passes through `shown`, which escapes it."""
 
 import base64
 import io
@@ -16,17 +16,17 @@ from explanation import Answer, Weights
 TOP = 5
 NAMED_CLASSES = 6
 THUMBNAIL = 112
-# Below this a word would only look as if it mattered.
+# Words with a smaller weight are not marked.
 FAINT = 0.1
 
 
 def shown(value: object) -> str:
-    """Any text as it may stand in HTML, also within an attribute."""
+    """Any text, escaped for HTML and its attributes."""
     return escape(str(value), quote=True)
 
 
 def percent(share: float) -> str:
-    """A share as people read it; what is not quite nothing or all does not look as if it were."""
+    """A share in percent; only 0 and 1 are shown as 0 % and 100 %."""
     if 0 < share < 0.001:
         return "&lt; 0.1 %"
     if 0.999 < share < 1:
@@ -35,39 +35,42 @@ def percent(share: float) -> str:
 
 
 def masthead(settings: Settings, card: Card, classifier: Classifier) -> str:
-    """The head of the page: what the model is, and how good."""
-    things = {(True, False): "pictures", (False, True): "texts", (True, True): "pictures with their texts"}
-    kind = things[classifier.takes_picture, classifier.takes_text]
+    """The head of the page: what the model does, and how good it is."""
+    kinds = {(True, False): "pictures", (False, True): "texts", (True, True): "pictures with their texts"}
+    kind = kinds[classifier.takes_picture, classifier.takes_text]
     few = ", ".join(map(shown, classifier.labels[:NAMED_CLASSES]))
     rest = len(classifier.labels) - NAMED_CLASSES
     names = "".join(f"<li>{shown(name)}</li>" for name in classifier.labels)
-    all_of_them = f"<details><summary>and {rest} more</summary><ul>{names}</ul></details>" if rest > 0 else ""
+    more = f"<details><summary>and {rest} more</summary><ul>{names}</ul></details>" if rest > 0 else ""
     return f"""
 <div class="masthead">
   <p class="kind">{shown(kind)} &rarr; {len(classifier.labels)} classes</p>
   <h1>{shown(title_of(settings))}</h1>
-  <div class="lead">Sorts {shown(kind)} into <b>{few}</b> {all_of_them}</div>
+  <div class="lead">Classifies {shown(kind)} as <b>{few}</b> {more}</div>
   <dl>{"".join(_facts(settings, card, classifier))}</dl>
 </div>"""
 
 
 def title_of(settings: Settings) -> str:
-    """As settings.json has it, else the last part of the model's name."""
+    """The title in settings.json, or the last part of the model's name."""
     return settings.title or settings.model.rstrip("/").split("/")[-1] or "Classifier"
 
 
 def _facts(settings: Settings, card: Card, classifier: Classifier) -> list[str]:
     facts = []
-    if settings.accuracy:
-        found = settings.accuracy
-        note = f"95 % interval {found['low']:.1%} to {found['high']:.1%}, {found['samples']:,} samples"
-        facts.append(("Accuracy on unseen data", percent(found["value"]), note.replace("%", " %").replace("  ", " ")))
+    if score := settings.score:
+        value, low, high = (
+            percent(score[name]) if score["is_share"] else f"{score[name]:.4g}" for name in ("value", "low", "high")
+        )
+        note = f"95 % interval {low} to {high}, {shown(score['samples'])} samples"
+        title = f"{score['title'][:1].upper()}{score['title'][1:]} on test data"
+        facts.append((shown(title), value, note))
     elif card.accuracy is not None:
-        facts.append(("Accuracy, as its card says", percent(card.accuracy), ""))
+        facts.append(("Accuracy according to its card", percent(card.accuracy), ""))
     if base := settings.base_model or card.base_model:
         facts.append(("Base model", shown(base), ""))
     if settings.dataset:
-        facts.append(("Learned from", shown(settings.dataset), ""))
+        facts.append(("Trained on", shown(settings.dataset), ""))
     count = sum(parameter.numel() for parameter in classifier.model.parameters())
     where = "on a GPU" if classifier.device.type == "cuda" else "on a CPU"
     size = f"{count / 1e6:,.1f} M" if count >= 1_000_000 else f"{count:,}"
@@ -78,35 +81,35 @@ def _facts(settings: Settings, card: Card, classifier: Classifier) -> list[str]:
     ]
 
 
-def nothing_yet(classifier: Classifier, examples: Sequence[Example]) -> str:
-    """In place of an answer, before there is a question."""
-    ask = {
+def no_sample_yet(classifier: Classifier, examples: Sequence[Example]) -> str:
+    """In place of a prediction, before there is a sample."""
+    advice = {
         (True, False): "Choose a picture",
-        (False, True): "Write a text",
+        (False, True): "Write a text" if classifier.texts == 1 else f"Write {classifier.texts} texts",
         (True, True): "Choose a picture, write its text, or both"
         if classifier.either
         else "Choose a picture, write its text",
     }
-    more = ", or take one of the examples" if examples else ""
-    words = ask[classifier.takes_picture, classifier.takes_text]
-    return f'<div class="verdict empty"><p>{words}{more}.<br>The answer appears here.</p></div>'
+    more = ", or choose an example" if examples else ""
+    first = advice[classifier.takes_picture, classifier.takes_text]
+    return f'<div class="verdict empty"><p>{first}{more}.<br>The prediction appears here.</p></div>'
 
 
-def problem(words: object) -> str:
-    """In place of an answer, where there can be none."""
+def problem(message: object) -> str:
+    """In place of a prediction, for a sample that cannot be classified."""
     return (
-        f'<div class="verdict problem" role="alert"><p><strong>That did not work</strong><br>{shown(words)}</p></div>'
+        f'<div class="verdict problem" role="alert"><p><strong>That did not work</strong><br>{shown(message)}</p></div>'
     )
 
 
 def verdict(answer: Answer, labels: Sequence[str], seconds: float, truth: str | None = None) -> str:
-    """The label, how sure the model is, and what else it might be.
+    """The most probable labels with their probabilities.
 
     Args:
-        answer: what the model says.
+        answer: the prediction.
         labels: class names.
-        seconds: how long it took.
-        truth: the true class of an example.
+        seconds: that it took.
+        truth: the true class, if the sample is an example.
     """
     order = sorted(range(len(labels)), key=lambda number: -answer.scores[number])
     best = order[0]
@@ -118,8 +121,8 @@ def verdict(answer: Answer, labels: Sequence[str], seconds: float, truth: str | 
     )
     remark = ""
     if truth is not None:
-        fits = "right" if truth == labels[best] else "wrong"
-        remark = f'<p class="truth {fits}">The test split says <b>{shown(truth)}</b>: {fits}.</p>'
+        right = "right" if truth == labels[best] else "wrong"
+        remark = f'<p class="truth {right}">True class: <b>{shown(truth)}</b>. The prediction is {right}.</p>'
     elif answer.scores[best] < 0.5:
         remark = '<p class="truth">The model is not sure.</p>'
     return f"""
@@ -133,25 +136,25 @@ def verdict(answer: Answer, labels: Sequence[str], seconds: float, truth: str | 
 
 def figure(picture: Image.Image, method: str, label: str) -> str:
     """The picture with its heat map, and how to read it."""
-    how = {
-        "attention rollout": "Attention rollout: the more a place glows, the more of it reached the answer.",
-        "Grad-CAM": f"Grad-CAM: the more a place glows, the more it spoke for {shown(label)}.",
+    meaning = {
+        "attention rollout": "Attention rollout: the stronger the orange, the more this area contributed.",
+        "Grad-CAM": f"Grad-CAM: the stronger the orange, the more evidence for {shown(label)} in this area.",
     }[method]
     return f"""
 <figure class="looked">
-  <figcaption><h2>Where the model looked</h2><p>{how}</p></figcaption>
+  <figcaption><h2>Where the model looked</h2><p>{meaning}</p></figcaption>
   <img src="{data_url(picture)}" width="{picture.width}" height="{picture.height}"
-    alt="The picture in grey, glowing where the model looked.">
+    alt="The picture in grey, orange where the model looked.">
 </figure>"""
 
 
 def weighed_words(texts: Sequence[Weights], label: str) -> str:
-    """The text, its words marked as they spoke for the label or against it."""
+    """The text, its words marked as evidence for the label or against it."""
     lines = "".join(f'<p class="words">{"".join(_word(*piece) for piece in text)}</p>' for text in texts)
     return f"""
 <div class="weighed">
-  <h2>What the words weighed</h2>
-  <p>Integrated gradients: marked words spoke <span class="word for" style="--weight:60%">for</span>
+  <h2>Which words mattered</h2>
+  <p>Integrated gradients: marked words are evidence <span class="word for" style="--weight:60%">for</span>
     {shown(label)}, or <span class="word against" style="--weight:60%">against</span> it.</p>
   {lines}
 </div>"""
@@ -173,27 +176,27 @@ def examples(samples: Sequence[Example], pictures: Sequence[Image.Image | None])
     """
     buttons = []
     for number, (sample, picture) in enumerate(zip(samples, pictures, strict=True)):
-        image, words = "", ""
+        image, text = "", ""
         if picture is not None:
             small = picture.copy()
             small.thumbnail((THUMBNAIL, THUMBNAIL))
             image = f'<img src="{data_url(small)}" alt="" width="{small.width}" height="{small.height}">'
         if sample.texts:
-            words = f'<span class="text">{shown(" / ".join(sample.texts)[:160])}</span>'
+            text = f'<span class="text">{shown(" / ".join(sample.texts)[:160])}</span>'
         buttons.append(
-            f'<li><button type="button" data-example="{number}">{image}{words}'
+            f'<li><button type="button" data-example="{number}">{image}{text}'
             f'<span class="true">{shown(sample.label)}</span></button></li>'
         )
     layout = "texts" if any(sample.texts for sample in samples) else "pictures"
     return f"""
 <div class="examples {layout}">
-  <h2>Examples</h2><p>From the test split, which the model has not learned from, with their true class.</p>
+  <h2>Examples</h2><p>From the test split, which was not used for training, with their true class.</p>
   <ul>{"".join(buttons)}</ul>
 </div>"""
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
-    """The answers of a batch; the last column, for problems, only where there are any."""
+    """The predictions of a batch; the column with notes only if there are any."""
     width = len(names) if any(row[-1] for row in rows) else len(names) - 1
     head = "".join(f'<th scope="col">{shown(name)}</th>' for name in names[:width])
     body = "".join(
@@ -211,14 +214,14 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
 
 
 def data_url(picture: Image.Image) -> str:
-    """The picture itself in place of an address."""
+    """An address that contains the picture itself."""
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def batch_help(classifier: Classifier, text_names: Sequence[str], limit: int) -> str:
-    """What to upload for a batch."""
+    """What to upload for many samples at once."""
     columns = " and ".join(f"<code>{shown(name)}</code>" for name in text_names)
     if not classifier.takes_text:
         what = "Upload pictures"
@@ -226,49 +229,51 @@ def batch_help(classifier: Classifier, text_names: Sequence[str], limit: int) ->
         what = f"Upload a CSV file with the column {columns}"
     else:
         what = f"Upload pictures and a CSV file with the columns <code>image</code> (the file's name) and {columns}"
-        what += ", or one of both alone" if classifier.either else ""
+        what += ", or only one of them" if classifier.either else ""
     return f'<div class="help"><p>{what}: up to {limit:,}, each file at most 10 MB.</p></div>'
 
 
 def api(classifier: Classifier, text_names: Sequence[str], at_once: int, waiting: int) -> str:
-    """How programs ask: the endpoint, what it takes, what it returns, and two ways to call it.
+    """The documentation of the API: the endpoint, its arguments, what it returns, and two ways to call it.
 
     Args:
-        classifier: says what a question needs.
-        text_names: what the texts are called.
-        at_once: how many requests are computed at a time.
+        classifier: the model.
+        text_names: names of the texts of a sample.
+        at_once: how many requests are computed at the same time.
         waiting: how many more may wait.
     """
     space, host = os.environ.get("SPACE_ID"), os.environ.get("SPACE_HOST")
     address = f"https://{host}" if host else "http://127.0.0.1:7860"
     texts = dict(zip(("text", "second_text"), text_names, strict=False))
-    rows = [(key, "text", f"the {name}, cut where the model can read no further") for key, name in texts.items()]
+    longest = f", truncated to {classifier.max_length:,} tokens" if classifier.takes_text else ""
+    rows = [(key, "text", f"the {name}{longest}") for key, name in texts.items()]
     if classifier.takes_picture:
         missing = "; null if there is none" if classifier.either else ""
         rows.insert(0, ("picture", "file", f"JPEG, PNG, WebP, BMP, GIF or TIFF, at most 10 MB{missing}"))
-    rows.append(("explain", "true or false", "return what the model looked at, too; false if left out"))
+    rows.append(("explain", "true or false", "return an explanation, too; the default is false"))
     arguments = "".join(
         f"<tr><td><code>{name}</code></td><td>{kind}</td><td>{shown(meaning)}</td></tr>" for name, kind, meaning in rows
     )
     return f"""
 <div class="help api">
   <h2><code>/classify</code></h2>
-  <p>One sample in; out come its label, the probability of every label and, if asked, what the model looked at, as JSON.
-    {at_once} are computed at a time and {waiting} may wait; beyond that the answer is 503: try again later.</p>
+  <p>Takes one sample and returns, as JSON, its label, the probability of every label and, on request, an explanation.
+    {at_once} requests are computed at the same time and {waiting} may wait; further ones get the status 503: try again
+    later.</p>
   <table><thead><tr><th scope="col">Argument</th><th scope="col">Type</th><th scope="col">Meaning</th></tr></thead>
   <tbody>{arguments}</tbody></table>
   {_code("Python", _python(space or address, classifier.takes_picture, list(texts)))}
-  {_code("Answer", _answered(classifier))}
+  {_code("Answer", _answer(classifier))}
   {_code("Shell", _shell(address, classifier.takes_picture, list(texts)))}
 </div>"""
 
 
 def _python(address: str, picture: bool, texts: Sequence[str]) -> str:
-    given = [*(['picture=handle_file("picture.jpg")'] if picture else []), *(f'{name}="..."' for name in texts)]
+    arguments = [*(['picture=handle_file("picture.jpg")'] if picture else []), *(f'{name}="..."' for name in texts)]
     return (
         f"from gradio_client import Client{', handle_file' if picture else ''}  # pip install gradio_client\n\n"
         f'client = Client("{address}")\n'
-        f'answer = client.predict({", ".join(given)}, api_name="/classify")\n'
+        f'answer = client.predict({", ".join(arguments)}, api_name="/classify")\n'
         'print(answer["label"], answer["scores"])'
     )
 
@@ -284,16 +289,16 @@ def _shell(address: str, picture: bool, texts: Sequence[str]) -> str:
     )
 
 
-def _answered(classifier: Classifier) -> str:
+def _answer(classifier: Classifier) -> str:
     first, *others = map(json.dumps, classifier.labels)
     lines = [
         f'{{"label": {first},',
         f' "scores": {{{first}: 0.94{"".join(f", {name}: 0.01" for name in others[:2])}, ...}},',
     ]
     if classifier.takes_picture:
-        lines.append(' "heat": [[0.12, 0.4, ...], ...],  # if explained: rows of a grid over the picture')
+        lines.append(' "heat": [[0.12, 0.4, ...], ...],  # with explain: rows of a grid over the picture')
     if classifier.takes_text:
-        lines.append(' "words": [[["a", 0.3], [" ", null], ["word", -1.0], ...]]}  # if explained: for each text')
+        lines.append(' "words": [[["a", 0.3], [" ", null], ["word", -1.0], ...]]}  # with explain: for each text')
     return "\n".join(lines)
 
 
@@ -304,4 +309,4 @@ def _code(name: str, text: str) -> str:
     )
 
 
-FOOT = '<div class="foot">What you upload is deleted within two hours, and sent to nobody else.</div>'
+FOOT = '<div class="foot">Uploads are deleted within two hours, and not sent anywhere else.</div>'

@@ -1,4 +1,4 @@
-"""A picture from a file, decoded as it was in training, whatever its colour mode."""
+"""Decode a picture from a file as in training, whatever its colour mode."""
 
 import os
 import warnings
@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-# No SVG: it is a program, and Pillow would have to be given a library for it.
+# No SVG: it can contain scripts, and Pillow does not read it.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 10_000_000
 
 
 class BadPictureError(ValueError):
-    """A file that cannot be used, with the reason in words for whoever uploaded it."""
+    """A file that cannot be decoded; the message tells the visitor why."""
 
 
 def decode(path: str | os.PathLike[str]) -> Image.Image:
-    """The picture as RGB: first frame, turned as its EXIF tag says, alpha dropped, 16 bits scaled to 8.
+    """The picture as RGB: first frame, EXIF orientation applied, alpha dropped, 16 bits scaled to 8.
 
     Raises:
-        BadPictureError: empty, truncated, corrupt, no picture at all, or larger than the limits.
+        BadPictureError: empty, truncated, corrupt, no picture, or larger than the limits.
     """
     size = Path(path).stat().st_size
     if size > MAX_BYTES:
@@ -44,7 +44,7 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadPictureError("It declares far more pixels than this demo decodes.") from error
     except Exception as error:
-        # Decoders raise SyntaxError, struct.error, ZeroDivisionError ... on hostile bytes: all mean the same here.
+        # Decoders raise SyntaxError, struct.error, ZeroDivisionError and others on hostile bytes.
         raise BadPictureError("It is empty or damaged, or no JPEG, PNG, WebP, BMP, GIF or TIFF picture.") from error
 
 

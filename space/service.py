@@ -1,4 +1,4 @@
-"""What happens when somebody asks: from files and texts to an answer, or to words on what is wrong with them."""
+"""Handle a request: from files and texts to a prediction, or to a message on what is wrong with them."""
 
 import tempfile
 import time
@@ -11,8 +11,8 @@ from PIL import Image
 
 import page
 from about import Settings
-from batch import BadBatchError, check_question, classify_rows, header, read_rows, write_table
-from classifier import Classifier, Question
+from batch import BadBatchError, check_sample, classify_rows, header, read_rows, write_table
+from classifier import Classifier, Sample
 from explanation import Answer, Explainer
 from heat import overlay, seen_by
 from pictures import BadPictureError, decode
@@ -21,97 +21,97 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def on_gpu(function: Function) -> Function:
-    """On a Space of shared GPUs the function gets one while it runs; elsewhere it stays as it is."""
+    """On a Space with shared GPUs: the function with a GPU while it runs; elsewhere the function as it is."""
     try:
         import spaces  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         return function
-    lent: Function = spaces.GPU(function)
-    return lent
+    with_gpu: Function = spaces.GPU(function)
+    return with_gpu
 
 
 class Service:
-    """Answers the page and the API.
+    """Handles the requests of the page and the API.
 
     Args:
         classifier: the model.
         settings: names of the texts, and examples.
-        folder: where the examples' pictures are.
-        uploads: gradio's folder for files of visitors.
+        folder: with the pictures of the examples.
+        uploads: gradio's folder for uploads.
     """
 
     def __init__(self, classifier: Classifier, settings: Settings, folder: Path, *, uploads: Path) -> None:
         self.classifier = classifier
         self.explainer = Explainer(classifier)
         self._uploads = uploads
-        self.text_names = settings.texts if classifier.takes_text else ()
+        self.text_names = settings.text_names if classifier.takes_text else ()
         self.examples = settings.examples
         self.pictures = [decode(folder / one.picture) if one.picture else None for one in settings.examples]
 
-        # No method: what it is called with is sent to the process that has the GPU, and that must not be the model.
+        # Not a method: its arguments are sent to the process with the GPU, and the model must not be among them.
         @on_gpu
-        def answer(question: Question, explain: bool) -> Answer:
+        def answer(sample: Sample, explain: bool) -> Answer:
             if explain:
-                return self.explainer.answer(question)
-            return Answer(classifier.probabilities([question])[0])
+                return self.explainer.answer(sample)
+            return Answer(classifier.probabilities([sample])[0])
 
         self._answer = answer
 
     @property
     def explains(self) -> bool:
-        """Whether there is anything to show of what the model looked at."""
+        """Whether predictions can be explained."""
         return self.explainer.method is not None or self.explainer.weighs_words
 
     def show(
         self, picture: str | None = None, text: str = "", second_text: str = "", explain: bool = True
     ) -> tuple[str, str]:
-        """The answer for the page, and what the model looked at."""
+        """The prediction and its explanation, for the page."""
         if picture is None and not (text or second_text).strip():
-            return page.nothing_yet(self.classifier, self.examples), ""
+            return page.no_sample_yet(self.classifier, self.examples), ""
         try:
-            question = self._question(picture, text, second_text)
+            sample = self._sample(picture, text, second_text)
         except (BadBatchError, BadPictureError) as error:
             return page.problem(error), ""
         started = time.perf_counter()
-        answer = self._answer(question, explain)
+        answer = self._answer(sample, explain)
         seconds = time.perf_counter() - started
         labels = self.classifier.labels
         best = labels[answer.scores.index(max(answer.scores))]
-        looked = ""
-        if answer.heat is not None and question.picture is not None and self.explainer.method:
-            seen = seen_by(self.classifier.processor, question.picture)
-            looked += page.figure(overlay(seen, answer.heat), self.explainer.method, best)
+        explanation = ""
+        if answer.heat is not None and sample.picture is not None and self.explainer.method:
+            visible = seen_by(self.classifier.processor, sample.picture)
+            explanation += page.figure(overlay(visible, answer.heat), self.explainer.method, best)
         if answer.words:
-            looked += page.weighed_words(answer.words, best)
-        return page.verdict(answer, labels, seconds, self._truth(question)), looked
+            explanation += page.weighed_words(answer.words, best)
+        return page.verdict(answer, labels, seconds, self._true_class(sample)), explanation
 
-    def take_example(self, data: gr.EventData) -> Any:
-        """What an example asks, for the inputs of the page."""
+    def choose_example(self, data: gr.EventData) -> Any:
+        """The values of an example for the fields of the page."""
         number = int(data.index)
         example, picture = self.examples[number], self.pictures[number]
-        inputs = [*([picture] if self.classifier.takes_picture else []), *example.texts]
-        return inputs if len(inputs) > 1 else inputs[0]
+        values = [*([picture] if self.classifier.takes_picture else []), *example.texts]
+        return values if len(values) > 1 else values[0]
 
     def classify(
         self, picture: str | None = None, text: str = "", second_text: str = "", explain: bool = False
     ) -> dict[str, Any]:
         """Classify one sample.
 
-        Returns the most probable label, the probability of every label, and, if asked to explain, a heat map over the
+        Returns the most probable label, the probability of every label and, if asked to explain, a heat map over the
         picture (rows of numbers from 0 to 1) and the words of each text with weights from -1 to 1.
         """
         try:
-            question = self._question(picture, text, second_text)
+            sample = self._sample(picture, text, second_text)
         except (BadBatchError, BadPictureError) as error:
-            raise friendly(error) from error
-        answer = self._answer(question, explain)
+            raise shown_error(error) from error
+        answer = self._answer(sample, explain)
         scores = dict(zip(self.classifier.labels, answer.scores, strict=True))
-        found: dict[str, Any] = {"label": max(scores, key=lambda label: scores[label]), "scores": scores}
+        content: dict[str, Any] = {"label": max(scores, key=lambda label: scores[label]), "scores": scores}
         if answer.heat is not None:
-            found["heat"] = [[round(float(value), 4) for value in row] for row in answer.heat]
+            content["heat"] = [[round(float(value), 4) for value in row] for row in answer.heat]
         if answer.words:
-            found["words"] = [list(map(list, text)) for text in answer.words]
-        return found
+            content["words"] = [list(map(list, text)) for text in answer.words]
+        return content
 
     def classify_files(self, files: list[str] | None) -> tuple[str, str | None]:
         """The table for the page, and the file to download."""
@@ -119,24 +119,24 @@ class Service:
             rows = read_rows(files or [], self.classifier, self.text_names)
             lines = list(classify_rows(rows, self.classifier))
         except BadBatchError as error:
-            raise friendly(error) from error
+            raise shown_error(error) from error
         names = header(self.classifier, self.text_names)
-        # From there it may be downloaded, and after an hour it is deleted.
+        # Files in this folder can be downloaded, and are deleted after an hour.
         path = Path(tempfile.mkdtemp(dir=self._uploads)) / "predictions.csv"
         write_table(path, names, lines)
         return page.table(names, lines), str(path)
 
-    def _truth(self, question: Question) -> str | None:
-        """The true class of what is an example, however it came."""
+    def _true_class(self, sample: Sample) -> str | None:
+        """The true class of a sample that is one of the examples."""
         for example, picture in zip(self.examples, self.pictures, strict=True):
-            if example.texts == question.texts and _same(picture, question.picture):
+            if example.texts == sample.texts and _same(picture, sample.picture):
                 return example.label
         return None
 
-    def _question(self, picture: str | None, *texts: str) -> Question:
-        asked = texts[: len(self.text_names)]
-        check_question(self.classifier, asked, has_picture=picture is not None)
-        return Question(decode(picture) if picture else None, asked)
+    def _sample(self, picture: str | None, *texts: str) -> Sample:
+        of_sample = texts[: len(self.text_names)]
+        check_sample(self.classifier, of_sample, has_picture=picture is not None)
+        return Sample(decode(picture) if picture else None, of_sample)
 
 
 def _same(one: Image.Image | None, other: Image.Image | None) -> bool:
@@ -145,6 +145,6 @@ def _same(one: Image.Image | None, other: Image.Image | None) -> bool:
     return one.size == other.size and one.tobytes() == other.tobytes()
 
 
-def friendly(error: Exception) -> gr.Error:
-    """The error for whoever asked; the log of the server is not troubled with it."""
+def shown_error(error: Exception) -> gr.Error:
+    """The error for the visitor; it is not written to the log of the server."""
     return gr.Error(page.shown(error), duration=8, print_exception=False)

@@ -19,15 +19,15 @@ REPOSITORY = Path(__file__).parents[1]
 # Set before torch or the Hub's client is imported: tests ask no network and share two cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Drawn alike in every run, so that a mutation is caught always or never; no time limit on a shared machine.
+# The same examples in every run; no time limit on a shared machine.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("repeatable")
-# For examples that take a tenth of a second each: to find a smaller one that fails, too, would take minutes.
+# For examples that take a tenth of a second each: to search for a smaller one that fails would take minutes.
 DRAWN_ONLY = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
 
 
 def trace_nothing() -> None:
-    """In a child: to follow what it does, where the coverage of tests is measured, would take several times as long."""
+    """For child processes: measuring their coverage would take several times as long."""
     threading.settrace(None)
     sys.settrace(None)
 
@@ -59,14 +59,14 @@ def load_recipe(name: str) -> ModuleType:
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_collections() -> None:
-    """Garbage is looked for in what is new: accelerate often asks for it, and all that was imported takes 0.2 s."""
+    """Garbage collection skips what was imported: accelerate collects often, and that would take 0.2 s each time."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is remembered from one test to the next."""
+    """No test uses a data set that another one has cached."""
     import datasets.config
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_datasets")
@@ -76,25 +76,28 @@ def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def vision(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Recipe:
     """`recipes/vision.py` with flags, in this process: `vision(dataset_name=..., ...)` -> `Finished`.
 
-    Settings that a test does not name make the run tiny. The exit code is 0, or that of `SystemExit`.
+    Settings that a test does not name make the run tiny, unless they have no effect on it, which is an error. The exit
+    code is 0, or that of `SystemExit`.
     """
-    from hf_transfer.config import VisionConfig
-    from hf_transfer.parsing import run
+    from hf_transfer.settings.parsing import run_recipe
+    from hf_transfer.settings.run import VisionConfig
 
     def recipe(*flags: str, **settings: object) -> Finished:
+        words = f"{' '.join(flags)} {settings.get('strategy')} "
+        evaluates = "evaluate_only" in settings or "--evaluate_only" in words
         defaults: dict[str, object] = {
             "model_name_or_path": "sample:vit-glyphs",
             "dataset_name": "sample:digits",
             "output_dir": tmp_path / "out",
             "cache_dir": tmp_path / "cache",
-            "num_train_epochs": 1,
-            "max_train_samples_per_class": 2,
+            "num_train_epochs": None if evaluates or "linear_probe " in words else 1,
+            "max_train_samples_per_class": None if evaluates else 2,
         }
         chosen = defaults | settings
         argv = [f"--{name}={value}" for name, value in chosen.items() if value is not None]
         code = 0
         try:
-            run(load_recipe("vision").main, VisionConfig, [*argv, *flags])
+            run_recipe(load_recipe("vision").main, VisionConfig, [*argv, *flags])
         except SystemExit as end:
             code = int(end.code or 0)
         captured = capsys.readouterr()

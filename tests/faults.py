@@ -1,10 +1,10 @@
-"""Runs that are killed in every phase, and must end as if nothing had happened.
+"""Runs that are killed in every phase must end with the same weights as runs that are not.
 
     python -m tests.faults --runs 200 --seed 0
 
-Each run is a recipe as a user runs it, on one process or two. It is killed with SIGKILL twice, each time in a phase and
-after a delay that are drawn from the seed; the same command then goes on to the end. Its weights are compared, byte by
-byte, with those of a run that was left alone.
+Each run is a recipe as a user runs it, on one process or two. It is killed with SIGKILL twice, each time in a random
+phase and after a random delay, which depend on the seed; then the same command runs to the end. Its weights are
+compared, byte by byte, with those of an uninterrupted run.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.training.checkpoint import Checkpoints
+from hf_transfer.checkpoints.checkpoint import Checkpoints
 from tests.conftest import REPOSITORY, load_recipe
 from tests.training.launched import be_rank, forks, free_port, quietly, wait_for
 
-# Where runs are killed, and how often each is entered at least, where it is entered at all.
+# The phases in which runs are killed, and how often a run enters each at least, if it enters it at all.
 PHASES = {"loading": 1, "store": 2, "step": 4, "evaluation": 4, "saving": 5, "rotation": 3, "finishing": 2}
 NUMBERS = {name: number for number, name in enumerate(PHASES, start=1)}
 STEPS_DONE = len(PHASES) + 1
@@ -36,10 +36,10 @@ RECIPES = ("vision", "text")
 EPOCHS, SAVE_STEPS = 4, 2
 LONGEST_DELAY = 0.05
 LONGEST_RUN = 180.0
-# Children share what is loaded already, and take no seconds to start.
+# Imported before the children are forked, so that they start at once.
 SHARED_MODULES = (
-    "evaluate", "hf_transfer.evaluation.report", "hf_transfer.strategies.choice", "hf_transfer.training.loop",
-    "hf_transfer.data.tokens", "kornia", "sklearn.linear_model",
+    "hf_transfer.evaluation.report", "hf_transfer.modalities.table", "hf_transfer.run", "kornia",
+    "sklearn.linear_model",
 )  # fmt: skip
 
 
@@ -59,15 +59,15 @@ class Task:
 
     def flags(self, sources: Path, out: Path) -> list[str]:
         """The command line."""
-        own: dict[str, Any] = {"dataset_name": sources / "texts"}
+        data: dict[str, Any] = {"dataset_name": sources / "texts"}
         if self.recipe == "vision":
-            own = {"dataset_name": "sample:digits", "max_train_samples_per_class": 4, "augmentation": "light"}
+            data = {"dataset_name": "sample:digits", "max_train_samples_per_class": 4, "augmentation": "light"}
+        steps = {"num_train_epochs": EPOCHS, "per_device_train_batch_size": 8 // self.processes}
         settings: dict[str, Any] = {
-            **own,
+            **data,
+            **({} if self.strategy == "linear_probe" else steps),
             "model_name_or_path": sources / self.recipe,
             "strategy": self.strategy,
-            "num_train_epochs": EPOCHS,
-            "per_device_train_batch_size": 8 // self.processes,
             "save_steps": SAVE_STEPS,
             "cache_frozen": "off" if self.strategy in ("full", "gradual", "lora") else "on",
             "cache_dir": out / "cache",
@@ -87,13 +87,15 @@ def _phase(shared: Any, name: str) -> Iterator[None]:
         shared[0] = before
 
 
-def _tell_phases(shared: Any) -> None:
-    """Let the library say where it is."""
-    from hf_transfer.data import sources
-    from hf_transfer.evaluation import report, run_folder
-    from hf_transfer.training import checkpoint, features, frozen, guard, loop, predictions, resuming
+def _note_phases(shared: Any) -> None:
+    """Let functions of the library note the phase in shared memory."""
+    from hf_transfer import run
+    from hf_transfer.checkpoints.checkpoint import Checkpoints
+    from hf_transfer.evaluation import run_folder
+    from hf_transfer.frozen import features, prefix
+    from hf_transfer.training import guard, loop, resuming
 
-    def told(home: Any, function: str, phase: str) -> None:
+    def note(home: Any, function: str, phase: str) -> None:
         original = getattr(home, function)
 
         def call(*arguments: Any, **more: Any) -> Any:
@@ -102,42 +104,41 @@ def _tell_phases(shared: Any) -> None:
 
         setattr(home, function, call)
 
-    told(sources, "load_image_splits", "loading")
-    told(sources, "load_text_splits", "loading")
-    told(frozen, "fill", "store")
-    told(features, "fill", "store")
-    told(loop, "train_epoch", "step")
-    told(loop, "predict_split", "evaluation")
-    told(predictions, "predict_split", "evaluation")
-    told(checkpoint.Checkpoints, "_rotate", "rotation")
-    told(checkpoint.Checkpoints, "save", "saving")
-    told(resuming.Resuming, "save", "saving")
-    save_or_leave = guard.Guard.save_or_leave
+    note(run, "load_splits", "loading")
+    note(prefix, "fill", "store")
+    note(features, "fill", "store")
+    note(loop, "train_epoch", "step")
+    note(loop, "predict_split", "evaluation")
+    note(run, "predict_split", "evaluation")
+    note(Checkpoints, "_rotate", "rotation")
+    note(Checkpoints, "save", "saving")
+    note(resuming.Checkpointing, "save", "saving")
+    note(run_folder, "save_model", "finishing")
+    note(run, "write_report", "finishing")
+    save_or_stop = guard.Guard.save_or_stop
 
     def count_steps(self: Any, *arguments: Any) -> None:
-        shared[STEPS_DONE] = self._course.position.steps
-        save_or_leave(self, *arguments)
+        shared[STEPS_DONE] = self._state.position.steps
+        save_or_stop(self, *arguments)
 
-    guard.Guard.save_or_leave = count_steps  # type: ignore[method-assign, assignment]
-    told(run_folder, "save_model", "finishing")
-    told(report, "write_report", "finishing")
+    guard.Guard.save_or_stop = count_steps  # type: ignore[method-assign, assignment]
 
 
 def _work(task: Task, flags: list[str], rank: int, port: int, shared: Any) -> None:
     """A process of a run."""
     be_rank(rank, task.processes, port)
-    from hf_transfer.config import TextConfig, VisionConfig
-    from hf_transfer.parsing import run
+    from hf_transfer.settings.parsing import run_recipe
+    from hf_transfer.settings.run import TextConfig, VisionConfig
 
     if rank == 0:
-        _tell_phases(shared)
-    run(load_recipe(task.recipe).main, TextConfig if task.recipe == "text" else VisionConfig, flags)
+        _note_phases(shared)
+    run_recipe(load_recipe(task.recipe).main, TextConfig if task.recipe == "text" else VisionConfig, flags)
 
 
 def run_once(
     task: Task, flags: list[str], log: Path, kill: Callable[[Any, Sequence[Any]], str | None] | None = None
 ) -> tuple[int, str | None, int]:
-    """Run the command; the worst exit code, the phase in which a process was killed, if one was, and steps done."""
+    """Run the command; the worst exit code, the phase in which a process was killed (or None), and steps done."""
     shared, port = forks.Array("i", len(PHASES) + 2, lock=False), free_port()
     works = [partial(_work, task, flags, rank, port, shared) for rank in range(task.processes)]
     processes = [forks.Process(target=quietly, args=(work, log)) for work in works]
@@ -148,10 +149,10 @@ def run_once(
 
 
 def _kill_in(phase: str, times: int, delay: float, victim: int, shared: Any, processes: Sequence[Any]) -> str | None:
-    """Wait until a phase has been entered so many times, and a little longer, and kill a process.
+    """Wait until a phase has been entered so many times, then for the delay, and kill a process.
 
     Returns:
-        The phase it was in; None if it ended before.
+        The phase it was in; None if it had ended before.
     """
     deadline = time.monotonic() + LONGEST_RUN
     while shared[NUMBERS[phase]] < times:
@@ -167,11 +168,11 @@ def _kill_in(phase: str, times: int, delay: float, victim: int, shared: Any, pro
 
 
 def _phases(task: Task) -> list[str]:
-    """Those that a task goes through."""
-    never = {
+    """The phases of a task."""
+    missing = {
         "linear_probe": {"step", "rotation", "saving"}, "full": {"store"}, "gradual": {"store"}, "lora": {"store"},
     }  # fmt: skip
-    return [phase for phase in PHASES if phase not in never.get(task.strategy, set())]
+    return [phase for phase in PHASES if phase not in missing.get(task.strategy, set())]
 
 
 def weights(out: Path) -> dict[str, bytes]:
@@ -181,12 +182,12 @@ def weights(out: Path) -> dict[str, bytes]:
 
 @dataclass
 class Outcome:
-    """How a run that was killed ended.
+    """The end of a run that was killed.
 
     Attributes:
         task: what was run.
-        killed: the phases in which it was.
-        equal: whether its weights are those of the run that was left alone.
+        killed: the phases in which it was killed.
+        equal: whether its weights are those of the uninterrupted run.
         lost: the most steps that a kill has cost.
     """
 
@@ -197,8 +198,8 @@ class Outcome:
 
 
 def try_one(task: Task, sources: Path, folder: Path, expected: dict[str, bytes], draw: random.Random) -> Outcome:
-    """Kill a run twice, and let it end."""
-    flags, log, killed, lost, kept = task.flags(sources, folder), folder / "log", [], 0, 0
+    """Kill a run twice, then run it to the end."""
+    flags, log, killed, lost, saved = task.flags(sources, folder), folder / "log", [], 0, 0
     for _ in range(2):
         phase = draw.choice(_phases(task))
         times, delay = draw.randint(1, PHASES[phase]), draw.uniform(0, LONGEST_DELAY) ** 2 / LONGEST_DELAY
@@ -206,18 +207,18 @@ def try_one(task: Task, sources: Path, folder: Path, expected: dict[str, bytes],
         _, where, steps = run_once(task, flags, log, partial(_kill_in, phase, times, delay, victim))
         newest, notes = Checkpoints(folder / "out" / "checkpoints").newest()
         assert notes == [], notes
-        assert newest is None or newest.step >= kept, "a checkpoint was lost"
-        kept = newest.step if newest else 0
+        assert newest is None or newest.step >= saved, "a checkpoint was lost"
+        saved = newest.step if newest else 0
         if where is not None:
             killed.append(where)
-            lost = max(lost, steps - kept)
+            lost = max(lost, steps - saved)
     code, _, _ = run_once(task, flags, log)
     finished = code == 0 and (folder / "out" / "results.json").is_file()
     return Outcome(task, killed, finished and weights(folder) == expected, lost)
 
 
 def prepare(folder: Path) -> Path:
-    """Tiny models, and texts whose first word tells the label."""
+    """Tiny models, and texts whose first word shows the label."""
     from tests.data.conftest import text_rows, write_table
     from tests.tiny_models import save_checkpoint
     from tests.tiny_text_models import save_text_checkpoint
@@ -237,7 +238,7 @@ def tasks(runs: int, processes: Sequence[int]) -> list[Task]:
 
 
 def campaign(runs: int, seed: int, processes: Sequence[int], folder: Path) -> list[Outcome]:
-    """All runs, one after the other; their folders go, unless something is wrong with them."""
+    """All runs, one after the other; the folder of a run is removed if it is equal."""
     sources = prepare(folder / "sources")
     expected: dict[Task, dict[str, bytes]] = {}
     outcomes: list[Outcome] = []
@@ -248,18 +249,18 @@ def campaign(runs: int, seed: int, processes: Sequence[int], folder: Path) -> li
             code, _, _ = run_once(task, [*task.flags(sources, whole), "--save_steps=0"], whole / "log")
             assert code == 0, (whole / "log").read_text()[-2000:]
             expected[task] = weights(whole)
-        own = folder / f"run-{number}"
-        own.mkdir()
-        outcome = try_one(task, sources, own, expected[task], random.Random(f"{seed}/{number}"))
+        run_folder = folder / f"run-{number}"
+        run_folder.mkdir()
+        outcome = try_one(task, sources, run_folder, expected[task], random.Random(f"{seed}/{number}"))
         outcomes.append(outcome)
         print(f"{number + 1:4}/{runs}  {task}  killed in {outcome.killed}  equal: {outcome.equal}", flush=True)
         if outcome.equal:
-            shutil.rmtree(own)
+            shutil.rmtree(run_folder)
     return outcomes
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """What is to be shown."""
+    """A table of the kills, by phase."""
     phases = Counter(phase for outcome in outcomes for phase in outcome.killed)
     equal = sum(outcome.equal for outcome in outcomes)
     most = max(outcome.lost for outcome in outcomes)
@@ -271,7 +272,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
 
 
 def main() -> None:
-    """Run, and end with 1 if any run did not end as it should."""
+    """Run, and exit with 1 if any run is not equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

@@ -26,23 +26,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-
 REPOSITORY = Path(__file__).parents[1]
 COPIED = ("hf_transfer", "recipes", "benchmarks", "space", "docs", "tests", "pyproject.toml", "README.md", "LICENSE")
 # What is changed, and the tests that should notice, those that know it best first.
 MODULES: dict[str, tuple[str, ...]] = {
-    "hf_transfer/training/checkpoint.py": (
-        "tests/training/test_checkpoint.py", "tests/training/test_checkpoint_synced.py",
+    "hf_transfer/checkpoints/checkpoint.py": (
+        "tests/checkpoints/test_checkpoint.py", "tests/checkpoints/test_checkpoint_synced.py",
         "tests/training/test_resuming.py",
     ),
     "hf_transfer/training/resuming.py": (
         "tests/training/test_resuming.py", "tests/training/test_resumed_state.py",
         "tests/training/test_killed_processes.py", "tests/training/test_guard.py", "tests/training/test_sharding.py",
     ),
-    "hf_transfer/data/labels.py": ("tests/data/test_labels.py", "tests/data"),
+    "hf_transfer/targets/classes.py": ("tests/targets/test_labels.py", "tests/data"),
     "hf_transfer/data/splits.py": ("tests/data/test_splits.py", "tests/data"),
     "hf_transfer/data/verification.py": ("tests/data/test_verification.py", "tests/data"),
-    "hf_transfer/data/images.py": ("tests/data/test_images.py", "tests/data"),
+    "hf_transfer/data/pictures.py": ("tests/data/test_pictures.py", "tests/data"),
     "hf_transfer/data/sources.py": ("tests/data/test_sources.py", "tests/data"),
 }  # fmt: skip
 # Children share what takes long to import, and import the library and its tests anew.

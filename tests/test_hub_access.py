@@ -11,8 +11,8 @@ from tests.hub.clients import Ended, a_data_set, a_model, several_runs
 from tests.hub.contents import Repository, cache_by_hand
 from tests.hub.stand_in import StandIn, served
 
-# After imports; a Hub that does not answer is asked once, for 3 seconds.
-LONGEST_SECONDS = 5.0
+# After imports; a Hub that does not answer is asked once, for 3 seconds. The rest is for a busy machine.
+LONGEST_SECONDS = 10.0
 
 
 def assert_refused(ended: Ended, expected: str, found: str, do: str) -> None:
@@ -49,7 +49,7 @@ def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StandI
 def test_a_gated_repository_is_named_with_the_page_to_accept_its_terms(
     answering: tuple[StandIn, dict[str, Ended]], kind: str, word: str, prefix: str
 ) -> None:
-    """A user's mistake, before anything slow."""
+    """An error of the user, before anything slow."""
     hub, ended = answering
     assert_refused(
         ended[f"gated {kind}"],
@@ -61,7 +61,7 @@ def test_a_gated_repository_is_named_with_the_page_to_accept_its_terms(
 
 @pytest.mark.parametrize(("kind", "word"), [("model", "model"), ("data", "dataset")])
 def test_a_missing_repository_is_named(answering: tuple[StandIn, dict[str, Ended]], kind: str, word: str) -> None:
-    """It may be private: the Hub does not tell."""
+    """It may be private: the Hub does not say."""
     assert_refused(
         answering[1][f"missing {kind}"],
         f"a {word} on the Hub, a local path, or sample:NAME",
@@ -119,7 +119,7 @@ def silent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize(
     ("kind", "word", "setting"), [("model", "model", "model_name_or_path"), ("data", "dataset", "dataset_name")]
 )
-def test_without_the_hub_the_repository_is_named_within_five_seconds(
+def test_without_the_hub_the_repository_is_named_within_seconds(
     silent: Any, kind: str, word: str, setting: str
 ) -> None:
     """Asked once, for 3 seconds; the clients alone would wait 23 for each file."""
@@ -134,7 +134,7 @@ def test_without_the_hub_the_repository_is_named_within_five_seconds(
 
 
 def test_without_the_hub_a_model_in_the_cache_is_trained_all_the_same(silent: Any) -> None:
-    """Local files only, from the first answer that does not come."""
+    """After the first request without an answer, only local files are used."""
     _, _, ended = silent
     assert ended["cached"].code == 0, ended["cached"].err
     assert "full from org/cached on" in ended["cached"].out
@@ -160,7 +160,7 @@ def test_a_switch_for_local_files_is_put_back() -> None:
 
 
 def test_with_the_hub_switched_off_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HF_HUB_OFFLINE=1 is the user's word."""
+    """As HF_HUB_OFFLINE=1 asks for."""
     from huggingface_hub import HfApi
 
     from hf_transfer.data.hub_access import ask_hub

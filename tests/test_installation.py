@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -14,10 +15,13 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
 
+from hf_transfer.errors import UserError
+from hf_transfer.installation import check_installation
 from tests.conftest import REPOSITORY
 from tests.hub.clients import environment as hub_variables
 from tests.hub.finished import finished_run
@@ -28,12 +32,12 @@ from tests.space.ports import free_port
 from tests.space.programs import Programs, file
 
 EXPECTED = "Expected: the import name hf_transfer for the distribution hf-transfer-learning alone"
-MENDED_BY = "pip uninstall -y hf_transfer && pip install --force-reinstall --no-deps hf-transfer-learning"
+FIX = "pip uninstall -y hf_transfer && pip install --force-reinstall --no-deps hf-transfer-learning"
 RETIRED = "Found:    the retired download accelerator hf_transfer 0.1.9"
-# What a recipe does, in the process of a user.
+# As a recipe starts, in the process of a user.
 RUN = (
-    "from hf_transfer.config import VisionConfig; from hf_transfer.parsing import run; "
-    "run(print, VisionConfig, ['--help'])"
+    "from hf_transfer.settings.run import VisionConfig; from hf_transfer.settings.parsing import run_recipe; "
+    "run_recipe(print, VisionConfig, ['--help'])"
 )
 
 # `hf extensions install`, with GitHub's answers for a repository named hf-transfer that holds what this one does.
@@ -58,9 +62,9 @@ def github(method, url, **_):
 
 def from_github(command, **more):
     if command[-1] == "https://github.com/somebody/hf-transfer/archive/HEAD.zip":
-        # By the pip that there is: a new one in each environment takes its time.
-        own = [sys.executable, "-m", "pip", "--python", command[0], *command[3:-1]]
-        command = [*own, "--no-deps", "--no-index", wheel]
+        # With the existing pip: a new one in each environment takes time.
+        pip = [sys.executable, "-m", "pip", "--python", command[0], *command[3:-1]]
+        command = [*pip, "--no-deps", "--no-index", wheel]
     return install(command, **more)
 
 extensions._github_request = github
@@ -164,13 +168,31 @@ def assert_refused(done: "subprocess.CompletedProcess[str]", found: str) -> None
     assert done.returncode == 2, done.stderr
     assert EXPECTED in done.stderr
     assert found in done.stderr
-    assert f"Do this:  {MENDED_BY}" in done.stderr
+    assert f"Do this:  {FIX}" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
+def test_the_retired_distribution_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its metadata, whichever of the two was installed last."""
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.9" if name == "hf-transfer" else version(name))
+    with pytest.raises(UserError) as error:
+        check_installation()
+    assert str(error.value).splitlines() == [EXPECTED, RETIRED, f"Do this:  {FIX}"]
+
+
+def test_another_package_in_the_place_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uninstalling the retired distribution removes our `__init__`."""
+    check_installation()
+    monkeypatch.setitem(sys.modules, "hf_transfer", ModuleType("hf_transfer"))
+    with pytest.raises(UserError, match="a hf_transfer/__init__\\.py that is not ours"):
+        check_installation()
+
+
+@pytest.mark.slow
 def test_the_wheel_has_all_its_files_and_nothing_else(our_wheel: Path) -> None:
-    """The samples' files are read at run time, and those of the demo are copied."""
+    """Files of samples are read at run time, and those of the demo are copied."""
     with zipfile.ZipFile(our_wheel) as archive:
         packed = {name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")}
     here = {
@@ -180,12 +202,13 @@ def test_the_wheel_has_all_its_files_and_nothing_else(our_wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert packed == here
-    assert {"hf_transfer/py.typed", "hf_transfer/config.py", "hf_transfer/space/style.css"} < packed
+    assert {"hf_transfer/py.typed", "hf_transfer/settings/run.py", "hf_transfer/space/style.css"} < packed
     assert {
         f"hf_transfer/data/sample_backbones/{name}/config.json" for name in ("vit-glyphs", "resnet-glyphs")
     } < packed
 
 
+@pytest.mark.slow
 def test_in_a_clean_environment_the_installed_package_finds_its_samples_and_the_doctor_runs(
     environment: Environment, our_wheel: Path
 ) -> None:
@@ -204,14 +227,16 @@ def test_in_a_clean_environment_the_installed_package_finds_its_samples_and_the_
     assert doctor.returncode == 0, doctor.stderr
     lines = dict(line.split(maxsplit=1) for line in doctor.stdout.splitlines())
     assert {"hf-transfer-learning", "python", "torch", "transformers", "machine", "processors", "cache"} <= set(lines)
+    assert our_wheel.name.startswith(f"hf_transfer_learning-{lines['hf-transfer-learning']}-")
     assert lines["python"] == ".".join(map(str, sys.version_info[:3]))
     assert doctor.stdout.splitlines()[-1].endswith("ours alone")
 
 
-def test_in_a_clean_environment_a_finished_run_is_asked_published_and_shown(
+@pytest.mark.slow
+def test_in_a_clean_environment_a_finished_run_predicts_is_published_and_has_a_demo(
     environment: Environment, our_wheel: Path, tmp_path: Path, picture_folder: Callable[..., Path]
 ) -> None:
-    """`predict`, `push`, `space` and `demo`, with the demo's files out of the wheel."""
+    """`predict`, `push`, `space` and `demo`, with the demo's files from the wheel."""
     environment.install(our_wheel)
     out = finished_run(tmp_path, picture_folder)
     picture = sorted((tmp_path / "pets/test/dog").iterdir())[0]
@@ -225,7 +250,7 @@ def test_in_a_clean_environment_a_finished_run_is_asked_published_and_shown(
         variables = {name: value for name, value in asked if name.startswith("HF_")}
         done = environment.python("-c", COMMANDS, json.dumps(commands), **variables)
     assert done.returncode == 0, done.stderr
-    said, model, space = done.stdout.splitlines()
+    answer, model, space = done.stdout.splitlines()
     made = hub.repositories["spaces", "alice/demo"]
     assert model.endswith(f"/alice/pets at commit {hub.model('alice/pets').commit}")
     assert space.endswith(f"/spaces/alice/demo at commit {made.commit}")
@@ -237,14 +262,14 @@ def test_in_a_clean_environment_a_finished_run_is_asked_published_and_shown(
         process = subprocess.Popen(
             [str(environment.folder / "bin/hf-transfer"), "demo", str(out), "--port", str(port)],
             cwd=environment.folder, env=environment.variables(), stdout=written, stderr=written,
-            # What runs in the background may have been told to ignore it.
+            # A process in the background may ignore it.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
     try:
         programs = Programs(f"http://127.0.0.1:{port}/")
         wait_for(programs.url, process, log)
         _, upload = programs.upload("dog.png", picture.read_bytes())
-        assert programs.scores(file(upload), False) == pytest.approx(json.loads(said)["scores"], abs=1e-6)
+        assert programs.scores(file(upload), False) == pytest.approx(json.loads(answer)["scores"], abs=1e-6)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         with pytest.raises(ConnectionRefusedError):
@@ -254,10 +279,11 @@ def test_in_a_clean_environment_a_finished_run_is_asked_published_and_shown(
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_installed_after_ours_the_retired_wheel_is_refused_until_ours_is_reinstalled(
     environment: Environment, our_wheel: Path, retired_wheel: Path
 ) -> None:
-    """Their `__init__` runs then; once they are uninstalled there is none, and Python makes do without."""
+    """Its `__init__` runs then; once it is uninstalled there is none, and Python does without."""
     environment.install(our_wheel)
     environment.install(retired_wheel)
     assert_refused(environment.console("doctor"), RETIRED)
@@ -270,15 +296,16 @@ def test_installed_after_ours_the_retired_wheel_is_refused_until_ours_is_reinsta
     assert_refused(environment.python("-c", RUN), not_ours)
 
     environment.install(our_wheel)
-    mended = environment.python("-c", RUN)
-    assert mended.returncode == 0, mended.stderr
-    assert "--model_name_or_path" in mended.stdout
+    fixed = environment.python("-c", RUN)
+    assert fixed.returncode == 0, fixed.stderr
+    assert "--model_name_or_path" in fixed.stdout
 
 
+@pytest.mark.slow
 def test_installed_before_ours_the_retired_wheel_is_refused_too(
     environment: Environment, our_wheel: Path, retired_wheel: Path
 ) -> None:
-    """Ours works, but uninstalling theirs would take our `__init__` along."""
+    """Ours works, but uninstalling the other would remove our `__init__`."""
     environment.install(retired_wheel)
     environment.install(our_wheel)
     assert_refused(environment.console("doctor"), RETIRED)
@@ -286,13 +313,12 @@ def test_installed_before_ours_the_retired_wheel_is_refused_too(
 
     environment.pip("uninstall", "-y", "hf_transfer")
     environment.install(our_wheel)
-    mended = environment.python("-c", "import hf_transfer.installation as i; i.check_installation(); print('sound')")
-    assert mended.stdout == "sound\n", mended.stderr
+    fixed = environment.python("-c", "import hf_transfer.installation as i; i.check_installation(); print('ours')")
+    assert fixed.stdout == "ours\n", fixed.stderr
 
 
-def test_the_hf_command_line_installs_it_as_an_extension_and_hands_its_commands_on(
-    our_wheel: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_the_hf_command_line_installs_it_as_an_extension_and_runs_its_commands(our_wheel: Path, tmp_path: Path) -> None:
     """`hf transfer ...`: its installer looks for a console script named hf-transfer, and for no file."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     kept |= {"HOME": str(tmp_path), "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}

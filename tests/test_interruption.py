@@ -1,4 +1,4 @@
-"""What the end of an interrupted command looks like, and two commands that want the same folder."""
+"""How an interrupted command ends, and two commands that need the same folder."""
 
 import contextlib
 import errno
@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from hf_transfer.config import UserError, VisionConfig
-from hf_transfer.evaluation.run_folder import LOCK_FILE, lock
+from hf_transfer.errors import UserError
+from hf_transfer.evaluation.run_folder import LOCK_FILE, locked
 from hf_transfer.interruption import Interrupted, ending_at_once, ending_when_asked, same_command
-from hf_transfer.parsing import run
+from hf_transfer.settings.parsing import run_recipe
+from hf_transfer.settings.run import VisionConfig
 from tests.conftest import REPOSITORY
 
 REQUIRED = ["--model_name_or_path=m", "--dataset_name=d", "--output_dir=o"]
@@ -25,29 +26,29 @@ REQUIRED = ["--model_name_or_path=m", "--dataset_name=d", "--output_dir=o"]
 def test_a_signal_ends_a_recipe_wherever_it_is(
     number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While data are read, for one; with the command that goes on."""
+    """For example while data are read; it prints the command that resumes the run."""
     monkeypatch.setattr(sys, "argv", ["recipes/vision.py", "--output_dir", "my runs"])
     before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     with pytest.raises(SystemExit) as ended:
-        run(lambda _: signal.raise_signal(number), VisionConfig, REQUIRED)
+        run_recipe(lambda _: signal.raise_signal(number), VisionConfig, REQUIRED)
     assert ended.value.code == code
-    _, interrupted, to_go_on, _ = capsys.readouterr().err.split("\n", 3)
+    _, interrupted, to_resume, _ = capsys.readouterr().err.split("\n", 3)
     assert interrupted == f"Interrupted by {number.name}."
-    assert to_go_on == "To go on:    python recipes/vision.py --output_dir 'my runs'"
+    assert to_resume == "To resume:   python recipes/vision.py --output_dir 'my runs'"
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
 
 
-def test_what_was_kept_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_message_says_what_was_kept(capsys: pytest.CaptureFixture[str]) -> None:
     def leave(_: Any) -> None:
         raise Interrupted(signal.SIGTERM, "out/checkpoint-00000008 is kept")
 
     with pytest.raises(SystemExit):
-        run(leave, VisionConfig, REQUIRED)
+        run_recipe(leave, VisionConfig, REQUIRED)
     assert "Interrupted by SIGTERM. out/checkpoint-00000008 is kept\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("saved", "more"), [(True, "--allow_mismatch"), (False, "--no_resume --allow_mismatch")])
-def test_the_command_that_goes_on_does_not_remove_what_was_saved(
+def test_the_command_that_resumes_does_not_remove_what_was_saved(
     saved: bool, more: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["recipes/vision.py", "--no_resume", "--allow_mismatch"])
@@ -56,8 +57,8 @@ def test_the_command_that_goes_on_does_not_remove_what_was_saved(
         raise Interrupted(signal.SIGTERM, "o/checkpoint-00000008 is kept", saved=saved)
 
     with pytest.raises(SystemExit):
-        run(leave, VisionConfig, REQUIRED)
-    assert f"To go on:    python recipes/vision.py {more}\n" in capsys.readouterr().err
+        run_recipe(leave, VisionConfig, REQUIRED)
+    assert f"To resume:   python recipes/vision.py {more}\n" in capsys.readouterr().err
 
 
 def test_settings_are_left_out_with_their_values() -> None:
@@ -65,25 +66,27 @@ def test_settings_are_left_out_with_their_values() -> None:
     assert same_command(words, without={"a"}).endswith("r.py --b=1 --config c.yaml --seed 3")
 
 
-def test_only_the_main_process_says_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_main_process_prints_the_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
-        run(lambda _: signal.raise_signal(signal.SIGTERM), VisionConfig, REQUIRED)
+        run_recipe(lambda _: signal.raise_signal(signal.SIGTERM), VisionConfig, REQUIRED)
     assert capsys.readouterr().err == ""
 
 
-def test_a_signal_that_is_noted_does_not_end_anything() -> None:
+def test_a_recorded_signal_does_not_end_the_block() -> None:
     with contextlib.suppress(ZeroDivisionError), ending_when_asked() as request:
         assert request.number == 0
         signal.raise_signal(signal.SIGTERM)
         assert request.number == signal.SIGTERM
         # Schedulers send it again.
         signal.raise_signal(signal.SIGTERM)
-        # Otherwise it would be sent once more at the end.
+        # Without an error, it would be raised again at the end.
         raise ZeroDivisionError
 
 
-def test_a_signal_that_came_too_late_to_be_looked_at_is_not_lost() -> None:
+def test_a_recorded_signal_is_raised_again_at_the_end() -> None:
     done = []
 
     def work() -> None:
@@ -127,7 +130,7 @@ def test_another_thread_leaves_signals_alone() -> None:
         ),
     ],
 )
-def test_the_same_command_names_what_it_was_started_with(
+def test_the_same_command_includes_its_launcher(
     surroundings: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "WORLD_SIZE"):
@@ -140,10 +143,10 @@ def test_the_same_command_names_what_it_was_started_with(
 HOLD = """
 import sys, time
 from pathlib import Path
-from hf_transfer.evaluation.run_folder import lock
-lock(Path(sys.argv[1]))
-print("locked", flush=True)
-time.sleep(600)
+from hf_transfer.evaluation.run_folder import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
 """
 
 
@@ -155,8 +158,8 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(UserError) as caught:
-            lock(tmp_path)
+        with pytest.raises(UserError) as caught, locked(tmp_path):
+            pass
         expected, found, do = str(caught.value).splitlines()
         assert expected == "Expected: an --output_dir that no other run is writing into"
         assert found == f"Found:    {tmp_path}, in use by process {holder.pid} on {os.uname().nodename}"
@@ -164,30 +167,33 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     finally:
         holder.kill()
         holder.wait()
-    lock(tmp_path)
-    # The lock is the process's own.
-    lock(tmp_path)
-    assert (tmp_path / LOCK_FILE).read_text() == f"process {os.getpid()} on {os.uname().nodename}\n"
+    with locked(tmp_path):
+        assert (tmp_path / LOCK_FILE).read_text() == f"process {os.getpid()} on {os.uname().nodename}\n"
+        # Another run in this process does not share it either.
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"), locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_disk_without_locks_is_no_reason_not_to_train(
+def test_on_a_disk_without_locks_a_run_trains_with_a_warning(
     code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
     def refuse(*_: Any) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("fcntl.lockf", refuse)
-    lock(tmp_path)
-    assert f"{tmp_path} cannot be locked ([Errno {code}]" in capsys.readouterr().out
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path):
+        assert f"{tmp_path} cannot be locked ([Errno {code}]" in capsys.readouterr().out
 
 
-ASKED = """
+RECORDED = """
 import sys, time
 import torch
 from torch.utils.data import Dataset
-from hf_transfer.data.inputs import loader_of
+from hf_transfer.data.batches import loader_of
 from accelerate import Accelerator
 from hf_transfer.interruption import ending_when_asked
 
@@ -210,10 +216,10 @@ with ending_when_asked() as request:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_to_the_whole_group_leaves_the_workers_at_work(number: signal.Signals) -> None:
+def test_a_signal_to_the_whole_group_does_not_end_the_workers(number: signal.Signals) -> None:
     """Schedulers send it to all processes of a job."""
     job = subprocess.Popen(
-        [sys.executable, "-c", ASKED],
+        [sys.executable, "-c", RECORDED],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True,
     )  # fmt: skip
     assert job.stdout is not None

@@ -1,7 +1,7 @@
 """Image classifiers of a dozen architectures, tiny and with perturbed random weights.
 
-Fresh weights hide errors: a bias table of zeros, a BatchNorm that has seen nothing. So every parameter and every
-running statistic gets noise.
+Fresh weights hide errors: a bias table may be zero, and the statistics of a BatchNorm have their initial values. So
+every parameter and every running statistic gets noise.
 """
 
 from collections.abc import Callable
@@ -28,20 +28,22 @@ from transformers import (
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from hf_transfer.models.inference_tensors import replace_inference_tensors
+
 CLASSES = 5
 Inputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A small configuration of an architecture, and what its source says about its parts.
+    """A small configuration of an architecture, and the names of its parts in its source code.
 
     Attributes:
-        config: makes the configuration; takes further settings.
+        config: a function that makes the configuration; takes further settings.
         side: height and width of its images.
-        embeddings: module names of what runs before the blocks.
+        embeddings: names of the modules that run before the blocks.
         blocks: module names of its blocks, in depth order.
-        final: module names of what runs between the last block and the head.
+        final: names of the modules that run between the last block and the head.
         head: module name of its last Linear.
         unused: names of the parameters that the logits do not depend on.
     """
@@ -56,7 +58,7 @@ class Architecture:
 
     @property
     def group_names(self) -> list[str]:
-        """What the groups are to be called, from the input to the head."""
+        """The expected names of the groups, from the input to the head."""
         return [*["embeddings"][: len(self.embeddings)], *self.blocks, *["final"][: len(self.final)], "head"]
 
 
@@ -85,7 +87,7 @@ _RESNET_PARTS: dict[str, Any] = {
     "head": "classifier.1",
 }
 
-# The six of the design, the residual network in both its kinds.
+# Six architectures, of which ResNet has two kinds of layers.
 ARCHITECTURES = {
     "vit": Architecture(
         _of(ViTConfig, **_TRANSFORMER), 16, ("vit.embeddings",), _numbered("vit.layers.{}", 3), ("vit.layernorm",)
@@ -129,7 +131,7 @@ ARCHITECTURES = {
         ("mobilenet_v2.conv_1x1", "mobilenet_v2.pooler", "dropout"),
     ),
 }  # fmt: skip
-# Beyond the six: two class tokens, one table of position biases for all blocks, lists within lists, no embeddings.
+# Unusual ones: two class tokens, one table of position biases for all blocks, lists within lists, no embeddings.
 OTHERS = {
     "deit": Architecture(
         _of(DeiTConfig, architectures=["DeiTForImageClassification"], **_TRANSFORMER),
@@ -172,14 +174,16 @@ def tiny_model(name: str, *, seed: int = 0, num_labels: int = CLASSES, **setting
         torch.manual_seed(seed)
         config = ALL[name].config(num_labels=num_labels, **settings)
         model: PreTrainedModel = AutoModelForImageClassification.from_config(config)
-        _let_batch_norm_see(model, pixels(name, seed=seed, rows=8))
+        _set_running_statistics(model, pixels(name, seed=seed, rows=8))
     perturb(model, seed + 1)
     model.eval()
+    # Another test may have predicted under `torch.inference_mode`.
+    replace_inference_tensors(model)
     return model
 
 
-def _let_batch_norm_see(model: nn.Module, inputs: Inputs) -> None:
-    """Without it the signal dies out in a deep network, and no pixel changes a logit."""
+def _set_running_statistics(model: nn.Module, inputs: Inputs) -> None:
+    """Set the statistics of BatchNorm to those of a batch: otherwise no pixel changes a logit of a deep network."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -204,16 +208,16 @@ def perturb(model: nn.Module, seed: int) -> None:
 
 
 def pixels(name: str, *, seed: int = 0, rows: int = 2) -> Inputs:
-    """Noise of the size that an architecture takes."""
+    """Random images of the size that an architecture takes."""
     side = ALL[name].side
     return {"pixel_values": torch.randn(rows, 3, side, side, generator=torch.Generator().manual_seed(seed))}
 
 
 def logits(model: nn.Module, inputs: Inputs) -> Tensor:
-    """What the model says, without a gradient."""
+    """The logits of a batch, without gradients."""
     with torch.no_grad():
-        found: Tensor = model(**inputs).logits
-    return found
+        result: Tensor = model(**inputs).logits
+    return result
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

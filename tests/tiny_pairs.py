@@ -8,13 +8,11 @@ from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPV
 
 from hf_transfer.models.fusion import FusionModel
 from hf_transfer.models.towers import Tower, fuse
+from hf_transfer.targets.classes import Classes
 from tests.tiny_models import ARCHITECTURES, CLASSES, perturb, pixels
 from tests.tiny_text_models import TEXT_ARCHITECTURES, token_ids
 
-LABELS = {
-    "id2label": {number: f"class {number}" for number in range(CLASSES)},
-    "label2id": {f"class {number}": number for number in range(CLASSES)},
-}
+LABELS = Classes(tuple(f"class {number}" for number in range(CLASSES))).model_settings()
 # Image tower with its pooling, and text tower.
 PAIRS = {"vit": ("first", "bert"), "resnet_basic": ("pooler", "bert"), "clip": ("pooler", "clip")}
 CLIP_WIDTH = 12
@@ -37,7 +35,7 @@ def side(name: str) -> int:
 
 
 def pair_inputs(name: str = "vit", *, seed: int = 0, rows: int = 2) -> dict[str, Tensor]:
-    """A batch in which everything is there."""
+    """A batch in which every sample has an image and a text."""
     image = pixels("vit" if name == "clip" else name, seed=seed, rows=rows)
     return {
         **image, **token_ids(seed=seed, rows=rows), "image_present": torch.ones(rows, dtype=torch.bool),

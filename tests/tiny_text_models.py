@@ -18,7 +18,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from tests.tiny_models import Architecture, perturb
+from tests.tiny_models import Architecture, perturb, pixels, tiny_model
 
 CLASSES = 5
 VOCABULARY = 64
@@ -108,6 +108,13 @@ def tiny_text_model(name: str, *, seed: int = 0, num_labels: int = CLASSES, **se
     return model
 
 
+def model_and_inputs(name: str, **settings: Any) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """A tiny model of any architecture, of images or texts, and a batch for it."""
+    if name in TEXT_ARCHITECTURES:
+        return tiny_text_model(name, **settings), token_ids()
+    return tiny_model(name, **settings), pixels(name)
+
+
 def token_ids(*, seed: int = 0, rows: int = 2, length: int = 9) -> dict[str, Tensor]:
     """Random texts, each one token shorter than the one before, padded on the right."""
     generator = torch.Generator().manual_seed(seed)
@@ -122,12 +129,12 @@ def token_ids(*, seed: int = 0, rows: int = 2, length: int = 9) -> dict[str, Ten
 
 
 def tiny_tokenizer(*, pad: bool = True, end: bool = True, **settings: Any) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words; `word7` is a word, everything else but a few is unknown.
+    """A tokenizer of whole words: `word0` to `word58` are known.
 
     Args:
-        pad: whether it knows a token to pad with.
-        end: whether it knows an end-of-text token.
-        settings: the tokenizer's own; it takes 32 tokens unless they say otherwise.
+        pad: whether it has a padding token.
+        end: whether it has an end-of-text token.
+        settings: further arguments of the tokenizer; by default it takes 32 tokens.
     """
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
     words = special + [f"word{number}" for number in range(VOCABULARY - len(special))]

@@ -1,10 +1,10 @@
-"""Which columns of a table hold the images, the texts and the labels; and those columns alone."""
+"""Choose the columns of images, texts and labels in a table."""
 
 from collections.abc import Sequence
 
 import datasets
 
-from hf_transfer.config import TextConfig, TextSettings, mistake
+from hf_transfer.errors import user_error
 
 LABEL_NAMES = ("label", "labels")
 IMAGE_NAMES = ("image", "img")
@@ -18,12 +18,12 @@ def image_column(data: datasets.Dataset, wanted: str | None) -> str:
 
 
 def images(data: datasets.Dataset, column: str) -> datasets.Dataset:
-    """The images alone, as encoded bytes or paths, in a column named `image`."""
+    """Only the images, as encoded bytes or paths, in a column `image`."""
     try:
         encoded = data.cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
-        # What datasets and Arrow say of numbers, of lists and of nested columns.
-        raise mistake(
+        # The errors of datasets and Arrow for columns of numbers, lists and nested values.
+        raise user_error(
             expected=f"images or paths to images in column '{column}'",
             found=str(data.features[column]),
             do="name the column with the images in --image_column_name",
@@ -32,32 +32,36 @@ def images(data: datasets.Dataset, column: str) -> datasets.Dataset:
     return images if column == "image" else images.rename_column(column, "image")
 
 
-def text_column(data: datasets.Dataset, config: TextSettings) -> str:
-    """The column of texts."""
-    label = config.label_column_name or next((name for name in LABEL_NAMES if name in data.column_names), None)
+def text_column(data: datasets.Dataset, wanted: str | None, label: str | None) -> str:
+    """The column of texts.
+
+    Args:
+        data: a split.
+        wanted: the column that the settings name.
+        label: the column of labels that the settings name; it is not chosen.
+    """
+    label = label or next((name for name in LABEL_NAMES if name in data.column_names), None)
     candidates = [name for name, feature in data.features.items() if name != label and is_text(feature)]
-    column = _column(data, config.text_column_name, TEXT_NAMES, candidates, "text_column_name")
+    column = _column(data, wanted, TEXT_NAMES, candidates, "text_column_name")
     refuse_other_values(data, column)
     return column
 
 
-def text_columns(data: datasets.Dataset, config: TextConfig) -> list[str]:
-    """The column of texts, and that of their pairs if there is one."""
-    columns = [text_column(data, config)]
-    if config.text_pair_column_name is not None:
-        columns.append(_column(data, config.text_pair_column_name, (), [], "text_pair_column_name"))
-        if columns[0] == columns[1]:
-            raise mistake(
-                expected="two columns for --text_column_name and --text_pair_column_name",
-                found=f"'{columns[0]}' for both",
-                do="name the other column, or leave --text_pair_column_name out",
-            )
-        refuse_other_values(data, columns[1])
-    return columns
+def text_pair_column(data: datasets.Dataset, wanted: str, text: str) -> str:
+    """The column of second texts, which must be another than the column `text`."""
+    column = _column(data, wanted, (), [], "text_pair_column_name")
+    if column == text:
+        raise user_error(
+            expected="two columns for --text_column_name and --text_pair_column_name",
+            found=f"'{column}' for both",
+            do="name the other column, or leave --text_pair_column_name out",
+        )
+    refuse_other_values(data, column)
+    return column
 
 
 def texts(data: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:
-    """The texts alone, in a column named `text`, and their pairs in `text_pair`."""
+    """Only the texts, in a column `text`, and second texts in a column `text_pair`."""
     chosen = data.select_columns(list(dict.fromkeys(columns)))
     renamed = {old: new for old, new in zip(columns, ("text", "text_pair"), strict=False) if old != new}
     return chosen.rename_columns(renamed) if renamed else chosen
@@ -73,7 +77,7 @@ def label_column(data: datasets.Dataset, wanted: str | None) -> str:
     """The column of labels."""
     candidates = [name for name, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)]
     if wanted is None and len(data.column_names) == 1:
-        raise mistake(
+        raise user_error(
             expected="a label for each sample, of at least 2 classes",
             found="samples without labels: images in one folder or beside the class folders, or a table of one column",
             do="put images of each class in a folder of their own, as in FOLDER/cat/1.jpg; give tables a column label",
@@ -87,9 +91,9 @@ def is_text(feature: object) -> bool:
 
 
 def refuse_other_values(data: datasets.Dataset, column: str) -> None:
-    """A column that is not of text by its type; one without any value has none, and its rows are named one by one."""
+    """Refuse a column of other values than text; one without values passes, as its rows are reported one by one."""
     if not is_text(data.features[column]) and any(value is not None for value in data[column][:]):
-        raise mistake(
+        raise user_error(
             expected=f"text in column '{column}'",
             found=_kind(data.features[column]),
             do="name the column with the texts in --text_column_name, or join the parts of each text beforehand",
@@ -105,7 +109,7 @@ def _kind(feature: object) -> str:
 def _column(
     data: datasets.Dataset, wanted: str | None, usual: Sequence[str], candidates: Sequence[str], setting: str
 ) -> str:
-    """The wanted column; else one with a usual name; else the only one of the right type."""
+    """The column that is wanted; else one with a usual name; else the only candidate."""
     existing = data.column_names
     if wanted is not None:
         if wanted in existing:
@@ -116,4 +120,4 @@ def _column(
         if named or len(candidates) == 1:
             return (named or list(candidates))[0]
         found = f"the columns {', '.join(existing)}"
-    raise mistake(expected=f"the column for --{setting}", found=found, do=f"set --{setting} to one of these")
+    raise user_error(expected=f"the column for --{setting}", found=found, do=f"set --{setting} to one of these")

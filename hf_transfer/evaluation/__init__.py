@@ -1,1 +1,1 @@
-"""How good it is: reports, results and predictions."""
+"""How good a model is: results, reports and predictions."""

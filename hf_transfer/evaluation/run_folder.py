@@ -1,221 +1,258 @@
-"""The folder of a run: whose it is, whether it is finished, and what is written into it."""
+"""The folder of a run: which run it belongs to, whether the run is finished, its lock, and the saved model."""
 
-import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 
-from hf_transfer.config import RunConfig, mistake
+from hf_transfer.errors import user_error
+from hf_transfer.evaluation.results import RESULTS_FILE, Results
+from hf_transfer.modalities.modality import Preprocessing, save_preprocessing
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
-from hf_transfer.parsing import load
+from hf_transfer.settings.parsing import load_settings
+from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.adapter_files import adapter_of, adapter_settings, load_adapter, merged, save_adapter
+from hf_transfer.targets.target import Target
 
 CONFIG_FILE = "config.yaml"
-RESULTS_FILE = "results.json"
+MODEL_FOLDER = "model"
 LOCK_FILE = ".lock"
 PARTIAL_CONFIG = ".config-partial"
-OURS = (RESULTS_FILE, "model", "report.md", "curves.png", "confusion.png", ".card")
-# What a run has made of a new folder that was killed before it had written its settings.
-LEFT_OVER = (LOCK_FILE, PARTIAL_CONFIG)
+OURS = (RESULTS_FILE, MODEL_FOLDER, "report.md", "curves.png", "confusion.png", ".card")
+# The files of a run that was killed before its settings were written.
+WITHOUT_SETTINGS = (LOCK_FILE, PARTIAL_CONFIG)
 
 
-def finished_results(config: RunConfig) -> dict[str, Any] | None:
-    """The results that `--output_dir` already holds for these settings, or None if the run is still to be done.
+def finished_results(config: RunConfig) -> Results | None:
+    """The results of a finished run with these settings in `--output_dir`; None if there are none.
 
     Raises:
-        UserError: the folder is somebody else's, or has a run of other settings; nothing is changed.
+        UserError: the folder holds other files, or a run with other settings; nothing is changed.
     """
-    folder = Path(config.output_dir)
+    folder = Path(config.output.output_dir)
     if folder.exists() and not folder.is_dir():
-        raise mistake(expected="a folder for --output_dir", found=f"a file, {folder}", do="name another folder")
-    if not folder.exists() or all(path.name in LEFT_OVER for path in folder.iterdir()):
+        raise user_error(expected="a folder for --output_dir", found=f"a file, {folder}", do="name another folder")
+    if not folder.exists() or all(path.name in WITHOUT_SETTINGS for path in folder.iterdir()):
         return None
     if not _is_a_run(folder):
-        raise mistake(
+        raise user_error(
             expected="an empty or new folder for --output_dir, or one with an earlier run",
             found=f"{folder} with other files and no {CONFIG_FILE} of ours",
             do="name another folder",
         )
-    if config.overwrite_output_dir:
+    if config.output.overwrite_output_dir:
         return None
-    differences = load(type(config), folder / CONFIG_FILE).differences(config)
+    differences = load_settings(type(config), folder / CONFIG_FILE).differences(config)
     if differences:
-        raise mistake(
-            expected=f"the settings of the run that is in {folder}",
+        raise user_error(
+            expected=f"the settings of the run in {folder}",
             found=f"other settings (there -> here): {'; '.join(differences)}",
             do="name another --output_dir, or add --overwrite_output_dir to replace that run",
         )
-    results = folder / RESULTS_FILE
-    return json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+    return Results.read(folder) if (folder / RESULTS_FILE).is_file() else None
+
+
+def finished_run(out: Path) -> tuple[Results, Path]:
+    """The results of a finished run, and the folder of its model.
+
+    Args:
+        out: the run's folder.
+
+    Raises:
+        UserError: there is no finished run, or it has no model.
+    """
+    model = out / MODEL_FOLDER
+    if not (out / RESULTS_FILE).is_file() or not model.is_dir():
+        raise user_error(
+            expected=f"a finished run in {out}: {RESULTS_FILE} and {MODEL_FOLDER}/",
+            found="a folder without them" if out.is_dir() else "no such folder",
+            do="name the --output_dir of a run, and finish the run first: the same command resumes it",
+        )
+    return Results.read(out), model
 
 
 def _is_a_run(folder: Path) -> bool:
-    """Whether the settings of a run are in the folder; other programs have a config.yaml, too."""
+    """Whether the folder is that of a run: other programs write a config.yaml, too."""
     path = folder / CONFIG_FILE
     return path.is_file() and path.read_bytes().startswith(b"recipe: ")
 
 
-def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Path:
-    """Make the folder ready: an earlier run's files are removed, any others stay, the settings are written.
+@contextmanager
+def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Iterator[Path]:
+    """Lock and prepare the folder: files of an earlier run are removed, all others stay, the settings are written.
 
-    The checkpoints of an interrupted run stay, unless it is to begin anew. No other process can have the folder until
-    this one ends.
-
-    One process writes; the others have all looked at the folder before it does.
+    The checkpoints of an interrupted run stay, unless it is to start again. Only the main process writes, and not
+    before all processes have looked at the folder.
 
     Raises:
         UserError: the folder cannot be written to, or another run is writing into it.
     """
-    folder = Path(config.output_dir)
+    folder = Path(config.output.output_dir)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
-        return folder
-    try:
+        yield folder
+        return
+    with _refused_by_disk():
         folder.mkdir(parents=True, exist_ok=True)
-        lock(folder)
-        if finished_results(config):
-            # While this one was loading; what it has come to must not be removed.
-            raise mistake(
-                expected=f"a run in {folder} that is still to be done",
-                found="that another process has just finished it",
-                do="repeat the command: it prints the results",
-            )
-        # Results first and settings never: wherever this is interrupted, the folder is that of an unfinished run.
-        anew = config.overwrite_output_dir or config.no_resume or config.evaluate_only
-        for name in (*OURS, "checkpoints") if anew else OURS:
-            path = folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        config.save(folder / PARTIAL_CONFIG)
-        (folder / PARTIAL_CONFIG).replace(folder / CONFIG_FILE)
+    with locked(folder):
+        with _refused_by_disk():
+            _prepare(folder, config)
+        yield folder
+
+
+def _prepare(folder: Path, config: RunConfig) -> None:
+    if finished_results(config):
+        # Finished while this process was loading: those results must not be removed.
+        raise user_error(
+            expected=f"a run in {folder} that is not finished",
+            found="that another process has just finished it",
+            do="repeat the command: it prints the results",
+        )
+    # The results are removed first and the settings never: interrupted anywhere here, the run counts as unfinished.
+    starts_again = config.output.overwrite_output_dir or config.checkpoints.no_resume or config.output.evaluate_only
+    for name in (*OURS, "checkpoints") if starts_again else OURS:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    config.save(folder / PARTIAL_CONFIG)
+    (folder / PARTIAL_CONFIG).replace(folder / CONFIG_FILE)
+
+
+@contextmanager
+def _refused_by_disk() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise mistake(
+        raise user_error(
             expected="an --output_dir that can be written to", found=str(error), do="name another folder"
         ) from error
-    return folder
 
 
-def lock(folder: Path) -> None:
-    """Take the folder for this process, until it ends, however it ends.
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder: the system releases it when the process ends, even if it is killed.
+
+    Processes forked meanwhile, such as loader workers, do not hold it: they may outlive a killed process for a while.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process holds the lock, or another run in this process.
     """
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    # A lock of the process, not of the file handle: loaders' workers that outlive it do not keep it. To be held to the
-    # end, the handle is never closed.
-    handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    path = folder / LOCK_FILE
+    # A run may be closed in another thread than it was opened in. A lock that is only a file would outlive a kill.
+    lock = filelock.FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False, on_acquired=_write_holder)
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
-        os.close(handle)
-        raise mistake(
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise user_error(
             expected="an --output_dir that no other run is writing into",
-            found=f"{folder}, in use by {holder}",
+            found=f"{folder}, in use by {path.read_text(errors='replace').strip() or 'another process'}",
             do="wait for it to end, or name another folder",
         ) from error
     except OSError as error:
-        # Some network disks know no locks: that is no reason not to train.
+        # Some network disks have no locks: that is no reason not to train.
         print(f"{folder} cannot be locked ({error}): let no other run write into it.")
-    os.truncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_holder(descriptor: int) -> None:
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
 
 
 def save_model(
-    model: Any, processor: Any, folder: Path, *, base: str | None = None, revision: str = "main", merge: bool = False
-) -> Path:  # fmt: skip
-    """Write `folder/model`, whole or not at all: plain transformers or peft files.
+    model: Any, folder: Path, *, base: str | None = None, revision: str = "main", merge: bool = False
+) -> Path:
+    """Write a model as plain transformers or peft files into a new folder.
 
     Args:
         model: unwrapped, with adapters or without.
-        processor: image processor or tokenizer; both of them, in a tuple, for images with texts.
-        folder: the run's folder.
-        base: for an adapter: where its base model is to be found.
+        folder: to write into.
+        base: for an adapter: the path or Hub id of its base model.
         revision: branch, tag or commit of a base on the Hub.
-        merge: work an adapter into the weights.
+        merge: merge an adapter into the weights.
     """
-    partial, final = folder / ".model-partial", folder / "model"
-    shutil.rmtree(partial, ignore_errors=True)
     if isinstance(model, PeftModel) and not merge:
         if base is not None and Path(base).is_dir():
-            # From another folder a relative path would be taken for a name on the Hub.
+            # Loaded from another folder, a relative path would be taken for a Hub id.
             base = str(Path(base).resolve())
         else:
             model.active_peft_config.revision = revision
-        save_adapter(model, partial, base_model_name=base)
+        save_adapter(model, folder, base_model_name=base)
     else:
         adapted = any(isinstance(module, PeftModel) for module in model.modules())
-        plain: Any = merged(model) if adapted else model
-        plain.save_pretrained(partial)
-    for part in processor if isinstance(processor, tuple) else (processor,):
-        part.save_pretrained(partial)
-    partial.rename(final)
-    return final
+        whole: Any = merged(model) if adapted else model
+        whole.save_pretrained(folder)
+    return folder
 
 
 def save_and_load(
-    model: Any, processor: Any, checkpoint: AnyCheckpoint, label_names: Sequence[str], config: RunConfig,
-    accelerator: Accelerator,
-) -> Any:  # fmt: skip
-    """Write a trained model into the run's folder and read it again: what counts is what was saved.
+    model: Any, preprocessing: Preprocessing, modality: str, columns: Mapping[str, str], target: Target,
+    checkpoint: AnyCheckpoint, config: RunConfig, accelerator: Accelerator,
+) -> nn.Module:  # fmt: skip
+    """Write a trained model into the folder of its run, completely or not at all, and load it again.
 
     Args:
         model: unwrapped, with adapters or without.
-        processor: see `save_model`.
+        preprocessing: of the run.
+        modality: its name.
+        columns: of the data.
+        target: what it predicts.
         checkpoint: what it was trained from.
-        label_names: its classes.
-        config: the run's settings.
+        config: the settings of the run.
         accelerator: the main process writes, and all read.
 
     Returns:
-        The model of the files.
+        The model as loaded from the files.
     """
-    folder = Path(config.output_dir)
+    folder = Path(config.output.output_dir)
     if accelerator.is_main_process:
+        partial = folder / ".model-partial"
+        shutil.rmtree(partial, ignore_errors=True)
         save_model(
-            model, processor, folder,
-            base=checkpoint.path, revision=checkpoint.commit or config.model_revision, merge=config.merge_adapter,
+            model, partial, base=checkpoint.path, revision=checkpoint.commit or config.model.model_revision,
+            merge=config.strategy.merge_adapter,
         )  # fmt: skip
+        save_preprocessing(preprocessing, modality, columns, target.problem_type, partial)
+        partial.rename(folder / MODEL_FOLDER)
     accelerator.wait_for_everyone()
-    return load_finished(Checkpoint(str(folder / "model"), task=checkpoint.task), label_names)
+    return load_finished(Checkpoint(str(folder / MODEL_FOLDER), task=checkpoint.task), target)
 
 
-def load_finished(checkpoint: Checkpoint, label_names: Sequence[str] | None = None) -> nn.Module:
-    """A finished model with its own head, whole or as an adapter beside its base.
+def load_finished(checkpoint: Checkpoint, target: Target) -> nn.Module:
+    """Load a finished model with its own head; an adapter is loaded with its base.
 
     Args:
         checkpoint: a folder OUT/model, a model on the Hub, or a sample.
-        label_names: the classes it must have, in their order; None takes any.
+        target: what it predicts.
 
     Raises:
-        UserError: its classes are others, or the base of an adapter is not to be had.
+        UserError: the base of an adapter cannot be loaded.
     """
     folder = adapter_of(checkpoint)
     if folder is None:
-        return checkpoint.finished_classifier(label_names)
-    names = checkpoint.class_names(label_names)
+        return checkpoint.finished_classifier()
     settings = adapter_settings(folder)
     base = Checkpoint(settings["base_model_name_or_path"], settings.get("revision") or "main", checkpoint.task)
-    return load_adapter(folder, base.classifier(names, seed=0, fresh_weights=False))
+    return load_adapter(folder, base.classifier(target, seed=0, fresh_weights=False))
 
 
 def peak_memory_bytes() -> dict[str, int]:
-    """The most memory this process has held: in the host, and on its accelerator (0 without one)."""
+    """The peak memory of this process: of the host, and of its accelerator (0 without one)."""
     host = 0
     if sys.platform != "win32":
         import resource

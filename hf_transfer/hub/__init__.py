@@ -1,1 +1,1 @@
-"""How it ships: the model card, and what goes to the Hub."""
+"""How a model is published: its card, and its repository and Space on the Hub."""

@@ -1,10 +1,10 @@
-"""A folder becomes a repository on the Hub: files that are allowed, none with a secret in it, in one commit."""
+"""Publish a folder on the Hub in one commit: only files of an allow-list, and none that contains a secret."""
 
 import fnmatch
 import re
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,16 +14,17 @@ import huggingface_hub
 import huggingface_hub.constants
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
 
-from hf_transfer.config import mistake
-from hf_transfer.data.hub_account import Destination, Kind, failing_in_words, find_destination, passing
+from hf_transfer.data.hub_account import Destination, Kind, explaining_hub_errors, find_destination, is_temporary
+from hf_transfer.errors import user_error
 
-# What a model needs where it is loaded, and its card. No pickle is among it, and nothing that is there by accident.
+# What loading a model needs, and its card. No pickle is among these files, and nothing that is there by accident.
 MODEL_FILES = (
     "README.md", "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
     "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json",
-    "processor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "spiece.model", "spm.model", "tokenizer.model",
-    "sentencepiece.bpe.model", "chat_template.jinja", "modeling_*.py", "fusion.py", "curves.png", "confusion.png",
+    "processor_config.json", "preprocessing.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "spiece.model", "spm.model",
+    "tokenizer.model", "sentencepiece.bpe.model", "chat_template.jinja", "modeling_*.py", "fusion.py", "curves.png",
+    "confusion.png",
 )  # fmt: skip
 SPACE_FILES = (
     "README.md", "*.py", "requirements.txt", "packages.txt", "*.css", "examples/*.png", "examples/*.jpg",
@@ -32,7 +33,7 @@ SPACE_FILES = (
 )  # fmt: skip
 ALLOWED: dict[Kind, tuple[str, ...]] = {
     "model": MODEL_FILES,
-    # A private model lies in its equally private Space.
+    # A private model is a part of its Space, which is then private, too.
     "space": (*SPACE_FILES, *(f"model/{name}" for name in MODEL_FILES)),
 }
 SECRETS = {
@@ -50,18 +51,18 @@ LONGEST_HEADER = 100_000_000
 ATTEMPTS = 3
 SECONDS_BETWEEN = 2.0
 LONGEST_PAUSE = 60.0
-# The client itself waits for ever.
+# The client itself has no limit.
 LONGEST_SILENCE = 120.0
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Published:
-    """Where it is.
+    """A repository with what was published.
 
     Attributes:
-        url: of the repository's page.
-        revision: the commit that holds it, 40 hexadecimal digits.
+        url: of its page.
+        revision: the commit, 40 hexadecimal digits.
     """
 
     url: str
@@ -69,34 +70,34 @@ class Published:
 
 
 def publish_folder(folder: Path, repository: str, *, kind: Kind, private: bool, message: str) -> Published:
-    """Make a repository hold what a folder holds, in one commit; none if it holds it already.
+    """Upload a folder to a repository in one commit; in none, if nothing has changed.
 
-    The repository is made if there is none. Files of an earlier push that the folder has no longer are removed in the
-    same commit; any that were not ours to push stay. Wherever this is interrupted, the repository is as it was or as it
-    is to be, and the same call completes it.
+    The repository is created if it does not exist. The same commit removes files of an earlier upload that the folder
+    has no longer; files that are not in `ALLOWED` stay. If this is interrupted, the repository is in its old or its
+    new state, and the same call completes it.
 
     Args:
-        folder: what to publish; files that `ALLOWED` does not name stay here.
+        folder: what to publish; files that are not in `ALLOWED` are not uploaded.
         repository: OWNER/NAME.
         kind: model or space.
         private: hide it from others; a repository that is public already is refused then.
         message: of the commit.
 
     Raises:
-        UserError: a file with a secret, a token that may not write there, or a Hub that does not take it.
+        UserError: a file contains a secret, the token may not write there, or the Hub refuses.
     """
     files = files_to_publish(folder, kind)
-    with failing_in_words(f"{folder} on the Hub as {repository}"):
-        make_ready(find_destination(repository, kind=kind, private=private), private=private)
-        return patiently(lambda: _commit(files, repository, kind, message))
+    with explaining_hub_errors(f"{folder} on the Hub as {repository}"):
+        create_repository(find_destination(repository, kind=kind, private=private), private=private)
+        return with_retries(lambda: _commit(files, repository, kind, message))
 
 
-def make_ready(destination: Destination, *, private: bool) -> None:
-    """Make the repository if there is none: the Hub's own word on whether the token may."""
+def create_repository(destination: Destination, *, private: bool) -> None:
+    """Create the repository if it does not exist; the Hub then says whether the token may."""
     if destination.exists:
         return
-    with failing_in_words(f"a new repository {destination.name} on the Hub"):
-        patiently(
+    with explaining_hub_errors(f"a new repository {destination.name} on the Hub"):
+        with_retries(
             lambda: HfApi().create_repo(
                 destination.name,
                 repo_type=destination.kind,
@@ -107,33 +108,38 @@ def make_ready(destination: Destination, *, private: bool) -> None:
         )
 
 
+def visibility(private: bool) -> list[str]:
+    """The flag of a command that publishes."""
+    return [] if private else ["--hub_private_repo", "false"]
+
+
 def files_to_publish(folder: Path, kind: Kind) -> dict[str, Path]:
-    """Path in the repository -> file, of all that may be published.
+    """The files of a folder that may be published, by their paths in the repository.
 
     Raises:
-        UserError: there is nothing to publish, or a file has a secret in it.
+        UserError: there is nothing to publish, or a file contains a secret.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    named = {path.relative_to(folder).as_posix(): path for path in paths}
-    chosen = {name: path for name, path in named.items() if _allowed(name, kind)}
-    if not chosen:
-        raise mistake(
+    by_name = {path.relative_to(folder).as_posix(): path for path in paths}
+    allowed = {name: path for name, path in by_name.items() if _allowed(name, kind)}
+    if not allowed:
+        raise user_error(
             expected=f"files of a {kind} in {folder}",
             found="none" if folder.is_dir() else "no such folder",
             do="name the --output_dir of a finished run",
         )
-    found = [f"{name}, {where}: {what}" for name, path in chosen.items() for where, what in secrets_in(path)]
-    if found:
-        raise mistake(
+    secrets = [f"{name}, {line}: {what}" for name, path in allowed.items() for line, what in secrets_in(path)]
+    if secrets:
+        raise user_error(
             expected="files without secrets",
-            found="; ".join(found),
-            do="remove what is named here; a secret that has been seen elsewhere is to be revoked, too",
+            found="; ".join(secrets),
+            do="remove them, and revoke a secret that others may have seen",
         )
-    return chosen
+    return allowed
 
 
 def secrets_in(path: Path) -> Iterator[tuple[str, str]]:
-    """Where a file has what looks like a secret, and what; never the secret itself."""
+    """Line and kind of everything in a file that looks like a secret; never the secret itself."""
     if path.suffix.lower() in PICTURES:
         return
     patterns = {what: re.compile(pattern) for what, pattern in SECRETS.items()}
@@ -146,7 +152,7 @@ def secrets_in(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _text_of(path: Path) -> str:
-    """What can be read in a file: of safetensors their header, where notes may stand."""
+    """The text of a file; of safetensors the header, which may contain notes."""
     if path.suffix != ".safetensors":
         return path.read_bytes().decode("utf-8", errors="replace")
     with path.open("rb") as file:
@@ -155,7 +161,7 @@ def _text_of(path: Path) -> str:
 
 
 def _allowed(name: str, kind: Kind) -> bool:
-    # Folder by folder: a star is not to reach into folders.
+    # Folder by folder: a star must not match a slash.
     parts = name.split("/")
     return any(
         len(parts) == len(pattern.split("/"))
@@ -164,37 +170,34 @@ def _allowed(name: str, kind: Kind) -> bool:
     )  # fmt: skip
 
 
-def patiently(do: Callable[[], Result]) -> Result:
-    """What `do` returns, asked again where the Hub is in trouble or busy; it must be safe to be repeated."""
+def with_retries(request: Callable[[], Result]) -> Result:
+    """The result of a request, which is repeated if the Hub is down or busy; it must be safe to repeat."""
     for attempt in range(1, ATTEMPTS + 1):
         get_session().timeout = httpx2.Timeout(LONGEST_SILENCE)
         try:
-            return do()
+            return request()
         except Exception as error:
-            if attempt == ATTEMPTS or not passing(error):
+            if attempt == ATTEMPTS or not is_temporary(error):
                 raise
-            answer = getattr(error, "response", None)
-            asked = answer.headers.get("Retry-After", "") if answer is not None else ""
-            time.sleep(min(LONGEST_PAUSE, float(asked) if asked.isdigit() else SECONDS_BETWEEN * attempt))
+            response = getattr(error, "response", None)
+            pause = response.headers.get("Retry-After", "") if response is not None else ""
+            time.sleep(min(LONGEST_PAUSE, float(pause) if pause.isdigit() else SECONDS_BETWEEN * attempt))
     raise AssertionError("the last attempt returns or raises")
 
 
 def _commit(files: dict[str, Path], repository: str, kind: Kind, message: str) -> Published:
     api = HfApi()
     head = api.repo_info(repository, repo_type=kind)
-    assert head.sha is not None, "the Hub names the commit of every repository"
-    stale = [path for path in _paths(api, repository, kind, head.sha) if path not in files and _allowed(path, kind)]
+    assert head.sha is not None, "every repository has a commit"
+    existing = api.list_repo_files(repository, repo_type=kind, revision=head.sha)
+    stale = [path for path in existing if path not in files and _allowed(path, kind)]
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
         *(CommitOperationDelete(path_in_repo=path) for path in stale),
     ]
-    # With its parent: what others have pushed since would otherwise be changed unseen.
-    done = api.create_commit(
+    # `HfApi.upload_folder` would make several commits. The parent makes the Hub refuse if others have pushed since.
+    commit = api.create_commit(
         repository, list(operations), repo_type=kind, commit_message=message, parent_commit=head.sha
     )  # fmt: skip
     prefix = "spaces/" if kind == "space" else ""
-    return Published(f"{huggingface_hub.constants.ENDPOINT}/{prefix}{repository}", done.oid)
-
-
-def _paths(api: HfApi, repository: str, kind: Kind, commit: str) -> Sequence[str]:
-    return api.list_repo_files(repository, repo_type=kind, revision=commit)
+    return Published(f"{huggingface_hub.constants.ENDPOINT}/{prefix}{repository}", commit.oid)

@@ -1,84 +1,88 @@
-"""A run on its way to the Hub: what is asked before it is trained, and what is done when it is finished."""
+"""Publish a run: what is checked before it is trained, and what is published when it is finished."""
 
 import json
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
-from hf_transfer.config import ADAPTERS, RunConfig, UserError, mistake
 from hf_transfer.data.hub_access import ask_hub, is_hub_id, is_valid_name
 from hf_transfer.data.hub_account import Kind, find_destination
-from hf_transfer.evaluation.report import results_table
-from hf_transfer.evaluation.run_folder import RESULTS_FILE
+from hf_transfer.errors import UserError, user_error
+from hf_transfer.evaluation.results import RESULTS_FILE
+from hf_transfer.evaluation.run_folder import MODEL_FOLDER, finished_run
 from hf_transfer.hub.card import write_card
-from hf_transfer.hub.publish import Published, make_ready, publish_folder
+from hf_transfer.hub.publish import Published, create_repository, publish_folder, visibility
 from hf_transfer.hub.space import publish_space
 from hf_transfer.hub.usage import NOWHERE
+from hf_transfer.settings.run import RunConfig
+from hf_transfer.settings.strategy import ADAPTERS
 from hf_transfer.strategies.adapter_files import ADAPTER_FILES, is_adapter_folder
 
 
 def prepare_to_publish(config: RunConfig, accelerator: Accelerator) -> None:
-    """Before anything slow: refuse what could not be published in the end. The repository is made now.
+    """Create the repositories, before anything slow: what could not be published at the end is refused now.
 
     Raises:
-        UserError: an adapter that others could not load, no token, or one that may not write there.
+        UserError: an adapter that others could not load, no token, or a token that may not write there.
     """
-    if not config.push_to_hub or not accelerator.is_main_process:
+    if not config.output.push_to_hub or not accelerator.is_main_process:
         return
     refuse_unloadable_adapter(config)
-    private = config.hub_private_repo
+    private = config.output.hub_private_repo
     for kind in published_kinds(config):
-        make_ready(find_destination(str(config.hub_model_id), kind=kind, private=private), private=private)
+        create_repository(
+            find_destination(str(config.output.hub_model_id), kind=kind, private=private), private=private
+        )
 
 
 def published_kinds(config: RunConfig) -> tuple[Kind, ...]:
-    """What is to be published under the name `--hub_model_id`; a Space last, which the Hub may want money for."""
-    return ("model", "space") if config.push_space else ("model",)
+    """What is published as `--hub_model_id`; the Space last, since the Hub may refuse it to those who do not pay."""
+    return ("model", "space") if config.output.push_space else ("model",)
 
 
 def refuse_unloadable_adapter(config: RunConfig) -> None:
-    """An adapter is loaded beside its base, which must be where others find it."""
-    if config.strategy in ADAPTERS and not config.merge_adapter and not is_hub_id(config.model_name_or_path):
-        raise _base_is_here(config.model_name_or_path)
+    """Refuse to publish an adapter whose base model is not on the Hub, where others can load it."""
+    if (
+        config.strategy.strategy in ADAPTERS
+        and not config.strategy.merge_adapter
+        and not is_hub_id(config.model.model_name_or_path)
+    ):
+        raise _base_not_on_hub(config.model.model_name_or_path)
 
 
-def _base_is_here(base: str) -> UserError:
-    return mistake(
-        expected="with an adapter to publish a base model on the Hub, beside which others load it",
-        found=f"{base}, which is only here",
+def _base_not_on_hub(base: str) -> UserError:
+    return user_error(
+        expected="for an adapter a base model on the Hub, from where others can load it",
+        found=f"{base}, which is only on this machine",
         do="publish the base first and train from its Hub id, or add --merge_adapter",
     )
 
 
-def finish_run(results: Mapping[str, Any], config: RunConfig, accelerator: Accelerator) -> None:
-    """Show what a run has come to, write its model's card and, if that is wanted, publish the model.
+def publish_run(config: RunConfig) -> None:
+    """Write the model card of a finished run and, if the settings say so, publish the model and its demo.
 
     Raises:
-        UserError: the Hub did not take it; the run is complete all the same, and the command that is left is named.
+        UserError: the Hub refused; the run is complete, and the message names the command that publishes it.
     """
-    if not accelerator.is_main_process:
-        return
-    out = Path(config.output_dir)
-    print(results_table(results, config.output_dir))
+    output = config.output
+    out = Path(output.output_dir)
     if not (out / "model").is_dir():
         return
-    write_card(out, config.hub_model_id or NOWHERE)
-    if config.push_to_hub:
-        done = push_run(out, str(config.hub_model_id), private=config.hub_private_repo)
-        print(f"published    {done.url} at commit {done.revision}")
-        if config.push_space:
-            shown = publish_space(
-                out, str(config.hub_model_id), private=config.hub_private_repo,
-                model=config.hub_model_id, revision=done.revision,
+    write_card(out, output.hub_model_id or NOWHERE)
+    if output.push_to_hub:
+        published = push_run(out, str(output.hub_model_id), private=output.hub_private_repo)
+        print(f"published    {published.url} at commit {published.revision}")
+        if output.push_space:
+            demo = publish_space(
+                out, str(output.hub_model_id), private=output.hub_private_repo,
+                model=output.hub_model_id, revision=published.revision,
             )  # fmt: skip
-            print(f"demo         {shown.url} at commit {shown.revision}")
+            print(f"demo         {demo.url} at commit {demo.revision}")
 
 
 def push_run(out: Path, repository: str, *, private: bool) -> Published:
-    """Publish the model of a finished run with its card, in one commit; none if the Hub holds it already.
+    """Publish the model of a finished run with its card, in one commit; in none, if nothing has changed.
 
     Args:
         out: the run's folder, or the folder `model` in it.
@@ -86,40 +90,32 @@ def push_run(out: Path, repository: str, *, private: bool) -> Published:
         private: hide it from others.
 
     Raises:
-        UserError: no finished run is there, others could not load its adapter, or the Hub does not take it; the
-            command that completes it is named.
+        UserError: there is no finished run, others could not load its adapter, or the Hub refused; then the message
+            names the command that publishes it.
     """
-    if out.name == "model" and not (out / RESULTS_FILE).is_file():
+    if out.name == MODEL_FOLDER and not (out / RESULTS_FILE).is_file():
         out = out.parent
-    model = out / "model"
-    if not (out / RESULTS_FILE).is_file() or not model.is_dir():
-        raise mistake(
-            expected=f"a finished run in {out}: {RESULTS_FILE} and model/",
-            found="no such folder" if not out.is_dir() else "a folder without them",
-            do="name the --output_dir of a run, and finish the run first: the command that began it goes on",
-        )
-    _refuse_adapter_of_a_base_that_is_here(model)
+    results, model = finished_run(out)
+    _refuse_adapter_of_local_base(model)
     try:
         write_card(out, repository)
-        results = json.loads((out / RESULTS_FILE).read_text(encoding="utf-8"))
-        message = f"{results['strategy']}: {len(results['labels'])} classes, seed {results['seed']}"
+        message = f"{results.strategy}: {results.predicts}, seed {results.seed}"
         return publish_folder(model, repository, kind="model", private=private, message=message)
     except UserError as error:
-        left = push_command(out, repository, private=private)
-        raise UserError(f"{error}\nThe run is complete in {out}. What is left to do: {left}") from error
+        command = push_command(out, repository, private=private)
+        raise UserError(f"{error}\nThe run is complete in {out}. To publish it: {command}") from error
 
 
 def push_command(out: Path, repository: str, *, private: bool) -> str:
     """The command that publishes a finished run."""
-    openly = [] if private else ["--hub_private_repo", "false"]
-    return shlex.join(["hf-transfer", "push", str(out), repository, *openly])
+    return shlex.join(["hf-transfer", "push", str(out), repository, *visibility(private)])
 
 
-def _refuse_adapter_of_a_base_that_is_here(model: Path) -> None:
+def _refuse_adapter_of_local_base(model: Path) -> None:
     if not is_adapter_folder(model):
         return
     settings = json.loads((model / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
     base = str(settings["base_model_name_or_path"])
     if Path(base).expanduser().exists() or not is_valid_name(base):
-        raise _base_is_here(base)
+        raise _base_not_on_hub(base)
     ask_hub(base, kind="model", revision=settings.get("revision") or "main")

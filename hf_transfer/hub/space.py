@@ -1,6 +1,6 @@
-"""The Space of a finished run: a folder with the demo, what it is to say of the model, and the model itself.
+"""The Space of a finished run: a folder with the demo, its settings, examples, and the model.
 
-The demo is in `space/` and imports nothing of ours; here it only gets its settings.
+The demo is in `space/` and imports nothing of this package; here its settings are written.
 """
 
 import json
@@ -12,53 +12,56 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from huggingface_hub import HfApi, SpaceCardData
 from PIL import Image
 
-from hf_transfer.config import RunConfig, TextConfig, UserError, VisionConfig, mistake
-from hf_transfer.config_multimodal import MultimodalConfig
-from hf_transfer.data.hub_account import failing_in_words
-from hf_transfer.data.images import BadImageError, decode
-from hf_transfer.data.pairs import load_pair_splits
-from hf_transfer.data.sources import load_image_splits, load_text_splits
+from hf_transfer.data.checked import load_splits
+from hf_transfer.data.hub_account import explaining_hub_errors
+from hf_transfer.data.pictures import BadImageError, decode
+from hf_transfer.data.rows import encoded_image, texts_of
 from hf_transfer.data.splits import Split
-from hf_transfer.evaluation.modalities import headline
-from hf_transfer.evaluation.run_folder import CONFIG_FILE, RESULTS_FILE, load_finished
+from hf_transfer.errors import UserError, user_error
+from hf_transfer.evaluation.report import metrics_of
+from hf_transfer.evaluation.results import Results
+from hf_transfer.evaluation.run_folder import CONFIG_FILE, MODEL_FOLDER, finished_run, load_finished
 from hf_transfer.hub.card import CARD_FILE, as_line
 from hf_transfer.hub.card_text import hub_id, shown_name
-from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder
+from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder, visibility
 from hf_transfer.hub.usage import needs_own_code
 from hf_transfer.interruption import Interrupted, ending_at_once
+from hf_transfer.modalities.modality import PREPROCESSING_FILE, saved_description
+from hf_transfer.modalities.table import modality_named, recipe_of
 from hf_transfer.models import fusion, modeling_pooled
 from hf_transfer.models.pretrained import Checkpoint
-from hf_transfer.parsing import load, recipe_of
+from hf_transfer.settings.parsing import load_settings
+from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.adapter_files import is_adapter_folder, merged
+from hf_transfer.targets.table import target_of_model
+from hf_transfer.targets.target import Strata
 
 SETTINGS_FILE = "settings.json"
-MODEL_FOLDER = "model"
 MOST_EXAMPLES = 6
-# Larger pictures tell no more on the page; the model's own size is smaller still.
+# Larger than the page shows a picture, and than most models take.
 EXAMPLE_SIDE = 1024
 PYTHON_VERSION = "3.12"
-TASKS = {"vision": "image-classification", "text": "text-classification"}
 
 
 def demo_folder() -> Path:
-    """Where the demo's files are: in a clone beside this package, in an installation within it.
+    """The folder of the demo's files: in a clone beside this package, in an installation inside it.
 
     Raises:
-        UserError: they are in neither place.
+        UserError: the files are missing.
     """
     package = Path(__file__).parents[1]
     for folder in (package.parent / "space", package / "space"):
         if (folder / "app.py").is_file():
             return folder
-    raise mistake(
+    raise user_error(
         expected=f"the demo's files in {package / 'space'}",
         found="none",
         do="pip install --force-reinstall --no-deps hf-transfer-learning",
@@ -69,24 +72,25 @@ def assemble_space(
     out: Path, target: Path, *, title: str | None = None, model: str | None = None, revision: str | None = None,
     examples: int = MOST_EXAMPLES,
 ) -> Path:  # fmt: skip
-    """Fill a folder with the demo of a finished run.
+    """Write the files of a demo of a finished run.
 
     Args:
         out: the run's folder.
-        target: is created; it must be new or empty.
-        title: what the page is called; None for the name of the run's folder.
-        model: where the demo finds the model: a Hub id or a folder. None puts a copy into the Space; so does an
-            adapter, worked into its base, as the demo has no peft.
+        target: the folder to write to; it is created, and must be new or empty.
+        title: of the page; None: the name of the run's folder.
+        model: from where the demo loads the model: a Hub id or a folder. None: from a copy in the Space. An adapter
+            is always copied, merged into its base model, as the demo has no peft.
         revision: the commit of a Hub id.
-        examples: how many samples of the test split go along, one of each class as far as they reach; 0 for none.
+        examples: how many samples of the test split to show, spread over the classes; 0 for none.
 
     Returns:
-        The target.
+        The target folder.
 
     Raises:
-        UserError: no finished run, foreign code beside its model, or data that are not to be had any more.
+        UserError: there is no finished run, its model has foreign code, or its data cannot be loaded any more.
     """
-    results, config, folder = _finished_run(out)
+    results, folder = finished_run(out)
+    config = load_settings(recipe_of(out / CONFIG_FILE), out / CONFIG_FILE)
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(demo_folder().iterdir()):
         if path.suffix in (".py", ".css") or path.name == "requirements.txt":
@@ -100,14 +104,11 @@ def assemble_space(
         "title": title or as_line(re.sub(r"[-_]+", " ", out.resolve().name)).capitalize(),
         "base_model": shown_name(results, "model_name_or_path"),
         "dataset": shown_name(results, "dataset_name"),
-        "accuracy": _accuracy(results),
-        "trust_remote_code": _brings_our_code(folder),
+        "score": _score(results),
+        "trust_remote_code": _has_own_code(folder),
         "examples": _examples(config, results, target, examples),
+        **_text_settings(folder, config),
     }
-    if isinstance(config, TextConfig | MultimodalConfig):
-        pair = config.text_pair_column_name if isinstance(config, TextConfig) else None
-        settings["texts"] = [config.text_column_name or "text", *filter(None, [pair])]
-        settings["max_length"] = config.max_seq_length
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     (target / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
     (target / CARD_FILE).write_text(_space_card(settings, results), encoding="utf-8")
@@ -118,112 +119,92 @@ def publish_space(
     out: Path, repository: str, *, private: bool, model: str | None = None, revision: str | None = None,
     examples: int = MOST_EXAMPLES,
 ) -> Published:  # fmt: skip
-    """Make or update a Space that shows a finished run.
+    """Create or update the Space of a finished run.
 
-    A model that everybody sees is named with its commit; one that is private, or only here, goes into the Space, so
-    that no token is needed.
+    A public model is loaded from the Hub, at its commit. A model that is private or not published is copied into the
+    Space, so that the Space needs no token.
 
     Args:
         out: the run's folder.
         repository: OWNER/NAME of the Space.
         private: hide it from others.
         model: Hub id of the published model, if there is one.
-        revision: its branch, tag or commit; None for the newest.
-        examples: how many samples of the test split go along.
+        revision: its branch, tag or commit; None: the newest commit.
+        examples: how many samples of the test split to show.
 
     Raises:
-        UserError: as `assemble_space`; the model on the Hub is hidden and the Space is not, or the Hub refuses.
+        UserError: as `assemble_space`; or the model is private and the Space is not, or the Hub refuses.
     """
-    hidden = False
+    model_is_private = False
     if model is not None:
-        revision, hidden = _on_the_hub(model, revision)
-    if hidden and not private:
-        raise mistake(
-            expected=f"a Space as private as its model {model}, which goes into it",
+        revision, model_is_private = _commit_and_privacy(model, revision)
+    if model_is_private and not private:
+        raise user_error(
+            expected=f"a private Space, as the private model {model} is copied into it",
             found="--hub_private_repo false",
             do="leave it out, or make the model public first",
         )
     with TemporaryDirectory() as scratch:
-        pinned = None if hidden else model
         folder = assemble_space(
-            out, Path(scratch) / "space", title=_title(repository), model=pinned, revision=revision, examples=examples
-        )
+            out, Path(scratch) / "space", title=_title(repository), model=None if model_is_private else model,
+            revision=revision, examples=examples,
+        )  # fmt: skip
         try:
             return publish_folder(folder, repository, kind="space", private=private, message="Demo of the model")
         except UserError as error:
-            again = [
-                "hf-transfer",
-                "space",
-                str(out),
-                repository,
-                *([] if private else ["--hub_private_repo", "false"]),
-            ]
-            left = shlex.join([*again, *(["--hub_model_id", model] if model else [])])
-            here = shlex.join(["hf-transfer", "demo", str(out)])
-            raise UserError(f"{error}\nWhat is left to do: {left}\nTo see the demo on this machine: {here}") from error
+            flags = [*visibility(private), *(["--hub_model_id", model] if model else [])]
+            publish = shlex.join(["hf-transfer", "space", str(out), repository, *flags])
+            demo = shlex.join(["hf-transfer", "demo", str(out)])
+            raise UserError(f"{error}\nTo publish it: {publish}\nTo see the demo on this machine: {demo}") from error
 
 
 def serve_demo(out: Path, *, port: int, examples: int = MOST_EXAMPLES) -> int:
-    """Serve the demo of a finished run on this machine until it is ended; the exit code of its process.
+    """Serve the demo of a finished run on this machine until it is stopped; returns the exit code of its process.
 
     Args:
         out: the run's folder.
-        port: where on this machine.
-        examples: how many samples of the test split go along.
+        port: of this machine.
+        examples: how many samples of the test split to show.
 
     Raises:
         UserError: as `assemble_space`.
     """
-    _, _, folder = _finished_run(out)
+    _, folder = finished_run(out)
     with TemporaryDirectory() as scratch:
         space = assemble_space(out, Path(scratch) / "space", model=str(folder.resolve()), examples=examples)
-        # What visitors upload goes when the demo ends; a model of the environment's is not the one of this run.
+        # Uploads are deleted when the demo ends. MODEL_ID would name another model than that of this run.
         environment = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "MODEL_REVISION")}
         environment |= {"GRADIO_TEMP_DIR": str(Path(scratch) / "uploads"), "GRADIO_SERVER_PORT": str(port)}
         process = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment)
         try:
             with ending_at_once():
                 return process.wait()
-        except Interrupted as asked:
+        except Interrupted as interrupted:
             process.terminate()
             process.wait()
-            # Ctrl-C is how a demo is meant to end.
-            return 0 if asked.number == signal.SIGINT else asked.exit_code
+            # Ctrl-C is the usual way to stop a demo.
+            return 0 if interrupted.number == signal.SIGINT else interrupted.exit_code
         finally:
             process.kill()
-
-
-def _finished_run(out: Path) -> tuple[dict[str, Any], RunConfig, Path]:
-    """Results, settings, and the folder of the model."""
-    folder = out / MODEL_FOLDER
-    if not (out / RESULTS_FILE).is_file() or not folder.is_dir():
-        raise mistake(
-            expected=f"a finished run in {out}: {RESULTS_FILE} and {MODEL_FOLDER}/",
-            found="no such folder" if not out.is_dir() else "a folder without them",
-            do="name the --output_dir of a run, and finish the run first: the command that began it goes on",
-        )
-    settings = out / CONFIG_FILE
-    results = json.loads((out / RESULTS_FILE).read_text(encoding="utf-8"))
-    return results, load(recipe_of(settings), settings), folder
 
 
 def _title(repository: str) -> str:
     return re.sub(r"[-_]+", " ", repository.split("/")[-1]).strip().capitalize()
 
 
-def _on_the_hub(model: str, revision: str | None) -> tuple[str, bool]:
-    """The commit that a revision of a model stands for, and whether the model is hidden."""
-    with failing_in_words(f"the model {model} on the Hub"):
-        found = HfApi().model_info(model, revision=revision)
-    assert found.sha is not None
-    return found.sha, bool(found.private)
+def _commit_and_privacy(model: str, revision: str | None) -> tuple[str, bool]:
+    """The commit of a revision of a model on the Hub, and whether the model is private."""
+    with explaining_hub_errors(f"the model {model} on the Hub"):
+        info = HfApi().model_info(model, revision=revision)
+    assert info.sha is not None
+    return info.sha, bool(info.private)
 
 
 def _copy_model(folder: Path, target: Path, config: RunConfig) -> None:
-    """The files that a model needs; an adapter worked into its base.
+    """Copy the files of a model; an adapter is merged into its base model.
 
     Raises:
-        UserError: the adapter is one of those that cannot be.
+        UserError: an adapter that cannot be merged.
     """
     target.mkdir()
     if not is_adapter_folder(folder):
@@ -231,110 +212,120 @@ def _copy_model(folder: Path, target: Path, config: RunConfig) -> None:
             for path in folder.glob(pattern):
                 shutil.copyfile(path, target / path.name)
         return
-    task = TASKS.get(config.recipe)
-    if task is None:
-        raise mistake(
-            expected=f"a whole model in {folder}, as the demo has no peft",
-            found="an adapter of a model of images with texts",
-            do="train it with --merge_adapter",
-        )
-    checkpoint = Checkpoint(str(folder), task=task)
-    whole: Any = merged(load_finished(checkpoint))
+    modality = modality_named(config.recipe)
+    checkpoint = Checkpoint(str(folder), task=modality.task)
+    predicted = target_of_model(checkpoint.config, saved_description(checkpoint).get("problem_type"))
+    whole: Any = merged(load_finished(checkpoint, predicted))
     whole.save_pretrained(target)
-    (checkpoint.processor() if task == "image-classification" else checkpoint.tokenizer()).save_pretrained(target)
-    if (folder / CARD_FILE).is_file():
-        shutil.copyfile(folder / CARD_FILE, target / CARD_FILE)
+    modality.saved_preprocessing(checkpoint).save(target)
+    for name in (PREPROCESSING_FILE, CARD_FILE):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
 
 
-def _brings_our_code(folder: Path) -> bool:
-    """Whether the demo must run a modelling file that lies beside the model.
+def _has_own_code(folder: Path) -> bool:
+    """Whether the demo must run a modelling file that is saved beside the model.
 
     Raises:
-        UserError: it is another than the one that we save with our models.
+        UserError: it is not the file that this version saves with a model.
     """
     if is_adapter_folder(folder) or not needs_own_code(folder):
         return False
     files = [Path(module.__file__ or "") for module in (modeling_pooled, fusion)]
-    ours = {path.name: path.read_bytes() for path in files}
-    foreign = [path.name for path in folder.glob("*.py") if ours.get(path.name) != path.read_bytes()]
+    known = {path.name: path.read_bytes() for path in files}
+    foreign = [path.name for path in folder.glob("*.py") if known.get(path.name) != path.read_bytes()]
     if foreign:
-        raise mistake(
-            expected=f"beside the model in {folder} no code but our own, as the demo would run it",
+        raise user_error(
+            expected=f"no code beside the model in {folder} but that of this version, as the demo would run it",
             found=", ".join(foreign),
-            do="train the model with this version again, or take that file away",
+            do="train the model again with this version, or remove that file",
         )
     return True
 
 
-def _accuracy(results: Mapping[str, Any]) -> dict[str, float]:
-    low, high = results["intervals"]["test"]["accuracy"]
-    test = headline(results["metrics"]["test"])
-    return {"value": test["accuracy"], "low": low, "high": high, "samples": results["samples"]["test"]}
+def _score(results: Results) -> dict[str, Any]:
+    """The main metric of the test split, for the page."""
+    metric, test = metrics_of(results)[0], results.test
+    low, high = test.intervals[metric.name]
+    score = {"title": metric.title, "value": test.metrics[metric.name], "low": low, "high": high}
+    return {**score, "is_share": metric.is_share, "samples": test.shown_samples}
 
 
-def _examples(config: RunConfig, results: Mapping[str, Any], target: Path, count: int) -> list[dict[str, Any]]:
-    """Samples of the test split for the demo; pictures are written into the target, without what a camera notes."""
+def _text_settings(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """The names of the texts of a sample, and the length at which they are truncated; nothing, if it has no texts.
+
+    They are saved with the model since version 0.2; for older models the settings of the run name them.
+    """
+    settings = config.flat()
+    if "max_seq_length" not in settings:
+        return {}
+    saved = saved_description(Checkpoint(str(folder), task=modality_named(config.recipe).task))
+    columns = saved.get("columns") or settings
+    texts = [columns.get("text_column_name") or "text", columns.get("text_pair_column_name")]
+    max_length = saved.get("max_length") or settings["max_seq_length"]
+    return {"texts": [name for name in texts if name], "max_length": max_length}
+
+
+def _examples(config: RunConfig, results: Results, target: Path, count: int) -> list[dict[str, Any]]:
+    """Samples of the test split for the demo; pictures are written into the target, without their metadata."""
     if count == 0:
         return []
-    # As they were: of the same commit, and verified when the run began.
-    commit = results["commits"].get("dataset_name")
-    config = replace(config, verify_samples=0, **({"dataset_revision": commit} if commit else {}))
+    # The same commit; its samples were verified when the run started.
+    commit = results.commits.get("dataset_name")
+    config = config.replaced(verify_samples=0, **({"dataset_revision": commit} if commit else {}))
     try:
-        split = _test_split(config)
+        splits = load_splits(config, modality_named(config.recipe))
     except UserError as error:
         raise UserError(f"{error}\nOr leave the examples out: --examples 0") from error
-    texts = split.texts() if "text" in split.dataset.column_names else None
-    found: list[dict[str, Any]] = []
-    for position in choose_examples(split, count):
-        example: dict[str, Any] = {"label": results["labels"][int(split.labels[position])]}
-        raw = split.raw(int(split.rows[position])) if "image" in split.dataset.column_names else {}
+    split, columns = splits.test, splits.test.dataset.column_names
+    texts = texts_of(split) if "text" in columns else None
+    examples: list[dict[str, Any]] = []
+    for position in choose_examples(split, splits.target.strata(split.targets), count):
+        example: dict[str, Any] = {"label": splits.target.shown(split.targets[position])}
+        raw = encoded_image(split, int(split.rows[position])) if "image" in columns else {}
         if any(raw.values()):
             try:
-                example["picture"] = _saved(decode(raw), target, f"examples/{len(found) + 1}.png")
+                example["picture"] = _saved(decode(raw), target, f"examples/{len(examples) + 1}.png")
             except BadImageError:
                 continue
         if texts is not None:
             example["texts"] = [text or "" for text in texts[position]]
-        found.append(example)
-    return found
-
-
-def _test_split(config: RunConfig) -> Split:
-    if isinstance(config, VisionConfig):
-        return load_image_splits(config).test
-    if isinstance(config, MultimodalConfig):
-        return load_pair_splits(config).test
-    assert isinstance(config, TextConfig)
-    return load_text_splits(config).test
+        examples.append(example)
+    return examples
 
 
 def _saved(picture: Image.Image, target: Path, name: str) -> str:
-    """Without what a camera notes of whoever used it."""
+    """Save a picture without its metadata, which may tell who took it, and where."""
     (target / name).parent.mkdir(exist_ok=True)
     picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
     picture.save(target / name)
     return name
 
 
-def choose_examples(split: Split, count: int) -> list[int]:
-    """Positions of samples that can be read, of classes that lie evenly among all, and of each of them equally many."""
-    good = [position for position, row in enumerate(split.rows.tolist()) if row not in split.bad]
+def choose_examples(split: Split, strata: Strata, count: int) -> list[int]:
+    """Positions of readable samples of evenly spaced strata, and of each stratum about equally many.
+
+    Args:
+        split: the samples.
+        strata: a number for each sample, such as its class.
+        count: how many to choose, at most.
+    """
     members: dict[int, list[int]] = {}
-    for position in good:
-        members.setdefault(int(split.labels[position]), []).append(position)
-    classes = sorted(members)
-    if len(classes) > count:
-        classes = [classes[number * len(classes) // count] for number in range(count)]
+    for position in np.flatnonzero(split.counted).tolist():
+        members.setdefault(int(strata[position]), []).append(position)
+    numbers = sorted(members)
+    if len(numbers) > count:
+        numbers = [numbers[place * len(numbers) // count] for place in range(count)]
     chosen: list[int] = []
     turn = 0
-    while len(chosen) < min(count, sum(len(members[label]) for label in classes)):
-        chosen += [members[label][turn] for label in classes if turn < len(members[label])]
+    while len(chosen) < min(count, sum(len(members[number]) for number in numbers)):
+        chosen += [members[number][turn] for number in numbers if turn < len(members[number])]
         turn += 1
-    return sorted(chosen[:count], key=lambda position: (int(split.labels[position]), position))
+    return sorted(chosen[:count], key=lambda position: (int(strata[position]), position))
 
 
-def _space_card(settings: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """README.md of the Space: how the Hub is to run it, with the model and its commit."""
+def _space_card(settings: Mapping[str, Any], results: Results) -> str:
+    """README.md of the Space, which tells the Hub how to run it, and names the model and its commit."""
     on_hub = settings["model"] if settings["revision"] else None
     dataset = hub_id(results, "dataset_name")
     more: dict[str, Any] = {"preload_from_hub": [on_hub]} if on_hub else {}
@@ -348,7 +339,7 @@ def _space_card(settings: Mapping[str, Any], results: Mapping[str, Any]) -> str:
         python_version=PYTHON_VERSION,
         app_file="app.py",
         pinned=False,
-        short_description="What a fine-tuned model says, and where it looked",
+        short_description="What a fine-tuned model predicts, and why",
         models=[on_hub] if on_hub else None,
         datasets=[dataset] if dataset else None,
         tags=["hf_transfer", "transfer-learning"],
@@ -356,14 +347,14 @@ def _space_card(settings: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     )
     where = f"[{on_hub}](https://huggingface.co/{on_hub}) at commit `{settings['revision']}`" if on_hub else "`./model`"
     return (
-        f"---\n{data.to_yaml()}\n---\n\nThe demo of a classifier. It serves the model in {where}, needs no token, and "
-        f"runs on your machine, too:\n\n```bash\npip install -r requirements.txt\npython app.py\n```\n"
+        f"---\n{data.to_yaml()}\n---\n\nThe demo of a fine-tuned model. It loads the model from {where} and needs no "
+        f"token. It also runs on your machine:\n\n```bash\npip install -r requirements.txt\npython app.py\n```\n"
     )
 
 
 def pinned_version(package: str) -> str:
-    """The version of a package that the demo's requirements.txt pins."""
+    """The version of a package in the demo's requirements.txt."""
     text = (demo_folder() / "requirements.txt").read_text(encoding="utf-8")
-    found = re.search(rf"^{re.escape(package)}==(\S+)", text, re.MULTILINE)
-    assert found is not None, f"requirements.txt pins {package}"
-    return found[1]
+    pin = re.search(rf"^{re.escape(package)}==(\S+)", text, re.MULTILINE)
+    assert pin is not None, f"requirements.txt pins {package}"
+    return pin[1]

@@ -1,5 +1,10 @@
-"""A model cut behind its first groups: what crosses the cut is recorded, and later stands in for these groups."""
+"""A model cut after its first groups: what they compute is recorded once and then passed to the model as an input.
 
+While a model is cut, stubs replace the skipped modules. Each run of the model takes the stored activations of its batch
+as further keyword arguments: a forward pre-hook removes them from the arguments and hands them to the stubs.
+"""
+
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,16 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from hf_transfer.models.groups import Group, Inputs, check_boundary, evaluating, only_open
+from hf_transfer.models.groups import Group, Inputs, check_boundary, evaluating, requiring_gradients
 
-# A size of a tensor that depends on the batch at hand: how many samples, and tokens of the longest.
+# A dimension of a tensor: fixed, or that of the batch (how many samples, or tokens of the longest text).
 Size = int | Literal["samples", "tokens"]
-# What a stored batch may differ by from a live one: the order of sums in float32.
+# How far logits from stored activations may differ from those of a live run: sums in float32 in another order.
 LARGEST_DIFFERENCE = 1e-4
+# Keyword argument of a cut model: one stored activation, counted from 0.
+STORED = "stored_activation_{}"
 
 
 class CannotCutError(Exception):
-    """Why a model cannot be cut at a place, as part of a sentence."""
+    """The model cannot be cut at this place; the message is the reason, as part of a sentence."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,8 @@ class Crossing:
     """A tensor that crosses the cut.
 
     Attributes:
-        shape: its sizes, those of the batch by name; the samples come first.
-        dtype: as the model computes it.
+        shape: its dimensions; those of the batch by name, the samples first.
+        dtype: the type in which the model computes it.
     """
 
     shape: tuple[Size, ...]
@@ -35,76 +42,78 @@ class Crossing:
 
     @property
     def by_token(self) -> bool:
-        """Whether it has a vector for each token, [samples, tokens, ...]."""
+        """Whether it has the shape [samples, tokens, ...]."""
         return len(self.shape) > 1 and self.shape[1] == "tokens"
 
 
 @dataclass(frozen=True)
 class _Output:
-    """The form of what a module gives: its structure, and in the place of each tensor its sizes."""
+    """The form of a module's output: its structure, and a `Crossing` in the place of each tensor."""
 
     structure: TreeSpec
     leaves: tuple[Any, ...]
 
 
 class Cut:
-    """A legal place to cut a model, tried out: from there on, stored activations give the logits of a live run.
+    """A place where a model can be cut. This is tested: stored activations must give the logits of a live run.
 
     Args:
         model: a classifier.
         groups: its groups in depth order.
-        count: how many of them lie in front of the cut.
-        inputs: a small batch to try it with; it is run a few times.
-        own: names of the inputs that nobody behind the cut looks at, if they are few; None: all that are no tokens.
+        count: how many of them lie before the cut.
+        inputs: a small batch for the test; the model is run a few times.
+        skipped_inputs: names of the inputs that only groups before the cut read; None: all floating-point inputs.
 
     Attributes:
         module: name of the module whose output crosses the cut.
-        crossing: the tensors of that output that the groups behind it need.
+        crossing: the tensors of that output that the groups after the cut need.
 
     Raises:
         CannotCutError: later groups need more of the earlier ones than can be stored.
     """
 
     def __init__(
-        self, model: nn.Module, groups: Sequence[Group], count: int, inputs: Inputs, own: Sequence[str] | None = None
-    ) -> None:
-        self._own = own
+        self, model: nn.Module, groups: Sequence[Group], count: int, inputs: Inputs,
+        skipped_inputs: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
+        self._skipped_inputs = skipped_inputs
         boundary = check_boundary(model, groups, count, inputs)
         if not boundary.legal:
             raise CannotCutError(boundary.reason)
         self.module = boundary.module
-        # Later layers may read a table of positions in passing, which then stays where it is.
+        # Later layers use these modules without any data flowing through them (a table of positions): they stay.
         self._live = boundary.live
         names = [name for group in groups[:count] for name in group.modules if name not in boundary.live]
-        # Two batches of different sizes tell which sizes are the batch's.
+        # Two batches of different sizes show which dimensions are those of the batch.
         larger = _enlarged(inputs)
         first, second = (_outputs(model, names, batch) for batch in (inputs, larger))
         self._outputs = {
-            name: _form(name, found, second[name], _sizes(inputs), _sizes(larger)) for name, found in first.items()
+            name: _form(name, output, second[name], _sizes(inputs), _sizes(larger)) for name, output in first.items()
         }
         needed = self._needed(model, inputs)
         leaves = self._outputs[self.module].leaves
         self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Crossing) and place in needed]
         self.crossing: tuple[Crossing, ...] = tuple(leaves[place] for place in self._places)
         if any(leaf.shape[:1] != ("samples",) for leaf in self.crossing):
-            raise CannotCutError(f"{self.module} gives something that does not belong to single samples")
+            raise CannotCutError(f"the output of {self.module} does not belong to single samples")
         if any("tokens" in leaf.shape[2:] or leaf.shape.count("tokens") > leaf.by_token for leaf in self.crossing):
-            raise CannotCutError(f"{self.module} does not give one vector for each token")
+            raise CannotCutError(f"the output of {self.module} is not one vector for each token")
         if any(leaf.by_token for leaf in self.crossing) and "attention_mask" not in inputs:
-            raise CannotCutError("texts come without a mask, so words cannot be told from padding")
-        self._try_out(model, larger)
+            raise CannotCutError("texts have no attention mask, so tokens and padding cannot be distinguished")
+        self._test(model, larger)
 
     def record(self, model: nn.Module, inputs: Inputs) -> list[Tensor]:
-        """What crosses the cut for a batch; the groups behind it are not run.
+        """Compute what crosses the cut for a batch; the groups after the cut are not run.
 
         Returns:
             A tensor for each of `crossing`.
         """
-        found: list[Tensor] = []
+        recorded: list[Tensor] = []
 
         def reached(_module: nn.Module, _args: Any, output: Any) -> None:
             leaves, _ = tree_flatten(output)
-            found.extend(leaves[place].detach().clone() for place in self._places)
+            # A later layer may work in place.
+            recorded.extend(leaves[place].detach().clone() for place in self._places)
             raise _ReachedError
 
         handle = model.get_submodule(self.module).register_forward_hook(reached)
@@ -112,117 +121,158 @@ class Cut:
             with evaluating(model), torch.no_grad():
                 model(**inputs)
         except _ReachedError:
-            return found
+            return recorded
         finally:
             handle.remove()
         raise AssertionError(f"{self.module} was not called")
 
     @contextmanager
-    def skipped(self, model: nn.Module, device: torch.device | None = None) -> Iterator["Stand"]:
-        """The groups in front of the cut are out of the model, and what was recorded stands in for them.
+    def skipped(
+        self, model: nn.Module, device: torch.device | None = None, *, first: int = 0
+    ) -> Iterator[dict[str, nn.Module]]:
+        """Run the model without the groups before the cut; its inputs must be those of `with_stored`.
 
-        They are not moved, saved or trained meanwhile; afterwards the model is whole again, also after an error.
+        The skipped groups are not moved, saved or trained meanwhile. Afterwards the model is complete again, also after
+        an error.
 
         Args:
             model: the model that was cut.
-            device: where it is trained; the skipped groups leave it for as long.
+            device: where the model is trained; the skipped groups are on the CPU meanwhile. None: they stay.
+            first: number of this cut's first stored activation among the model's inputs.
+
+        Yields:
+            The skipped modules, by name.
         """
         originals = {name: model.get_submodule(name) for name in self._outputs}
-        stand = Stand(originals)
-        try:
-            for name, original in originals.items():
-                places = self._places if name == self.module else []
-                model.set_submodule(name, _Stub(original, self._outputs[name], places, stand))
-                if device is not None and not self._live:
-                    original.to("cpu")
-            yield stand
-        finally:
-            for name, original in originals.items():
-                model.set_submodule(name, original if device is None else original.to(device))
+        stored = _StoredActivations(range(first, first + len(self.crossing)))
+        with ExitStack() as hooks:
+            hooks.callback(model.register_forward_pre_hook(stored.take, with_kwargs=True).remove)
+            hooks.callback(model.register_forward_hook(stored.release, always_call=True).remove)
+            try:
+                for name, original in originals.items():
+                    places = self._places if name == self.module else []
+                    model.set_submodule(name, _Stub(original, self._outputs[name], places, stored))
+                    if device is not None and not self._live:
+                        original.to("cpu")
+                yield originals
+            finally:
+                for name, original in originals.items():
+                    model.set_submodule(name, original if device is None else original.to(device))
 
     def blank(self, inputs: Inputs) -> dict[str, Tensor]:
-        """The same inputs without what only the skipped groups look at: pixels take no room."""
+        """The same inputs, with zeros that take no memory for what only the skipped groups read: pixels."""
         return {
-            name: value.new_zeros(()).expand(value.shape) if self._is_own(name, value) else value
+            name: value.new_zeros(()).expand(value.shape) if self._is_skipped(name, value) else value
             for name, value in inputs.items()
         }
 
-    def _is_own(self, name: str, value: Tensor) -> bool:
-        return value.is_floating_point() and (self._own is None or name in self._own)
+    def _is_skipped(self, name: str, value: Tensor) -> bool:
+        return value.is_floating_point() and (self._skipped_inputs is None or name in self._skipped_inputs)
 
     def _needed(self, model: nn.Module, inputs: Inputs) -> set[int]:
-        """Places of the tensors in the boundary's output that the logits depend on."""
-        kept: dict[int, Tensor] = {}
-        whole: set[int] = set()
+        """Positions of the tensors in the boundary's output that the logits depend on."""
+        floats: dict[int, Tensor] = {}
+        integers: set[int] = set()
 
-        def open_leaves(_module: nn.Module, _args: Any, output: Any) -> Any:
+        def require_gradients(_module: nn.Module, _args: Any, output: Any) -> Any:
             leaves, structure = tree_flatten(output)
             for place, leaf in enumerate(leaves):
                 if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                    kept[place] = leaf.detach().requires_grad_()
-                    # A later layer may work in place, which a leaf does not allow.
-                    leaves[place] = kept[place].clone()
+                    floats[place] = leaf.detach().requires_grad_()
+                    # A later layer may work in place, which autograd does not allow on a leaf.
+                    leaves[place] = floats[place].clone()
                 elif isinstance(leaf, Tensor):
-                    # Whole numbers carry no gradient: better one too many.
-                    whole.add(place)
+                    # Integers have no gradient that would show whether they are needed: store them all.
+                    integers.add(place)
             return tree_unflatten(leaves, structure)
 
-        handle = model.get_submodule(self.module).register_forward_hook(open_leaves)
+        handle = model.get_submodule(self.module).register_forward_hook(require_gradients)
         try:
-            with evaluating(model), only_open(model, set()):
+            with evaluating(model), requiring_gradients(model, set()):
                 logits = model(**inputs).logits
-                gradients = torch.autograd.grad(logits.sum(), list(kept.values()), allow_unused=True)
+                gradients = torch.autograd.grad(logits.sum(), list(floats.values()), allow_unused=True)
         finally:
             handle.remove()
-        return whole | {place for place, found in zip(kept, gradients, strict=True) if found is not None}
+        return integers | {place for place, gradient in zip(floats, gradients, strict=True) if gradient is not None}
 
-    def _try_out(self, model: nn.Module, inputs: Inputs) -> None:
+    def _test(self, model: nn.Module, inputs: Inputs) -> None:
         """Compare the logits of a live run with those from the recorded activations."""
         recorded = self.record(model, inputs)
         for crossing, values in zip(self.crossing, recorded, strict=True):
             if crossing.by_token:
-                # Padding is not stored.
+                # The store keeps no padding.
                 values[~inputs["attention_mask"].bool()] = 0
         with evaluating(model), torch.no_grad():
             live = model(**inputs).logits
-            with self.skipped(model) as stand:
-                stand.put(recorded, inputs)
+            with self.skipped(model):
                 try:
-                    stored = model(**self.blank(inputs)).logits
+                    stored = model(**with_stored(self.blank(inputs), recorded)).logits
                 except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-                    raise CannotCutError(f"it does not run without them ({error})") from error
+                    raise CannotCutError(f"the model does not run with stored activations ({error})") from error
         if not torch.allclose(stored, live, rtol=LARGEST_DIFFERENCE, atol=LARGEST_DIFFERENCE * float(live.abs().max())):
-            raise CannotCutError(f"what comes out of {self.module} is not all that later layers need")
+            raise CannotCutError(f"later layers need more than the output of {self.module}")
 
 
-class Stand:
-    """What the stubs of a cut model give: the activations of the batch at hand.
+def with_stored(inputs: Inputs, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Inputs of a cut model: those of a batch, and its stored activations."""
+    return {**inputs, **{STORED.format(number): tensor for number, tensor in enumerate(tensors)}}
+
+
+class _StoredActivations:
+    """Hands the stored activations among the arguments of a run of the model to the stubs, for this run only.
 
     Args:
-        originals: the modules that are skipped, by name.
+        numbers: of the stored activations; see `with_stored`.
     """
 
-    def __init__(self, originals: Mapping[str, nn.Module]) -> None:
-        self.originals = originals
-        self.tensors: Sequence[Tensor] = ()
-        self.sizes: dict[str, int] = {}
+    def __init__(self, numbers: range) -> None:
+        self._numbers, self._names = numbers, [STORED.format(number) for number in numbers]
+        self._arguments: dict[str, Tensor] = {}
 
-    def put(self, tensors: Sequence[Tensor], inputs: Inputs) -> None:
-        """Have the activations of a batch ready for the model's next run on its inputs."""
-        self.tensors, self.sizes = tensors, _sizes(inputs)
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "_StoredActivations":
+        # The hooks are methods: a copy of the model (FSDP trains one) gets its own object, for its own batches.
+        return _StoredActivations(self._numbers)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """One for each tensor that crosses the cut.
+
+        Raises:
+            ValueError: the model was run without them.
+        """
+        if missing := [name for name in self._names if name not in self._arguments]:
+            raise ValueError(
+                f"The first layers of this model are replaced by stored activations, and {', '.join(missing)} was not "
+                "among its inputs. Pass the stored activations of the batch, see with_stored(inputs, tensors)."
+            )
+        return [self._arguments[name] for name in self._names]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many samples and tokens the batch has."""
+        return _sizes(self._arguments)
+
+    def take(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Forward pre-hook: keep the arguments for the stubs, and remove the stored activations from the model's."""
+        self._arguments = kwargs
+        return args, {name: value for name, value in kwargs.items() if name not in self._names}
+
+    def release(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """Forward hook, also called after an error: the run is over."""
+        self._arguments = {}
 
 
 class _Stub(nn.Module):
-    """Stands in for a skipped module, without parameters.
+    """Returns stored activations in the place of a skipped module; it has no parameters.
 
-    A parent may read a skipped module's attributes, a dtype say: they are the original's, which is held in a tuple, so
-    that it is no part of the model.
+    A parent may read attributes of the skipped module, such as a dtype: they are forwarded. The skipped module is held
+    in a tuple, so that it is not registered as a part of the model.
     """
 
-    def __init__(self, original: nn.Module, output: _Output, places: Sequence[int], stand: Stand) -> None:
+    def __init__(self, original: nn.Module, output: _Output, places: Sequence[int], stored: _StoredActivations) -> None:
         super().__init__()
         self._original = (original,)
-        self._output, self._recorded, self._stand = output, list(places), stand
+        self._output, self._places, self._stored = output, places, stored
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -230,37 +280,38 @@ class _Stub(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_original"][0], name)
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> "_Stub":
-        # A copy of the model that learns in its place is given the same activations.
-        return self
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Stub":
+        # Without a copy of the skipped module, which nobody would use.
+        return _Stub(self._original[0], self._output, self._places, copy.deepcopy(self._stored, memo))
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
-        stand = self._stand
+        tensors = self._stored.tensors
         leaves = list(self._output.leaves)
-        recorded = dict(zip(self._recorded, stand.tensors, strict=True)) if self._recorded else {}
+        recorded = dict(zip(self._places, tensors, strict=True)) if self._places else {}
         for place, leaf in enumerate(leaves):
             if place in recorded:
                 leaves[place] = recorded[place]
             elif isinstance(leaf, Crossing):
-                # Nobody reads its values, but a parent may read its shape.
-                sizes = [stand.sizes[size] if isinstance(size, str) else size for size in leaf.shape]
-                leaves[place] = stand.tensors[0].new_zeros((), dtype=leaf.dtype).expand(sizes)
+                # Its values are not read, but a parent may read its shape.
+                sizes = self._stored.sizes
+                shape = [sizes[size] if isinstance(size, str) else size for size in leaf.shape]
+                leaves[place] = tensors[0].new_zeros((), dtype=leaf.dtype).expand(shape)
         return tree_unflatten(leaves, self._output.structure)
 
 
 class _ReachedError(Exception):
-    """The cut was reached: what lies behind it need not run."""
+    """The cut was reached; the groups after it need not run."""
 
 
 def _outputs(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, Any]:
-    """What each of the modules gives; without those that are not called."""
-    found: dict[str, Any] = {}
+    """Outputs of the modules, by name, without those that are not called."""
+    outputs: dict[str, Any] = {}
     calls: dict[str, int] = {}
     with ExitStack() as stack:
         for name in names:
 
             def keep(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-                found[name] = output
+                outputs[name] = output
                 calls[name] = calls.get(name, 0) + 1
 
             stack.callback(model.get_submodule(name).register_forward_hook(keep).remove)
@@ -268,14 +319,14 @@ def _outputs(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str
             model(**inputs)
     if repeated := [name for name, count in calls.items() if count > 1]:
         raise CannotCutError(f"{repeated[0]} runs more than once")
-    return found
+    return outputs
 
 
 def _form(name: str, output: Any, larger: Any, sizes: Mapping[str, int], larger_sizes: Mapping[str, int]) -> _Output:
     """The form of a module's output, from two batches of different sizes."""
     (leaves, structure), (others, other_structure) = tree_flatten(output), tree_flatten(larger)
     if structure != other_structure:
-        raise CannotCutError(f"the form of what {name} gives depends on the batch")
+        raise CannotCutError(f"the structure of the output of {name} depends on the batch")
     forms: list[Any] = []
     for leaf, other in zip(leaves, others, strict=True):
         if isinstance(leaf, Tensor):
@@ -284,7 +335,7 @@ def _form(name: str, output: Any, larger: Any, sizes: Mapping[str, int], larger_
         elif isinstance(leaf, int | float | str | bool | None) and leaf == other:
             forms.append(leaf)
         else:
-            raise CannotCutError(f"{name} gives a {type(leaf).__name__}, which cannot be stored")
+            raise CannotCutError(f"the output of {name} contains {type(leaf).__name__}, which cannot be stored")
     return _Output(structure, tuple(forms))
 
 
@@ -294,7 +345,7 @@ def _size(name: str, size: int, larger: int, sizes: Mapping[str, int], larger_si
     for kind in ("samples", "tokens"):
         if kind in sizes and (size, larger) == (sizes[kind], larger_sizes[kind]):
             return kind
-    raise CannotCutError(f"{name} gives tensors whose sizes are neither those of the batch nor fixed")
+    raise CannotCutError(f"the output of {name} has tensors whose sizes are neither fixed nor those of the batch")
 
 
 def _sizes(inputs: Inputs) -> dict[str, int]:

@@ -1,8 +1,8 @@
-"""A model's groups in depth order, read off a traced forward pass, and where the model may be cut.
+"""A model's groups in depth order, found by tracing a forward pass, and where the model may be cut.
 
-No table of architectures: the outermost repeated modules are the blocks, whatever they are called. Everything that
-runs before the first is `embeddings`, what runs between two (a downsampling layer) belongs to the later one, what
-runs after the last is `final`, and the layers that give the logits are the `head`.
+There is no table of architectures: the outermost repeated modules are the blocks, whatever their names are. Everything
+that runs before the first is `embeddings`, what runs between two (a downsampling layer) belongs to the later one, what
+runs after the last is `final`, and the layers that compute the logits are the `head`.
 """
 
 import itertools
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_transfer.config import mistake
+from hf_transfer.errors import user_error
+from hf_transfer.models.inference_tensors import replace_inference_tensors
 
 Inputs = Mapping[str, Tensor]
-# A list of blocks holds most of a backbone's weights; a list of two heads, say, does not.
+# A list of blocks holds at least this share of the backbone's weights; a list of two heads, for example, does not.
 SHARE_OF_BLOCKS = 0.5
 
 
@@ -27,9 +28,9 @@ class Group:
 
     Attributes:
         name: `embeddings`, a block's module name, `final` or `head`.
-        modules: names of the outermost modules that lie in this group whole.
+        modules: names of the outermost modules that belong completely to this group.
         parameters: names of its parameters, without those that never receive a gradient.
-        tower: image or text, in a model of both; empty where there is one tower, or what sees both.
+        tower: image or text, in a model of both; empty for a model of one tower, and for the head of both.
     """
 
     name: str
@@ -39,19 +40,19 @@ class Group:
 
     @property
     def is_block(self) -> bool:
-        """Whether it is one of the repeated modules, and not what stands before or behind them."""
+        """Whether it is one of the repeated modules, not what runs before or after them."""
         return self.name not in ("embeddings", "backbone", "final", "head")
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """The place behind a number of groups, and whether the model can be cut there.
+    """The place after a number of groups, and whether the model can be cut there.
 
     Attributes:
         module: the module whose output crosses the boundary.
-        legal: True if the output and the inputs of the model are all that later groups need from earlier ones.
+        legal: True if later groups need only this output and the inputs of the model.
         live: modules before the boundary that later groups use although no data flows through them (a shared
-            table of position biases); they must go on being computed.
+            table of position biases); they must still be computed.
         reason: why the boundary is illegal; empty if it is legal.
     """
 
@@ -63,7 +64,13 @@ class Boundary:
 
 @dataclass(frozen=True)
 class _Trace:
-    """Module names by the time their first call began; `end` has the time it ended."""
+    """The modules that were called.
+
+    Attributes:
+        begin: by name, when the first call began.
+        end: by name, when it ended.
+        fed_by_data: names of the modules whose inputs depend on the data.
+    """
 
     begin: dict[str, int]
     end: dict[str, int]
@@ -78,12 +85,12 @@ def trace_groups(model: nn.Module, inputs: Inputs) -> list[Group]:
         inputs: a small batch; it is run forward and backward once, in evaluation mode.
 
     Raises:
-        UserError: no last layer that gives the logits was found.
+        UserError: the model has no last layer that computes the logits.
     """
     trace, classes = _trace(model, inputs)
     blocks = _blocks(model, trace, classes)
     *others, last = _heads(model, trace, classes, after=trace.end[blocks[-1]] if blocks else -1)
-    # With as many classes as the backbone is wide, a pooler has the shape of a head.
+    # If there are as many classes as the backbone is wide, a pooler has the shape of a head.
     heads = [*(name for name in others if not _feeds(model, inputs, name, last)), last]
     names = ["embeddings", *blocks, "final", "head"] if blocks else ["backbone", "head"]
     home = {name: _home(name, blocks, heads, trace) for name, _ in model.named_modules()}
@@ -101,22 +108,23 @@ def trace_groups(model: nn.Module, inputs: Inputs) -> list[Group]:
 
 
 def check_boundary(model: nn.Module, groups: Sequence[Group], count: int, inputs: Inputs) -> Boundary:
-    """Whether the model may be cut behind its first `count` groups.
+    """Whether the model may be cut after its first `count` groups.
 
-    The test: with the boundary's output detached and only the groups before it open to gradients, no gradient may
-    reach the loss. What does reach it is either live (nothing flows into it but parameters) or makes the cut illegal.
+    The test: if the boundary's output is detached and only the groups before it require gradients, the loss may not
+    depend on them. A module on which it still depends is live if no data flows into it, and otherwise makes the cut
+    illegal.
     """
     skipped = {name for group in groups[:count] for name in group.modules}
     trace, _ = _trace(model, inputs)
     called = [name for name in skipped if name in trace.end and not _is_container(model, name)]
     if not called:
-        return Boundary("", False, (), "no module in front of this place is called")
-    # A shared table of biases may be called last, but what crosses the boundary is data.
-    fed = [name for name in called if name in trace.fed_by_data]
-    module = max(fed or called, key=lambda name: trace.end[name])
+        return Boundary("", False, (), "no module before this place is called")
+    # A shared table of biases may be called last, but the boundary is where the data comes out.
+    with_data = [name for name in called if name in trace.fed_by_data]
+    module = max(with_data or called, key=lambda name: trace.end[name])
     names = {name for group in groups[:count] for name in group.parameters}
     parameters = {name: value for name, value in model.named_parameters() if name in names}
-    with evaluating(model), only_open(model, names), _detached_output(model.get_submodule(module)):
+    with evaluating(model), requiring_gradients(model, names), _detached_output(model.get_submodule(module)):
         logits = model(**inputs).logits
         if not logits.requires_grad:
             return Boundary(module, True, (), "")
@@ -125,32 +133,32 @@ def check_boundary(model: nn.Module, groups: Sequence[Group], count: int, inputs
         {name.rpartition(".")[0] for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
     )
     if passing := [name for name in leaking if name in trace.fed_by_data]:
-        return Boundary(module, False, (), f"{', '.join(passing[:3])} reach past {module}")
+        return Boundary(module, False, (), f"later layers depend on {', '.join(passing[:3])} not only through {module}")
     return Boundary(module, True, tuple(leaking), "")
 
 
 def describe_frozen(model: nn.Module, groups: Sequence[Group], count: int, inputs: Inputs) -> str:
-    """A sentence on the first `count` groups, which never learn, and on whether the model can be cut behind them."""
+    """A sentence on the first `count` groups, which are never trained, and on whether the model can be cut there."""
     if count == 0:
         return f"All {len(groups)} groups learn, from {groups[0].name} to {groups[-1].name}."
     boundary = check_boundary(model, groups, count, inputs)
     frozen = f"{count} of {len(groups)} groups are frozen, from {groups[0].name} to {groups[count - 1].name}"
     if not boundary.legal:
         return f"{frozen}; the model cannot be cut there: {boundary.reason}."
-    live = f", while {', '.join(boundary.live)} stays live" if boundary.live else ""
-    return f"{frozen}; the model can be cut behind {boundary.module}{live}."
+    live = f", and {', '.join(boundary.live)} is still computed" if boundary.live else ""
+    return f"{frozen}; the model can be cut after {boundary.module}{live}."
 
 
 def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
-    """Run the model once; note when each module's first call begins and ends, and whether data flows into it."""
+    """Run the model once; returns the trace and the number of logits."""
     begin: dict[str, int] = {}
     end: dict[str, int] = {}
-    fed: set[str] = set()
+    fed_by_data: set[str] = set()
     clock = iter(range(10**9))
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        # Only what depends on the data requires a gradient.
-        stack.enter_context(only_open(model, set()))
+        # No parameter requires a gradient, so a tensor that does depends on the data.
+        stack.enter_context(requiring_gradients(model, set()))
         storages = {_storage(value) for value in inputs.values()}
         for name, module in model.named_modules():
             if isinstance(module, nn.Embedding):
@@ -158,9 +166,9 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
 
             def before(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
                 begin.setdefault(name, next(clock))
-                # Token ids carry no gradient; whoever gets them is fed all the same.
+                # Token ids are data, too, but integers have no gradient.
                 if any(tensor.requires_grad or _storage(tensor) in storages for tensor in _tensors((args, kwargs))):
-                    fed.add(name)
+                    fed_by_data.add(name)
 
             def after(*_: Any, name: str = name) -> None:
                 end.setdefault(name, next(clock))
@@ -173,13 +181,13 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
             for key, value in inputs.items()
         }
         logits = model(**data).logits
-    return _Trace(begin, end, frozenset(fed)), int(logits.shape[-1])
+    return _Trace(begin, end, frozenset(fed_by_data)), int(logits.shape[-1])
 
 
 def _data_from(storages: set[int]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """A hook that marks the vectors of an embedding as data if it looks up the inputs themselves, such as token ids.
+    """A hook for an embedding: its output requires a gradient if it looks up inputs, such as token ids.
 
-    Whole numbers carry no gradient, and positions come from no input.
+    Integers have no gradient that would show it. An embedding of positions looks up no input.
     """
 
     def mark(_: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -195,11 +203,11 @@ def _storage(tensor: Tensor) -> int:
 
 def _blocks(model: nn.Module, trace: _Trace, classes: int) -> list[str]:
     """Names of the outermost repeated modules, in the order of their calls; empty if nothing repeats."""
-    # Without the head and the vocabulary: thousands of classes or words must not outweigh a small backbone's blocks.
+    # Head and vocabulary do not count: thousands of classes or words would outweigh the blocks of a small backbone.
     head = _heads(model, trace, classes, after=-1)[0]
-    apart = [model.get_submodule(head), *(module for module in model.modules() if isinstance(module, nn.Embedding))]
-    outside = {parameter for module in apart for parameter in module.parameters()}
-    total = sum(parameter.numel() for parameter in model.parameters() if parameter not in outside)
+    not_counted = [model.get_submodule(head), *(layer for layer in model.modules() if isinstance(layer, nn.Embedding))]
+    excluded = {parameter for module in not_counted for parameter in module.parameters()}
+    total = sum(parameter.numel() for parameter in model.parameters() if parameter not in excluded)
     candidates = []
     for name, module in model.named_modules():
         units = _called_children(name, module, trace)
@@ -215,7 +223,7 @@ def _blocks(model: nn.Module, trace: _Trace, classes: int) -> list[str]:
 
 
 def _called_children(name: str, module: nn.Module, trace: _Trace) -> list[str]:
-    """Children that are called; a child that only holds others (a list in a list) stands for what it holds."""
+    """Children that are called; a child that is only a container (a list in a list) is replaced by its children."""
     units = []
     for child_name, child in module.named_children():
         full = f"{name}.{child_name}" if name else child_name
@@ -229,13 +237,14 @@ def _one_after_another(units: Sequence[str], trace: _Trace) -> bool:
 
 
 def _heads(model: nn.Module, trace: _Trace, classes: int, after: int) -> list[str]:
+    """Names of the linear layers with one output for each class that are called `after` a time; -1: the last one."""
     heads = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == classes and trace.begin.get(name, -1) > after
     ]
     if not heads:
-        raise mistake(
+        raise user_error(
             expected="a classifier that ends in a Linear layer with one output for each class",
             found=f"{type(model).__name__} without one",
             do="choose another --model_name_or_path",
@@ -245,19 +254,19 @@ def _heads(model: nn.Module, trace: _Trace, classes: int, after: int) -> list[st
 
 
 def _feeds(model: nn.Module, inputs: Inputs, layer: str, other: str) -> bool:
-    """Whether what one layer gives flows into another."""
-    found: list[bool] = []
+    """Whether the output of one layer flows into another."""
+    depends: list[bool] = []
 
     def look(_: nn.Module, args: Any, kwargs: Any) -> None:
-        found.append(any(tensor.requires_grad for tensor in _tensors((args, kwargs))))
+        depends.append(any(tensor.requires_grad for tensor in _tensors((args, kwargs))))
 
     names = {f"{layer}.{name}" for name, _ in model.get_submodule(layer).named_parameters()}
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        stack.enter_context(only_open(model, names))
+        stack.enter_context(requiring_gradients(model, names))
         stack.callback(model.get_submodule(other).register_forward_pre_hook(look, with_kwargs=True).remove)
         model(**inputs)
-    return any(found)
+    return any(depends)
 
 
 def _home(name: str, blocks: Sequence[str], heads: Sequence[str], trace: _Trace) -> str:
@@ -288,12 +297,12 @@ def _is_container(model: nn.Module, name: str) -> bool:
 
 
 def _reached_by_gradient(model: nn.Module, inputs: Inputs) -> set[str]:
-    """Names of the parameters that the loss depends on; a mask token, say, is used in pretraining alone.
+    """Names of the parameters that the loss depends on; a mask token, for example, is used in pretraining only.
 
     DistributedDataParallel would wait for the gradients of the others.
     """
     parameters = dict(model.named_parameters())
-    with evaluating(model), only_open(model, set(parameters)):
+    with evaluating(model), requiring_gradients(model, set(parameters)):
         logits = model(**inputs).logits
         gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
@@ -336,7 +345,7 @@ def _detached_output(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with every module's own mode restored; no dropout, no change of running statistics."""
+    """Evaluation mode: no dropout, no change of running statistics. Afterwards each module has its mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -347,8 +356,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def only_open(model: nn.Module, names: set[str]) -> Iterator[None]:
-    """Let exactly `names` require a gradient, for a while."""
+def requiring_gradients(model: nn.Module, names: set[str]) -> Iterator[None]:
+    """Let exactly the parameters `names` require a gradient, and restore what they required before."""
+    replace_inference_tensors(model)
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)

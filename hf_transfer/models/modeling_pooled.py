@@ -1,6 +1,6 @@
-"""A text classifier whose head sees the mean of all tokens, or the first one, whatever its backbone's own pooling is.
+"""A text classifier whose head reads the mean of all tokens, or the first token, whatever pooling its backbone has.
 
-This file lies beside the weights and needs torch and transformers alone:
+This file is saved with the weights and needs only torch and transformers:
 
     pipeline("text-classification", "path/to/this/folder", trust_remote_code=True)
 """
@@ -19,17 +19,17 @@ class PooledConfig(PretrainedConfig):
     """The configuration of a backbone, and how its tokens become one vector.
 
     Attributes:
-        text_config: the backbone's own configuration.
-        pooling: `mean` of the last hidden states of all tokens, or `cls`, the one of the first token.
-        classifier_dropout: dropout in front of the head.
+        text_config: configuration of the backbone.
+        pooling: `mean` of the last hidden states of all tokens, or `cls`: that of the first token.
+        classifier_dropout: dropout before the head.
     """
 
     model_type = "pooled_text_classifier"
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 - as transformers declares it
-    # What `save_pretrained` writes into `auto_map`, and why it copies this file.
+    # `save_pretrained` writes it into `auto_map`, and copies this file.
     _auto_class = "AutoConfig"
 
-    # Written out, not left to a dataclass: transformers of other years take it, too.
+    # Written out instead of a dataclass, so that other versions of transformers accept it, too.
     def __init__(
         self,
         text_config: PretrainedConfig | dict[str, Any] | None = None,
@@ -39,9 +39,9 @@ class PooledConfig(PretrainedConfig):
     ) -> None:
         if pooling not in ("mean", "cls"):
             raise ValueError(f"pooling is 'mean' or 'cls', not {pooling!r}")
-        # A copy: what follows sets its attention implementation back, which a model in use would notice.
+        # A copy: `super().__init__` resets its attention implementation, which would change a model in use.
         settings = text_config.to_dict() if isinstance(text_config, PretrainedConfig) else text_config or {}
-        # Without arguments transformers makes one, to know what is special about another.
+        # transformers makes a configuration without arguments, to compare others with its defaults.
         self.text_config = AutoConfig.for_model(**{"model_type": "bert", **settings})
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout
@@ -52,15 +52,15 @@ class PooledForSequenceClassification(PreTrainedModel):
     """A backbone without its own pooling, dropout, and a linear head.
 
     Args:
-        config: what to build.
-        backbone: loaded already, and of `config.text_config`; None makes one with fresh weights.
+        config: the architecture.
+        backbone: a loaded backbone of `config.text_config`; None makes one with fresh weights.
     """
 
     config_class = PooledConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
     _auto_class = "AutoModelForSequenceClassification"
-    # The rest of what `forward` is given goes to the backbone; no count of samples for a Trainer's loss is among it.
+    # transformers' Trainer would otherwise pass a number of samples for the loss, which the backbone does not take.
     accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -71,11 +71,11 @@ class PooledForSequenceClassification(PreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels or 0
         if backbone is None:
-            # In the precision that the whole model is made in, whatever the backbone's own configuration names.
+            # In the precision in which the whole model is made, whatever the backbone's configuration says.
             backbone = without_pooler(AutoModel.from_config, config.text_config, dtype=torch.get_default_dtype())
         self.backbone = backbone
         config.text_config = backbone.config
-        self._takes = frozenset(inspect.signature(backbone.forward).parameters)
+        self._input_names = frozenset(inspect.signature(backbone.forward).parameters)
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(backbone.config.hidden_size, self.num_labels)
@@ -98,11 +98,11 @@ class PooledForSequenceClassification(PreTrainedModel):
             input_ids: tokens [batch, length], padded on either side.
             attention_mask: 1 for a token, 0 for padding [batch, length]; None if nothing is padded.
             token_type_ids: which text of a pair [batch, length], for a backbone that takes it.
-            position_ids: places of the tokens [batch, length], for a backbone that takes them.
-            inputs_embeds: vectors in place of tokens [batch, length, width].
+            position_ids: positions of the tokens [batch, length], for a backbone that takes them.
+            inputs_embeds: vectors instead of tokens [batch, length, width].
             labels: classes, or numbers for a regression.
-            return_dict: False for a tuple, as transformers has it.
-            **kwargs: whatever else the backbone takes.
+            return_dict: False for a tuple; None: as the configuration says.
+            **kwargs: further arguments of the backbone.
         """
         given = {
             "input_ids": input_ids,
@@ -111,10 +111,10 @@ class PooledForSequenceClassification(PreTrainedModel):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        if "use_cache" in self._takes:
+        if "use_cache" in self._input_names:
             kwargs["use_cache"] = False
-        known = {name: value for name, value in given.items() if value is not None and name in self._takes}
-        output = self.backbone(**known, **kwargs)
+        inputs = {name: value for name, value in given.items() if value is not None and name in self._input_names}
+        output = self.backbone(**inputs, **kwargs)
         hidden = output[0]
         pooled = first_token(hidden, attention_mask) if self.config.pooling == "cls" else mean(hidden, attention_mask)
         logits = self.classifier(self.dropout(pooled))
@@ -127,20 +127,21 @@ class PooledForSequenceClassification(PreTrainedModel):
             hidden_states=getattr(output, "hidden_states", None),
             attentions=getattr(output, "attentions", None),
         )
-        named = self.config.return_dict if return_dict is None else return_dict
-        return result if named else result.to_tuple()
+        as_output = self.config.return_dict if return_dict is None else return_dict
+        return result if as_output else result.to_tuple()
 
 
-def without_pooler(make: Callable[..., Any], *names: Any, **settings: Any) -> Any:
-    """What `make` makes, a backbone, without a pooler that nobody would use; some have none to leave out."""
+def without_pooler(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call `make` so that it returns a backbone without its pooler, which would not be used."""
     try:
-        return make(*names, add_pooling_layer=False, **settings)
+        return make(*args, add_pooling_layer=False, **options)
     except TypeError:
-        return make(*names, **settings)
+        # This architecture has no pooler.
+        return make(*args, **options)
 
 
 def mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean over all tokens [batch, width] of [batch, length, width], added up in single precision."""
+    """The mean over all tokens [batch, width] of [batch, length, width], summed in single precision."""
     if mask is None:
         return hidden.float().mean(1).to(hidden.dtype)
     padding = (mask == 0)[:, :, None]
@@ -149,7 +150,7 @@ def mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def first_token(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """The first token that is no padding [batch, width], of [batch, length, width]."""
+    """The first token that is not padding [batch, width], of [batch, length, width]."""
     if mask is None:
         return hidden[:, 0]
     first = (mask != 0).int().argmax(1)

@@ -1,9 +1,9 @@
-"""Text classifiers with another pooling than their checkpoint's own, which transformers has no class for.
+"""Text classifiers with another pooling than that of their checkpoint, for which transformers has no class.
 
-They are saved with `modeling_pooled.py` beside their weights. Whatever such a folder holds, its copy of that file is
-never executed here: a folder of our model type is loaded by the class in this package.
+They are saved with `modeling_pooled.py` beside their weights. The copy of that file in such a folder is never executed
+here: a folder of our model type is loaded by the class in this package.
 
-Whether the mean of all tokens or the first one serves better depends on the checkpoint: Reimers & Gurevych,
+Whether the mean of all tokens or the first token is better depends on the checkpoint: Reimers & Gurevych,
 Sentence-BERT, EMNLP 2019, https://arxiv.org/abs/1908.10084
 """
 
@@ -17,65 +17,66 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from hf_transfer.config import mistake
+from hf_transfer.errors import user_error
 from hf_transfer.models.fusion import FusionConfig
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification, without_pooler
 
 Pooling = Literal["cls", "mean"]
-# The names that architectures have for the dropout in front of their own head.
+# Names, in the configurations of architectures, of the dropout before the head.
 DROPOUTS = ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "resid_pdrop")
 
 
 def read_config(path: str, *, revision: str = "main", **settings: Any) -> PretrainedConfig:
-    """The configuration of a checkpoint, of a model of ours or of transformers; no code of the checkpoint is run.
+    """The configuration of a checkpoint, of our model types or those of transformers; none of its code is run.
 
     Args:
         path: a folder or a Hub id.
         revision: branch, tag or commit on the Hub.
-        settings: what it is to say in place of what it says.
+        settings: values that replace those of the checkpoint.
     """
-    found, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-    for own in (PooledConfig, FusionConfig):
-        if found.get("model_type") == own.model_type:
-            return own.from_dict(found, name_or_path=path, **settings)
-    # Left open, transformers asks at a terminal whether to run it.
+    values, _ = PretrainedConfig.get_config_dict(path, revision=revision)
+    for our_config in (PooledConfig, FusionConfig):
+        if values.get("model_type") == our_config.model_type:
+            return our_config.from_dict(values, name_or_path=path, **settings)
+    # Without `trust_remote_code`, transformers would ask at a terminal whether to run the checkpoint's code.
     config: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False, **settings)
     return config
 
 
 def pooling_of(config: PretrainedConfig) -> Pooling | None:
-    """The pooling of a model of ours; None for the models of transformers, which have their own."""
+    """The pooling of our model type; None for the models of transformers, which have their own."""
     return config.pooling if isinstance(config, PooledConfig) else None
 
 
 def backbone_config(config: PretrainedConfig) -> PretrainedConfig:
-    """What a configuration says of the backbone: how many positions it has, say, and which tokenizer goes with it."""
+    """The configuration of the backbone, with its number of positions and its type of tokenizer."""
     return config.text_config if isinstance(config, PooledConfig) else config
 
 
 def check_pooling(name: str, config: PretrainedConfig, pooling: Pooling) -> None:
-    """Refuse a pooling that tells nothing about a text.
+    """Refuse a pooling that does not work with the model.
 
     Args:
-        name: the checkpoint, as the user calls it.
+        name: the checkpoint, as the user names it.
         config: its configuration.
-        pooling: what the head is to see.
+        pooling: the input of the head.
 
     Raises:
-        UserError: two stacks of layers, or the first token of a model that reads from left to right.
+        UserError: the model has an encoder and a decoder; or it reads from left to right, and the first token is asked
+            for.
     """
     backbone = backbone_config(config)
     kind = backbone.model_type
     if backbone.is_encoder_decoder:
-        raise mistake(
+        raise user_error(
             expected=f"for --pooling {pooling} a model with one stack of layers (BERT, RoBERTa, GPT-2, ...)",
             found=f"{name}, a {kind} model with an encoder and a decoder",
             do="use --pooling own",
         )
     if pooling == "cls" and _looks_back_only(backbone):
-        raise mistake(
+        raise user_error(
             expected="for --pooling cls a model whose first token sees the whole text (BERT, RoBERTa, ...)",
-            found=f"{name}, a {kind} model, in which a token sees those in front of it",
+            found=f"{name}, a {kind} model, in which a token sees only earlier tokens",
             do="use --pooling mean, or --pooling own, which takes the last token",
         )
 
@@ -83,16 +84,16 @@ def check_pooling(name: str, config: PretrainedConfig, pooling: Pooling) -> None
 def pooled_classifier(
     path: str, *, pooling: Pooling, labels: Mapping[str, Any], revision: str = "main", fresh_weights: bool = False
 ) -> tuple[PreTrainedModel, frozenset[str]]:
-    """A classifier with that pooling, in float32, and the names of its weights that the checkpoint lacks.
+    """A classifier with that pooling, in float32, and the names of its weights that the checkpoint does not have.
 
-    Weights that the checkpoint lacks are drawn from torch's global generator.
+    Missing weights are drawn from torch's global generator.
 
     Args:
-        path: a folder or a Hub id; of a model of ours, too, whatever its pooling.
-        pooling: what the head sees: the first token, or the mean of all.
-        labels: `id2label` and `label2id`.
+        path: a folder or a Hub id; also of our model type, with any pooling.
+        pooling: the input of the head: the first token, or the mean of all.
+        labels: the target's values for the model's configuration.
         revision: branch, tag or commit on the Hub.
-        fresh_weights: take the architecture only; no weights are read, and no names are returned.
+        fresh_weights: use only the architecture; no weights are read, and no names are returned.
     """
     config = read_config(path, revision=revision)
     if fresh_weights:
@@ -102,21 +103,21 @@ def pooled_classifier(
         "dtype": torch.float32,
         "ignore_mismatched_sizes": True,
         "output_loading_info": True,
-        # Pickles can run anything when they are read.
+        # Pickles can run any code when they are read.
         "use_safetensors": True,
         "trust_remote_code": False,
     }
     if isinstance(config, PooledConfig):
         loaded: Any = PooledForSequenceClassification.from_pretrained(path, pooling=pooling, **labels, **settings)
-        return loaded[0], _lacking(loaded[1])
-    backbone, found = without_pooler(AutoModel.from_pretrained, path, **settings)
+        return loaded[0], missing_weights(loaded[1])
+    backbone, info = without_pooler(AutoModel.from_pretrained, path, **settings)
     model = PooledForSequenceClassification(_pooled_config(backbone.config, pooling, labels, path), backbone)
     head = {f"classifier.{name}" for name, _ in model.classifier.named_parameters()}
-    return model, frozenset({f"backbone.{name}" for name in _lacking(found)} | head)
+    return model, frozenset({f"backbone.{name}" for name in missing_weights(info)} | head)
 
 
 def load_pooled(path: str, *, revision: str = "main") -> PreTrainedModel:
-    """A finished model of ours with its own head, in float32; the code beside its weights is not run.
+    """A finished model of our type with its own head, in float32; the code beside its weights is not run.
 
     Args:
         path: a folder or a Hub id.
@@ -130,7 +131,7 @@ def load_pooled(path: str, *, revision: str = "main") -> PreTrainedModel:
 
 def _pooled_config(config: PretrainedConfig, pooling: Pooling, labels: Mapping[str, Any], path: str) -> PooledConfig:
     backbone = backbone_config(config)
-    # It is saved whole: neither classes of an earlier task nor where it lay on this machine belong to it.
+    # All of it is saved: remove the classes of an earlier task, and the path on this machine.
     backbone.id2label = None
     backbone.num_labels = 2
     backbone.name_or_path = ""
@@ -140,12 +141,12 @@ def _pooled_config(config: PretrainedConfig, pooling: Pooling, labels: Mapping[s
 
 
 def _looks_back_only(config: PretrainedConfig) -> bool:
-    """Whether it was made to continue texts and not to fill gaps, or says so itself."""
+    """Whether a token sees only earlier tokens: a model made to continue texts, or configured as a decoder."""
     continues = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     fills = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return bool(getattr(config, "is_decoder", False)) or (continues and not fills)
 
 
-def _lacking(found: Mapping[str, Any]) -> frozenset[str]:
-    """Names of weights that are missing or of another shape."""
-    return frozenset(found["missing_keys"]) | {name for name, *_ in found["mismatched_keys"]}
+def missing_weights(loading_info: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the weights that are missing in a checkpoint, or have another shape there."""
+    return frozenset(loading_info["missing_keys"]) | {name for name, *_ in loading_info["mismatched_keys"]}

@@ -17,17 +17,17 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file
 
-from hf_transfer.config import RunConfig, mistake
 from hf_transfer.data import hub_access, samples
-from hf_transfer.data.inputs import ImageProcessor
-from hf_transfer.models.explained import explained, quietly
+from hf_transfer.errors import user_error
 from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group
+from hf_transfer.models.loading import loading_errors, quiet_loading
 from hf_transfer.models.pooling import (
     Pooling,
     backbone_config,
     check_pooling,
     load_pooled,
+    missing_weights,
     pooled_classifier,
     pooling_of,
     read_config,
@@ -35,12 +35,24 @@ from hf_transfer.models.pooling import (
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.towers import trace
 from hf_transfer.models.trust import refuse_other_files
+from hf_transfer.targets.classes import Classes
+from hf_transfer.targets.target import Target
 
 HEAD_STANDARD_DEVIATION = 0.02
 
 
+class ImageProcessor(Protocol):
+    """The part of a transformers image processor that we use."""
+
+    def __call__(self, images: Any, **kwargs: Any) -> Mapping[str, Any]:
+        """`pixel_values` of one or several images."""
+
+    def save_pretrained(self, save_directory: Path) -> object:
+        """Write `preprocessor_config.json`."""
+
+
 class AnyCheckpoint(Protocol):
-    """What a classifier is made of: one checkpoint, or one for each of its towers; see `Checkpoint`."""
+    """One checkpoint, or one for each tower of a classifier; see `Checkpoint`."""
 
     name: str
     path: str
@@ -50,37 +62,38 @@ class AnyCheckpoint(Protocol):
 
     @property
     def parts(self) -> "tuple[Checkpoint, ...]":
-        """The single checkpoints that it is made of."""
+        """The single checkpoints."""
 
-    def outline(self, label_names: Sequence[str], inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
+    def outline(self, target: Target, inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
         """See `Checkpoint.outline`."""
 
-    def classifier(self, label_names: Sequence[str], *, seed: int, fresh_weights: bool) -> PreTrainedModel:
+    def classifier(self, target: Target, *, seed: int, fresh_weights: bool) -> PreTrainedModel:
         """See `Checkpoint.classifier`."""
 
-    def describe_fresh(self, groups: Sequence[Group]) -> list[str]:
-        """See `Checkpoint.describe_fresh`."""
+    def describe_missing(self, groups: Sequence[Group]) -> list[str]:
+        """See `Checkpoint.describe_missing`."""
 
 
 class Checkpoint:
-    """A checkpoint that has been found and can do the task; no weights are read yet.
+    """A checkpoint that was found and suits the task; no weights are read yet.
 
     Args:
         name: a Hub id, a local folder, or sample:NAME.
         revision: branch, tag or commit on the Hub.
         task: one of `TASKS`.
-        pooling: what the head sees of a text: as the checkpoint has it, the first token, or the mean of all.
-        setting: the user names it in this one.
+        pooling: the input of a text classifier's head: the checkpoint's own pooling, the first token, or the mean of
+            all tokens.
+        setting: the setting in which the user names the checkpoint.
 
     Attributes:
         path: where it is loaded from.
-        commit: on the Hub, of which all its files are; None for a folder here.
-        commits: the same, by the setting that names it.
-        revision: what its files are asked for by: the commit, if it is known.
-        offline: the Hub must not be asked again.
+        commit: the commit on the Hub of all its files; None for a local folder.
+        commits: the same, by the setting that names the checkpoint.
+        revision: the revision of which files are requested: the commit, if it is known.
+        offline: the Hub did not answer, and is not asked again.
 
     Raises:
-        UserError: it does not exist, cannot be reached or read, or is no classifier of that kind.
+        UserError: it does not exist, cannot be reached or read, or cannot be loaded for the task.
     """
 
     def __init__(
@@ -89,15 +102,15 @@ class Checkpoint:
     ) -> None:  # fmt: skip
         self.name = name
         self.task, self._task = task, TASKS[task]
-        self._fresh: frozenset[str] = frozenset()
+        self._missing: frozenset[str] = frozenset()
         self.path, self.commit, self.offline = _locate(name, revision, setting)
         self.commits = {setting: self.commit}
         self.revision = self.commit or revision
-        with explained(name), hub_access.local_files_only(self.offline):
+        with loading_errors(name), hub_access.local_files_only(self.offline):
             self.config: PretrainedConfig = read_config(self.path, revision=self.revision)
         kind = backbone_config(self.config).model_type
         if kind not in self._task.model_types:
-            raise mistake(
+            raise user_error(
                 expected=self._task.expected,
                 found=f"{name}, a {kind} model",
                 do=self._task.advice.format(setting=setting),
@@ -106,7 +119,7 @@ class Checkpoint:
         if self._pooling is not None:
             check_pooling(name, self.config, self._pooling)
         if getattr(self.config, "num_channels", 3) != 3:
-            raise mistake(
+            raise user_error(
                 expected="a model that takes images of 3 channels",
                 found=f"{name} with {self.config.num_channels}",
                 do=f"choose another --{setting}",
@@ -114,21 +127,21 @@ class Checkpoint:
 
     @property
     def parts(self) -> "tuple[Checkpoint, ...]":
-        """What it is made of: itself."""
+        """The checkpoint itself."""
         return (self,)
 
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint, downloaded if need be; None if it has none of that name."""
-        with explained(self.name), hub_access.local_files_only(self.offline):
-            found = cached_file(
+        with loading_errors(self.name), hub_access.local_files_only(self.offline):
+            path = cached_file(
                 self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
             )  # fmt: skip
-        return Path(found) if found else None
+        return Path(path) if path else None
 
     def processor(self) -> ImageProcessor:
         """The checkpoint's own image processor: its size, interpolation, mean and standard deviation."""
-        with explained(self.name), hub_access.local_files_only(self.offline):
+        with loading_errors(self.name), hub_access.local_files_only(self.offline):
             # The same pixels with and without torchvision.
             processor: ImageProcessor = AutoImageProcessor.from_pretrained(
                 self.path, revision=self.revision, backend="pil", trust_remote_code=False
@@ -137,7 +150,7 @@ class Checkpoint:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's own tokenizer."""
-        with explained(self.name), hub_access.local_files_only(self.offline):
+        with loading_errors(self.name), hub_access.local_files_only(self.offline):
             refuse_other_files(self.name, get_tokenizer_config(self.path, revision=self.revision))
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.path, revision=self.revision, config=self._text_config, trust_remote_code=False
@@ -146,37 +159,37 @@ class Checkpoint:
 
     @property
     def _text_config(self) -> PretrainedConfig:
-        """What a configuration says of the part that reads texts."""
-        both = isinstance(self.config, FusionConfig) or self._task is TASKS["dual-encoder"]
-        config: PretrainedConfig = self.config.text_config if both else backbone_config(self.config)
+        """The configuration of the part that reads texts."""
+        has_towers = isinstance(self.config, FusionConfig) or self._task is TASKS["dual-encoder"]
+        config: PretrainedConfig = self.config.text_config if has_towers else backbone_config(self.config)
         return config
 
     @property
     def longest_input(self) -> int | None:
-        """How many tokens the model has positions for; None if its config does not say."""
+        """How many tokens a text may have, by the model's table of positions; None if its config does not say."""
         stated = getattr(self._text_config, "max_position_embeddings", None)
         if not stated or stated < 0:
             return None
-        model = _without_weights(lambda: self._from_config(["a", "b"]))
-        # RoBERTa and its kin count positions from behind the padding's: of 514 they have 512 for tokens.
+        model = _without_weights(lambda: self._from_config(Classes(("a", "b"))))
+        # RoBERTa and models like it number positions after the padding index: of 514 positions, 512 are for tokens.
         tables = (module for name, module in model.named_modules() if "position" in name)
         padding = (table.padding_idx for table in tables if isinstance(table, nn.Embedding))
         return int(stated) - max((index + 1 for index in padding if index is not None), default=0)
 
-    def outline(self, label_names: Sequence[str], inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
-        """The architecture without weights, which takes no time and no memory, and its groups.
+    def outline(self, target: Target, inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
+        """The architecture without weights, which takes little time and memory, and its groups.
 
         Args:
-            label_names: class names.
+            target: what is predicted.
             inputs: a small batch to trace the model with.
         """
-        return outlined(lambda: self._from_config(label_names), inputs)
+        return outlined(lambda: self._from_config(target), inputs)
 
-    def _from_config(self, label_names: Sequence[str]) -> PreTrainedModel:
-        with explained(self.name), hub_access.local_files_only(self.offline):
+    def _from_config(self, target: Target) -> PreTrainedModel:
+        with loading_errors(self.name), hub_access.local_files_only(self.offline):
             if self._pooling is not None:
-                return self._pooled(label_names, fresh_weights=True)[0]
-            config = read_config(self.path, revision=self.revision, **self._settings(label_names))
+                return self._pooled(target, fresh_weights=True)[0]
+            config = read_config(self.path, revision=self.revision, **self._settings(target))
             if isinstance(config, FusionConfig):
                 return FusionModel(config)
             model: PreTrainedModel = self._task.classifier.from_config(
@@ -184,63 +197,55 @@ class Checkpoint:
             )
         return model
 
-    def _pooled(self, label_names: Sequence[str], *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
+    def _pooled(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
         assert self._pooling is not None
         return pooled_classifier(
-            self.path, pooling=self._pooling, labels=labels_of(label_names), revision=self.revision,
+            self.path, pooling=self._pooling, labels=target.model_settings(), revision=self.revision,
             fresh_weights=fresh_weights,
         )  # fmt: skip
 
-    def _settings(self, label_names: Sequence[str]) -> dict[str, Any]:
-        """What the model's config is to say: its classes and, for texts, which token is padding."""
-        settings = labels_of(label_names)
+    def _settings(self, target: Target) -> dict[str, Any]:
+        """Values of the model's config for the target and, for texts, the padding token."""
+        settings = target.model_settings()
         if getattr(self.config, "pad_token_id", 0) is None and self._task is TASKS["text-classification"]:
             tokenizer = self.tokenizer()
-            found = tokenizer.pad_token_id if tokenizer.pad_token is not None else tokenizer.eos_token_id
-            settings["pad_token_id"] = found
+            has_padding = tokenizer.pad_token is not None
+            settings["pad_token_id"] = tokenizer.pad_token_id if has_padding else tokenizer.eos_token_id
         return settings
 
-    def classifier(self, label_names: Sequence[str], *, seed: int, fresh_weights: bool) -> PreTrainedModel:
-        """The backbone with an output for each label, in float32.
+    def classifier(self, target: Target, *, seed: int, fresh_weights: bool) -> PreTrainedModel:
+        """The backbone with a head for the target, in float32.
 
         Args:
-            label_names: class names, saved in the model's config.
-            seed: seed of every weight that is not read from the checkpoint.
-            fresh_weights: take the architecture only; no weights are read.
+            target: what is predicted; it is saved in the model's config.
+            seed: seed of all weights that are not read from the checkpoint.
+            fresh_weights: use only the architecture; no weights are read.
         """
-        with seeded(seed), explained(self.name), hub_access.local_files_only(self.offline), quietly():
+        with seeded(seed), loading_errors(self.name), hub_access.local_files_only(self.offline), quiet_loading():
             if fresh_weights:
-                return self._from_config(label_names)
+                return self._from_config(target)
             model: PreTrainedModel
             if self._pooling is not None:
-                model, self._fresh = self._pooled(label_names, fresh_weights=False)
+                model, self._missing = self._pooled(target, fresh_weights=False)
                 return model
-            model, found = self._task.classifier.from_pretrained(
+            model, info = self._task.classifier.from_pretrained(
                 self.path, revision=self.revision, dtype=torch.float32, ignore_mismatched_sizes=True,
-                output_loading_info=True, use_safetensors=True, trust_remote_code=False, **self._settings(label_names),
+                output_loading_info=True, use_safetensors=True, trust_remote_code=False, **self._settings(target),
             )  # fmt: skip
-        self._fresh = frozenset(found["missing_keys"]) | {name for name, *_ in found["mismatched_keys"]}
+        self._missing = missing_weights(info)
         return model
 
-    def describe_fresh(self, groups: Sequence[Group]) -> list[str]:
-        """A sentence on what the checkpoint lacks behind the blocks, other than the head: a norm or a pooler, say.
+    def describe_missing(self, groups: Sequence[Group]) -> list[str]:
+        """A sentence on missing weights between the blocks and the head, such as those of a norm or a pooler.
 
         Raises:
-            UserError: it lacks weights of the backbone itself, which would be random without a word.
+            UserError: weights of the backbone itself are missing, and would be random.
         """
-        return fresh_in_words(self.name, groups, self._fresh)
+        return describe_missing_weights(self.name, groups, self._missing)
 
-    def finished_classifier(self, label_names: Sequence[str] | None = None) -> PreTrainedModel:
-        """The model with its own head, for evaluation.
-
-        Args:
-            label_names: the classes it must have, in their order; None takes any.
-
-        Raises:
-            UserError: its classes are not those of the data.
-        """
-        self.class_names(label_names)
-        with explained(self.name), hub_access.local_files_only(self.offline):
+    def finished_classifier(self) -> PreTrainedModel:
+        """The model with its own head, for evaluation and prediction."""
+        with loading_errors(self.name), hub_access.local_files_only(self.offline):
             if pooling_of(self.config) is not None:
                 return load_pooled(self.path, revision=self.revision)
             model: PreTrainedModel = self._task.classifier.from_pretrained(
@@ -248,60 +253,47 @@ class Checkpoint:
             )
         return model
 
-    def class_names(self, label_names: Sequence[str] | None = None) -> list[str]:
-        """The classes of a finished model.
 
-        Args:
-            label_names: the classes it must have, in their order; None takes any.
-
-        Raises:
-            UserError: its classes are others.
-        """
-        own = [str(name) for _, name in sorted((self.config.id2label or {}).items())]
-        if label_names is not None and own != list(label_names):
-            raise mistake(
-                expected=f"a model with the classes of the data set, in their order: {', '.join(label_names[:5])}, ...",
-                found=f"{self.name} with {', '.join(own[:5])}, ...",
-                do="name the folder OUT/model of a run on this data set, or train first (without --evaluate_only)",
-            )
-        return own
-
-
-def fresh_in_words(name: str, groups: Sequence[Group], fresh: Set[str]) -> list[str]:
-    """See `Checkpoint.describe_fresh`."""
-    lacking = [parameter for group in groups[:-1] for parameter in group.parameters if parameter in fresh]
+def describe_missing_weights(name: str, groups: Sequence[Group], missing: Set[str]) -> list[str]:
+    """See `Checkpoint.describe_missing`."""
+    without_head = [parameter for group in groups[:-1] for parameter in group.parameters if parameter in missing]
     backbone = {parameter for group in groups[:-1] if group.name != "final" for parameter in group.parameters}
-    if holes := [parameter for parameter in lacking if parameter in backbone]:
-        raise mistake(
-            expected=f"in {name} all weights of its backbone, in the shapes that its config.json says",
-            found=f"{len(holes)} missing or of another shape: {', '.join(holes[:3])}, ...",
+    if in_backbone := [parameter for parameter in without_head if parameter in backbone]:
+        raise user_error(
+            expected=f"in {name} all weights of its backbone, in the shapes of its config.json",
+            found=f"{len(in_backbone)} missing or of another shape: {', '.join(in_backbone[:3])}, ...",
             do="use a complete checkpoint of this architecture, or --strategy scratch",
         )
-    return [f"Not in the checkpoint, and drawn anew: {', '.join(lacking)}."] if lacking else []
+    names = ", ".join(without_head)
+    return [f"Not in the checkpoint, and initialised randomly: {names}."] if without_head else []
 
 
 def load_classifier(
-    checkpoint: AnyCheckpoint, label_names: Sequence[str], config: RunConfig, inputs: dict[str, Tensor],
-    *, fresh_weights: bool,
+    checkpoint: AnyCheckpoint, target: Target, inputs: dict[str, Tensor], *, seed: int, fresh_weights: bool,
+    gradient_checkpointing: bool = False,
 ) -> tuple[PreTrainedModel, list[Group]]:  # fmt: skip
-    """A classifier with a new head, and its groups in depth order.
+    """A model with a new head, and its groups in depth order.
 
     Args:
-        checkpoint: what to start from.
-        label_names: class names.
-        config: seed and memory settings.
+        checkpoint: the pretrained model.
+        target: what is predicted.
         inputs: a small batch to trace the model with.
-        fresh_weights: train from scratch.
+        seed: seed of the head.
+        fresh_weights: use only the architecture of the checkpoint.
+        gradient_checkpointing: recompute activations in the backward pass.
+
+    Raises:
+        UserError: the checkpoint is not complete, or the model does not support gradient checkpointing.
     """
-    model = checkpoint.classifier(label_names, seed=config.seed, fresh_weights=fresh_weights)
+    model = checkpoint.classifier(target, seed=seed, fresh_weights=fresh_weights)
     groups = trace(model, inputs)
-    checkpoint.describe_fresh(groups)
+    checkpoint.describe_missing(groups)
     if not isinstance(model, FusionModel):
         # A checkpoint with as many classes as the data would otherwise keep its old head.
-        renew_head(model, groups[-1], config.seed)
-    if config.gradient_checkpointing:
+        renew_head(model, groups[-1], seed)
+    if gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
-            raise mistake(
+            raise user_error(
                 expected="a model that supports --gradient_checkpointing",
                 found=f"{type(model).__name__}, which does not",
                 do="leave the flag out, or lower --per_device_train_batch_size",
@@ -310,25 +302,15 @@ def load_classifier(
     return model, groups
 
 
-def labels_of(label_names: Sequence[str]) -> dict[str, Any]:
-    """What a model's config says of its classes."""
-    return {
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {name: number for number, name in enumerate(label_names)},
-        # A checkpoint of another kind of task would lend the pipeline its sigmoid.
-        "problem_type": "single_label_classification",
-    }
-
-
 def outlined(make: Callable[[], PreTrainedModel], inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
-    """What `make` makes, if it can be without weights, and its groups; see `Checkpoint.outline`."""
-    # Without the mask: masks are made by looking at its values, and on this device there are none.
-    main = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
+    """The model that `make` returns, without weights if possible, and its groups; see `Checkpoint.outline`."""
+    # Without the mask: models read its values, and tensors on the meta device have none.
+    meta_inputs = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
     model = _without_weights(make)
     try:
-        return model, trace(model, main)
+        return model, trace(model, meta_inputs)
     except (RuntimeError, NotImplementedError):
-        # Some look at the values of their inputs: these need real, if random, weights.
+        # Some models read the values of their inputs: they need real weights, which may be random.
         model = make()
         return model, trace(model, inputs)
 
@@ -339,7 +321,7 @@ def _without_weights(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 
 def renew_head(model: nn.Module, head: Group, seed: int) -> None:
-    """Draw the head's weights from N(0, 0.02²) with `seed`; biases become 0."""
+    """Draw the head's weights from N(0, 0.02²) with `seed`, and set its biases to 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name in head.modules:
@@ -351,31 +333,31 @@ def renew_head(model: nn.Module, head: Group, seed: int) -> None:
 
 
 def _locate(name: str, revision: str, setting: str) -> tuple[str, str | None, bool]:
-    """Where to load from, which commit of it, and whether the Hub must not be asked again."""
+    """Where to load from, the commit on the Hub, and whether the Hub did not answer."""
     if samples.is_sample(name):
         return str(samples.backbone_folder(name)), None, False
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise mistake(
+            raise user_error(
                 expected=f"a saved model with a config.json in {path}",
                 found="a folder without one",
                 do="name the folder that holds config.json and model.safetensors",
             )
         return str(path), None, False
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise mistake(
-            expected="a model: a folder here, a Hub id, or sample:NAME",
+        raise user_error(
+            expected="a model: a local folder, a Hub id, or sample:NAME",
             found=f"no folder {path}",
             do=f"correct --{setting}",
         )
-    found = hub_access.ask_hub(name, kind="model", revision=revision)
-    return name, hub_access.commit_of(name, revision, found), found is None
+    answer = hub_access.ask_hub(name, kind="model", revision=revision)
+    return name, hub_access.commit_of(name, revision, answer), answer is None
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from torch's global generator with `seed`, and leave the generator as it was."""
+    """Seed torch's global generators, and restore their states afterwards."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""What a model can be for, and which models transformers has for it."""
+"""The tasks of models, and which models transformers has for each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from hf_transfer.models.fusion import FusionConfig, FusionModel
 
 @dataclass(frozen=True)
 class Task:
-    """What a checkpoint is loaded as.
+    """How a checkpoint is loaded for a task.
 
     Attributes:
         classifier: the class that loads it.
-        model_types: which of them it can load.
-        expected: what they are, in words.
-        advice: what to do about another.
+        model_types: the types of models that it can load.
+        expected: these models in words, for error messages.
+        advice: what to do if the model is of another type; {setting} is the setting that names the model.
     """
 
     classifier: Any
@@ -52,7 +52,7 @@ TASKS = {
     "image-text-classification": Task(
         FusionModel,
         {FusionConfig.model_type: FusionModel},
-        "a classifier of images with texts that recipes/multimodal.py has made",
+        "a classifier of images with texts, trained by recipes/multimodal.py",
         "name the folder OUT/model of a run in --{setting}",
     ),
 }

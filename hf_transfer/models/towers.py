@@ -1,4 +1,4 @@
-"""Two pretrained backbones, or the two halves of a dual encoder, become the towers of one classifier."""
+"""A classifier of two towers: two pretrained backbones, or the two halves of a dual encoder."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_transfer.models.fusion import FusionConfig, FusionModel, as_places, pooled
+from hf_transfer.models.fusion import FusionConfig, FusionModel, as_sequence, pooled
 from hf_transfer.models.groups import Group, Inputs, trace_groups
 
+# Names of the inputs that only one tower reads.
 INPUTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
 
 
@@ -20,10 +21,10 @@ class Tower:
     """A pretrained backbone, and how its outputs become one vector.
 
     Attributes:
-        backbone: loaded, in float32.
+        backbone: the model, in float32.
         pooling: see `FusionConfig.image_pooling`.
-        projection: what a dual encoder projects its vectors with, into the space that both halves share
-            [width of the space, width of the vectors]; None if there is none.
+        projection: weight of a dual encoder's projection into the space that both halves share [width of the space,
+            width of the vectors]; None: the backbone has no projection.
     """
 
     backbone: PreTrainedModel
@@ -31,36 +32,36 @@ class Tower:
     projection: Tensor | None = None
 
 
-def image_pooling_of(backbone: PreTrainedModel, lacking: frozenset[str]) -> str:
-    """The backbone's own pooling; where the checkpoint lacks its weights, the first token, if that is its purpose.
+def image_pooling_of(backbone: PreTrainedModel, missing: frozenset[str]) -> str:
+    """The backbone's own pooling; if the checkpoint has no weights for it, the class token, or else the mean.
 
     Args:
         backbone: an image backbone.
-        lacking: names of its weights that the checkpoint does not have.
+        missing: names of its weights that the checkpoint does not have.
     """
-    if getattr(backbone, "pooler", None) is not None and not any(name.startswith("pooler.") for name in lacking):
+    if getattr(backbone, "pooler", None) is not None and not any(name.startswith("pooler.") for name in missing):
         return "pooler"
     return "first" if any("cls_token" in name for name, _ in backbone.named_parameters()) else "mean"
 
 
 def fuse(image: Tower, text: Tower, *, image_size: int, labels: Mapping[str, Any], **settings: Any) -> FusionModel:
-    """A classifier of two towers; its own layers are drawn from torch's global generator.
+    """A classifier of two towers; the weights of its new layers are drawn from torch's global generator.
 
-    The projections of a dual encoder are taken over, so that both vectors lie in the space that it was trained for.
+    The projections of a dual encoder are kept, so that both vectors are in the space that it was trained for.
 
     Args:
         image: the tower for images.
         text: the tower for texts.
-        image_size: height and width of the images that the tower takes.
-        labels: `id2label` and `label2id`.
-        **settings: what else `FusionConfig` takes.
+        image_size: height and width of the tower's images.
+        labels: the target's values for the model's configuration.
+        **settings: further arguments of `FusionConfig`.
     """
     image_width = _width(image, image_size)
     text_width = int(text.backbone.config.hidden_size)
     widths = [len(tower.projection) for tower in (image, text) if tower.projection is not None]
     config = FusionConfig(
-        _named_nowhere(image.backbone.config),
-        _named_nowhere(text.backbone.config),
+        _without_task(image.backbone.config),
+        _without_task(text.backbone.config),
         image_width=image_width,
         text_width=text_width,
         image_pooling=image.pooling,
@@ -76,25 +77,26 @@ def fuse(image: Tower, text: Tower, *, image_size: int, labels: Mapping[str, Any
     return model
 
 
-class Alone(nn.Module):
-    """A classifier of images alone, or of texts alone, of the same modules under the same names.
+class SingleTower(nn.Module):
+    """The part of a classifier that reads only images, or only texts: the same modules, under the same names.
 
     Args:
-        model: what it is a part of.
+        model: the whole classifier.
         tower: image or text.
     """
 
     def __init__(self, model: FusionModel, tower: str) -> None:
         super().__init__()
+        # In a tuple, so that it is not registered as a part of this model.
         self._model, self._logits = (model,), f"{tower}_logits"
         for name in (f"{tower}_tower", f"{tower}_projection", f"{tower}_norm", f"{tower}_classifier"):
             self.add_module(name, model.get_submodule(name))
 
     def forward(self, **inputs: Tensor) -> Any:
         """See `FusionModel`; `logits` are those of the tower alone."""
-        found = self._model[0](**inputs)
-        found["logits"] = found[self._logits]
-        return found
+        output = self._model[0](**inputs)
+        output["logits"] = output[self._logits]
+        return output
 
 
 def trace(model: nn.Module, inputs: Inputs) -> list[Group]:
@@ -108,7 +110,7 @@ def trace(model: nn.Module, inputs: Inputs) -> list[Group]:
 
 
 def trace_towers(model: FusionModel, inputs: Inputs) -> list[Group]:
-    """The groups of both towers in depth order, image first, then the head: all that is new.
+    """The groups of both towers in depth order, image first, then the head: all layers that are not pretrained.
 
     Args:
         model: a classifier of two towers.
@@ -116,9 +118,9 @@ def trace_towers(model: FusionModel, inputs: Inputs) -> list[Group]:
     """
     groups: list[Group] = []
     for tower, names in INPUTS.items():
-        own = {name: inputs[name] for name in names if name in inputs}
-        groups += [replace(group, tower=tower) for group in trace_groups(Alone(model, tower), own)[:-1]]
-    # A tower's projection goes with what is behind both: it is as new as the head.
+        tower_inputs = {name: inputs[name] for name in names if name in inputs}
+        groups += [replace(group, tower=tower) for group in trace_groups(SingleTower(model, tower), tower_inputs)[:-1]]
+    # The projections belong to the head: they are new, too.
     new = [name for name, _ in model.named_children() if not name.endswith("_tower")]
     groups = [_without(group, new) for group in groups]
     head = [name for name, _ in model.named_parameters() if name.split(".")[0] in new]
@@ -129,17 +131,17 @@ def trace_towers(model: FusionModel, inputs: Inputs) -> list[Group]:
 
 
 def towers_of(groups: Sequence[Group]) -> list[str]:
-    """The towers whose groups these are, in their order; one without a name if the model has but one."""
+    """The names of the towers, in order; an empty name if the model has only one tower."""
     return list(dict.fromkeys(group.tower for group in groups if group.tower)) or [""]
 
 
 def groups_of(tower: str, groups: Sequence[Group]) -> list[Group]:
-    """Those of a tower, in depth order, with the head, which is behind all of them."""
+    """The groups of a tower in depth order, and the head."""
     return [group for group in groups if group.tower in (tower, "")]
 
 
 def renew_tower(model: nn.Module, tower: str) -> None:
-    """Give a tower fresh weights, from torch's global generator."""
+    """Give a tower fresh weights, drawn from torch's global generator."""
     assert isinstance(model, FusionModel)
     name = f"{tower}_tower"
     config: Any = deepcopy(model.config)
@@ -148,7 +150,7 @@ def renew_tower(model: nn.Module, tower: str) -> None:
 
 
 def _without(group: Group, new: Sequence[str]) -> Group:
-    """The group without modules of our own."""
+    """The group without the new modules."""
     return replace(
         group,
         modules=tuple(name for name in group.modules if name.split(".")[0] not in new),
@@ -161,11 +163,11 @@ def _width(tower: Tower, size: int) -> int:
     tower.backbone.train(False)
     with torch.no_grad():
         output = tower.backbone(pixel_values=pixels)
-    return pooled(tower.pooling, output, as_places(output.last_hidden_state), None).shape[1]
+    return pooled(tower.pooling, output, as_sequence(output.last_hidden_state), None).shape[1]
 
 
-def _named_nowhere(config: PretrainedConfig) -> PretrainedConfig:
-    """Without what an earlier task has left: it is saved whole."""
+def _without_task(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration without classes of an earlier task and without its path: all of it is saved."""
     config.id2label = None
     config.num_labels = 2
     config.name_or_path = ""

@@ -1,6 +1,6 @@
-"""Strategies that leave the pretrained weights alone and learn small adapters beside them, with peft.
+"""Strategies that keep the pretrained weights and learn small adapters beside them, with peft.
 
-Which layers get an adapter is read off the model, and which kinds of layers a method can adapt is found by asking
+The layers that get an adapter are found in the traced model. Whether a method can adapt a kind of layer is tested with
 peft itself: a layer of the same kind is adapted, run forward and backward, merged, and compared.
 """
 
@@ -19,29 +19,29 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
-from hf_transfer.config import UserError, mistake
+from hf_transfer.errors import UserError, user_error
 from hf_transfer.models.groups import Group
 from hf_transfer.models.pretrained import seeded
 from hf_transfer.models.towers import trace
-from hf_transfer.strategies.adapter_files import quietly
+from hf_transfer.strategies.adapter_files import quiet_peft
 from hf_transfer.strategies.freezing import Stage, top_blocks
 
-# What peft's model for text classification saves besides: every module whose name ends so.
+# Endings of the names of modules that peft's model for text classification saves by itself.
 SAVED_FOR_TEXT = ("classifier", "score")
-# peft can attach these to a layer, but they are not what their name says without more than an adapter.
-UNFIT = {
-    "ADALORA": "it must be told the number of steps, and prunes ranks from within the training loop",
+# peft can attach these methods to a layer, but they need more than that, or are no adapters.
+UNSUITABLE = {
+    "ADALORA": "it needs the number of steps, and the training loop must call it to prune ranks",
     "LN_TUNING": "it copies whole layers; use --strategy bitfit for the norms and biases",
-    "OSF": "it decomposes the whole weight, and learns as much as full fine-tuning",
+    "OSF": "it decomposes the whole weight, and trains as many parameters as full fine-tuning",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Adapters(ABC):
-    """What all methods share.
+    """Base class of all methods.
 
     Attributes:
-        layers: how many blocks carry adapters, counted from the head; None for all.
+        layers: how many blocks get adapters, counted from the head; None for all.
     """
 
     layers: int | None = None
@@ -52,20 +52,20 @@ class _Adapters(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The method's own settings, under peft's names."""
+        """The settings of the method, under peft's names."""
 
     def check(self, model: nn.Module, groups: Sequence[Group]) -> None:
-        """Refuse a model that has fewer blocks, or no layer that the method can adapt; weights are not looked at.
+        """Refuse a model that has too few blocks, or no layer that the method can adapt; weights are not read.
 
         Raises:
-            UserError: it is such a model.
+            UserError: the model is refused.
         """
         self._targets(model, groups)
 
     def prepare(
         self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int
     ) -> tuple[nn.Module, list[Group]]:
-        """The model with adapters in its blocks and its head made ready to be saved with them; and its groups.
+        """The model with adapters in its blocks, whose head is saved with them, and its groups.
 
         Args:
             model: a classifier; its layers are replaced in place.
@@ -74,23 +74,23 @@ class _Adapters(ABC):
             seed: seed of the adapters' weights.
 
         Raises:
-            UserError: the model has fewer blocks, or the method can adapt none of their layers.
+            UserError: the model has too few blocks, or the method can adapt none of their layers.
         """
         targets = self._targets(model, groups)
         if tower := groups[0].tower:
-            # The other one may have adapters of another kind. The whole is saved as one model, they are worked into.
+            # The other tower may have another kind of adapters. They are merged before the model is saved.
             name = f"{tower}_tower"
             config = self.config([target.removeprefix(f"{name}.") for target in targets])
-            with _put_in(self, model, seed):
+            with _adapter_errors(self, model, seed):
                 model.set_submodule(name, get_peft_model(model.get_submodule(name), config))
                 return model, trace(model, inputs)
-        saved = _saved_modules(model, groups)
+        saved = _modules_to_save(model, groups)
         config = self.config(targets)
         if "input_ids" in inputs:
             config.task_type = TaskType.SEQ_CLS
-            saved = [name for name in saved if not _saved_for_text(name)]
+            saved = [name for name in saved if not _is_saved_for_text(name)]
         config.modules_to_save = saved
-        with _put_in(self, model, seed):
+        with _adapter_errors(self, model, seed):
             adapted: nn.Module = get_peft_model(model, config)
             return adapted, trace(adapted, inputs)
 
@@ -112,11 +112,11 @@ class _Adapters(ABC):
 
     def _targets(self, model: nn.Module, groups: Sequence[Group]) -> list[str]:
         """Names of the layers that get an adapter."""
-        layers = _layers(model, _carriers(groups, self.layers))
-        # What decides stands in a layer's repr: its class and all its sizes.
+        layers = _layers(model, _adapted_groups(groups, self.layers))
+        # The repr of a layer has all that matters: its class and its sizes.
         kinds = {repr(layer): layer for layer in layers.values()}
-        can_adapt = {kind: _adapts(self, layer) for kind, layer in kinds.items()}
-        targets = [name for name, layer in layers.items() if can_adapt[repr(layer)]]
+        adaptable = {kind for kind, layer in kinds.items() if _can_adapt(self, layer)}
+        targets = [name for name, layer in layers.items() if repr(layer) in adaptable]
         if not targets:
             raise _nothing_to_adapt(self, kinds)
         return targets
@@ -124,7 +124,7 @@ class _Adapters(ABC):
 
 @dataclass(frozen=True)
 class LowRankAdaptation(_Adapters):
-    """LoRA: each layer's weight gets a product of two thin matrices beside it, W + (alpha / rank) B A, with B = 0.
+    """LoRA: a product of two thin matrices is added to each layer's weight, W + (alpha / rank) B A; B starts at 0.
 
     Reference: Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang and Chen, "LoRA: Low-Rank Adaptation of Large Language
     Models", ICLR 2022, https://arxiv.org/abs/2106.09685.
@@ -132,7 +132,7 @@ class LowRankAdaptation(_Adapters):
     Attributes:
         rank: rows of A and columns of B.
         alpha: scale of the product, divided by the rank; None for twice the rank.
-        dropout: share of the adapter's inputs that are dropped in training.
+        dropout: probability of dropout of the adapter's inputs.
     """
 
     rank: int = 8
@@ -146,29 +146,29 @@ class LowRankAdaptation(_Adapters):
 
     @property
     def scale(self) -> float:
-        """Alpha, or what stands for it."""
+        """Alpha, or its default."""
         return 2 * self.rank if self.alpha is None else self.alpha
 
 
 @dataclass(frozen=True)
 class WeightDecomposedAdaptation(LowRankAdaptation):
-    """DoRA: LoRA changes the direction of each weight vector, and a magnitude of its own learns beside it.
+    """DoRA: LoRA changes only the direction of each weight vector; its magnitude is learned separately.
 
     Reference: Liu, Wang, Yin, Molchanov, Wang, Cheng and Chen, "DoRA: Weight-Decomposed Low-Rank Adaptation",
     ICML 2024, https://arxiv.org/abs/2402.09353.
     """
 
     def settings(self) -> dict[str, Any]:
-        """Those of LoRA."""
+        """The settings of LoRA with `use_dora`."""
         return super().settings() | {"use_dora": True}
 
 
 @dataclass(frozen=True)
 class InfusedAdapters(_Adapters):
-    """(IA)³: each layer's outputs are scaled, one learned factor for each output, from 1 on.
+    """(IA)³: each output of a layer is multiplied by a learned factor, which starts at 1.
 
-    Few numbers that all start at 1 must move by tenths to matter: the paper trains them at 3e-3, six times our rate
-    for LoRA.
+    There are few factors, and each must change by tenths to have an effect: the paper trains them at 3e-3, six times
+    our rate for LoRA.
 
     Reference: Liu, Tam, Muqeeth, Mohta, Huang, Bansal and Raffel, "Few-Shot Parameter-Efficient Fine-Tuning is Better
     and Cheaper than In-Context Learning", NeurIPS 2022, https://arxiv.org/abs/2205.05638.
@@ -178,13 +178,13 @@ class InfusedAdapters(_Adapters):
     peft_type = "IA3"
 
     def settings(self) -> dict[str, Any]:
-        """Outputs are scaled in every layer; peft would scale inputs of those in its table of architectures."""
+        """Outputs are scaled in every layer; by default peft scales the inputs of layers in its own table."""
         return {"feedforward_modules": []}
 
 
 @dataclass(frozen=True)
 class KroneckerAdaptation(LowRankAdaptation):
-    """LoKr: each layer's weight gets a Kronecker product of two small matrices beside it.
+    """LoKr: to each layer's weight a Kronecker product of two small matrices is added.
 
     Reference: Yeh, Hsieh, Gao, Yang, Oh and Gong, "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning
     to Model Evaluation", ICLR 2024, https://arxiv.org/abs/2309.14859.
@@ -193,9 +193,10 @@ class KroneckerAdaptation(LowRankAdaptation):
     peft_type = "LOKR"
 
     def settings(self) -> dict[str, Any]:
-        """Rank, alpha and dropout, which here leaves out rows of the product.
+        """Rank, alpha and dropout, which here drops rows of the product.
 
-        Not whole adapters at a time, as peft also can: several processes would wait for gradients that never come.
+        Not peft's `module_dropout`, which drops whole adapters: with several processes, DDP would wait for their
+        gradients.
         """
         return {"r": self.rank, "alpha": self.scale, "rank_dropout": self.dropout}
 
@@ -209,45 +210,45 @@ class OtherAdapters(LowRankAdaptation):
 
     Attributes:
         peft_type: peft's name of the method.
-        rank: as for LoRA, where the method has one.
-        alpha: as for LoRA, where the method has one.
-        dropout: where the method has it.
+        rank: as for LoRA, if the method has a rank.
+        alpha: as for LoRA, if the method has an alpha.
+        dropout: as for LoRA, if the method has dropout.
     """
 
     peft_type: str = "LOHA"  # type: ignore[misc]
 
     def settings(self) -> dict[str, Any]:
-        """What the method has of rank, alpha and dropout, by the names that peft gives them."""
+        """Those of rank, alpha and dropout that the method has, under peft's names."""
         known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)])}
-        own = self.peft_type.lower()
-        # OFT takes the rank or the size of its blocks.
+        prefix = self.peft_type.lower()
+        # OFT takes either the rank or the size of its blocks.
         values: dict[str, Any] = {"r": self.rank, "oft_block_size": 0, "feedforward_modules": []}
-        values |= dict.fromkeys(("alpha", f"{own}_alpha", "lora_alpha"), self.scale)
-        values |= dict.fromkeys((f"{own}_dropout", "rank_dropout", "lora_dropout"), self.dropout)
-        # These two would start as noise beside each weight.
+        values |= dict.fromkeys(("alpha", f"{prefix}_alpha", "lora_alpha"), self.scale)
+        values |= dict.fromkeys((f"{prefix}_dropout", "rank_dropout", "lora_dropout"), self.dropout)
+        # By default these two start with random adapters, which change the pretrained outputs.
         if self.peft_type in ("FOURIERFT", "C3A"):
             values["init_weights"] = True
         return {name: value for name, value in values.items() if name in known}
 
 
 @contextmanager
-def _put_in(strategy: _Adapters, model: nn.Module, seed: int) -> Iterator[None]:
-    """Adapters are drawn with a seed, and a model that does not run with them is refused."""
+def _adapter_errors(strategy: _Adapters, model: nn.Module, seed: int) -> Iterator[None]:
+    """Seed the weights of adapters, and refuse a model that does not run with them."""
     try:
-        with seeded(seed), quietly():
+        with seeded(seed), quiet_peft():
             yield
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        # MobileNetV2 reads its layers' strides, which peft's have not. Setting them would help us, but not who
-        # loads the adapter with peft alone.
-        raise mistake(
-            expected=f"a model that runs with the layers that {strategy.peft_type} puts in place of its own",
+        # MobileNetV2 reads the strides of its layers, which peft's layers do not have. If we set them, the adapter
+        # still could not be loaded with peft alone.
+        raise user_error(
+            expected=f"a model that runs with the layers by which {strategy.peft_type} replaces its own",
             found=f"{type(model).__name__}: {error}",
             do="use another kind of adapter, or --strategy partial or full",
         ) from error
 
 
-def _carriers(groups: Sequence[Group], layers: int | None) -> list[Group]:
-    """The groups that carry adapters: the top blocks, or the whole backbone where nothing repeats."""
+def _adapted_groups(groups: Sequence[Group], layers: int | None) -> list[Group]:
+    """The groups that get adapters: the top blocks, or the whole backbone if it has no repeated blocks."""
     if layers is not None:
         return top_blocks(
             groups, layers, setting="adapter_layers", fewer="lower it, or leave it out for all",
@@ -258,7 +259,7 @@ def _carriers(groups: Sequence[Group], layers: int | None) -> list[Group]:
 
 
 def _layers(model: nn.Module, groups: Sequence[Group]) -> dict[str, nn.Module]:
-    """The linear layers and convolutions of some groups, by name; those that no gradient reaches are left out."""
+    """The linear layers and convolutions of some groups, by name, without those that receive no gradient."""
     return {
         name: layer
         for group in groups
@@ -268,22 +269,22 @@ def _layers(model: nn.Module, groups: Sequence[Group]) -> dict[str, nn.Module]:
     }
 
 
-def _saved_modules(model: nn.Module, groups: Sequence[Group]) -> list[str]:
-    """What is stored whole beside the adapter: the head, and the dense layers between the last block and it.
+def _modules_to_save(model: nn.Module, groups: Sequence[Group]) -> list[str]:
+    """Modules that are saved whole with the adapter: the head, and the dense layers between the last block and it.
 
-    Such a layer (a pooler, the inner layer of a two-layer head) may be missing in the checkpoint, and a second
-    loading of the base would draw it anew.
+    Such a layer (a pooler, the inner layer of a two-layer head) may be missing in the checkpoint: whenever the base
+    model is loaded, its weights are random.
     """
     dense = _layers(model, [group for group in groups if group.name == "final"])
     return [*groups[-1].modules, *(name for name, layer in dense.items() if isinstance(layer, nn.Linear))]
 
 
-def _saved_for_text(name: str) -> bool:
+def _is_saved_for_text(name: str) -> bool:
     return any(part.endswith(SAVED_FOR_TEXT) for part in name.split("."))
 
 
-class _Alone(nn.Module):
-    """A model of one layer."""
+class _OneLayer(nn.Module):
+    """A model of one layer, for tests of adapters."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -294,19 +295,19 @@ class _Alone(nn.Module):
         return output
 
 
-def _adapts(strategy: _Adapters, layer: nn.Module) -> bool:
+def _can_adapt(strategy: _Adapters, layer: nn.Module) -> bool:
     """Whether a method can adapt a layer: forward, backward, and merged into the weights to the same outputs."""
-    if strategy.peft_type in UNFIT:
+    if strategy.peft_type in UNSUITABLE:
         return False
     generator = torch.Generator().manual_seed(0)
     # The layer may be an outline without weights.
-    model = _Alone(deepcopy(layer).float().to_empty(device="cpu"))
+    model = _OneLayer(deepcopy(layer).float().to_empty(device="cpu"))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     batch = _batch(layer, generator)
     try:
-        with seeded(0), quietly():
+        with seeded(0), quiet_peft():
             expected = model(batch)
             adapted = get_peft_model(model, strategy.config(["layer"])).eval()
             with torch.no_grad():
@@ -317,12 +318,13 @@ def _adapts(strategy: _Adapters, layer: nn.Module) -> bool:
             output = adapted(batch)
             output.square().sum().backward()
             again = adapted.merge_and_unload()(batch)
-    except Exception:  # peft says no in a dozen ways, from TypeError to an index out of range
+    except Exception:  # peft refuses layers with many kinds of errors, from TypeError to IndexError
         return False
     return output.shape == expected.shape and torch.allclose(again, output, rtol=1e-3, atol=1e-3)
 
 
 def _batch(layer: nn.Module, generator: torch.Generator) -> Tensor:
+    """Random inputs of a layer."""
     if isinstance(layer, _ConvNd):
         sides = [5 + step * size for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
         return torch.randn(2, layer.in_channels, *sides, generator=generator)
@@ -332,7 +334,7 @@ def _batch(layer: nn.Module, generator: torch.Generator) -> Tensor:
 
 
 def _nothing_to_adapt(strategy: _Adapters, kinds: Mapping[str, nn.Module]) -> UserError:
-    """What the method would need, what the model has, and what can be attached to it."""
+    """The error that names the layers that the method can adapt, those of the model, and methods that suit them."""
     method = strategy.peft_type
     with seeded(0):
         examples = {
@@ -341,18 +343,18 @@ def _nothing_to_adapt(strategy: _Adapters, kinds: Mapping[str, nn.Module]) -> Us
             "convolutions": nn.Conv2d(64, 64, 3, padding=1),
             "depthwise convolutions": nn.Conv2d(64, 64, 3, padding=1, groups=64),
         }
-    possible = [words for words, example in examples.items() if _adapts(strategy, example)]
+    possible = [words for words, example in examples.items() if _can_adapt(strategy, example)]
     others = [
         other.value
         for other in PeftType
-        if any(_adapts(OtherAdapters(peft_type=other.value), layer) for layer in kinds.values())
+        if any(_can_adapt(OtherAdapters(peft_type=other.value), layer) for layer in kinds.values())
     ]
-    unfit = f"{method}: {UNFIT[method]}" if method in UNFIT else method
-    return mistake(
+    reason = f"{method}: {UNSUITABLE[method]}" if method in UNSUITABLE else method
+    return user_error(
         expected=f"layers that {method} can adapt: {', '.join(possible)}"
         if possible
-        else "a method of peft that adapts single layers, and needs nothing else",
-        found=f"in this model {'; '.join(list(kinds)[:4]) or 'none'}" if possible else unfit,
+        else "a method of peft that adapts single layers and needs nothing else",
+        found=f"in this model {'; '.join(list(kinds)[:4]) or 'none'}" if possible else reason,
         do=f"use --strategy adapter with --peft_type {', '.join(others)}"
         if others
         else "use --strategy linear_probe, partial or full",

@@ -1,15 +1,15 @@
-"""Which strategy the settings name, and the model made ready for it."""
+"""The strategy that the settings name, and the model prepared for it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from hf_transfer.config import RunConfig, TextConfig, mistake
-from hf_transfer.config_multimodal import MultimodalConfig
+from hf_transfer.errors import user_error
 from hf_transfer.models.groups import Group, describe_frozen
 from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
 from hf_transfer.models.towers import groups_of, towers_of
+from hf_transfer.settings.strategy import PairStrategySettings, StrategySettings
 from hf_transfer.strategies.adapter_files import adapter_of
 from hf_transfer.strategies.adapters import (
     InfusedAdapters,
@@ -30,47 +30,50 @@ from hf_transfer.strategies.freezing import (
     Strategy,
     frozen_towers,
 )
-
-# Measured, as README says: with 160 texts of a class it gained, with eight it did not.
-OWN_RDROP_ALPHA = {"full": 1.0}
+from hf_transfer.targets.target import Target
 
 
-def choose_strategy(config: RunConfig) -> Strategy:
-    """The strategy that the settings name, for all or for each tower."""
-    if isinstance(config, MultimodalConfig):
-        return EachTower({tower: _strategy(name, config) for tower, name in config.by_tower().items()})
-    return _strategy(config.strategy, config)
+def choose_strategy(settings: StrategySettings, *, larger_head: bool = False) -> Strategy:
+    """The strategy that the settings name, for the whole model or for each tower.
+
+    Args:
+        settings: the name, and the settings of single strategies.
+        larger_head: see `FullFineTuning.larger_head`.
+    """
+    if isinstance(settings, PairStrategySettings):
+        return EachTower({tower: _strategy(name, settings, False) for tower, name in settings.by_tower().items()})
+    return _strategy(settings.strategy, settings, larger_head)
 
 
-def _strategy(name: str, config: RunConfig) -> Strategy:
-    rank, alpha, dropout = config.adapter_rank, config.adapter_alpha, config.adapter_dropout
-    layers = config.adapter_layers
+def _strategy(name: str, settings: StrategySettings, larger_head: bool) -> Strategy:
+    rank, alpha, dropout = settings.adapter_rank, settings.adapter_alpha, settings.adapter_dropout
+    layers = settings.adapter_layers
     strategies: dict[str, Strategy] = {
         "linear_probe": LinearProbe(),
-        "partial": PartialFineTuning(layers=config.trainable_layers),
+        "partial": PartialFineTuning(layers=settings.trainable_layers),
         "gradual": GradualUnfreezing(),
         "lp_ft": LinearProbeThenFineTuning(),
-        "full": FullFineTuning(larger_head=isinstance(config, TextConfig)),
+        "full": FullFineTuning(larger_head=larger_head),
         "scratch": FromScratch(),
         "bitfit": BiasTuning(),
         "lora": LowRankAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
         "dora": WeightDecomposedAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
         "ia3": InfusedAdapters(layers=layers),
         "lokr": KroneckerAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
-        "adapter": OtherAdapters(peft_type=config.peft_type, rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "adapter": OtherAdapters(peft_type=settings.peft_type, rank=rank, alpha=alpha, dropout=dropout, layers=layers),
     }
     return strategies[name]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model that is ready to be trained as a strategy has it.
+    """A model that is ready to be trained with a strategy.
 
     Attributes:
-        model: a classifier with a new head, and with adapters if the strategy puts some in.
+        model: a classifier with a new head, and with adapters if the strategy adds them.
         groups: its groups in depth order.
-        frozen: those of each tower that never learn, counted from the input; "" stands for the only one.
-        notes: sentences on what is frozen, and on what the checkpoint lacked.
+        frozen: for each tower, the groups that never learn, counted from the input; the key is "" for a single tower.
+        notes: sentences on what is frozen, and on weights that the checkpoint does not have.
     """
 
     model: nn.Module
@@ -80,78 +83,111 @@ class Prepared:
 
     @property
     def frozen_blocks(self) -> bool:
-        """Whether whole blocks, of the tower for images if there are two, never learn, so that storing pays."""
+        """Whether whole blocks never learn, so that it can pay to store their outputs; of two towers, in the first."""
         first = self.frozen[towers_of(self.groups)[0]]
         return any(group.is_block or group.name == "backbone" for group in first)
 
 
-def prepare_model(
-    checkpoint: AnyCheckpoint, strategy: Strategy, label_names: Sequence[str], config: RunConfig,
-    inputs: dict[str, Tensor],
-) -> Prepared:  # fmt: skip
-    """Load the backbone, give it a new head, and make it ready for the strategy.
+@dataclass(frozen=True)
+class NewModel:
+    """A pretrained model with a new head, before it is prepared for a strategy.
+
+    Attributes:
+        model: a classifier.
+        groups: its groups in depth order.
+        notes: sentences on weights that the checkpoint does not have.
+    """
+
+    model: nn.Module
+    groups: list[Group]
+    notes: list[str]
+
+
+def load_model(
+    checkpoint: AnyCheckpoint, strategy: Strategy, target: Target, inputs: dict[str, Tensor], *, seed: int,
+    feature_layers: Sequence[int] = (), gradient_checkpointing: bool = False,
+) -> NewModel:  # fmt: skip
+    """Load the backbone and give it a new head, if the strategy suits it.
 
     Args:
-        checkpoint: what to start from.
+        checkpoint: the pretrained model.
         strategy: what learns, and when.
-        label_names: class names.
-        config: settings.
+        target: what is predicted.
         inputs: a small batch to trace the model with.
+        seed: seed of the head.
+        feature_layers: numbers of blocks, from 1, that the model must have.
+        gradient_checkpointing: recompute activations in the backward pass.
 
     Raises:
-        UserError: before weights are read: the model has fewer blocks than named, or no layer that adapters can
-            attach to; later: the checkpoint is not complete.
+        UserError: before weights are read: the model has too few blocks, or no layer that can have adapters; later:
+            the checkpoint is not complete.
     """
     if any(adapter_of(part) for part in checkpoint.parts):
-        raise mistake(
+        raise user_error(
             expected="a whole model to start from",
             found=f"an adapter in {checkpoint.name}",
             do="name its base model, or the model of a run with --merge_adapter",
         )
-    outline, groups = checkpoint.outline(label_names, inputs)
+    outline, groups = checkpoint.outline(target, inputs)
     strategy.check(outline, groups)
-    blocks = sum(group.is_block for group in groups)
-    if max(config.feature_layers, default=0) > blocks:
-        raise mistake(
-            expected=f"--feature_layers from 1 to {blocks}, the blocks of this model",
-            found=" ".join(map(str, config.feature_layers)),
-            do="leave out what is above",
-        )
-    model, groups = load_classifier(checkpoint, label_names, config, inputs, fresh_weights=strategy.fresh_weights)
-    fresh = checkpoint.describe_fresh(groups)
-    prepared, groups = strategy.prepare(model, groups, inputs, config.seed)
-    stages = strategy.stages(groups, config.num_train_epochs)
-    if config.cache_frozen == "on" and not any(any(frozen_towers(groups, [stage]).values()) for stage in stages):
-        raise mistake(
+    _refuse_missing_layers(feature_layers, groups)
+    model, groups = load_classifier(
+        checkpoint, target, inputs, seed=seed, fresh_weights=strategy.fresh_weights,
+        gradient_checkpointing=gradient_checkpointing,
+    )  # fmt: skip
+    return NewModel(model, groups, checkpoint.describe_missing(groups))
+
+
+def prepare_model(
+    loaded: NewModel,
+    strategy: Strategy,
+    inputs: dict[str, Tensor],
+    *,
+    seed: int,
+    epochs: int,
+    cache_frozen: str = "auto",
+) -> Prepared:
+    """Prepare a model for a strategy: add adapters, and find the groups that never learn.
+
+    Args:
+        loaded: a model with a new head; it is changed.
+        strategy: what learns, and when.
+        inputs: a small batch to trace the model with.
+        seed: seed of the weights that are added.
+        epochs: length of the training.
+        cache_frozen: `on` requires frozen groups.
+
+    Raises:
+        UserError: `cache_frozen` is on, and no group is frozen in any stage.
+    """
+    model, groups = strategy.prepare(loaded.model, loaded.groups, inputs, seed)
+    stages = strategy.stages(groups, epochs)
+    if cache_frozen == "on" and not any(any(frozen_towers(groups, [stage]).values()) for stage in stages):
+        raise user_error(
             expected="with --cache_frozen on a strategy that leaves the first layers frozen",
-            found=f"--strategy {config.strategy}, with which every layer learns",
+            found="a strategy with which every layer learns",
             do="use --strategy partial, linear_probe or adapters with --adapter_layers, or --cache_frozen auto",
         )
     frozen = frozen_towers(groups, stages)
-    said = [
-        f"{tower.capitalize()}{': ' if tower else ''}"
-        f"{describe_frozen(prepared, groups_of(tower, groups), len(found), inputs)}"
-        for tower, found in frozen.items()
-    ]
-    if alpha := rdrop_alpha(config, prepared):
-        said.append(f"R-Drop: a step looks at each text twice (--rdrop_alpha {alpha:g}).")
-    return Prepared(prepared, groups, frozen, [*said, *fresh])
+    return Prepared(model, groups, frozen, [*_describe(model, groups, frozen, inputs), *loaded.notes])
 
 
-def rdrop_alpha(config: RunConfig, model: nn.Module) -> float:
-    """The weight of R-Drop: as set, and else that of the strategy, which asks for none of a model without dropout.
-
-    Raises:
-        UserError: it is set, and the model has no dropout.
-    """
-    if not isinstance(config, TextConfig):
-        return 0.0
-    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    if config.rdrop_alpha and not drops:
-        raise mistake(
-            expected="for --rdrop_alpha a model with dropout, of which two draws can be compared",
-            found=f"none in {config.model_name_or_path}",
-            do="leave --rdrop_alpha out",
+def _refuse_missing_layers(layers: Sequence[int], groups: Sequence[Group]) -> None:
+    blocks = sum(group.is_block for group in groups)
+    if max(layers, default=0) > blocks:
+        raise user_error(
+            expected=f"--feature_layers from 1 to {blocks}, the blocks of this model",
+            found=" ".join(map(str, layers)),
+            do="leave out higher numbers",
         )
-    own = OWN_RDROP_ALPHA.get(config.strategy, 0.0)
-    return config.rdrop_alpha if config.rdrop_alpha is not None else own * drops
+
+
+def _describe(
+    model: nn.Module, groups: list[Group], frozen: Mapping[str, list[Group]], inputs: dict[str, Tensor]
+) -> list[str]:
+    """A sentence for each tower on what is frozen in it."""
+    return [
+        f"{tower.capitalize()}{': ' if tower else ''}"
+        f"{describe_frozen(model, groups_of(tower, groups), len(prefix), inputs)}"
+        for tower, prefix in frozen.items()
+    ]

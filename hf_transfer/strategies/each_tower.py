@@ -1,4 +1,4 @@
-"""A strategy for each tower of a classifier of images and texts, and what is made of both."""
+"""A strategy for each tower of a classifier of images with texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from hf_transfer.strategies.freezing import Stage, Strategy
 
 @dataclass(frozen=True)
 class EachTower:
-    """Each tower learns as its own strategy has it; the head, which is all that is new, learns always.
+    """Each tower has its own strategy; the head, which has all new layers, always learns.
 
-    A strategy that would solve its head trains it here: it has more layers than one. A tower whose stages are over
-    stays in its last one until the other's are over, too.
+    The head has several layers, so a strategy that would solve it trains it here. If the stages of one tower end before
+    those of the other, it stays in its last stage.
 
     Attributes:
         towers: image and text, each with its strategy.
-        head_learning_rate: peak rate of the head if the user names none.
+        head_learning_rate: peak rate of the head, if the settings give none.
     """
 
     towers: Mapping[str, Strategy]
@@ -28,12 +28,12 @@ class EachTower:
 
     @property
     def fresh_weights(self) -> bool:
-        """Whether no weights are read at all."""
+        """Whether both towers start from fresh weights."""
         return all(strategy.fresh_weights for strategy in self.towers.values())
 
     @property
     def learning_rate(self) -> float:
-        """That of the tower that learns more slowly: what suits it harms the other less than the other way round."""
+        """The lower of both rates: too low a rate harms a tower less than too high a rate."""
         return min(strategy.learning_rate for strategy in self.towers.values())
 
     def check(self, model: nn.Module, groups: Sequence[Group]) -> None:
@@ -44,7 +44,7 @@ class EachTower:
     def prepare(
         self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int
     ) -> tuple[nn.Module, list[Group]]:
-        """See `Strategy.prepare`; a tower that starts anew, beside one that does not, gets its fresh weights here."""
+        """See `Strategy.prepare`; if only one tower starts from fresh weights, it gets them here."""
         for tower, strategy in self.towers.items():
             if strategy.fresh_weights and not self.fresh_weights:
                 with seeded(seed):
@@ -53,24 +53,24 @@ class EachTower:
         return model, trace(model, inputs)
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
-        """The stages of both towers at once: a new one begins wherever one of them begins a new one."""
-        plans = [strategy.stages(groups_of(tower, groups), epochs) for tower, strategy in self.towers.items()]
-        found: list[Stage] = []
+        """The stages of both towers together: a new stage begins whenever a new one begins in either tower."""
+        by_tower = [strategy.stages(groups_of(tower, groups), epochs) for tower, strategy in self.towers.items()]
+        stages: list[Stage] = []
         start = 0
-        for end in sorted({end for plan in plans for end in _ends(plan)}):
-            learns = frozenset[str]().union(*(_at(plan, start).trainable for plan in plans))
-            # A stage that changes nothing is none.
-            begun = found.pop().epochs if found and found[-1].trainable == learns else 0
-            found.append(Stage(learns, begun + end - start))
+        for end in sorted({end for tower_stages in by_tower for end in _ends(tower_stages)}):
+            learns = frozenset[str]().union(*(_at(tower_stages, start).trainable for tower_stages in by_tower))
+            # If the parameters do not change, the stage before goes on.
+            epochs_before = stages.pop().epochs if stages and stages[-1].trainable == learns else 0
+            stages.append(Stage(learns, epochs_before + end - start))
             start = end
-        return found
+        return stages
 
 
 def _ends(stages: Sequence[Stage]) -> list[int]:
-    """The epochs behind which stages end."""
+    """The number of epochs after which each stage ends."""
     return [sum(stage.epochs for stage in stages[: number + 1]) for number in range(len(stages))]
 
 
 def _at(stages: Sequence[Stage], epoch: int) -> Stage:
-    """The stage of an epoch; the last one, behind the end."""
+    """The stage of an epoch; after the last stage, the last one."""
     return next((stage for stage, end in zip(stages, _ends(stages), strict=True) if epoch < end), stages[-1])

@@ -1,7 +1,7 @@
 """Strategies that choose among the model's own parameters, and how freezing is done.
 
-A strategy is a pure answer to "what learns, and when?". Everything else is derived from it: the parameter groups
-of the optimizer, the counts in the report, and how much of the model is frozen.
+A strategy only says what learns, and when. Everything else is derived from it: the parameter groups of the optimizer,
+the counts in the report, and how much of the model is frozen.
 """
 
 import math
@@ -14,20 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_transfer.config import mistake
+from hf_transfer.errors import user_error
 from hf_transfer.models.groups import Group
+from hf_transfer.models.inference_tensors import replace_inference_tensors
 from hf_transfer.models.towers import groups_of, towers_of
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training in which one set of parameters learns.
+    """A part of training in which one set of parameters learns.
 
     Attributes:
         trainable: names of the parameters that learn.
         epochs: length of the stage.
-        solved: the head alone learns, which is a convex problem: solve it, instead of so many epochs, where the model
-            ends in one Linear layer.
+        solved: only the head learns, which is a convex problem: a solver replaces the epochs if the model ends in one
+            Linear layer.
     """
 
     trainable: frozenset[str]
@@ -44,42 +45,42 @@ class Strategy(Protocol):
 
     @property
     def learning_rate(self) -> float:
-        """Peak learning rate if the user names none."""
+        """Peak learning rate, if the settings give none."""
 
     @property
     def head_learning_rate(self) -> float | None:
-        """That of the head alone, if the user names none; None: as all else."""
+        """Peak learning rate of the head, if the settings give none; None: the same as that of other layers."""
 
     def check(self, model: nn.Module, groups: Sequence[Group]) -> None:
-        """Refuse a model that cannot be trained so; it may be an outline without weights.
+        """Refuse a model that the strategy does not suit; the model may be an outline without weights.
 
         Raises:
-            UserError: it has too few blocks, or no layer that adapters can attach to.
+            UserError: it has too few blocks, or no layer that can have adapters.
         """
 
     def prepare(
         self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int
     ) -> tuple[nn.Module, list[Group]]:
-        """The model that is trained, and its groups: adapters are put in here.
+        """Add adapters or fresh weights; returns the model that is trained, and its groups.
 
         Args:
             model: a classifier with a new head.
             groups: its groups in depth order.
-            inputs: a small batch to trace what comes out with.
-            seed: seed of whatever is added.
+            inputs: a small batch to trace the result with.
+            seed: seed of the weights that are added.
         """
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """The stages of a training of `epochs` epochs, for groups in depth order."""
 
 
-class _OwnParameters(ABC):
+class _NothingAdded(ABC):
     """A strategy that adds nothing to the model."""
 
     head_learning_rate: ClassVar[float | None] = None
 
     def check(self, model: nn.Module, groups: Sequence[Group]) -> None:  # noqa: ARG002
-        """See `Strategy.check`: a pure answer shows what is wrong."""
+        """See `Strategy.check`: making the stages raises the error."""
         self.stages(groups, 1)
 
     @abstractmethod
@@ -98,8 +99,8 @@ class _OwnParameters(ABC):
 
 
 @dataclass(frozen=True)
-class LinearProbe(_OwnParameters):
-    """Only the head learns, on what the frozen backbone makes of the input.
+class LinearProbe(_NothingAdded):
+    """Only the head learns, on the outputs of the frozen backbone.
 
     Reference: Alain and Bengio, "Understanding intermediate layers using linear classifier probes", ICLR workshop
     2017, https://arxiv.org/abs/1610.01644.
@@ -114,8 +115,8 @@ class LinearProbe(_OwnParameters):
 
 
 @dataclass(frozen=True)
-class PartialFineTuning(_OwnParameters):
-    """The top blocks learn, with the final norm and the head; what lies below stays as it was pretrained.
+class PartialFineTuning(_NothingAdded):
+    """The top blocks, the final norm and the head learn; the layers below stay as they were pretrained.
 
     Reference: Yosinski, Clune, Bengio and Lipson, "How transferable are features in deep neural networks?",
     NeurIPS 2014, https://arxiv.org/abs/1411.1792.
@@ -129,7 +130,7 @@ class PartialFineTuning(_OwnParameters):
     learning_rate: float = 3e-4
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
-        """One stage: the top `layers` blocks and what follows them.
+        """One stage: the top `layers` blocks and the layers after them.
 
         Raises:
             UserError: the model has fewer blocks.
@@ -142,11 +143,11 @@ class PartialFineTuning(_OwnParameters):
 
 
 @dataclass(frozen=True)
-class GradualUnfreezing(_OwnParameters):
-    """The head learns first; then, from the top, one more block in each epoch; in the end all of it.
+class GradualUnfreezing(_NothingAdded):
+    """The head learns first; then, from the top, one more block in each epoch; at the end the whole model.
 
-    Where there are fewer epochs than blocks, several are opened at a time. The paper also lets lower blocks learn at
-    a lower rate, each at 1/2.6 of the one above: `--layer_lr_decay 0.385`.
+    With fewer epochs than blocks, several blocks are unfrozen at a time. The paper also gives lower blocks a lower
+    learning rate, each 1/2.6 of that of the block above: `--layer_lr_decay 0.385`.
 
     Reference: Howard and Ruder, "Universal language model fine-tuning for text classification", ACL 2018,
     https://arxiv.org/abs/1801.06146.
@@ -156,24 +157,24 @@ class GradualUnfreezing(_OwnParameters):
     learning_rate: float = 3e-4
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
-        """A stage for each opening: of one epoch, the last of what remains."""
-        # What follows the blocks, a norm or a pooler, goes with the head.
+        """A stage for each unfreezing, of one epoch; the last stage has the remaining epochs."""
+        # The layers after the blocks, a norm or a pooler, are unfrozen with the head.
         top = next((number for number, group in enumerate(groups) if group.name in ("final", "head")), len(groups) - 1)
-        openings = top + 1
-        count = min(openings, epochs)
+        steps = top + 1
+        count = min(steps, epochs)
         stages = []
         for number in range(1, count + 1):
-            opened = math.ceil(openings * number / count)
+            unfrozen = math.ceil(steps * number / count)
             length = 1 if number < count else epochs - count + 1
-            stages.append(Stage(_parameters(groups[openings - opened :]), length))
+            stages.append(Stage(_parameters(groups[steps - unfrozen :]), length))
         return stages
 
 
 @dataclass(frozen=True)
-class LinearProbeThenFineTuning(_OwnParameters):
-    """The head is solved on the frozen backbone; from there all of it learns.
+class LinearProbeThenFineTuning(_NothingAdded):
+    """The head is solved on the frozen backbone; after that the whole model learns.
 
-    A random head would first distort the features that it then has to use.
+    A random head would at first distort the pretrained features.
 
     Reference: Kumar, Raghunathan, Jones, Ma and Liang, "Fine-tuning can distort pretrained features and underperform
     out-of-distribution", ICLR 2022, https://arxiv.org/abs/2202.10054.
@@ -189,7 +190,7 @@ class LinearProbeThenFineTuning(_OwnParameters):
 
 
 @dataclass(frozen=True)
-class BiasTuning(_OwnParameters):
+class BiasTuning(_NothingAdded):
     """BitFit: only the biases and the head learn.
 
     Reference: Ben Zaken, Goldberg and Ravfogel, "BitFit: simple parameter-efficient fine-tuning for transformer-based
@@ -200,7 +201,7 @@ class BiasTuning(_OwnParameters):
     learning_rate: float = 1e-3
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
-        """One stage: whatever is named a bias, in a BatchNorm too, whose statistics then stay, and the head.
+        """One stage: the head, and all biases, also those of BatchNorm layers, whose statistics then do not change.
 
         Raises:
             UserError: the backbone has no biases.
@@ -208,7 +209,7 @@ class BiasTuning(_OwnParameters):
         biases = frozenset(name for name in _parameters(groups) if name.endswith("bias"))
         head = _parameters(groups[-1:])
         if biases <= head:
-            raise mistake(
+            raise user_error(
                 expected="for --strategy bitfit a backbone with biases",
                 found="none below the head",
                 do="use --strategy lora, or linear_probe",
@@ -217,14 +218,14 @@ class BiasTuning(_OwnParameters):
 
 
 @dataclass(frozen=True)
-class FullFineTuning(_OwnParameters):
-    """Everything learns, from the pretrained weights.
+class FullFineTuning(_NothingAdded):
+    """The whole model learns, from the pretrained weights.
 
     Attributes:
         fresh_weights: the backbone starts from fresh weights.
         learning_rate: peak rate.
-        larger_head: the new head is drawn as Glorot and Bengio do, a few times larger than transformers draws it. A
-            small text model whose pooler says little of its texts is late to learn behind a head of small weights.
+        larger_head: the new head is drawn as Glorot and Bengio do, with weights a few times larger than those of
+            transformers. Behind a head of small weights, small text models with a weak pooler learn late.
 
     Reference: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS
     2010, https://proceedings.mlr.press/v9/glorot10a.html.
@@ -237,7 +238,7 @@ class FullFineTuning(_OwnParameters):
     def prepare(
         self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int  # noqa: ARG002
     ) -> tuple[nn.Module, list[Group]]:  # fmt: skip
-        """The model, its last layer drawn anew with `seed` if that is to be larger."""
+        """The model; its last layer is drawn again with `seed` if `larger_head` is set."""
         if self.larger_head:
             last = model.get_submodule(groups[-1].modules[-1])
             assert isinstance(last, nn.Linear)
@@ -251,7 +252,7 @@ class FullFineTuning(_OwnParameters):
 
 @dataclass(frozen=True)
 class FromScratch(FullFineTuning):
-    """Everything learns, from fresh weights of the same architecture: the baseline that transfer must beat."""
+    """The whole model learns, from fresh weights of the same architecture: the baseline without transfer."""
 
     fresh_weights: bool = True
     learning_rate: float = 1e-3
@@ -261,11 +262,12 @@ def top_blocks(groups: Sequence[Group], count: int, *, setting: str, fewer: str,
     """The last `count` of the model's blocks, in depth order.
 
     Raises:
-        UserError: the model has fewer, or none; `fewer` and `without` say what to do then, `setting` what to change.
+        UserError: the model has fewer blocks, or none. `setting` is the setting of `count`; `fewer` and `without` are
+            the advice in these two cases.
     """
     blocks = [group for group in groups if group.is_block]
     if count > len(blocks):
-        raise mistake(
+        raise user_error(
             expected=f"--{setting} from 1 to {len(blocks)}, the blocks of this model"
             if blocks
             else "a model with repeated blocks",
@@ -281,7 +283,7 @@ def learning_parameters(stages: Sequence[Stage]) -> frozenset[str]:
 
 
 def frozen_prefix(groups: Sequence[Group], stages: Sequence[Stage]) -> int:
-    """How many groups, counted from the input, learn in no stage; of one tower, where there are several."""
+    """How many groups of a tower, counted from the input, learn in no stage."""
     learns = learning_parameters(stages)
     for count, group in enumerate(groups):
         if learns.intersection(group.parameters):
@@ -292,13 +294,13 @@ def frozen_prefix(groups: Sequence[Group], stages: Sequence[Stage]) -> int:
 def frozen_towers(groups: Sequence[Group], stages: Sequence[Stage]) -> dict[str, list[Group]]:
     """For each tower the groups, counted from the input, that learn in no stage; see `towers_of`."""
     towers = {tower: groups_of(tower, groups) for tower in towers_of(groups)}
-    return {tower: own[: frozen_prefix(own, stages)] for tower, own in towers.items()}
+    return {tower: of_tower[: frozen_prefix(of_tower, stages)] for tower, of_tower in towers.items()}
 
 
 class _Frozen:
-    """Mixed into the class of a frozen module: `train()` leaves it in evaluation mode.
+    """Mixed into the class of a frozen module: `train()` keeps it in evaluation mode.
 
-    A subclass, because an override on the instance is lost in a deep copy.
+    An override of `train` on the instance would be lost in a deep copy.
     """
 
     def train(self, mode: bool = True) -> nn.Module:  # noqa: ARG002
@@ -306,10 +308,10 @@ class _Frozen:
 
 
 def set_trainable(model: nn.Module, groups: Sequence[Group], names: Set[str]) -> None:
-    """Let exactly `names` learn. A group in which nothing learns is in evaluation mode from now on.
+    """Let exactly the parameters `names` learn; a group in which nothing learns stays in evaluation mode.
 
-    `requires_grad=False` alone would let BatchNorm statistics drift and dropout go on. In a group in which something
-    learns, a BatchNorm whose own scale and shift do not both learn keeps its statistics, too.
+    `requires_grad=False` alone would not stop dropout and the update of BatchNorm statistics. In a group in which
+    something learns, a BatchNorm whose scale and shift do not both learn also keeps its statistics.
 
     Raises:
         ValueError: the model has no parameter of such a name.
@@ -317,15 +319,16 @@ def set_trainable(model: nn.Module, groups: Sequence[Group], names: Set[str]) ->
     parameters = dict(model.named_parameters())
     if unknown := names - parameters.keys():
         raise ValueError(f"No parameters {sorted(unknown)[:3]}; there are, for example, {sorted(parameters)[:3]}.")
+    replace_inference_tensors(model)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
     learns = False
     for group in groups:
-        # A group without parameters (pooling, dropout) goes with the one in front of it.
+        # A group without parameters (pooling, dropout) has the mode of the group before it.
         if group.parameters:
             learns = not names.isdisjoint(group.parameters)
         for module in _modules(model, group):
-            _thaw(module) if learns and not _keeps_statistics(module) else _freeze(module)
+            _unfreeze(module) if learns and not _keeps_statistics(module) else _freeze(module)
 
 
 def _modules(model: nn.Module, group: Group) -> Iterator[nn.Module]:
@@ -344,7 +347,7 @@ def _freeze(module: nn.Module) -> None:
     module.eval()
 
 
-def _thaw(module: nn.Module) -> None:
+def _unfreeze(module: nn.Module) -> None:
     if isinstance(module, _Frozen):
         module.__class__ = type(module).__bases__[1]
 

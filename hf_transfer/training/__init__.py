@@ -1,1 +1,1 @@
-"""How it learns: the loop."""
+"""How a model learns: the loop, learning rates, averages, checkpoints, devices."""

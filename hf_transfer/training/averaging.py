@@ -1,4 +1,4 @@
-"""Weights that are more than the last step's: a pull toward the start, a running average, a soup of good epochs."""
+"""L2-SP, moving averages of weights, the best epochs, and soups of them."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,16 +18,16 @@ Scores = tuple[float, ...]
 
 
 class StartingPoint:
-    """L2-SP: after each step, what lies below the head is pulled back toward its pretrained values w0.
+    """L2-SP: after each step, the parameters below the head are pulled back toward their pretrained values w0.
 
-    w <- w - rate * alpha * (w - w0), decoupled from the gradient as in AdamW. It replaces weight decay there: see
+    w <- w - rate * alpha * (w - w0), decoupled from the gradient as in AdamW. It replaces weight decay: see
     `decayed_elsewhere` of `rates.parameter_groups`.
 
     Reference: Li, Grandvalet and Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
     Networks", ICML 2018, https://arxiv.org/abs/1802.01483.
 
     Args:
-        model: the model with its pretrained values, not wrapped; the open parameters below the head are remembered.
+        model: the model with its pretrained values, not wrapped; the trainable ones below the head are copied.
         groups: its groups in depth order, the head last.
         alpha: strength of the pull; 0.01 to 0.1 are usual.
     """
@@ -39,20 +39,20 @@ class StartingPoint:
         self.extend(model)
 
     def extend(self, model: nn.Module) -> None:
-        """Remember, as they are now, the parameters that were opened since: a later stage calls it before it learns."""
+        """Copy the present values of parameters that have become trainable; call it before a later stage is trained."""
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and name not in self._head and name not in self._start:
                 self._start[name] = parameter.detach().clone()
 
     @torch.no_grad()
     def pull(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Call it after a step of the optimizer and before the schedule's, at the rates that the step had."""
+        """Pull once; call it after a step of the optimizer and before that of the schedule, which changes the rates."""
         rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
         for name, start in self._start.items():
             parameter = model.get_parameter(name)
             if parameter in rates:
                 start = self._start[name] = placed_like(start, parameter)
-                # All the way back at most: beyond it the pull would be a push.
+                # At most all the way back: a larger factor would overshoot.
                 parameter.lerp_(start, min(1.0, float(rates[parameter]) * self.alpha))
 
     def state_dict(self) -> Weights:
@@ -60,15 +60,15 @@ class StartingPoint:
         return dict(self._start)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a checkpoint, whose model no longer has its pretrained values."""
+        """Continue from a checkpoint, whose model no longer has its pretrained values."""
         self._start = {name: value.clone() for name, value in state.items()}
 
 
 class ExponentialMovingAverage:
-    """A running average of the open parameters, and BatchNorm's statistics as they are.
+    """A moving average of the trainable parameters, with BatchNorm's latest statistics.
 
-    In step t, counted from 1, the average keeps min(decay, (1 + t) / (10 + t)) of itself: it forgets the first steps
-    quickly.
+    In step t, counted from 1, the average keeps min(decay, (1 + t) / (10 + t)) of itself, so that it forgets the first
+    steps quickly.
 
     Reference: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM Journal on Control
     and Optimization 1992, https://doi.org/10.1137/0330046; Tarvainen and Valpola, "Mean teachers are better role
@@ -76,7 +76,7 @@ class ExponentialMovingAverage:
 
     Args:
         model: the model, not wrapped.
-        decay: what the average keeps of itself in each step in the long run; 0.999 below 10,000 steps, else 0.9999.
+        decay: share that the average keeps of itself in each later step; 0.999 below 10,000 steps, else 0.9999.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -86,14 +86,14 @@ class ExponentialMovingAverage:
         self.extend(model)
 
     def extend(self, model: nn.Module) -> None:
-        """Also average the parameters that were opened since, from their present values on."""
-        for name, value in _learning(model).items():
+        """Also average parameters that have become trainable, starting at their present values."""
+        for name, value in _averaged(model).items():
             if name not in self._averages:
                 self._averages[name] = value.detach().clone()
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights as they are after a step of the optimizer."""
+        """Add the present weights; call it after a step of the optimizer."""
         self.steps += 1
         share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         statistics = _statistics(model)
@@ -108,11 +108,11 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """The model has the averages meanwhile; afterwards, also after an error, it is to the bit what it was."""
+        """The model has the averages; afterwards, also after an error, exactly the weights from before."""
         values = dict(model.named_parameters()) | dict(model.named_buffers())
-        # All statistics, also those that are not averaged: they may be computed anew for the averages.
-        touched = self._averages.keys() | _statistics(model, counts=True).keys()
-        before = {name: values[name].detach().clone() for name in touched}
+        # All statistics, also those that are not averaged: they may be recomputed for the averages.
+        changed = self._averages.keys() | _statistics(model, counts=True).keys()
+        before = {name: values[name].detach().clone() for name in changed}
         try:
             _write(values, self._averages)
             yield
@@ -127,21 +127,21 @@ class ExponentialMovingAverage:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.steps = int(state["steps"])
         self._averages = {
             name.removeprefix("average."): value.clone() for name, value in state.items() if name != "steps"
         }
 
 
-def _learning(model: nn.Module) -> Weights:
-    """Open parameters and BatchNorm's running means and variances, by name."""
-    learning: Weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    return learning | _statistics(model)
+def _averaged(model: nn.Module) -> Weights:
+    """Trainable parameters and BatchNorm's running means and variances, by name."""
+    trainable: Weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    return trainable | _statistics(model)
 
 
 def _statistics(model: nn.Module, *, counts: bool = False) -> Weights:
-    """Buffers of BatchNorm by name: the running means and variances and, if asked for, how many batches they saw."""
+    """Buffers of BatchNorm by name: running means and variances and, with `counts`, the number of batches."""
     return {
         f"{name}.{key}" if name else key: buffer
         for name, module in model.named_modules()
@@ -153,17 +153,17 @@ def _statistics(model: nn.Module, *, counts: bool = False) -> Weights:
 
 @torch.no_grad()
 def _write(values: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
-    # In place: optimizers and distributed wrappers hold the same tensors.
+    # In place: optimizers and distributed wrappers refer to the same tensors.
     for name, value in new.items():
         values[name].copy_(placed_like(value, values[name]))
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Weights that may go into a soup.
+    """The weights of an epoch.
 
     Attributes:
-        weights: what changes in training, by name, on the CPU.
+        weights: everything that changes in training, by name, on the CPU.
         scores: validation scores in the order of their importance; higher is better.
         epoch: the epoch they come from.
     """
@@ -173,7 +173,7 @@ class Candidate:
     epoch: int
 
 
-class BestCheckpoints:
+class BestEpochs:
     """The best epochs of a run, with copies of their weights on the CPU.
 
     Args:
@@ -182,47 +182,48 @@ class BestCheckpoints:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._kept: list[Candidate] = []
+        self._candidates: list[Candidate] = []
 
     @property
     def candidates(self) -> list[Candidate]:
-        """What is kept, the best first; of equal ones the earlier."""
-        return list(self._kept)
+        """The best first; of equal ones the earlier."""
+        return list(self._candidates)
 
     def offer(self, weights: Mapping[str, Tensor], scores: Scores, epoch: int) -> bool:
         """Keep a copy of the weights if they are among the best so far; whether they are."""
-        # No number is worse than any number, and compares with none.
+        # NaN compares with no number: it is worse than any.
         scores = tuple(-math.inf if math.isnan(score) else score for score in scores)
-        place = sum(candidate.scores >= scores for candidate in self._kept)
+        place = sum(candidate.scores >= scores for candidate in self._candidates)
         if place >= self.size:
             return False
         copies = {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
-        self._kept = [*self._kept[:place], Candidate(copies, scores, epoch), *self._kept[place:]][: self.size]
+        candidates = [*self._candidates[:place], Candidate(copies, scores, epoch), *self._candidates[place:]]
+        self._candidates = candidates[: self.size]
         return True
 
 
 def greedy_soup(candidates: Sequence[Candidate], evaluate: Callable[[Weights], Scores]) -> tuple[Weights, list[int]]:
-    """Average those candidates that make the average no worse on validation, tried from the best to the worst.
+    """Average the candidates, from the best to the worst, leaving out those that make the average worse.
 
-    The result is never worse on validation than the best candidate: with nothing added it is that candidate.
-    The best candidate is not evaluated again. BatchNorm's statistics are averaged like the weights; where they should
-    rather be computed anew (`recompute_batch_norm`), do so in `evaluate`, and once more for a result of several.
+    The result is never worse on validation than the best candidate, which is not evaluated again. BatchNorm's
+    statistics are averaged like the weights; to recompute them instead (`recompute_batch_norm`), do so in `evaluate`,
+    and once more for a result of several candidates.
 
     Reference: Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
     without increasing inference time", ICML 2022, https://arxiv.org/abs/2203.05482.
 
     Args:
         candidates: at least one, all with the same names.
-        evaluate: scores of weights, comparable with those of the candidates.
+        evaluate: returns the scores of weights, comparable with those of the candidates.
 
     Returns:
-        The averaged weights (integers from the best candidate), and the positions in `candidates` of what went in.
+        The averaged weights (integers from the best candidate), and the positions in `candidates` of those averaged.
     """
     order = sorted(range(len(candidates)), key=lambda position: candidates[position].scores, reverse=True)
     best = candidates[order[0]]
     assert all(candidate.weights.keys() == best.weights.keys() for candidate in candidates), "weights of other names"
     scores, chosen, soup = best.scores, order[:1], best.weights
-    # In double precision: a single candidate comes back exactly, and many do not lose digits.
+    # In double precision: a single candidate is returned exactly, and many do not lose digits.
     mean = {name: value.double() for name, value in best.weights.items() if value.is_floating_point()}
     for position in order[1:]:
         added = candidates[position].weights
@@ -236,20 +237,20 @@ def greedy_soup(candidates: Sequence[Candidate], evaluate: Callable[[Weights], S
 
 @torch.no_grad()
 def recompute_batch_norm(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
-    """Fresh running statistics, as the mean over the batches, for every BatchNorm that is not frozen.
+    """Recompute the running statistics, as the mean over the batches, of every BatchNorm that is not frozen.
 
-    Averaged weights give other activations than those that the running statistics were taken of. What is frozen stays
-    in evaluation mode, whatever `train()` says, and so keeps its statistics. Unlike
-    `torch.optim.swa_utils.update_bn`, all other modules are in evaluation mode: no dropout, as when the statistics are
-    used, and no random numbers. A model without BatchNorm does not look at the batches.
+    Averaged weights give other activations than those from which the running statistics were computed. Frozen modules
+    stay in evaluation mode, also after `train()`, and keep their statistics. Unlike
+    `torch.optim.swa_utils.update_bn`, all other modules are in evaluation mode: no dropout and no random numbers, as
+    when the statistics are used. For a model without BatchNorm no batch is read.
 
     Reference: Izmailov, Podoprikhin, Garipov, Vetrov and Wilson, "Averaging Weights Leads to Wider Optima and Better
     Generalization", UAI 2018, https://arxiv.org/abs/1803.05407.
 
     Args:
-        model: the model, not wrapped, on the device of the batches. Several processes see batches of their own: the
-            statistics are to be averaged over them afterwards.
-        batches: the model's keyword arguments; each batch counts alike.
+        model: the model, not wrapped, on the device of the batches. If several processes share the batches, average
+            the statistics over the processes afterwards.
+        batches: the model's keyword arguments; every batch has the same weight.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.train()
@@ -264,7 +265,7 @@ def recompute_batch_norm(model: nn.Module, batches: Iterable[Mapping[str, Tensor
         for norm in norms:
             norm.train()
         if norms:
-            _see(model, norms, batches)
+            _update_statistics(model, norms, batches)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -272,11 +273,11 @@ def recompute_batch_norm(model: nn.Module, batches: Iterable[Mapping[str, Tensor
             module.training = mode
 
 
-def _see(model: nn.Module, norms: Sequence[_BatchNorm], batches: Iterable[Mapping[str, Tensor]]) -> None:
+def _update_statistics(model: nn.Module, norms: Sequence[_BatchNorm], batches: Iterable[Mapping[str, Tensor]]) -> None:
     for position, batch in enumerate(batches):
-        # Not before there is a batch: without any, the old statistics are better than none.
+        # Only once there is a batch: without any, the old statistics stay.
         for norm in norms if position == 0 else ():
             norm.reset_running_stats()
-            # torch's word for a mean over all batches.
+            # For torch this means the plain mean over all batches.
             norm.momentum = None
         model(**batch)

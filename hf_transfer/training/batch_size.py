@@ -1,9 +1,7 @@
-"""The largest batch that there is memory for, while a step goes on seeing as many samples."""
+"""The largest batches that fit into memory, with as many samples in an optimizer step as before."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,83 +11,85 @@ from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
-from hf_transfer.config import RunConfig, mistake
-from hf_transfer.data.inputs import Loaders, some_samples
+from hf_transfer.data.batches import Loaders
+from hf_transfer.errors import user_error
 from hf_transfer.models.groups import Group, evaluating
-from hf_transfer.strategies.choice import Prepared, rdrop_alpha
+from hf_transfer.settings.run import RunConfig
+from hf_transfer.settings.training import TrainingSettings
+from hf_transfer.strategies.choice import Prepared
 from hf_transfer.strategies.freezing import Strategy, learning_parameters, set_trainable
-from hf_transfer.training.checkpoint import Checkpoints
 from hf_transfer.training.guard import is_out_of_memory
-from hf_transfer.training.resuming import FOLDER
+from hf_transfer.training.resuming import checkpoints_of
 
-Settings = TypeVar("Settings", bound=RunConfig)
-# Where the decision is remembered: other batches give other rounding, so a run that goes on must keep to them.
+Config = TypeVar("Config", bound=RunConfig)
+# The name under which the sizes are remembered: other batches round differently, so a resumed run must keep them.
 REMEMBERED = "batch sizes"
 
 
 def find_batch_sizes(
-    prepared: Prepared, strategy: Strategy, loaders: Loaders, config: Settings, accelerator: Accelerator,
-    notes: list[str],
-) -> Settings:  # fmt: skip
+    prepared: Prepared, strategy: Strategy, loaders: Loaders, config: Config, accelerator: Accelerator, *,
+    twice: bool = False,
+) -> tuple[Config, str]:  # fmt: skip
     """Try steps on the longest samples, from a whole step in one batch downwards, until one fits on every process.
 
-    The model, its statistics and the random numbers are afterwards as they were. A run that goes on keeps the sizes
-    that it began with.
+    The model, its statistics and the random numbers are not changed. A resumed run keeps its sizes.
 
     Args:
         prepared: the model, and its groups.
         strategy: what will learn.
         loaders: the batches of the run, for their samples.
         config: settings.
-        accelerator: the processes, each of which tries.
-        notes: gets a sentence on what was found, which is printed, too.
+        accelerator: the processes, each of which tries; it accumulates gradients as found.
+        twice: whether a step passes each sample twice through the model.
 
     Returns:
-        The settings with `per_device_train_batch_size`, `gradient_accumulation_steps`, whose product stays, and
-        `per_device_eval_batch_size` as they fit.
+        The settings with the `per_device_train_batch_size`, `gradient_accumulation_steps` (the product of both stays)
+        and `per_device_eval_batch_size` that fit, and a sentence on them.
 
     Raises:
         UserError: not even one sample fits.
     """
-    memory = None if config.save_steps == 0 else Checkpoints(Path(config.output_dir) / FOLDER)
-    told: list[Any] = [memory.remembered().get(REMEMBERED) if memory and accelerator.is_main_process else None]
-    broadcast_object_list(told)
-    sizes = told[0] or _measured(prepared, strategy, loaders, config, accelerator)
-    if memory and accelerator.is_main_process and not told[0]:
-        memory.remember(REMEMBERED, sizes)
+    decisions = None if config.checkpoints.save_steps == 0 else checkpoints_of(config)
+    remembered: list[Any] = [None]
+    if decisions and accelerator.is_main_process:
+        remembered = [decisions.remembered().get(REMEMBERED)]
+    broadcast_object_list(remembered)
+    sizes = remembered[0] or _measured(prepared, strategy, loaders, config, accelerator, twice)
+    if decisions and accelerator.is_main_process and not remembered[0]:
+        decisions.remember(REMEMBERED, sizes)
     train, evaluation = sizes
-    steps = _samples_of_a_step(config) // train
-    accelerator.gradient_accumulation_steps = steps
-    notes.append(
-        f"Batches that fit: {train} samples in training, {steps} for a step of {_samples_of_a_step(config)}; "
-        f"{evaluation} in evaluation{', as when the run began' if told[0] else ''}."
+    samples = _samples_of_a_step(config.training)
+    accelerator.gradient_accumulation_steps = samples // train
+    note = (
+        f"Batches that fit: {train} samples in training, {samples // train} for a step of {samples}; "
+        f"{evaluation} in evaluation{', as when the run began' if remembered[0] else ''}."
     )
-    accelerator.print(notes[-1])
-    return replace(
-        config, per_device_train_batch_size=train, gradient_accumulation_steps=steps,
+    chosen = config.replaced(
+        per_device_train_batch_size=train, gradient_accumulation_steps=samples // train,
         per_device_eval_batch_size=evaluation,
     )  # fmt: skip
+    return chosen, note
 
 
-def _samples_of_a_step(config: RunConfig) -> int:
-    return config.per_device_train_batch_size * config.gradient_accumulation_steps
+def _samples_of_a_step(training: TrainingSettings) -> int:
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps
 
 
 def _measured(
-    prepared: Prepared, strategy: Strategy, loaders: Loaders, config: RunConfig, accelerator: Accelerator
+    prepared: Prepared, strategy: Strategy, loaders: Loaders, config: RunConfig, accelerator: Accelerator, twice: bool
 ) -> list[int]:
     model, groups = prepared.model, prepared.groups
-    learning = learning_parameters(strategy.stages(groups, config.num_train_epochs))
-    # With R-Drop a batch goes through the model as if it were of twice the size.
-    looks = 2 if rdrop_alpha(config, model) > 0 else 1
+    learning = learning_parameters(strategy.stages(groups, config.training.num_train_epochs))
+    # With R-Drop the model gets batches of twice the size.
+    passes = 2 if twice else 1
     model.to(accelerator.device)
 
     def step(size: int) -> None:
-        held = _held_beside(model, config, accelerator)
-        _forward(model, loaders, "train", 0, looks * size, accelerator).sum().backward()
-        del held
+        reserved = _reserved(model, config, accelerator)
+        _forward(model, loaders, "train", 0, passes * size, accelerator).sum().backward()
+        del reserved
 
-    def judge(size: int) -> None:
+    def evaluate(size: int) -> None:
         with torch.no_grad(), evaluating(model):
             for split in ("train", "validation", "test"):
                 _forward(model, loaders, split, None, size, accelerator)
@@ -97,12 +97,12 @@ def _measured(
     with _unchanged(model, groups):
         set_trainable(model, groups, learning)
         model.train()
-        train = _largest(step, divisors(_samples_of_a_step(config)), model)
-        evaluation = _largest(judge, divisors(config.per_device_eval_batch_size), model)
-    everyone: Tensor = accelerator.gather(torch.tensor([[train, evaluation]], device=accelerator.device))
-    smallest: list[int] = everyone.amin(0).tolist()
+        train = _largest(step, divisors(_samples_of_a_step(config.training)), model)
+        evaluation = _largest(evaluate, divisors(config.training.per_device_eval_batch_size), model)
+    gathered: Tensor = accelerator.gather(torch.tensor([[train, evaluation]], device=accelerator.device))
+    smallest: list[int] = gathered.amin(0).tolist()
     if not all(smallest):
-        raise mistake(
+        raise user_error(
             expected="memory for a step on one sample",
             found=f"too little on {'one of the processes' if accelerator.num_processes > 1 else accelerator.device}",
             do="choose a smaller model, shorter inputs, --gradient_checkpointing or --bf16",
@@ -111,14 +111,14 @@ def _measured(
 
 
 def divisors(number: int) -> list[int]:
-    """Of a number, from itself down to 1."""
+    """The divisors of a number, from itself down to 1."""
     return [size for size in range(number, 0, -1) if number % size == 0]
 
 
 def _largest(trial: Callable[[int], None], sizes: Sequence[int], model: nn.Module) -> int:
-    """The first of the sizes that there is memory for; 0 if there is for none."""
+    """The first of the sizes that fits into memory; 0 if none does."""
     for size in sizes:
-        # What the size before this one took is still held, until its error is gone.
+        # Not in the handler of the error, which still refers to the tensors of the failed trial.
         clear_device_cache(garbage_collection=True)
         try:
             trial(size)
@@ -135,35 +135,35 @@ def _largest(trial: Callable[[int], None], sizes: Sequence[int], model: nn.Modul
 def _forward(
     model: nn.Module, loaders: Loaders, split: str, epoch: int | None, size: int, accelerator: Accelerator
 ) -> Tensor:
-    """Logits of the longest samples of a split; of a split that has fewer, some twice."""
+    """Logits of the longest samples of a split; if it has fewer than `size`, samples are repeated."""
     rows = loaders.of(split).dataset
     lengths = getattr(rows, "lengths", np.ones(len(rows)))
     longest = np.resize(np.argsort(-lengths, kind="stable"), size)
-    inputs, _ = some_samples(loaders, split, longest.tolist(), epoch, accelerator.device)
+    inputs = loaders.some_samples(split, longest.tolist(), epoch, accelerator.device).inputs
     with accelerator.autocast():
         logits: Tensor = model(**inputs).logits
     return logits.float()
 
 
-def _held_beside(model: nn.Module, config: RunConfig, accelerator: Accelerator) -> list[Tensor]:
-    """As much memory as training holds beside activations: gradients of other batches, moments, averages, start.
+def _reserved(model: nn.Module, config: RunConfig, accelerator: Accelerator) -> list[Tensor]:
+    """As much memory as training needs beside activations: accumulated gradients, moments, averages, starting point.
 
-    Processes that exchange gradients hold them twice. On a CPU the best epochs, and the copies of all that which a
-    checkpoint is written from, lie in the same memory.
+    Processes that exchange gradients have them twice. On a CPU the best epochs, and the copy of everything from which a
+    checkpoint is written, need memory, too.
     """
-    moving = 2 + (config.ema_decay > 0) + (config.l2_sp > 0)
+    moving = 2 + (config.training.ema_decay > 0) + (config.training.l2_sp > 0)
     copies = 1 + moving + (accelerator.num_processes > 1)
     if accelerator.device.type == "cpu":
-        best = config.soup_size + 1
-        copies += best + (config.save_steps != 0) * (1 + moving + best)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [torch.zeros_like(parameter) for parameter in learning for _ in range(copies)]
+        best = config.training.soup_size + 1
+        copies += best + (config.checkpoints.save_steps != 0) * (1 + moving + best)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [torch.zeros_like(parameter) for parameter in trainable for _ in range(copies)]
 
 
 @contextmanager
 def _unchanged(model: nn.Module, groups: Sequence[Group]) -> Iterator[None]:
-    """Afterwards the model is as it was: what is open, its statistics, its mode; so are the random numbers."""
-    is_open = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    """Afterwards the model is as it was: what is trainable, its statistics, its mode; so are the random numbers."""
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     training = model.training
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -171,9 +171,9 @@ def _unchanged(model: nn.Module, groups: Sequence[Group]) -> Iterator[None]:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        set_trainable(model, groups, frozenset(is_open))
+        set_trainable(model, groups, frozenset(trainable))
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(is_open[name])
+            parameter.requires_grad_(trainable[name])
         model.train(training)

@@ -1,28 +1,31 @@
-"""How far a run has come, and what it has come to."""
+"""Where a run stands, and what it has produced so far."""
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 from torch import nn
 
-from hf_transfer.training.predictions import Metrics, is_better
+from hf_transfer.targets.predictions import Ranking
+from hf_transfer.targets.target import Metrics
 
 
 @dataclass
 class Fit:
-    """What training came to.
+    """The result of training.
 
     Attributes:
         model: the unwrapped model with the weights of the best epoch.
-        history: a row of numbers for each epoch.
+        history: metrics of each epoch.
         best_epoch: position of the best in `history`; -1 if nothing was trained.
-        soup: positions of the epochs whose weights were averaged; one of them if none was worth adding.
+        soup: positions of the epochs whose weights were averaged; only the best one if averaging did not help.
         trainable: how many parameters learned.
         seconds: time spent in training, without evaluation.
-        frozen_seconds: time spent in storing what frozen layers make of the samples.
-        earlier_seconds: time that processes took which were interrupted, up to their last checkpoint.
-        resumed: the optimizer steps at which a process took the run up again.
-        notes: what was decided about frozen layers, in sentences.
+        frozen_seconds: time spent in computing stored activations.
+        earlier_seconds: time of earlier processes that were interrupted, up to their last checkpoint.
+        resumed: the optimizer steps at which the run was resumed.
+        notes: sentences on the frozen layers.
     """
 
     model: nn.Module
@@ -36,19 +39,41 @@ class Fit:
     resumed: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @classmethod
+    def restored(cls, model: nn.Module, numbers: Mapping[str, Any], *, steps: int, seconds: float) -> Self:
+        """The result so far of a run that is resumed.
+
+        Args:
+            model: with the weights of the checkpoint.
+            numbers: of the checkpoint.
+            steps: optimizer steps of the checkpoint.
+            seconds: what the run took up to the checkpoint.
+        """
+        resumed = [*numbers["resumed"], steps]
+        return cls(model, **copy.deepcopy({**numbers, "resumed": resumed, "earlier_seconds": seconds}))
+
     @property
     def epochs(self) -> int:
-        """How many have been judged."""
+        """How many epochs have been evaluated."""
         return len(self.history)
 
-    def enter(self, row: Metrics, metric: str) -> bool:
-        """Add a judged epoch to the history; whether it leads."""
-        leads = is_better(row, self.history, self.best_epoch, metric)
-        self.best_epoch = len(self.history) if leads else self.best_epoch
+    def add_epoch(self, row: Metrics, ranking: Ranking) -> bool:
+        """Append an evaluated epoch to the history; whether it is the best so far."""
+        is_best = ranking.is_better(row, self.history, self.best_epoch)
+        self.best_epoch = len(self.history) if is_best else self.best_epoch
         self.history.append({"epoch": float(len(self.history)), **row})
         self.seconds += row["seconds"]
         self.frozen_seconds += row.get("frozen_seconds", 0.0)
-        return leads
+        return is_best
+
+    def count_trainable(self) -> None:
+        """Count the parameters that require a gradient now; the largest count of all stages is kept."""
+        count = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        self.trainable = max(self.trainable, count)
+
+    def finished(self, soup: list[int], frozen_seconds: float, notes: list[str]) -> Self:
+        """The result with what is known only at the end; `frozen_seconds` are added."""
+        return replace(self, soup=soup, frozen_seconds=self.frozen_seconds + frozen_seconds, notes=notes)
 
     def numbers(self) -> dict[str, Any]:
         """Everything but the model, for a checkpoint."""
@@ -57,19 +82,19 @@ class Fit:
 
 @dataclass
 class Position:
-    """Where a run stands.
+    """How far a run has come.
 
     Attributes:
         stage: number of the stage.
-        epoch: epochs of the stage that have been trained and judged.
-        batches: batches of the next epoch that each process has taken in.
+        epoch: epochs of the stage that have been trained and evaluated.
+        batches: batches of the present epoch that each process has trained on.
         steps: optimizer steps of the run.
         schedule: steps of the learning rate's schedule.
         without_gain: epochs since the best one of the stage.
         loss: sum of the losses of this process's samples in the epoch so far.
-        seen: how many these are.
+        seen: how many samples these are.
         seconds: time spent in the epoch so far.
-        rate: the learning rate that was used last.
+        rate: the last learning rate used.
     """
 
     stage: int = 0
@@ -83,12 +108,34 @@ class Position:
     seconds: float = 0.0
     rate: float = 0.0
 
+    def next_batch(self, rate: float) -> None:
+        """Count a batch, trained at this learning rate."""
+        self.batches, self.rate = self.batches + 1, rate
+
+    def next_step(self, schedule: int, seconds: float) -> None:
+        """Count an optimizer step.
+
+        Args:
+            schedule: steps of the learning rate's schedule.
+            seconds: time spent in the epoch so far.
+        """
+        self.steps, self.schedule, self.seconds = self.steps + 1, schedule, seconds
+
+    def set_loss(self, total: float, samples: float) -> None:
+        """Note the sum of the losses of the epoch so far, and of how many samples it is."""
+        self.loss, self.seen = total, samples
+
+    def end_epoch(self, total: float, samples: float, seconds: float) -> None:
+        """Note loss and time of an epoch that has been trained, and is to be evaluated."""
+        self.set_loss(total, samples)
+        self.seconds = seconds
+
     def next_epoch(self, *, gained: bool) -> None:
-        """Move to the beginning of the next epoch."""
+        """Move to the start of the next epoch."""
         self.epoch, self.batches = self.epoch + 1, 0
         self.loss = self.seen = self.seconds = 0.0
         self.without_gain = 0 if gained else self.without_gain + 1
 
     def next_stage(self) -> None:
-        """Move to the beginning of the next stage."""
+        """Move to the start of the next stage."""
         self.stage, self.epoch, self.without_gain = self.stage + 1, 0, 0

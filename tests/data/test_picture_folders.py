@@ -1,4 +1,4 @@
-"""Folders of pictures whatever the names in them: each picture is read with its label, or words say why it is not."""
+"""Folders of pictures with any names: each picture is read with its label, or a message says why it is not."""
 
 import csv
 import json
@@ -12,14 +12,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_transfer.config import UserError, VisionConfig
-from hf_transfer.data.sources import Splits, load_image_splits
+from hf_transfer.data.checked import load_splits
+from hf_transfer.data.rows import describe_row
+from hf_transfer.data.splits import Splits
+from hf_transfer.errors import UserError
+from hf_transfer.modalities.image import ImageModality
+from hf_transfer.settings.run import VisionConfig
 from tests.conftest import DRAWN_ONLY
-from tests.data.conftest import encoded, mistake_saying, noise
+from tests.data.conftest import encoded, noise, user_error_with
 
 PICTURES = [encoded(Image.fromarray(pixels)) for pixels in noise(12, 4, 4, 3)]
-# `datasets` leaves out what begins so, finds splits by these words, and takes paths for patterns by these signs.
-LED_ASTRAY = ("__", ".")
+# `datasets` skips names that begin like this; it finds splits by these words, and patterns by the signs below.
+SKIPPED = ("__", ".")
 SPLIT_WORDS = ("train", "valid", "dev", "val", "test", "eval")
 LETTERS = st.characters(codec="utf-8", exclude_characters="/\\\0")
 ORDINARY = st.one_of(
@@ -27,7 +31,7 @@ ORDINARY = st.one_of(
     st.text(LETTERS, min_size=1, max_size=8),
 ).filter(
     lambda name: (
-        not name.startswith(LED_ASTRAY) and "::" not in name and not any(word in name.lower() for word in SPLIT_WORDS)
+        not name.startswith(SKIPPED) and "::" not in name and not any(word in name.lower() for word in SPLIT_WORDS)
     )
 )
 HOSTILE = st.sampled_from([
@@ -51,18 +55,18 @@ def write(folder: Path, classes: Sequence[str], files: Sequence[str]) -> dict[st
 
 
 def read(folder: Path) -> Splits:
-    config = VisionConfig(
+    config = VisionConfig.of(
         model_name_or_path="m", dataset_name=str(folder), output_dir="o", cache_dir=str(folder.parent / "cache")
     )
-    return load_image_splits(config)
+    return load_splits(config, ImageModality())
 
 
 def labels_of(splits: Splits) -> dict[str, str]:
     """What was read: paths with classes."""
     return {
-        split.describe(row): splits.label_names[label]
+        describe_row(split, row): splits.target.names[label]
         for split in (splits.train, splits.validation, splits.test)
-        for row, label in zip(split.rows.tolist(), split.labels.tolist(), strict=True)
+        for row, label in zip(split.rows.tolist(), split.targets.tolist(), strict=True)
     }
 
 
@@ -73,7 +77,7 @@ def test_each_picture_has_the_name_of_its_folder_as_its_label(classes: list[str]
         expected = write(Path(made) / "data", classes, files)
         splits = read(Path(made) / "data")
         assert labels_of(splits) == expected
-        assert splits.label_names == sorted(classes)
+        assert splits.target.names == sorted(classes)
         assert not any("Not used" in note for note in splits.notes)
 
 
@@ -82,19 +86,19 @@ FEW, SOME = st.lists(MIXED, min_size=2, max_size=3, unique=True), st.lists(MIXED
 
 @given(MIXED, FEW, SOME)
 @settings(max_examples=30, phases=DRAWN_ONLY)
-def test_names_that_lead_astray_are_read_rightly_or_refused_or_noted(
+def test_misleading_names_are_read_correctly_or_refused_or_noted(
     root: str, classes: list[str], files: list[str]
 ) -> None:
-    """No picture is lost without a word."""
+    """No picture is skipped without a note."""
     with TemporaryDirectory() as made:
         expected = write(Path(made) / root, classes, files)
         try:
             splits = read(Path(made) / root)
         except UserError:
             return
-        found = labels_of(splits)
-        assert found.items() <= expected.items()
-        lost = {path for path in expected.keys() - found.keys() if not Path(path).name.startswith(".")}
+        labels = labels_of(splits)
+        assert labels.items() <= expected.items()
+        lost = {path for path in expected.keys() - labels.keys() if not Path(path).name.startswith(".")}
         noted = [note for note in splits.notes if note.startswith("Not used, since")]
         assert (f" {len(lost)} images, such as " in "".join(noted)) == bool(lost)
 
@@ -133,7 +137,7 @@ LABELS = st.sampled_from(["01", "1", "1.0", "None", "NA", "nan", "TRUE", "True",
 @example("csv", ["01", "2"])
 @example("csv", ["nan", "x"])
 def test_labels_of_a_metadata_file_are_read_as_they_are_written_or_refused(kind: str, labels: list[str]) -> None:
-    """Of pandas' guesses nothing comes into a model's classes."""
+    """The guesses of pandas never become classes of a model."""
     named = {f"{number}.png": labels[number % len(labels)] for number in range(4 * len(labels))}
     with TemporaryDirectory() as made:
         write_metadata(Path(made) / "data", kind, named)
@@ -148,9 +152,9 @@ GUESSED = [(("01", "1"), "'01'"), (("NA", "b"), "'NA'"), (("TRUE", "False"), "'T
 @pytest.mark.parametrize(("labels", "named"), GUESSED)
 def test_labels_that_would_be_guessed_are_named(labels: tuple[str, str], named: str, tmp_path: Path) -> None:
     write_metadata(tmp_path / "data", "csv", {f"{number}.png": labels[number % 2] for number in range(8)})
-    with mistake_saying(
+    with user_error_with(
         expected=f"labels in column 'label' of {tmp_path / 'data/metadata.csv'} that are read as they are written",
-        found=f"{named}, which would be taken for numbers or for nothing",
+        found=f"{named}, which would be read as numbers or as missing",
         do="write a metadata.jsonl",
     ):
         read(tmp_path / "data")
@@ -160,7 +164,7 @@ def test_whole_numbers_of_a_metadata_file_are_classes_also_where_a_label_is_miss
     """pandas then makes 1.0 of 1, which is no other label."""
     labels = {f"{number}.png": str(number % 2) for number in range(8)}
     write_metadata(tmp_path / "whole", "csv", labels)
-    assert read(tmp_path / "whole").label_names == ["0", "1"]
+    assert read(tmp_path / "whole").target.names == ["0", "1"]
     write_metadata(tmp_path / "missing", "csv", labels | {"3.png": ""})
-    with mistake_saying(expected="a label in every row", found="first in rows [3]", do="fill in"):
+    with user_error_with(expected="a label in every row", found="first in rows [3]", do="fill in"):
         read(tmp_path / "missing")

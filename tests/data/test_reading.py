@@ -1,4 +1,4 @@
-"""What is written into a table is what is read from it, whatever it looks like, or words say why it is not."""
+"""Values of a table are read as they are written, whatever they look like, or a message says why they are not."""
 
 import json
 from collections.abc import Callable
@@ -14,11 +14,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from hf_transfer.config import TextConfig, UserError, VisionConfig
-from hf_transfer.data.hub_access import Found
-from hf_transfer.data.sources import Splits, load_image_splits, load_text_splits
+from hf_transfer.data.checked import load_splits
+from hf_transfer.data.hub_access import RepositoryInfo
+from hf_transfer.data.rows import texts_of
+from hf_transfer.data.splits import Splits
+from hf_transfer.errors import UserError
+from hf_transfer.modalities.image import ImageModality
+from hf_transfer.modalities.text import TextModality
+from hf_transfer.settings.run import TextConfig, VisionConfig
 from tests.conftest import DRAWN_ONLY
-from tests.data.conftest import TextSettings, mistake_saying, text_rows, write_table
+from tests.data.conftest import TextSettings, text_rows, user_error_with, write_table
 
 KINDS = ["csv", "tsv", "json", "jsonl", "parquet"]
 # What programs have been seen to take for something else than a piece of text.
@@ -33,16 +38,18 @@ ROWS = st.lists(st.tuples(TEXTS, TEXTS), min_size=2, max_size=5).filter(lambda r
 
 
 def read(path: Path, **more: Any) -> Splits:
-    return load_text_splits(TextConfig(model_name_or_path="m", dataset_name=str(path), output_dir="o", **more))
+    return load_splits(
+        TextConfig.of(model_name_or_path="m", dataset_name=str(path), output_dir="o", **more), TextModality()
+    )
 
 
 def texts_with_labels(splits: Splits) -> list[tuple[str | None, str]]:
     """Of all splits, in the order of the file."""
-    found = {}
+    rows_by_number = {}
     for split in (splits.train, splits.validation, splits.test):
-        for row, (text,), label in zip(split.rows.tolist(), split.texts(), split.labels, strict=True):
-            found[row] = (text, splits.label_names[label])
-    return [pair for _, pair in sorted(found.items())]
+        for row, (text,), label in zip(split.rows.tolist(), texts_of(split), split.targets, strict=True):
+            rows_by_number[row] = (text, splits.target.names[label])
+    return [pair for _, pair in sorted(rows_by_number.items())]
 
 
 @given(st.sampled_from(KINDS), ROWS)
@@ -63,48 +70,50 @@ def test_columns_that_the_settings_name_are_read_as_they_are_written_too(tmp_pat
     path = write_table(tmp_path / "a.csv", rows)
     columns = {"text_column_name": "number", "text_pair_column_name": "other", "label_column_name": "code"}
     splits = read(path, **columns)
-    assert splits.label_names == ["01", "1"]
-    assert sorted(pair for _, split in splits.items() for pair in split.texts()) == sorted(
+    assert splits.target.names == ["01", "1"]
+    assert sorted(pair for _, split in splits.items() for pair in texts_of(split)) == sorted(
         (row["number"], row["other"]) for row in rows
     )
 
 
 def test_a_label_far_down_a_file_is_the_same_class_as_at_its_head(tmp_path: Path) -> None:
-    """CSV files are read ten thousand rows at a time, and the last stretch may hold nothing but digits."""
+    """CSV files are read ten thousand rows at a time, and the last part may have nothing but digits."""
     labels = ["a"] * 9_990 + ["01"] * 12_000
     path = write_table(tmp_path / "a.csv", [{"text": f"t{n}", "label": label} for n, label in enumerate(labels)])
-    assert read(path).label_names == ["01", "a"]
+    assert read(path).target.names == ["01", "a"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_whole_numbers_that_are_text_are_classes_in_the_order_of_numbers(kind: str, tmp_path: Path) -> None:
     """So that class 10 of a CSV file is not number 2 of the model."""
     rows = [{"text": f"t{n}", "label": str(n % 12 - 1)} for n in range(48)]
-    assert read(write_table(tmp_path / f"a.{kind}", rows)).label_names == [str(n) for n in range(-1, 11)]
+    assert read(write_table(tmp_path / f"a.{kind}", rows)).target.names == [str(n) for n in range(-1, 11)]
 
 
 def test_numbers_that_are_all_different_are_no_classes_of_a_csv_file(tmp_path: Path) -> None:
     """Grades with halves are, though."""
     rows = [row | {"label": n / 7} for n, row in enumerate(text_rows(40))]
-    with mistake_saying(expected="one class for each row", found="fractional numbers (regression)", do="name a column"):
+    with user_error_with(
+        expected="one class for each row", found="fractional numbers (regression)", do="name a column"
+    ):
         read(write_table(tmp_path / "a.csv", rows))
     grades = [row | {"label": 1 + n % 4 / 2} for n, row in enumerate(text_rows(40))]
-    assert read(write_table(tmp_path / "b.csv", grades)).label_names == ["1.0", "1.5", "2.0", "2.5"]
+    assert read(write_table(tmp_path / "b.csv", grades)).target.names == ["1.0", "1.5", "2.0", "2.5"]
 
 
-def test_withheld_labels_of_a_csv_file_are_told_from_others(tmp_path: Path) -> None:
+def test_withheld_labels_of_a_csv_file_are_recognised(tmp_path: Path) -> None:
     write_table(tmp_path / "train.csv", text_rows(20))
     write_table(tmp_path / "test.csv", [row | {"label": -1} for row in text_rows(6)])
-    with mistake_saying(expected="a labelled split 'test'", found="the labels are withheld", do="use a copy"):
+    with user_error_with(expected="a labelled split 'test'", found="the labels are withheld", do="use a copy"):
         read(tmp_path)
 
 
 def test_an_unquoted_comma_does_not_move_the_fields(tmp_path: Path) -> None:
     """pandas takes the first of three fields under a header of two for the name of the row."""
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"Hello, world {n},{'ab'[n % 2]}\n" for n in range(20)))
-    with mistake_saying(
+    with user_error_with(
         expected=f"as many fields in each row of {tmp_path / 'a.csv'} as in its first line",
-        found="rows with more of them",
+        found="rows with more fields",
         do="quote fields that hold commas",
     ):
         read(tmp_path / "a.csv")
@@ -116,14 +125,14 @@ def test_labels_that_look_like_dates_are_read_as_they_are_written_or_refused(kin
     days = ("2020-01-01", "2020-01-01 00:00:00")
     path = write_table(tmp_path / f"a.{kind}", [row | {"label": days[n % 2]} for n, row in enumerate(text_rows(12))])
     if kind in ("json", "jsonl"):
-        with mistake_saying(expected="one class for each row in column 'label'", found="dates", do="name a column"):
+        with user_error_with(expected="one class for each row in column 'label'", found="dates", do="name a column"):
             read(path)
     else:
-        assert read(path).label_names == list(days)
+        assert read(path).target.names == list(days)
 
 
 def test_columns_that_look_like_the_log_of_an_agent_are_columns(tmp_path: Path) -> None:
-    """`datasets` would make another table of them, by a package that nobody has asked for."""
+    """`datasets` would convert such a table with another package."""
     rows = [{"type": "call", "id": "x", "version": 1, "cwd": "/"} | row for row in text_rows(20)]
     assert len(read(write_table(tmp_path / "a.jsonl", rows)).train) == 14
 
@@ -177,8 +186,10 @@ def damaged_tables(draw: st.DrawFn) -> tuple[str, bytes]:
 @example(("csv", b"\x1f\x8b\x08\0"), False, "utf-8")
 @example(("csv", b"Rar!\x1a\x07\0"), False, "utf-8")
 @example(("jsonl", b"\n\n"), True, "utf-8")
-def test_a_file_of_any_bytes_is_read_or_refused_in_words(table: tuple[str, bytes], images: bool, encoding: str) -> None:
-    """Whatever other libraries raise."""
+def test_a_file_of_any_bytes_is_read_or_refused_with_a_message(
+    table: tuple[str, bytes], images: bool, encoding: str
+) -> None:
+    """Whatever errors other libraries raise."""
     kind, content = table
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"a.{kind}"
@@ -188,34 +199,34 @@ def test_a_file_of_any_bytes_is_read_or_refused_in_words(table: tuple[str, bytes
         }  # fmt: skip
         with suppress(UserError):
             if images:
-                load_image_splits(VisionConfig(**given, cache_dir=f"{folder}/cache"))
+                load_splits(VisionConfig.of(**given, cache_dir=f"{folder}/cache"), ImageModality())
             else:
-                load_text_splits(TextConfig(**given))
+                load_splits(TextConfig.of(**given), TextModality())
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 def test_a_file_without_rows_says_so(kind: str, text_settings: TextSettings, tmp_path: Path) -> None:
     (tmp_path / f"a.{kind}").write_bytes(b"")
-    with mistake_saying(expected="a data set that can be read at", found="no rows", do="mend or remove"):
-        load_text_splits(text_settings(dataset_name=str(tmp_path / f"a.{kind}")))
+    with user_error_with(expected="a data set that can be read at", found="no rows", do="fix or remove"):
+        load_splits(text_settings(dataset_name=str(tmp_path / f"a.{kind}")), TextModality())
 
 
-def test_a_damaged_parquet_file_is_refused_in_words(tmp_path: Path) -> None:
-    """Arrow says of the list of its columns that it is an operating system's error."""
+def test_a_damaged_parquet_file_is_refused_with_a_message(tmp_path: Path) -> None:
+    """Arrow reports damage in the list of columns as an error of the operating system."""
     whole = write_table(tmp_path / "a.parquet", text_rows(12)).read_bytes()
     length = int.from_bytes(whole[-8:-4], "little")
     (tmp_path / "a.parquet").write_bytes(whole[: -8 - length] + b"\xff" * length + whole[-8:])
-    with mistake_saying(expected="a data set that can be read at", found="deserialize thrift", do="mend or remove"):
+    with user_error_with(expected="a data set that can be read at", found="deserialize thrift", do="fix or remove"):
         read(tmp_path / "a.parquet")
 
 
-def test_text_of_a_parquet_file_that_is_no_utf_8_is_refused_before_it_is_looked_at(tmp_path: Path) -> None:
+def test_invalid_utf_8_in_a_parquet_file_is_refused_before_samples_are_read(tmp_path: Path) -> None:
     good = pyarrow.array([row["text"].encode() for row in text_rows(12)])
     bad = pyarrow.array([b"\xff", *good.to_pylist()[1:]])
     texts = pyarrow.Array.from_buffers(pyarrow.string(), 12, bad.buffers())
     labels = pyarrow.array([row["label"] for row in text_rows(12)])
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": labels}), tmp_path / "a.parquet")
-    with mistake_saying(expected="a data set that can be read", found="Invalid UTF8", do="mend or remove"):
+    with user_error_with(expected="a data set that can be read", found="Invalid UTF8", do="fix or remove"):
         read(tmp_path / "a.parquet")
 
 
@@ -226,19 +237,19 @@ def test_a_name_that_would_be_taken_for_a_pattern_is_refused(
     """Other files might fit it, too."""
     picture_folder(name="ab", cat=6, dog=6)
     folder = picture_folder(name=name, cat=6, dog=6)
-    config = VisionConfig(model_name_or_path="m", dataset_name=str(folder), output_dir="o")
-    with mistake_saying(expected="a path without * ? [ ] ::", found=f"in {folder}", do="rename"):
-        load_image_splits(config)
-    with mistake_saying(expected="a path without * ? [ ] ::", found=f"{name}.csv", do="rename"):
+    config = VisionConfig.of(model_name_or_path="m", dataset_name=str(folder), output_dir="o")
+    with user_error_with(expected="a path without * ? [ ] ::", found=f"in {folder}", do="rename"):
+        load_splits(config, ImageModality())
+    with user_error_with(expected="a path without * ? [ ] ::", found=f"{name}.csv", do="rename"):
         read(write_table(tmp_path / f"{name}.csv", text_rows()))
 
 
-def test_the_hub_s_own_errors_are_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_network_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def broken(*_: object, **__: object) -> None:
         raise ConnectionResetError("the line went dead")
 
-    monkeypatch.setattr("hf_transfer.data.hub_access.ask_hub", lambda *_, **__: Found("0" * 40))
+    monkeypatch.setattr("hf_transfer.data.hub_access.ask_hub", lambda *_, **__: RepositoryInfo("0" * 40))
     monkeypatch.setattr(datasets, "load_dataset", broken)
-    with mistake_saying(expected="can be read at org/x", found="the line went dead", do="or repeat the command"):
+    with user_error_with(expected="can be read at org/x", found="the line went dead", do="or repeat the command"):
         read(Path("org/x"))

@@ -6,8 +6,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hf_transfer.data import samples
-from hf_transfer.data.images import decode
-from tests.data.conftest import mistake_saying, same
+from hf_transfer.data.pictures import decode
+from tests.data.conftest import same, user_error_with
 
 
 def test_the_digits_are_those_of_scikit_learn() -> None:
@@ -70,14 +70,14 @@ def test_a_glyph_is_light_on_dark() -> None:
 
 @pytest.mark.parametrize(("name", "nearest"), [("sample:digit", "sample:digits"), ("sample:gliphs", "sample:glyphs")])
 def test_an_unknown_sample_is_answered_with_the_nearest(name: str, nearest: str) -> None:
-    with mistake_saying(
+    with user_error_with(
         expected="for --dataset_name one of sample:digits, sample:glyphs", found=name, do=f"use {nearest}"
     ):
         samples.load_sample(name)
 
 
 def test_an_unknown_backbone_is_answered_with_those_there_are() -> None:
-    with mistake_saying(
+    with user_error_with(
         expected="for --model_name_or_path one of sample:resnet-glyphs, sample:vit-glyphs",
         found="sample:vit-glyph",
         do="use sample:vit-glyphs",
@@ -90,7 +90,7 @@ def test_an_unknown_backbone_is_answered_with_those_there_are() -> None:
 )
 def test_a_sample_name_cannot_lead_out_of_its_folder(name: str) -> None:
     """Neither a path from the root nor one with dots."""
-    with mistake_saying(expected="for --model_name_or_path one of", found=name, do="use"):
+    with user_error_with(expected="for --model_name_or_path one of", found=name, do="use"):
         samples.backbone_folder(name)
 
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from hf_transfer.data import verification
 from hf_transfer.data.splits import Split
-from hf_transfer.data.verification import count_duplicate_images, find_bad_images, refuse_bad_share
-from tests.data.conftest import Settings, encoded, mistake_saying, noise, png_by_hand, raw_bytes
+from hf_transfer.data.verification import copies_of_images, refuse_bad_share, unreadable_images
+from hf_transfer.settings.run import VisionConfig
+from tests.data.conftest import Settings, encoded, noise, png_by_hand, raw_bytes, user_error_with
 
 WHOLE = encoded(Image.fromarray(noise(64, 64, 3)))
 TRUNCATED = WHOLE[: len(WHOLE) // 2]
@@ -37,6 +38,11 @@ def split_of_bytes(contents: list[bytes]) -> Split:
         features=datasets.Features({"image": datasets.Image(decode=False)}),
     )
     return Split(data, np.arange(len(contents)), np.zeros(len(contents), dtype=np.int64))
+
+
+def unreadable(split: Split, name: str, config: VisionConfig) -> dict[int, str]:
+    """The rows that cannot be read, as a run with these settings checks them."""
+    return unreadable_images(split, name, config.data, config.store.cache_dir)
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     [
         (b"", "the file is empty"),
         (TRUNCATED, "damaged: image file is truncated"),
-        (b"only words", "10 bytes that are no JPEG"),
+        (b"only words", "10 bytes that are not a JPEG"),
         (png_by_hand(20_000, 20_000), "it declares far too many pixels"),
     ],
     ids=["empty", "truncated", "no image", "bomb"],
@@ -73,141 +79,141 @@ def test_a_bad_image_stops_the_run_with_its_path_and_reason(
 ) -> None:
     """Every part of the split is looked at, also its last row."""
     split = split_of_files(tmp_path / "data", [WHOLE] * 3 + [content])
-    with mistake_saying(
+    with user_error_with(
         expected="images that can be read in split 'train'",
-        found=f"1 that cannot: {tmp_path}/data/0003.png ({reason}",
-        do="mend or remove them, or mask them with --on_bad_sample skip",
+        found=f"1 that cannot be read: {tmp_path}/data/0003.png ({reason}",
+        do="fix or remove them, or mask them with --on_bad_sample skip",
     ):
-        find_bad_images(split, "train", settings())
+        unreadable(split, "train", settings())
 
 
 def test_an_embedded_image_is_named_by_its_row(settings: Settings) -> None:
-    with mistake_saying(expected="split 'test'", found="1 that cannot: row 1 (the file is empty)", do="mend"):
-        find_bad_images(split_of_bytes([WHOLE, b"", WHOLE]), "test", settings())
+    with user_error_with(expected="split 'test'", found="1 that cannot be read: row 1 (the file is empty)", do="fix"):
+        unreadable(split_of_bytes([WHOLE, b"", WHOLE]), "test", settings())
 
 
 def test_at_most_five_bad_images_are_listed_and_the_rest_counted(settings: Settings) -> None:
-    with mistake_saying(expected="images", found="row 4 (the file is empty); and 2 more", do="mend"):
-        find_bad_images(split_of_bytes([b""] * 7), "train", settings())
+    with user_error_with(expected="images", found="row 4 (the file is empty); and 2 more", do="fix"):
+        unreadable(split_of_bytes([b""] * 7), "train", settings())
 
 
 def test_good_images_are_all_accepted(settings: Settings, looks: dict[str, int]) -> None:
-    assert find_bad_images(split_of_bytes([WHOLE] * 9), "train", settings()) == {}
+    assert unreadable(split_of_bytes([WHOLE] * 9), "train", settings()) == {}
     assert looks == {"decode": 9, "check_header": 0}
 
 
 def test_only_the_rows_of_the_split_are_looked_at(settings: Settings) -> None:
     whole = split_of_bytes([b"", WHOLE, b"", WHOLE])
     part = Split(whole.dataset, np.asarray([1, 3]), np.zeros(2, dtype=np.int64))
-    assert find_bad_images(part, "train", settings()) == {}
+    assert unreadable(part, "train", settings()) == {}
 
 
 def test_skipping_masks_up_to_one_percent_with_the_reason(settings: Settings) -> None:
     """Exactly 1 of 100 is allowed."""
-    bad = find_bad_images(split_of_bytes([*[WHOLE] * 99, b""]), "train", settings(on_bad_sample="skip"))
+    bad = unreadable(split_of_bytes([*[WHOLE] * 99, b""]), "train", settings(on_bad_sample="skip"))
     assert bad == {99: "the file is empty"}
 
 
 def test_more_than_one_percent_stops_the_run_even_when_skipping(settings: Settings) -> None:
     """Masking is for accidents; two in a hundred are none."""
     split = split_of_bytes([*[WHOLE] * 98, b"", b""])
-    with mistake_saying(
+    with user_error_with(
         expected="at most 1% bad samples in split 'validation' with --on_bad_sample skip",
         found="2 of 100: row 98 (the file is empty); row 99 (the file is empty)",
-        do="mend or remove these samples",
+        do="fix or remove these samples",
     ):
-        find_bad_images(split, "validation", settings(on_bad_sample="skip"))
+        unreadable(split, "validation", settings(on_bad_sample="skip"))
 
 
 def test_the_share_is_of_the_split_and_not_of_the_data_set() -> None:
     whole = split_of_bytes([WHOLE] * 10)
     part = Split(whole.dataset, np.arange(3), np.zeros(3, dtype=np.int64))
-    with mistake_saying(expected="at most 1%", found="1 of 3", do="mend"):
+    with user_error_with(expected="at most 1%", found="1 of 3", do="fix"):
         refuse_bad_share({0: "empty"}, part, "train")
 
 
 def test_verify_samples_bounds_decoding_but_every_header_is_read(settings: Settings, looks: dict[str, int]) -> None:
     """A damaged body may go unseen, a damaged header never."""
-    assert find_bad_images(split_of_bytes([WHOLE] * 50), "train", settings(verify_samples=20)) == {}
+    assert unreadable(split_of_bytes([WHOLE] * 50), "train", settings(verify_samples=20)) == {}
     assert looks == {"decode": 20, "check_header": 30}
 
 
 def test_without_decoding_a_truncated_image_passes_and_an_empty_one_does_not(settings: Settings) -> None:
-    unseen = find_bad_images(split_of_bytes([TRUNCATED, WHOLE]), "train", settings(verify_samples=0))
+    unseen = unreadable(split_of_bytes([TRUNCATED, WHOLE]), "train", settings(verify_samples=0))
     assert unseen == {}
-    with mistake_saying(expected="images", found="row 0 (the file is empty)", do="mend"):
-        find_bad_images(split_of_bytes([b"", WHOLE]), "train", settings(verify_samples=0))
+    with user_error_with(expected="images", found="row 0 (the file is empty)", do="fix"):
+        unreadable(split_of_bytes([b"", WHOLE]), "train", settings(verify_samples=0))
 
 
 def test_the_drawn_part_is_the_same_in_every_run_and_not_the_first_rows(settings: Settings) -> None:
     """The draw depends on the split seed alone, and damage is not always at the end."""
     contents = [TRUNCATED] * 200
     chosen = settings(verify_samples=3, on_bad_sample="skip", cache_dir=None)
-    found = []
+    drawn = []
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(verification, "refuse_bad_share", lambda *_: None)
-            found.append(find_bad_images(split_of_bytes(contents), "train", chosen))
-    assert len(found[0]) == 3
-    assert found[0].keys() == found[1].keys()
-    assert sorted(found[0]) != [0, 1, 2]
+            drawn.append(unreadable(split_of_bytes(contents), "train", chosen))
+    assert len(drawn[0]) == 3
+    assert drawn[0].keys() == drawn[1].keys()
+    assert sorted(drawn[0]) != [0, 1, 2]
 
 
 def test_unchanged_images_are_not_looked_at_again(settings: Settings, looks: dict[str, int], tmp_path: Path) -> None:
     """Good ones and bad ones alike; in another cache they are."""
     split = split_of_files(tmp_path / "data", [WHOLE] * 100 + [b""])
     chosen = settings(on_bad_sample="skip")
-    first = find_bad_images(split, "train", chosen)
+    first = unreadable(split, "train", chosen)
     assert looks["decode"] == 101
-    assert find_bad_images(split, "train", chosen) == first == {100: "the file is empty"}
+    assert unreadable(split, "train", chosen) == first == {100: "the file is empty"}
     assert looks["decode"] == 101
-    find_bad_images(split, "train", settings(on_bad_sample="skip", cache_dir=str(tmp_path / "other")))
+    unreadable(split, "train", settings(on_bad_sample="skip", cache_dir=str(tmp_path / "other")))
     assert looks["decode"] == 202
 
 
 def test_what_was_remembered_as_bad_stops_the_next_run_too(settings: Settings, tmp_path: Path) -> None:
     split = split_of_files(tmp_path / "data", [WHOLE, b""])
     for _ in range(2):
-        with mistake_saying(expected="images", found="0001.png (the file is empty)", do="mend"):
-            find_bad_images(split, "train", settings())
+        with user_error_with(expected="images", found="0001.png (the file is empty)", do="fix"):
+            unreadable(split, "train", settings())
 
 
 @pytest.mark.parametrize("same_size", [True, False])
 def test_a_file_that_changed_in_place_is_looked_at_again(same_size: bool, settings: Settings, tmp_path: Path) -> None:
     """The data set's fingerprint does not change with its files: the size and the time of change tell."""
     split = split_of_files(tmp_path / "data", [WHOLE, WHOLE])
-    assert find_bad_images(split, "train", settings()) == {}
+    assert unreadable(split, "train", settings()) == {}
     path = tmp_path / "data" / "0001.png"
     path.write_bytes(TRUNCATED + bytes(len(WHOLE) - len(TRUNCATED)) if same_size else TRUNCATED)
     if same_size:
         os.utime(path, ns=(1, 1))
-    with mistake_saying(expected="images", found="0001.png (damaged", do="mend"):
-        find_bad_images(split, "train", settings())
+    with user_error_with(expected="images", found="0001.png (damaged", do="fix"):
+        unreadable(split, "train", settings())
 
 
 def test_an_image_within_a_file_of_data_that_changed_is_looked_at_again(settings: Settings) -> None:
     """Should a fingerprint not tell them apart, the size does."""
     split, changed = split_of_bytes([WHOLE]), split_of_bytes([TRUNCATED])
     changed.dataset._fingerprint = split.dataset._fingerprint
-    assert find_bad_images(split, "train", settings()) == {}
-    with mistake_saying(expected="images", found="row 0 (damaged", do="mend"):
-        find_bad_images(changed, "train", settings())
+    assert unreadable(split, "train", settings()) == {}
+    with user_error_with(expected="images", found="row 0 (damaged", do="fix"):
+        unreadable(changed, "train", settings())
 
 
 def test_a_file_that_was_mended_is_accepted(settings: Settings, tmp_path: Path) -> None:
     split = split_of_files(tmp_path / "data", [WHOLE, b""])
-    with mistake_saying(expected="images", found="0001.png", do="mend"):
-        find_bad_images(split, "train", settings())
+    with user_error_with(expected="images", found="0001.png", do="fix"):
+        unreadable(split, "train", settings())
     (tmp_path / "data" / "0001.png").write_bytes(WHOLE)
-    assert find_bad_images(split, "train", settings()) == {}
+    assert unreadable(split, "train", settings()) == {}
 
 
 def test_more_verified_samples_than_remembered_are_looked_at_again(settings: Settings) -> None:
     """Else `--verify_samples 0` would hide damage from every later run."""
     split = split_of_bytes([TRUNCATED, WHOLE])
-    assert find_bad_images(split, "train", settings(verify_samples=0)) == {}
-    with mistake_saying(expected="images", found="row 0 (damaged", do="mend"):
-        find_bad_images(split, "train", settings(verify_samples=10))
+    assert unreadable(split, "train", settings(verify_samples=0)) == {}
+    with user_error_with(expected="images", found="row 0 (damaged", do="fix"):
+        unreadable(split, "train", settings(verify_samples=10))
 
 
 def test_copies_are_counted_by_content_against_training(tmp_path: Path) -> None:
@@ -218,14 +224,14 @@ def test_copies_are_counted_by_content_against_training(tmp_path: Path) -> None:
         "validation": split_of_bytes([pictures[0], pictures[0], pictures[5], pictures[5], b"other size"[:3]]),
         "test": split_of_bytes([pictures[5], pictures[3], pictures[6]]),
     }
-    assert count_duplicate_images(splits) == {"validation": 2, "test": 1}
+    assert copies_of_images(splits) == {"validation": 2, "test": 1}
 
 
 def test_masked_images_are_no_copies_of_each_other() -> None:
     """Two empty files are equal, byte for byte, and still no leak of training into test."""
     empty = split_of_bytes([b"", b"x"])
-    masked = Split(empty.dataset, empty.rows, empty.labels, bad={0: "the file is empty"})
-    assert count_duplicate_images({"train": masked, "validation": masked, "test": masked}) == {
+    masked = Split(empty.dataset, empty.rows, empty.targets, unreadable={0: "the file is empty"})
+    assert copies_of_images({"train": masked, "validation": masked, "test": masked}) == {
         "validation": 1,
         "test": 1,
     }

@@ -1,8 +1,7 @@
-"""A finished run on tiny pictures, shared by the tests of this room."""
+"""A finished run on tiny pictures, shared by the tests of this folder."""
 
 import contextlib
 import hashlib
-import importlib
 import io
 import shutil
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_transfer.config import VisionConfig
-from hf_transfer.parsing import run
+import hf_transfer.run
+from hf_transfer.settings.parsing import run_recipe
+from hf_transfer.settings.run import VisionConfig
 from tests.conftest import Finished, load_recipe
 
 CLASSES = ("blue", "green", "red")
@@ -24,12 +24,12 @@ COUNTS = {"train": 6, "validation": 5, "test": 7}
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its data, and what it said."""
+    """A finished run: its folder, its data, and what it printed."""
 
     out: Path
     data: Path
     cache: Path
-    said: str
+    printed: str
 
     def argv(self, **changes: object) -> list[str]:
         """The command line of this run, with changes."""
@@ -45,20 +45,17 @@ class Run:
         return [f"--{name}={value}" for name, value in (settings | changes).items() if value is not None]
 
 
-HOMES = {"fit": "hf_transfer.training.loop", "load_image_splits": "hf_transfer.data.sources"}
-
-
 def start(argv: list[str], **replaced: object) -> Finished:
-    """Run `recipes/vision.py` in this process; `replaced` are functions to be replaced where they live."""
+    """Run `recipes/vision.py` in this process; `replaced` are functions of `hf_transfer.run` to replace."""
     recipe = load_recipe("vision")
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.ExitStack() as stack:
-        for name, thing in replaced.items():
-            stack.enter_context(patch.object(importlib.import_module(HOMES[name]), name, thing))
+        for name, replacement in replaced.items():
+            stack.enter_context(patch.object(hf_transfer.run, name, replacement))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         try:
-            run(recipe.main, VisionConfig, argv)
+            run_recipe(recipe.main, VisionConfig, argv)
         except SystemExit as end:
             code = int(end.code or 0)
     return Finished(code, out.getvalue(), err.getvalue())
@@ -79,7 +76,7 @@ def tinted(number: int, generator: np.random.Generator) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Trained once; tests that change its folder take `own_copy`."""
+    """Trained once; a test that changes its folder takes `copied_run`."""
     root = tmp_path_factory.mktemp("finished")
     generator = np.random.default_rng(5)
     for split, count in COUNTS.items():
@@ -97,7 +94,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def own_copy(finished_run: Run, tmp_path: Path) -> Run:
-    """The finished run in a folder that the test may change."""
+def copied_run(finished_run: Run, tmp_path: Path) -> Run:
+    """A copy of the finished run, which the test may change."""
     shutil.copytree(finished_run.out, tmp_path / "out")
-    return Run(tmp_path / "out", finished_run.data, finished_run.cache, finished_run.said)
+    return Run(tmp_path / "out", finished_run.data, finished_run.cache, finished_run.printed)

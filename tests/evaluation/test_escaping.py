@@ -1,17 +1,16 @@
-"""Names from the user's data, or from somebody else's, stay text wherever the report shows them."""
+"""Names from the data are escaped wherever the report shows them."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hf_transfer.evaluation.report import _draw_confusion as draw_confusion
-from hf_transfer.evaluation.report import _markdown as report_of
-from hf_transfer.evaluation.report import plain
+from hf_transfer.evaluation.pictures import draw_confusion
+from hf_transfer.evaluation.report import plain, write_report
+from tests.evaluation.examples import class_tables, results_of
 
 HOSTILE = [
     "<script>alert(1)</script>", "<!-- -->", "</td></tr></table>", "a|b", "|", "\\|", "`x", "```", "a\nb",
@@ -22,12 +21,29 @@ HOSTILE = [
 ]  # fmt: skip
 NAMES = st.text(max_size=12) | st.lists(st.sampled_from([*HOSTILE, "a", " "]), max_size=3).map("".join)
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-# What a report may be made of; everything else would come from a name.
-OWN_TAGS = {"h1", "h2", "p", "strong", "em", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "img", "code", ""}
+# The elements of a report; every other one would come from a name.
+REPORT_TAGS = {
+    "h1",
+    "h2",
+    "p",
+    "strong",
+    "em",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "ul",
+    "li",
+    "img",
+    "code",
+    "",
+}
 
 
 def shown(name: str) -> str:
-    """What a reader is to see: white space as one blank, and no byte that no page can have."""
+    """What a reader should see: white space as one blank, and a replacement for the byte 0."""
     return " ".join(name.split()).replace("\0", "\ufffd")
 
 
@@ -36,7 +52,7 @@ def cells_of(page: str) -> list[list[str]]:
     rows: list[list[str]] = []
     before = ""
     for token in MARKDOWN.parse(page):
-        assert token.tag in OWN_TAGS, token
+        assert token.tag in REPORT_TAGS, token
         if token.type == "tr_open":
             rows.append([])
         if token.type == "inline" and before in ("td_open", "th_open"):
@@ -63,25 +79,20 @@ def test_a_report_with_any_names_in_it_is_the_same_report(names: list[str], data
     """Headings, lists and tables, and as many of each."""
 
     def page(names: list[str], dataset: str, note: str) -> str:
-        figures = {"accuracy": 0.5, "f1_macro": 0.5, "loss": 1.0}
-        results: dict[str, Any] = {
-            "strategy": "full", "model_name_or_path": dataset, "dataset_name": dataset, "metrics": {"test": figures},
-            "intervals": {"test": {"accuracy": (0.1, 0.9)}}, "samples": {"test": 4}, "history": [{}], "soup": [1],
-            "parameters": {"trainable": 1, "total": 2}, "recipe": "vision",
-        }  # fmt: skip
-        return report_of(
-            results,
-            [(name, 0.5, 0.5, 0.5, 2) for name in names],
-            [f"Columns of text that are not used: {note}."] * 2,
-            trained=True,
-        )
+        results = results_of(
+            model_name_or_path=dataset, dataset_name=dataset, labels=names, tables=class_tables(*names), history=[],
+            notes=[f"Columns of text that are not used: {note}."] * 2,
+        )  # fmt: skip
+        with TemporaryDirectory() as folder:
+            write_report(Path(folder), results, [])
+            return (Path(folder) / "report.md").read_text(encoding="utf-8")
 
     def outline(text: str) -> list[str]:
         return [token.type for token in MARKDOWN.parse(text)]
 
-    found = page(names, dataset, note)
-    assert outline(found) == outline(page(["x"] * len(names), "x", "x"))
-    classes = [row[0] for row in cells_of(found) if len(row) == 5][-len(names) :]
+    report = page(names, dataset, note)
+    assert outline(report) == outline(page(["x"] * len(names), "x", "x"))
+    classes = [row[0] for row in cells_of(report) if len(row) == 5][-len(names) :]
     assert classes == [shown(name) for name in names]
 
 
@@ -90,8 +101,8 @@ def test_a_report_with_any_names_in_it_is_the_same_report(names: list[str], data
 @example(["$", "$x$"])
 @example(["\\$x\\$", "$\\frac{$"])
 def test_a_picture_can_be_drawn_with_any_names(names: list[str]) -> None:
-    """A formula that is none would end the run."""
+    """A dollar sign starts a formula, and an invalid formula would end the run."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "confusion.png"
-        draw_confusion(path, np.eye(len(names), dtype=np.int64), names)
+        draw_confusion(path, (np.eye(len(names), dtype=np.int64), names))
         assert path.stat().st_size > 1000

@@ -1,7 +1,8 @@
-"""results.json and report.md: every figure computed again by others, and names that try to break the page."""
+"""results.json and report.md: every figure computed independently, earlier versions, and hostile names."""
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,13 +13,17 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import binomtest, bootstrap
-from sklearn.metrics import f1_score
+from scipy.stats import binomtest
 
-from hf_transfer.evaluation.report import bootstrap_f1_interval, plain, wilson_interval
+from hf_transfer.errors import UserError
+from hf_transfer.evaluation.report import plain
+from hf_transfer.evaluation.results import Results, Scores
+from tests.blocked_imports import BLOCK_HF_TRANSFER
+from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import CLASSES, COUNTS, Run, start
-from tests.strangers import WITHOUT_US
+from tests.evaluation.examples import INTERVALS, METRICS, results_of
 
+VERSION_0_1 = REPOSITORY / "tests/evaluation/version_0_1"
 HOSTILE = [
     "a|b",
     "<script>alert(1)</script>",
@@ -32,9 +37,9 @@ HOSTILE = [
     "ü😀",
 ]
 
-# What a machine without hf_transfer makes of the saved model: scikit-learn's figures of a pipeline's answers.
-STRANGER = (
-    WITHOUT_US
+# Run without hf_transfer: scikit-learn's metrics of the predictions of a transformers pipeline.
+PIPELINE_PROGRAM = (
+    BLOCK_HF_TRANSFER
     + """
 import json, sys
 
@@ -51,10 +56,10 @@ for split in ("validation", "test"):
     classes = sorted({path.parent.name for path in paths})
     scores = [{row["label"]: row["score"] for row in classify(Image.open(p), top_k=len(classes))} for p in paths]
     truth = [path.parent.name for path in paths]
-    found = [max(row, key=row.get) for row in scores]
+    predicted = [max(row, key=row.get) for row in scores]
     answers[split] = {
-        "accuracy": accuracy_score(truth, found),
-        "f1_macro": f1_score(truth, found, average="macro", labels=classes),
+        "accuracy": accuracy_score(truth, predicted),
+        "f1_macro": f1_score(truth, predicted, average="macro", labels=classes),
         "loss": log_loss(truth, [[row[name] for name in classes] for row in scores], labels=classes),
         "scores": {str(path): row for path, row in zip(paths, scores)},
     }
@@ -69,57 +74,60 @@ def results(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def stranger(finished_run: Run) -> Any:
-    command = [sys.executable, "-I", "-c", STRANGER, str(finished_run.out / "model"), str(finished_run.data)]
+def by_pipeline(finished_run: Run) -> Any:
+    command = [sys.executable, "-I", "-c", PIPELINE_PROGRAM, str(finished_run.out / "model"), str(finished_run.data)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=finished_run.out)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_headline_figures_are_those_of_a_plain_pipeline_without_us(finished_run: Run, stranger: Any) -> None:
-    """The saved folder alone gives the figures of results.json, computed by scikit-learn."""
+def test_the_headline_figures_are_those_of_a_plain_pipeline_without_us(finished_run: Run, by_pipeline: Any) -> None:
+    """From the saved folder alone, computed by scikit-learn."""
     metrics = results(finished_run.out)["metrics"]
     assert set(metrics) == {"validation", "test"}
     for split in metrics:
         assert set(metrics[split]) >= {"accuracy", "f1_macro", "loss"}
         for name, value in metrics[split].items():
-            assert value == pytest.approx(stranger[split][name], abs=2e-5), (split, name)
+            assert value == pytest.approx(by_pipeline[split][name], abs=2e-5), (split, name)
     assert 0 < metrics["test"]["accuracy"] < 1, "a test set that every model gets right shows nothing"
 
 
 def test_results_have_the_keys_and_values_that_others_rely_on(finished_run: Run) -> None:
-    """DESIGN, "the names others rely on"."""
-    found = results(finished_run.out)
-    assert (found["recipe"], found["strategy"], found["seed"]) == ("vision", "scratch", 0)
-    assert found["model_name_or_path"] == "sample:vit-glyphs"
-    assert found["dataset_name"] == str(finished_run.data)
-    assert found["labels"] == list(CLASSES)
-    assert found["samples"] == {split: 3 * count for split, count in COUNTS.items()}
-    assert found["masked"] == {"train": 0, "validation": 0, "test": 0}
+    """A key is removed or renamed only together with a new schema."""
+    content = results(finished_run.out)
+    assert (content["recipe"], content["strategy"], content["seed"]) == ("vision", "scratch", 0)
+    assert content["model_name_or_path"] == "sample:vit-glyphs"
+    assert content["dataset_name"] == str(finished_run.data)
+    assert content["labels"] == list(CLASSES)
+    assert (content["schema"], content["problem_type"], content["predicts"]) == (
+        2, "single_label_classification", "3 classes",
+    )  # fmt: skip
+    assert content["samples"] == {split: 3 * count for split, count in COUNTS.items()}
+    assert content["masked"] == {"train": 0, "validation": 0, "test": 0}
     from safetensors import safe_open
 
     with safe_open(str(finished_run.out / "model/model.safetensors"), "np") as file:
-        saved = sum(file.get_tensor(name).size for name in file.keys())
-    assert found["parameters"] == {"total": saved, "trainable": saved}
-    assert [row["epoch"] for row in found["history"]] == [0, 1]
+        saved = sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118 (it is no mapping)
+    assert content["parameters"] == {"total": saved, "trainable": saved}
+    assert [row["epoch"] for row in content["history"]] == [0, 1]
     assert all(
-        {"train_loss", "loss", "accuracy", "f1_macro", "learning_rate", "seconds"} <= set(r) for r in found["history"]
+        {"train_loss", "loss", "accuracy", "f1_macro", "learning_rate", "seconds"} <= set(r) for r in content["history"]
     )
-    assert found["seconds"]["total"] >= found["seconds"]["train"] > 0
-    assert found["seconds"]["frozen"] == 0
-    assert found["peak_memory_bytes"]["host"] > 50_000_000
-    assert found["peak_memory_bytes"]["device"] >= 0
-    assert (found["threads"], found["processes"]) >= (1, 1)
-    assert {"python", "torch", "transformers", "datasets", "accelerate"} <= set(found["versions"])
-    assert (found["commits"], found["languages"]) == ({}, [])
+    assert content["seconds"]["total"] >= content["seconds"]["train"] > 0
+    assert content["seconds"]["frozen"] == 0
+    assert content["peak_memory_bytes"]["host"] > 50_000_000
+    assert content["peak_memory_bytes"]["device"] >= 0
+    assert (content["threads"], content["processes"]) >= (1, 1)
+    assert {"python", "torch", "transformers", "datasets", "accelerate"} <= set(content["versions"])
+    assert (content["commits"], content["languages"]) == ({}, [])
 
 
-def test_the_kept_epoch_is_the_best_of_the_history_and_the_one_that_was_judged(finished_run: Run) -> None:
+def test_the_kept_epoch_is_the_best_of_the_history_and_the_one_that_was_evaluated(finished_run: Run) -> None:
     """Equal accuracies go to the lower loss."""
-    found = results(finished_run.out)
-    best = max(found["history"], key=lambda row: (row["accuracy"], -row["loss"]))
-    assert found["best_epoch"] == best["epoch"] + 1
-    for name, value in found["metrics"]["validation"].items():
+    content = results(finished_run.out)
+    best = max(content["history"], key=lambda row: (row["accuracy"], -row["loss"]))
+    assert content["best_epoch"] == best["epoch"] + 1
+    for name, value in content["metrics"]["validation"].items():
         assert value == pytest.approx(best[name], abs=1e-6)
 
 
@@ -130,7 +138,8 @@ def test_the_run_folder_holds_the_model_the_report_and_its_pictures(finished_run
         ".card",
     }  # fmt: skip
     assert {path.name for path in (finished_run.out / "model").iterdir()} == {
-        "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "curves.png", "confusion.png",
+        "config.json", "model.safetensors", "preprocessor_config.json", "preprocessing.json", "README.md",
+        "curves.png", "confusion.png",
     }  # fmt: skip
     for name in ("curves.png", "confusion.png"):
         with Image.open(finished_run.out / name) as picture:
@@ -140,14 +149,14 @@ def test_the_run_folder_holds_the_model_the_report_and_its_pictures(finished_run
     assert set(re.findall(r"!\[.*?\]\((.*?)\)", report)) == {"curves.png", "confusion.png"}
 
 
-def test_the_report_states_the_figures_of_the_results(finished_run: Run, stranger: Any) -> None:
+def test_the_report_states_the_figures_of_the_results(finished_run: Run, by_pipeline: Any) -> None:
     """Its interval is scipy's, its precision and recall are counted by hand."""
-    found = results(finished_run.out)
+    content = results(finished_run.out)
     report = (finished_run.out / "report.md").read_text(encoding="utf-8")
-    accuracy, rows = found["metrics"]["test"]["accuracy"], found["samples"]["test"]
+    accuracy, rows = content["metrics"]["test"]["accuracy"], content["samples"]["test"]
     low, high = binomtest(round(accuracy * rows), rows).proportion_ci(method="wilson")
-    assert f"**Test accuracy {accuracy:.2%}** (95 % Wilson interval {low:.2%} to {high:.2%}, 21 samples)" in report
-    pairs = [(Path(path).parent.name, max(row, key=row.get)) for path, row in stranger["test"]["scores"].items()]
+    assert f"Test accuracy **{accuracy:.2%}** (95 % interval {low:.2%} to {high:.2%}, 21 samples)" in report
+    pairs = [(Path(path).parent.name, max(row, key=row.get)) for path, row in by_pipeline["test"]["scores"].items()]
     for name in CLASSES:
         hits = sum(pair == (name, name) for pair in pairs)
         answers, members = (sum(pair[side] == name for pair in pairs) for side in (1, 0))
@@ -168,17 +177,6 @@ def test_an_average_of_epochs_is_reported_as_one(finished_run: Run, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("successes", "trials"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 10), (81, 263), (9999, 10_000)]
-)
-def test_the_wilson_interval_is_scipys(successes: int, trials: int) -> None:
-    """The last but one row is Newcombe's (1998) example: 81 of 263 gives 0.2553 to 0.3662."""
-    expected = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
-    assert wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-9)
-    if (successes, trials) == (81, 263):
-        assert [round(bound, 4) for bound in wilson_interval(successes, trials)] == [0.2553, 0.3662]
-
-
-@pytest.mark.parametrize(
     ("name", "shown"),
     [
         ("a|b", "a&#124;b"),
@@ -196,40 +194,79 @@ def test_a_name_stands_in_a_table_as_it_is(name: str, shown: str) -> None:
     assert plain(name) == shown
 
 
-def test_the_results_have_figures_of_each_class_and_what_is_taken_for_what(finished_run: Run, stranger: Any) -> None:
+def test_the_results_have_figures_of_each_class_and_what_is_taken_for_what(finished_run: Run, by_pipeline: Any) -> None:
     """Counted by hand; the most frequent confusion first."""
-    found = results(finished_run.out)
-    pairs = [(Path(path).parent.name, max(row, key=row.get)) for path, row in stranger["test"]["scores"].items()]
-    assert [row["label"] for row in found["classes"]] == list(CLASSES)
-    for row in found["classes"]:
+    content = results(finished_run.out)
+    pairs = [(Path(path).parent.name, max(row, key=row.get)) for path, row in by_pipeline["test"]["scores"].items()]
+    assert [row["label"] for row in content["classes"]] == list(CLASSES)
+    for row in content["classes"]:
         hits, members = (sum(pair[:side] == (row["label"],) * side for pair in pairs) for side in (2, 1))
         assert (row["recall"], row["samples"]) == (pytest.approx(hits / members), members)
     wrong = Counter(pair for pair in pairs if pair[0] != pair[1])
-    counted = {(row["true"], row["predicted"]): row["samples"] for row in found["confusions"]}
+    counted = {(row["true"], row["predicted"]): row["samples"] for row in content["confusions"]}
     assert counted.items() <= wrong.items()
     assert sorted(counted.values(), reverse=True) == list(counted.values())
     assert max(counted.values()) == max(wrong.values())
-    low, high = found["intervals"]["test"]["accuracy"]
-    assert low < found["metrics"]["test"]["accuracy"] < high
+    low, high = content["intervals"]["test"]["accuracy"]
+    assert low < content["metrics"]["test"]["accuracy"] < high
 
 
-@pytest.mark.parametrize(("classes", "rows"), [(2, 40), (5, 300)])
-def test_the_interval_of_the_macro_f1_is_a_bootstraps(classes: int, rows: int) -> None:
-    """Of scipy, which draws other rows."""
-    draw = np.random.default_rng(3)
-    labels = draw.integers(0, classes, rows)
-    said = np.where(draw.random(rows) < 0.7, labels, draw.integers(0, classes, rows))
+def test_results_are_read_as_they_were_written(finished_run: Run, tmp_path: Path) -> None:
+    read = Results.read(finished_run.out)
+    read.write(tmp_path)
+    assert Results.read(tmp_path) == read
+    assert (tmp_path / "results.json").read_bytes() == (finished_run.out / "results.json").read_bytes()
+    parts = {f"test {part}": Scores(dict(METRICS), dict(INTERVALS), 6, 3) for part in ("image_only", "text_only")}
+    changed = results_of(scores=results_of().scores | parts, masked={"train": 1, "validation": 0, "test": 1})
+    changed.scores["test"] = Scores(dict(METRICS), dict(INTERVALS), 8, 1)
+    changed.write(tmp_path)
+    assert Results.read(tmp_path) == changed
 
-    def macro_f1(chosen: np.ndarray[Any, np.dtype[np.int64]]) -> float:
-        return float(f1_score(labels[chosen], said[chosen], average="macro"))
 
-    expected = bootstrap(
-        (np.arange(rows),), macro_f1, n_resamples=1000, vectorized=False, method="percentile", rng=draw
-    ).confidence_interval  # fmt: skip
-    low, high = bootstrap_f1_interval(labels, said, classes)
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.03)
-    assert low < f1_score(labels, said, average="macro") < high
-    assert bootstrap_f1_interval(labels, said, classes) == (low, high)
+@pytest.mark.parametrize("name", ["vision", "multimodal"])
+def test_results_of_version_0_1_are_read(tmp_path: Path, name: str) -> None:
+    """They counted masked samples among those of a split."""
+    earlier = VERSION_0_1 / f"{name}.json"
+    shutil.copyfile(earlier, tmp_path / "results.json")
+    content, read = json.loads(earlier.read_text()), Results.read(tmp_path)
+    assert "schema" not in content
+    assert (read.schema, read.problem_type) == (2, "single_label_classification")
+    assert read.predicts == f"{len(content['labels'])} classes"
+    assert read.metrics == content["metrics"]
+    assert [list(table.rows) for table in read.tables] == [content["classes"], content["confusions"]]
+    assert {name: scores.intervals for name, scores in read.scores.items()} == {
+        name: {metric: tuple(bounds) for metric, bounds in rows.items()} for name, rows in content["intervals"].items()
+    }
+    if name == "vision":
+        assert (content["samples"]["test"], content["masked"]["test"]) == (120, 1)
+        assert (read.samples["test"], read.masked["test"], read.test.samples, read.test.masked) == (119, 1, 119, 1)
+        assert read.shown_samples == {"train": "16", "validation": "8", "test": "119 of 120"}
+    else:
+        assert [scores.shown_samples for scores in read.scores.values()] == ["400", "800", "767 of 800", "742 of 800"]
+    # Written again they are results of this version.
+    read.write(tmp_path)
+    assert Results.read(tmp_path) == read
+
+
+@pytest.mark.parametrize(
+    ("content", "expected", "found"),
+    [
+        ('{"schema": 3}', "results that this version can read (schema 2)", "schema 3 in "),
+        ("{", "the results of a finished run in ", "JSONDecodeError: "),
+        ('{"schema": 2}', "the results of a finished run in ", "KeyError: 'intervals'"),
+        ("[1]", "the results of a finished run in ", "TypeError: "),
+        (None, "the results of a finished run in ", "FileNotFoundError: "),
+    ],
+)
+def test_results_that_cannot_be_read_are_refused(
+    tmp_path: Path, content: str | None, expected: str, found: str
+) -> None:
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError) as error:
+        Results.read(tmp_path)
+    assert f"Expected: {expected}" in str(error.value)
+    assert f"\nFound:    {found}" in str(error.value)
 
 
 def cells(line: str) -> list[str]:
@@ -237,7 +274,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_hostile_label_names_break_neither_the_report_nor_the_pictures(finished_run: Run, tmp_path: Path) -> None:
-    """Label names are the user's data, or somebody else's."""
+    """Label names come from the data."""
     generator = np.random.default_rng(0)
     pictures = [Image.fromarray(generator.integers(0, 255, (12, 12, 3)).astype(np.uint8)) for _ in range(80)]
     labels = [HOSTILE[number % len(HOSTILE)] for number in range(80)]
@@ -249,7 +286,7 @@ def test_hostile_label_names_break_neither_the_report_nor_the_pictures(finished_
     )
     assert ended.code == 0, ended.err
     report = (tmp_path / "out/report.md").read_text(encoding="utf-8")
-    section = report[report.index("## Classes (test)") : report.index("![Confusion matrix")]
+    section = report[report.index("## Classes (test)") : report.index("## Most confused (test)")]
     rows = [line for line in section.splitlines()[2:] if line]
     assert len(rows) == 2 + len(HOSTILE)
     assert {len(cells(row)) for row in rows} == {5}

@@ -1,4 +1,4 @@
-"""An adapter in `OUT/model` finds its base again: from another folder, and in the commit that it was trained on."""
+"""An adapter in `OUT/model` is loaded with its base: from another folder, and at the commit it was trained on."""
 
 import json
 import shutil
@@ -15,13 +15,14 @@ from hf_transfer.evaluation import run_folder
 from hf_transfer.models.groups import trace_groups
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.strategies.adapters import LowRankAdaptation
+from hf_transfer.targets.classes import Classes
 
 TASK = "image-classification"
-NAMES = ["no", "yes"]
+TARGET = Classes(("no", "yes"))
 
 
 def adapted(checkpoint: Checkpoint) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    model = checkpoint.classifier(NAMES, seed=0, fresh_weights=False)
+    model = checkpoint.classifier(TARGET, seed=0, fresh_weights=False)
     inputs = {"pixel_values": torch.randn(2, 3, model.config.image_size, model.config.image_size)}
     return LowRankAdaptation().prepare(model, trace_groups(model, inputs), inputs, 0)[0].eval(), inputs
 
@@ -29,15 +30,15 @@ def adapted(checkpoint: Checkpoint) -> tuple[nn.Module, dict[str, torch.Tensor]]
 def test_the_base_of_a_relative_path_is_found_from_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be taken for a name on the Hub, where anybody may have one of that name."""
+    """It would be taken for a Hub id, and anybody can own a model of that name."""
     shutil.copytree(backbone_folder("sample:vit-glyphs"), tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     checkpoint = Checkpoint("./base")
     model, inputs = adapted(checkpoint)
-    run_folder.save_model(model, checkpoint.processor(), tmp_path, base=checkpoint.path)
+    run_folder.save_model(model, tmp_path / "model", base=checkpoint.path)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    again = run_folder.load_finished(Checkpoint(str(tmp_path / "model"), task=TASK), NAMES)
+    again = run_folder.load_finished(Checkpoint(str(tmp_path / "model"), task=TASK), TARGET)
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
 
@@ -47,14 +48,14 @@ def test_the_base_is_loaded_in_the_revision_it_was_trained_on(tmp_path: Path) ->
     checkpoint = Checkpoint("sample:vit-glyphs")
     model, _ = adapted(checkpoint)
     assert isinstance(model, PeftModel)
-    run_folder.save_model(model, checkpoint.processor(), tmp_path, base="owner/base", revision="v2")
+    run_folder.save_model(model, tmp_path / "model", base="owner/base", revision="v2")
     assert json.loads((tmp_path / "model" / "adapter_config.json").read_text())["revision"] == "v2"
-    asked: list[tuple[object, ...]] = []
+    loaded: list[tuple[object, ...]] = []
 
-    def found(*names: object) -> Checkpoint:
-        asked.append(names[:2])
+    def recorded(*names: object) -> Checkpoint:
+        loaded.append(names[:2])
         return checkpoint if names[0] == "owner/base" else Checkpoint(str(names[0]))
 
-    with patch.object(run_folder, "Checkpoint", found):
-        run_folder.load_finished(Checkpoint(str(tmp_path / "model"), task=TASK), NAMES)
-    assert ("owner/base", "v2") in asked
+    with patch.object(run_folder, "Checkpoint", recorded):
+        run_folder.load_finished(Checkpoint(str(tmp_path / "model"), task=TASK), TARGET)
+    assert ("owner/base", "v2") in loaded

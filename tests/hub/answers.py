@@ -1,4 +1,4 @@
-"""How the stand-in answers requests: who asks, what goes wrong, and which part of the Hub it is about."""
+"""How the stand-in answers requests: accounts, scripted faults, and the routes of the Hub."""
 
 import json
 import time
@@ -21,29 +21,29 @@ KINDS = ("models", "datasets", "spaces")
 
 
 class Answers(BaseHTTPRequestHandler):
-    """One request; `hub` is what it is about."""
+    """One request to `hub`."""
 
     hub: "StandIn"
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self._answer()
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 (the names that the server looks for)
 
     def _answer(self) -> None:
-        question = f"{self.command} {self.path}"
+        request = f"{self.command} {self.path}"
         with self.hub.lock:
-            self.hub.asked.append(question)
+            self.hub.asked.append(request)
             number = len(self.hub.asked)
         self.body = self._read_body()
         if self.hub.at:
             self.hub.at(number, 0)
-        fault = self.hub.fault(question)
+        fault = self.hub.fault(request)
         if self.hub.hangs or (fault and fault.what == "hang"):
             time.sleep(HANGS_SECONDS)
         if self.hub.hangs or (fault and fault.what in ("hang", "reset")):
@@ -100,7 +100,7 @@ class Answers(BaseHTTPRequestHandler):
         return self._file(kind, "/".join(parts[:2]), parts[2:])
 
     def asker(self) -> Account | None:
-        """Whose token came along."""
+        """The account of the request's token."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.hub.tokens |= {token} - {""}
         if token and token not in self.hub.accounts:
@@ -108,29 +108,29 @@ class Answers(BaseHTTPRequestHandler):
         return self.hub.accounts.get(token)
 
     def account(self) -> Account:
-        """The same, where there has to be one."""
-        found = self.asker()
-        if found is None:
+        """The same, which must exist."""
+        account = self.asker()
+        if account is None:
             raise RefusedError(401, "Invalid username or password.")
-        return found
+        return account
 
     def readable(self, kind: str, name: str) -> Repository:
-        """A repository that whoever asks may read."""
-        asker, found = self.asker(), self.hub.repositories.get((kind, name))
-        hidden = found is not None and found.private and not (asker and asker.may_read(name.split("/")[0]))
-        if found is None or hidden:
-            # As the Hub has it, which does not tell a stranger what there is.
+        """A repository that the account may read."""
+        asker, repository = self.asker(), self.hub.repositories.get((kind, name))
+        hidden = repository is not None and repository.private and not (asker and asker.may_read(name.split("/")[0]))
+        if repository is None or hidden:
+            # Like the Hub, which does not reveal to strangers that a repository exists.
             raise RefusedError(404 if asker or not hidden else 401, "Repository not found", "RepoNotFound")
-        if found.gated:
+        if repository.gated:
             refuse("GatedRepo")
-        return found
+        return repository
 
     def writable(self, kind: str, name: str) -> Repository:
-        """A repository that whoever asks may write to."""
-        found = self.readable(kind, name)
+        """A repository that the account may write to."""
+        repository = self.readable(kind, name)
         if not self.account().may_write(name.split("/")[0]):
             raise RefusedError(403, f"You don't have the rights to write to {name}")
-        return found
+        return repository
 
     def _about(self, kind: str, name: str, rest: list[str]) -> tuple[Any, dict[str, str]]:
         """`/api/KIND/OWNER/NAME/...`."""
@@ -141,17 +141,19 @@ class Answers(BaseHTTPRequestHandler):
             return writing.ROUTES[what](self, kind, name, rest[1:]), {}
         if what in ("xet-write-token", "xet-read-token"):
             return storage.pass_to(self, kind, name, writes=what == "xet-write-token")
-        found = self.readable(kind, name)
+        repository = self.readable(kind, name)
         if what == "auth-check":
             return {"ok": True}, {}
         if what == "refs":
-            tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid} for tag, oid in found.tags.items()]
-            branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": found.commit}
+            tags = [
+                {"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid} for tag, oid in repository.tags.items()
+            ]
+            branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": repository.commit}
             return {"branches": [branch], "tags": tags, "converts": []}, {}
-        commit = found.at(rest[1] if len(rest) > 1 else "main") or refuse("RevisionNotFound")
+        commit = repository.at(rest[1] if len(rest) > 1 else "main") or refuse("RevisionNotFound")
         if what == "revision":
             siblings = [{"rfilename": path} for path in sorted(commit.files)]
-            about = {"id": name, "sha": commit.oid, "private": found.private, "gated": False, "tags": []}
+            about = {"id": name, "sha": commit.oid, "private": repository.private, "gated": False, "tags": []}
             card = _front_matter(commit.files.get("README.md"))
             return {**about, "downloads": 0, "likes": 0, "cardData": card, "siblings": siblings}, {}
         if what == "tree":
@@ -166,8 +168,8 @@ class Answers(BaseHTTPRequestHandler):
 
     def _file(self, kind: str, name: str, rest: list[str]) -> tuple[bytes, dict[str, str]]:
         """`/[datasets/]OWNER/NAME/resolve/REV/PATH`."""
-        found = self.readable(kind, name)
-        commit = found.at(rest[1] if len(rest) > 1 else "main") or refuse("RevisionNotFound")
+        repository = self.readable(kind, name)
+        commit = repository.at(rest[1] if len(rest) > 1 else "main") or refuse("RevisionNotFound")
         stored = commit.files.get("/".join(rest[2:]))
         if rest[:1] != ["resolve"] or stored is None:
             refuse("EntryNotFound", {"X-Repo-Commit": commit.oid})
@@ -180,7 +182,7 @@ class Answers(BaseHTTPRequestHandler):
         return stored.content, headers
 
     def _validated(self) -> dict[str, object]:
-        """Whether the head of a README is YAML."""
+        """Check that the metadata of a README is YAML."""
         text = json.loads(self.body)["content"]
         try:
             yaml.safe_load(text.split("---\n")[1] if text.startswith("---\n") else "")
@@ -205,5 +207,5 @@ class Answers(BaseHTTPRequestHandler):
 
 def _front_matter(readme: Stored | None) -> dict[str, Any] | None:
     text = readme.content.decode() if readme else ""
-    found = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else None
-    return found if isinstance(found, dict) else None
+    metadata = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else None
+    return metadata if isinstance(metadata, dict) else None

@@ -1,4 +1,4 @@
-"""The real clients in processes of their own, since they read where their Hub is when they are imported."""
+"""The real clients in separate processes, since they read the Hub's address when they are imported."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from tests.conftest import REPOSITORY
 
 LONGEST_SECONDS = 900
 
-# One process makes several runs, as importing takes longer than they do.
+# One process makes several runs, since the imports take longer than a run.
 SEVERAL_RUNS = """
 import contextlib, io, json, sys, time, traceback
 from hf_transfer import command_line
-from hf_transfer.config import TextConfig, VisionConfig
-from hf_transfer.parsing import run
+from hf_transfer.settings.run import TextConfig, VisionConfig
+from hf_transfer.settings.parsing import run_recipe
 from tests.conftest import load_recipe
 import hf_transfer.evaluation.report, hf_transfer.models.pretrained
 
@@ -30,7 +30,7 @@ for recipe, argv in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             if recipe in configs:
-                run(load_recipe(recipe).main, configs[recipe], argv)
+                run_recipe(load_recipe(recipe).main, configs[recipe], argv)
             else:
                 command_line.main([recipe, *argv])
         except SystemExit as end:
@@ -54,29 +54,30 @@ class Ended:
 
 
 def environment(endpoint: str, home: Path, token: str | None = None) -> dict[str, str]:
-    """Of a process that has `endpoint` for its Hub, and a cache of its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    kept |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    kept |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
-    return kept | ({"HF_TOKEN": token} if token else {})
+    """The environment of a process whose Hub is at `endpoint`, with its own cache."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    variables |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    variables |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    return variables | ({"HF_TOKEN": token} if token else {})
 
 
 def several_runs(
     endpoint: str, home: Path, runs: dict[str, dict[str, object]], token: str | None = None
 ) -> dict[str, Ended]:
-    """Make runs in one process that has `endpoint` for its Hub; each is a set of settings.
+    """Make runs in one process whose Hub is at `endpoint`; each is given by its settings.
 
-    The setting `recipe` says which recipe; with `command` and `arguments` it is a command of `hf-transfer` instead.
+    `recipe` among them names the recipe; with `command` and `arguments` it is a command of `hf-transfer` instead.
     """
     pets = home.parent / "pets"
     defaults = {"model_name_or_path": "sample:vit-glyphs", "dataset_name": pets, "strategy": "scratch"}
-    tiny = {"num_train_epochs": 1, "cache_dir": home / "checks"}
     calls = []
     for name, changes in runs.items():
         if "command" in changes:
             calls.append((changes["command"], changes["arguments"]))
             continue
-        settings: dict[str, object] = defaults | tiny | {"output_dir": home / name} | changes
+        settings: dict[str, object] = defaults | {"output_dir": home / name, "cache_dir": home / "checks"} | changes
+        if settings["strategy"] != "linear_probe":
+            settings |= {"num_train_epochs": 1}
         recipe = settings.pop("recipe", "vision")
         calls.append((recipe, [f"--{key}={value}" for key, value in settings.items() if value is not None]))
     done = subprocess.run(

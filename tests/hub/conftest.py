@@ -1,4 +1,4 @@
-"""The stand-in as this process's own Hub."""
+"""The stand-in as the Hub of this process."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from tests.hub.stand_in import WRITER, StandIn, served, with_accounts
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
-    """The Hub of this process's clients, who have alice's token; nobody waits before asking again."""
+    """The Hub of this process's clients, with alice's token; retries do not wait."""
     with served(with_accounts()) as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
         template = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
@@ -47,10 +47,10 @@ def run(tmp_path: Path, picture_folder: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither data nor a model may be looked at."""
+    """Neither data nor a model may be loaded."""
 
     def stop(*_: object, **__: object) -> None:
-        raise AssertionError("this was to be refused before")
+        raise AssertionError("this should have been refused before")
 
-    monkeypatch.setattr("hf_transfer.data.sources.load_image_splits", stop)
-    monkeypatch.setattr("hf_transfer.models.pretrained.Checkpoint", stop)
+    monkeypatch.setattr("hf_transfer.run.load_splits", stop)
+    monkeypatch.setattr("hf_transfer.modalities.modality.Checkpoint", stop)

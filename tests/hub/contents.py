@@ -1,4 +1,4 @@
-"""What the stand-in for the Hub keeps: accounts, and repositories as commits of whole file lists, in memory."""
+"""The content of the stand-in for the Hub, in memory: accounts, and repositories as lists of commits."""
 
 import hashlib
 import itertools
@@ -12,7 +12,7 @@ FIRST_FILES = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -
 
 @dataclass(frozen=True)
 class Account:
-    """Somebody with a token.
+    """The account of a token.
 
     Attributes:
         name: of the user.
@@ -29,11 +29,11 @@ class Account:
     scopes: tuple[str, ...] = ()
 
     def may_read(self, owner: str) -> bool:
-        """Private repositories of an owner."""
+        """Whether it may read private repositories of an owner."""
         return owner == self.name or owner in self.organizations or owner in self.scopes
 
     def may_write(self, owner: str) -> bool:
-        """Repositories of an owner."""
+        """Whether it may write to repositories of an owner."""
         if self.role == "fineGrained":
             return owner in self.scopes
         within = owner == self.name or self.organizations.get(owner) in ("admin", "write", "contributor")
@@ -52,12 +52,12 @@ class Account:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A large file whose content lies in a storage for the Xet path.
+    """A large file whose content is in the storage of the clients' Xet protocol.
 
     Attributes:
         sha256: of its content.
         size: in bytes.
-        hash: by which that storage knows it.
+        hash: its name in that storage.
     """
 
     sha256: str
@@ -75,9 +75,9 @@ class Stored:
 
     @property
     def oid(self) -> str:
-        """As git names it; of a large file that of its pointer."""
+        """The name of its content in git; of a large file that of its pointer."""
         content = self.pointer if self.large else self.content
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 (git's own)
 
     @property
     def size(self) -> int:
@@ -98,7 +98,7 @@ class Stored:
         return self.sha256 if self.large else self.oid
 
     def entry(self, path: str) -> dict[str, object]:
-        """As listings show it."""
+        """The file in a listing."""
         shown: dict[str, object] = {"type": "file", "path": path, "size": self.size, "oid": self.oid}
         if self.large:
             shown["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": len(self.pointer)}
@@ -112,7 +112,7 @@ Files = dict[str, Stored]
 
 @dataclass(frozen=True)
 class Commit:
-    """All files of a repository at a time, and what was said of it."""
+    """All files of a repository at one time, and the message of the commit."""
 
     oid: str
     files: Files
@@ -152,24 +152,24 @@ class Repository:
         return self.head.oid
 
     def at(self, revision: str) -> Commit | None:
-        """The commit that a branch, a tag or its own name (or the beginning of it) stands for."""
+        """The commit that a branch, a tag or a hash (or its start) stands for."""
         wanted = self.commit if revision == "main" else self.tags.get(revision, revision)
-        found = [commit for commit in self.commits if len(wanted) >= 7 and commit.oid.startswith(wanted)]
-        return found[0] if found else None
+        matching = [commit for commit in self.commits if len(wanted) >= 7 and commit.oid.startswith(wanted)]
+        return matching[0] if matching else None
 
     def add(self, files: Files, message: str) -> Commit:
-        """A new commit of these files."""
+        """A new commit with these files."""
         self.commits.append(self._commit(dict(files), message))
         return self.head
 
     def texts(self, commit: Commit | None = None) -> dict[str, bytes]:
-        """Path -> content, of the newest commit or of another."""
+        """Path -> content, of the newest commit or of the given one."""
         return {path: stored.content for path, stored in sorted((commit or self.head).files.items())}
 
     def _commit(self, files: Files, message: str) -> Commit:
         names = "".join(f"{path} {stored.oid}\n" for path, stored in sorted(files.items()))
         unique = f"{next(self._numbers)}\n{message}\n{names}"
-        return Commit(hashlib.sha1(unique.encode()).hexdigest(), files, message)
+        return Commit(hashlib.sha1(unique.encode()).hexdigest(), files, message)  # noqa: S324 (git's own)
 
 
 def is_large(path: str) -> bool:
@@ -178,7 +178,7 @@ def is_large(path: str) -> bool:
 
 
 def listing(files: Files, folder: str, *, recursive: bool) -> list[dict[str, object]]:
-    """Files and folders below a folder, or right inside it."""
+    """Files and folders in a folder and, if recursive, in the folders below."""
     prefix = f"{folder}/" if folder else ""
     inside = {path: stored for path, stored in files.items() if path.startswith(prefix)}
     parents = {parent.as_posix() for path in inside for parent in PurePosixPath(path).parents} - {".", folder}
@@ -187,8 +187,8 @@ def listing(files: Files, folder: str, *, recursive: bool) -> list[dict[str, obj
         for path in sorted(parents)
         if path.startswith(prefix)
     ]
-    found = [*folders, *(stored.entry(path) for path, stored in sorted(inside.items()))]
-    return [entry for entry in found if recursive or "/" not in str(entry["path"]).removeprefix(prefix)]
+    entries = [*folders, *(stored.entry(path) for path, stored in sorted(inside.items()))]
+    return [entry for entry in entries if recursive or "/" not in str(entry["path"]).removeprefix(prefix)]
 
 
 def _read(folder: Path) -> dict[str, bytes]:
@@ -197,7 +197,7 @@ def _read(folder: Path) -> dict[str, bytes]:
 
 
 def cache_by_hand(hub_cache: Path, name: str, folder: Path, commit: str = "b" * 40) -> None:
-    """Lay a model into a Hub cache as an earlier download would have."""
+    """Put a model into a Hub cache as a download would."""
     home = hub_cache / f"models--{name.replace('/', '--')}"
     snapshot = home / "snapshots" / commit
     snapshot.mkdir(parents=True)

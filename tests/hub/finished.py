@@ -1,6 +1,5 @@
-"""A finished run on pictures, and the files that its Space has."""
+"""A finished run on pictures, and the files of its Space."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from tests.hub.test_card import RESULTS, SETTINGS
+from tests.evaluation.examples import results_of
+from tests.hub.test_card import SETTINGS
 from tests.tiny_models import save_checkpoint
 
 NAMES: dict[str, Any] = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
@@ -17,13 +17,13 @@ DEMO = {
     "pictures.py", "service.py", "style.css", "requirements.txt",
 }  # fmt: skip
 EXAMPLES = {f"examples/{number}.png" for number in range(1, 7)}
-# Beside a model, if that is there, too.
+# A copied model comes in addition.
 FILES = DEMO | EXAMPLES | {"README.md", "settings.json"}
 CAMERA = "The owner's camera"
 
 
 def finished_run(root: Path, picture_folder: Callable[..., Path]) -> Path:
-    """On pictures of this machine, some of which a camera has taken on its side."""
+    """On pictures of this machine, some of which have an EXIF orientation."""
     for split, count in (("train", 8), ("validation", 4), ("test", 4)):
         picture_folder(name=f"pets/{split}", cat=count, dog=count)
     exif = Image.Exif()
@@ -35,6 +35,6 @@ def finished_run(root: Path, picture_folder: Callable[..., Path]) -> Path:
     out = root / "my_first-run"
     save_checkpoint(out / "model", **NAMES)
     data = {"dataset_name": str(root / "pets")}
-    (out / "results.json").write_text(json.dumps(RESULTS | {"commits": {}} | data))
+    results_of(commits={}, **data).write(out)
     (out / "config.yaml").write_text(yaml.safe_dump(SETTINGS | data))
     return out

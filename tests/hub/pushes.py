@@ -1,10 +1,10 @@
-"""A small folder to publish, and what becomes of it."""
+"""A small folder to publish, and what is published of it."""
 
 from pathlib import Path
 
 import pytest
 
-from hf_transfer.config import UserError
+from hf_transfer.errors import UserError
 from hf_transfer.hub.publish import Published, publish_folder
 from tests.hub.contents import Repository
 
@@ -14,10 +14,10 @@ FILES = {"README.md": CARD, "config.json": b'{"a": 1}', "model.safetensors": b"\
 
 
 def a_folder(folder: Path, **changes: bytes | None) -> Path:
-    """A folder of a model; names have `__` for a dot, and None takes a file away."""
+    """A folder of a model; in names `__` stands for a dot, and None removes a file."""
     folder.mkdir(parents=True, exist_ok=True)
-    named = {name.replace("__", "."): content for name, content in changes.items()}
-    for name, content in (FILES | named).items():
+    changed = {name.replace("__", "."): content for name, content in changes.items()}
+    for name, content in (FILES | changed).items():
         if content is None:
             (folder / name).unlink(missing_ok=True)
         else:
@@ -37,5 +37,5 @@ def refused(folder: Path, **changes: object) -> str:
 
 
 def ours(repository: Repository) -> dict[str, bytes]:
-    """What it holds, without the Hub's own first file."""
+    """The files of a repository without the one that the Hub adds."""
     return {path: content for path, content in repository.texts().items() if path != ".gitattributes"}

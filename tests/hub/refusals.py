@@ -1,4 +1,4 @@
-"""The words in which the stand-in refuses."""
+"""The error responses of the stand-in."""
 
 from typing import Any, NoReturn
 
@@ -11,14 +11,14 @@ KNOWN = {
 
 
 class RefusedError(Exception):
-    """The request is not to be done.
+    """The request is refused.
 
     Args:
         status: of HTTP.
-        words: what is wrong.
-        code: the Hub's own word for it.
-        headers: further ones.
-        more: what the answer holds beside the words.
+        words: the message.
+        code: the Hub's name of the error.
+        headers: further headers.
+        more: what the body has beside the message.
     """
 
     def __init__(
@@ -34,6 +34,6 @@ class RefusedError(Exception):
 
 
 def refuse(code: str, headers: dict[str, str] | None = None) -> NoReturn:
-    """Refuse in the Hub's own words."""
+    """Refuse with the Hub's message."""
     status, words = KNOWN[code]
     raise RefusedError(status, words, code, headers)

@@ -1,6 +1,6 @@
-"""A stand-in for the Hub on 127.0.0.1: enough of its answers for the real clients to push, pull, or be refused.
+"""A stand-in for the Hub on 127.0.0.1: enough of its API for the real clients to push, pull, or be refused.
 
-It is not the Hub: what it answers was read off the clients' source and off what they send and accept.
+It is not the Hub: its answers were derived from the clients' source, and from what they send and accept.
 """
 
 import threading
@@ -14,7 +14,7 @@ from typing import Literal
 from tests.hub.answers import Answers
 from tests.hub.contents import Account, Repository
 
-# In the form of the real ones, so that whoever looks for tokens finds them.
+# In the form of real tokens, so that a search for tokens finds them.
 WRITER = "hf_" + "Writer" * 5 + "1234"
 READER = "hf_" + "Reader" * 5 + "1234"
 STRANGER = "hf_" + "Strang" * 5 + "1234"
@@ -23,15 +23,15 @@ FREE = "hf_" + "Gratis" * 5 + "1234"
 
 @dataclass
 class Fault:
-    """What is to go wrong, once or more often.
+    """A scripted fault.
 
     Attributes:
-        where: part of "METHOD /path" of the requests that it befalls.
-        what: a status to answer with, `hang` (no answer), `reset` (the connection breaks before anything is done),
-            or `lost` (it breaks behind what was done, so that the answer is lost).
-        times: how many of these requests.
-        words: what the Hub says of it.
-        headers: further ones, such as Retry-After.
+        where: part of "METHOD /path" of the requests that fail.
+        what: a status to answer with, `hang` (no answer), `reset` (the connection breaks before the request is
+            handled), or `lost` (it breaks after that, so that the answer is lost).
+        times: how many of these requests fail.
+        words: the Hub's message.
+        headers: further headers, such as Retry-After.
     """
 
     where: str
@@ -43,18 +43,18 @@ class Fault:
 
 @dataclass
 class StandIn:
-    """What it serves, and what it was asked.
+    """Its content, and the requests it has received.
 
     Attributes:
-        repositories: ("models", "datasets" or "spaces", "owner/name") -> what to serve; any other name is not found.
-        accounts: token -> whose it is.
-        faults: what is to go wrong.
-        hangs: accept every question and answer none.
-        asked: method and path of each question.
-        tokens: the tokens that came with them.
-        at: is called with the number of a question and whether it has been answered (0: it has just come; 1: what it
-            asks for has been done, and the answer is about to be sent).
-        xet: the folder of a storage for the clients' Xet path; None: large files go the older way.
+        repositories: ("models", "datasets" or "spaces", "owner/name") -> repository; any other name is not found.
+        accounts: token -> account.
+        faults: scripted faults.
+        hangs: accept every request and answer none.
+        asked: method and path of each request.
+        tokens: the tokens of the requests.
+        at: is called twice for a request, with its number and 0 when it arrives, with its number and 1 when it has
+            been handled and the answer is about to be sent.
+        xet: the folder of a storage for the clients' Xet protocol; None: large files are uploaded by LFS.
     """
 
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
@@ -69,11 +69,11 @@ class StandIn:
     blobs: dict[str, bytes] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def fault(self, question: str) -> Fault | None:
-        """What is to befall a question; each is used up as often as it says."""
+    def fault(self, request: str) -> Fault | None:
+        """The fault of a request, if there is one."""
         with self.lock:
             for fault in self.faults:
-                if fault.where in question and fault.times > 0:
+                if fault.where in request and fault.times > 0:
                     fault.times -= 1
                     return fault
         return None
@@ -84,7 +84,7 @@ class StandIn:
 
 
 def with_accounts() -> StandIn:
-    """One that knows alice, by a token to write and one to read, bob, and carol, who pays nothing."""
+    """With accounts of alice (a token to write and one to read), bob, and carol, who does not pay."""
     accounts = {
         WRITER: Account("alice", organizations={"press": "write", "club": "read"}),
         READER: Account("alice", role="read"),

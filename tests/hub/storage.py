@@ -1,7 +1,7 @@
-"""The clients' newer way for large files, Xet: they talk to a storage of their own, which may be a folder.
+"""The storage of the clients' Xet protocol for large files, as a folder.
 
-That an address of the form local:///FOLDER is one is written nowhere; hf_xet 1.8 takes it. In the folder, shards say
-which content lies under which hash.
+An address of the form local:///FOLDER is not documented; hf_xet 1.8 accepts it. Shards in the folder say which content
+has which hash.
 """
 
 import struct
@@ -22,7 +22,7 @@ VERIFIED, HAS_SHA256 = 1 << 31, 1 << 30
 
 
 def pass_to(request: "Answers", kind: str, name: str, *, writes: bool) -> tuple[dict[str, object], dict[str, str]]:
-    """Where the storage is, for whoever may read the repository, or write to it."""
+    """The address of the storage, for accounts that may read the repository, or write to it."""
     request.writable(kind, name) if writes else request.readable(kind, name)
     if request.hub.xet is None:
         refuse("EntryNotFound")
@@ -32,10 +32,10 @@ def pass_to(request: "Answers", kind: str, name: str, *, writes: bool) -> tuple[
 
 
 def find(folder: Path, sha256: str, size: int) -> Elsewhere:
-    """What the storage calls a content."""
+    """A content in the storage, by its sha256."""
     for shard in folder.rglob("shards/*.mdb"):
-        for hash_, found in _files_of(shard.read_bytes()):
-            if found == sha256:
+        for hash_, sha256_of_file in _files_of(shard.read_bytes()):
+            if sha256_of_file == sha256:
                 return Elsewhere(sha256, size, hash_)
     raise RefusedError(400, "no such large file has been sent")
 
@@ -52,5 +52,5 @@ def _files_of(shard: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _in_order(row: bytes) -> str:
-    """A hash is written as four numbers, lowest byte first."""
+    """A hash, which is stored as four numbers, lowest byte first."""
     return "".join(f"{number:016x}" for number in struct.unpack_from("<4Q", row))

@@ -1,4 +1,4 @@
-"""Which files are published: what a model needs, and none with a secret in it."""
+"""Which files are published: those that a model needs, and none that contains a secret."""
 
 import struct
 from pathlib import Path
@@ -11,8 +11,8 @@ from tests.hub.pushes import CARD, FILES, NAME, a_folder, ours, pushed, refused
 from tests.hub.stand_in import StandIn
 
 
-def test_only_what_a_model_needs_is_published(hub: StandIn, folder: Path) -> None:
-    """Trainer's pickles, checkpoints, notes and whatever else lies there by accident stay here."""
+def test_only_the_files_that_a_model_needs_are_published(hub: StandIn, folder: Path) -> None:
+    """Not pickles of Trainer, checkpoints, notes and other files that are there by accident."""
     for name in ("training_args.bin", "notes.txt", ".env", "model.safetensors.bak", "run.log", "x.py", "secret.json"):
         (folder / name).write_bytes(b"x")
     (folder / "checkpoints").mkdir()
@@ -22,7 +22,7 @@ def test_only_what_a_model_needs_is_published(hub: StandIn, folder: Path) -> Non
     assert ours(hub.model(NAME)) == FILES | {"modeling_pooled.py": b"x"}
 
 
-def test_a_space_takes_its_own_files_and_the_model_in_it(hub: StandIn, tmp_path: Path) -> None:
+def test_of_a_space_its_files_and_its_model_are_published(hub: StandIn, tmp_path: Path) -> None:
     files = {"README.md": CARD, "app.py": b"x", "requirements.txt": b"x", "model/config.json": b"{}"}
     files |= {"examples/1.png": b"x", "model/optimizer.pt": b"x", "examples/deep/1.png": b"x", ".env": b"x"}
     for name, content in files.items():
@@ -48,8 +48,8 @@ SECRETS = {
 
 @pytest.mark.parametrize("what", SECRETS)
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "vocab.txt", "README.md", "modeling_pooled.py"])
-def test_a_secret_is_found_and_not_repeated(hub: StandIn, folder: Path, what: str, file: str) -> None:
-    """Whatever file it has come into: a hostile model can name a secret file of this machine as its vocabulary."""
+def test_a_secret_is_named_and_not_shown(hub: StandIn, folder: Path, what: str, file: str) -> None:
+    """In any file: a hostile model can name a secret file of this machine as its vocabulary."""
     (folder / file).write_text(f"a line\nand {SECRETS[what]} in it\n")
     message = refused(folder)
     assert f"Found:    {file}, line 2: {what}\n" in message
@@ -57,11 +57,11 @@ def test_a_secret_is_found_and_not_repeated(hub: StandIn, folder: Path, what: st
     assert hub.asked == []
 
 
-def test_every_kind_of_secret_is_tried() -> None:
+def test_every_kind_of_secret_is_tested() -> None:
     assert SECRETS.keys() == publish.SECRETS.keys()
 
 
-def test_a_secret_in_the_notes_of_safetensors_is_found_and_weights_are_not_searched(tmp_path: Path) -> None:
+def test_the_header_of_safetensors_is_searched_and_the_weights_are_not(tmp_path: Path) -> None:
     secret = SECRETS["a token of the Hub"].encode()
     for name, header, weights in (("a", secret, b""), ("b", b"{}", secret)):
         (tmp_path / f"{name}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + weights)
@@ -69,14 +69,14 @@ def test_a_secret_in_the_notes_of_safetensors_is_found_and_weights_are_not_searc
     assert list(secrets_in(tmp_path / "b.safetensors")) == []
 
 
-def test_ones_own_token_is_found_whatever_it_looks_like(
+def test_the_token_of_the_user_is_found_in_any_form(
     hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "quite.another-form+of")
     assert "config.json, line 1: your own token" in refused(a_folder(folder, config__json=b"quite.another-form+of"))
 
 
-def test_texts_that_only_look_alike_are_no_secrets(folder: Path) -> None:
+def test_texts_that_only_look_like_secrets_are_published(folder: Path) -> None:
     words = ["hf_transfer", "sk-learn", "AKIA", "-----BEGIN CERTIFICATE-----", "a" * 80, "risk-" + "b" * 40]
     (folder / "vocab.txt").write_text("\n".join(words))
     assert set(files_to_publish(folder, "model")) == {*FILES, "vocab.txt"}

@@ -1,4 +1,4 @@
-"""A folder becomes a repository: in one commit, whatever happens on the way, and without secrets."""
+"""Publish a folder: in one commit, even if it is killed or the Hub fails, and without secrets."""
 
 import multiprocessing
 import os
@@ -42,8 +42,8 @@ def test_the_same_again_makes_no_commit_and_a_change_makes_one(hub: StandIn, fol
     assert ours(hub.model(NAME)) == FILES | {"config.json": b"{}"}
 
 
-def test_what_an_earlier_push_left_goes_and_what_others_added_stays(hub: StandIn, folder: Path) -> None:
-    """An adapter's settings beside a whole model would be taken for it."""
+def test_files_of_an_earlier_push_are_removed_and_files_of_others_stay(hub: StandIn, folder: Path) -> None:
+    """The settings of an adapter beside a whole model would make it an adapter."""
     pushed(a_folder(folder, adapter_config__json=b"{}"))
     made = hub.model(NAME)
     made.add(made.head.files | {"LICENSE": Stored(b"mine"), "notes/README.md": Stored(b"mine")}, "by hand")
@@ -61,7 +61,7 @@ def test_a_folder_without_a_model_is_named(hub: StandIn, tmp_path: Path, made: b
     assert f"Found:    {'none' if made else 'no such folder'}\n" in message
 
 
-def test_a_commit_of_somebody_else_in_between_is_not_overwritten(hub: StandIn, folder: Path) -> None:
+def test_a_commit_of_others_in_between_is_not_overwritten(hub: StandIn, folder: Path) -> None:
     pushed(folder)
     made = hub.model(NAME)
 
@@ -70,7 +70,7 @@ def test_a_commit_of_somebody_else_in_between_is_not_overwritten(hub: StandIn, f
             made.add(made.head.files | {"config.json": Stored(b"theirs")}, "theirs")
 
     hub.at = between
-    assert "a commit of somebody else" in refused(a_folder(folder, README__md=CARD + b"more\n"))
+    assert "another commit" in refused(a_folder(folder, README__md=CARD + b"more\n"))
     assert made.head.files["config.json"].content == b"theirs"
 
 
@@ -84,7 +84,7 @@ def _push_in_a_child(folder: Path) -> None:
 
 
 def _killed_at(hub: StandIn, folder: Path, request: int, answered: int) -> int | None:
-    """Push in a process that is killed when a request comes in, or when it has been done; its exit code."""
+    """Push in a process that is killed when a request arrives, or when it has been handled; its exit code."""
     child = forks.Process(target=_push_in_a_child, args=(folder,))
     first = len(hub.asked)
 
@@ -104,7 +104,7 @@ def _killed_at(hub: StandIn, folder: Path, request: int, answered: int) -> int |
 def test_killed_at_any_request_the_repository_is_as_before_or_as_after_and_the_same_call_completes_it(
     hub: StandIn, tmp_path: Path, again: bool
 ) -> None:
-    """Every request in turn, before it is done and after."""
+    """Every request in turn, before it is handled and after."""
     killed, answered, request = 0, 0, 1
     while True:
         hub.repositories, hub.blobs = {}, {}
@@ -116,8 +116,8 @@ def test_killed_at_any_request_the_repository_is_as_before_or_as_after_and_the_s
             a_folder(folder, vocab__txt=None, config__json=b"{}", model__safetensors=FILES["model.safetensors"] + b"5")
         after = {path.name: path.read_bytes() for path in folder.iterdir()}
         code = _killed_at(hub, folder, request, answered)
-        found = hub.repositories.get(("models", NAME))
-        assert found is None or ours(found) in ({}, before, after), (request, answered)
+        repository = hub.repositories.get(("models", NAME))
+        assert repository is None or ours(repository) in ({}, before, after), (request, answered)
         pushed(folder)
         assert ours(hub.model(NAME)) == after
         assert len(hub.model(NAME).commits) == (3 if again else 2)
@@ -126,12 +126,12 @@ def test_killed_at_any_request_the_repository_is_as_before_or_as_after_and_the_s
         assert code == -signal.SIGKILL
         killed += 1
         request, answered = request + answered, 1 - answered
-    # Both sides of each request of a push, which are these at least.
+    # Before and after each request: a push has at least ten.
     assert killed >= 2 * 10
 
 
-def test_the_client_is_asked_for_one_commit_however_many_files_there_are(hub: StandIn, tmp_path: Path) -> None:
-    """The client's own upload of folders makes several."""
+def test_many_files_are_published_in_one_commit(hub: StandIn, tmp_path: Path) -> None:
+    """`HfApi.upload_folder` makes several."""
     folder = a_folder(tmp_path / "model")
     for number in range(300):
         (folder / f"model-{number:05}-of-00300.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}" + str(number).encode())
@@ -140,8 +140,8 @@ def test_the_client_is_asked_for_one_commit_however_many_files_there_are(hub: St
     assert len(ours(hub.model(NAME))) == 303
 
 
-def test_large_files_go_the_clients_newer_way_too(folder: Path, tmp_path: Path) -> None:
-    """Which is what they do by themselves, where hf_xet is installed: pushed, the same again, and pulled elsewhere."""
+def test_large_files_are_uploaded_by_xet_if_it_is_installed(folder: Path, tmp_path: Path) -> None:
+    """Pushed twice, and downloaded elsewhere."""
     pytest.importorskip("hf_xet")
     script = """
 import sys
@@ -150,7 +150,7 @@ from hf_transfer.hub.publish import publish_folder
 done = [publish_folder(Path(sys.argv[1]), "alice/pets", kind="model", private=True, message="m") for _ in range(2)]
 assert done[0] == done[1], done
 from huggingface_hub import snapshot_download
-print("LIES", snapshot_download("alice/pets", revision=done[0].revision))
+print("FOLDER", snapshot_download("alice/pets", revision=done[0].revision))
 """
     content = b"\2\0\0\0\0\0\0\0{}" + os.urandom(200_000)
     a_folder(folder, model__safetensors=content)
@@ -165,8 +165,8 @@ print("LIES", snapshot_download("alice/pets", revision=done[0].revision))
             timeout=300,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    lies = Path(done.stdout.split("LIES ")[1].strip())
-    assert (lies / "model.safetensors").read_bytes() == content
+    downloaded = Path(done.stdout.split("FOLDER ")[1].strip())
+    assert (downloaded / "model.safetensors").read_bytes() == content
     assert len(hub.model(NAME).commits) == 2
     assert any("/xet-write-token/" in question for question in hub.asked)
     assert not any("/info/lfs/" in question for question in hub.asked)
@@ -177,4 +177,4 @@ def test_the_reading_client_gets_what_was_pushed(hub: StandIn, folder: Path) -> 
     assert HfApi(token=READER).model_info(NAME).sha == done.revision
     with pytest.raises(huggingface_hub.errors.RepositoryNotFoundError):
         HfApi(token=STRANGER).model_info(NAME)
-    assert hub_access.ask_hub(NAME, kind="model", revision="main") == hub_access.Found(done.revision)
+    assert hub_access.ask_hub(NAME, kind="model", revision="main") == hub_access.RepositoryInfo(done.revision)

@@ -1,4 +1,4 @@
-"""What the Hub refuses, or fails at: in words, before anything is half there."""
+"""Errors of the Hub become messages to the user, and leave nothing incomplete."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import HfApi
 
-from hf_transfer.config import UserError
 from hf_transfer.data import hub_access, hub_account
+from hf_transfer.errors import UserError
 from hf_transfer.hub import publish
 from hf_transfer.hub.publish import publish_folder
 from tests.hub import answers
@@ -26,10 +26,10 @@ TOKENS = [
 
 
 @pytest.mark.parametrize(("token", "found"), TOKENS, ids=["none", "unknown", "reader", "stranger"])
-def test_a_token_that_will_not_do_is_told_before_anything_is_changed(
+def test_a_token_without_the_right_is_reported_before_anything_is_changed(
     hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, found: str
 ) -> None:
-    """And is not shown."""
+    """But not shown."""
     monkeypatch.setenv("HF_TOKEN", token or "")
     message = refused(folder)
     assert f"\nFound:    {found}\n" in message
@@ -39,13 +39,13 @@ def test_a_token_that_will_not_do_is_told_before_anything_is_changed(
     assert hub.repositories == {}
 
 
-def test_for_an_organization_ones_role_in_it_counts(hub: StandIn, folder: Path) -> None:
+def test_in_an_organization_the_role_of_the_account_counts(hub: StandIn, folder: Path) -> None:
     assert publish_folder(folder, "press/pets", kind="model", private=True, message="m").revision
     with pytest.raises(UserError, match="a token of alice, who may not write for club"):
         publish_folder(folder, "club/pets", kind="model", private=True, message="m")
 
 
-def test_what_a_fine_grained_token_may_do_is_the_hubs_own_word(
+def test_the_hub_decides_what_a_fine_grained_token_may_do(
     hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = "hf_" + "Grains" * 5 + "1234"
@@ -56,18 +56,18 @@ def test_what_a_fine_grained_token_may_do_is_the_hubs_own_word(
     assert "403: You don't have the rights to write to alice/pets" in refused(folder)
 
 
-def test_a_public_repository_is_not_published_to_unless_one_says_so(hub: StandIn, folder: Path) -> None:
-    """What is meant for few would be shown to all."""
+def test_a_public_repository_is_refused_unless_the_user_asks_for_one(hub: StandIn, folder: Path) -> None:
+    """A model that is meant to be private would be public."""
     hub.repositories["models", NAME] = Repository()
     message = refused(folder)
-    assert "Found:    one that everybody sees\n" in message
+    assert "Found:    a public one\n" in message
     assert "--hub_private_repo false" in message
     pushed(folder, private=False)
     assert ours(hub.model(NAME)) == FILES
 
 
 @pytest.mark.parametrize("name", ["pets", "alice/pets/model", "alice/..", "", "alice/pe ts", "../alice"])
-def test_a_name_that_the_hub_does_not_allow_is_refused_unasked(hub: StandIn, folder: Path, name: str) -> None:
+def test_a_name_that_the_hub_does_not_allow_is_refused_without_a_request(hub: StandIn, folder: Path, name: str) -> None:
     with pytest.raises(UserError, match="Expected: a repository to publish to: OWNER/NAME"):
         publish_folder(folder, name, kind="model", private=True, message="m")
     assert hub.asked == []
@@ -75,7 +75,7 @@ def test_a_name_that_the_hub_does_not_allow_is_refused_unasked(hub: StandIn, fol
 
 def test_with_the_hub_switched_off_it_says_so(hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE, which switches it off" in refused(folder)
+    assert "HF_HUB_OFFLINE, which turns it off" in refused(folder)
 
 
 REFUSALS = [
@@ -84,8 +84,8 @@ REFUSALS = [
     (Fault("/preupload/", 403, words="Private repository storage limit reached"), "storage limit", "make room"),
     (Fault("/info/lfs/", 413, words="Too large"), "413: Too large", "make room"),
     (Fault("PUT /storage", 403, words="quota exceeded"), "403: quota exceeded", "make room"),
-    (Fault("/commit/", 412), "a commit of somebody else", "repeat the command"),
-    (Fault("/commit/", 400, words="Bad name"), "400: Bad name", "mend"),
+    (Fault("/commit/", 412), "another commit", "repeat the command"),
+    (Fault("/commit/", 400, words="Bad name"), "400: Bad name", "fix"),
     (Fault("whoami", 503, words="down"), "503: down", "wait until the Hub has recovered"),
     (Fault("POST /api/repos/create", 503, words="down"), "503: down", "wait"),
     (Fault("/preupload/", 503, words="down"), "503: down", "wait"),
@@ -101,10 +101,10 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("fault", "found", "do"), REFUSALS, ids=lambda value: getattr(value, "where", None))
-def test_whatever_the_hub_refuses_is_said_in_words_and_nothing_is_half_there(
+def test_an_error_of_the_hub_is_explained_and_leaves_nothing_incomplete(
     hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, found: str, do: str
 ) -> None:
-    """And once the fault is over, the same call completes it."""
+    """When the fault is over, the same call completes the push."""
     monkeypatch.setattr(hub_account, "ANSWER_WITHIN_SECONDS", 0.2)
     monkeypatch.setattr(publish, "LONGEST_SILENCE", 0.2)
     monkeypatch.setattr(answers, "HANGS_SECONDS", 0.5)
@@ -113,14 +113,14 @@ def test_whatever_the_hub_refuses_is_said_in_words_and_nothing_is_half_there(
     assert found in message.split("Found:    ")[1].split("\n")[0]
     assert do in message.split("Do this:  ")[1]
     assert WRITER not in message
-    kept = hub.repositories.get(("models", NAME))
-    assert kept is None or ours(kept) == {}
+    repository = hub.repositories.get(("models", NAME))
+    assert repository is None or ours(repository) == {}
     hub.faults = []
     assert pushed(folder).revision == hub.model(NAME).commit
     assert ours(hub.model(NAME)) == FILES
 
 
-PASSING = [
+TEMPORARY = [
     Fault("POST /api/repos/create", 503, times=2),
     Fault("/preupload/", 503, times=3),
     Fault("/commit/", 503, times=2),
@@ -133,9 +133,9 @@ PASSING = [
 ]
 
 
-@pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.where} {fault.what}")
-def test_what_passes_is_waited_for_and_leaves_one_commit(hub: StandIn, folder: Path, fault: Fault) -> None:
-    """Also where the commit was done and only its answer was lost."""
+@pytest.mark.parametrize("fault", TEMPORARY, ids=lambda fault: f"{fault.where} {fault.what}")
+def test_a_temporary_fault_is_retried_and_leaves_one_commit(hub: StandIn, folder: Path, fault: Fault) -> None:
+    """Also if the commit was made and only the answer was lost."""
     hub.faults = [fault]
     done = pushed(folder)
     assert fault.times == 0
@@ -144,7 +144,9 @@ def test_what_passes_is_waited_for_and_leaves_one_commit(hub: StandIn, folder: P
     assert done.revision == hub.model(NAME).commit
 
 
-def test_a_space_that_has_to_be_paid_for_is_told(hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_space_that_has_to_be_paid_for_is_reported(
+    hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", FREE)
     with pytest.raises(UserError) as error:
         publish_folder(folder, "carol/demo", kind="space", private=True, message="m")
@@ -152,10 +154,10 @@ def test_a_space_that_has_to_be_paid_for_is_told(hub: StandIn, folder: Path, mon
     assert "Do this:  subscribe (https://huggingface.co/pricing)" in str(error.value)
 
 
-def test_what_the_clients_themselves_refuse_is_said_in_words_too(
+def test_errors_of_the_client_itself_are_explained_too(
     hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A card whose head was broken by hand; and a storage that fails in its own way, with a token in its words."""
+    """A card with invalid metadata; and an error of the storage with a token in its message."""
     message = refused(a_folder(folder, README__md=b"---\na: [\n---\n"))
     assert "Found:    400: Invalid metadata: " in message
 
@@ -166,10 +168,8 @@ def test_what_the_clients_themselves_refuse_is_said_in_words_too(
     assert "Found:    RuntimeError: storage says no to ***\n" in refused(a_folder(folder))
 
 
-def test_an_answer_that_is_not_the_hubs_is_waited_for(
-    hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A gateway's page of HTML, where the client expects JSON."""
+def test_an_answer_of_a_gateway_is_retried(hub: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An HTML page, where the client expects JSON."""
     commit, times = HfApi.create_commit, iter(range(9))
 
     def once_html(*arguments: Any, **named: Any) -> Any:
@@ -185,8 +185,8 @@ def test_an_answer_that_is_not_the_hubs_is_waited_for(
     ("head", "languages"),
     [("language: en", ("en",)), ("language:\n- en\n- de", ("en", "de")), ("license: mit", ()), ("", ())],
 )
-def test_the_hub_tells_which_languages_a_card_names(hub: StandIn, head: str, languages: tuple[str, ...]) -> None:
+def test_the_languages_of_a_data_set_are_those_of_its_card(hub: StandIn, head: str, languages: tuple[str, ...]) -> None:
     made = hub.repositories["datasets", "org/texts"] = Repository()
     made.add({"README.md": Stored(f"---\n{head}\n---\n".encode() if head else b"no head")}, "card")
-    found = hub_access.ask_hub("org/texts", kind="dataset", revision="main")
-    assert found == hub_access.Found(made.commit, languages)
+    info = hub_access.ask_hub("org/texts", kind="dataset", revision="main")
+    assert info == hub_access.RepositoryInfo(made.commit, languages)

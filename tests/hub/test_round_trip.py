@@ -1,4 +1,4 @@
-"""From data to a model that others load, with nothing replaced: recipes, pushes, and a stranger's machine."""
+"""From data to a model that others load: recipes, pushes to the stand-in, and a machine without hf_transfer."""
 
 import json
 import re
@@ -14,18 +14,18 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
+from tests.blocked_imports import BLOCK_HF_TRANSFER
 from tests.data.conftest import text_rows, write_table
 from tests.hub.clients import Ended, a_data_set, a_model, environment, several_runs
 from tests.hub.contents import Repository
 from tests.hub.stand_in import READER, WRITER, StandIn, served, with_accounts
 from tests.space.conftest import served as demo
 from tests.space.programs import Programs, file
-from tests.strangers import WITHOUT_US
 from tests.tiny_text_models import save_text_checkpoint
 
-# A machine that has transformers and peft, an empty cache, and no hf_transfer: it runs what the cards say, and more.
-STRANGER = (
-    WITHOUT_US
+# Run with an empty cache and without hf_transfer: the code in the cards, and all scores of the test samples.
+OTHER_MACHINE = (
+    BLOCK_HF_TRANSFER
     + """
 import json, sys
 import torch
@@ -67,16 +67,19 @@ print("SCORES " + json.dumps(scores))
 )
 
 
+pytestmark = pytest.mark.slow
+
+
 @dataclass(frozen=True)
 class Published:
-    """What the runs have left.
+    """The results of all runs.
 
     Attributes:
-        hub: with the models of all.
+        hub: with their models.
         ended: how each run ended.
-        ours: scores of the trained models, by the name of the run.
-        theirs: those that a stranger's machine finds.
-        root: where it all lies.
+        ours: scores by `hf-transfer predict`, by the name of the run.
+        theirs: scores of the other machine.
+        root: the folder of everything.
     """
 
     hub: StandIn
@@ -96,7 +99,7 @@ def _samples(root: Path) -> tuple[list[str], list[str]]:
 
 
 def another_bert(folder: Path) -> Path:
-    """Of the same shapes."""
+    """A BERT of the same shape with other weights."""
     save_text_checkpoint(folder, "bert")
     weights = load_file(folder / "model.safetensors")
     save_file({name: value * 1.5 for name, value in weights.items()}, folder / "model.safetensors")
@@ -128,11 +131,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     files, sentences = _samples(root)
     (root / "sentences.csv").write_text("text\n" + "\n".join(f'"{one}"' for one in sentences) + "\n")
     for name in tuple(runs):
-        asked = files if name in ("whole", "pixels") else [str(root / "sentences.csv")]
+        samples = files if name in ("whole", "pixels") else [str(root / "sentences.csv")]
         runs[f"scores of {name}"] = {
-            "command": "predict", "arguments": [str(home / name / "model"), *asked, "--top", "9"]
+            "command": "predict", "arguments": [str(home / name / "model"), *samples, "--top", "9"]
         }  # fmt: skip
-    # From the Hub to the Hub.
+    # Start from models that were pushed.
     runs |= {
         "whole from the Hub": {"command": "predict", "arguments": ["alice/whole", *files, "--top", "9"]},
         "pixels from the Hub": {"command": "predict", "arguments": ["alice/pixels", *files, "--top", "9"]},
@@ -148,17 +151,17 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         }
         failed = {name: one.err[-2000:] for name, one in ended.items() if one.code != 0}
         assert failed.keys() == {"from an adapter"}, failed
-        # Nothing of where the training was is left, and the bases have moved on.
+        # The files of the training are gone, and the base models have newer commits.
         for name, other in (("org/tiny", a_model(root / "other")), ("org/bert", another_bert(root / "other bert"))):
             base = hub.model(name)
             base.add(base.head.files | Repository(other).head.files, "other weights")
         for name in ("home", "tiny", "bert"):
             shutil.move(root / name, root / f"gone {name}")
-        (root / "stranger").mkdir()
-        shutil.copy(files[0], root / "stranger/picture.png")
+        (root / "other machine").mkdir()
+        shutil.copy(files[0], root / "other machine/picture.png")
         done = subprocess.run(
-            [sys.executable, "-I", "-c", STRANGER, json.dumps([files, sentences])],
-            capture_output=True, text=True, check=False, timeout=900, cwd=root / "stranger",
+            [sys.executable, "-I", "-c", OTHER_MACHINE, json.dumps([files, sentences])],
+            capture_output=True, text=True, check=False, timeout=900, cwd=root / "other machine",
             env=environment(hub.endpoint, root / "fresh", READER),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
@@ -167,23 +170,23 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
 
 
 @pytest.mark.parametrize("name", ["whole", "pixels", "words", "merged"])
-def test_a_stranger_gets_the_scores_of_the_trained_model(published: Published, name: str) -> None:
-    """Whole models by a pipeline, adapters by the lines in their cards."""
+def test_another_machine_gets_the_scores_of_the_trained_model(published: Published, name: str) -> None:
+    """Whole models by a pipeline, adapters by the code in their cards."""
     ours, theirs = published.ours[name], published.theirs[name]
     assert len(ours) == len(theirs) >= 5
-    for expected, found in zip(ours, theirs, strict=True):
-        assert found == pytest.approx(expected, abs=1e-6)
-    assert len({json.dumps(row) for row in ours}) > 1, "a model that says the same of all shows nothing"
+    for expected, scores in zip(ours, theirs, strict=True):
+        assert scores == pytest.approx(expected, abs=1e-6)
+    assert len({json.dumps(row) for row in ours}) > 1, "a model that always predicts the same shows nothing"
 
 
 @pytest.mark.parametrize("name", ["pixels", "merged"])
-def test_the_demo_starts_from_the_downloaded_space_and_says_what_the_trained_model_says(
+def test_the_demo_of_the_downloaded_space_gives_the_scores_of_the_trained_model(
     published: Published, tmp_path: Path, name: str
 ) -> None:
-    """Where hf_transfer is not installed, with an empty cache, and with no token: a private model, there an adapter
-    worked into its base, lies in the Space; a public one is named with its commit.
+    """Without hf_transfer, with an empty cache, and without a token: a private model, here an adapter merged into its
+    base model, is copied into the Space; a public model is named with its commit.
     """
-    space = published.root / "stranger" / f"space of {name}"
+    space = published.root / "other machine" / f"space of {name}"
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked/hf_transfer.py").write_text("raise ModuleNotFoundError('hf_transfer is not installed here')\n")
     variables = environment(published.hub.endpoint, tmp_path / "home") | {"PYTHONPATH": str(tmp_path / "blocked")}
@@ -191,7 +194,7 @@ def test_the_demo_starts_from_the_downloaded_space_and_says_what_the_trained_mod
     assert (settings["model"] == "./model") is (name == "pixels")
     assert settings["revision"] == (None if name == "pixels" else published.hub.model("alice/merged").commit)
     pictures, texts = _samples(published.root)
-    asked = published.hub.tokens.copy()
+    tokens = published.hub.tokens.copy()
     published.hub.tokens.clear()
     with demo(space / "app.py", tmp_path / "log", **variables) as served_demo:
         programs = Programs(served_demo.url)
@@ -201,11 +204,11 @@ def test_the_demo_starts_from_the_downloaded_space_and_says_what_the_trained_mod
                 given = file(programs.upload("picture.png", Path(sample).read_bytes())[1])
             assert programs.scores(given, False) == pytest.approx(published.ours[name][number], abs=1e-6)
     assert published.hub.tokens == set()
-    published.hub.tokens |= asked
+    published.hub.tokens |= tokens
 
 
 @pytest.mark.parametrize("name", ["whole", "pixels", "words", "merged"])
-def test_it_is_one_commit_and_private_unless_told(published: Published, name: str) -> None:
+def test_a_push_is_one_commit_and_private_by_default(published: Published, name: str) -> None:
     made = published.hub.model(f"alice/{name}")
     assert made.private is (name != "merged")
     assert len(made.commits) == 2
@@ -213,28 +216,28 @@ def test_it_is_one_commit_and_private_unless_told(published: Published, name: st
 
 
 def test_the_commits_that_were_loaded_are_recorded(published: Published) -> None:
-    """And an adapter names that of its base, with which it is loaded again after the base has moved on."""
+    """An adapter names the commit of its base model, and is loaded with it even if there is a newer one."""
     hub = published.hub
-    # The first is what there was then.
+    # The first commit, from before the push of other weights.
     commits = {name: repository.commits[0].oid for (_, name), repository in hub.repositories.items()}
     adapter = json.loads(hub.model("alice/pixels").texts()["adapter_config.json"])
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("org/tiny", commits["org/tiny"])
     card = hub.model("alice/words").texts()["README.md"].decode()
     for name, setting in (("org/bert", "model_revision"), ("org/texts", "dataset_revision")):
         assert f"\n{setting}: {commits[name]}\n" in card
-    asked = [question for question in hub.asked if re.search(r"/(resolve|tree)/main", question)]
-    assert [question for question in asked if "/org/" in question] == []
+    of_branch = [request for request in hub.asked if re.search(r"/(resolve|tree)/main", request)]
+    assert [request for request in of_branch if "/org/" in request] == []
 
 
-def test_a_model_that_was_pushed_is_asked_by_its_name(published: Published) -> None:
-    """An adapter, too: its base comes along."""
+def test_a_pushed_model_predicts_by_its_hub_id(published: Published) -> None:
+    """Also an adapter, with its base model."""
     for name in ("whole", "pixels"):
-        said = [json.loads(line)["scores"] for line in published.ended[f"{name} from the Hub"].out.splitlines()]
-        for expected, found in zip(published.ours[name], said, strict=True):
-            assert found == pytest.approx(expected, abs=1e-6)
+        lines = published.ended[f"{name} from the Hub"].out.splitlines()
+        for expected, line in zip(published.ours[name], lines, strict=True):
+            assert json.loads(line)["scores"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_model_that_was_pushed_learns_another_task_and_is_its_base(published: Published) -> None:
+def test_a_pushed_model_can_be_trained_further_and_is_the_base_model_then(published: Published) -> None:
     hub = published.hub
     assert "linear_probe from alice/whole on org/pets" in published.ended["again"].out
     card = ModelCard(hub.model("alice/again").texts()["README.md"].decode()).data.to_dict()  # type: ignore[no-untyped-call]
@@ -243,14 +246,14 @@ def test_a_model_that_was_pushed_learns_another_task_and_is_its_base(published: 
     assert results["commits"]["model_name_or_path"] == hub.model("alice/whole").commit
 
 
-def test_an_adapter_on_the_hub_is_no_model_to_start_from(published: Published) -> None:
-    """transformers would load it, base and all, and train on top of it."""
+def test_an_adapter_on_the_hub_cannot_be_trained_further(published: Published) -> None:
+    """transformers would load it with its base model, and train both."""
     ended = published.ended["from an adapter"]
     assert ended.code == 2
     assert "Expected: a whole model to start from\nFound:    an adapter in alice/pixels\n" in ended.err
 
 
-def test_no_token_is_in_what_was_said_or_published(published: Published) -> None:
+def test_no_token_is_printed_or_published(published: Published) -> None:
     for one in published.ended.values():
         assert WRITER not in one.out + one.err
     for repository in published.hub.repositories.values():

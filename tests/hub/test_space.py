@@ -1,4 +1,4 @@
-"""The folder of a Space: the demo, what it is to say of the model, examples, and the model itself."""
+"""The folder of a Space: the demo, its settings, examples, and the model."""
 
 import json
 import os
@@ -16,18 +16,20 @@ import yaml
 from PIL import Image
 
 from about import read_settings
-from classifier import Classifier, Question
-from hf_transfer.config import UserError
-from hf_transfer.data.labels import Labels
+from classifier import Classifier, Sample
 from hf_transfer.data.splits import Split
-from hf_transfer.evaluation.predict import classify_images
+from hf_transfer.errors import UserError
+from hf_transfer.evaluation.predictor import classify_files
+from hf_transfer.evaluation.results import Scores
 from hf_transfer.hub import space
 from hf_transfer.hub.publish import files_to_publish
 from hf_transfer.hub.space import assemble_space, choose_examples, demo_folder, pinned_version, serve_demo
 from pictures import decode
 from tests.conftest import REPOSITORY, Recipe
+from tests.evaluation.examples import results_of
 from tests.hub.finished import CAMERA, DEMO, EXAMPLES, FILES
 from tests.hub.test_card import SETTINGS
+from tests.space.pairs import save_pair
 from tests.tiny_pairs import tiny_pair
 
 
@@ -41,23 +43,24 @@ def front_matter(text: str) -> dict[str, Any]:
 
 
 def test_the_folder_is_the_demo_its_settings_and_the_model(run: Path, tmp_path: Path) -> None:
-    """Nothing else, and nothing of it is held back when it is published."""
+    """No other files, and all of them are published."""
     folder = assemble_space(run, tmp_path / "space")
     model = {f"model/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")}
     assert files_of(folder) == FILES | model
     assert set(files_to_publish(folder, "space")) == files_of(folder)
     for name in DEMO:
         assert (folder / name).read_bytes() == (REPOSITORY / "space" / name).read_bytes()
-    said = json.loads((folder / "settings.json").read_text())
-    assert {key: said[key] for key in said.keys() - {"examples"}} == {
+    settings = json.loads((folder / "settings.json").read_text())
+    score = {"title": "accuracy", "value": 0.75, "low": 0.41, "high": 0.93, "is_share": True, "samples": "8"}
+    assert {key: settings[key] for key in settings.keys() - {"examples"}} == {
         "model": "./model", "revision": None, "title": "My first run", "base_model": "tiny", "dataset": "pets",
-        "accuracy": {"value": 0.75, "low": 0.41, "high": 0.93, "samples": 8}, "trust_remote_code": False,
+        "score": score, "trust_remote_code": False,
     }  # fmt: skip
     assert read_settings(folder).model == str(folder / "model")
 
 
 def test_nothing_of_this_machine_is_in_it(run: Path, tmp_path: Path) -> None:
-    """No path, and not what a camera notes."""
+    """No path, and no metadata of a camera."""
     folder = assemble_space(run, tmp_path / "space", model="alice/pets", revision="a" * 40)
     for path in folder.rglob("*"):
         if path.is_file():
@@ -86,7 +89,7 @@ def test_examples_are_upright_pictures_of_the_test_split_from_each_class(run: Pa
 
 
 @pytest.mark.parametrize(
-    ("labels", "bad", "count", "chosen"),
+    ("labels", "unreadable", "count", "chosen"),
     [
         ([0, 0, 0, 1, 1, 1], {}, 4, [0, 0, 1, 1]), ([0, 0, 1], {}, 6, [0, 0, 1]),
         ([0, 0, 0, 0, 1], {}, 3, [0, 0, 1]), ([0, 1, 1], {0: "damaged"}, 3, [1, 1]),
@@ -94,18 +97,18 @@ def test_examples_are_upright_pictures_of_the_test_split_from_each_class(run: Pa
     ],
 )  # fmt: skip
 def test_examples_are_spread_over_the_classes(
-    labels: list[int], bad: dict[int, str], count: int, chosen: list[int]
+    labels: list[int], unreadable: dict[int, str], count: int, chosen: list[int]
 ) -> None:
-    """As evenly as there are classes, and none that cannot be read."""
-    numbers: Labels = np.asarray(labels, dtype=np.int64)
-    split = Split(dataset=None, rows=np.arange(len(labels)), labels=numbers, bad=bad)
-    positions = choose_examples(split, count)
+    """As evenly as possible, and no unreadable ones."""
+    numbers = np.asarray(labels, dtype=np.int64)
+    split = Split(dataset=None, rows=np.arange(len(labels)), targets=numbers, unreadable=unreadable)
+    positions = choose_examples(split, numbers, count)
     assert [labels[position] for position in positions] == chosen
     assert len(set(positions)) == len(positions)
 
 
 def test_its_card_tells_the_hub_how_to_run_it(run: Path, tmp_path: Path) -> None:
-    """With the versions that the tests run, and the commit of the model."""
+    """With the versions that the tests use, and the commit of the model."""
     folder = assemble_space(run, tmp_path / "space", title="Pets: cats", model="alice/pets", revision="a" * 40)
     text = (folder / "README.md").read_text()
     head = front_matter(text)
@@ -140,7 +143,7 @@ def test_what_the_space_installs_is_what_the_tests_run() -> None:
 
 
 def test_an_adapter_becomes_a_whole_model_in_the_space(vision: Recipe, tmp_path: Path) -> None:
-    """The demo has no peft; it says what the adapter says, to 1e-6, also where the run names a model on the Hub."""
+    """The demo has no peft; its predictions equal those of the adapter to 1e-6, also if the model is on the Hub."""
     assert vision(strategy="lora", learning_rate=0.01).code == 0
     out = tmp_path / "out"
     assert (out / "model/adapter_config.json").is_file()
@@ -152,14 +155,14 @@ def test_an_adapter_becomes_a_whole_model_in_the_space(vision: Recipe, tmp_path:
     assert (settings.model, settings.revision) == (str(folder / "model"), None)
     classifier = Classifier(Path(settings.model))
     paths = sorted((folder / "examples").iterdir())
-    expected = classify_images(str(out / "model"), paths, top=99)
-    found = classifier.probabilities([Question(decode(path)) for path in paths])
-    for answer, scores in zip(expected, found, strict=True):
+    expected = classify_files(out / "model", paths, top=99)
+    predicted = classifier.probabilities([Sample(decode(path)) for path in paths])
+    for answer, scores in zip(expected, predicted, strict=True):
         assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(dict(answer.scores), abs=1e-6)
 
 
-def test_code_that_is_not_ours_is_not_put_into_a_space(run: Path, tmp_path: Path) -> None:
-    """It would be run there; a model's own file of ours is."""
+def test_foreign_code_is_not_put_into_a_space(run: Path, tmp_path: Path) -> None:
+    """It would be run there; only the modelling files of this version are."""
     shutil.rmtree(run / "model")
     tiny_pair().save_pretrained(run / "model")
     assert (
@@ -167,13 +170,13 @@ def test_code_that_is_not_ours_is_not_put_into_a_space(run: Path, tmp_path: Path
     )
     with (run / "model/fusion.py").open("a") as file:
         file.write("print('hello')\n")
-    with pytest.raises(UserError, match="no code but our own, as the demo would run it") as error:
+    with pytest.raises(UserError, match=r"no code beside the model in .* but that of this version") as error:
         assemble_space(run, tmp_path / "two")
     assert "Found:    fusion.py\n" in str(error.value)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_a_demo_that_is_asked_to_end_takes_its_process_along(
+def test_a_signal_ends_the_demo_and_its_process(
     run: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     start, started = subprocess.Popen, []
@@ -189,7 +192,7 @@ def test_a_demo_that_is_asked_to_end_takes_its_process_along(
 
 
 def test_images_with_texts_have_both_in_their_examples(run: Path, tmp_path: Path) -> None:
-    """And one that lacks its text or its picture, too."""
+    """Also an example without a text."""
     root = tmp_path / "pairs"
     for split in ("train", "validation", "test"):
         (root / split).mkdir(parents=True)
@@ -201,36 +204,35 @@ def test_images_with_texts_have_both_in_their_examples(run: Path, tmp_path: Path
         (root / split / "metadata.csv").write_text("\n".join(lines) + "\n")
     pair = {"recipe": "multimodal", "image_model_name_or_path": "a/b", "text_model_name_or_path": "c/d",
             "dataset_name": str(root), "max_seq_length": 9}  # fmt: skip
-    settings = {name: SETTINGS[name] for name in ("strategy", "seed", "output_dir")} | pair
-    (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    metrics = {part: {"accuracy": value, "loss": 1.0} for part, value in (("both", 0.9), ("image_only", 0.5))}
-    intervals = {"accuracy": [0.1, 0.95]}
-    results = json.loads((run / "results.json").read_text())
-    results |= {"recipe": "multimodal", "metrics": {"test": metrics}, "intervals": {"test": intervals}}
-    (run / "results.json").write_text(json.dumps(results))
-    said = json.loads((assemble_space(run, tmp_path / "space") / "settings.json").read_text())
-    assert said["accuracy"]["value"] == 0.9
-    assert (said["texts"], said["max_length"]) == (["text"], 9)
-    assert len(said["examples"]) == 6
-    texts = [one["texts"][0] for one in said["examples"]]
+    config = {name: SETTINGS[name] for name in ("strategy", "seed", "output_dir")} | pair
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.rmtree(run / "model")
+    save_pair(run / "model")
+    scores = {"test": Scores({"accuracy": 0.9, "loss": 1.0}, {"accuracy": (0.1, 0.95)}, 8)}
+    scores["test image_only"] = Scores({"accuracy": 0.5, "loss": 1.0}, {"accuracy": (0.1, 0.95)}, 7, 1)
+    results_of(recipe="multimodal", scores=scores, dataset_name=str(root), commits={}).write(run)
+    settings = json.loads((assemble_space(run, tmp_path / "space") / "settings.json").read_text())
+    assert settings["score"]["value"] == 0.9
+    assert (settings["texts"], settings["max_length"]) == (["text"], 9)
+    assert len(settings["examples"]) == 6
+    texts = [one["texts"][0] for one in settings["examples"]]
     assert "" in texts
-    for one in said["examples"]:
+    for one in settings["examples"]:
         number = int(one["texts"][0].removeprefix("word") or 3)
         assert one["label"] == ("cat", "dog")[number % 2]
         with Image.open(tmp_path / "space" / one["picture"]) as picture:
             assert picture.getpixel((5, 5)) == (number * 20, 0, 99)
 
 
-def test_data_that_are_gone_leave_the_examples_out(run: Path, tmp_path: Path) -> None:
-    """The model is still there to be shown."""
+def test_if_the_data_are_gone_the_demo_can_be_made_without_examples(run: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "pets")
     with pytest.raises(UserError, match="Or leave the examples out: --examples 0"):
         assemble_space(run, tmp_path / "one")
     assert (assemble_space(run, tmp_path / "two", examples=0) / "app.py").is_file()
 
 
-def test_the_demo_is_found_beside_the_package_or_within(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a clone and in an installation; nowhere is a damaged one."""
+def test_the_demo_is_found_beside_the_package_or_inside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a clone and in an installation; without it the installation is damaged."""
     assert demo_folder() == REPOSITORY / "space"
     monkeypatch.setattr(space, "__file__", str(tmp_path / "site/hf_transfer/hub/space.py"))
     with pytest.raises(UserError, match="pip install --force-reinstall"):

@@ -1,4 +1,4 @@
-"""The stand-in does what the clients expect of the Hub: what is private, what a token may, what a commit is."""
+"""The stand-in behaves as the clients expect of the Hub: privacy, rights of tokens, commits."""
 
 import json
 import subprocess
@@ -39,9 +39,9 @@ def pets(hub: StandIn) -> Repository:
     return hub.model(NAME)
 
 
-def test_what_was_committed_is_listed_and_read(hub: StandIn, pets: Repository, tmp_path: Path) -> None:
-    found = {entry.path: getattr(entry, "size", None) for entry in api(hub).list_repo_tree(NAME, recursive=True)}
-    assert found == {
+def test_committed_files_are_listed_and_read(hub: StandIn, pets: Repository, tmp_path: Path) -> None:
+    sizes = {entry.path: getattr(entry, "size", None) for entry in api(hub).list_repo_tree(NAME, recursive=True)}
+    assert sizes == {
         ".gitattributes": 50, "config.json": 2, "model.safetensors": 1000, "deep": None, "deep/er": None,
         "deep/er/notes.txt": 1,
     }  # fmt: skip
@@ -52,7 +52,7 @@ def test_what_was_committed_is_listed_and_read(hub: StandIn, pets: Repository, t
     assert Path(path).read_bytes() == CONTENT
 
 
-def test_a_commit_keeps_what_it_does_not_name_and_an_old_one_stays_readable(hub: StandIn, pets: Repository) -> None:
+def test_a_commit_keeps_other_files_and_an_earlier_commit_stays_readable(hub: StandIn, pets: Repository) -> None:
     first = pets.commit
     operations: list[Any] = [CommitOperationDelete("deep/", is_folder=True), CommitOperationAdd("config.json", b"{1}")]
     second = api(hub).create_commit(NAME, operations, commit_message="less", parent_commit=first).oid
@@ -63,7 +63,7 @@ def test_a_commit_keeps_what_it_does_not_name_and_an_old_one_stays_readable(hub:
     assert api(hub).model_info(NAME).sha == second
 
 
-def test_a_commit_on_what_is_not_the_newest_is_refused_whole(hub: StandIn, pets: Repository) -> None:
+def test_a_commit_with_an_old_parent_is_refused(hub: StandIn, pets: Repository) -> None:
     old = pets.commits[0].oid
     with pytest.raises(HfHubHTTPError) as error:
         api(hub).create_commit(
@@ -73,7 +73,7 @@ def test_a_commit_on_what_is_not_the_newest_is_refused_whole(hub: StandIn, pets:
     assert "a.txt" not in pets.texts()
 
 
-def test_an_operation_that_cannot_be_done_leaves_the_others_undone(hub: StandIn, pets: Repository) -> None:
+def test_a_commit_with_an_impossible_operation_changes_nothing(hub: StandIn, pets: Repository) -> None:
     operations: list[Any] = [CommitOperationAdd("a.txt", b"a"), CommitOperationDelete("none.txt")]
     with pytest.raises(RemoteEntryNotFoundError):
         api(hub).create_commit(NAME, operations, commit_message="half")
@@ -86,7 +86,7 @@ def test_an_operation_that_cannot_be_done_leaves_the_others_undone(hub: StandIn,
     [(WRITER, 200, 200), (READER, 200, 403), (STRANGER, 404, 404), (False, 401, 401), ("hf_x", 401, 401)],
     ids=["writer", "reader", "stranger", "nobody", "unknown"],
 )
-def test_a_private_repository_is_its_owners(
+def test_a_private_repository_belongs_to_its_owner(
     hub: StandIn, pets: Repository, token: str | bool, reads: int, writes: int
 ) -> None:
     for wanted, ask in (
@@ -106,7 +106,7 @@ def test_a_private_repository_is_its_owners(
         assert isinstance(error.value, RepositoryNotFoundError) == (wanted != 403 and token not in ("hf_x",))
 
 
-def test_what_is_not_there_is_told_in_the_clients_own_errors(hub: StandIn, pets: Repository) -> None:
+def test_missing_things_raise_the_errors_of_the_client(hub: StandIn, pets: Repository) -> None:
     hub.repositories["models", "org/gated"] = Repository(gated=True)
     with pytest.raises(RepositoryNotFoundError):
         api(hub).model_info("alice/none")
@@ -120,14 +120,14 @@ def test_what_is_not_there_is_told_in_the_clients_own_errors(hub: StandIn, pets:
         api(hub).create_commit(NAME, [CommitOperationAdd("README.md", b"---\na: [\n---\n")], commit_message="m")
 
 
-def test_a_large_file_must_have_been_sent(hub: StandIn, pets: Repository) -> None:
+def test_a_large_file_must_be_uploaded_before_the_commit(hub: StandIn, pets: Repository) -> None:
     hub.at = lambda number, done: hub.blobs.clear() if "/commit/" in hub.asked[number - 1] else None
     with pytest.raises(BadRequestError, match="no such large file"):
         api(hub).create_commit(NAME, [CommitOperationAdd("b.safetensors", b"lost")], commit_message="m")
     assert "b.safetensors" not in pets.texts()
 
 
-def test_a_space_has_secrets_variables_and_hardware_and_may_cost(hub: StandIn) -> None:
+def test_a_space_has_secrets_variables_and_hardware_and_may_have_to_be_paid_for(hub: StandIn) -> None:
     variables = [{"key": "MODEL_ID", "value": NAME}]
     api(hub).create_repo(
         "alice/demo", repo_type="space", space_sdk="gradio", private=True, space_variables=variables,
@@ -147,8 +147,8 @@ def test_a_space_has_secrets_variables_and_hardware_and_may_cost(hub: StandIn) -
     api(hub, FREE).create_repo("carol/demo", repo_type="space", space_sdk="static")
 
 
-def test_data_sets_are_pushed_and_loaded_in_the_state_that_is_asked_for(tmp_path: Path) -> None:
-    """By the real clients, in a process of their own."""
+def test_data_sets_are_pushed_and_loaded_at_a_commit(tmp_path: Path) -> None:
+    """By the real clients, in a separate process."""
     script = """
 import datasets, json
 from huggingface_hub import HfApi
@@ -158,8 +158,8 @@ for texts in (["a", "b"], ["c", "d"]):
     data = datasets.Dataset.from_dict({"text": texts, "label": [0, 1]}, features=names)
     datasets.DatasetDict(train=data).push_to_hub("alice/texts", private=True)
     first = first or HfApi().dataset_info("alice/texts").sha
-found = [datasets.load_dataset("alice/texts", revision=revision)["train"] for revision in ("main", first)]
-print("FOUND " + json.dumps([[data["text"][:], data.features["label"].names] for data in found]))
+splits = [datasets.load_dataset("alice/texts", revision=revision)["train"] for revision in ("main", first)]
+print("LOADED " + json.dumps([[data["text"][:], data.features["label"].names] for data in splits]))
 """
     with served(with_accounts()) as hub:
         done = subprocess.run(
@@ -167,5 +167,5 @@ print("FOUND " + json.dumps([[data["text"][:], data.features["label"].names] for
             text=True, timeout=300, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.split("FOUND ")[1]) == [[["c", "d"], ["cat", "dog"]], [["a", "b"], ["cat", "dog"]]]
+    assert json.loads(done.stdout.split("LOADED ")[1]) == [[["c", "d"], ["cat", "dog"]], [["a", "b"], ["cat", "dog"]]]
     assert hub.repositories["datasets", "alice/texts"].private

@@ -1,4 +1,4 @@
-"""What changes the stand-in: repositories that are made, and commits, which are done whole or not at all."""
+"""Requests that change the stand-in: new repositories, and commits, which are complete or not made."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def create(request: "Answers") -> dict[str, str]:
-    """Make a repository; one that exists is told by 409, with its address all the same."""
+    """Create a repository; for an existing one the answer is 409 with its address."""
     asked = json.loads(request.body)
     account = request.account()
     kind = f"{asked.get('type') or 'model'}s"
@@ -47,31 +47,30 @@ def delete(request: "Answers") -> dict[str, str]:
 
 
 def preupload(request: "Answers", kind: str, name: str, rest: list[str]) -> dict[str, Any]:
-    """How each file is to be sent, and what of that name there is."""
-    found = request.writable(kind, name)
-    commit = found.at(rest[0]) or refuse("RevisionNotFound")
+    """How each file should be uploaded, and the hash of the existing file of that name."""
+    commit = request.writable(kind, name).at(rest[0]) or refuse("RevisionNotFound")
     rows = []
     for file in json.loads(request.body)["files"]:
-        there = commit.files.get(file["path"])
+        existing = commit.files.get(file["path"])
         mode = "lfs" if is_large(file["path"]) else "regular"
         row = {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
-        rows.append(row | ({"oid": there.etag} if there else {}))
+        rows.append(row | ({"oid": existing.etag} if existing else {}))
     return {"files": rows}
 
 
 def commit(request: "Answers", kind: str, name: str, rest: list[str]) -> dict[str, Any]:
-    """All operations of a commit, or none."""
-    found = request.writable(kind, name)
+    """Make a commit with all its operations, or none."""
+    repository = request.writable(kind, name)
     lines = [json.loads(line) for line in request.body.splitlines()]
     header = lines[0]["value"]
     with request.hub.lock:
-        if header.get("parentCommit") not in (None, found.commit):
+        if header.get("parentCommit") not in (None, repository.commit):
             raise RefusedError(412, "A commit has happened since. Please refresh and try again.")
-        files = dict(found.head.files)
+        files = dict(repository.head.files)
         for line in lines[1:]:
             _apply(request, files, line["key"], line["value"])
-        made = found.add(files, header["summary"])
-    return {"commitOid": made.oid, "commitUrl": f"{request.hub.endpoint}/{name}/commit/{made.oid}", "success": True}
+        new = repository.add(files, header["summary"])
+    return {"commitOid": new.oid, "commitUrl": f"{request.hub.endpoint}/{name}/commit/{new.oid}", "success": True}
 
 
 def _apply(request: "Answers", files: Files, key: str, value: dict[str, Any]) -> None:
@@ -82,8 +81,8 @@ def _apply(request: "Answers", files: Files, key: str, value: dict[str, Any]) ->
         if content is not None:
             files[value["path"]] = Stored(content, large=True)
         elif request.hub.xet is not None:
-            lies = storage.find(request.hub.xet, value["oid"], value["size"])
-            files[value["path"]] = Stored(b"", large=True, elsewhere=lies)
+            elsewhere = storage.find(request.hub.xet, value["oid"], value["size"])
+            files[value["path"]] = Stored(b"", large=True, elsewhere=elsewhere)
         else:
             raise RefusedError(400, f"{value['path']}: no such large file has been sent")
     elif key == "deletedFile":
@@ -97,7 +96,7 @@ def _apply(request: "Answers", files: Files, key: str, value: dict[str, Any]) ->
 
 
 def storage_of(request: "Answers", kind: str, name: str, rest: list[str]) -> dict[str, Any]:
-    """Where the large files of a commit to come are to be sent; `rest` is `info/lfs/objects/batch` or `.../verify`."""
+    """Where to upload the large files of a commit; `rest` is `info/lfs/objects/batch` or `.../verify`."""
     request.writable(kind, name)
     asked = json.loads(request.body)
     if rest[-1] == "verify":
@@ -116,7 +115,7 @@ def storage_of(request: "Answers", kind: str, name: str, rest: list[str]) -> dic
 
 
 def store(request: "Answers", oid: str) -> dict[str, Any]:
-    """Take in a large file."""
+    """Store a large file."""
     sent = Stored(request.body)
     if sent.sha256 != oid:
         raise RefusedError(400, "The content is not what its name says")
@@ -125,29 +124,29 @@ def store(request: "Answers", oid: str) -> dict[str, Any]:
 
 
 def tag(request: "Answers", kind: str, name: str, rest: list[str]) -> dict[str, Any]:
-    """Name a commit."""
-    found = request.writable(kind, name)
-    there = found.at(rest[0]) or refuse("RevisionNotFound")
-    asked = json.loads(request.body)["tag"]
-    if asked in found.tags:
+    """Tag a commit."""
+    repository = request.writable(kind, name)
+    tagged = repository.at(rest[0]) or refuse("RevisionNotFound")
+    new = json.loads(request.body)["tag"]
+    if new in repository.tags:
         raise RefusedError(409, "This tag exists")
-    found.tags[asked] = there.oid
+    repository.tags[new] = tagged.oid
     return {}
 
 
 def settings(request: "Answers", kind: str, name: str, _: list[str]) -> dict[str, Any]:
-    """Show a repository to everyone, or to its owner only."""
+    """Make a repository public or private."""
     request.writable(kind, name).private = json.loads(request.body)["visibility"] == "private"
     return {}
 
 
 def secrets(request: "Answers", kind: str, name: str, _: list[str]) -> Any:
-    """Of a Space: what it knows and does not show."""
+    """The secrets of a Space."""
     return _pairs(request, request.writable(kind, name).secrets, shown=False)
 
 
 def variables(request: "Answers", kind: str, name: str, _: list[str]) -> Any:
-    """Of a Space: what it knows and shows."""
+    """The variables of a Space."""
     return _pairs(request, request.writable(kind, name).variables, shown=True)
 
 
@@ -161,11 +160,11 @@ def _pairs(request: "Answers", pairs: dict[str, str], *, shown: bool) -> dict[st
 
 
 def runtime(request: "Answers", kind: str, name: str, _: list[str]) -> dict[str, Any]:
-    """Of a Space: that it runs, and on what."""
-    found = request.writable(kind, name)
+    """The state and the hardware of a Space."""
+    space = request.writable(kind, name)
     if request.command == "POST":
-        found.hardware = json.loads(request.body or b"{}").get("flavor", found.hardware)
-    return {"stage": "RUNNING", "hardware": {"current": found.hardware, "requested": found.hardware}}
+        space.hardware = json.loads(request.body or b"{}").get("flavor", space.hardware)
+    return {"stage": "RUNNING", "hardware": {"current": space.hardware, "requested": space.hardware}}
 
 
 ROUTES: dict[str, Callable[["Answers", str, str, list[str]], Any]] = {

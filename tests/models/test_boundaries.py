@@ -1,4 +1,4 @@
-"""Where a model may be cut: proved by feeding other pixels past a stored activation."""
+"""Where a model may be cut: with a stored activation, other pixels must not change the logits."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,20 +14,20 @@ Hook = Any
 
 
 def store(model: nn.Module, module: str, inputs: dict[str, Tensor]) -> tuple[Any, Tensor]:
-    """What a module gave for these inputs, and the logits."""
-    kept: list[Any] = []
-    handle = model.get_submodule(module).register_forward_hook(lambda _m, _a, output: kept.append(output))
-    found = logits(model, inputs)
+    """The output of a module for these inputs, and the logits."""
+    outputs: list[Any] = []
+    handle = model.get_submodule(module).register_forward_hook(lambda _m, _a, output: outputs.append(output))
+    result = logits(model, inputs)
     handle.remove()
-    return kept[-1], found
+    return outputs[-1], result
 
 
 def resume_from(model: nn.Module, module: str, stored: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """The logits if a module's output is replaced by what was stored."""
+    """The logits if the output of a module is replaced by a stored one."""
     handle = model.get_submodule(module).register_forward_hook(lambda _m, _a, _o: stored)
-    found = logits(model, inputs)
+    result = logits(model, inputs)
     handle.remove()
-    return found
+    return result
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -36,26 +36,25 @@ def test_every_group_ends_in_a_legal_boundary(name: str) -> None:
     groups = trace_groups(model, pixels(name))
     for count in range(1, len(groups)):
         boundary = check_boundary(model, groups, count, pixels(name))
-        assert (boundary.legal, boundary.reason) == (True, ""), f"behind {groups[count - 1].name}"
+        assert (boundary.legal, boundary.reason) == (True, ""), f"after {groups[count - 1].name}"
         assert not boundary.live or name == "beit"
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_from_a_legal_boundary_on_the_stored_output_is_all_that_counts(name: str) -> None:
-    """Other pixels enter, the stored output comes out: the logits are those of the first pixels, to the bit."""
+def test_after_a_legal_boundary_the_logits_depend_only_on_the_stored_output(name: str) -> None:
+    """With other pixels and the stored output, the logits are those of the first pixels, bit for bit."""
     model = tiny_model(name)
     groups = trace_groups(model, pixels(name))
     first, other = pixels(name, seed=5), pixels(name, seed=6)
     for count in range(1, len(groups)):
         module = check_boundary(model, groups, count, pixels(name)).module
         stored, live = store(model, module, first)
-        assert torch.equal(resume_from(model, module, stored, other), live), f"behind {groups[count - 1].name}"
+        assert torch.equal(resume_from(model, module, stored, other), live), f"after {groups[count - 1].name}"
         assert not torch.allclose(logits(model, other), live, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_boundary_module_lies_in_the_last_group_before_it(name: str) -> None:
-    """What crosses a boundary is the last thing in front of it."""
+def test_the_boundary_module_is_in_the_last_group_before_the_boundary(name: str) -> None:
     model = tiny_model(name)
     groups = trace_groups(model, pixels(name))
     for count in range(1, len(groups)):
@@ -68,14 +67,14 @@ def test_a_shared_table_of_position_biases_stays_live_until_the_last_block() -> 
     boundaries = [check_boundary(model, groups, count, pixels("beit")) for count in range(1, len(groups))]
     table = ("beit.shared_position_bias",)
     assert [boundary.live for boundary in boundaries] == [table, table, table, (), ()]
-    # It is really needed: without it the blocks behind the boundary say something else.
+    # The table is needed: without it the blocks after the boundary have other outputs.
     stored, live = store(model, boundaries[1].module, pixels("beit"))
     with torch.no_grad():
         model.get_parameter("beit.shared_position_bias.relative_position_bias_table").zero_()
     assert not torch.allclose(resume_from(model, boundaries[1].module, stored, pixels("beit")), live, atol=1e-4)
 
 
-def test_looking_for_a_boundary_leaves_the_model_as_it_was() -> None:
+def test_checking_a_boundary_does_not_change_the_model() -> None:
     model = tiny_model("resnet_basic")
     groups = trace_groups(model, pixels("resnet_basic"))
     model.train()
@@ -95,7 +94,7 @@ def test_looking_for_a_boundary_leaves_the_model_as_it_was() -> None:
 
 
 class Toy(nn.Module):
-    """Four equal blocks behind a stem; later blocks may use a skip from the stem, or a shared table."""
+    """A stem and four equal blocks; later blocks may use a skip connection from the stem, or a shared table."""
 
     def __init__(self, *, skip: bool = False, table: bool = False) -> None:
         super().__init__()
@@ -120,15 +119,15 @@ EXAMPLE = {"pixel_values": torch.linspace(-1, 1, 12).reshape(2, 6)}
 
 
 @pytest.mark.parametrize(("count", "legal"), [(1, True), (2, False), (3, False), (4, False), (5, False)])
-def test_a_skip_past_the_boundary_makes_the_cut_illegal(count: int, legal: bool) -> None:
-    """The skip leaves the stem and arrives behind the last block."""
+def test_a_skip_connection_across_the_boundary_makes_the_cut_illegal(count: int, legal: bool) -> None:
+    """It goes from the stem to the last block."""
     model = Toy(skip=True)
     groups = trace_groups(model, EXAMPLE)
     assert [group.name for group in groups] == ["embeddings", *(f"blocks.{n}" for n in range(4)), "head"]
     boundary = check_boundary(model, groups, count, EXAMPLE)
     assert boundary.legal is legal
-    assert boundary.reason == ("" if legal else f"stem reach past {boundary.module}")
-    # The same by hand: other pixels come through exactly where the cut is illegal.
+    assert boundary.reason == ("" if legal else f"later layers depend on stem not only through {boundary.module}")
+    # The same by hand: other pixels change the logits exactly where the cut is illegal.
     stored, live = store(model, boundary.module, EXAMPLE)
     other = {"pixel_values": EXAMPLE["pixel_values"].flip(1)}
     assert torch.equal(resume_from(model, boundary.module, stored, other), live) is legal
@@ -143,23 +142,23 @@ def test_a_table_that_no_data_flows_into_stays_live() -> None:
         assert (boundary.legal, boundary.live) == (True, ("table",))
 
 
-def test_nothing_in_front_is_no_boundary() -> None:
+def test_there_is_no_boundary_before_the_first_group() -> None:
     model = Toy()
     boundary = check_boundary(model, trace_groups(model, EXAMPLE), 0, EXAMPLE)
-    assert (boundary.legal, boundary.reason) == (False, "no module in front of this place is called")
+    assert (boundary.legal, boundary.reason) == (False, "no module before this place is called")
 
 
-def test_the_sentence_on_what_is_frozen_names_the_place_of_the_cut() -> None:
+def test_the_sentence_on_frozen_groups_names_the_place_of_the_cut() -> None:
     plain, table, skip = Toy(), Toy(table=True), Toy(skip=True)
     groups = trace_groups(plain, EXAMPLE)
     assert describe_frozen(plain, groups, 0, EXAMPLE) == "All 6 groups learn, from embeddings to head."
     frozen = "3 of 6 groups are frozen, from embeddings to blocks.1"
-    assert describe_frozen(plain, groups, 3, EXAMPLE) == f"{frozen}; the model can be cut behind blocks.1."
+    assert describe_frozen(plain, groups, 3, EXAMPLE) == f"{frozen}; the model can be cut after blocks.1."
     groups = trace_groups(table, EXAMPLE)
     assert describe_frozen(table, groups, 3, EXAMPLE) == (
-        f"{frozen}; the model can be cut behind blocks.1, while table stays live."
+        f"{frozen}; the model can be cut after blocks.1, and table is still computed."
     )
     groups = trace_groups(skip, EXAMPLE)
     assert describe_frozen(skip, groups, 3, EXAMPLE) == (
-        f"{frozen}; the model cannot be cut there: stem reach past blocks.1."
+        f"{frozen}; the model cannot be cut there: later layers depend on stem not only through blocks.1."
     )

@@ -1,4 +1,4 @@
-"""The classifier of images with texts: values by hand, what is missing, saving, and what needs nothing of ours."""
+"""The classifier of images with texts: values by hand, missing modalities, saving, and use without this package."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_transfer.models.fusion import FUSIONS, FusionConfig, FusionModel
 from hf_transfer.models.groups import trace_groups
-from hf_transfer.models.towers import Alone, fuse, groups_of, towers_of, trace_towers
+from hf_transfer.models.towers import SingleTower, fuse, groups_of, towers_of, trace_towers
 from tests.conftest import REPOSITORY
 from tests.tiny_models import CLASSES, state
 from tests.tiny_pairs import CLIP_WIDTH, LABELS, PAIRS, pair_inputs, side, tiny_pair, towers
@@ -25,7 +25,7 @@ from tests.tiny_text_models import tiny_tokenizer
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def said(model: nn.Module, inputs: dict[str, Tensor]) -> Any:
+def outputs(model: nn.Module, inputs: dict[str, Tensor]) -> Any:
     with torch.no_grad():
         return model(**inputs)
 
@@ -42,27 +42,27 @@ def linear(model: nn.Module, name: str, values: Floats) -> Floats:
 def norm(model: nn.Module, name: str, values: Floats) -> Floats:
     centred = values - values.mean(-1, keepdims=True)
     scaled = centred / np.sqrt(values.var(-1, keepdims=True) + 1e-5)
-    found: Floats = scaled * numbers(model, f"{name}.weight") + numbers(model, f"{name}.bias")
-    return found
+    result: Floats = scaled * numbers(model, f"{name}.weight") + numbers(model, f"{name}.bias")
+    return result
 
 
-def whole(model: FusionModel, inputs: dict[str, Tensor]) -> tuple[Floats, Floats]:
+def vectors(model: FusionModel, inputs: dict[str, Tensor]) -> tuple[Floats, Floats]:
     """Both towers' vectors, by hand from their last hidden states."""
     with torch.no_grad():
-        places = model.image_tower(pixel_values=inputs["pixel_values"]).last_hidden_state.double().numpy()
-        words = (
+        patches = model.image_tower(pixel_values=inputs["pixel_values"]).last_hidden_state.double().numpy()
+        tokens = (
             model.text_tower(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
             .last_hidden_state.double()
             .numpy()
         )
-    texts = [row[mask.bool().numpy()].mean(0) for row, mask in zip(words, inputs["attention_mask"], strict=True)]
-    image = norm(model, "image_norm", linear(model, "image_projection", places[:, 0]))
+    texts = [row[mask.bool().numpy()].mean(0) for row, mask in zip(tokens, inputs["attention_mask"], strict=True)]
+    image = norm(model, "image_norm", linear(model, "image_projection", patches[:, 0]))
     text = norm(model, "text_norm", linear(model, "text_projection", np.stack(texts)))
     return image, text
 
 
-def head(model: nn.Module, mixed: Floats) -> Floats:
-    inner = linear(model, "inner.0", mixed)
+def head(model: nn.Module, fused: Floats) -> Floats:
+    inner = linear(model, "inner.0", fused)
     inner = np.where(inner > 0, inner, 0.01 * inner)
     return linear(model, "classifier", norm(model, "inner.2", inner))
 
@@ -70,32 +70,31 @@ def head(model: nn.Module, mixed: Floats) -> Floats:
 @pytest.mark.parametrize("fusion", ["concat", "gated", "product"])
 def test_the_logits_are_those_of_both_vectors_by_hand(fusion: str) -> None:
     model, inputs = tiny_pair(fusion=fusion), pair_inputs(rows=4)
-    image, text = whole(model, inputs)
-    there = np.ones((4, 2))
-    ways: dict[str, Callable[[], list[Floats]]] = {
+    image, text = vectors(model, inputs)
+    present = np.ones((4, 2))
+    fusions: dict[str, Callable[[], list[Floats]]] = {
         "concat": lambda: [image, text],
         "product": lambda: [image, text, image * text, np.abs(image - text)],
-        "gated": lambda: [gated(model, image, text, there)],
+        "gated": lambda: [gated(model, image, text, present)],
     }
-    expected = head(model, np.concatenate([*ways[fusion](), there], 1))
-    found = said(model, inputs)
-    np.testing.assert_allclose(found.logits.numpy(), expected, rtol=1e-3, atol=1e-4)
+    expected = head(model, np.concatenate([*fusions[fusion](), present], 1))
+    actual = outputs(model, inputs)
+    np.testing.assert_allclose(actual.logits.numpy(), expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(
-        found.image_logits.numpy(), linear(model, "image_classifier", image), rtol=1e-3, atol=1e-4
+        actual.image_logits.numpy(), linear(model, "image_classifier", image), rtol=1e-3, atol=1e-4
     )
-    np.testing.assert_allclose(found.text_logits.numpy(), linear(model, "text_classifier", text), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(actual.text_logits.numpy(), linear(model, "text_classifier", text), rtol=1e-3, atol=1e-4)
 
 
-def gated(model: nn.Module, image: Floats, text: Floats, there: Floats) -> Floats:
-    gate: Floats = 1 / (1 + np.exp(-linear(model, "mixture.gate", np.concatenate([image, text, there], 1))))
+def gated(model: nn.Module, image: Floats, text: Floats, present: Floats) -> Floats:
+    gate: Floats = 1 / (1 + np.exp(-linear(model, "mixture.gate", np.concatenate([image, text, present], 1))))
     return gate * image + (1 - gate) * text
 
 
-def test_with_attention_the_words_see_the_places_of_the_image() -> None:
-    """Other places in another order change nothing that a mean would see, but what a single word finds is its own."""
+def test_with_attention_the_tokens_attend_to_the_patches_without_padding() -> None:
     model, inputs = tiny_pair(fusion="attention"), pair_inputs(rows=3)
-    before = said(model, inputs).logits
-    # Padding is neither asked nor counted.
+    before = outputs(model, inputs).logits
+    # Padding is not part of the mean.
     longer = {
         name: torch.cat([value, torch.zeros_like(value[:, :2])], 1)
         if name in ("input_ids", "attention_mask")
@@ -103,32 +102,34 @@ def test_with_attention_the_words_see_the_places_of_the_image() -> None:
         for name, value in inputs.items()
         if name != "token_type_ids"
     }
-    assert torch.allclose(said(model, longer).logits, before, atol=1e-5)
+    assert torch.allclose(outputs(model, longer).logits, before, atol=1e-5)
     weights = model.mixture.attention.in_proj_weight
     with torch.no_grad():
         weights[: len(weights) // 3].zero_()
-    # Whatever is asked, all places now answer alike.
-    assert not torch.allclose(said(model, inputs).logits, before, atol=1e-3)
+    # Without queries all patches have the same weight.
+    assert not torch.allclose(outputs(model, inputs).logits, before, atol=1e-3)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("name", PAIRS)
-def test_what_is_missing_is_not_looked_at(name: str, fusion: str) -> None:
+def test_the_inputs_of_missing_modalities_have_no_effect(name: str, fusion: str) -> None:
     model, inputs = tiny_pair(name, fusion=fusion), pair_inputs(name, rows=3)
     inputs["image_present"] = torch.tensor([True, False, True])
     inputs["text_present"] = torch.tensor([True, True, False])
-    before = said(model, inputs).logits
+    before = outputs(model, inputs).logits
     other = {**inputs, "pixel_values": inputs["pixel_values"].clone(), "input_ids": inputs["input_ids"].clone()}
     other["pixel_values"][1] += 1.0
     other["input_ids"][2] = other["input_ids"][0]
-    assert torch.equal(said(model, other).logits, before)
+    assert torch.equal(outputs(model, other).logits, before)
     other["pixel_values"][0] += 1.0
-    assert not torch.allclose(said(model, other).logits[0], before[0])
-    alone = {key: value for key, value in pair_inputs(name, rows=3).items() if key in ("input_ids", "attention_mask")}
-    assert torch.allclose(said(model, alone).logits[1], before[1], atol=1e-5)
+    assert not torch.allclose(outputs(model, other).logits[0], before[0])
+    only_text = {
+        key: value for key, value in pair_inputs(name, rows=3).items() if key in ("input_ids", "attention_mask")
+    }
+    assert torch.allclose(outputs(model, only_text).logits[1], before[1], atol=1e-5)
 
 
-def test_nothing_at_all_is_refused() -> None:
+def test_a_sample_without_image_and_text_is_refused() -> None:
     with pytest.raises(ValueError, match="pixel_values or input_ids must be given"):
         tiny_pair()()
     with pytest.raises(ValueError, match="an image or a text must be given"):
@@ -136,30 +137,30 @@ def test_nothing_at_all_is_refused() -> None:
 
 
 def test_in_training_complete_samples_lose_one_of_both_and_never_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = tiny_pair(modality_dropout=0.4), []
+    model, batches = tiny_pair(modality_dropout=0.4), []
 
-    def look(_: nn.Module, args: Any) -> None:
-        seen.append(torch.stack(args[2:4], 1))
+    def note_present(_: nn.Module, args: Any) -> None:
+        batches.append(torch.stack(args[2:4], 1))
 
-    model.mixture.register_forward_pre_hook(look)
+    model.mixture.register_forward_pre_hook(note_present)
     inputs = pair_inputs(rows=50)
     inputs["text_present"][:10] = False
     model.train()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for _ in range(40):
-            said(model, inputs)
-    there = torch.stack(seen).float()
-    assert there.sum(-1).min() == 1
-    assert (there[:, :10] == torch.tensor([1.0, 0.0])).all()
-    share = 1 - there[:, 10:].mean((0, 1))
+            outputs(model, inputs)
+    present = torch.stack(batches).float()
+    assert present.sum(-1).min() == 1
+    assert (present[:, :10] == torch.tensor([1.0, 0.0])).all()
+    share = 1 - present[:, 10:].mean((0, 1))
     assert share.tolist() == pytest.approx([0.2, 0.2], abs=0.03)
     model.train(False)
-    said(model, inputs)
-    assert seen[-1][10:].all()
+    outputs(model, inputs)
+    assert batches[-1][10:].all()
 
 
-def test_the_projections_of_a_dual_encoder_are_taken_over() -> None:
+def test_the_projections_of_a_dual_encoder_are_kept() -> None:
     image, text = towers("clip")
     assert image.projection is not None
     assert text.projection is not None
@@ -179,18 +180,21 @@ def save(folder: Path, name: str = "vit", **settings: Any) -> FusionModel:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_what_is_saved_is_read_again(name: str, tmp_path: Path) -> None:
+def test_a_saved_model_is_loaded_with_the_same_weights_and_outputs(name: str, tmp_path: Path) -> None:
     model = save(tmp_path, name, fusion="gated")
     again = FusionModel.from_pretrained(tmp_path)
     assert isinstance(again.config.image_config, type(model.config.image_config))
     assert again.config.id2label == LABELS["id2label"]
     assert all(torch.equal(value, state(again)[key]) for key, value in state(model).items())
     inputs = pair_inputs(name)
-    assert torch.equal(said(again, inputs).logits, said(model, inputs).logits)
+    assert torch.equal(outputs(again, inputs).logits, outputs(model, inputs).logits)
 
 
 def test_without_this_package_it_predicts_the_same(tmp_path: Path) -> None:
-    """In a fresh process that cannot import it, from the copy of the file beside the weights."""
+    """In a new process that cannot import it, from the copy of the file beside the weights.
+
+    Not bit for bit: the process may use another number of threads.
+    """
     save(tmp_path / "model", fusion="product")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     ours = FusionModel.from_pretrained(tmp_path / "model").predict(image=str(tmp_path / "a.png"), text="word1 word2")
@@ -202,37 +206,37 @@ model = AutoModel.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code
 print(json.dumps(model.predict(image={str(tmp_path / "a.png")!r}, text="word1 word2")))
 print(json.dumps([model.predict(text=["word1 word4 word9", "word2"])[1], model.predict(text="word2")]))
 """
-    ended = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
         env={"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    first, second = map(json.loads, ended.stdout.splitlines())
-    assert first == ours
-    assert [found["label"] for found in second[0]] == [found["label"] for found in second[1]]
-    assert [found["score"] for found in second[0]] == pytest.approx([found["score"] for found in second[1]], abs=1e-6)
-    assert [found["score"] for found in ours] == sorted((found["score"] for found in ours), reverse=True)
-    assert sum(found["score"] for found in ours) == pytest.approx(1.0, abs=1e-5)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    first, (in_batch, alone) = map(json.loads, finished.stdout.splitlines())
+    for one, other in ((first, ours), (in_batch, alone)):
+        assert [answer["label"] for answer in one] == [answer["label"] for answer in other]
+        assert [answer["score"] for answer in one] == pytest.approx([answer["score"] for answer in other], abs=1e-5)
+    assert [answer["score"] for answer in ours] == sorted((answer["score"] for answer in ours), reverse=True)
+    assert sum(answer["score"] for answer in ours) == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_tower_alone_is_a_classifier_with_the_same_names(name: str) -> None:
+def test_a_single_tower_is_a_classifier_with_the_same_names(name: str) -> None:
     model, inputs = tiny_pair(name), pair_inputs(name)
-    image, text = Alone(model, "image"), Alone(model, "text")
+    image, text = SingleTower(model, "image"), SingleTower(model, "text")
     pixels = {"pixel_values": inputs["pixel_values"]}
-    assert torch.allclose(said(image, pixels).logits, said(model, inputs).image_logits, atol=1e-6)
+    assert torch.allclose(outputs(image, pixels).logits, outputs(model, inputs).image_logits, atol=1e-6)
     assert {key for key, _ in image.named_parameters()} < {key for key, _ in model.named_parameters()}
     assert not {key for key, _ in image.named_parameters()} & {key for key, _ in text.named_parameters()}
     assert [group.name for group in trace_groups(image, pixels)][-1] == "head"
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_the_groups_are_those_of_both_towers_and_hold_everything_that_learns_once(name: str) -> None:
+def test_the_groups_are_those_of_both_towers_and_have_each_trainable_parameter_once(name: str) -> None:
     model, inputs = tiny_pair(name), pair_inputs(name)
     groups = trace_towers(model, inputs)
     names = [parameter for group in groups for parameter in group.parameters]
     assert len(names) == len(set(names))
-    loss = said_with_gradients(model, inputs)
+    loss = loss_of(model, inputs)
     learns = {
         key
         for (key, _), gradient in zip(
@@ -246,20 +250,20 @@ def test_the_groups_are_those_of_both_towers_and_hold_everything_that_learns_onc
     assert [group.name for group in groups if not group.tower] == ["head"]
     assert towers_of(groups) == ["image", "text"]
     for tower in ("image", "text"):
-        own = groups_of(tower, groups)
-        assert own[-1] == groups[-1]
-        assert sum(group.is_block for group in own) >= 2
-        assert all(name.startswith(f"{tower}_tower.") for group in own[:-1] for name in group.parameters)
+        of_tower = groups_of(tower, groups)
+        assert of_tower[-1] == groups[-1]
+        assert sum(group.is_block for group in of_tower) >= 2
+        assert all(name.startswith(f"{tower}_tower.") for group in of_tower[:-1] for name in group.parameters)
 
 
-def said_with_gradients(model: FusionModel, inputs: dict[str, Tensor]) -> Tensor:
-    inputs = {**inputs, "image_present": torch.tensor([True, False])}
-    found = model(**inputs)
-    total: Tensor = found.logits.sum() + found.image_logits.sum() + found.text_logits.sum()
+def loss_of(model: FusionModel, inputs: dict[str, Tensor]) -> Tensor:
+    """A sum of all logits; the second image is missing."""
+    output = model(**{**inputs, "image_present": torch.tensor([True, False])})
+    total: Tensor = output.logits.sum() + output.image_logits.sum() + output.text_logits.sum()
     return total
 
 
-def test_unknown_ways_of_fusing_are_refused() -> None:
+def test_an_unknown_fusion_is_refused_and_the_file_needs_nothing_of_this_package() -> None:
     with pytest.raises(ValueError, match="fusion is one of"):
         FusionConfig(fusion="sum")
     assert FusionConfig().num_labels == 2

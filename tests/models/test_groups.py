@@ -1,4 +1,4 @@
-"""A model's groups: in depth order, without overlap, and read off without leaving a trace."""
+"""A model's groups: in depth order, without overlap; tracing does not change the model."""
 
 from types import SimpleNamespace
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_transfer.config import UserError
+from hf_transfer.errors import UserError
 from hf_transfer.models.groups import Group, trace_groups
 from tests.tiny_models import ALL, ARCHITECTURES, CLASSES, pixels, state, tiny_model
 
 
-def own_gradients(name: str) -> set[str]:
+def parameters_with_gradients(name: str) -> set[str]:
     """Names of the parameters that get a gradient from a backward pass of a random projection of the logits."""
     model = tiny_model(name)
     logits = model(**pixels(name, seed=3)).logits
@@ -26,8 +26,8 @@ def test_groups_are_named_in_the_order_of_depth(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_embeddings_final_and_head_hold_the_modules_that_the_source_names(name: str) -> None:
-    """What follows the last block is `final`, and no earlier."""
+def test_embeddings_final_and_head_have_the_modules_that_the_source_code_names(name: str) -> None:
+    """`final` has only what runs after the last block."""
     expected = ALL[name]
     groups = {group.name: group for group in trace_groups(tiny_model(name), pixels(name))}
     assert groups["head"].modules == (expected.head,)
@@ -41,7 +41,7 @@ def test_every_parameter_with_a_gradient_is_in_exactly_one_group(name: str) -> N
     groups = trace_groups(tiny_model(name), pixels(name))
     grouped = [parameter for group in groups for parameter in group.parameters]
     assert len(grouped) == len(set(grouped))
-    assert set(grouped) == own_gradients(name)
+    assert set(grouped) == parameters_with_gradients(name)
     parameters = {key for key, _ in tiny_model(name).named_parameters()}
     assert parameters - set(grouped) == set(ALL[name].unused)
 
@@ -50,16 +50,16 @@ def test_every_parameter_with_a_gradient_is_in_exactly_one_group(name: str) -> N
 def test_the_modules_of_groups_are_disjoint_and_outermost(name: str) -> None:
     model = tiny_model(name)
     groups = trace_groups(model, pixels(name))
-    seats = [(group.name, module) for group in groups for module in group.modules]
-    for position, (_, module) in enumerate(seats):
-        for _, other in seats[:position] + seats[position + 1 :]:
-            assert not module.startswith(f"{other}."), f"{module} lies in {other}"
+    modules = [module for group in groups for module in group.modules]
+    for position, module in enumerate(modules):
+        for other in modules[:position] + modules[position + 1 :]:
+            assert not module.startswith(f"{other}."), f"{module} is a part of {other}"
             assert module != other
-    # Whole modules: each holds only parameters of its own group.
+    # Whole modules: each has only parameters of its group.
     for group in groups:
         for module in group.modules:
-            held = {f"{module}.{key}" for key, _ in model.get_submodule(module).named_parameters()}
-            assert held - set(ALL[name].unused) <= set(group.parameters)
+            parameters = {f"{module}.{key}" for key, _ in model.get_submodule(module).named_parameters()}
+            assert parameters - set(ALL[name].unused) <= set(group.parameters)
 
 
 @pytest.mark.parametrize("name", ["poolformer"])
@@ -71,7 +71,7 @@ def test_a_downsampling_layer_belongs_to_the_stage_that_it_feeds(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_tracing_leaves_the_model_as_it_was(name: str) -> None:
+def test_tracing_does_not_change_the_model(name: str) -> None:
     model = tiny_model(name)
     model.train()
     some = list(model.modules())[1::3]
@@ -93,7 +93,7 @@ def test_tracing_leaves_the_model_as_it_was(name: str) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_tracing_leaves_the_model_as_it_was_also_when_the_forward_fails() -> None:
+def test_tracing_does_not_change_the_model_if_the_forward_fails() -> None:
     model = tiny_model("vit")
     model.train()
     with pytest.raises(ValueError, match="channel"):
@@ -111,7 +111,7 @@ def test_the_number_of_classes_does_not_change_the_groups(name: str) -> None:
 
 
 def test_the_number_of_classes_may_equal_the_width_of_the_blocks() -> None:
-    """Linear layers inside the blocks then look like heads."""
+    """Linear layers in the blocks then have the shape of a head."""
     groups = trace_groups(tiny_model("vit", num_labels=24), pixels("vit"))
     assert groups[-1] == Group("head", ("classifier",), ("classifier.weight", "classifier.bias"))
     assert [group.name for group in groups] == ARCHITECTURES["vit"].group_names
@@ -130,7 +130,7 @@ class WithoutBlocks(nn.Module):
 
 
 def test_a_model_without_repeated_modules_is_one_backbone_and_a_head() -> None:
-    """A body and a head of one type are no blocks."""
+    """A body and a head of the same type are not blocks."""
     model = WithoutBlocks(nn.Sequential(nn.Flatten(), nn.Linear(4, CLASSES)))
     groups = trace_groups(model, {"pixel_values": torch.randn(2, 3, 8, 8)})
     assert [(group.name, group.modules) for group in groups] == [

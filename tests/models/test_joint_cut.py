@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_transfer.models.cutting import CannotCutError
+from hf_transfer.models.cutting import CannotCutError, with_stored
 from hf_transfer.models.fusion import FusionModel
 from hf_transfer.models.groups import evaluating
 from hf_transfer.models.joint_cut import JointCut
@@ -14,12 +14,12 @@ from tests.tiny_pairs import PAIRS, pair_inputs, tiny_pair
 
 
 def joint(model: FusionModel, inputs: dict[str, Tensor], left: tuple[int, int]) -> JointCut:
-    """Both towers cut, so many groups below their ends."""
+    """Both towers cut; so many groups of each, without the head, lie after the cuts."""
     groups = trace_towers(model, inputs)
     towers = []
-    for (tower, names), kept in zip(INPUTS.items(), left, strict=True):
-        own = groups_of(tower, groups)
-        towers.append((own, len(own) - 1 - kept, names))
+    for (tower, names), after in zip(INPUTS.items(), left, strict=True):
+        of_tower = groups_of(tower, groups)
+        towers.append((of_tower, len(of_tower) - 1 - after, names))
     return JointCut(model, towers, inputs)
 
 
@@ -31,8 +31,8 @@ def test_stored_activations_of_both_towers_give_the_logits_of_a_live_run(
 ) -> None:
     model, inputs = tiny_pair(name, fusion=fusion), pair_inputs(name)
     if fusion == "attention" and PAIRS[name][0] == "pooler" and left == (0, 0):
-        # The words look at places, which a cut behind the pooler would not keep.
-        with pytest.raises(CannotCutError, match="reach past image_tower"):
+        # Attention reads the patches, which the output of the pooler does not have.
+        with pytest.raises(CannotCutError, match="not only through image_tower"):
             joint(model, inputs, left)
         return
     cut = joint(model, inputs, left)
@@ -43,11 +43,10 @@ def test_stored_activations_of_both_towers_give_the_logits_of_a_live_run(
     assert len(recorded) == len(cut.crossing)
     for crossing, values in zip(cut.crossing, recorded, strict=True):
         if crossing.by_token:
-            # Padding is not stored.
+            # The store keeps no padding.
             values[~other["attention_mask"].bool()] = 0
-    with evaluating(model), cut.skipped(model) as stand:
-        stand.put(recorded, other)
-        assert torch.allclose(logits(model, cut.blank(other)), live, atol=1e-5)
+    with evaluating(model), cut.skipped(model):
+        assert torch.allclose(logits(model, with_stored(cut.blank(other), recorded)), live, atol=1e-5)
         assert len(list(model.parameters())) < len(before)
     assert all(torch.equal(value, before[key]) for key, value in state(model).items())
     assert torch.equal(logits(model, other), live)
@@ -61,3 +60,23 @@ def test_each_tower_is_run_once_while_recording(monkeypatch: pytest.MonkeyPatch)
     first.register_forward_hook(lambda *_: calls.append(1))
     cut.record(model, inputs)
     assert len(calls) == 1
+
+
+def test_each_tower_takes_its_own_activations_and_needs_them() -> None:
+    model, inputs = tiny_pair("vit"), pair_inputs("vit")
+    cut = joint(model, inputs, (1, 2))
+    batches = [pair_inputs("vit", seed=seed, rows=3) for seed in (1, 2)]
+    expected = [logits(model, batch) for batch in batches]
+    recorded = [cut.record(model, batch) for batch in batches]
+    assert len(cut.crossing) == 2
+    with cut.skipped(model) as modules:
+        assert {name.partition(".")[0] for name in modules} == {"image_tower", "text_tower"}
+        for number in (0, 1, 0):
+            stored = with_stored(cut.blank(batches[number]), recorded[number])
+            assert torch.allclose(logits(model, stored), expected[number], atol=1e-5)
+        for missing in ("stored_activation_0", "stored_activation_1"):
+            stored = with_stored(batches[0], recorded[0])
+            del stored[missing]
+            with pytest.raises(ValueError, match=f"{missing} was not among its inputs"):
+                logits(model, stored)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -1,4 +1,4 @@
-"""The model whose head sees the mean of all tokens or the first one: values by hand, groups, gradients."""
+"""The model whose head reads the mean of all tokens or the first one: values by hand, groups, gradients."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -13,19 +13,11 @@ from transformers import PreTrainedModel
 from hf_transfer.models import modeling_pooled
 from hf_transfer.models.groups import check_boundary, trace_groups
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification, first_token, mean
-from hf_transfer.models.pooling import (
-    Pooling,
-    load_pooled,
-)
+from hf_transfer.models.pooling import Pooling, load_pooled
 from tests.tiny_models import logits, perturb
-from tests.tiny_text_models import (
-    CLASSES,
-    PAD,
-    TEXT_ARCHITECTURES,
-    token_ids,
-)
+from tests.tiny_text_models import CLASSES, PAD, TEXT_ARCHITECTURES, token_ids
 
-# The first token of GPT-2 sees nothing else.
+# The first token of GPT-2 sees no other token.
 KINDS: list[tuple[str, Pooling]] = [
     *((name, "mean") for name in TEXT_ARCHITECTURES),
     *((name, "cls") for name in TEXT_ARCHITECTURES if name != "gpt2"),
@@ -44,7 +36,7 @@ def pooled(name: str, pooling: Pooling, *, classes: int = CLASSES) -> PreTrained
 
 
 def padded_left(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same texts with their padding in front."""
+    """The same texts, padded on the left."""
     kept = inputs["attention_mask"].bool()
     moved = {name: torch.full_like(value, PAD) for name, value in inputs.items()}
     for row, mask in enumerate(kept):
@@ -56,7 +48,7 @@ def padded_left(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize(("name", "pooling"), KINDS)
 def test_the_logits_are_those_of_the_pooled_tokens_by_hand(name: str, pooling: Pooling, side: str) -> None:
-    """Each text for itself, in numpy, from the backbone's last hidden states."""
+    """Each text by itself, in numpy, from the backbone's last hidden states."""
     model = pooled(name, pooling)
     inputs = token_ids(seed=3, rows=4)
     if side == "left":
@@ -73,8 +65,7 @@ def test_the_logits_are_those_of_the_pooled_tokens_by_hand(name: str, pooling: P
 
 
 @pytest.mark.parametrize(("name", "pooling"), KINDS)
-def test_a_text_means_the_same_alone_and_in_a_padded_batch(name: str, pooling: Pooling) -> None:
-    """Padding changes nothing."""
+def test_a_text_has_the_same_logits_alone_and_in_a_padded_batch(name: str, pooling: Pooling) -> None:
     model = pooled(name, pooling)
     inputs = token_ids(seed=4, rows=4)
     together = logits(model, inputs)
@@ -83,7 +74,7 @@ def test_a_text_means_the_same_alone_and_in_a_padded_batch(name: str, pooling: P
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_the_first_token_is_the_first_that_is_no_padding() -> None:
+def test_the_first_token_is_the_first_that_is_not_padding() -> None:
     hidden = torch.arange(12.0).reshape(2, 3, 2)
     mask = torch.tensor([[0, 0, 1], [1, 1, 0]])
     assert first_token(hidden, mask).tolist() == [[4.0, 5.0], [6.0, 7.0]]
@@ -91,22 +82,22 @@ def test_the_first_token_is_the_first_that_is_no_padding() -> None:
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_a_mean_in_half_precision_is_added_up_in_single_precision(masked: bool) -> None:
-    """The sum is beyond the largest number of half precision."""
+def test_a_mean_in_half_precision_is_summed_in_single_precision(masked: bool) -> None:
+    """The sum is larger than the largest number in half precision."""
     hidden = torch.full((1, 2000, 2), 100.0, dtype=torch.float16)
-    found = mean(hidden, torch.ones(1, 2000) if masked else None)
-    assert found.dtype == torch.float16
-    assert found.tolist() == [[100.0, 100.0]]
+    result = mean(hidden, torch.ones(1, 2000) if masked else None)
+    assert result.dtype == torch.float16
+    assert result.tolist() == [[100.0, 100.0]]
 
 
-def test_what_stands_at_padded_places_does_not_reach_the_mean() -> None:
-    """Attention of nothing to nothing may give anything there, and a text may have no token at all."""
+def test_values_of_padding_have_no_effect_on_the_mean() -> None:
+    """They may be anything, also NaN, and a text may have no token."""
     hidden = torch.tensor([[[1.0], [float("nan")]], [[float("inf")], [5.0]], [[2.0], [2.0]]])
     assert mean(hidden, torch.tensor([[1, 0], [0, 1], [0, 0]])).tolist() == [[1.0], [5.0], [0.0]]
 
 
-def test_a_backbone_is_given_only_what_it_takes() -> None:
-    """DistilBERT knows no second text, BERT does."""
+def test_a_backbone_gets_only_inputs_that_it_takes() -> None:
+    """BERT takes token types, DistilBERT does not."""
     inputs = token_ids()
     inputs["token_type_ids"] = torch.ones_like(inputs["input_ids"])
     for name, more in (("distilbert", set[str]()), ("bert", {"token_type_ids", "use_cache"})):
@@ -127,12 +118,11 @@ def test_no_pooler_is_kept_and_every_weight_learns(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "pooling"), KINDS)
-def test_the_groups_are_the_blocks_and_the_model_can_be_cut_behind_each(name: str, pooling: Pooling) -> None:
-    """The names are those of the backbone's own classifier; the head sees what comes behind the last block."""
+def test_the_groups_are_the_blocks_and_the_model_can_be_cut_after_each(name: str, pooling: Pooling) -> None:
+    """The blocks are those of the backbone's own classifier; the head reads the output of the last block."""
     model, inputs = pooled(name, pooling), token_ids()
     groups = trace_groups(model, inputs)
-    own = TEXT_ARCHITECTURES[name]
-    blocks = [f"backbone.{block.partition('.')[2]}" for block in own.blocks]
+    blocks = [f"backbone.{block.partition('.')[2]}" for block in TEXT_ARCHITECTURES[name].blocks]
     assert [group.name for group in groups] == ["embeddings", *blocks, "final", "head"]
     assert groups[-1].parameters == ("classifier.weight", "classifier.bias")
     assert {parameter for group in groups for parameter in group.parameters} == set(dict(model.named_parameters()))
@@ -152,8 +142,8 @@ def test_the_loss_is_the_cross_entropy_and_the_result_may_be_a_tuple() -> None:
     assert torch.equal(loss, result.loss)
 
 
-def test_a_copy_in_half_precision_and_recomputed_activations_say_the_same() -> None:
-    """Recomputing gives the same gradients, to the bit."""
+def test_a_copy_in_half_precision_and_recomputed_activations_give_the_same_logits() -> None:
+    """Recomputing gives the same gradients, bit for bit."""
     model, inputs = pooled("bert", "mean"), token_ids()
     expected = logits(model, inputs)
     assert torch.equal(logits(deepcopy(model), inputs), expected)
@@ -177,14 +167,14 @@ def test_a_copy_in_half_precision_and_recomputed_activations_say_the_same() -> N
         assert torch.equal(plain, recomputed)
 
 
-def test_the_copied_file_imports_torch_and_transformers_alone() -> None:
+def test_the_modelling_file_imports_only_torch_and_transformers() -> None:
     text = Path(modeling_pooled.__file__).read_text(encoding="utf-8")
     lines = [line.split()[1].partition(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))]
     assert set(lines) == {"inspect", "collections", "typing", "torch", "transformers"}
 
 
 @pytest.mark.parametrize(("name", "pooling"), KINDS)
-def test_saved_and_loaded_again_it_says_the_same(name: str, pooling: Pooling, tmp_path: Path) -> None:
+def test_a_saved_and_loaded_model_gives_the_same_logits(name: str, pooling: Pooling, tmp_path: Path) -> None:
     model = pooled(name, pooling)
     model.save_pretrained(tmp_path)
     again = load_pooled(str(tmp_path))
@@ -192,6 +182,6 @@ def test_saved_and_loaded_again_it_says_the_same(name: str, pooling: Pooling, tm
     assert torch.equal(logits(again.eval(), token_ids()), logits(model, token_ids()))
 
 
-def test_a_pooling_that_nobody_knows_is_refused() -> None:
+def test_an_unknown_pooling_is_refused() -> None:
     with pytest.raises(ValueError, match="'mean' or 'cls', not 'max'"):
         PooledConfig.from_dict({"pooling": "max"})

@@ -1,4 +1,4 @@
-"""Text classifiers with another pooling than their checkpoint's: what is loaded, what is saved, and who can load it."""
+"""Text classifiers with another pooling than that of their checkpoint: loading, saving, use without this package."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, PretrainedConfig, PreTrainedModel, T5Config
 
-from hf_transfer.config import UserError
+from hf_transfer.errors import UserError
 from hf_transfer.models import modeling_pooled
 from hf_transfer.models.groups import trace_groups
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification
@@ -63,11 +63,11 @@ def finished(checkpoint: Path) -> Path:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_the_backbone_is_that_of_the_checkpoint_and_only_the_head_is_lacking(
+def test_the_backbone_is_that_of_the_checkpoint_and_only_the_head_is_missing(
     checkpoint: Path, pooling: Pooling
 ) -> None:
-    """The backbone says what `AutoModel` says, with its way to compute attention."""
-    model, lacking = from_folder(checkpoint, pooling)
+    """The backbone has the outputs of `AutoModel`, with the same implementation of attention."""
+    model, missing = from_folder(checkpoint, pooling)
     model.eval()
     plain = AutoModel.from_pretrained(checkpoint, add_pooling_layer=False).eval()
     ours = state(model.get_submodule("backbone"))
@@ -76,7 +76,7 @@ def test_the_backbone_is_that_of_the_checkpoint_and_only_the_head_is_lacking(
     with torch.no_grad():
         expected = plain(**token_ids()).last_hidden_state
         assert torch.equal(model.get_submodule("backbone")(**token_ids()).last_hidden_state, expected)
-    assert lacking == {"classifier.weight", "classifier.bias"}
+    assert missing == {"classifier.weight", "classifier.bias"}
     backbone: Any = model.get_submodule("backbone")
     assert model.config.text_config is backbone.config
     assert backbone.config._attn_implementation == "sdpa"
@@ -85,25 +85,25 @@ def test_the_backbone_is_that_of_the_checkpoint_and_only_the_head_is_lacking(
     assert model.name_or_path == str(checkpoint)
 
 
-def test_weights_that_the_checkpoint_lacks_are_named_as_in_the_pooled_model(checkpoint: Path, tmp_path: Path) -> None:
+def test_missing_weights_have_the_names_of_the_pooled_model(checkpoint: Path, tmp_path: Path) -> None:
     folder = save_text_checkpoint(tmp_path / "holes")
     weights = load_file(folder / "model.safetensors")
-    gone = "bert.encoder.layer.1.output.dense.weight"
+    absent = "bert.encoder.layer.1.output.dense.weight"
     wrong = "bert.embeddings.position_embeddings.weight"
-    kept = {name: value for name, value in weights.items() if name != gone}
+    kept = {name: value for name, value in weights.items() if name != absent}
     save_file(kept | {wrong: weights[wrong][:8].clone()}, folder / "model.safetensors", metadata={"format": "pt"})
-    model, lacking = from_folder(folder)
-    assert lacking == {
+    model, missing = from_folder(folder)
+    assert missing == {
         "classifier.weight",
         "classifier.bias",
         "backbone.encoder.layer.1.output.dense.weight",
         "backbone.embeddings.position_embeddings.weight",
     }
-    assert lacking < set(dict(model.named_parameters()))
+    assert missing < set(dict(model.named_parameters()))
 
 
 def test_half_precision_weights_are_loaded_in_single_precision(tmp_path: Path) -> None:
-    """Also where only the architecture is taken from such a checkpoint."""
+    """Also if only the architecture of such a checkpoint is used."""
     tiny_text_model("bert").bfloat16().save_pretrained(tmp_path / "half")
     for fresh in (False, True):
         model, _ = from_folder(tmp_path / "half", fresh_weights=fresh)
@@ -112,12 +112,12 @@ def test_half_precision_weights_are_loaded_in_single_precision(tmp_path: Path) -
     assert {parameter.dtype for parameter in load_pooled(str(tmp_path / "pooled")).parameters()} == {torch.float32}
 
 
-def test_fresh_weights_take_the_architecture_alone_and_an_outline_takes_no_memory(checkpoint: Path) -> None:
+def test_fresh_weights_need_only_the_architecture_and_an_outline_takes_no_memory(checkpoint: Path) -> None:
     pretrained, _ = from_folder(checkpoint)
-    fresh, lacking = from_folder(checkpoint, fresh_weights=True)
+    fresh, missing = from_folder(checkpoint, fresh_weights=True)
     shapes = {name: value.shape for name, value in pretrained.named_parameters()}
     assert {name: value.shape for name, value in fresh.named_parameters()} == shapes
-    assert lacking == frozenset()
+    assert missing == frozenset()
     matrices = [name for name, value in fresh.named_parameters() if value.ndim > 1]
     assert not any(torch.equal(fresh.get_parameter(name), pretrained.get_parameter(name)) for name in matrices)
     with torch.device("meta"):
@@ -128,17 +128,15 @@ def test_fresh_weights_take_the_architecture_alone_and_an_outline_takes_no_memor
 
 
 @pytest.mark.parametrize(("name", "setting"), [("bert", "hidden_dropout_prob"), ("distilbert", "seq_classif_dropout")])
-def test_the_head_has_the_dropout_that_the_backbones_own_classifier_has(
-    tmp_path: Path, name: str, setting: str
-) -> None:
+def test_the_head_has_the_dropout_of_the_backbones_own_classifier(tmp_path: Path, name: str, setting: str) -> None:
     settings: dict[str, Any] = {setting: 0.35}
     save_text_checkpoint(tmp_path, name, **settings)
     model, _ = from_folder(tmp_path, fresh_weights=True)
     assert model.get_submodule("dropout").extra_repr().startswith("p=0.35")
 
 
-def test_the_saved_folder_holds_the_file_the_map_and_no_pickle(finished: Path, checkpoint: Path) -> None:
-    """Nothing of the earlier task's classes, nor of where the checkpoint lay."""
+def test_the_saved_folder_has_the_modelling_file_the_auto_map_and_no_pickle(finished: Path, checkpoint: Path) -> None:
+    """And neither the classes of an earlier task nor the path of the checkpoint."""
     files = {path.name for path in finished.iterdir()}
     assert {"config.json", "model.safetensors", "modeling_pooled.py", "tokenizer.json"} <= files
     assert not {path.suffix for path in finished.iterdir()} & {".bin", ".pt", ".pth", ".pkl"}
@@ -155,50 +153,50 @@ def test_the_saved_folder_holds_the_file_the_map_and_no_pickle(finished: Path, c
     assert settings["text_config"]["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
 
 
-ELSEWHERE = """
+WITHOUT_THIS_PACKAGE = """
 import json, sys
 sys.modules["hf_transfer"] = None
 import torch
 from transformers import AutoModelForSequenceClassification, pipeline
 folder, texts = sys.argv[1], sys.argv[2:]
-speak = pipeline("text-classification", folder, trust_remote_code=True)
-answers = speak(texts, top_k=None, batch_size=3)
+classify = pipeline("text-classification", folder, trust_remote_code=True)
+answers = classify(texts, top_k=None, batch_size=3)
 model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
 with torch.no_grad():
-    found = model(**speak.tokenizer(texts, padding=True, return_tensors="pt")).logits
-mine = [name for name, module in sys.modules.items() if name.startswith("hf_transfer") and module is not None]
+    logits = model(**classify.tokenizer(texts, padding=True, return_tensors="pt")).logits
+ours = [name for name, module in sys.modules.items() if name.startswith("hf_transfer") and module is not None]
 labels = [model.config.num_labels, model.config.id2label]
 model.save_pretrained(folder + "-again")
-print(json.dumps({"answers": answers, "logits": found.tolist(), "labels": labels, "ours": mine}))
+print(json.dumps({"answers": answers, "logits": logits.tolist(), "labels": labels, "ours": ours}))
 """
 
 
 def test_transformers_loads_the_folder_where_this_package_is_not_installed(finished: Path, tmp_path: Path) -> None:
-    """A fresh interpreter: the pipeline, and the model itself, which can be saved and loaded once more."""
-    surroundings = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    """In a new process: the pipeline, and the model itself, which can be saved and loaded again."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(finished), *TEXTS],
-        cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", WITHOUT_THIS_PACKAGE, str(finished), *TEXTS],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "is not supported" not in done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["ours"] == []
-    assert found["labels"] == [CLASSES, {str(number): name for number, name in enumerate(NAMES)}]
+    printed = json.loads(done.stdout.splitlines()[-1])
+    assert printed["ours"] == []
+    assert printed["labels"] == [CLASSES, {str(number): name for number, name in enumerate(NAMES)}]
     model = load_pooled(str(finished)).eval()
     expected = logits(model, dict(tiny_tokenizer()(TEXTS, padding=True, return_tensors="pt")))
-    torch.testing.assert_close(torch.tensor(found["logits"]), expected)
-    shares = [{answer["label"]: answer["score"] for answer in answers} for answers in found["answers"]]
-    said = torch.tensor([[share[name] for name in NAMES] for share in shares])
-    torch.testing.assert_close(said, expected.softmax(-1))
+    torch.testing.assert_close(torch.tensor(printed["logits"]), expected)
+    scores = [{answer["label"]: answer["score"] for answer in answers} for answers in printed["answers"]]
+    probabilities = torch.tensor([[score[name] for name in NAMES] for score in scores])
+    torch.testing.assert_close(probabilities, expected.softmax(-1))
     again = load_pooled(f"{finished}-again").eval()
     assert torch.equal(again.get_parameter("classifier.weight"), model.get_parameter("classifier.weight"))
 
 
-def test_we_never_run_the_file_that_lies_beside_the_weights(
+def test_the_modelling_file_beside_the_weights_is_never_run(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor ask whether we may; a folder from somebody else may hold anything."""
+    """Nor is the user asked; a folder may come from anybody."""
     monkeypatch.setattr("builtins.input", lambda _: "yes")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     for path in finished.iterdir():
@@ -228,13 +226,13 @@ def test_the_configuration_of_any_other_checkpoint_is_its_own(checkpoint: Path) 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("classes", [2, CLASSES])
-def test_a_model_of_ours_can_be_started_from_with_either_pooling_and_other_classes(
+def test_training_can_start_from_our_model_type_with_either_pooling_and_other_classes(
     finished: Path, pooling: Pooling, classes: int
 ) -> None:
     names = NAMES[:classes]
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-    model, lacking = pooled_classifier(str(finished), pooling=pooling, labels=labels)
-    assert lacking == (set() if classes == CLASSES else {"classifier.weight", "classifier.bias"})
+    model, missing = pooled_classifier(str(finished), pooling=pooling, labels=labels)
+    assert missing == (set() if classes == CLASSES else {"classifier.weight", "classifier.bias"})
     assert (model.config.pooling, model.config.num_labels) == (pooling, classes)
     saved = state(load_pooled(str(finished)))
     backbone = [name for name in saved if name.startswith("backbone.")]
@@ -245,7 +243,7 @@ def test_a_model_of_ours_can_be_started_from_with_either_pooling_and_other_class
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_the_first_token_of_a_model_that_looks_back_only_is_refused(inside: bool) -> None:
+def test_the_first_token_of_a_model_that_reads_from_left_to_right_is_refused(inside: bool) -> None:
     config: PretrainedConfig = TEXT_ARCHITECTURES["gpt2"].config()
     check_pooling("some/gpt2", config, "mean")
     if inside:
@@ -254,13 +252,13 @@ def test_the_first_token_of_a_model_that_looks_back_only_is_refused(inside: bool
         check_pooling("some/gpt2", config, "cls")
     assert str(caught.value) == (
         "Expected: for --pooling cls a model whose first token sees the whole text (BERT, RoBERTa, ...)\n"
-        "Found:    some/gpt2, a gpt2 model, in which a token sees those in front of it\n"
+        "Found:    some/gpt2, a gpt2 model, in which a token sees only earlier tokens\n"
         "Do this:  use --pooling mean, or --pooling own, which takes the last token"
     )
 
 
-def test_an_encoder_that_was_made_a_decoder_is_refused_too() -> None:
-    with pytest.raises(UserError, match="a bert model, in which a token sees those in front"):
+def test_the_first_token_of_an_encoder_configured_as_a_decoder_is_refused() -> None:
+    with pytest.raises(UserError, match="a bert model, in which a token sees only earlier tokens"):
         check_pooling("some/bert", BertConfig(is_decoder=True), "cls")
     for name in TEXT_ARCHITECTURES.keys() - {"gpt2"}:
         check_pooling(name, TEXT_ARCHITECTURES[name].config(), "cls")

@@ -1,4 +1,4 @@
-"""A pretrained backbone with a new head, and every checkpoint that cannot be one."""
+"""A pretrained backbone with a new head, and the errors for unsuitable checkpoints."""
 
 import json
 from pathlib import Path
@@ -10,20 +10,22 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageClassification, BertConfig, BertModel
 
-from hf_transfer.config import UserError, VisionConfig
+from hf_transfer.errors import UserError
 from hf_transfer.models.groups import Group
 from hf_transfer.models.pretrained import Checkpoint, load_classifier, renew_head
+from hf_transfer.targets.classes import Classes
 from tests.tiny_models import CLASSES, pixels, save_checkpoint, state, tiny_model
 
-NAMES = ["ant", "bee", "cat", "dog", "eel"]
+NAMES = ("ant", "bee", "cat", "dog", "eel")
 
 
-def settings(**more: Any) -> VisionConfig:
-    return VisionConfig(model_name_or_path="m", dataset_name="d", output_dir="o", **more)
-
-
-def load(folder: Path, *, names: list[str] = NAMES, fresh: bool = False, **more: Any) -> nn.Module:
-    model, _ = load_classifier(Checkpoint(str(folder)), names, settings(**more), pixels("vit"), fresh_weights=fresh)
+def load(
+    folder: Path, *, names: tuple[str, ...] = NAMES, fresh: bool = False, seed: int = 0, architecture: str = "vit",
+    **more: Any,
+) -> nn.Module:  # fmt: skip
+    model, _ = load_classifier(
+        Checkpoint(str(folder)), Classes(names), pixels(architecture), seed=seed, fresh_weights=fresh, **more
+    )
     return model
 
 
@@ -50,7 +52,7 @@ def test_the_backbone_is_that_of_the_checkpoint_and_the_head_is_new(checkpoint: 
     assert not torch.isclose(loaded["classifier.weight"][:shared], saved["classifier.weight"][:shared]).all(1).any()
 
 
-def test_equal_seeds_give_equal_heads_and_other_seeds_others(checkpoint: Path) -> None:
+def test_the_head_depends_only_on_the_seed(checkpoint: Path) -> None:
     torch.manual_seed(11)
     first = state(load(checkpoint, seed=1))
     torch.manual_seed(12)
@@ -76,14 +78,14 @@ def test_a_head_without_a_bias_is_renewed_too() -> None:
     assert not torch.equal(model.get_parameter("0.weight"), before)
 
 
-def test_loading_leaves_the_global_generator_as_it_was(checkpoint: Path) -> None:
+def test_loading_does_not_change_the_global_generator(checkpoint: Path) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     load(checkpoint, names=NAMES[:3], fresh=True)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_fresh_weights_have_the_architecture_and_nothing_else_of_the_checkpoint(checkpoint: Path) -> None:
+def test_fresh_weights_have_only_the_architecture_of_the_checkpoint(checkpoint: Path) -> None:
     pretrained, fresh, again, other = (
         state(load(checkpoint, fresh=is_fresh, seed=seed))
         for is_fresh, seed in ((False, 0), (True, 0), (True, 0), (True, 1))
@@ -102,7 +104,7 @@ def test_fresh_weights_have_the_architecture_and_nothing_else_of_the_checkpoint(
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_class_names_are_saved_with_the_model(checkpoint: Path, tmp_path: Path, fresh: bool) -> None:
-    names = ["zebra", "ape", "ünïcode"]
+    names = ("zebra", "ape", "ünïcode")
     model: Any = load(checkpoint, names=names, fresh=fresh)
     model.save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "config.json").read_text())
@@ -115,15 +117,16 @@ def test_weights_saved_in_half_precision_are_loaded_in_single_precision(tmp_path
     assert {parameter.dtype for parameter in load(tmp_path / "half").parameters()} == {torch.float32}
 
 
-def test_a_finished_model_keeps_its_own_head_and_must_have_the_classes_of_the_data(tmp_path: Path) -> None:
-    names = dict(enumerate(NAMES))
-    folder = save_checkpoint(tmp_path / "done", id2label=names, label2id={name: n for n, name in names.items()})
+def test_a_finished_model_keeps_its_head_and_must_have_the_classes_of_the_data(tmp_path: Path) -> None:
+    target = Classes(NAMES)
+    folder = save_checkpoint(tmp_path / "done", **target.model_settings())
     saved = state(AutoModelForImageClassification.from_pretrained(folder))
-    for wanted in (NAMES, None):
-        loaded = state(Checkpoint(str(folder)).finished_classifier(wanted))
-        assert all(torch.equal(loaded[name], saved[name]) for name in saved)
+    checkpoint = Checkpoint(str(folder))
+    loaded = state(checkpoint.finished_classifier())
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved)
+    target.check_finished(Classes.of_model(checkpoint.config), checkpoint.name)
     with pytest.raises(UserError) as caught:
-        Checkpoint(str(folder)).finished_classifier(NAMES[::-1])
+        Classes(NAMES[::-1]).check_finished(Classes.of_model(checkpoint.config), checkpoint.name)
     assert str(caught.value).splitlines()[:2] == [
         "Expected: a model with the classes of the data set, in their order: eel, dog, cat, bee, ant, ...",
         f"Found:    {folder} with ant, bee, cat, dog, eel, ...",
@@ -139,7 +142,7 @@ def test_the_processor_is_the_checkpoints_own(checkpoint: Path) -> None:
 
 def test_gradient_checkpointing_gives_the_same_loss_and_gradients(checkpoint: Path) -> None:
     plain, saving = load(checkpoint), load(checkpoint, gradient_checkpointing=True)
-    assert [getattr(model, "is_gradient_checkpointing") for model in (plain, saving)] == [False, True]
+    assert [getattr(model, "is_activation_checkpointing") for model in (plain, saving)] == [False, True]  # noqa: B009
     losses = []
     for model in (plain, saving):
         model.train()
@@ -153,13 +156,7 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients(checkpoint: Pa
 def test_a_model_that_cannot_checkpoint_gradients_is_refused(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "poolformer", "poolformer")
     with pytest.raises(UserError) as caught:
-        load_classifier(
-            Checkpoint(str(folder)),
-            NAMES,
-            settings(gradient_checkpointing=True),
-            pixels("poolformer"),
-            fresh_weights=False,
-        )
+        load(folder, architecture="poolformer", gradient_checkpointing=True)
     assert str(caught.value).splitlines() == [
         "Expected: a model that supports --gradient_checkpointing",
         "Found:    PoolFormerForImageClassification, which does not",
@@ -212,7 +209,7 @@ def test_broken_weights_are_refused(checkpoint: Path, content: bytes) -> None:
         load(checkpoint)
 
 
-def test_missing_weights_are_refused_unless_fresh_ones_are_wanted(checkpoint: Path) -> None:
+def test_a_checkpoint_without_weights_is_refused_unless_fresh_weights_are_wanted(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"a complete transformers checkpoint in .*\nFound:    .*no file named model"):
         load(checkpoint)
@@ -220,12 +217,12 @@ def test_missing_weights_are_refused_unless_fresh_ones_are_wanted(checkpoint: Pa
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "reason"),
     [("{", "not a valid JSON file"), ('{"model_type": "nosuch"}', "nosuch"), ("{}", "Unrecognized model")],
 )
-def test_a_config_that_cannot_be_read_is_refused(checkpoint: Path, content: str, words: str) -> None:
+def test_a_config_that_cannot_be_read_is_refused(checkpoint: Path, content: str, reason: str) -> None:
     (checkpoint / "config.json").write_text(content)
-    with pytest.raises(UserError, match=rf"Found:    .*{words}.*\nDo this:  check its config.json"):
+    with pytest.raises(UserError, match=rf"Found:    .*{reason}.*\nDo this:  check its config.json"):
         Checkpoint(str(checkpoint))
 
 
@@ -241,35 +238,35 @@ def test_a_missing_processor_is_refused(checkpoint: Path) -> None:
         Checkpoint(str(checkpoint)).processor()
 
 
-@pytest.mark.parametrize(("change", "hole"), [({"num_hidden_layers": 4}, ".3."), ({"intermediate_size": 48}, "mlp")])
-def test_a_checkpoint_that_lacks_weights_of_its_backbone_is_refused(
-    checkpoint: Path, change: dict[str, int], hole: str
+@pytest.mark.parametrize(("change", "missing"), [({"num_hidden_layers": 4}, ".3."), ({"intermediate_size": 48}, "mlp")])
+def test_a_checkpoint_without_some_weights_of_its_backbone_is_refused(
+    checkpoint: Path, change: dict[str, int], missing: str
 ) -> None:
-    """Random layers in a pretrained backbone would be learned over without a word."""
+    """Otherwise layers of the pretrained backbone would be random without a message."""
     change_config(checkpoint, **change)
     with pytest.raises(UserError, match="missing or of another shape") as refused:
         load(checkpoint)
-    assert hole in str(refused.value)
+    assert missing in str(refused.value)
     load(checkpoint, fresh=True)
 
 
-def test_a_norm_behind_the_blocks_that_the_checkpoint_lacks_is_named(checkpoint: Path) -> None:
+def test_missing_weights_between_the_blocks_and_the_head_are_named(checkpoint: Path) -> None:
     weights = load_file(checkpoint / "model.safetensors")
     save_file(
         {name: value for name, value in weights.items() if not name.startswith("vit.layernorm")},
         checkpoint / "model.safetensors",
         metadata={"format": "pt"},
     )
-    found = Checkpoint(str(checkpoint))
-    _, groups = load_classifier(found, NAMES, settings(), pixels("vit"), fresh_weights=False)
-    (said,) = found.describe_fresh(groups)
-    assert said.startswith("Not in the checkpoint, and drawn anew: ")
-    assert "vit.layernorm.weight" in said
-    assert "classifier" not in said
+    incomplete = Checkpoint(str(checkpoint))
+    _, groups = load_classifier(incomplete, Classes(NAMES), pixels("vit"), seed=0, fresh_weights=False)
+    (note,) = incomplete.describe_missing(groups)
+    assert note.startswith("Not in the checkpoint, and initialised randomly: ")
+    assert "vit.layernorm.weight" in note
+    assert "classifier" not in note
 
 
-def test_a_checkpoint_of_another_kind_of_task_does_not_lend_its_sigmoid(tmp_path: Path) -> None:
-    """A pipeline reads the kind of task from the config."""
+def test_the_problem_type_of_an_earlier_task_is_replaced(tmp_path: Path) -> None:
+    """A pipeline reads it from the config, and would apply a sigmoid instead of a softmax."""
     save_checkpoint(tmp_path, problem_type="multi_label_classification")
-    model = Checkpoint(str(tmp_path)).classifier(["a", "b", "c"], seed=0, fresh_weights=False)
+    model = Checkpoint(str(tmp_path)).classifier(Classes(("a", "b", "c")), seed=0, fresh_weights=False)
     assert model.config.problem_type == "single_label_classification"

@@ -1,4 +1,4 @@
-"""Groups of text models, and where they may be cut: proved by feeding other texts past a stored activation."""
+"""Groups of text models, and where they may be cut: with a stored activation, other texts change no logits."""
 
 import pytest
 import torch
@@ -9,11 +9,11 @@ from tests.tiny_models import logits, state
 from tests.tiny_text_models import TEXT_ARCHITECTURES, tiny_text_model, token_ids
 
 
-def own_gradients(name: str) -> set[str]:
+def parameters_with_gradients(name: str) -> set[str]:
     """Names of the parameters that get a gradient from a backward pass of a random projection of the logits."""
     model = tiny_text_model(name)
-    found = model(**token_ids(seed=3)).logits
-    (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(4))).sum().backward()
+    result = model(**token_ids(seed=3)).logits
+    (result * torch.randn(result.shape, generator=torch.Generator().manual_seed(4))).sum().backward()
     return {key for key, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -27,7 +27,7 @@ def test_groups_are_named_in_the_order_of_depth(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
-def test_embeddings_final_and_head_hold_the_modules_that_the_source_names(name: str) -> None:
+def test_embeddings_final_and_head_have_the_modules_that_the_source_code_names(name: str) -> None:
     expected = TEXT_ARCHITECTURES[name]
     model = tiny_text_model(name)
     groups = {group.name: group for group in trace_groups(model, token_ids())}
@@ -43,26 +43,26 @@ def test_every_parameter_with_a_gradient_is_in_exactly_one_group(name: str) -> N
     groups = trace_groups(tiny_text_model(name), token_ids())
     grouped = [parameter for group in groups for parameter in group.parameters]
     assert len(grouped) == len(set(grouped))
-    assert set(grouped) == own_gradients(name)
+    assert set(grouped) == parameters_with_gradients(name)
     parameters = {key for key, _ in tiny_text_model(name).named_parameters()}
     assert parameters - set(grouped) == set(TEXT_ARCHITECTURES[name].unused)
 
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
 def test_every_group_ends_in_a_legal_boundary_and_only_shared_tables_stay_live(name: str) -> None:
-    """Token embeddings are where data enters: they must not be taken for a table of biases."""
+    """Data flows through token embeddings: they are not a table of biases."""
     model = tiny_text_model(name)
     groups = trace_groups(model, token_ids())
     for count in range(1, len(groups)):
         boundary = check_boundary(model, groups, count, token_ids())
-        assert (boundary.legal, boundary.reason) == (True, ""), f"behind {groups[count - 1].name}"
+        assert (boundary.legal, boundary.reason) == (True, ""), f"after {groups[count - 1].name}"
         assert boundary.module in groups[count - 1].modules
         if name != "deberta":
             assert boundary.live == ()
 
 
 def test_the_relative_positions_of_deberta_stay_live_until_the_last_block() -> None:
-    """A table and its norm, through which no data flow, are used in every block; what is stored is not theirs."""
+    """Every block uses a table and its norm, through which no data flows; their outputs are not stored."""
     model = tiny_text_model("deberta")
     groups = trace_groups(model, token_ids())
     boundaries = [check_boundary(model, groups, count, token_ids()) for count in range(1, len(groups))]
@@ -72,10 +72,10 @@ def test_the_relative_positions_of_deberta_stay_live_until_the_last_block() -> N
 
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
-def test_from_a_legal_boundary_on_the_stored_output_is_all_that_counts(name: str) -> None:
-    """Other words enter, the stored output comes out: the logits are those of the first words, to the bit.
+def test_after_a_legal_boundary_the_logits_depend_only_on_the_stored_output(name: str) -> None:
+    """With other words and the stored output, the logits are those of the first words, bit for bit.
 
-    The masks are the same, as parents make them anew from the inputs.
+    The attention masks are the same, since parents compute masks from the inputs.
     """
     model = tiny_text_model(name)
     groups = trace_groups(model, token_ids())
@@ -85,12 +85,12 @@ def test_from_a_legal_boundary_on_the_stored_output_is_all_that_counts(name: str
     for count in range(1, len(groups)):
         module = check_boundary(model, groups, count, token_ids()).module
         stored, live = store(model, module, first)
-        assert torch.equal(resume_from(model, module, stored, other), live), f"behind {groups[count - 1].name}"
+        assert torch.equal(resume_from(model, module, stored, other), live), f"after {groups[count - 1].name}"
         assert not torch.allclose(logits(model, other), live, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
-def test_tracing_leaves_the_model_as_it_was(name: str) -> None:
+def test_tracing_does_not_change_the_model(name: str) -> None:
     model = tiny_text_model(name)
     model.train()
     some = list(model.modules())[1::3]
@@ -110,7 +110,7 @@ def test_tracing_leaves_the_model_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("classes", [2, 24, 2000])
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
 def test_the_number_of_classes_does_not_change_the_groups(name: str, classes: int) -> None:
-    """Not even if it is the width of the blocks: their layers, and a pooler, then look like heads."""
+    """Not even if it is the width of the blocks: their layers, and a pooler, then have the shape of a head."""
     groups = trace_groups(tiny_text_model(name, num_labels=classes), token_ids())
     assert [group.name for group in groups] == TEXT_ARCHITECTURES[name].group_names
     assert groups[-1].modules == (TEXT_ARCHITECTURES[name].head,)

@@ -1,4 +1,4 @@
-"""A pretrained text model with a new head and its tokenizer, and every checkpoint that cannot be one."""
+"""A pretrained text model with a new head, its tokenizer, and the errors for unsuitable checkpoints."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, GPT2Model, PreTrainedModel
 
-from hf_transfer.config import TextConfig, UserError
-from hf_transfer.data.tokens import TokenPipeline
+from hf_transfer.errors import UserError
+from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.models.groups import trace_groups
 from hf_transfer.models.pretrained import Checkpoint, load_classifier
+from hf_transfer.targets.classes import Classes
 from tests.tiny_models import state
 from tests.tiny_text_models import (
     CLASSES,
@@ -25,18 +25,18 @@ from tests.tiny_text_models import (
     token_ids,
 )
 
-NAMES = ["ant", "bee", "cat", "dog", "eel"]
+NAMES = ("ant", "bee", "cat", "dog", "eel")
+TARGET = Classes(NAMES)
 TASK = "text-classification"
 
 
-def load(folder: Path, *, names: list[str] = NAMES, fresh: bool = False, **more: Any) -> PreTrainedModel:
-    config = TextConfig(model_name_or_path="m", dataset_name="d", output_dir="o", **more)
+def load(folder: Path, *, target: Classes = TARGET, fresh: bool = False) -> PreTrainedModel:
     checkpoint = Checkpoint(str(folder), task=TASK)
-    return load_classifier(checkpoint, names, config, token_ids(), fresh_weights=fresh)[0]
+    return load_classifier(checkpoint, target, token_ids(), seed=0, fresh_weights=fresh)[0]
 
 
 def without_pad_token(folder: Path, **settings: Any) -> Path:
-    """GPT-2 as it is on the Hub: neither config nor tokenizer names a pad token."""
+    """GPT-2 as on the Hub: neither config nor tokenizer has a padding token."""
     tiny_text_model("gpt2", pad_token_id=None, **settings).save_pretrained(folder)
     tiny_tokenizer(pad=False).save_pretrained(folder)
     return folder
@@ -48,7 +48,7 @@ def test_the_backbone_is_that_of_the_checkpoint_and_the_head_is_new(name: str, c
     """Also when the checkpoint has as many classes as the data."""
     save_text_checkpoint(tmp_path, name)
     saved = state(AutoModelForSequenceClassification.from_pretrained(tmp_path))
-    loaded = state(load(tmp_path, names=NAMES[:classes]))
+    loaded = state(load(tmp_path, target=Classes(NAMES[:classes])))
     head = TEXT_ARCHITECTURES[name].head
     new = {f"{head}.weight", f"{head}.bias"}
     assert loaded.keys() == saved.keys()
@@ -59,7 +59,7 @@ def test_the_backbone_is_that_of_the_checkpoint_and_the_head_is_new(name: str, c
 
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
-def test_fresh_weights_have_the_architecture_and_nothing_else_of_the_checkpoint(name: str, tmp_path: Path) -> None:
+def test_fresh_weights_have_only_the_architecture_of_the_checkpoint(name: str, tmp_path: Path) -> None:
     save_text_checkpoint(tmp_path, name)
     pretrained, fresh, again = (state(load(tmp_path, fresh=is_fresh)) for is_fresh in (False, True, True))
     assert {key: value.shape for key, value in fresh.items()} == {k: v.shape for k, v in pretrained.items()}
@@ -70,10 +70,10 @@ def test_fresh_weights_have_the_architecture_and_nothing_else_of_the_checkpoint(
 
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
-def test_the_outline_has_the_groups_of_the_real_model_and_no_memory(name: str, tmp_path: Path) -> None:
+def test_the_outline_has_the_groups_of_the_real_model_and_takes_no_memory(name: str, tmp_path: Path) -> None:
     checkpoint = Checkpoint(str(save_text_checkpoint(tmp_path, name)), task=TASK)
-    outline, groups = checkpoint.outline(NAMES, token_ids())
-    real = checkpoint.classifier(NAMES, seed=0, fresh_weights=False)
+    outline, groups = checkpoint.outline(TARGET, token_ids())
+    real = checkpoint.classifier(TARGET, seed=0, fresh_weights=False)
     assert groups == trace_groups(real, token_ids())
     assert type(outline) is type(real)
     assert {key: value.shape for key, value in outline.named_parameters()} == {
@@ -84,59 +84,57 @@ def test_the_outline_has_the_groups_of_the_real_model_and_no_memory(name: str, t
 
 
 def test_an_outline_reads_no_weights(tmp_path: Path) -> None:
-    """What is wrong with a strategy is said before gigabytes are read."""
+    """A strategy that does not suit the model is refused before gigabytes are read."""
     save_text_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    _, groups = Checkpoint(str(tmp_path), task=TASK).outline(NAMES, token_ids())
+    _, groups = Checkpoint(str(tmp_path), task=TASK).outline(TARGET, token_ids())
     assert [group.name for group in groups] == TEXT_ARCHITECTURES["bert"].group_names
 
 
-def test_a_checkpoint_without_a_head_gets_one_and_what_else_it_lacks_is_named(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_head_gets_one_and_other_missing_weights_are_named(tmp_path: Path) -> None:
     """A pretrained BERT without a pooler, as sentence models often are."""
     whole: Any = tiny_text_model("bert")
     bare = BertModel(whole.config, add_pooling_layer=False)
     bare.load_state_dict(whole.bert.state_dict(), strict=False)
     bare.save_pretrained(tmp_path)
     checkpoint = Checkpoint(str(tmp_path), task=TASK)
-    loaded = checkpoint.classifier(NAMES, seed=0, fresh_weights=False)
+    loaded = checkpoint.classifier(TARGET, seed=0, fresh_weights=False)
     groups = trace_groups(loaded, token_ids())
-    assert checkpoint.describe_fresh(groups) == [
-        "Not in the checkpoint, and drawn anew: bert.pooler.dense.weight, bert.pooler.dense.bias."
+    assert checkpoint.describe_missing(groups) == [
+        "Not in the checkpoint, and initialised randomly: bert.pooler.dense.weight, bert.pooler.dense.bias."
     ]
-    mine = state(loaded)
-    assert all(torch.equal(mine[f"bert.{key}"], value) for key, value in bare.state_dict().items())
+    weights = state(loaded)
+    assert all(torch.equal(weights[f"bert.{key}"], value) for key, value in bare.state_dict().items())
 
 
 def test_the_tokenizer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     save_text_checkpoint(tmp_path)
-    found = Checkpoint(str(tmp_path), task=TASK).tokenizer()
-    assert type(found) is type(AutoTokenizer.from_pretrained(tmp_path))
-    assert found("word7 word8")["input_ids"] == tiny_tokenizer()("word7 word8")["input_ids"]
-    assert found.model_max_length == 32
+    tokenizer = Checkpoint(str(tmp_path), task=TASK).tokenizer()
+    assert type(tokenizer) is type(AutoTokenizer.from_pretrained(tmp_path))
+    assert tokenizer("word7 word8")["input_ids"] == tiny_tokenizer()("word7 word8")["input_ids"]
+    assert tokenizer.model_max_length == 32
 
 
 @pytest.mark.parametrize(
     ("name", "limit"), [("bert", 40), ("roberta", 39), ("distilbert", 40), ("gpt2", 40), ("deberta", 40)]
 )
-def test_the_longest_input_is_what_the_config_says(name: str, limit: int, tmp_path: Path) -> None:
+def test_the_longest_input_is_the_number_of_positions_in_the_config(name: str, limit: int, tmp_path: Path) -> None:
     assert Checkpoint(str(save_text_checkpoint(tmp_path, name)), task=TASK).longest_input == limit
 
 
 def test_the_packaged_sample_is_a_text_model_with_its_tokenizer() -> None:
-    """The blocks of the real one: six layers, 384 wide."""
+    """It has six layers of width 384."""
     checkpoint = Checkpoint("sample:minilm", task=TASK)
-    pipeline = TokenPipeline(checkpoint.tokenizer(), model_limit=checkpoint.longest_input)
-    outline, groups = checkpoint.outline(NAMES, pipeline.example())
+    preprocessing = TokenPreprocessing(checkpoint.tokenizer(), model_limit=checkpoint.longest_input)
+    outline, groups = checkpoint.outline(TARGET, preprocessing.example())
     assert len([group for group in groups if ".layer." in group.name]) == 6
     assert outline.config.hidden_size == 384
 
 
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("pad", [True, False])
-def test_a_model_whose_config_names_no_padding_gets_that_of_the_tokenizer(
-    pad: bool, fresh: bool, tmp_path: Path
-) -> None:
-    """GPT-2 without one refuses any batch of two texts; a tokenizer's own pad token comes first."""
+def test_a_config_without_a_padding_token_gets_that_of_the_tokenizer(pad: bool, fresh: bool, tmp_path: Path) -> None:
+    """GPT-2 without one refuses a batch of two texts; without a padding token, the end-of-text token is used."""
     without_pad_token(tmp_path)
     tiny_tokenizer(pad=pad).save_pretrained(tmp_path)
     model = load(tmp_path, fresh=fresh)
@@ -146,13 +144,13 @@ def test_a_model_whose_config_names_no_padding_gets_that_of_the_tokenizer(
     assert saved["pad_token_id"] == (PAD if pad else END)
 
 
-def test_a_config_that_names_its_padding_keeps_it(tmp_path: Path) -> None:
+def test_a_config_with_a_padding_token_keeps_it(tmp_path: Path) -> None:
     save_text_checkpoint(tmp_path, "gpt2", pad_token_id=9)
     assert load(tmp_path).config.pad_token_id == 9
 
 
-def test_a_backbone_that_lacks_weights_is_refused(tmp_path: Path) -> None:
-    """GPT-2 of two blocks, under the config of three."""
+def test_a_backbone_with_missing_weights_is_refused(tmp_path: Path) -> None:
+    """GPT-2 with two blocks, and a config for three."""
     whole: Any = tiny_text_model("gpt2", n_layer=2)
     GPT2Model(whole.config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
@@ -164,24 +162,25 @@ def test_a_backbone_that_lacks_weights_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES)
 def test_a_checkpoint_without_a_tokenizer_is_refused(name: str, tmp_path: Path) -> None:
-    """transformers makes one of nothing, to which all texts are alike."""
+    """transformers makes an empty one, for which all texts are equal."""
     tiny_text_model(name).save_pretrained(tmp_path)
     tokenizer = Checkpoint(str(tmp_path), task=TASK).tokenizer()
-    with pytest.raises(UserError, match=r"a tokenizer with a vocabulary\nFound:    .*Tokenizer that knows no word\n"):
-        TokenPipeline(tokenizer, model_limit=40)
+    with pytest.raises(UserError, match=r"a tokenizer with a vocabulary\nFound:    .*Tokenizer without any word\n"):
+        TokenPreprocessing(tokenizer, model_limit=40)
 
 
 def test_a_finished_text_model_keeps_its_head_and_its_classes_are_checked(tmp_path: Path) -> None:
-    model: nn.Module = load(save_text_checkpoint(tmp_path / "base"))
-    model.save_pretrained(tmp_path / "done")  # type: ignore[operator]
+    model = load(save_text_checkpoint(tmp_path / "base"))
+    model.save_pretrained(tmp_path / "done")
     checkpoint = Checkpoint(str(tmp_path / "done"), task=TASK)
-    found = checkpoint.finished_classifier(NAMES)
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in found.state_dict().items())
+    loaded = checkpoint.finished_classifier()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+    TARGET.check_finished(Classes.of_model(checkpoint.config), checkpoint.name)
     with pytest.raises(UserError, match="a model with the classes of the data set, in their order: eel, dog"):
-        checkpoint.finished_classifier(NAMES[::-1])
+        Classes(NAMES[::-1]).check_finished(Classes.of_model(checkpoint.config), checkpoint.name)
 
 
-def test_an_image_model_is_no_text_classifier() -> None:
+def test_an_image_model_is_refused_as_a_text_classifier() -> None:
     with pytest.raises(UserError) as caught:
         Checkpoint("sample:resnet-glyphs", task=TASK)
     assert str(caught.value) == (
@@ -191,7 +190,7 @@ def test_an_image_model_is_no_text_classifier() -> None:
     )
 
 
-def test_a_text_model_is_no_image_classifier(tmp_path: Path) -> None:
+def test_a_text_model_is_refused_as_an_image_classifier(tmp_path: Path) -> None:
     save_text_checkpoint(tmp_path)
     with pytest.raises(UserError, match="a bert model\nDo this:  choose an image model in --model_name_or_path"):
         Checkpoint(str(tmp_path))

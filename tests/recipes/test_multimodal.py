@@ -16,10 +16,10 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hf_transfer.command_line import main as console
-from hf_transfer.config_multimodal import MultimodalConfig
-from hf_transfer.evaluation.doctor import run_ahead
+from hf_transfer.look_ahead import look_ahead
 from hf_transfer.models.fusion import FusionModel
-from hf_transfer.parsing import load, run
+from hf_transfer.settings.parsing import load_settings, run_recipe
+from hf_transfer.settings.run import MultimodalConfig
 from tests.conftest import Finished, load_recipe
 from tests.data.conftest import assert_refused, write_table
 from tests.tiny_models import save_checkpoint
@@ -35,7 +35,7 @@ import json, sys
 sys.modules["hf_transfer"] = None
 from transformers import AutoModel
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
-print("SAID", json.dumps([model.predict(image=sys.argv[2], text="word6"), model.predict(text="word6")]))
+print("ANSWERS", json.dumps([model.predict(image=sys.argv[2], text="word6"), model.predict(text="word6")]))
 """
 
 
@@ -107,6 +107,8 @@ def flags(given: Path, out: Path, **settings: object) -> list[str]:
         "dataset_name": given / "data", "output_dir": out, "num_train_epochs": 2, "per_device_train_batch_size": 8,
         "augmentation": "none", "cache_dir": out.parent / "cache",
     }  # fmt: skip
+    if settings.get("evaluate_only"):
+        towers |= dict.fromkeys(("num_train_epochs", "per_device_train_batch_size", "augmentation"))
     return [f"--{name}={value}" for name, value in (towers | settings).items() if value is not None]
 
 
@@ -117,7 +119,7 @@ def recipe(capsys: pytest.CaptureFixture[str], given: Path, tmp_path: Path) -> A
     def start(**settings: object) -> Finished:
         code = 0
         try:
-            run(load_recipe("multimodal").main, MultimodalConfig, flags(given, tmp_path / "out", **settings))
+            run_recipe(load_recipe("multimodal").main, MultimodalConfig, flags(given, tmp_path / "out", **settings))
         except SystemExit as end:
             code = int(end.code or 0)
         captured = capsys.readouterr()
@@ -131,12 +133,12 @@ def results_of(out: Path) -> dict[str, Any]:
     return found
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str, Any]]:
+def answers(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str, Any]]:
     console(["predict", *map(str, arguments)])
     return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
 
 
-def test_a_run_learns_from_both_and_says_what_each_is_worth(
+def test_a_run_learns_from_both_and_reports_each_alone(
     recipe: Any, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Then the same command prints it again, and the model answers: by our command, and where we are not installed."""
@@ -155,7 +157,7 @@ def test_a_run_learns_from_both_and_says_what_each_is_worth(
     assert any(note.startswith("Image and text together against the") for note in results["notes"])
     report, card = (out / "report.md").read_text(), (out / "model" / "README.md").read_text()
     for text in (report, card):
-        assert "| test image&#95;only | 21 |" in text or "| test image_only | 21 |" in text
+        assert "| test image&#95;only | 21 of 24 |" in text
     assert 'revision="COMMIT", trust_remote_code=True' in card
     assert "from hf_transfer import FusionModel" in card
     assert "`fusion.py`" in card
@@ -166,20 +168,20 @@ def test_a_run_learns_from_both_and_says_what_each_is_worth(
     assert "test image_only" in again.out
 
     picture = given / "data" / "test" / "0-red.png"
-    (both,) = said(capsys, out / "model", "--image", picture, "--text", "word6", "--top", 4)
+    (both,) = answers(capsys, out / "model", "--image", picture, "--text", "word6", "--top", 4)
     assert both["path"] == str(picture)
-    (words,) = said(capsys, out / "model", "--text", "word6", "--top", 4)
+    (words,) = answers(capsys, out / "model", "--text", "word6", "--top", 4)
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(
         [sys.executable, "-c", WITHOUT_US, str(out / "model"), str(picture)],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
-    for expected, found in zip((both, words), json.loads(ended.stdout.split("SAID", 1)[1]), strict=True):
+    for expected, found in zip((both, words), json.loads(ended.stdout.split("ANSWERS", 1)[1]), strict=True):
         for row in found:
             assert expected["scores"][row["label"]] == pytest.approx(row["score"], abs=1e-5)
     table = given / "data" / "test" / "metadata.csv"
-    rows = said(capsys, out / "model", table, "--top", 1)
+    rows = answers(capsys, out / "model", table, "--top", 1)
     with table.open() as file:
         labels = [row["label"] for row in csv.DictReader(file)]
     assert [row["row"] for row in rows] == list(range(1, 25))
@@ -222,11 +224,11 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_what_a_run_would_take_is_said_beforehand(given: Path, tmp_path: Path) -> None:
+def test_the_costs_of_a_run_are_printed_beforehand(given: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     lines = [flag.removeprefix("--").replace("=", ": ", 1) for flag in flags(given, tmp_path / "out")]
     config.write_text("recipe: multimodal\n" + "\n".join(lines) + "\n")
-    sentences = list(run_ahead(load(MultimodalConfig, config)))
+    sentences = list(look_ahead(load_settings(MultimodalConfig, config)))
     assert sentences[0] == "48 train, 16 validation, 24 test pairs of 4 classes."
     assert any(sentence.startswith("Frozen store:") for sentence in sentences)
     assert not (tmp_path / "out").exists()
@@ -236,13 +238,13 @@ def test_two_processes_end_with_one_set_of_files_and_equal_weights(given: Path, 
     """The loop refuses weights that differ; heads of single modalities that count for nothing wait for nobody."""
     more = {"strategy": "lp_ft", "auxiliary_weight": 0, "num_train_epochs": 2}
     ended = two_forks("recipes/multimodal.py", *flags(given, tmp_path / "out", **more))
-    assert ended.returncode == 0, ended.said[-3000:]
+    assert ended.returncode == 0, ended.output[-3000:]
     results = results_of(tmp_path / "out")
     assert (results["processes"], len(results["history"])) == (2, 3)
     assert results["metrics"]["test"]["text_only"]["samples"] == 21
 
 
-def test_a_tower_that_is_none_is_refused_by_the_name_of_its_setting(recipe: Any, given: Path) -> None:
+def test_a_model_that_cannot_be_a_tower_is_refused_by_the_name_of_its_setting(recipe: Any, given: Path) -> None:
     assert_refused(
         recipe(image_model_name_or_path=given / "bert"),
         "a model that transformers can load as an image classifier",
@@ -279,7 +281,7 @@ def test_a_tower_without_its_processor_is_refused(
     assert "Traceback" not in finished.err
 
 
-def test_what_is_asked_of_predict_is_one_sample_or_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_predict_takes_one_sample_or_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for arguments in ([], [tmp_path / "a.png", "--text", "a"]):
         with pytest.raises(SystemExit) as end:
             console(["predict", "model", *map(str, arguments)])

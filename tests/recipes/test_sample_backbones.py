@@ -7,18 +7,22 @@ from functools import cache
 import pytest
 from accelerate import Accelerator
 
-from hf_transfer.config import VisionConfig
-from hf_transfer.data.inputs import PixelPipeline, image_loaders
+from hf_transfer.data.checked import load_splits
 from hf_transfer.data.samples import BACKBONE_FOLDER
-from hf_transfer.data.sources import Splits, load_image_splits
+from hf_transfer.data.splits import Splits
+from hf_transfer.modalities.image import ImageModality
+from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.settings.run import VisionConfig
 from hf_transfer.training.predictions import predict_split
+
+pytestmark = pytest.mark.slow
 
 NAMES = ("vit-glyphs", "resnet-glyphs")
 
 
 def settings(name: str) -> VisionConfig:
-    return VisionConfig(
+    return VisionConfig.of(
         model_name_or_path=f"sample:{name}", dataset_name="sample:glyphs", output_dir="unused",
         max_train_samples_per_class=1, verify_samples=0,
     )  # fmt: skip
@@ -26,7 +30,7 @@ def settings(name: str) -> VisionConfig:
 
 @cache
 def glyphs() -> Splits:
-    return load_image_splits(settings(NAMES[0]))
+    return load_splits(settings(NAMES[0]), ImageModality())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,9 +51,8 @@ def test_the_shipped_backbone_is_as_good_as_its_card_says(name: str) -> None:
     low, high = map(float, re.findall(r"must lie between (\S+) and (\S+) \(95 % Wilson", card)[0])
     splits, accelerator = glyphs(), Accelerator(cpu=True)
     checkpoint = Checkpoint(f"sample:{name}")
-    loaders = image_loaders(
-        splits, PixelPipeline(checkpoint.processor()), settings(name), accelerator, frozen_prefix=False
-    )
-    model = checkpoint.finished_classifier(splits.label_names)
+    preprocessing = PixelPreprocessing(checkpoint.processor())
+    loaders = ImageModality().loaders(splits, preprocessing, settings(name), accelerator, frozen_prefix=False)
+    model = checkpoint.finished_classifier()
     assert low <= predict_split(model, loaders, "test", accelerator).metrics()["accuracy"] <= high
-    assert not set(splits.label_names) & set("0123456789")
+    assert not set(splits.target.names) & set("0123456789")

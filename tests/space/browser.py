@@ -1,4 +1,4 @@
-"""Chromium, driven as a visitor would use it; what it fetches and complains about is kept."""
+"""Chromium, used as a visitor uses it; its requests and errors are recorded."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ TABS = ("Try it", "Many at once", "About", "API")
 LONGEST_MILLISECONDS = 120_000
 ARGUMENTS = [
     "--no-sandbox",
-    # Whatever a page should want from elsewhere, nothing leaves this machine.
+    # No request leaves this machine.
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
@@ -26,7 +26,7 @@ ARGUMENTS = [
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser; without one tests are skipped, but never where REQUIRE_BROWSER is 1."""
+    """A browser; without one the tests are skipped, unless REQUIRE_BROWSER is 1."""
     missing = None
     try:
         from playwright.sync_api import sync_playwright
@@ -35,10 +35,10 @@ def chromium() -> Iterator[Any]:
     if not Path(CHROMIUM).is_file() and shutil.which(CHROMIUM) is None:
         missing = CHROMIUM
     if missing:
-        words = f"no {missing}: `make browser` installs it"
+        message = f"no {missing}: `make browser` installs it"
         if os.environ.get("REQUIRE_BROWSER") == "1":
-            pytest.fail(words)
-        pytest.skip(words)
+            pytest.fail(message)
+        pytest.skip(message)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
@@ -47,11 +47,11 @@ def chromium() -> Iterator[Any]:
 
 @dataclass
 class Visit:
-    """A page that is open, and what the browser did and said meanwhile.
+    """An open page, and what the browser did meanwhile.
 
     Attributes:
         page: playwright's page.
-        hosts: of everything that was asked for.
+        hosts: of all requests.
         complaints: errors on the console, exceptions, dialogs.
     """
 
@@ -59,39 +59,45 @@ class Visit:
     hosts: set[str] = field(default_factory=set)
     complaints: list[str] = field(default_factory=list)
 
+    def restart(self) -> "Visit":
+        """Load the page again, without what an earlier test has left in its fields."""
+        self.page.reload(wait_until="domcontentloaded")
+        self.page.get_by_role("tab", name="Try it").wait_for()
+        return self
+
     def tab(self, name: str) -> None:
         """Open one of the tabs."""
         self.page.get_by_role("tab", name=name).click()
 
     def answer(self) -> tuple[str, str]:
-        """Label and share, once they are there."""
+        """Label and share of a prediction, once it is shown."""
         verdict = self.page.locator(".verdict:not(.empty) .answer")
         verdict.wait_for()
         return verdict.locator("strong").inner_text(), verdict.locator("span").inner_text()
 
     def picture(self, name: str) -> None:
-        """Keep a screenshot of the whole page, where the environment's BROWSER_SCREENSHOTS says."""
+        """Save a screenshot of the whole page in the folder BROWSER_SCREENSHOTS of the environment."""
         if folder := os.environ.get("BROWSER_SCREENSHOTS"):
             Path(folder).mkdir(parents=True, exist_ok=True)
             width = self.page.viewport_size["width"]
             self.page.screenshot(path=Path(folder) / f"{name}-{width}.png", full_page=True, animations="disabled")
 
     def refuse(self, dialog: Any) -> None:
-        """A page of ours opens no dialogs: one that does has been made to."""
+        """The page opens no dialogs: one can only come from an attack."""
         self.complaints.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
     def problems(self) -> list[str]:
-        """What axe finds against WCAG and its own advice."""
+        """Violations of WCAG and of its own rules that axe finds."""
         from axe_playwright_python.sync_playwright import Axe
 
-        found = Axe().run(self.page).response["violations"]
-        return [f"{one['id']}: {one['help']}: {node['html'][:200]}" for one in found for node in one["nodes"]]
+        violations = Axe().run(self.page).response["violations"]
+        return [f"{one['id']}: {one['help']}: {node['html'][:200]}" for one in violations for node in one["nodes"]]
 
 
 @contextmanager
 def visit(browser: Any, url: str, *, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> Iterator[Visit]:
-    """Open a page; when it is closed, it must have asked this machine alone, and not have complained."""
+    """Open a page; in the end all its requests must have gone to this machine, without errors."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, reduced_motion="reduce",
         permissions=["clipboard-read", "clipboard-write", "camera"],
@@ -100,10 +106,10 @@ def visit(browser: Any, url: str, *, size: tuple[int, int] = DESKTOP, scheme: st
     page.set_default_timeout(LONGEST_MILLISECONDS)
     here = Visit(page)
     page.on("request", lambda request: here.hosts.add(urlsplit(request.url).hostname or ""))
-    page.on("console", lambda said: here.complaints.append(said.text) if said.type == "error" else None)
+    page.on("console", lambda line: here.complaints.append(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: here.complaints.append(str(error)))
     page.on("dialog", here.refuse)
-    # Not until the network is idle: the queue's stream never is.
+    # Not until the network is idle: the stream of the queue stays open.
     page.goto(url, wait_until="domcontentloaded")
     page.get_by_role("tab", name="Try it").wait_for()
     yield here

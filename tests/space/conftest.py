@@ -1,4 +1,4 @@
-"""Demos: one with hostile names in this process, and two of real runs, served as a user serves them."""
+"""Demos: one with hostile names in this process, and those of finished runs, served as a user serves them."""
 
 import contextlib
 import os
@@ -16,10 +16,10 @@ import datasets
 import pytest
 from filelock import FileLock
 
-from hf_transfer.config import RunConfig, TextConfig, VisionConfig
 from hf_transfer.data.samples import load_sample
 from hf_transfer.hub.space import assemble_space
-from hf_transfer.parsing import run
+from hf_transfer.settings.parsing import run_recipe
+from hf_transfer.settings.run import RunConfig, TextConfig, VisionConfig
 from tests.conftest import load_recipe
 from tests.space.browser import chromium
 from tests.space.hostile import Demo, hostile_demo
@@ -32,13 +32,13 @@ LABELS_OF_TEXTS = ("payment", "product", "return_refund")
 
 @dataclass(frozen=True)
 class Served:
-    """A demo in a process of its own.
+    """A demo in its own process.
 
     Attributes:
-        url: where it is.
+        url: its address.
         folder: the Space's folder.
-        seconds_of_processor: what it took until it was ready.
-        log: what it says.
+        seconds_of_processor: processor time until it was ready.
+        log: its output.
     """
 
     url: str
@@ -51,11 +51,13 @@ class Served:
 def served(script: Path, log: Path, **environment: str) -> Iterator[Served]:
     """Run `python app.py` and wait until it answers."""
     port = free_port()
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")}
-    kept |= {"GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")}
+    variables |= {"GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
     url = f"http://127.0.0.1:{port}/"
-    with log.open("w") as said:
-        process = subprocess.Popen([sys.executable, str(script)], cwd=script.parent, env=kept, stdout=said, stderr=said)
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(script)], cwd=script.parent, env=variables, stdout=output, stderr=output
+        )
         try:
             wait_for(url, process, log)
             yield Served(url, script.parent, seconds_of(process.pid), log)
@@ -65,11 +67,11 @@ def served(script: Path, log: Path, **environment: str) -> Iterator[Served]:
 
 
 def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Until the page is there."""
+    """Wait until the page is served."""
     end = time.monotonic() + LONGEST_SECONDS
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}config", timeout=5) as answer:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}config", timeout=5) as answer:  # noqa: S310
             if answer.status == 200:
                 return
         time.sleep(0.05)
@@ -77,37 +79,37 @@ def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
 
 
 def seconds_of(pid: int) -> float:
-    """What a process has used of the processors so far."""
+    """Processor time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def trained(recipe: str, kind: type[RunConfig], folder: Path, **settings: object) -> Path:
-    """A finished run: the head, solved."""
+    """A finished run with a solved head."""
     settings |= {"strategy": "linear_probe", "output_dir": folder, "cache_dir": folder.parent / "checks"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder.parent / "hf")
-        run(load_recipe(recipe).main, kind, [f"--{name}={value}" for name, value in settings.items()])
+        run_recipe(load_recipe(recipe).main, kind, [f"--{name}={value}" for name, value in settings.items()])
     return folder
 
 
 def some_texts(folder: Path) -> Path:
     """A few texts of three classes, so that a probe takes seconds."""
     for split, count in {"train": 20, "validation": 8, "test": 8}.items():
-        kept: dict[str, list[str]] = {label: [] for label in LABELS_OF_TEXTS}
+        chosen: dict[str, list[str]] = {label: [] for label in LABELS_OF_TEXTS}
         data = load_sample("sample:intents")[split]
         for row in data:
             label = data.features["label"].int2str(row["label"])
-            if label in kept and len(kept[label]) < count:
-                kept[label].append(row["text"])
+            if label in chosen and len(chosen[label]) < count:
+                chosen[label].append(row["text"])
         folder.mkdir(exist_ok=True)
-        texts, labels = zip(*((text, label) for label, texts in kept.items() for text in texts), strict=True)
+        texts, labels = zip(*((text, label) for label, texts in chosen.items() for text in texts), strict=True)
         datasets.Dataset.from_dict({"text": texts, "label": labels}).to_csv(folder / f"{split}.csv")
     return folder
 
 
 def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Path]) -> Path:
-    """What `make` makes in an empty folder, made by one of several test processes for all of them."""
+    """What `make` makes in an empty folder; one of several test processes makes it for all of them."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
     done = root / f"{name}-done"
@@ -121,7 +123,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Handwritten digits, from a ViT that has seen printed letters."""
+    """Handwritten digits, from a ViT pretrained on printed letters."""
     return once(
         tmp_path_factory, "digits",
         lambda root: trained("vision", VisionConfig, root / "hand-written_digits",
@@ -148,7 +150,7 @@ def digits_space(tmp_path_factory: pytest.TempPathFactory, digits_run: Path) -> 
 
 @pytest.fixture(scope="session")
 def texts_space(tmp_path_factory: pytest.TempPathFactory, texts_run: Path) -> Path:
-    """The Space of the messages."""
+    """The Space of the messages to a bookshop."""
     return once(tmp_path_factory, "texts-space", lambda root: assemble_space(texts_run, root / "space"))
 
 
@@ -176,7 +178,7 @@ def pairs_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium; not for longer, as nothing else of a process may have a loop of events meanwhile."""
+    """Chromium; for one module, since no other event loop may run in the process meanwhile."""
     with chromium() as browser:
         yield browser
 

@@ -1,4 +1,4 @@
-"""A demo in this process, of a model whose names are attacks."""
+"""A demo in this process, of a model with hostile names."""
 
 import io
 from collections.abc import Iterator
@@ -25,7 +25,13 @@ CARD = "# A card\n\n<script>alert(1)</script> <img src=https://evil.example/x on
 
 @dataclass(frozen=True)
 class Demo(Programs):
-    """A demo in this process, of a model with hostile names."""
+    """The demo of a model with hostile names.
+
+    Attributes:
+        model: the model's folder.
+        service: handles the requests.
+        uploads: the folder of uploads.
+    """
 
     model: Path
     service: Service
@@ -40,7 +46,7 @@ def png(picture: Image.Image = PICTURE) -> bytes:
 
 @contextmanager
 def hostile_demo(root: Path) -> Iterator[Demo]:
-    """Serve one from a thread of this process."""
+    """Serve it from a thread of this process."""
     names = dict(enumerate(HOSTILE))
     model = save_checkpoint(root / "model", id2label=names, label2id={name: number for number, name in names.items()})
     (model / "token").write_text("hf_secret")

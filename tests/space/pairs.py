@@ -1,4 +1,4 @@
-"""A small model of images with texts, of which one may be missing, and its Space."""
+"""A small model of images with texts, either of which may be missing, and its Space."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ TEXTS = ("word7 word8, word9", "", "word11 word12")
 
 
 def save_pair(folder: Path, name: str = "vit", **settings: Any) -> Path:
-    """The model with its own file, its processor and its tokenizer."""
+    """The model with its modelling file, its processor and its tokenizer."""
     tiny_pair(name, **settings).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": side(name), "width": side(name)}).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
@@ -25,7 +25,7 @@ def save_pair(folder: Path, name: str = "vit", **settings: Any) -> Path:
 
 
 def a_picture(number: int) -> Image.Image:
-    """A ring on a ground, of other colours for each number."""
+    """A ring, in other colours for each number."""
     rows, columns = np.mgrid[:120, :160] / 120 - 0.5
     distance = np.hypot(rows, columns - 0.17 - 0.1 * number)
     ring = np.exp(-(((distance - 0.25) / 0.07) ** 2))[..., None]
@@ -34,7 +34,7 @@ def a_picture(number: int) -> Image.Image:
 
 
 def pair_space(folder: Path) -> Path:
-    """With three examples: both, an image alone, a text alone."""
+    """A Space with three examples: both, an image alone, a text alone."""
     save_pair(folder / "model")
     (folder / "examples").mkdir()
     for path in (REPOSITORY / "space").iterdir():

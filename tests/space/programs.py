@@ -1,4 +1,4 @@
-"""How programs talk to a demo, and what they can get out of it."""
+"""Requests of programs to a demo."""
 
 import http.client
 import json
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Programs:
-    """Those that know where a demo is."""
+    """A client of the demo at an address."""
 
     url: str
 
@@ -22,45 +22,45 @@ class Programs:
     def request(
         self, method: str, path: str, body: bytes | None = None, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
-        """As it is written: nothing in the path is made shorter or safer on the way."""
+        """Send a request with the path as it is: other clients would normalise it."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         answer = connection.getresponse()
-        found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        content = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
         connection.close()
-        return found
+        return content
 
     def upload(self, name: str, content: bytes) -> tuple[int, str]:
         body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n%s\r\n--x--\r\n'
-        status, _, said = self.request(
+        status, _, content_of_answer = self.request(
             "POST",
             "/gradio_api/upload",
             body % (name.encode(), content),
             Content_Type="multipart/form-data; boundary=x",
         )
-        return status, json.loads(said)[0] if status == 200 else said.decode()
+        return status, json.loads(content_of_answer)[0] if status == 200 else content_of_answer.decode()
 
     def ask(self, *data: Any) -> tuple[int, str]:
-        """Ask the API, and wait for its answer."""
-        status, said = self.begin(*data)
-        return (status, said) if status != 200 else self.wait(said)
+        """Send a request to the API, and wait for its answer."""
+        status, event = self.begin(*data)
+        return (status, event) if status != 200 else self.wait(event)
 
     def begin(self, *data: Any) -> tuple[int, str]:
         body = json.dumps({"data": data}).encode()
-        status, _, said = self.request("POST", "/gradio_api/call/classify", body, Content_Type="application/json")
-        return status, json.loads(said)["event_id"] if status == 200 else said.decode()
+        status, _, answer = self.request("POST", "/gradio_api/call/classify", body, Content_Type="application/json")
+        return status, json.loads(answer)["event_id"] if status == 200 else answer.decode()
 
     def scores(self, *data: Any) -> dict[str, float]:
-        """What it says of one sample."""
-        status, said = self.ask(*data)
+        """The scores of one sample."""
+        status, answer = self.ask(*data)
         assert status == 200
-        assert said.startswith("event: complete"), said
-        found: dict[str, float] = json.loads(said.split("data: ", 1)[1])[0]["scores"]
-        return found
+        assert answer.startswith("event: complete"), answer
+        scores: dict[str, float] = json.loads(answer.split("data: ", 1)[1])[0]["scores"]
+        return scores
 
     def wait(self, event: str) -> tuple[int, str]:
-        status, _, said = self.request("GET", f"/gradio_api/call/classify/{event}")
-        return status, said.decode()
+        status, _, answer = self.request("GET", f"/gradio_api/call/classify/{event}")
+        return status, answer.decode()
 
 
 def file(path: str) -> dict[str, Any]:

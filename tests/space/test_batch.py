@@ -1,4 +1,4 @@
-"""Many at once: files and tables in, a table out, and nothing of this machine read by a name in a table."""
+"""Many samples at once: files and tables in, a table out; a table cannot name files of this machine."""
 
 import csv
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import batch
-from batch import BadBatchError, Row, check_question, classify_rows, header, read_rows, write_table
-from classifier import Classifier, Question
+from batch import BadBatchError, Row, check_sample, classify_rows, header, read_rows, write_table
+from classifier import Classifier, Sample
 from tests.tiny_models import save_checkpoint
 from tests.tiny_text_models import save_text_checkpoint
 
@@ -36,10 +36,10 @@ def table(folder: Path, content: str, name: str = "t.csv", encoding: str = "utf-
     return str(folder / name)
 
 
-def test_each_row_gets_its_own_answer_and_a_bad_one_says_why(
+def test_each_row_gets_its_prediction_or_the_reason_why_it_has_none(
     of_pictures: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Across the borders of what is computed together."""
+    """Across batches of the model."""
     monkeypatch.setattr(batch, "ROWS_AT_ONCE", 2)
     paths = []
     for number in range(5):
@@ -54,14 +54,14 @@ def test_each_row_gets_its_own_answer_and_a_bad_one_says_why(
     for path, line in zip(paths, lines, strict=True):
         if path is not paths[2]:
             with Image.open(path) as picture:
-                (scores,) = of_pictures.probabilities([Question(picture.convert("RGB"))])
+                (scores,) = of_pictures.probabilities([Sample(picture.convert("RGB"))])
             assert line[1:] == [of_pictures.labels[int(np.argmax(scores))], pytest.approx(max(scores), abs=1e-4), ""]
 
 
 def test_texts_are_read_from_the_column_of_their_name_or_from_the_only_one(
     of_texts: Classifier, tmp_path: Path
 ) -> None:
-    """With a byte-order mark, commas in quotes, line breaks in cells, and lines without anything."""
+    """With a byte-order mark, commas in quotes, line breaks in cells, and empty lines."""
     path = table(tmp_path, 'Text,x\n"word7, word8",1\n\n"word9\nword10",2\n', encoding="utf-8-sig")
     assert [row.texts for row in read_rows([path], of_texts, ["text"])] == [("word7, word8",), ("word9\nword10",)]
     only = table(tmp_path, "message\nword7\n")
@@ -70,25 +70,25 @@ def test_texts_are_read_from_the_column_of_their_name_or_from_the_only_one(
     assert [row.texts for row in read_rows([tabs], of_texts, ["text"])] == [("word7",)]
 
 
-def test_an_empty_text_is_a_problem_of_its_row_alone(of_texts: Classifier, tmp_path: Path) -> None:
-    """And one without end is none of the machine's."""
+def test_an_empty_text_is_an_error_of_its_row_only(of_texts: Classifier, tmp_path: Path) -> None:
+    """And a very long text is refused."""
     path = table(tmp_path, "text,x\nword7,1\n  ,2\nword8,3\n")
     lines = list(classify_rows(read_rows([path], of_texts, ["text"]), of_texts))
     assert [line[-1] for line in lines] == ["", "The text is empty.", ""]
     with pytest.raises(BadBatchError, match="more than 100,000 characters"):
-        check_question(of_texts, ["a" * 100_001], has_picture=False)
+        check_sample(of_texts, ["a" * 100_001], has_picture=False)
 
 
 def test_a_table_cannot_name_files_of_this_machine(of_both: Classifier, tmp_path: Path) -> None:
-    """Only what was uploaded with it."""
+    """Only files that were uploaded with it."""
     Image.new("RGB", (9, 9)).save(tmp_path / "mine.png")
     Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
     path = table(tmp_path, f"image,text\nfolder/mine.png,word7\n{tmp_path}/secret.png,word8\n")
     rows = read_rows([str(tmp_path / "mine.png"), path], of_both, ["text"])
     assert [row.picture for row in rows] == [tmp_path / "mine.png", None]
     assert header(of_both, ["text"]) == ["image", "text", "label", "probability", "note"]
-    with pytest.raises(BadBatchError, match="No picture of this name was uploaded"):
-        rows[1].question(of_both)
+    with pytest.raises(BadBatchError, match="No picture with this name was uploaded"):
+        rows[1].sample(of_both)
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_a_table_cannot_name_files_of_this_machine(of_both: Classifier, tmp_path
     [
         ("a,b\n1,2\n", "Expected the column text, found a, b."),
         ("", "Expected the column text, found none."),
-        ("text,x\n", "There is nothing in it."),
-        ("text\n" + "word7\n" * 1001, "That is more than 1,000 at once: upload it in parts."),
+        ("text,x\n", "There is no sample in it."),
+        ("text\n" + "word7\n" * 1001, "That is more than 1,000 at once: upload them in parts."),
         ('text\n"' + "a" * 200_000 + '"\n', "t.csv is no table: field larger than field limit"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused_in_words(
+def test_a_table_that_does_not_suit_the_model_is_refused_with_the_reason(
     of_texts: Classifier, tmp_path: Path, content: str, words: str
 ) -> None:
     """Before anything is computed."""
@@ -110,17 +110,17 @@ def test_a_table_that_does_not_fit_is_refused_in_words(
     assert words in str(error.value)
 
 
-def test_files_that_do_not_fit_the_model_are_refused_in_words(
+def test_files_that_do_not_suit_the_model_are_refused_with_the_reason(
     of_texts: Classifier, of_pictures: Classifier, tmp_path: Path
 ) -> None:
-    """Each model says what it takes."""
+    """The message says what the model takes."""
     path = table(tmp_path, "text\nword7\n")
     for files, model, words in (
         ([], of_texts, "Upload one CSV file with the column text."),
         ([path, path], of_texts, "Upload one CSV file with the column text."),
         ([path, str(tmp_path / "a.png")], of_texts, "This model takes texts"),
         ([path], of_pictures, "This model takes pictures"),
-        ([], of_pictures, "There is nothing in it."),
+        ([], of_pictures, "There is no sample in it."),
     ):
         with pytest.raises(BadBatchError, match=words):
             read_rows(files, model, ["text"])
@@ -129,7 +129,7 @@ def test_files_that_do_not_fit_the_model_are_refused_in_words(
         read_rows([path], of_texts, ["text"])
 
 
-def test_a_spreadsheet_does_not_run_what_is_downloaded(tmp_path: Path) -> None:
+def test_a_spreadsheet_runs_no_formula_of_a_download(tmp_path: Path) -> None:
     """Formulas become text."""
     rows: list[list[str | float]] = [
         ['=HYPERLINK("http://x")', "a", 0.5, ""],
@@ -139,8 +139,8 @@ def test_a_spreadsheet_does_not_run_what_is_downloaded(tmp_path: Path) -> None:
     ]
     write_table(tmp_path / "out.csv", ["text", "label", "probability", "note"], rows)
     with (tmp_path / "out.csv").open(newline="") as file:
-        found = list(csv.reader(file))
-    assert found[0] == ["text", "label", "probability", "note"]
-    assert [line[0] for line in found[1:]] == ['\'=HYPERLINK("http://x")', "'@b", "d,e", "g"]
-    assert [line[2] for line in found[1:]] == ["0.5", "0.25", "1", "0.9674"]
+        lines = list(csv.reader(file))
+    assert lines[0] == ["text", "label", "probability", "note"]
+    assert [line[0] for line in lines[1:]] == ['\'=HYPERLINK("http://x")', "'@b", "d,e", "g"]
+    assert [line[2] for line in lines[1:]] == ["0.5", "0.25", "1", "0.9674"]
     assert Row(("a",)).cells() == ["a"]

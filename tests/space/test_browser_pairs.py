@@ -1,4 +1,4 @@
-"""The demo of images with texts in a real browser: both, an image alone, a text alone."""
+"""The demo of images with texts in a browser: both, an image alone, a text alone."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,20 +6,27 @@ from typing import Any
 
 import pytest
 
-from classifier import Classifier, Question
+from classifier import Classifier, Sample
 from pictures import decode
 from tests.space.browser import DESKTOP, PHONE, TABS, Visit, visit
 from tests.space.conftest import Served
 from tests.space.pairs import TEXTS
 
+pytestmark = pytest.mark.slow
 TEXT = "word20 word21"
 
 
 @pytest.fixture(scope="module")
-def pairs(browser: Any, pairs_demo: Served) -> Iterator[Visit]:
-    """A visit at a desk."""
+def pairs_page(browser: Any, pairs_demo: Served) -> Iterator[Visit]:
+    """A visit on a desktop."""
     with visit(browser, pairs_demo.url) as here:
         yield here
+
+
+@pytest.fixture
+def pairs(pairs_page: Visit) -> Visit:
+    """The page, just loaded."""
+    return pairs_page.restart()
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +34,16 @@ def classifier(pairs_demo: Served) -> Classifier:
     return Classifier(pairs_demo.folder / "model", trust_remote_code=True)
 
 
-def said(classifier: Classifier, picture: Path | None, text: str) -> tuple[str, str]:
-    """Label and share as the page writes it."""
-    (scores,) = classifier.probabilities([Question(decode(picture) if picture else None, (text,))])
+def predicted(classifier: Classifier, picture: Path | None, text: str) -> tuple[str, str]:
+    """Label and share as the page shows them."""
+    (scores,) = classifier.probabilities([Sample(decode(picture) if picture else None, (text,))])
     return classifier.labels[scores.index(max(scores))], f"{max(scores):.1%}".replace("%", " %")
 
 
 def test_an_image_alone_a_text_alone_and_both_get_their_labels(
     pairs: Visit, pairs_demo: Served, classifier: Classifier
 ) -> None:
-    """And what is shown is of what is there."""
+    """And only the given parts are explained."""
     page, picture = pairs.page, pairs_demo.folder / "examples/0.png"
     pairs.tab("Try it")
     page.locator("#picture input[type=file]").first.set_input_files(picture)
@@ -48,29 +55,29 @@ def test_an_image_alone_a_text_alone_and_both_get_their_labels(
             page.get_by_label("Remove Image").click()
             page.locator("#picture img").wait_for(state="detached")
         page.locator("#classify").click()
-        expected = said(classifier, which, text or "")
+        expected = predicted(classifier, which, text or "")
         page.locator(".verdict .answer", has_text=expected[1]).wait_for()
         assert pairs.answer() == expected
-        looked, weighed = page.locator(".looked img"), page.locator(".weighed .words")
-        (looked if shown[0] else weighed).first.wait_for()
-        assert (looked.count(), weighed.count()) == shown
+        heat_map, words = page.locator(".looked img"), page.locator(".weighed .words")
+        (heat_map if shown[0] else words).first.wait_for()
+        assert (heat_map.count(), words.count()) == shown
         pairs.picture(f"pairs-{'both' if text and which else 'image' if which else 'text'}")
 
 
 def test_examples_are_of_both_or_of_one(pairs: Visit, pairs_demo: Served, classifier: Classifier) -> None:
-    """What an example lacks is taken away from the question before."""
+    """An example without a picture or a text removes that of the sample before."""
     pairs.tab("Try it")
     for number, text in enumerate(TEXTS):
         picture = pairs_demo.folder / f"examples/{number}.png"
         pairs.page.locator(f"button[data-example='{number}']").click()
-        pairs.page.locator(".verdict .truth", has_text=f"says class {number}").wait_for()
-        assert pairs.answer() == said(classifier, picture if picture.is_file() else None, text)
+        pairs.page.locator(".verdict .truth", has_text=f"True class: class {number}.").wait_for()
+        assert pairs.answer() == predicted(classifier, picture if picture.is_file() else None, text)
         assert pairs.page.get_by_label("Text", exact=True).input_value() == text
         assert pairs.page.locator("#picture img").count() == int(picture.is_file())
 
 
-def test_a_broken_image_is_answered_in_words_whatever_the_text(pairs: Visit, tmp_path: Path) -> None:
-    """It is not left out."""
+def test_a_broken_image_is_an_error_even_with_a_text(pairs: Visit, tmp_path: Path) -> None:
+    """It is not treated as missing."""
     pairs.tab("Try it")
     pairs.page.locator("button[data-example='2']").click()
     pairs.page.locator(".verdict .truth").wait_for()
@@ -79,7 +86,6 @@ def test_a_broken_image_is_answered_in_words_whatever_the_text(pairs: Visit, tmp
     pairs.page.get_by_label("Remove Image").wait_for()
     pairs.page.locator("#classify").click()
     pairs.page.locator(".verdict.problem", has_text="It is empty or damaged").wait_for()
-    pairs.page.get_by_label("Remove Image").click()
 
 
 def test_a_table_names_the_images_that_come_with_it(pairs: Visit, pairs_demo: Served, tmp_path: Path) -> None:
@@ -92,7 +98,7 @@ def test_a_table_names_the_images_that_come_with_it(pairs: Visit, pairs_demo: Se
     pairs.page.get_by_role("button", name="Classify all").click()
     pairs.page.locator(".results table").wait_for()
     assert "3 of 4 classified" in pairs.page.locator(".results caption").inner_text()
-    assert pairs.page.get_by_text("No picture of this name was uploaded.").count() == 1
+    assert pairs.page.get_by_text("No picture with this name was uploaded.").count() == 1
     pairs.picture("pairs-many")
 
 

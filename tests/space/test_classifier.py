@@ -1,4 +1,4 @@
-"""The demo's model: it says to 1e-6 what hf_transfer itself says, of whatever people upload."""
+"""The model of the demo: its predictions equal those of hf_transfer to 1e-6, for every kind of upload."""
 
 import io
 import struct
@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
-from classifier import Classifier, NoClassifierError, Question, find_model, longest_text
-from hf_transfer.data.images import decode as decoded_in_training
-from hf_transfer.data.tokens import TokenPipeline
-from hf_transfer.evaluation.predict import classify_images, classify_texts
+from classifier import Classifier, NoClassifierError, Sample, find_model, longest_text
+from hf_transfer.data.pictures import decode as decoded_in_training
+from hf_transfer.evaluation.predictor import classify_files, load
 from hf_transfer.evaluation.run_folder import load_finished
+from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.models.pooling import pooled_classifier
 from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.targets.classes import Classes
 from pictures import BadPictureError, decode
 from tests.tiny_models import save_checkpoint
 from tests.tiny_text_models import END, save_text_checkpoint
@@ -29,7 +30,7 @@ COLOURS = Image.fromarray(NOISE[..., :3])
 
 
 def turned() -> bytes:
-    """A photograph that was taken with the camera on its side."""
+    """A photograph with an EXIF orientation."""
     exif = Image.Exif()
     exif[274] = 6
     buffer = io.BytesIO()
@@ -69,24 +70,22 @@ def uploads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", UPLOADS)
 def test_every_kind_of_picture_is_decoded_as_in_training(uploads: dict[str, Path], name: str) -> None:
-    """First frame, turned upright, alpha dropped, 16 bits scaled."""
+    """First frame, EXIF orientation applied, alpha dropped, 16 bits scaled."""
     here, there = decode(uploads[name]), decoded_in_training({"bytes": None, "path": str(uploads[name])})
     assert here.mode == there.mode == "RGB"
     assert np.array_equal(np.asarray(here), np.asarray(there))
 
 
 @pytest.mark.parametrize("architecture", ["vit", "resnet_basic"])
-def test_pictures_get_the_scores_of_our_own_predictions(
-    tmp_path: Path, uploads: dict[str, Path], architecture: str
-) -> None:
+def test_pictures_get_the_scores_of_the_library(tmp_path: Path, uploads: dict[str, Path], architecture: str) -> None:
     """With plain transformers, to 1e-6."""
     folder = save_checkpoint(tmp_path / "model", architecture)
     classifier = Classifier(find_model(str(folder)))
     assert (classifier.takes_picture, classifier.takes_text) == (True, False)
     paths = list(uploads.values())
-    expected = classify_images(str(folder), paths, top=99)
-    found = classifier.probabilities([Question(decode(path)) for path in paths])
-    for answer, scores in zip(expected, found, strict=True):
+    expected = classify_files(folder, paths, top=99)
+    predicted = classifier.probabilities([Sample(decode(path)) for path in paths])
+    for answer, scores in zip(expected, predicted, strict=True):
         assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(dict(answer.scores), abs=1e-6)
 
 
@@ -94,26 +93,26 @@ TEXTS = [("word7 word8",), ("nothing known here",), (" ".join(f"word{n % 50}" fo
 
 
 @pytest.mark.parametrize(("name", "pad"), [("bert", True), ("roberta", True), ("gpt2", False), ("deberta", True)])
-def test_texts_get_the_scores_of_our_own_predictions(tmp_path: Path, name: str, pad: bool) -> None:
-    """Cut where the model has no more positions, padded even where the tokenizer knows no padding."""
-    # As training writes it into the config: what pads is the end-of-text token then.
+def test_texts_get_the_scores_of_the_library(tmp_path: Path, name: str, pad: bool) -> None:
+    """Truncated to the positions of the model, and padded even if the tokenizer has no pad token."""
+    # Training writes it into the config: the end-of-text token is the pad token then.
     folder = save_text_checkpoint(tmp_path / "model", name, pad=pad, **({} if pad else {"pad_token_id": END}))
     classifier = Classifier(folder)
     assert (classifier.takes_picture, classifier.takes_text, classifier.texts) == (False, True, 1)
-    expected = classify_texts(str(folder), TEXTS, top=99)
+    expected = load(folder)(TEXTS, top=99)
     # One by one, as on the page, and together, as in a batch.
-    alone = [classifier.probabilities([Question(texts=texts)])[0] for texts in TEXTS]
-    together = classifier.probabilities([Question(texts=texts) for texts in TEXTS])
-    for answer, *found in zip(expected, alone, together, strict=True):
-        for scores in found:
-            assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(dict(answer), abs=1e-6)
+    alone = [classifier.probabilities([Sample(texts=texts)])[0] for texts in TEXTS]
+    together = classifier.probabilities([Sample(texts=texts) for texts in TEXTS])
+    for answer, *predicted in zip(expected, alone, together, strict=True):
+        for scores in predicted:
+            assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(answer, abs=1e-6)
 
 
-def test_a_text_is_cut_where_it_was_in_training(tmp_path: Path) -> None:
-    """At --max_seq_length, which only the settings of the demo know."""
+def test_a_text_is_truncated_to_the_given_length(tmp_path: Path) -> None:
+    """The --max_seq_length of the run."""
     folder = save_text_checkpoint(tmp_path / "model")
     classifier = Classifier(folder, max_length=6)
-    start, whole = Question(texts=("word7 word8 word9 word10",)), Question(texts=("word7 word8 word9 word10 word11",))
+    start, whole = Sample(texts=("word7 word8 word9 word10",)), Sample(texts=("word7 word8 word9 word10 word11",))
     assert classifier.probabilities([start]) == classifier.probabilities([whole])
     assert Classifier(folder).probabilities([start]) != Classifier(folder).probabilities([whole])
 
@@ -124,29 +123,29 @@ def test_a_model_has_as_many_tokens_as_it_has_positions(tmp_path: Path) -> None:
     classifier = Classifier(folder)
     classifier.tokenizer.model_max_length = 10**30
     checkpoint = Checkpoint(str(folder), task="text-classification")
-    pipeline = TokenPipeline(classifier.tokenizer, model_limit=checkpoint.longest_input)
-    assert longest_text(classifier.model, classifier.tokenizer) == pipeline.max_length == 38
+    preprocessing = TokenPreprocessing(classifier.tokenizer, model_limit=checkpoint.longest_input)
+    assert longest_text(classifier.model, classifier.tokenizer) == preprocessing.max_length == 38
 
 
-def test_a_pair_of_texts_is_one_question(tmp_path: Path) -> None:
+def test_a_pair_of_texts_is_one_sample(tmp_path: Path) -> None:
     folder = save_text_checkpoint(tmp_path / "model")
     classifier = Classifier(folder, texts=2)
     pairs = [("word7", "word8 word9"), ("word8 word9", "word7")]
-    found = classifier.probabilities([Question(texts=pair) for pair in pairs])
-    for answer, scores in zip(classify_texts(str(folder), pairs, top=99), found, strict=True):
-        assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(dict(answer), abs=1e-6)
+    predicted = classifier.probabilities([Sample(texts=pair) for pair in pairs])
+    for answer, scores in zip(load(folder)(pairs, top=99), predicted, strict=True):
+        assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(answer, abs=1e-6)
 
 
-def test_a_text_without_tokens_is_no_failure(tmp_path: Path) -> None:
-    """A tokenizer that adds none of its own makes nothing of it."""
+def test_a_text_without_tokens_is_classified(tmp_path: Path) -> None:
+    """A tokenizer without special tokens makes no token of some characters."""
     folder = save_text_checkpoint(tmp_path / "model", "gpt2")
     classifier = Classifier(folder)
     classifier.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
-    (scores,) = classifier.probabilities([Question(texts=("\n",))])
+    (scores,) = classifier.probabilities([Sample(texts=("\n",))])
     assert sum(scores) == pytest.approx(1, abs=1e-6)
 
 
-def test_a_model_with_a_modelling_file_is_served_only_where_that_is_trusted(tmp_path: Path) -> None:
+def test_a_model_with_a_modelling_file_is_served_only_if_it_is_trusted(tmp_path: Path) -> None:
     """Mean pooling, which transformers has no class for."""
     base, folder = save_text_checkpoint(tmp_path / "base"), tmp_path / "model"
     labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
@@ -155,18 +154,18 @@ def test_a_model_with_a_modelling_file_is_served_only_where_that_is_trusted(tmp_
         model, _ = pooled_classifier(str(base), pooling="mean", labels=labels)
     model.save_pretrained(folder)
     Checkpoint(str(base), task="text-classification").tokenizer().save_pretrained(folder)
-    with pytest.raises(NoClassifierError, match="read it, and set TRUST_REMOTE_CODE=1 to have it run"):
+    with pytest.raises(NoClassifierError, match="read it, and set TRUST_REMOTE_CODE=1 to run it"):
         Classifier(folder)
     classifier = Classifier(folder, trust_remote_code=True)
-    ours = load_finished(Checkpoint(str(folder), task="text-classification"))
-    inputs, _ = classifier.encode([Question(texts=TEXTS[0])])
+    ours = load_finished(Checkpoint(str(folder), task="text-classification"), Classes(("a", "b")))
+    inputs, _ = classifier.encode([Sample(texts=TEXTS[0])])
     with torch.no_grad():
         expected = ours.eval()(**inputs).logits.softmax(-1)[0].tolist()
-    assert classifier.probabilities([Question(texts=TEXTS[0])])[0] == pytest.approx(expected, abs=1e-6)
+    assert classifier.probabilities([Sample(texts=TEXTS[0])])[0] == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_is_no_classifier_is_refused_in_words(tmp_path: Path) -> None:
-    """Nothing there, and a model without a head."""
+def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
+    """An empty folder, and a model without a head."""
     with pytest.raises(NoClassifierError, match=r"has no config.json: name a model in MODEL_ID"):
         Classifier(tmp_path)
     folder = save_checkpoint(tmp_path / "model")
@@ -177,7 +176,7 @@ def test_what_is_no_classifier_is_refused_in_words(tmp_path: Path) -> None:
 
 
 def test_weights_in_a_pickle_are_not_read(tmp_path: Path) -> None:
-    """It can run anything."""
+    """Loading a pickle can run any code."""
     folder = save_checkpoint(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
@@ -208,8 +207,8 @@ def bomb(side: int) -> bytes:
         (saved(COLOURS, "PNG") + b"\0" * 10_000_000, "It has 10 MB, and the limit is 10 MB"),
     ],
 )
-def test_what_is_no_picture_is_refused_in_words(tmp_path: Path, content: bytes, words: str) -> None:
-    """Before it is decoded, where it is too large."""
+def test_a_file_that_is_no_picture_is_refused_with_the_reason(tmp_path: Path, content: bytes, words: str) -> None:
+    """Before it is decoded, if it is too large."""
     (tmp_path / "upload").write_bytes(content)
     with pytest.raises(BadPictureError, match=words):
         decode(tmp_path / "upload")
@@ -268,20 +267,19 @@ def fusion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_model_of_picture_and_text_is_asked_for_both(fusion: Path) -> None:
-    """By what lies beside it: an image processor and a tokenizer."""
+def test_a_model_with_image_processor_and_tokenizer_takes_picture_and_text(fusion: Path) -> None:
     from explanation import Explainer
 
     classifier = Classifier(fusion, trust_remote_code=True)
     assert (classifier.takes_picture, classifier.takes_text) == (True, True)
     picture = Image.fromarray(NOISE[..., :3])
-    asked = Question(picture, ("word7 word8",))
-    (scores,) = classifier.probabilities([asked])
-    assert classifier.probabilities([Question(picture, ("word9",))]) != [scores]
-    assert classifier.probabilities([Question(Image.new("RGB", (9, 9)), asked.texts)]) != [scores]
+    sample = Sample(picture, ("word7 word8",))
+    (scores,) = classifier.probabilities([sample])
+    assert classifier.probabilities([Sample(picture, ("word9",))]) != [scores]
+    assert classifier.probabilities([Sample(Image.new("RGB", (9, 9)), sample.texts)]) != [scores]
     explainer = Explainer(classifier)
     assert (explainer.method, explainer.weighs_words) == ("Grad-CAM", True)
-    answer = explainer.answer(asked)
+    answer = explainer.answer(sample)
     assert answer.scores == pytest.approx(scores, abs=1e-6)
     assert answer.heat is not None
     assert answer.heat.shape == (4, 4)

@@ -1,4 +1,4 @@
-"""Where the model looked, against independent computations, and what it leaves as it was."""
+"""Explanations against independent computations, and predictions that do not change with them."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from classifier import Classifier, Question
+from classifier import Classifier, Sample
 from explanation import STEPS, Explainer, grid_of, rollout, weigh_words
 from heat import SIDE, overlay, seen_by
 from tests.tiny_models import ALL, save_checkpoint
@@ -28,27 +28,27 @@ PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 64, 3),
         ("resnet_bottleneck", "Grad-CAM"), ("mobilenet_v2", "Grad-CAM"), ("poolformer", "Grad-CAM"),
     ],
 )  # fmt: skip
-def test_each_architecture_shows_where_it_looked_and_says_what_it_says_without(
+def test_each_architecture_is_explained_with_the_same_prediction_as_without(
     tmp_path: Path, name: str, method: str
 ) -> None:
-    """Found by looking at a pass, not by name; windowed attention cannot be multiplied up."""
+    """The method is found from a forward pass, not by name; rollout cannot multiply windowed attention."""
     classifier = Classifier(save_checkpoint(tmp_path / "model", name))
     explainer = Explainer(classifier)
     assert explainer.method == method
-    answer = explainer.answer(Question(PICTURE))
-    assert answer.scores == pytest.approx(classifier.probabilities([Question(PICTURE)])[0], abs=1e-6)
+    answer = explainer.answer(Sample(PICTURE))
+    assert answer.scores == pytest.approx(classifier.probabilities([Sample(PICTURE)])[0], abs=1e-6)
     assert answer.heat is not None
     assert answer.heat.ndim == 2
     assert answer.heat.min() == 0
-    # Where nothing speaks for the label, which random weights allow, nothing glows.
+    # Without evidence for the label, which random weights allow, the map is zero.
     assert answer.heat.max() == pytest.approx(1) or (method == "Grad-CAM" and answer.heat.max() < 1e-6)
     assert answer.words == ()
-    # The model that answers without a map is not slowed down by the one that shows its attention.
+    # Predictions without explanation do not use the slower attention.
     assert classifier.model.config._attn_implementation != "eager" or method != "attention rollout"
 
 
 def test_both_models_share_their_weights(tmp_path: Path) -> None:
-    """Memory is needed once."""
+    """So that they need memory only once."""
     classifier = Classifier(save_checkpoint(tmp_path / "model"))
     twin = Explainer(classifier)._model
     assert twin is not classifier.model
@@ -60,7 +60,7 @@ def test_the_rollout_is_that_of_its_paper(tmp_path: Path) -> None:
     """Products of averaged attention with the residual path, in numpy, from the attentions of transformers."""
     explainer = Explainer(Classifier(save_checkpoint(tmp_path / "again", "vit")))
     explainer.classifier.model.set_attn_implementation("eager")
-    inputs, _ = explainer.classifier.encode([Question(PICTURE)])
+    inputs, _ = explainer.classifier.encode([Sample(PICTURE)])
     with torch.no_grad():
         layers = explainer.classifier.model(**inputs, output_attentions=True).attentions
     product = np.eye(5)
@@ -70,12 +70,12 @@ def test_the_rollout_is_that_of_its_paper(tmp_path: Path) -> None:
         product = (mixed / mixed.sum(-1, keepdims=True)) @ product
     expected = product[0, 1:].reshape(2, 2)
     expected = (expected - expected.min()) / (expected.max() - expected.min())
-    heat = explainer.answer(Question(PICTURE)).heat
+    heat = explainer.answer(Sample(PICTURE)).heat
     assert heat == pytest.approx(expected, abs=1e-4)
 
 
-def test_without_a_class_token_what_reached_all_tokens_counts() -> None:
-    """Patches alone, four of them: the third is looked at by all."""
+def test_without_a_class_token_the_rollout_is_averaged_over_all_tokens() -> None:
+    """Of four patches all attend to the third."""
     layer = torch.zeros(4, 4)
     layer[:, 2] = 1
     layer[0] = torch.tensor([0.0, 1.0, 0.0, 0.0])
@@ -88,7 +88,7 @@ def test_grad_cam_is_that_of_its_paper(tmp_path: Path) -> None:
     classifier = Classifier(save_checkpoint(tmp_path / "model", "resnet_basic"))
     explainer = Explainer(classifier)
     model, kept = classifier.model, {}
-    inputs, _ = classifier.encode([Question(PICTURE)])
+    inputs, _ = classifier.encode([Sample(PICTURE)])
 
     def keep(_: nn.Module, __: Any, output: torch.Tensor) -> None:
         output.retain_grad()
@@ -106,11 +106,11 @@ def test_grad_cam_is_that_of_its_paper(tmp_path: Path) -> None:
     maps = kept["map"].detach()[0].double().numpy()
     expected = np.maximum(np.tensordot(weights, maps, 1), 0)
     expected = (expected - expected.min()) / (expected.max() - expected.min())
-    assert explainer.answer(Question(PICTURE)).heat == pytest.approx(expected, abs=1e-4)
+    assert explainer.answer(Sample(PICTURE)).heat == pytest.approx(expected, abs=1e-4)
 
 
 class Additive(nn.Module):
-    """A text classifier in which each word adds to the logits, so that its share of them is known."""
+    """A text classifier that adds up its words, so that the share of each in the logits is known."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,8 +121,8 @@ class Additive(nn.Module):
         return SequenceClassifierOutput(logits=self.head(self.table(input_ids).sum(1)))
 
 
-def test_where_words_only_add_up_each_gets_what_it_adds(tmp_path: Path) -> None:
-    """Against a word of padding; integrated gradients are exact there, the strongest is scaled to 1."""
+def test_words_of_an_additive_model_get_the_weights_that_they_add(tmp_path: Path) -> None:
+    """Relative to padding; integrated gradients are exact there, and the strongest weight is scaled to 1."""
     classifier = Classifier(save_text_checkpoint(tmp_path / "model"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -130,7 +130,7 @@ def test_where_words_only_add_up_each_gets_what_it_adds(tmp_path: Path) -> None:
     model.config = classifier.model.config
     classifier.model = model.requires_grad_(False)
     text = "word7 word8, word9"
-    answer = Explainer(classifier).answer(Question(texts=(text,)))
+    answer = Explainer(classifier).answer(Sample(texts=(text,)))
     ids = classifier.tokenizer(text)["input_ids"]
     best = int(np.argmax(answer.scores))
     added = [float((model.table.weight[i] - model.table.weight[0]) @ model.head.weight[best]) for i in ids[1:-1]]
@@ -142,25 +142,25 @@ def test_where_words_only_add_up_each_gets_what_it_adds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "gpt2", "deberta"])
-def test_words_of_each_architecture_get_weights_and_the_answer_stays(tmp_path: Path, name: str) -> None:
-    """Beside the points on the way to it the text itself is asked."""
+def test_words_of_each_architecture_get_weights_and_the_prediction_stays(tmp_path: Path, name: str) -> None:
+    """The text itself is in the batch beside the points between padding and text."""
     classifier = Classifier(save_text_checkpoint(tmp_path / "model", name))
     explainer = Explainer(classifier)
     assert (explainer.method, explainer.weighs_words) == (None, True)
-    asked = Question(texts=("word7 word8 word9",))
-    answer = explainer.answer(asked)
-    assert answer.scores == pytest.approx(classifier.probabilities([asked])[0], abs=1e-6)
+    sample = Sample(texts=("word7 word8 word9",))
+    answer = explainer.answer(sample)
+    assert answer.scores == pytest.approx(classifier.probabilities([sample])[0], abs=1e-6)
     weights = [weight for _, weight in answer.words[0] if weight is not None]
     assert len(weights) == 3
     assert max(map(abs, weights)) == pytest.approx(1)
 
 
-def test_the_way_from_padding_to_the_text_is_walked_as_its_paper_says(tmp_path: Path) -> None:
-    """The mean gradient at the middles of the steps, times the way, computed on embeddings by hand."""
+def test_integrated_gradients_are_those_of_their_paper(tmp_path: Path) -> None:
+    """The mean gradient at the middles of the steps, times the difference, computed on embeddings by hand."""
     classifier = Classifier(save_text_checkpoint(tmp_path / "model"))
-    asked = Question(texts=("word7 word8 word9",))
-    answer = Explainer(classifier).answer(asked)
-    inputs, _ = classifier.encode([asked])
+    sample = Sample(texts=("word7 word8 word9",))
+    answer = Explainer(classifier).answer(sample)
+    inputs, _ = classifier.encode([sample])
     table = classifier.model.get_input_embeddings()
     end = table(inputs["input_ids"])[0]
     start = end.clone()
@@ -178,8 +178,8 @@ def test_the_way_from_padding_to_the_text_is_walked_as_its_paper_says(tmp_path: 
     assert [w for _, w in answer.words[0] if w is not None] == pytest.approx(expected, abs=1e-4)
 
 
-def test_pieces_of_a_word_share_one_weight_and_nothing_of_the_text_is_lost(tmp_path: Path) -> None:
-    """As the tokenizer groups them."""
+def test_the_tokens_of_a_word_get_one_weight_and_no_character_is_lost(tmp_path: Path) -> None:
+    """Words as the tokenizer groups them."""
 
     encoding = SimpleNamespace(
         sequence_ids=[None, 0, 0, 0, None, 1, None],
@@ -211,7 +211,7 @@ def test_tokens_are_laid_out_in_the_grid_that_fits_the_picture(
     assert grid_of(tokens, size) == grid
 
 
-def test_the_overlay_glows_where_the_heat_is_and_keeps_the_shape_of_the_picture() -> None:
+def test_the_overlay_is_orange_where_the_heat_is_and_keeps_the_shape_of_the_picture() -> None:
     """On black and on white."""
     heat = np.zeros((4, 4), dtype=np.float32)
     heat[0, 0] = 1
@@ -223,8 +223,7 @@ def test_the_overlay_glows_where_the_heat_is_and_keeps_the_shape_of_the_picture(
         assert abs(cold[0] - cold[2]) < 3
 
 
-def test_what_a_processor_crops_away_the_model_did_not_see(tmp_path: Path) -> None:
-    """The map lies over the crop."""
+def test_the_heat_map_is_drawn_over_the_part_that_the_processor_keeps(tmp_path: Path) -> None:
     classifier = Classifier(save_checkpoint(tmp_path / "model"))
     assert seen_by(classifier.processor, PICTURE) is PICTURE
     classifier.processor.do_center_crop = True
@@ -236,7 +235,7 @@ def test_what_a_processor_crops_away_the_model_did_not_see(tmp_path: Path) -> No
     assert np.abs(np.asarray(shown).astype(int) - np.asarray(expected)).max() <= 2
 
 
-def test_every_tiny_architecture_is_asked_about_or_known_to_be_left_out() -> None:
+def test_every_tiny_architecture_is_tested_here_except_one() -> None:
     assert set(ALL) - {"segformer"} == {
         "vit", "dinov2", "deit", "beit", "swin", "convnext", "resnet_basic", "resnet_bottleneck", "mobilenet_v2",
         "poolformer",

@@ -1,4 +1,4 @@
-"""What the page says of its model, and that names from outside stay text."""
+"""What the page shows of its model; names from outside are escaped."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def tags(html: str) -> Tags:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    """A model whose classes are attacks."""
+    """A model whose class names are attacks."""
     names = dict(enumerate(HOSTILE))
     folder = save_checkpoint(
         tmp_path_factory.mktemp("models") / "m",
@@ -48,10 +48,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     return Classifier(folder)
 
 
-def test_names_from_outside_stay_text_everywhere(hostile: Classifier) -> None:
-    """Of classes, models, data, files, texts."""
+def test_names_from_outside_are_escaped_everywhere(hostile: Classifier) -> None:
+    """Of classes, models, metrics, data, files, texts."""
+    score = {"title": HOSTILE[0], "value": 0.5, "low": 0.25, "high": 0.75, "is_share": True, "samples": HOSTILE[1]}
     settings = Settings(
-        model=HOSTILE[0], title=HOSTILE[1], base_model=HOSTILE[2], dataset=HOSTILE[3], texts=(HOSTILE[0],)
+        model=HOSTILE[0], title=HOSTILE[1], base_model=HOSTILE[2], dataset=HOSTILE[3], texts=(HOSTILE[0],), score=score
     )
     answer = Answer([0.1, 0.2, 0.3, 0.2, 0.2], words=([(name, 0.5) for name in HOSTILE],))
     samples = [Example(name, texts=(name,)) for name in HOSTILE]
@@ -67,23 +68,27 @@ def test_names_from_outside_stay_text_everywhere(hostile: Classifier) -> None:
         page.batch_help(hostile, HOSTILE[:1], 9),
     ]
     for piece in pieces:
-        found = tags(piece)
-        assert "script" not in found.tags
-        assert not [name for name in found.attributes if name.startswith("on")]
+        parsed = tags(piece)
+        assert "script" not in parsed.tags
+        assert not [name for name in parsed.attributes if name.startswith("on")]
         assert "alert(1)</script>" not in piece
     assert sum(tags(piece).tags.count("img") for piece in pieces) == 1 + len(samples)
 
 
 def test_the_head_says_what_the_model_is_and_how_good(hostile: Classifier) -> None:
-    accuracy = {"value": 0.9256505, "low": 0.8879, "high": 0.9513, "samples": 269}
-    settings = Settings(model="a/b-c", base_model="google/vit", dataset="digits", accuracy=accuracy)
+    score: dict[str, object] = {"title": "accuracy", "value": 0.9256505, "low": 0.8879, "high": 0.9513}
+    score |= {"is_share": True, "samples": "268 of 269"}
+    settings = Settings(model="a/b-c", base_model="google/vit", dataset="digits", score=score)
     text = " ".join(re.sub(r"<[^>]*>", " ", page.masthead(settings, Card(), hostile)).split())
     assert "b-c" in text
-    assert "Accuracy on unseen data 92.6 % 95 % interval 88.8 % to 95.1 %, 269 samples" in text
+    assert "Accuracy on test data 92.6 % 95 % interval 88.8 % to 95.1 %, 268 of 269 samples" in text
     assert "Base model google/vit" in text
-    assert "Learned from digits" in text
+    assert "Trained on digits" in text
+    score |= {"title": "MAE", "value": 1.23456, "low": 1.0, "high": 2.5, "is_share": False}
+    text = page.masthead(Settings(score=score), Card(), hostile)
+    assert "<dt>MAE on test data</dt><dd>1.235<small>95 % interval 1 to 2.5, 268 of 269 samples</small>" in text
     other = page.masthead(Settings(model="./model"), Card(base_model="x/y", accuracy=0.5), hostile)
-    assert "Accuracy, as its card says" in other
+    assert "Accuracy according to its card" in other
     assert "x/y" in other
 
 
@@ -91,21 +96,21 @@ def test_the_head_says_what_the_model_is_and_how_good(hostile: Classifier) -> No
     ("share", "words"),
     [(0.0, "0.0 %"), (0.0004, "&lt; 0.1 %"), (0.5, "50.0 %"), (0.9996, "&gt; 99.9 %"), (1.0, "100.0 %")],
 )
-def test_what_is_not_quite_certain_does_not_look_so(share: float, words: str) -> None:
-    """Rounded, 0.9996 would be 100 %."""
+def test_only_certain_predictions_are_shown_as_certain(share: float, words: str) -> None:
+    """0.9996 would be rounded to 100 %."""
     assert page.percent(share) == words
 
 
-def test_an_answer_names_the_best_label_first_and_whether_an_example_is_right() -> None:
-    """By its true class."""
+def test_a_prediction_names_the_best_label_first_and_whether_it_is_right() -> None:
+    """If the sample is an example."""
     labels = [f"label{number}" for number in range(8)]
     answer = Answer([0.05, 0.6, 0.05, 0.1, 0.05, 0.05, 0.05, 0.05])
     shown = page.verdict(answer, labels, 0.0123, "label1")
     assert re.findall(r'class="name">(\w+)', shown)[:2] == ["label1", "label3"]
     assert len(re.findall(r'class="name"', shown)) == page.TOP
     assert "12 ms" in shown
-    assert "says <b>label1</b>: right" in shown
-    assert "says <b>label2</b>: wrong" in page.verdict(answer, labels, 0.1, "label2")
+    assert "True class: <b>label1</b>. The prediction is right." in shown
+    assert "True class: <b>label2</b>. The prediction is wrong." in page.verdict(answer, labels, 0.1, "label2")
     assert "not sure" not in page.verdict(answer, labels, 0.1)
     assert "not sure" in page.verdict(Answer([0.2] * 5), labels[:5], 0.1)
 
@@ -140,8 +145,8 @@ if a < b: print("<script>")
 """
 
 
-def test_a_card_is_shown_without_anything_that_is_fetched_or_run(tmp_path: Path) -> None:
-    """Code stays as it is."""
+def test_of_a_card_nothing_is_fetched_or_run(tmp_path: Path) -> None:
+    """Blocks of code stay as they are."""
     (tmp_path / "README.md").write_text(CARD)
     card = read_card(tmp_path)
     assert (card.base_model, card.accuracy) == ("google/vit", 0.875)
@@ -160,7 +165,7 @@ def test_a_card_is_shown_without_anything_that_is_fetched_or_run(tmp_path: Path)
 @pytest.mark.parametrize(
     "content", ["", "no metadata", "---\n- a\n---\ntext", "---\nmodel-index: 3\n---\nx", "---\n: :\n---\n"]
 )
-def test_a_card_that_cannot_be_read_is_no_failure(tmp_path: Path, content: str) -> None:
+def test_a_card_that_cannot_be_read_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "README.md").write_text(content)
     assert read_card(tmp_path).accuracy is None
     assert read_card(tmp_path / "none") == Card()
@@ -170,21 +175,21 @@ def test_a_card_that_cannot_be_read_is_no_failure(tmp_path: Path, content: str) 
 def test_settings_are_those_of_the_file_unless_the_environment_names_another_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is said of one model does not hold for another."""
+    """The file describes another model then."""
     monkeypatch.delenv("MODEL_ID", raising=False)
     assert read_settings(tmp_path) == Settings(model=str(tmp_path / "model"))
-    said = {
+    content = {
         "model": "a/b",
         "revision": "c",
         "title": "T",
         "texts": ["one", "two"],
         "examples": [{"label": "x", "texts": ["y"]}],
     }
-    (tmp_path / "settings.json").write_text(json.dumps(said))
-    found = read_settings(tmp_path)
-    assert (found.model, found.revision, found.texts) == ("a/b", "c", ("one", "two"))
-    assert found.examples == (Example("x", texts=("y",)),)
+    (tmp_path / "settings.json").write_text(json.dumps(content))
+    settings = read_settings(tmp_path)
+    assert (settings.model, settings.revision, settings.texts) == ("a/b", "c", ("one", "two"))
+    assert settings.examples == (Example("x", texts=("y",)),)
     monkeypatch.setenv("MODEL_ID", "other/model")
     monkeypatch.setenv("MODEL_REVISION", "v1")
     assert read_settings(tmp_path) == Settings(model="other/model", revision="v1")
-    assert {field.name for field in fields(Settings)} >= set(said)
+    assert {field.name for field in fields(Settings)} >= set(content)

@@ -1,4 +1,4 @@
-"""A model of images with texts, of which one may be missing: what the demo says of each, shows, and refuses."""
+"""The demo of a model of images with texts, either of which may be missing."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ import pytest
 
 from about import Settings, read_settings
 from batch import BadBatchError, classify_rows, read_rows
-from classifier import Classifier, Question
+from classifier import Classifier, Sample
 from explanation import Explainer
-from page import api, batch_help, nothing_yet
+from page import api, batch_help, no_sample_yet
 from service import Service
 from tests.space.pairs import a_picture, pair_space, save_pair
 
 PICTURE, TEXT = a_picture(0), "word7 word8, word9"
-QUESTIONS = [Question(PICTURE, (TEXT,)), Question(PICTURE, ("",)), Question(None, (TEXT,))]
+SAMPLES = [Sample(PICTURE, (TEXT,)), Sample(PICTURE, ("",)), Sample(None, (TEXT,))]
 
 
 @pytest.fixture(scope="module")
@@ -32,42 +32,42 @@ def test_both_or_either_get_the_scores_of_the_model_itself(tmp_path: Path, name:
     """Alone and in one batch, to 1e-6."""
     classifier = Classifier(save_pair(tmp_path / "model", name, fusion=fusion), trust_remote_code=True)
     assert (classifier.takes_picture, classifier.takes_text, classifier.either) == (True, True, True)
-    together = classifier.probabilities(QUESTIONS)
-    for question, found in zip(QUESTIONS, together, strict=True):
-        said = classifier.model.predict(question.picture, question.texts[0] or None, top_k=None)
-        expected = {row["label"]: row["score"] for row in said}
-        assert dict(zip(classifier.labels, found, strict=True)) == pytest.approx(expected, abs=1e-6)
-        assert classifier.probabilities([question])[0] == pytest.approx(found, abs=1e-6)
-    assert np.abs(np.diff(together, axis=0)).max(axis=1).min() > 1e-3, "what is missing makes a difference"
+    together = classifier.probabilities(SAMPLES)
+    for sample, scores in zip(SAMPLES, together, strict=True):
+        rows = classifier.model.predict(sample.picture, sample.texts[0] or None, top_k=None)
+        expected = {row["label"]: row["score"] for row in rows}
+        assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(expected, abs=1e-6)
+        assert classifier.probabilities([sample])[0] == pytest.approx(scores, abs=1e-6)
+    assert np.abs(np.diff(together, axis=0)).max(axis=1).min() > 1e-3, "a missing part makes a difference"
 
 
 @pytest.mark.parametrize(("name", "method"), [("vit", "attention rollout"), ("resnet_basic", "Grad-CAM")])
-def test_only_what_is_there_is_explained(tmp_path: Path, name: str, method: str) -> None:
-    """And the answer is the same as without."""
+def test_only_the_parts_of_a_sample_are_explained(tmp_path: Path, name: str, method: str) -> None:
+    """And the prediction is the same as without explanation."""
     classifier = Classifier(save_pair(tmp_path / "model", name), trust_remote_code=True)
     explainer = Explainer(classifier)
     assert (explainer.method, explainer.weighs_words) == (method, True)
-    for question in QUESTIONS:
-        answer = explainer.answer(question)
-        assert answer.scores == pytest.approx(classifier.probabilities([question])[0], abs=1e-6)
-        assert (answer.heat is not None) is (question.picture is not None)
+    for sample in SAMPLES:
+        answer = explainer.answer(sample)
+        assert answer.scores == pytest.approx(classifier.probabilities([sample])[0], abs=1e-6)
+        assert (answer.heat is not None) is (sample.picture is not None)
         assert [piece for text in answer.words for piece, _ in text] == (
-            ["word7", " ", "word8", ",", " ", "word9"] if question.texts[0] else []
+            ["word7", " ", "word8", ",", " ", "word9"] if sample.texts[0] else []
         )
     assert not any(parameter.requires_grad for parameter in classifier.model.parameters())
 
 
 def test_a_batch_may_lack_pictures_or_texts_of_some_rows_or_of_all(classifier: Classifier, tmp_path: Path) -> None:
-    """A row with a name that was not uploaded says so."""
+    """A row names a picture that was not uploaded."""
     PICTURE.save(tmp_path / "a.png")
     (tmp_path / "t.csv").write_text(f'image,text\na.png,"{TEXT}"\na.png,\n,"{TEXT}"\nb.png,"{TEXT}"\nx,\n')
     lines = list(
         classify_rows(read_rows([str(tmp_path / n) for n in ("a.png", "t.csv")], classifier, ["text"]), classifier)
     )
-    expected = classifier.probabilities(QUESTIONS)
+    expected = classifier.probabilities(SAMPLES)
     for line, scores in zip(lines, expected, strict=False):
         assert line[2:] == [classifier.labels[int(np.argmax(scores))], pytest.approx(max(scores), abs=1e-4), ""]
-    assert [line[-1] for line in lines[3:]] == ["No picture of this name was uploaded."] * 2
+    assert [line[-1] for line in lines[3:]] == ["No picture with this name was uploaded."] * 2
     (tmp_path / "only.csv").write_text(f'text,x\n"{TEXT}",1\n')
     for name, scores in (("a.png", expected[1]), ("only.csv", expected[2])):
         ((*_, share, note),) = classify_rows(read_rows([str(tmp_path / name)], classifier, ["text"]), classifier)
@@ -78,31 +78,31 @@ def test_a_batch_may_lack_pictures_or_texts_of_some_rows_or_of_all(classifier: C
         read_rows([str(tmp_path / "neither.csv")], classifier, ["text"])
 
 
-def test_the_page_says_that_one_is_enough(classifier: Classifier, space: Path) -> None:
-    """Before there is a question, in the help, and where there is none."""
-    assert "Choose a picture, write its text, or both." in nothing_yet(classifier, ())
-    assert "or one of both alone" in batch_help(classifier, ["text"], 9)
+def test_the_page_says_that_one_of_both_is_enough(classifier: Classifier, space: Path) -> None:
+    """Before there is a sample, and in the help."""
+    assert "Choose a picture, write its text, or both." in no_sample_yet(classifier, ())
+    assert "or only one of them" in batch_help(classifier, ["text"], 9)
     assert "null if there is none" in api(classifier, ["text"], 2, 32)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MODEL_ID", raising=False)
         service = Service(classifier, read_settings(space), space, uploads=space)
-    verdict, looked = service.show(None, " ")
-    assert "The answer appears here" in verdict
-    assert looked == ""
+    verdict, explanation = service.show(None, " ")
+    assert "The prediction appears here" in verdict
+    assert explanation == ""
     with pytest.raises(Exception, match="Choose a picture, write its text, or both"):
         service.classify(None, "")
-    verdict, looked = service.show(None, TEXT)
-    assert "What the words weighed" in looked
-    assert "Where the model looked" not in looked
-    verdict, looked = service.show(str(space / "examples/1.png"), "")
-    assert "Where the model looked" in looked
-    assert "What the words weighed" not in looked
-    # An example without a text is known again as itself.
-    assert "says <b>class 1</b>" in verdict
+    verdict, explanation = service.show(None, TEXT)
+    assert "Which words mattered" in explanation
+    assert "Where the model looked" not in explanation
+    verdict, explanation = service.show(str(space / "examples/1.png"), "")
+    assert "Where the model looked" in explanation
+    assert "Which words mattered" not in explanation
+    # It is recognised as an example without a text.
+    assert "True class: <b>class 1</b>" in verdict
 
 
-def test_its_own_code_is_run_only_where_that_is_said(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In settings.json, which we write, or in the environment."""
+def test_code_of_a_model_is_run_only_if_that_is_set(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In settings.json, which hf_transfer writes, or in the environment."""
     monkeypatch.setenv("MODEL_ID", str(space / "model"))
     assert read_settings(space) == Settings(model=str(space / "model"))
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")

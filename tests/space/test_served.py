@@ -1,4 +1,4 @@
-"""The demo over HTTP: what it tells programs, and what attacks get."""
+"""The demo over HTTP: its API, and attacks."""
 
 import http.client
 import json
@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import pytest
 
-from classifier import Question
+from classifier import Sample
 from explanation import Answer
 from tests.conftest import REPOSITORY
 from tests.space.conftest import served
@@ -26,39 +26,39 @@ from tests.space.programs import file
 from tests.space.test_classifier import bomb
 from tests.tiny_models import save_checkpoint
 
-# What a demo of pictures is made of; transformers imports its parts when they are asked for.
+# The imports of a demo of pictures; transformers imports its parts on first use.
 LIBRARIES = "import gradio, torch; from transformers import AutoImageProcessor, AutoModelForImageClassification"
 
 
-def test_the_api_says_what_the_model_says(demo: Demo) -> None:
+def test_the_api_returns_the_scores_of_the_model(demo: Demo) -> None:
     """As values, with hostile labels as they are."""
     status, path = demo.upload("a.png", png())
     assert status == 200
-    status, said = demo.ask(file(path), False)
+    status, response = demo.ask(file(path), False)
     assert status == 200
-    assert said.startswith("event: complete")
-    (answer,) = json.loads(said.split("data: ", 1)[1])
-    (scores,) = demo.service.classifier.probabilities([Question(PICTURE)])
+    assert response.startswith("event: complete")
+    (answer,) = json.loads(response.split("data: ", 1)[1])
+    (scores,) = demo.service.classifier.probabilities([Sample(PICTURE)])
     assert answer["scores"] == pytest.approx(dict(zip(HOSTILE, scores, strict=True)), abs=1e-6)
     assert answer["label"] == HOSTILE[int(np.argmax(scores))]
     assert "heat" not in answer
-    _, said = demo.ask(file(path), True)
-    (answer,) = json.loads(said.split("data: ", 1)[1])
+    _, response = demo.ask(file(path), True)
+    (answer,) = json.loads(response.split("data: ", 1)[1])
     assert np.asarray(answer["heat"]).shape == (2, 2)
 
 
 def test_the_api_is_documented(demo: Demo) -> None:
-    """One endpoint, its arguments, what it returns; the page's own events are not offered."""
-    status, _, said = demo.request("GET", "/gradio_api/info")
+    """One endpoint, its arguments, what it returns; the events of the page are not public."""
+    status, _, response = demo.request("GET", "/gradio_api/info")
     assert status == 200
-    endpoints = json.loads(said)["named_endpoints"]
+    endpoints = json.loads(response)["named_endpoints"]
     assert list(endpoints) == ["/classify"]
     assert [one["parameter_name"] for one in endpoints["/classify"]["parameters"]] == ["picture", "explain"]
     assert "probability of every label" in endpoints["/classify"]["description"]
 
 
 def test_the_shell_example_of_the_page_works(demo: Demo, tmp_path: Path) -> None:
-    """As it is shown."""
+    """As shown."""
     from html import unescape
 
     _, _, config = demo.request("GET", "/config")
@@ -101,7 +101,7 @@ def forbidden_paths(demo: Demo) -> list[str]:
 
 
 def test_no_file_of_this_machine_can_be_had(demo: Demo) -> None:
-    """By absolute, relative, encoded and twice encoded paths, on each of gradio's ways to files."""
+    """By absolute, relative, encoded and twice encoded paths, on each of gradio's routes to files."""
     asked = 0
     for name in forbidden_paths(demo):
         for way in (
@@ -112,10 +112,10 @@ def test_no_file_of_this_machine_can_be_had(demo: Demo) -> None:
             "/assets/",
             "/gradio_api/component_server/",
         ):
-            status, _, said = demo.request("GET", way + name)
+            status, _, response = demo.request("GET", way + name)
             assert status in (403, 404, 405), (way + name, status)
-            assert b"hf_secret" not in said
-            assert b"root:" not in said
+            assert b"hf_secret" not in response
+            assert b"root:" not in response
             asked += 1
     assert asked > 300
     status, path = demo.upload("mine.png", png())
@@ -125,7 +125,7 @@ def test_no_file_of_this_machine_can_be_had(demo: Demo) -> None:
 
 @pytest.fixture
 def listener() -> Iterator[tuple[str, list[bytes]]]:
-    """A web server that nobody is to ask, and what it was asked."""
+    """A web server that must get no request, and the requests that it gets."""
     asked: list[bytes] = []
     with socket.socket() as waiting:
         waiting.bind(("127.0.0.1", 0))
@@ -150,29 +150,29 @@ def listener() -> Iterator[tuple[str, list[bytes]]]:
 
 
 def test_nothing_is_fetched_for_visitors(demo: Demo, listener: tuple[str, list[bytes]]) -> None:
-    """By an address in the path, in a question, or in place of a file."""
+    """By an address in the path, in a sample, or in place of a file."""
     address, asked = listener
     for way in ("/gradio_api/file=", "/file=", "/gradio_api/proxy=", "/gradio_api/file/"):
         assert demo.request("GET", way + address)[0] in (403, 404)
     for name in (address, "https://example.org/x.png", "http://169.254.169.254/latest/meta-data"):
-        status, said = demo.ask(file(name), False)
-        assert "event: error" in said, (name, status, said)
-        assert "this demo fetches nothing" in said
+        status, response = demo.ask(file(name), False)
+        assert "event: error" in response, (name, status, response)
+        assert "this demo fetches nothing" in response
     assert asked == []
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", "app.py", "../model/token"])
-def test_no_file_of_this_machine_can_be_asked_about(demo: Demo, path: str) -> None:
+def test_no_file_of_this_machine_can_be_classified(demo: Demo, path: str) -> None:
     """As if it were an upload."""
     for name in (path, str(demo.model / "token")):
-        _, said = demo.ask(file(name), False)
-        assert "event: error" in said
-        assert "root:" not in said
-        assert "secret" not in said
+        _, response = demo.ask(file(name), False)
+        assert "event: error" in response
+        assert "root:" not in response
+        assert "secret" not in response
 
 
 def test_eleven_megabytes_are_too_many(demo: Demo) -> None:
-    """At the border of gradio, and a whole body at that of the guard."""
+    """By the limit of gradio, and by that of the guard for a whole body."""
     assert demo.upload("large.png", b"\0" * 11_000_000)[0] == 413
     status, _, _ = demo.request("POST", "/gradio_api/upload", b"", Content_Length="100000001")
     assert status == 413
@@ -189,16 +189,16 @@ def test_eleven_megabytes_are_too_many(demo: Demo) -> None:
         ("empty.png", b"", "It is empty or damaged"),
     ],
 )
-def test_what_is_no_picture_is_answered_in_words_and_not_shown_as_a_page(
+def test_a_file_that_is_no_picture_is_an_error_with_its_reason_and_never_shown_as_a_page(
     demo: Demo, name: str, content: bytes, words: str
 ) -> None:
-    """A browser that is sent to it saves it."""
+    """A browser downloads it."""
     status, path = demo.upload(name, content)
     assert status == 200
-    _, said = demo.ask(file(path), False)
-    assert "event: error" in said
-    assert words in said
-    assert "Traceback" not in said
+    _, response = demo.ask(file(path), False)
+    assert "event: error" in response
+    assert words in response
+    assert "Traceback" not in response
     status, headers, _ = demo.request("GET", f"/gradio_api/file={path}")
     assert status == 200
     assert headers["x-content-type-options"] == "nosniff"
@@ -207,11 +207,11 @@ def test_what_is_no_picture_is_answered_in_words_and_not_shown_as_a_page(
         assert headers["content-type"] == "application/octet-stream"
 
 
-def test_forty_at_once_wait_in_a_queue_that_has_an_end(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """34 are taken, 2 of them computed at a time; the others are told; all that were taken are answered."""
+def test_the_queue_has_a_limit(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 requests 34 are accepted and answered, 2 of them computed at a time; the others are refused."""
     go, running, most = threading.Event(), [], []
 
-    def slowly(question: Question, explain: bool) -> Answer:
+    def slowly(sample: Sample, explain: bool) -> Answer:
         running.append(1)
         most.append(len(running))
         assert go.wait(60)
@@ -221,7 +221,7 @@ def test_forty_at_once_wait_in_a_queue_that_has_an_end(demo: Demo, monkeypatch: 
     monkeypatch.setattr(demo.service, "_answer", slowly)
     _, path = demo.upload("a.png", png())
     try:
-        # Until both that are computed have left the queue.
+        # Wait until both have left the queue and are computed.
         first = [demo.begin(file(path), False) for _ in range(2)]
         for _ in range(600):
             if len(running) == 2:
@@ -232,9 +232,9 @@ def test_forty_at_once_wait_in_a_queue_that_has_an_end(demo: Demo, monkeypatch: 
     finally:
         go.set()
     assert [status for status, _ in first] == [200, 200]
-    refused = [said for status, said in others if status != 200]
+    refused = [response for status, response in others if status != 200]
     assert sorted(status for status, _ in others) == [200] * 32 + [503] * 6
-    assert all("Queue is full" in said for said in refused)
+    assert all("Queue is full" in response for response in refused)
     for status, event in [*first, *others]:
         if status == 200:
             assert "event: complete" in demo.wait(event)[1]
@@ -242,7 +242,7 @@ def test_forty_at_once_wait_in_a_queue_that_has_an_end(demo: Demo, monkeypatch: 
 
 
 def test_every_answer_tells_browsers_to_fetch_nothing_elsewhere(demo: Demo) -> None:
-    """Whatever a card should smuggle into the page."""
+    """Whatever a card brings into the page."""
     for path in ("/", "/config", "/nothing", "/gradio_api/file=http://x/"):
         _, headers, _ = demo.request("GET", path)
         policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
@@ -250,17 +250,17 @@ def test_every_answer_tells_browsers_to_fetch_nothing_elsewhere(demo: Demo) -> N
         assert not [word for rule in policy.values() for word in rule.split() if "." in word or "http" in word]
 
 
-def test_an_error_of_ours_tells_nothing_of_the_machine(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not meant for visitors stays in the log."""
+def test_an_internal_error_reveals_nothing_about_the_machine(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its message is only in the log."""
 
     def fails(*_: object) -> Answer:
         raise RuntimeError(f"secret path {REPOSITORY}")
 
     monkeypatch.setattr(demo.service, "_answer", fails)
     _, path = demo.upload("a.png", png())
-    _, said = demo.ask(file(path), False)
-    assert "event: error" in said
-    assert "secret" not in said
+    _, response = demo.ask(file(path), False)
+    assert "event: error" in response
+    assert "secret" not in response
 
 
 @pytest.mark.parametrize(
@@ -272,13 +272,13 @@ def test_an_error_of_ours_tells_nothing_of_the_machine(demo: Demo, monkeypatch: 
         ("POST", "/gradio_api/vibe-edit", 403),
     ],
 )  # fmt: skip
-def test_other_doors_of_gradio_are_shut(demo: Demo, method: str, path: str, status: int) -> None:
-    """Monitoring, recordings, code that is edited from outside."""
-    found, _, _ = demo.request(method, path, b"{}" if method == "POST" else None, Content_Type="application/json")
-    assert found == status
+def test_other_routes_of_gradio_are_closed(demo: Demo, method: str, path: str, status: int) -> None:
+    """Monitoring, recordings, editing of code."""
+    answered, _, _ = demo.request(method, path, b"{}" if method == "POST" else None, Content_Type="application/json")
+    assert answered == status
 
 
-def test_it_runs_as_it_lies(tmp_path: Path) -> None:
+def test_the_demo_runs_in_the_repository(tmp_path: Path) -> None:
     """`MODEL_ID=... python space/app.py`."""
     model = save_checkpoint(tmp_path / "my-model")
     with served(REPOSITORY / "space/app.py", tmp_path / "log", MODEL_ID=str(model)) as demo:
@@ -288,8 +288,8 @@ def test_it_runs_as_it_lies(tmp_path: Path) -> None:
 
 
 def test_it_is_ready_as_soon_as_its_libraries_are(tmp_path: Path) -> None:
-    """Seconds depend on the machine (`make bench-space` shows them); what the demo adds to the imports that it cannot
-    do without does not, but for what others do meanwhile: hence the best of three.
+    """Seconds depend on the machine (`make bench-space` shows them); the ratio to the imports that the demo needs does
+    not, except for the load of other processes: hence the best of three.
     """
     model = save_checkpoint(tmp_path / "my-model")
 
@@ -303,22 +303,21 @@ def test_it_is_ready_as_soon_as_its_libraries_are(tmp_path: Path) -> None:
     assert any(share() < 1.25 for _ in range(3))
 
 
-def test_a_busy_machine_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gradio asks for its own page, waits three seconds, and would have it shared through another's server."""
+def test_the_demo_starts_on_a_busy_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gradio requests its own page, waits three seconds, and would then share it through another server."""
     monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
     with hostile_demo(tmp_path) as demo:
         assert demo.request("GET", "/config")[0] == 200
 
 
-def test_a_model_that_cannot_be_served_ends_it_with_words(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_served_ends_the_demo_with_a_message(tmp_path: Path) -> None:
     """No traceback."""
     (tmp_path / "empty").mkdir()
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
-        "MODEL_ID": str(tmp_path / "empty")
-    }
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables["MODEL_ID"] = str(tmp_path / "empty")
     done = subprocess.run(
         [sys.executable, "app.py"],
-        cwd=REPOSITORY / "space", env=kept, capture_output=True, text=True, check=False,
+        cwd=REPOSITORY / "space", env=variables, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")

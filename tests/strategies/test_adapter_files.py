@@ -1,4 +1,4 @@
-"""What is saved is peft's own; it loads without us, and merged it is a plain model."""
+"""Adapters are saved in peft's format, load without this package, and can be merged into a plain model."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_transfer.config import UserError
+from hf_transfer.errors import UserError
 from hf_transfer.models.groups import trace_groups
 from hf_transfer.strategies.adapter_files import is_adapter_folder, load_adapter, merged, save_adapter
 from hf_transfer.strategies.adapters import (
@@ -34,9 +34,9 @@ from hf_transfer.strategies.adapters import (
     WeightDecomposedAdaptation,
 )
 from hf_transfer.strategies.freezing import set_trainable
-from tests.strategies.test_adapters import Adapted, Adapters, adapt, tiny
+from tests.strategies.test_adapters import Adapted, Adapters, adapt
 from tests.tiny_models import logits, save_checkpoint, state
-from tests.tiny_text_models import TEXT_ARCHITECTURES, save_text_checkpoint
+from tests.tiny_text_models import TEXT_ARCHITECTURES, model_and_inputs, save_text_checkpoint
 
 SAVED = [
     ("vit", LowRankAdaptation()),
@@ -50,7 +50,7 @@ SAVED = [
     ("distilbert", InfusedAdapters()),
     ("gpt2", LowRankAdaptation()),
 ]
-LABELS = {"id2label": {number: f"sort {number}" for number in range(4)}}
+LABELS = {"id2label": {number: f"class {number}" for number in range(4)}}
 LABELS |= {"label2id": {name: number for number, name in LABELS["id2label"].items()}}  # type: ignore[misc]
 
 
@@ -70,8 +70,8 @@ def classifier(base: Path, name: str, *, seed: int, **more: Any) -> PreTrainedMo
 
 
 def trained(base: Path, name: str, strategy: Adapters) -> Adapted:
-    """An adapted model whose adapters and head have moved."""
-    model, inputs = classifier(base, name, seed=1), tiny(name)[1]
+    """An adapted model whose adapters and head were trained for a few steps."""
+    model, inputs = classifier(base, name, seed=1), model_and_inputs(name)[1]
     adapted, groups = strategy.prepare(model, trace_groups(model, inputs), inputs, 0)
     set_trainable(adapted, groups, strategy.stages(groups, 1)[0].trainable)
     optimizer = torch.optim.AdamW(adapted.parameters(), lr=0.02)
@@ -86,7 +86,7 @@ def trained(base: Path, name: str, strategy: Adapters) -> Adapted:
 
 @pytest.mark.parametrize(("name", "strategy"), SAVED)
 def test_peft_alone_loads_what_was_saved(name: str, strategy: Adapters, tmp_path: Path) -> None:
-    """Also where the new base draws other weights for what the checkpoint lacks."""
+    """Also if the base model has other random weights in place of those that the checkpoint does not have."""
     base = pretrained(tmp_path / "base", name)
     adapted = trained(base, name, strategy)
     expected = logits(adapted.model, adapted.inputs)
@@ -107,7 +107,7 @@ def test_peft_alone_loads_what_was_saved(name: str, strategy: Adapters, tmp_path
 
 
 @pytest.mark.parametrize(("name", "strategy"), SAVED)
-def test_a_merged_model_is_a_plain_one_that_says_the_same(name: str, strategy: Adapters, tmp_path: Path) -> None:
+def test_a_merged_model_is_a_plain_model_with_the_same_logits(name: str, strategy: Adapters, tmp_path: Path) -> None:
     adapted = trained(pretrained(tmp_path / "base", name), name, strategy)
     before, expected = state(adapted.model), logits(adapted.model, adapted.inputs)
     plain = merged(adapted.model)
@@ -115,16 +115,16 @@ def test_a_merged_model_is_a_plain_one_that_says_the_same(name: str, strategy: A
     assert torch.allclose(logits(plain, adapted.inputs), expected, rtol=1e-5, atol=1e-5)
     plain.save_pretrained(tmp_path / "plain")
     kind = AutoModelForSequenceClassification if name in TEXT_ARCHITECTURES else AutoModelForImageClassification
-    loaded, found = kind.from_pretrained(tmp_path / "plain", output_loading_info=True)
-    assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    loaded, info = kind.from_pretrained(tmp_path / "plain", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert torch.allclose(logits(loaded.eval(), adapted.inputs), expected, rtol=1e-5, atol=1e-5)
     after = adapted.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in after.items())
 
 
-def test_a_grouped_convolution_that_could_not_be_merged_gets_no_adapter() -> None:
-    """LoRA on 8 groups runs with a rank of 8, but peft cannot merge it."""
+def test_a_grouped_convolution_that_cannot_be_merged_gets_no_adapter() -> None:
+    """LoRA of rank 8 runs on 8 groups, but peft cannot merge it."""
     grouped = [
         layer.get_base_layer()
         for layer in adapt("convnext", LowRankAdaptation()).layers().values()
@@ -133,7 +133,7 @@ def test_a_grouped_convolution_that_could_not_be_merged_gets_no_adapter() -> Non
     assert grouped == []
 
 
-def test_the_folder_holds_the_same_bytes_each_time_and_no_template(tmp_path: Path) -> None:
+def test_the_folder_has_the_same_bytes_each_time_and_no_template(tmp_path: Path) -> None:
     adapted = adapt("bert", LowRankAdaptation())
     folder = tmp_path / "new" / "model"
     save_adapter(adapted.model, folder, base_model_name="someone/bert")
@@ -146,13 +146,13 @@ def test_the_folder_holds_the_same_bytes_each_time_and_no_template(tmp_path: Pat
     assert settings["modules_to_save"] == ["bert.pooler.dense", "classifier", "score"]
     assert settings["target_modules"] == sorted(settings["target_modules"])
     (folder / "README.md").write_text("ours", encoding="utf-8")
-    loaded = load_adapter(folder, tiny("bert")[0])
+    loaded = load_adapter(folder, model_and_inputs("bert")[0])
     save_adapter(loaded, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files | {"README.md": b"ours"}
 
 
-def test_transformers_alone_needs_the_weights_of_the_base_in_the_folder_too(tmp_path: Path) -> None:
-    """What README says about `pipeline`: with config.json but no model.safetensors it finds no weights."""
+def test_transformers_alone_also_needs_the_weights_of_the_base_in_the_folder(tmp_path: Path) -> None:
+    """As the documentation of `pipeline` says: with config.json but no model.safetensors it finds no weights."""
     base = pretrained(tmp_path / "base", "vit")
     adapted = trained(base, "vit", LowRankAdaptation())
     folder = tmp_path / "saved"
@@ -167,10 +167,10 @@ def test_transformers_alone_needs_the_weights_of_the_base_in_the_folder_too(tmp_
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
-    model = tiny("vit")[0]
+    model = model_and_inputs("vit")[0]
     model.save_pretrained(tmp_path / "plain")
     assert not is_adapter_folder(tmp_path / "plain")
-    for folder, found in ((tmp_path / "plain", "a folder without them"), (tmp_path / "none", "no such folder")):
+    for folder, found in ((tmp_path / "plain", "a folder without these files"), (tmp_path / "none", "no such folder")):
         with pytest.raises(UserError) as caught:
             load_adapter(folder, model)
         assert str(caught.value) == (
@@ -184,31 +184,33 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
     ("settings", "problem"),
     [
         ({"num_labels": 7}, "the shape in current model is torch.Size([7])."),
-        ({"num_hidden_layers": 2}, "layers that it does not name"),
+        ({"num_hidden_layers": 2}, "the adapter has weights of other layers"),
     ],
 )
 def test_an_adapter_of_another_base_model_is_refused(settings: dict[str, Any], problem: str, tmp_path: Path) -> None:
-    """peft only warns of layers that the folder lacks."""
+    """peft only warns about missing layers."""
     save_adapter(adapt("vit", LowRankAdaptation()).model, tmp_path, base_model_name="someone/vit")
     with pytest.raises(UserError) as caught:
-        load_adapter(tmp_path, tiny("vit", **settings)[0])
-    words = str(caught.value).splitlines()
-    assert words[0] == f"Expected: the base model of the adapter in {tmp_path}: someone/vit"
-    assert words[1].startswith("Found:    ViTForImageClassification of other layers or classes: ")
-    assert words[1].endswith(problem)
-    assert words[2] == "Do this:  load the base model that adapter_config.json names, with the labels in config.json"
+        load_adapter(tmp_path, model_and_inputs("vit", **settings)[0])
+    expected, found, do = str(caught.value).splitlines()
+    assert expected == f"Expected: the base model of the adapter in {tmp_path}: someone/vit"
+    assert found.startswith("Found:    ViTForImageClassification with other layers or classes: ")
+    assert found.endswith(problem)
+    assert do == "Do this:  load the base model that adapter_config.json names, with the labels in config.json"
 
 
-def test_what_cannot_be_merged_is_said_in_words() -> None:
-    model = get_peft_model(tiny("vit")[0], LilyConfig(target_modules=["fc1"]))
+def test_an_adapter_that_cannot_be_merged_is_refused() -> None:
+    model = get_peft_model(model_and_inputs("vit")[0], LilyConfig(target_modules=["fc1"]))
     with pytest.raises(UserError) as caught:
         merged(model)
     assert str(caught.value) == (
-        "Expected: an adapter that can be worked into the weights\n"
+        "Expected: an adapter that can be merged into the weights\n"
         "Found:    LILY, which peft cannot merge: This method is not supported for Lily.\n"
         "Do this:  leave --merge_adapter out, or use --strategy lora"
     )
-    # A rank that divides the groups, as a stranger's adapter may have.
-    grouped = get_peft_model(tiny("convnext")[0], LoraConfig(r=8, target_modules=["stages.0.layers.0.dwconv"]))
+    # The rank divides the groups, which may be so in adapters that were trained elsewhere.
+    grouped = get_peft_model(
+        model_and_inputs("convnext")[0], LoraConfig(r=8, target_modules=["stages.0.layers.0.dwconv"])
+    )
     with pytest.raises(UserError, match="LORA, which peft cannot merge"):
         merged(grouped)

@@ -1,4 +1,4 @@
-"""Adapters sit where they should, compute what their papers say, and nothing else learns."""
+"""Adapters are in the right layers, compute the formulas of their papers, and nothing else learns."""
 
 import copy
 from collections.abc import Mapping
@@ -12,10 +12,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_transfer.config import UserError
+from hf_transfer.errors import UserError
 from hf_transfer.models.groups import Group, trace_groups
 from hf_transfer.strategies.adapters import (
     InfusedAdapters,
@@ -25,8 +24,8 @@ from hf_transfer.strategies.adapters import (
     WeightDecomposedAdaptation,
 )
 from hf_transfer.strategies.freezing import set_trainable
-from tests.tiny_models import ALL, logits, pixels, state, tiny_model
-from tests.tiny_text_models import TEXT_ARCHITECTURES, tiny_text_model, token_ids
+from tests.tiny_models import ALL, logits, state
+from tests.tiny_text_models import TEXT_ARCHITECTURES, model_and_inputs
 
 Adapters = LowRankAdaptation | InfusedAdapters
 STRATEGIES: dict[str, Adapters] = {
@@ -36,21 +35,21 @@ STRATEGIES: dict[str, Adapters] = {
     "lokr": KroneckerAdaptation(),
     "loha": OtherAdapters(peft_type="LOHA"),
 }
-EVERY = ("vit", "resnet_basic", "convnext", "swin", "bert", "roberta", "distilbert", "gpt2")
+NAMES = ("vit", "resnet_basic", "convnext", "swin", "bert", "roberta", "distilbert", "gpt2")
 PREFIX = "base_model.model."
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass
 class Adapted:
-    """A tiny model with adapters, its groups, and what it is fed."""
+    """A tiny model with adapters, its groups, and a batch."""
 
     model: nn.Module
     groups: list[Group]
     inputs: dict[str, Tensor]
 
     def layers(self) -> dict[str, BaseTunerLayer]:
-        """The layers that carry an adapter, by their names in the model without."""
+        """The layers that have an adapter, by their names in the model without adapters."""
         return {
             name.removeprefix(PREFIX): layer
             for name, layer in self.model.named_modules()
@@ -58,15 +57,9 @@ class Adapted:
         }
 
 
-def tiny(name: str, **settings: Any) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    if name in TEXT_ARCHITECTURES:
-        return tiny_text_model(name, **settings), token_ids()
-    return tiny_model(name, **settings), pixels(name)
-
-
 def adapt(name: str, strategy: Adapters, *, seed: int = 0, random: bool = False, **settings: Any) -> Adapted:
-    """With `random` the adapters are given random values, since they start as nothing."""
-    model, inputs = tiny(name, **settings)
+    """With `random` the adapters get random values: at the start they have no effect."""
+    model, inputs = model_and_inputs(name, **settings)
     adapted, groups = strategy.prepare(model, trace_groups(model, inputs), inputs, seed)
     if random:
         generator = torch.Generator().manual_seed(seed)
@@ -78,27 +71,27 @@ def adapt(name: str, strategy: Adapters, *, seed: int = 0, random: bool = False,
     return Adapted(adapted.eval(), groups, inputs)
 
 
-def own(layer: nn.Module, kind: str) -> Array:
-    """An adapter's own matrix, by peft's name for it."""
-    (found,) = [value for key, value in layer.named_parameters() if kind in key]
-    array: Array = found.detach().double().numpy()
+def matrix(layer: nn.Module, kind: str) -> Array:
+    """A matrix of an adapter, by peft's name for it."""
+    (parameter,) = [value for key, value in layer.named_parameters() if kind in key]
+    array: Array = parameter.detach().double().numpy()
     return array
 
 
-def by_the_paper(method: str, weight: Array, layer: nn.Module) -> Array:
-    """What the layer's weight [out, in, ...] becomes; alpha is twice the rank."""
+def adapted_weight(method: str, weight: Array, layer: nn.Module) -> Array:
+    """The adapted weight [out, in, ...] by the formula of the paper; alpha is twice the rank."""
     factors: Array = np.ones(len(weight))
     if method == "ia3":
-        factors = own(layer, "ia3_l").reshape(-1)
+        factors = matrix(layer, "ia3_l").reshape(-1)
     elif method == "lokr":
-        w2 = own(layer, "lokr_w2_a") @ own(layer, "lokr_w2_b")
-        weight = weight + 2 * np.kron(own(layer, "lokr_w1"), w2).reshape(weight.shape)
+        w2 = matrix(layer, "lokr_w2_a") @ matrix(layer, "lokr_w2_b")
+        weight = weight + 2 * np.kron(matrix(layer, "lokr_w1"), w2).reshape(weight.shape)
     else:
-        a, b = own(layer, "lora_A"), own(layer, "lora_B")
+        a, b = matrix(layer, "lora_A"), matrix(layer, "lora_B")
         weight = weight + 2 * (b.reshape(-1, 8) @ a.reshape(8, -1)).reshape(weight.shape)
     if method == "dora":
         length = np.sqrt((weight.reshape(len(weight), -1) ** 2).sum(1))
-        factors = own(layer, "lora_magnitude_vector").reshape(-1) / length
+        factors = matrix(layer, "lora_magnitude_vector").reshape(-1) / length
     return weight * factors.reshape(-1, *[1] * (weight.ndim - 1))
 
 
@@ -121,8 +114,8 @@ def run(layer: Any, weight: Tensor, bias: Any, batch: Tensor) -> Tensor:
         if (method, name) != ("lokr", "gpt2")
     ],
 )
-def test_the_layers_compute_what_the_paper_says(method: str, name: str, target: str) -> None:
-    # A rank of 8 would be a full one in Kronecker factors as small as these.
+def test_the_layers_compute_the_formula_of_the_paper(method: str, name: str, target: str) -> None:
+    # Kronecker factors as small as these would have full rank with a rank of 8.
     strategy = KroneckerAdaptation(rank=1) if method == "lokr" else STRATEGIES[method]
     layer: Any = adapt(name, strategy, random=True).layers()[target]
     plain = layer.get_base_layer()
@@ -133,32 +126,32 @@ def test_the_layers_compute_what_the_paper_says(method: str, name: str, target: 
     batch = torch.randn(shape, generator=generator)
     bias = plain.bias
     if method == "ia3" and bias is not None:
-        bias = bias * torch.from_numpy(own(layer, "ia3_l")).float().reshape(-1)
-    expected = run(plain, torch.from_numpy(by_the_paper(method, weight, layer)).float(), bias, batch)
+        bias = bias * torch.from_numpy(matrix(layer, "ia3_l")).float().reshape(-1)
+    expected = run(plain, torch.from_numpy(adapted_weight(method, weight, layer)).float(), bias, batch)
     with torch.no_grad():
-        found = layer(batch)
-        assert (found - plain(batch)).abs().max() > 0.1
-        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+        actual = layer(batch)
+        assert (actual - plain(batch)).abs().max() > 0.1
+        assert torch.allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("method", "name"),
     # peft has neither LoKr nor LoHa for Conv1D.
-    [(method, name) for name in EVERY for method in STRATEGIES if name != "gpt2" or method not in ("lokr", "loha")],
+    [(method, name) for name in NAMES for method in STRATEGIES if name != "gpt2" or method not in ("lokr", "loha")],
 )
-def test_at_the_start_the_model_says_what_it_said_before(method: str, name: str) -> None:
-    model, inputs = tiny(name)
+def test_at_the_start_adapters_do_not_change_the_logits(method: str, name: str) -> None:
+    model, inputs = model_and_inputs(name)
     assert torch.allclose(
         logits(adapt(name, STRATEGIES[method]).model, inputs), logits(model, inputs), rtol=1e-5, atol=1e-5
     )
 
 
 def candidates(name: str, **settings: Any) -> dict[str, bool]:
-    """By the architecture's own names: layers in its blocks, and whether each is a depthwise convolution."""
+    """Layers in the blocks that the source code names, and whether each is a depthwise convolution."""
     blocks = (ALL | TEXT_ARCHITECTURES)[name].blocks
     return {
         key: getattr(layer, "groups", 1) > 1
-        for key, layer in tiny(name, **settings)[0].named_modules()
+        for key, layer in model_and_inputs(name, **settings)[0].named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d | Conv1D) and any(key.startswith(f"{block}.") for block in blocks)
     }
 
@@ -174,10 +167,10 @@ def candidates(name: str, **settings: Any) -> dict[str, bool]:
         ("gpt2", 12, 0, {}),
     ],
 )
-def test_every_layer_of_the_blocks_that_peft_can_adapt_carries_an_adapter(
+def test_every_layer_of_the_blocks_that_peft_can_adapt_has_an_adapter(
     name: str, count: int, depthwise: int, settings: Mapping[str, Any]
 ) -> None:
-    """LoRA has no depthwise convolutions, (IA)³ has."""
+    """(IA)³ can adapt depthwise convolutions, LoRA cannot."""
     layers = candidates(name, **settings)
     plain = {key for key, is_depthwise in layers.items() if not is_depthwise}
     assert (len(plain), len(layers) - len(plain)) == (count, depthwise)
@@ -186,15 +179,15 @@ def test_every_layer_of_the_blocks_that_peft_can_adapt_carries_an_adapter(
 
 
 @pytest.mark.parametrize(("name", "top"), [("vit", 1), ("vit", 2), ("resnet_basic", 2), ("gpt2", 1), ("convnext", 4)])
-def test_the_top_blocks_carry_the_adapters(name: str, top: int) -> None:
+def test_the_top_blocks_have_the_adapters(name: str, top: int) -> None:
     blocks = (ALL | TEXT_ARCHITECTURES)[name].blocks[-top:]
-    found = adapt(name, LowRankAdaptation(layers=top)).layers()
-    wanted = {key for key, depthwise in candidates(name).items() if key.startswith(blocks) and not depthwise}
-    assert found.keys() == wanted
+    layers = adapt(name, LowRankAdaptation(layers=top)).layers()
+    expected = {key for key, depthwise in candidates(name).items() if key.startswith(blocks) and not depthwise}
+    assert layers.keys() == expected
 
 
-def test_without_blocks_the_whole_backbone_carries_adapters() -> None:
-    """But not the head, and not by number."""
+def test_in_a_model_without_blocks_the_whole_backbone_has_adapters() -> None:
+    """But not the head; and a number of layers is refused."""
     model = Small()
     inputs = {"pixel_values": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
     groups = trace_groups(model, inputs)
@@ -209,7 +202,7 @@ def test_without_blocks_the_whole_backbone_carries_adapters() -> None:
 
 
 class Small(nn.Module):
-    """A classifier in which nothing repeats."""
+    """A classifier without repeated blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,22 +213,22 @@ class Small(nn.Module):
         return SimpleNamespace(logits=self.head(self.stem(pixel_values).mean((2, 3))))
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", ["lora", "ia3"])
-def test_exactly_the_adapters_and_what_is_saved_with_them_move(method: str, name: str) -> None:
-    """BatchNorm statistics stand still too. The reference is what peft itself would train."""
+def test_only_the_adapters_and_the_modules_saved_with_them_change(method: str, name: str) -> None:
+    """BatchNorm statistics do not change either. The reference are the parameters that peft itself would train."""
     strategy = STRATEGIES[method]
     adapted = adapt(name, strategy, random=True)
     model = adapted.model
-    wanted = {key for key, value in model.named_parameters() if value.requires_grad}
+    expected = {key for key, value in model.named_parameters() if value.requires_grad}
     set_trainable(model, adapted.groups, strategy.stages(adapted.groups, 1)[0].trainable)
     before = state(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     model.train()
     functional.cross_entropy(model(**adapted.inputs).logits, torch.tensor([0, 1])).backward()
     optimizer.step()
-    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-    assert moved == wanted
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == expected
 
 
 @pytest.mark.parametrize(
@@ -249,14 +242,14 @@ def test_exactly_the_adapters_and_what_is_saved_with_them_move(method: str, name
         ("gpt2", {"score"}),
     ],
 )
-def test_the_head_and_the_dense_layers_in_front_of_it_are_saved_whole(name: str, expected: set[str]) -> None:
+def test_the_head_and_the_dense_layers_before_it_are_saved_whole(name: str, expected: set[str]) -> None:
     model = adapt(name, LowRankAdaptation()).model
     saved = {key for key, _ in model.named_modules() if key.endswith("modules_to_save")}
     assert saved == {f"{PREFIX}{key}.modules_to_save" for key in expected}
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "lokr", "loha"])
-def test_weights_are_a_function_of_the_seed(method: str) -> None:
+def test_the_weights_depend_only_on_the_seed(method: str) -> None:
     before = torch.get_rng_state()
     first, again, other = (state(adapt("vit", STRATEGIES[method], seed=seed).model) for seed in (7, 7, 8))
     assert torch.equal(torch.get_rng_state(), before)
@@ -266,7 +259,7 @@ def test_weights_are_a_function_of_the_seed(method: str) -> None:
     assert all("lora_" in key or "lokr_" in key or "hada_" in key for key in differ)
 
 
-def test_a_deep_copy_is_a_model_of_its_own() -> None:
+def test_a_deep_copy_shares_no_weights() -> None:
     strategy = LowRankAdaptation()
     adapted = adapt("resnet_basic", strategy, random=True)
     set_trainable(adapted.model, adapted.groups, strategy.stages(adapted.groups, 1)[0].trainable)
@@ -279,7 +272,7 @@ def test_a_deep_copy_is_a_model_of_its_own() -> None:
     assert torch.equal(logits(adapted.model, adapted.inputs), before)
 
 
-def test_dropout_follows_training_where_the_method_has_it() -> None:
+def test_methods_with_dropout_use_it_only_in_training() -> None:
     for strategy in (LowRankAdaptation(dropout=0.5), KroneckerAdaptation(dropout=0.5), OtherAdapters(dropout=0.5)):
         adapted = adapt("vit", strategy, random=True)
         set_trainable(adapted.model, adapted.groups, strategy.stages(adapted.groups, 1)[0].trainable)
@@ -308,23 +301,23 @@ def test_dropout_follows_training_where_the_method_has_it() -> None:
         "VERA",
     ],
 )
-def test_other_methods_of_peft_learn_what_peft_would_train(peft_type: str) -> None:
+def test_other_methods_train_the_parameters_that_peft_would_train(peft_type: str) -> None:
     strategy = OtherAdapters(peft_type=peft_type)
     adapted = adapt("vit", strategy)
     assert len(adapted.layers()) == 18
-    model = tiny("vit")[0]
+    model = model_and_inputs("vit")[0]
     groups = trace_groups(model, adapted.inputs)
     strategy.check(nn.Module.to(model, "meta"), groups)
-    wanted = {key for key, value in adapted.model.named_parameters() if value.requires_grad}
-    assert strategy.stages(adapted.groups, 1)[0].trainable == wanted
+    expected = {key for key, value in adapted.model.named_parameters() if value.requires_grad}
+    assert strategy.stages(adapted.groups, 1)[0].trainable == expected
 
 
 def test_a_layer_that_peft_would_compute_wrongly_gets_no_adapter() -> None:
-    """peft 0.21 reshapes the patches of a 3x3 convolution wrongly for OFT: 7.0 off before anything is learnt."""
+    """peft 0.21 reshapes the patches of a 3x3 convolution wrongly for OFT: at the start outputs differ by 7.0."""
     adapted = adapt("resnet_bottleneck", OtherAdapters(peft_type="OFT"))
     sizes = {layer.get_base_layer().kernel_size for layer in adapted.layers().values()}
     assert sizes == {(1, 1)}
-    plain, inputs = tiny("resnet_bottleneck")
+    plain, inputs = model_and_inputs("resnet_bottleneck")
     assert torch.allclose(logits(adapted.model, inputs), logits(plain, inputs), rtol=1e-4, atol=1e-4)
 
 
@@ -332,7 +325,7 @@ ATTACHABLE_TO_GPT2 = "LORA, IA3, VERA, FROD, PVERA, FOURIERFT, UNILORA, RANDLORA
 
 
 @pytest.mark.parametrize(
-    ("name", "strategy", "words"),
+    ("name", "strategy", "message"),
     [
         (
             "vit",
@@ -352,27 +345,29 @@ ATTACHABLE_TO_GPT2 = "LORA, IA3, VERA, FROD, PVERA, FOURIERFT, UNILORA, RANDLORA
         (
             "gpt2",
             OtherAdapters(peft_type="ADALORA"),
-            "Expected: a method of peft that adapts single layers, and needs nothing else\n"
-            "Found:    ADALORA: it must be told the number of steps, and prunes ranks from within the training loop\n"
+            "Expected: a method of peft that adapts single layers and needs nothing else\n"
+            "Found:    ADALORA: it needs the number of steps, and the training loop must call it to prune ranks\n"
             f"Do this:  use --strategy adapter with --peft_type {ATTACHABLE_TO_GPT2}",
         ),
         (
             "gpt2",
             OtherAdapters(peft_type="PROMPT_TUNING"),
-            "Expected: a method of peft that adapts single layers, and needs nothing else\n"
+            "Expected: a method of peft that adapts single layers and needs nothing else\n"
             "Found:    PROMPT_TUNING\n"
             f"Do this:  use --strategy adapter with --peft_type {ATTACHABLE_TO_GPT2}",
         ),
         (
             "mobilenet_v2",
             LowRankAdaptation(),
-            "Expected: a model that runs with the layers that LORA puts in place of its own\n"
+            "Expected: a model that runs with the layers by which LORA replaces its own\n"
             "Found:    MobileNetV2ForImageClassification: 'Conv2d' object has no attribute 'stride'\n"
             "Do this:  use another kind of adapter, or --strategy partial or full",
         ),
     ],
 )
-def test_what_cannot_be_done_is_said_in_words(name: str, strategy: Adapters, words: str) -> None:
+def test_a_method_that_does_not_suit_the_model_is_refused_with_advice(
+    name: str, strategy: Adapters, message: str
+) -> None:
     with pytest.raises(UserError) as caught:
         adapt(name, strategy)
-    assert str(caught.value) == words
+    assert str(caught.value) == message

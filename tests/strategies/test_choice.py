@@ -1,4 +1,4 @@
-"""Settings name the strategy, and a model that does not fit it is refused before its weights are read."""
+"""Settings name the strategy, and a model that it does not suit is refused before weights are read."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -7,8 +7,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from hf_transfer.config import RunConfig, TextConfig, UserError, VisionConfig
+from hf_transfer.errors import UserError
+from hf_transfer.modalities.text import TextModality
 from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.settings.run import TextConfig, VisionConfig
+from hf_transfer.settings.strategy import Strategy as StrategyName
+from hf_transfer.settings.strategy import StrategySettings
 from hf_transfer.strategies.adapters import (
     InfusedAdapters,
     KroneckerAdaptation,
@@ -16,7 +20,7 @@ from hf_transfer.strategies.adapters import (
     OtherAdapters,
     WeightDecomposedAdaptation,
 )
-from hf_transfer.strategies.choice import choose_strategy, prepare_model
+from hf_transfer.strategies.choice import Prepared, choose_strategy, load_model, prepare_model
 from hf_transfer.strategies.freezing import (
     BiasTuning,
     FromScratch,
@@ -27,10 +31,11 @@ from hf_transfer.strategies.freezing import (
     PartialFineTuning,
     Strategy,
 )
+from hf_transfer.targets.classes import Classes
 from tests.tiny_models import pixels, save_checkpoint
 from tests.tiny_text_models import save_text_checkpoint, token_ids
 
-LABELS = ["a", "b", "c"]
+TARGET = Classes(("a", "b", "c"))
 ADAPTED: dict[str, Any] = {"adapter_rank": 4, "adapter_alpha": 3.0, "adapter_dropout": 0.2, "adapter_layers": 2}
 CHOICES: dict[str, tuple[dict[str, Any], Strategy]] = {
     "linear_probe": ({}, LinearProbe()),
@@ -51,37 +56,36 @@ CHOICES: dict[str, tuple[dict[str, Any], Strategy]] = {
 }
 
 
-def settings(**more: Any) -> VisionConfig:
-    return VisionConfig(model_name_or_path="m", dataset_name="d", output_dir="o", **more)
+def settings(**more: Any) -> StrategySettings:
+    return VisionConfig.of(model_name_or_path="m", dataset_name="d", output_dir="o", **more).strategy
 
 
-def test_all_of_a_text_model_learns_behind_a_larger_head() -> None:
-    config = TextConfig(model_name_or_path="m", dataset_name="d", output_dir="o", strategy="full")
-    assert choose_strategy(config) == FullFineTuning(larger_head=True)
+def test_full_fine_tuning_of_a_text_model_has_a_larger_head() -> None:
+    strategy = choose_strategy(settings(strategy="full"), larger_head=TextModality().larger_head)
+    assert strategy == FullFineTuning(larger_head=True)
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_each_name_chooses_its_strategy_with_all_its_settings(name: str) -> None:
     chosen, expected = CHOICES[name]
-    found = choose_strategy(settings(strategy=name, **chosen))
-    assert (type(found), found) == (type(expected), expected)
+    strategy = choose_strategy(settings(strategy=name, **chosen))
+    assert (type(strategy), strategy) == (type(expected), expected)
 
 
-def test_every_name_that_the_settings_take_is_known() -> None:
-    names = get_args(RunConfig.__dataclass_fields__["strategy"].type)
-    assert list(CHOICES) == list(names)
+def test_every_strategy_of_the_settings_can_be_chosen() -> None:
+    assert list(CHOICES) == list(get_args(StrategyName))
 
 
-def test_without_settings_an_adapter_has_the_usual_ones() -> None:
-    found = choose_strategy(settings(strategy="lora"))
-    assert found == LowRankAdaptation(rank=8, alpha=None, dropout=0.05, layers=None)
-    assert isinstance(found, LowRankAdaptation)
-    assert found.settings() == {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
+def test_an_adapter_has_the_usual_default_settings() -> None:
+    strategy = choose_strategy(settings(strategy="lora"))
+    assert strategy == LowRankAdaptation(rank=8, alpha=None, dropout=0.05, layers=None)
+    assert isinstance(strategy, LowRankAdaptation)
+    assert strategy.settings() == {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
 
 
 @pytest.fixture
-def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are not read: whoever tries fails."""
+def weights_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading weights fails the test."""
 
     def fail(*_: Any, **__: Any) -> None:
         pytest.fail("the weights were read")
@@ -89,31 +93,41 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", fail)
 
 
-def prepare(folder: Path, name: str, **chosen: Any) -> Any:
-    checkpoint = Checkpoint(str(save_checkpoint(folder / "model", name)))
-    config = settings(**chosen)
-    return prepare_model(checkpoint, choose_strategy(config), LABELS, config, pixels(name))
+def prepare(
+    checkpoint: Checkpoint, *, seed: int = 0, epochs: int = 5, cache_frozen: str = "auto", **chosen: Any
+) -> Prepared:
+    """Load a model and prepare it, as a run does."""
+    chosen_settings, inputs = settings(**chosen), token_ids() if "text" in checkpoint.task else pixels("vit")
+    strategy = choose_strategy(chosen_settings)
+    new = load_model(checkpoint, strategy, TARGET, inputs, seed=seed, feature_layers=chosen_settings.feature_layers)
+    return prepare_model(new, strategy, inputs, seed=seed, epochs=epochs, cache_frozen=cache_frozen)
+
+
+@pytest.fixture
+def vit(tmp_path: Path) -> Checkpoint:
+    return Checkpoint(str(save_checkpoint(tmp_path / "model", "vit")))
 
 
 @pytest.mark.parametrize(
-    ("chosen", "words"),
+    ("chosen", "expected"),
     [
         ({"strategy": "partial", "trainable_layers": 4}, "--trainable_layers from 1 to 3, the blocks of this model"),
         ({"strategy": "lora", "adapter_layers": 4}, "--adapter_layers from 1 to 3, the blocks of this model"),
         ({"strategy": "adapter", "peft_type": "ADALORA"}, "a method of peft that adapts single layers"),
         ({"strategy": "adapter", "peft_type": "NONSENSE"}, "a method of peft that adapts single layers"),
+        ({"strategy": "linear_probe", "feature_layers": [2, 4]}, "--feature_layers from 1 to 3, the blocks of this"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_weights_are_read(
-    tmp_path: Path, unreadable: None, chosen: dict[str, Any], words: str
+def test_a_strategy_that_does_not_suit_the_model_is_refused_before_weights_are_read(
+    vit: Checkpoint, weights_are_not_read: None, chosen: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        prepare(tmp_path, "vit", **chosen)
-    assert words in str(caught.value)
+        prepare(vit, **chosen)
+    assert expected in str(caught.value)
 
 
-def test_scratch_reads_no_weights_at_all(tmp_path: Path, unreadable: None) -> None:
-    prepared = prepare(tmp_path, "vit", strategy="scratch")
+def test_scratch_reads_no_weights(vit: Checkpoint, weights_are_not_read: None) -> None:
+    prepared = prepare(vit, strategy="scratch")
     assert [group.name for group in prepared.groups][-1] == "head"
 
 
@@ -122,44 +136,54 @@ def test_scratch_reads_no_weights_at_all(tmp_path: Path, unreadable: None) -> No
     # Of a ViT's groups: embeddings, three blocks, final, head.
     [("linear_probe", 5), ("partial", 3), ("gradual", 0), ("lp_ft", 0), ("full", 0), ("bitfit", 0), ("lora", 1)],
 )
-def test_what_never_learns_is_counted_from_the_input(tmp_path: Path, strategy: str, frozen: int) -> None:
-    prepared = prepare(tmp_path, "vit", strategy=strategy, num_train_epochs=5)
+def test_frozen_groups_are_counted_from_the_input(vit: Checkpoint, strategy: str, frozen: int) -> None:
+    prepared = prepare(vit, strategy=strategy)
     assert len(prepared.frozen[""]) == frozen
     with torch.no_grad():
-        assert prepared.model(**pixels("vit")).logits.shape == (2, len(LABELS))
+        assert prepared.model(**pixels("vit")).logits.shape == (2, len(TARGET.names))
 
 
-def test_adapters_are_put_in_with_the_seed_of_the_run(tmp_path: Path) -> None:
-    models = [prepare(tmp_path / str(n), "vit", strategy="lora", seed=seed).model for n, seed in enumerate((1, 1, 2))]
+def test_the_weights_of_adapters_depend_on_the_seed_of_the_run(vit: Checkpoint) -> None:
+    models = [prepare(vit, strategy="lora", seed=seed).model for seed in (1, 1, 2)]
     first, again, other = ([v for k, v in model.named_parameters() if "lora_A" in k] for model in models)
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
     assert not any(torch.equal(*pair) for pair in zip(first, other, strict=True))
 
 
-def test_an_adapter_is_no_model_to_start_from(tmp_path: Path) -> None:
-    """Its folder has a config.json, but no weights of its own."""
+def test_training_cannot_start_from_an_adapter(tmp_path: Path) -> None:
+    """Its folder has a config.json, but no weights of a whole model."""
     save_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="name its base model, or the model of a run with --merge_adapter"):
-        prepare_model(Checkpoint(str(tmp_path)), FullFineTuning(), LABELS, settings(), pixels("vit"))
+        prepare(Checkpoint(str(tmp_path)), strategy="full")
 
 
-def test_only_frozen_blocks_are_worth_storing(tmp_path: Path) -> None:
-    """With adapters in every block the embeddings alone are frozen, and each epoch shall see new views."""
-    checkpoint = Checkpoint(str(save_checkpoint(tmp_path)))
-    found = {}
-    for strategy in ("lora", "linear_probe"):
-        config = settings(strategy=strategy)
-        found[strategy] = prepare_model(checkpoint, choose_strategy(config), LABELS, config, pixels("vit"))
-    assert (len(found["lora"].frozen[""]), found["lora"].frozen_blocks) == (1, False)
-    assert found["linear_probe"].frozen_blocks
+def test_only_frozen_blocks_are_worth_storing(vit: Checkpoint) -> None:
+    """With adapters in every block only the embeddings are frozen: each epoch can have new views."""
+    lora, probe = (prepare(vit, strategy=strategy) for strategy in ("lora", "linear_probe"))
+    assert (len(lora.frozen[""]), lora.frozen_blocks) == (1, False)
+    assert probe.frozen_blocks
 
 
-@pytest.mark.parametrize(("strategy", "told"), [("full", True), ("lp_ft", False)])
-def test_two_looks_at_a_text_are_told(strategy: Any, told: bool, tmp_path: Path) -> None:
+def test_storing_is_refused_if_no_layer_is_frozen_in_any_stage(vit: Checkpoint) -> None:
+    """In the first stage of lp_ft all layers but the head are."""
+    prepare(vit, strategy="lp_ft", cache_frozen="on")
+    with pytest.raises(UserError) as caught:
+        prepare(vit, strategy="full", cache_frozen="on")
+    assert str(caught.value).splitlines()[:2] == [
+        "Expected: with --cache_frozen on a strategy that leaves the first layers frozen",
+        "Found:    a strategy with which every layer learns",
+    ]
+
+
+@pytest.mark.parametrize(("strategy", "has_note"), [("full", True), ("lp_ft", False)])
+def test_a_note_says_that_r_drop_passes_each_text_twice_through_the_model(
+    strategy: str, has_note: bool, tmp_path: Path
+) -> None:
     save_text_checkpoint(tmp_path, "bert")
-    config = TextConfig(model_name_or_path=str(tmp_path), dataset_name="d", output_dir="o", strategy=strategy)
-    checkpoint = Checkpoint(str(tmp_path), task="text-classification")
-    notes = prepare_model(checkpoint, choose_strategy(config), LABELS, config, token_ids()).notes
-    assert ("R-Drop: a step looks at each text twice (--rdrop_alpha 1)." in notes) == told
+    config = TextConfig.of(model_name_or_path=str(tmp_path), dataset_name="d", output_dir="o", strategy=strategy)
+    model = prepare(Checkpoint(str(tmp_path), task="text-classification"), strategy=strategy).model
+    notes = TextModality().regularisation(config, model, TARGET).notes
+    assert (notes == ("R-Drop: a step passes each text twice through the model (--rdrop_alpha 1).",)) == has_note
+    assert len(notes) == has_note

@@ -1,4 +1,4 @@
-"""A strategy for each of two towers: what moves, when, at which rates, and what is saved."""
+"""A strategy for each of two towers: which parameters change, when, at which rates, and what is saved."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_transfer.config import UserError
+from hf_transfer.errors import UserError
 from hf_transfer.evaluation.run_folder import save_model
 from hf_transfer.models.fusion import FusionModel
 from hf_transfer.models.groups import Group
@@ -16,13 +16,12 @@ from hf_transfer.strategies.freezing import Stage, frozen_towers, set_trainable
 from hf_transfer.training.rates import parameter_groups
 from tests.tiny_models import state
 from tests.tiny_pairs import PAIRS, tiny_pair
-from tests.tiny_text_models import tiny_tokenizer
 from tests.training.toy_pairs import pair_settings, prepared_pair
 
 ADAPTERS = {"lora": "lora_", "dora": "lora_", "ia3": "ia3_", "lokr": "lokr_", "adapter": "hada_"}
 STRATEGIES = ["linear_probe", "partial", "gradual", "lp_ft", "full", "scratch", "bitfit", *ADAPTERS]
 TOWERS = ("image_tower.", "text_tower.")
-# The last block of each tower and what follows it, by the architectures' own names.
+# The last block of each tower and the layers after it, by their names in the source code.
 TOP = {
     "vit": ("image_tower.layers.2.", "image_tower.layernorm.", "text_tower.encoder.layer.2."),
     "resnet_basic": ("image_tower.encoder.stages.2.", "text_tower.encoder.layer.2."),
@@ -34,12 +33,12 @@ TOP = {
 
 
 def loss(model: FusionModel, inputs: dict[str, Tensor]) -> Tensor:
-    found = model(**{**inputs, "image_present": torch.tensor([True, False]), "labels": torch.tensor([0, 1])})
-    total: Tensor = found.loss + found.image_logits.square().sum() + found.text_logits.square().sum()
+    output = model(**{**inputs, "image_present": torch.tensor([True, False]), "labels": torch.tensor([0, 1])})
+    total: Tensor = output.loss + output.image_logits.square().sum() + output.text_logits.square().sum()
     return total
 
 
-def moved(model: FusionModel, groups: list[Group], stage: Stage, inputs: dict[str, Tensor]) -> set[str]:
+def changed(model: FusionModel, groups: list[Group], stage: Stage, inputs: dict[str, Tensor]) -> set[str]:
     """Names of all weights and statistics that two steps of a stage have changed."""
     before = state(model)
     set_trainable(model, groups, stage.trainable)
@@ -67,40 +66,39 @@ def expected(name: str, strategy: str, names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", PAIRS)
-def test_exactly_the_named_parameters_move_and_what_is_saved_says_the_same(
+def test_only_the_named_parameters_change_and_the_saved_model_has_the_same_outputs(
     name: str, strategy: str, tmp_path: Path
 ) -> None:
-    """Weights and running statistics, in the last stage; then saved, adapters worked in, and read again."""
+    """Weights and running statistics, in the last stage; then saved, with adapters merged, and loaded again."""
     config = pair_settings(strategy=strategy, modality_dropout=0.0)
     model, groups, inputs = prepared_pair(config, name)
     names = {key for group in groups for key in group.parameters}
-    stage = choose_strategy(config).stages(groups, config.num_train_epochs)[-1]
+    stage = choose_strategy(config.strategy).stages(groups, config.training.num_train_epochs)[-1]
     learns = expected(name, strategy, names)
     assert set(stage.trainable) == learns
-    found = moved(model, groups, stage, inputs)
+    changes = changed(model, groups, stage, inputs)
     parameters = {key for key, _ in model.named_parameters()}
-    assert found & parameters == learns
-    # Statistics move with the block that they belong to.
-    for key in found - parameters:
+    assert changes & parameters == learns
+    # Running statistics change with their block.
+    for key in changes - parameters:
         assert any(other.startswith(key.rpartition(".")[0]) for other in learns), key
     model.train(False)
     with torch.no_grad():
         live = model(**inputs)
-    folder = save_model(model, tiny_tokenizer(), tmp_path, merge=True)
-    again = FusionModel.from_pretrained(folder)
+    again = FusionModel.from_pretrained(save_model(model, tmp_path, merge=True))
     assert state(again).keys() == state(tiny_pair(name)).keys()
     with torch.no_grad():
-        read = again.train(False)(**inputs)
+        loaded = again.train(False)(**inputs)
     for part in ("logits", "image_logits", "text_logits"):
-        assert torch.allclose(read[part], live[part], atol=1e-4), part
-        assert strategy in ADAPTERS or torch.equal(read[part], live[part]), part
+        assert torch.allclose(loaded[part], live[part], atol=1e-4), part
+        assert strategy in ADAPTERS or torch.equal(loaded[part], live[part]), part
 
 
-def test_each_tower_has_its_own_strategy_and_the_longer_one_sets_the_end() -> None:
-    """The stages begin wherever one of both begins one."""
+def test_each_tower_has_its_own_strategy_and_the_longer_one_determines_the_end() -> None:
+    """A new stage begins whenever one begins in either tower."""
     config = pair_settings(image_strategy="gradual", text_strategy="lp_ft", num_train_epochs=4)
     _, groups, _ = prepared_pair(config)
-    stages = choose_strategy(config).stages(groups, 4)
+    stages = choose_strategy(config.strategy).stages(groups, 4)
     assert [stage.epochs for stage in stages] == [1, 1, 1, 2]
     assert not any(stage.solved for stage in stages)
     learns = [
@@ -114,10 +112,10 @@ def test_each_tower_has_its_own_strategy_and_the_longer_one_sets_the_end() -> No
     assert [group.name for group in frozen["image"]] == ["embeddings", "image_tower.layers.0", "image_tower.layers.1"]
 
 
-def test_adapters_of_two_kinds_stand_side_by_side() -> None:
+def test_each_tower_can_have_another_kind_of_adapters() -> None:
     config = pair_settings(image_strategy="lora", text_strategy="ia3")
     model, groups, _ = prepared_pair(config)
-    learns = choose_strategy(config).stages(groups, 2)[0].trainable
+    learns = choose_strategy(config.strategy).stages(groups, 2)[0].trainable
     kinds = {kind: {key.split(".")[0] for key in learns if kind in key} for kind in ("lora_", "ia3_")}
     assert kinds == {"lora_": {"image_tower"}, "ia3_": {"text_tower"}}
     assert {key for key in learns if not key.startswith(TOWERS)} == set(groups[-1].parameters)
@@ -125,45 +123,45 @@ def test_adapters_of_two_kinds_stand_side_by_side() -> None:
     assert all(torch.equal(value, state(again)[key]) for key, value in state(model).items())
 
 
-def test_one_tower_can_start_anew_beside_one_that_does_not() -> None:
+def test_one_tower_can_start_from_fresh_weights_and_the_other_from_pretrained_ones() -> None:
     before = state(tiny_pair())
     config = pair_settings(image_strategy="linear_probe", text_strategy="scratch")
     model, _, _ = prepared_pair(config)
     after = state(model)
-    same = {key for key, value in after.items() if torch.equal(value, before[key])}
-    assert {key for key in after if key.startswith("image_tower.")} <= same
+    unchanged = {key for key, value in after.items() if torch.equal(value, before[key])}
+    assert {key for key in after if key.startswith("image_tower.")} <= unchanged
     matrices = {key for key in after if key.startswith("text_tower.") and after[key].ndim > 1}
     assert matrices
-    assert not matrices & same
+    assert not matrices & unchanged
     again, _, _ = prepared_pair(config)
     assert all(torch.equal(value, state(again)[key]) for key, value in after.items())
 
 
 def rates(config: Any, **more: Any) -> dict[str, float]:
     model, groups, _ = prepared_pair(config)
-    strategy = choose_strategy(config)
+    strategy = choose_strategy(config.strategy)
     set_trainable(model, groups, strategy.stages(groups, 2)[-1].trainable)
-    found = parameter_groups(model, groups, learning_rate=1e-3, weight_decay=0.1, **more)
+    optimizer_groups = parameter_groups(model, groups, learning_rate=1e-3, weight_decay=0.1, **more)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return {names[parameter]: group["lr"] for group in found for parameter in group["params"]}
+    return {names[parameter]: group["lr"] for group in optimizer_groups for parameter in group["params"]}
 
 
-def test_rates_fall_within_each_tower_by_itself_and_the_head_has_its_own() -> None:
-    found = rates(pair_settings(strategy="full"), layer_lr_decay=0.5, head_learning_rate=0.02)
-    assert found["text_tower.encoder.layer.2.output.dense.weight"] == pytest.approx(5e-4)
-    assert found["text_tower.embeddings.word_embeddings.weight"] == pytest.approx(1e-3 / 2**4)
-    # A norm lies between the blocks and the head.
-    assert found["image_tower.layers.2.mlp.fc1.weight"] == pytest.approx(2.5e-4)
+def test_rates_decay_within_each_tower_and_the_head_has_its_own() -> None:
+    by_name = rates(pair_settings(strategy="full"), layer_lr_decay=0.5, head_learning_rate=0.02)
+    assert by_name["text_tower.encoder.layer.2.output.dense.weight"] == pytest.approx(5e-4)
+    assert by_name["text_tower.embeddings.word_embeddings.weight"] == pytest.approx(1e-3 / 2**4)
+    # There is a norm between the blocks and the head.
+    assert by_name["image_tower.layers.2.mlp.fc1.weight"] == pytest.approx(2.5e-4)
     for key in ("classifier.weight", "image_projection.weight", "missing.weight", "inner.0.bias"):
-        assert found[key] == 0.02
+        assert by_name[key] == 0.02
     assert set(rates(pair_settings(strategy="full")).values()) == {1e-3}
 
 
-def test_unless_the_user_names_a_rate_the_head_learns_faster_than_towers() -> None:
-    strategy = choose_strategy(pair_settings(image_strategy="full", text_strategy="lora"))
+def test_by_default_the_head_has_a_higher_rate_than_the_towers() -> None:
+    strategy = choose_strategy(pair_settings(image_strategy="full", text_strategy="lora").strategy)
     assert (strategy.learning_rate, strategy.head_learning_rate) == (1e-4, 1e-3)
 
 
-def test_too_few_blocks_in_one_tower_are_said() -> None:
+def test_more_layers_than_one_tower_has_blocks_are_refused() -> None:
     with pytest.raises(UserError, match="--trainable_layers from 1 to 2, the blocks of this model"):
         prepared_pair(pair_settings(text_strategy="partial", trainable_layers=3), "clip")

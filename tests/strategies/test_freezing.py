@@ -1,4 +1,4 @@
-"""What learns moves, and nothing else; what is frozen is frozen whole."""
+"""Only trainable parameters change; frozen groups are completely frozen."""
 
 import copy
 from pathlib import Path
@@ -32,7 +32,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def prepared(name: str, strategy: Strategy, **settings: Any) -> tuple[PreTrainedModel, list[Group]]:
-    """A model that has been traced and set to learn what a strategy names."""
+    """A traced model whose trainable parameters are those of a strategy."""
     model = tiny_model(name, **settings)
     groups = trace_groups(model, pixels(name))
     set_trainable(model, groups, strategy.stages(groups, 1)[0].trainable)
@@ -40,7 +40,7 @@ def prepared(name: str, strategy: Strategy, **settings: Any) -> tuple[PreTrained
 
 
 def train(model: nn.Module, name: str, *, steps: int) -> None:
-    """Steps as `transformers.Trainer` does them: `train()` before each."""
+    """Steps like those of `transformers.Trainer`, which calls `train()` before each."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for step in range(steps):
         model.train()
@@ -50,7 +50,7 @@ def train(model: nn.Module, name: str, *, steps: int) -> None:
 
 
 def expected_to_learn(name: str, strategy: str) -> set[str]:
-    """By the architecture's own module names, not by our groups."""
+    """By the names of the modules in the source code, not by our groups."""
     parts, model = ALL[name], tiny_model(name)
     top: tuple[str, ...] = {
         "linear_probe": (parts.head,),
@@ -67,12 +67,12 @@ def expected_to_learn(name: str, strategy: str) -> set[str]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_exactly_the_named_parameters_move(name: str, strategy: str) -> None:
+def test_exactly_the_named_parameters_change(name: str, strategy: str) -> None:
     model, _ = prepared(name, STRATEGIES[strategy])
     before = state(model)
     train(model, name, steps=1)
-    moved = {key for key, value in model.named_parameters() if not torch.equal(value, before[key])}
-    assert moved == expected_to_learn(name, strategy)
+    changed = {key for key, value in model.named_parameters() if not torch.equal(value, before[key])}
+    assert changed == expected_to_learn(name, strategy)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -120,14 +120,14 @@ def test_freezing_survives_deep_copies_and_every_further_call_of_train() -> None
     for _ in range(3):
         twin.train()
     train(twin, "resnet_basic", steps=2)
-    moved = {key for key, value in twin.state_dict().items() if not torch.equal(value, before[key])}
-    assert moved == {"classifier.1.weight", "classifier.1.bias"}
+    changed = {key for key, value in twin.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"classifier.1.weight", "classifier.1.bias"}
     embedder = twin.get_submodule("resnet.embedder")
     assert not any(module.training for module in embedder.modules())
     assert not any(module.training for module in embedder.train().modules())
 
 
-def test_thawing_gives_back_the_class_and_the_behaviour() -> None:
+def test_unfreezing_restores_the_class_and_the_behaviour() -> None:
     model, groups = tiny_model("resnet_basic"), trace_groups(tiny_model("resnet_basic"), pixels("resnet_basic"))
     classes = [type(module) for module in model.modules()]
     twin = copy.deepcopy(model)
@@ -143,8 +143,8 @@ def test_thawing_gives_back_the_class_and_the_behaviour() -> None:
 
 
 @pytest.mark.parametrize(("strategy", "mode"), [(FullFineTuning(), True), (LinearProbe(), False)])
-def test_a_group_without_parameters_goes_with_the_one_in_front_of_it(strategy: Strategy, mode: bool) -> None:
-    """Dropout between the last block and the head follows what it drops."""
+def test_a_group_without_parameters_has_the_mode_of_the_group_before_it(strategy: Strategy, mode: bool) -> None:
+    """Such as dropout between the last block and the head."""
     model = tiny_model("resnet_basic")
     model.set_submodule("classifier.0", nn.Sequential(nn.Flatten(), nn.Dropout(0.5)))
     groups = trace_groups(model, pixels("resnet_basic"))
@@ -155,7 +155,7 @@ def test_a_group_without_parameters_goes_with_the_one_in_front_of_it(strategy: S
 
 
 def test_a_frozen_module_is_still_an_instance_of_its_class() -> None:
-    """Parents ask for it, and for its name."""
+    """Parents may check its class or the name of the class."""
     model, _ = prepared("resnet_basic", LinearProbe())
     plain = tiny_model("resnet_basic")
     for frozen, module in zip(model.modules(), plain.modules(), strict=True):
@@ -173,7 +173,7 @@ def test_a_model_with_frozen_groups_is_saved_as_a_plain_one(name: str, tmp_path:
     assert type(loaded) is type(tiny_model(name))
     model.eval()
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
-    # Not to the bit: a convolution may round otherwise where its weights lie at another address.
+    # Not bit for bit: a convolution may round differently if its weights are at another address.
     with torch.no_grad():
         torch.testing.assert_close(loaded(**pixels(name)).logits, model(**pixels(name)).logits, rtol=1e-4, atol=1e-4)
 

@@ -1,10 +1,10 @@
-"""A strategy is a pure answer to what learns, and when."""
+"""Which parameters learn in which stage, for each strategy."""
 
 import itertools
 
 import pytest
 
-from hf_transfer.config import UserError
+from hf_transfer.errors import UserError
 from hf_transfer.models.groups import Group, trace_groups
 from hf_transfer.strategies.freezing import (
     BiasTuning,
@@ -27,7 +27,7 @@ STRATEGIES: list[Strategy] = [LinearProbe(), PartialFineTuning(layers=2), FullFi
 
 
 def learning(groups: list[Group], stages: list[Stage]) -> list[str]:
-    """Names of the groups in which something learns; a group learns whole or not at all."""
+    """Names of the groups that learn; each learns completely or not at all."""
     (stage,) = stages
     for group in groups:
         assert stage.trainable.issuperset(group.parameters) or stage.trainable.isdisjoint(group.parameters)
@@ -35,7 +35,7 @@ def learning(groups: list[Group], stages: list[Stage]) -> list[str]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_same_question_gets_the_same_answer(strategy: Strategy) -> None:
+def test_equal_arguments_give_equal_stages(strategy: Strategy) -> None:
     groups = list(GROUPS)
     first = strategy.stages(groups, 7)
     assert strategy.stages(groups, 7) == first
@@ -44,7 +44,7 @@ def test_the_same_question_gets_the_same_answer(strategy: Strategy) -> None:
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet_basic"])
-def test_a_strategy_leaves_the_model_alone(name: str) -> None:
+def test_making_stages_does_not_change_the_model(name: str) -> None:
     model = tiny_model(name)
     groups = trace_groups(model, pixels(name))
     before = state(model)
@@ -66,7 +66,7 @@ def test_a_strategy_leaves_the_model_alone(name: str) -> None:
         ("resnet_basic", PartialFineTuning(2), ["resnet.encoder.stages.1", "resnet.encoder.stages.2", "head"]),
     ],
 )
-def test_the_top_learns_and_the_bottom_does_not(name: str, strategy: Strategy, expected: list[str]) -> None:
+def test_only_the_top_groups_learn(name: str, strategy: Strategy, expected: list[str]) -> None:
     groups = trace_groups(tiny_model(name), pixels(name))
     assert learning(groups, strategy.stages(groups, 1)) == expected
 
@@ -83,8 +83,8 @@ def test_only_scratch_starts_from_fresh_weights() -> None:
     assert [strategy.fresh_weights for strategy in STRATEGIES] == [False, False, False, True]
 
 
-def test_gentler_strategies_have_higher_rates() -> None:
-    """The head alone can take large steps; pretrained layers must not be torn up; fresh ones learn faster."""
+def test_each_strategy_has_its_own_default_rate() -> None:
+    """The head can take large steps; pretrained layers need a low rate; layers with fresh weights a higher one."""
     assert [strategy.learning_rate for strategy in STRATEGIES] == [3e-3, 3e-4, 1e-4, 1e-3]
 
 
@@ -112,24 +112,24 @@ def test_partial_fine_tuning_needs_blocks() -> None:
     ("strategy", "expected"),
     [(LinearProbe(), 5), (PartialFineTuning(1), 3), (PartialFineTuning(3), 1), (FullFineTuning(), 0)],
 )
-def test_the_frozen_prefix_ends_where_learning_begins(strategy: Strategy, expected: int) -> None:
+def test_the_frozen_prefix_ends_before_the_first_group_that_learns(strategy: Strategy, expected: int) -> None:
     assert frozen_prefix(GROUPS, strategy.stages(GROUPS, 1)) == expected
 
 
-def test_the_frozen_prefix_is_what_learns_in_no_stage() -> None:
+def test_the_frozen_prefix_has_only_groups_that_learn_in_no_stage() -> None:
     late = [Stage(frozenset({"head.weight"}), 1), Stage(frozenset({"b.1.weight"}), 1)]
     assert frozen_prefix(GROUPS, late) == 2
     assert frozen_prefix(GROUPS, []) == len(GROUPS)
 
 
 def chain(blocks: int, *, final: bool = True, embeddings: bool = True) -> list[Group]:
-    """Groups of a model with so many blocks, each of one parameter, called by its letter or number."""
+    """Groups of a model with so many blocks, each with one parameter, whose name is a letter or number."""
     names = ["embeddings"] * embeddings + [str(number) for number in range(blocks)] + ["final"] * final + ["head"]
     return [Group(name, (name,), (name if name.isdigit() else name[0],)) for name in names]
 
 
-def openings(groups: list[Group], epochs: int) -> list[tuple[str, int]]:
-    """What learns in each stage, from the input to the head, and for how long."""
+def gradual_stages(groups: list[Group], epochs: int) -> list[tuple[str, int]]:
+    """For each stage, the parameters that learn, from the input to the head, and the number of epochs."""
     stages = GradualUnfreezing().stages(groups, epochs)
     order = [name for group in groups for name in group.parameters]
     assert not any(stage.solved for stage in stages)
@@ -152,16 +152,16 @@ def openings(groups: list[Group], epochs: int) -> list[tuple[str, int]]:
         (WITHOUT_BLOCKS, 3, [("head.weight", 1), ("backbone.weighthead.weight", 2)]),
     ],
 )
-def test_gradual_unfreezing_opens_from_the_top(
+def test_gradual_unfreezing_starts_at_the_top(
     groups: list[Group], epochs: int, expected: list[tuple[str, int]]
 ) -> None:
-    """One opening in each epoch, several where epochs are few; the last lasts as long as epochs remain."""
-    assert openings(groups, epochs) == expected
+    """One group in each epoch, several if there are few epochs; the last stage has the remaining epochs."""
+    assert gradual_stages(groups, epochs) == expected
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 12, 24])
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 26, 40])
-def test_gradual_unfreezing_keeps_to_its_epochs_and_ends_with_all(blocks: int, epochs: int) -> None:
+def test_gradual_unfreezing_has_the_given_epochs_and_ends_with_the_whole_model(blocks: int, epochs: int) -> None:
     groups = chain(blocks)
     stages = GradualUnfreezing().stages(groups, epochs)
     assert sum(stage.epochs for stage in stages) == epochs
@@ -170,36 +170,36 @@ def test_gradual_unfreezing_keeps_to_its_epochs_and_ends_with_all(blocks: int, e
     assert len(stages) == min(epochs, blocks + 2)
 
 
-@pytest.mark.parametrize(("epochs", "steps_of_the_head"), [(1, 1), (4, 1), (5, 2), (20, 5)])
-def test_the_head_is_solved_and_then_all_is_tuned(epochs: int, steps_of_the_head: int) -> None:
-    """A quarter more for the head, where it cannot be solved."""
+@pytest.mark.parametrize(("epochs", "epochs_of_the_head"), [(1, 1), (4, 1), (5, 2), (20, 5)])
+def test_lp_ft_solves_the_head_and_then_trains_the_whole_model(epochs: int, epochs_of_the_head: int) -> None:
+    """If the head cannot be solved, it is trained for a quarter more epochs."""
     head, everything = LinearProbeThenFineTuning().stages(GROUPS, epochs)
-    assert head == Stage(frozenset({"head.weight"}), steps_of_the_head, solved=True)
+    assert head == Stage(frozenset({"head.weight"}), epochs_of_the_head, solved=True)
     assert everything == Stage(frozenset(f"{group.name}.weight" for group in GROUPS), epochs)
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet_basic", "bert"])
 def test_bitfit_names_every_bias_and_the_head(name: str) -> None:
-    """By the layers' own attribute, not by their parameters' names."""
+    """By an attribute of the layers, not by the names of their parameters."""
     text = name == "bert"
     model = tiny_text_model(name) if text else tiny_model(name)
     groups = trace_groups(model, token_ids() if text else pixels(name))
     (stage,) = BiasTuning().stages(groups, 7)
-    own = {id(m.bias) for m in model.modules() if getattr(m, "bias", None) is not None}
-    biases = {key for key, value in model.named_parameters() if id(value) in own}
+    of_layers = {id(m.bias) for m in model.modules() if getattr(m, "bias", None) is not None}
+    biases = {key for key, value in model.named_parameters() if id(value) in of_layers}
     assert len(biases) > 9
     assert stage == Stage(frozenset(biases | set(groups[-1].parameters)), 7)
 
 
-def test_rates_of_the_strategies_of_many_stages_and_of_biases() -> None:
-    found = [strategy.learning_rate for strategy in (GradualUnfreezing(), LinearProbeThenFineTuning(), BiasTuning())]
-    assert found == [3e-4, 1e-4, 1e-3]
+def test_default_rates_of_the_strategies_of_many_stages_and_of_biases() -> None:
+    strategies = (GradualUnfreezing(), LinearProbeThenFineTuning(), BiasTuning())
+    assert [strategy.learning_rate for strategy in strategies] == [3e-4, 1e-4, 1e-3]
 
 
 def test_a_backbone_without_biases_is_refused_for_bitfit() -> None:
-    """It would be a linear probe, trained step by step."""
+    """Only the head would learn, in steps."""
     groups = [Group("b.0", ("b",), ("b.weight",)), Group("head", ("head",), ("head.weight", "head.bias"))]
     with pytest.raises(UserError, match="for --strategy bitfit a backbone with biases"):
         BiasTuning().stages(groups, 1)
-    own = Group("b.0", ("b",), ("b.weight", "b.q_bias"))
-    assert BiasTuning().stages([own, groups[1]], 1)[0].trainable == {"b.q_bias", "head.weight", "head.bias"}
+    with_bias = Group("b.0", ("b",), ("b.weight", "b.q_bias"))
+    assert BiasTuning().stages([with_bias, groups[1]], 1)[0].trainable == {"b.q_bias", "head.weight", "head.bias"}

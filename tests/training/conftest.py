@@ -1,54 +1,32 @@
-"""Every test has an accelerator of its own: its state is shared by the whole process."""
+"""Fixtures of the tests of training: one thread, and runs to compare with."""
 
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
+import torch
 
-from hf_transfer.training import store as store_module
-from tests.training.resumed_runs import CASES, weights, whole
+from tests.training.resumed_runs import CASES, run_to_the_end, weights
 
 
-@pytest.fixture(autouse=True)
-def own_accelerator() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Weights of several processes are compared to the bit, and another number of threads rounds differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thirty samples are five chunks, the last of two."""
-    monkeypatch.setattr(store_module, "CHUNK_SAMPLES", 7)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of a megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"A small disk cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    # Later: what was read is still mapped into memory.
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
     """The final weights of a case, by name; each is run once."""
-    found: dict[str, bytes] = {}
+    finished: dict[str, bytes] = {}
 
-    def of(name: str) -> bytes:
-        if name not in found:
+    def weights_of(name: str) -> bytes:
+        if name not in finished:
             out = tmp_path_factory.mktemp(name)
-            assert whole(CASES[name], out, save_steps=0) == 0
-            found[name] = weights(out)
-        return found[name]
+            assert run_to_the_end(CASES[name], out, save_steps=0) == 0
+            finished[name] = weights(out)
+        return finished[name]
 
-    return of
+    return weights_of

@@ -13,14 +13,18 @@ from typing import Any, NoReturn
 import safetensors.torch
 import torch
 
-# Children share what this process has loaded already, and take no seconds to start.
+# Children share what this process has imported, so that they start at once.
 forks = multiprocessing.get_context("fork")
-# What Python reports of operations on files; the writing of a file of tensors is counted apart.
+# The operations on files that Python reports to audit hooks; files of tensors are counted separately.
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
 
 def die(*, written: bool = False) -> NoReturn:
-    """End as after a loss of power; if asked for, not before a checkpoint has been written that is on its way."""
+    """End like a process whose machine loses power.
+
+    Args:
+        written: wait until a checkpoint is written that is being written now.
+    """
     for thread in threading.enumerate() if written else ():
         if thread.name == "checkpoint":
             thread.join()
@@ -29,12 +33,12 @@ def die(*, written: bool = False) -> NoReturn:
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """What a child ends with that does some work: -9 if it was killed."""
+    """The exit code of a child that does some work: -9 if it was killed."""
 
     def run() -> None:
         work()
         sys.stdout.flush()
-        # Neither this process's own handlers nor its threads are the child's business.
+        # The child must not run the exit handlers of this process, nor wait for its threads.
         os._exit(0)
 
     child = forks.Process(target=run)
@@ -45,12 +49,12 @@ def exit_code(work: Callable[[], object]) -> int:
 
 
 def killed_in_step(step: int, work: Callable[[], object], *, written: bool = True) -> int:
-    """The same; the child is killed in its step of this number, counted from 1, before weights move.
+    """The exit code of a child that is killed in one of its steps, before weights are updated.
 
     Args:
-        step: which.
+        step: number of the step, counted from 1.
         work: what the child does.
-        written: let a checkpoint first be written that is on its way to the disk.
+        written: wait until a checkpoint is written that is being written then.
     """
 
     def watched() -> None:
@@ -68,9 +72,14 @@ def killed_in_step(step: int, work: Callable[[], object], *, written: bool = Tru
 
 
 def killed_in_operation(operation: int, folder: Path, work: Callable[[], object]) -> int:
-    """The same; the child is killed before its operation of this number on files in a folder.
+    """The exit code of a child that is killed before one of its operations on files in a folder.
 
-    A file of tensors counts twice: before it is written, and when half of it is.
+    A file of tensors counts twice: before it is written, and when half of it is written.
+
+    Args:
+        operation: number of the operation, counted from 1.
+        folder: operations elsewhere do not count.
+        work: what the child does.
     """
 
     def watched() -> None:
@@ -89,9 +98,9 @@ def killed_in_operation(operation: int, folder: Path, work: Callable[[], object]
         def save_or_die(tensors: Any, path: Any) -> None:
             counted()
             if next(operations) == operation:
-                whole = safetensors.torch.save(tensors)
+                content = safetensors.torch.save(tensors)
                 with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT), "wb") as file:
-                    file.write(whole[: len(whole) // 2])
+                    file.write(content[: len(content) // 2])
                 die()
             save_file(tensors, path)
 

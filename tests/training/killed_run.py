@@ -1,4 +1,4 @@
-"""Run by torchrun, or in forks: one of the resumed cases; in a step of its own choice, one process is killed.
+"""A script for torchrun or forks: one of the resumed cases, in which one process is killed in a chosen step.
 
 Arguments: the case, the output folder, the number of the process, the step (0: no kill), and `host` if torchrun, which
 has started the process, is to be killed with it.
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from hf_transfer.config import RunConfig
-from hf_transfer.parsing import run
+from hf_transfer.settings.parsing import run_recipe
+from hf_transfer.settings.run import RunConfig
 from tests.training.killed_children import die
 from tests.training.resumed_runs import CASES
 
@@ -34,12 +34,12 @@ def main(name: str, out: Path, process: int, step: int, *whole_host: str) -> Non
 
     torch.optim.AdamW.step = step_or_die  # type: ignore[method-assign]
 
-    def work(_: RunConfig) -> None:
+    def train(_: RunConfig) -> None:
         CASES[name].run(out)
 
-    case = CASES[name].config(out)
-    flags = [f"--{key}={getattr(case, key)}" for key in ("model_name_or_path", "dataset_name", "output_dir")]
-    run(work, type(case), flags)
+    config = CASES[name].config(out)
+    flags = [f"--{key}={config.flat()[key]}" for key in ("model_name_or_path", "dataset_name", "output_dir")]
+    run_recipe(train, type(config), flags)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Processes that train, two of them together: started as a user starts them, or forked from this one.
+"""One or two processes that run a script: started by torchrun as a user does, or forked from this process.
 
-What this process has imported, forks need not import again, which takes longer than most of what they do.
+Forks need not import again what this process has imported, which would take longer than most scripts.
 """
 
 import multiprocessing
@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.state import AcceleratorState, GradientState
 from tqdm import tqdm
 
@@ -33,25 +34,27 @@ class Ended:
     """How processes ended.
 
     Attributes:
-        returncode: 0 if all of them ended well.
-        said: what they said, all together.
+        returncode: 0 if all of them succeeded.
+        output: of all of them, standard output and errors.
     """
 
     returncode: int
-    said: str
+    output: str
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def be_rank(rank: int, processes: int, port: int) -> None:
-    """Make this process one of several, as torchrun would have started it; alone it stays as it is."""
-    # A lock that forks have in common stays locked for all of them if one is killed while it holds it.
+    """Set this fork up like one of several processes that torchrun has started."""
+    # The lock of the parent would stay locked in all forks if one of them is killed while it holds it.
     tqdm.set_lock(threading.RLock())
+    # A fork has no copies of its parent's OpenMP threads, and would wait for them forever.
+    torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     if processes > 1:
@@ -62,11 +65,11 @@ def be_rank(rank: int, processes: int, port: int) -> None:
 
 
 def quietly(work: Callable[[], object], log: Path) -> None:
-    """Do some work as the whole of a fork, with whatever is said in a file; its handlers of exits are not ours."""
+    """Do some work in a fork and end it, with all output in a file, and without the exit handlers of the parent."""
     file = log.open("a", buffering=1)
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
-    # Those of this process may be a test's own.
+    # The streams of the parent may be those of pytest.
     sys.stdout = sys.stderr = file
     code = 0
     try:
@@ -82,7 +85,7 @@ def quietly(work: Callable[[], object], log: Path) -> None:
 
 
 def wait_for(processes: Sequence[Any], seconds: float) -> int:
-    """The worst exit code; one that fails takes the others with it, as with torchrun."""
+    """The worst exit code; if one process fails the others are killed, as torchrun does."""
     deadline = time.monotonic() + seconds
     while any(process.is_alive() for process in processes):
         if time.monotonic() > deadline or any(process.exitcode for process in processes):
@@ -94,8 +97,8 @@ def wait_for(processes: Sequence[Any], seconds: float) -> int:
 
 
 def torchrun(*command: str) -> Ended:
-    """The command in two processes, each with one thread, on a port that is free."""
-    surroundings = {
+    """Run a command in two processes, each with one thread."""
+    environment = {
         "ACCELERATE_USE_CPU": "1",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -104,7 +107,7 @@ def torchrun(*command: str) -> Ended:
     ended = subprocess.run(
         [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2", *command],
         cwd=REPOSITORY,
-        env={**os.environ, **surroundings},
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -120,7 +123,7 @@ def two_forks(script: Path | str, *arguments: str) -> Ended:
 
 
 def one_fork(script: Path | str, *arguments: str) -> Ended:
-    """Run a script of this repository in a process of its own."""
+    """Run a script of this repository in one separate process."""
     return _forked(1, script, arguments)
 
 

@@ -1,11 +1,10 @@
-"""The text recipe in a process that may take little more memory than it has before it trains.
+"""A script: the text recipe with a limit on the memory that training may take.
 
-Called with the folder of the data, the checkpoint and the output, and with the bytes that are allowed. Of two
-processes that train together, the first has room for nine samples, the second for five.
+Arguments: the folders of data, checkpoint and output, and the bytes that are allowed. Of two processes that train
+together, the first accepts nine samples in a batch, the second five.
 """
 
 import resource
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,16 @@ import torch
 from accelerate import Accelerator
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_transfer.config import TextConfig
+from hf_transfer.settings.run import TextConfig
 from hf_transfer.strategies.choice import Prepared
 from hf_transfer.training import batch_size
-from tests.conftest import REPOSITORY
+from tests.conftest import load_recipe
 from tests.tiny_text_models import VOCABULARY, save_text_checkpoint, tiny_text_model
 from tests.training.trials import refusing
 
 
 def save_wide(folder: Path) -> Path:
-    """A checkpoint whose activations are large: 20 MB for each text of 32 tokens, against 16 MB of weights."""
+    """A checkpoint with large activations: 20 MB for each text of 32 tokens, and 16 MB of weights."""
     save_text_checkpoint(folder, "bert")
     settings = tiny_text_model("bert").config.to_dict() | {"intermediate_size": 40_000, "num_hidden_layers": 2}
     torch.manual_seed(0)
@@ -34,22 +33,22 @@ def save_wide(folder: Path) -> Path:
 
 
 def limit(allowed: int) -> None:
-    """From now on, refuse this process more than so many bytes of data beside those that it has."""
+    """From now on, this process can allocate only so many more bytes."""
     status = Path("/proc/self/status").read_text()
     most = int(status.split("VmData:")[1].split()[0]) * 1024 + allowed
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def run(data: str, checkpoint: str, out: str, allowed: int) -> None:
-    """Train; the limit holds from the first trial on, when all that is imported has been."""
+    """Train; the limit is set at the first trial, after all imports."""
     measured = batch_size._measured
 
     def in_little_memory(prepared: Prepared, *rest: Any) -> list[int]:
-        accelerator: Accelerator = rest[-1]
+        accelerator: Accelerator = rest[-2]
         if accelerator.num_processes > 1:
             refusing(prepared.model, train=(9, 5)[accelerator.process_index], evaluation=64)
             return measured(prepared, *rest)
-        # Threads and arenas that the first step would make count, too.
+        # The first step allocates threads and arenas, which must not count.
         prepared.model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
         prepared.model.zero_grad(set_to_none=True)
         limit(allowed)
@@ -57,8 +56,8 @@ def run(data: str, checkpoint: str, out: str, allowed: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_size, "_measured", in_little_memory)
-        runpy.run_path(str(REPOSITORY / "recipes/text.py"))["main"](
-            TextConfig(
+        load_recipe("text").main(
+            TextConfig.of(
                 model_name_or_path=checkpoint, dataset_name=data, output_dir=out, num_train_epochs=1,
                 per_device_train_batch_size=8, gradient_accumulation_steps=2, auto_batch_size=True,
                 rdrop_alpha=0.0,

@@ -1,4 +1,4 @@
-"""Memory of a process of its own, in which only what is held is measured."""
+"""Calls in a separate process, whose memory can be measured."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from tests.conftest import REPOSITORY
 
 
 def in_a_process(module: str, call: str) -> Any:
-    """What a call in a module prints as JSON, in a process of its own."""
+    """What a call in a module prints as JSON, in a separate process."""
     done = subprocess.run(
         [sys.executable, "-c", f"import {module} as module; module.{call}"],
         cwd=REPOSITORY,
-        # What is freed goes back at once.
+        # Freed memory is returned to the system at once.
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
         capture_output=True,
         text=True,

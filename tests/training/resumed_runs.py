@@ -1,4 +1,4 @@
-"""Runs of the toy task in children that can be killed, and what comes out of them."""
+"""Runs of the toy task in children that can be killed, and the weights that they end with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
-from hf_transfer.config import RunConfig
+from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.adapters import LowRankAdaptation
 from hf_transfer.strategies.freezing import (
     BiasTuning,
@@ -17,39 +18,46 @@ from hf_transfer.strategies.freezing import (
     PartialFineTuning,
     Strategy,
 )
-from hf_transfer.training.loop import fit, start_accelerator
+from hf_transfer.targets.target import Target
+from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.progress import Fit
 from tests.training.killed_children import exit_code, killed_in_step
-from tests.training.toy_task import Rows, loaders_of, rows_for, settings, text_settings, tiny
+from tests.training.toy_task import TARGET, Rows, fit_loaders, loaders_of, rows_for, settings, text_settings, tiny
 
 STEPS = 12
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: twelve steps, in two epochs, of a tiny model with dropout."""
+    """A training of twelve steps, in two epochs, of a tiny model with dropout.
+
+    Attributes:
+        model: name of its architecture.
+        strategy: what learns.
+        more: further settings.
+    """
 
     model: str
     strategy: Strategy
     more: dict[str, Any] = field(default_factory=dict)
 
     def config(self, out: Path, **more: Any) -> RunConfig:
+        """The settings, for an output folder."""
         make = text_settings if self.model == "bert" else settings
-        given = {"save_steps": 2, "output_dir": str(out), "cache_dir": str(out / "cache"), **self.more, **more}
-        return make(**given)
+        return make(**{"save_steps": 2, "output_dir": str(out), "cache_dir": str(out / "cache"), **self.more, **more})
 
-    def run(self, out: Path, *, rows: Rows | None = None, seed: int = 0, **more: Any) -> Fit:
+    def run(self, out: Path, *, rows: Rows | None = None, seed: int = 0, target: Target = TARGET, **more: Any) -> Fit:
         """The loop in this process; the weights go into `out/weights.safetensors`."""
         config = self.config(out, **more)
         model, groups, inputs = tiny(self.model, seed=seed)
-        prepared, its_groups = self.strategy.prepare(model, groups, inputs, config.seed)
+        prepared, groups = self.strategy.prepare(model, groups, inputs, config.training.seed)
         with start_accelerator(config) as accelerator:
             train = rows if rows is not None else rows_for(self.model, 24)
-            batches = loaders_of(accelerator, train, rows_for(self.model, 10, seed=1), 4, config.seed)
-            result = fit(prepared, self.strategy, its_groups, batches, config, accelerator)
+            validation = rows_for(self.model, 10, seed=1)
+            loaders = loaders_of(accelerator, train, validation, 4, config.training.seed, target)
+            result = fit_loaders(prepared, self.strategy, groups, loaders, config, accelerator)
             if accelerator.is_main_process:
-                weights = {name: value.clone().contiguous() for name, value in result.model.state_dict().items()}
-                safetensors.torch.save_file(weights, out / "weights.safetensors")
+                save_weights(result.model, out / "weights.safetensors")
         return result
 
 
@@ -66,12 +74,19 @@ CASES = {
 }
 
 
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """Write all weights and statistics of a model."""
+    values = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
+    safetensors.torch.save_file(values, path)
+
+
 def weights(out: Path) -> bytes:
+    """The weights that a run has written."""
     return (out / "weights.safetensors").read_bytes()
 
 
-def whole(case: Case, out: Path, **more: Any) -> int:
-    """The exit code of a child that runs to the end."""
+def run_to_the_end(case: Case, out: Path, **more: Any) -> int:
+    """The exit code of a child that is not killed."""
     return exit_code(lambda: case.run(out, **more))
 
 
@@ -80,8 +95,8 @@ def killed(case: Case, out: Path, step: int, *, written: bool = True, **more: An
     return killed_in_step(step, lambda: case.run(out, **more), written=written)
 
 
-def failure(work: Callable[[], object]) -> str:
-    """The words of the error that a run ends with."""
+def error_message(work: Callable[[], object]) -> str:
+    """The message of the error that a run ends with."""
     try:
         work()
     except Exception as error:

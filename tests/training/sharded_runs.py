@@ -1,8 +1,8 @@
-"""Run in two processes with FSDP: trainings of tiny models, whose weights the processes share out among them.
+"""A script for two processes with FSDP: trainings of tiny models, whose weights are sharded.
 
-Into the folder that it is given go, for each, `weights.safetensors`, `model/` and `history.json`; in `whole/` the same
-of whole models (DDP); in `NAME-resumed` that of some which were interrupted and then repeated; and in `parts.json` what
-each process held.
+For each training it writes `weights.safetensors`, `model/` and `history.json` into a folder; the same of whole models
+(DDP) into `whole/`; of some that were interrupted and resumed into `NAME-resumed/`; and what each process held into
+`parts.json`.
 """
 
 import json
@@ -13,11 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, gather_object
@@ -28,40 +26,40 @@ from torch.distributed.tensor import DTensor
 from hf_transfer.evaluation.run_folder import save_model
 from hf_transfer.interruption import Interrupted
 from hf_transfer.training import steps
-from hf_transfer.training.loop import fit, start_accelerator
+from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.progress import Fit
-from tests.training.resumed_runs import CASES
-from tests.training.toy_task import loaders_of, rows_for, settings, tiny
+from tests.training.resumed_runs import CASES, save_weights
+from tests.training.toy_task import fit_loaders, loaders_of, rows_for, settings, tiny
 
-# Averages, soup and L2-SP; stages; a frozen store; statistics; adapters; accumulation.
+# Averages, soup and L2-SP; stages; stored activations; BatchNorm; adapters; gradient accumulation.
 COMPARED = ("full", "gradual", "partial", "statistics", "lora", "accumulated")
-# In which of its steps each is interrupted: in the middle of an epoch, and in the middle of a later stage.
+# The step in which each is interrupted: in the middle of an epoch, and in the middle of a later stage.
 INTERRUPTED = {"full": 3, "gradual": 8}
 
 
 def trained(name: str, out: Path, accelerator: Accelerator, **more: Any) -> Fit:
-    """One training, as the case has it."""
+    """One training of a case."""
     case = CASES[name]
     config = case.config(out, **more)
-    accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
+    accelerator.gradient_accumulation_steps = config.training.gradient_accumulation_steps
     model, groups, inputs = tiny(case.model, seed=0)
-    prepared, its_groups = case.strategy.prepare(model, groups, inputs, config.seed)
+    prepared, groups = case.strategy.prepare(model, groups, inputs, config.training.seed)
     rows = rows_for(case.model, 24), rows_for(case.model, 10, seed=1)
-    return fit(prepared, case.strategy, its_groups, loaders_of(accelerator, *rows, 4, config.seed), config, accelerator)
+    loaders = loaders_of(accelerator, *rows, 4, config.training.seed)
+    return fit_loaders(prepared, case.strategy, groups, loaders, config, accelerator)
 
 
 def keep(fitted: Fit, out: Path, accelerator: Accelerator) -> None:
-    """The main process writes what came out."""
+    """Let the main process write the result."""
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.clone().contiguous() for name, value in fitted.model.state_dict().items()}
-        safetensors.torch.save_file(weights, out / "weights.safetensors")
+        save_weights(fitted.model, out / "weights.safetensors")
         (out / "history.json").write_text(json.dumps(fitted.history))
-        save_model(fitted.model, SimpleNamespace(save_pretrained=str), out)
+        save_model(fitted.model, out / "model")
 
 
 @contextmanager
-def asked_to_end(step: int, process: int) -> Iterator[None]:
+def interrupted_in(step: int, process: int) -> Iterator[None]:
     """One of the processes gets a signal in one of its steps."""
     take_step, taken = torch.optim.AdamW.step, count(1)
 
@@ -79,7 +77,7 @@ def asked_to_end(step: int, process: int) -> Iterator[None]:
 
 @contextmanager
 def whole_models(accelerator: Accelerator) -> Iterator[None]:
-    """Meanwhile the same processes train by DDP: to start others would take longer than all the trainings."""
+    """Inside, the same processes train with DDP: starting others would take longer than all the trainings."""
     states: list[Any] = [accelerator.state, PartialState()]
     try:
         for state in states:
@@ -91,32 +89,32 @@ def whole_models(accelerator: Accelerator) -> Iterator[None]:
 
 
 def main(folder: Path) -> None:
-    """All of them at once: starting processes is what takes the time."""
+    """All trainings in one start, which takes most of the time."""
     parts: list[dict[str, int]] = []
-    share_out = vars(steps)["sharded_copy"]
+    make_copy = vars(steps)["sharded_copy"]
 
     def noting(*arguments: Any) -> nn.Module:
-        part: nn.Module = share_out(*arguments)
-        held = [value.to_local() for value in part.parameters() if isinstance(value, DTensor)]
+        part: nn.Module = make_copy(*arguments)
+        local = [value.to_local() for value in part.parameters() if isinstance(value, DTensor)]
         units = sum(isinstance(module, FSDPModule) for module in part.modules())
-        parts.append({"numbers": sum(value.numel() for value in held), "units": units})
+        parts.append({"numbers": sum(value.numel() for value in local), "units": units})
         return part
 
-    setattr(steps, "sharded_copy", noting)
+    setattr(steps, "sharded_copy", noting)  # noqa: B010
     with start_accelerator(settings()) as accelerator:
         for name in COMPARED:
             keep(trained(name, folder / name, accelerator, save_steps=0), folder / name, accelerator)
-        held, stages = gather_object([parts[0]]), len(parts)
+        of_processes, stages = gather_object([parts[0]]), len(parts)
         with whole_models(accelerator):
             for name in COMPARED:
                 out = folder / "whole" / name
                 keep(trained(name, out, accelerator, save_steps=0), out, accelerator)
-        assert len(parts) == stages, "these were to be whole"
+        assert len(parts) == stages, "these models must be whole"
         if accelerator.is_main_process:
-            (folder / "parts.json").write_text(json.dumps(held))
+            (folder / "parts.json").write_text(json.dumps(of_processes))
         for name, step in INTERRUPTED.items():
             out = folder / f"{name}-resumed"
-            with asked_to_end(step, process=1), pytest.raises(Interrupted):
+            with interrupted_in(step, process=1), pytest.raises(Interrupted):
                 trained(name, out, accelerator)
             keep(trained(name, out, accelerator), out, accelerator)
 

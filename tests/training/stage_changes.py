@@ -1,7 +1,7 @@
-"""Run in two processes: trains with strategies of several stages, and notes the weights after each epoch.
+"""A script for two processes: trains with strategies of several stages, and notes the weights after each epoch.
 
-Writes `NAME.json` into the folder that it is given, for each training: for each epoch and process a checksum of every
-tensor, and whether each parameter moved.
+For each training it writes `NAME.json` into a folder: for each epoch and process a checksum of every tensor, and which
+parameters moved.
 """
 
 import hashlib
@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_transfer.config import RunConfig
+from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.training import loop
-from hf_transfer.training.loop import fit, start_accelerator
+from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.progress import Fit
 from tests.tiny_models import state
-from tests.training.toy_task import loaders_of, rows_for, settings, tiny
+from tests.training.toy_task import fit_loaders, loaders_of, rows_for, settings, tiny
 
 EPOCHS = 5
-# Also with what is kept beside the weights from stage to stage.
+# Also with averages, L2-SP and class weights, which are carried from stage to stage.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "vit-gradual": ("vit", {"strategy": "gradual", "learning_rate": 5e-3}),
     "resnet_basic-gradual": (
@@ -38,36 +38,41 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def checksum(tensor: Tensor) -> str:
+    """A hash of a tensor's values."""
     return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def config_of(case: str) -> RunConfig:
+    """The settings of a training."""
     return settings(num_train_epochs=EPOCHS, warmup_steps=0, **CASES[case][1])
 
 
-def trained(case: str, accelerator: Accelerator) -> tuple[list[dict[str, Any]], Fit]:
-    """One training; on every process the same list of what each of them has found in each epoch, and at the end."""
+def trained(case: str, accelerator: Accelerator) -> tuple[list[Any], list[Any], Fit]:
+    """One training.
+
+    Returns:
+        Names of the parameters of each stage; for each epoch, and for the end, checksums and what moved, by process;
+        and the result.
+    """
     name, config = CASES[case][0], config_of(case)
     model, groups, inputs = tiny(name)
-    strategy = choose_strategy(config)
-    prepared, groups = strategy.prepare(model, groups, inputs, config.seed)
-    stages = [sorted(stage.trainable) for stage in strategy.stages(groups, config.num_train_epochs)]
-    found: list[dict[str, Any]] = []
+    strategy = choose_strategy(config.strategy)
+    prepared, groups = strategy.prepare(model, groups, inputs, config.training.seed)
+    stages = [sorted(stage.trainable) for stage in strategy.stages(groups, config.training.num_train_epochs)]
+    epochs: list[dict[str, Any]] = []
     before = state(prepared)
 
     def note() -> None:
         nonlocal before
         after = state(prepared)
-        own = {
-            "weights": {key: checksum(value) for key, value in after.items()},
-            "moved": [key for key, _ in prepared.named_parameters() if not torch.equal(after[key], before[key])],
-        }
+        moved = [key for key, _ in prepared.named_parameters() if not torch.equal(after[key], before[key])]
+        process = {"weights": {key: checksum(value) for key, value in after.items()}, "moved": moved}
         before = after
-        found.append({"processes": gather_object([own])})
+        epochs.append({"processes": gather_object([process])})
 
     def noting(function: Any) -> Any:
-        def call(asked: nn.Module, *arguments: Any, **keywords: Any) -> Any:
-            answer = function(asked, *arguments, **keywords)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            answer = function(*arguments, **keywords)
             note()
             return answer
 
@@ -75,27 +80,27 @@ def trained(case: str, accelerator: Accelerator) -> tuple[list[dict[str, Any]], 
 
     originals = {key: vars(loop)[key] for key in ("predict_split", "solve_head")}
     rows = rows_for(name, 24), rows_for(name, 20, seed=1)
-    loaders = loaders_of(accelerator, *rows, config.per_device_train_batch_size, config.seed)
+    loaders = loaders_of(accelerator, *rows, config.training.per_device_train_batch_size, config.training.seed)
     for key, function in originals.items():
         setattr(loop, key, noting(function))
     try:
-        fitted = fit(prepared, strategy, groups, loaders, config, accelerator)
+        fitted = fit_loaders(prepared, strategy, groups, loaders, config, accelerator)
     finally:
         for key, function in originals.items():
             setattr(loop, key, function)
     note()
-    return [{"stages": stages}, *found], fitted
+    return stages, epochs, fitted
 
 
 def main(folder: Path) -> None:
-    """All of them at once: starting processes is what takes the time."""
+    """All trainings in one start, which takes most of the time."""
     with start_accelerator(settings()) as accelerator:
         for case in CASES:
-            found, fitted = trained(case, accelerator)
+            stages, epochs, fitted = trained(case, accelerator)
             if accelerator.is_main_process:
                 rows = [{key: row[key] for key in ("accuracy", "loss")} for row in fitted.history]
-                said = {"stages": found[0]["stages"], "epochs": found[1:], "history": rows, "soup": fitted.soup}
-                (folder / f"{case}.json").write_text(json.dumps({"number": accelerator.num_processes, **said}))
+                content = {"stages": stages, "epochs": epochs, "history": rows, "soup": fitted.soup}
+                (folder / f"{case}.json").write_text(json.dumps({"number": accelerator.num_processes, **content}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pull and the average against sums written out in numpy, statistics against torch's own way to compute them."""
+"""L2-SP and moving averages against formulas in numpy, statistics against torch's own function."""
 
 import copy
 from collections.abc import Iterator
@@ -25,11 +25,11 @@ def prepared(name: str, *, layers: int | None = None) -> tuple[nn.Module, list[G
     """A model in training, of which all or the top `layers` blocks learn."""
     model = tiny_model(name)
     groups = trace_groups(model, pixels(name))
-    open_up(model, groups, layers)
+    make_trainable(model, groups, layers)
     return model, groups
 
 
-def open_up(model: nn.Module, groups: list[Group], layers: int | None) -> None:
+def make_trainable(model: nn.Module, groups: list[Group], layers: int | None) -> None:
     strategy = FullFineTuning() if layers is None else PartialFineTuning(layers=layers)
     set_trainable(model, groups, strategy.stages(groups, 1)[0].trainable)
     model.train()
@@ -41,19 +41,21 @@ def learn(model: nn.Module, name: str, optimizer: torch.optim.Optimizer, step: i
     optimizer.zero_grad()
 
 
-def open_names(model: nn.Module) -> set[str]:
+def trainable_names(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def equal(found: Weights, expected: Weights) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], value) for name, value in expected.items())
+def equal(weights: Weights, expected: Weights) -> bool:
+    return weights.keys() == expected.keys() and all(
+        torch.equal(weights[name], value) for name, value in expected.items()
+    )
 
 
 # L2-SP
 
 
-def test_a_pull_goes_a_share_of_the_way_back_at_each_groups_own_rate() -> None:
-    """w - rate * alpha * (w - w0), in numpy; the head is left alone."""
+def test_a_pull_moves_by_a_share_of_the_way_back_at_the_rate_of_each_group() -> None:
+    """w - rate * alpha * (w - w0), in numpy; the head does not change."""
     model, groups = prepared("vit")
     start = state(model)
     pull = StartingPoint(model, groups, alpha=0.3)
@@ -77,7 +79,7 @@ def test_a_pull_goes_a_share_of_the_way_back_at_each_groups_own_rate() -> None:
             assert torch.equal(value, moved[name])
 
 
-def test_a_pull_of_one_goes_all_the_way_back() -> None:
+def test_a_pull_of_one_moves_all_the_way_back() -> None:
     model, groups = prepared("vit")
     start = state(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -88,35 +90,35 @@ def test_a_pull_of_one_goes_all_the_way_back() -> None:
     assert changed == {"classifier.weight", "classifier.bias"}
 
 
-def test_only_open_values_are_remembered_and_a_later_stage_adds_its_own() -> None:
+def test_only_trainable_values_are_copied_and_a_later_stage_adds_its_own() -> None:
     model, groups = prepared("vit", layers=1)
     start = state(model)
     pull = StartingPoint(model, groups, alpha=0.3)
-    first = open_names(model) - {"classifier.weight", "classifier.bias"}
+    first = trainable_names(model) - {"classifier.weight", "classifier.bias"}
     assert pull.state_dict().keys() == first
     learn(model, "vit", torch.optim.SGD(model.parameters(), lr=0.5), 0)
-    open_up(model, groups, None)
+    make_trainable(model, groups, None)
     pull.extend(model)
-    expected = open_names(model) - {"classifier.weight", "classifier.bias"}
+    expected = trainable_names(model) - {"classifier.weight", "classifier.bias"}
     assert first < expected
     assert equal(pull.state_dict(), {name: start[name] for name in expected})
 
 
-def test_what_the_optimizer_does_not_hold_is_not_pulled() -> None:
+def test_parameters_that_the_optimizer_does_not_have_are_not_pulled() -> None:
     model, groups = prepared("vit")
     pull = StartingPoint(model, groups, alpha=1.0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
     before = state(model)
-    held = model.get_parameter("vit.layernorm.weight")
-    pull.pull(model, torch.optim.SGD([held], lr=0.5))
+    optimized = model.get_parameter("vit.layernorm.weight")
+    pull.pull(model, torch.optim.SGD([optimized], lr=0.5))
     assert {name for name, value in before.items() if not torch.equal(model.state_dict()[name], value)} == {
         "vit.layernorm.weight"
     }
 
 
-def test_a_starting_point_survives_a_checkpoint() -> None:
+def test_a_starting_point_can_be_saved_and_restored() -> None:
     model, groups = prepared("vit")
     saved = {name: value.clone() for name, value in StartingPoint(model, groups, alpha=0.3).state_dict().items()}
     learn(model, "vit", torch.optim.SGD(model.parameters(), lr=0.5), 0)
@@ -130,8 +132,8 @@ def test_a_starting_point_survives_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.25, 0.999])
-def test_the_average_is_the_recursion_written_out(decay: float) -> None:
-    """In numpy, with a decay that grows to its limit; statistics of BatchNorm are the latest."""
+def test_the_average_follows_its_recursion(decay: float) -> None:
+    """In numpy, with a decay that grows up to its limit; statistics of BatchNorm are the latest ones."""
     model, _ = prepared("resnet_basic")
     average = ExponentialMovingAverage(model, decay)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -152,7 +154,7 @@ def test_the_average_is_the_recursion_written_out(decay: float) -> None:
 def test_only_what_learns_is_averaged() -> None:
     model, _ = prepared("vit", layers=1)
     averaged = {name.removeprefix("average.") for name in ExponentialMovingAverage(model, 0.9).state_dict()}
-    assert averaged == {*open_names(model), "steps"}
+    assert averaged == {*trainable_names(model), "steps"}
 
 
 def averaged_resnet() -> tuple[nn.Module, ExponentialMovingAverage]:
@@ -165,8 +167,8 @@ def averaged_resnet() -> tuple[nn.Module, ExponentialMovingAverage]:
     return model, average
 
 
-def test_the_weights_come_back_to_the_bit() -> None:
-    """Also statistics that were computed anew meanwhile, and their counters."""
+def test_the_weights_are_restored_to_the_bit() -> None:
+    """Also statistics that were recomputed meanwhile, and their counters."""
     model, average = averaged_resnet()
     before, storages = state(model), {name: value.data_ptr() for name, value in model.state_dict().items()}
     with average.applied(model):
@@ -176,7 +178,7 @@ def test_the_weights_come_back_to_the_bit() -> None:
     assert {name: value.data_ptr() for name, value in model.state_dict().items()} == storages
 
 
-def test_the_weights_come_back_after_an_error() -> None:
+def test_the_weights_are_restored_after_an_error() -> None:
     model, average = averaged_resnet()
     before = state(model)
     with pytest.raises(KeyboardInterrupt), average.applied(model):
@@ -184,7 +186,7 @@ def test_the_weights_come_back_after_an_error() -> None:
     assert equal(state(model), before)
 
 
-def test_the_averages_themselves_are_not_changed_by_their_use() -> None:
+def test_using_the_averages_does_not_change_them() -> None:
     model, average = averaged_resnet()
     before = {name: value.clone() for name, value in average.state_dict().items()}
     with average.applied(model):
@@ -197,30 +199,30 @@ def test_a_copy_of_the_model_has_the_same_average() -> None:
     twin, twins_average = copy.deepcopy((model, average))
     for one, its_average in ((model, average), (twin, average), (twin, twins_average)):
         with its_average.applied(one):
-            found = state(one)
+            averaged = state(one)
         with average.applied(model):
-            assert equal(found, state(model))
+            assert equal(averaged, state(model))
     average.update(twin)
     assert not equal(average.state_dict(), twins_average.state_dict())
 
 
-def test_a_stage_that_opens_more_goes_on_with_the_average() -> None:
+def test_a_stage_with_more_trainable_parameters_continues_the_average() -> None:
     model, groups = prepared("vit", layers=1)
     average = ExponentialMovingAverage(model, 0.9)
-    first = open_names(model)
+    first = trainable_names(model)
     learn(model, "vit", torch.optim.SGD(model.parameters(), lr=0.5), 0)
     average.update(model)
     before = {name: value.clone() for name, value in average.state_dict().items()}
-    open_up(model, groups, None)
+    make_trainable(model, groups, None)
     average.extend(model)
     after = average.state_dict()
     assert equal({name: after[name] for name in before}, before)
-    added = {name: after[f"average.{name}"] for name in open_names(model) - first}
+    added = {name: after[f"average.{name}"] for name in trainable_names(model) - first}
     assert added
     assert equal(added, {name: model.get_parameter(name).detach() for name in added})
 
 
-def test_an_average_survives_a_checkpoint() -> None:
+def test_an_average_can_be_saved_and_restored() -> None:
     model, average = averaged_resnet()
     saved = {name: value.clone() for name, value in average.state_dict().items()}
     resumed = ExponentialMovingAverage(model, 0.9)
@@ -232,7 +234,7 @@ def test_an_average_survives_a_checkpoint() -> None:
     assert not equal(resumed.state_dict(), saved)
 
 
-# Statistics computed anew
+# Recomputed statistics
 
 
 def batches(name: str) -> list[dict[str, Tensor]]:
@@ -245,7 +247,7 @@ def statistics(model: nn.Module) -> Weights:
 
 
 @pytest.mark.parametrize("name", ["resnet_basic", "mobilenet_v2"])
-def test_statistics_are_those_of_torchs_own_way(name: str) -> None:
+def test_statistics_are_those_of_torchs_own_function(name: str) -> None:
     """Both models are without dropout."""
     model, _ = prepared(name)
     twin = copy.deepcopy(model)
@@ -266,39 +268,39 @@ def test_frozen_statistics_stay() -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_momenta_and_modes_are_as_before_also_after_an_error(training: bool, broken: bool) -> None:
 
-    def given() -> Iterator[dict[str, Tensor]]:
+    def some_batches() -> Iterator[dict[str, Tensor]]:
         yield batches("resnet_basic")[0]
         if broken:
             raise KeyboardInterrupt
 
-    def found() -> list[tuple[bool, Any]]:
+    def modes() -> list[tuple[bool, Any]]:
         return [(module.training, getattr(module, "momentum", None)) for module in model.modules()]
 
     model, _ = prepared("resnet_basic", layers=1)
     model.train(training)
-    before = found()
+    before = modes()
     try:
-        recompute_batch_norm(model, given())
+        recompute_batch_norm(model, some_batches())
     except KeyboardInterrupt:
         assert broken
-    assert found() == before
+    assert modes() == before
 
 
-def test_without_batches_the_statistics_stay() -> None:
+def test_without_batches_the_statistics_do_not_change() -> None:
     model, _ = prepared("resnet_basic")
     before = statistics(model)
     recompute_batch_norm(model, [])
     assert equal(statistics(model), before)
 
 
-def test_a_model_without_batch_norm_does_not_look_at_the_batches() -> None:
+def test_for_a_model_without_batch_norm_no_batch_is_read() -> None:
 
-    def given() -> Iterator[dict[str, Tensor]]:
+    def no_batches() -> Iterator[dict[str, Tensor]]:
         pytest.fail("asked for a batch")
         yield {}
 
     model, _ = prepared("vit")
-    recompute_batch_norm(model, given())
+    recompute_batch_norm(model, no_batches())
 
 
 def test_dropout_is_off_and_no_random_number_is_drawn() -> None:

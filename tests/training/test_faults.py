@@ -1,4 +1,4 @@
-"""A short draw of `make test-faults`: recipes killed twice end as if nothing had happened."""
+"""A few runs of `make test-faults`: recipes that are killed twice end with the same bytes."""
 
 import importlib
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests import faults
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("processes", "runs"), [(1, 5), (2, 3)])

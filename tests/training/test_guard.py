@@ -1,4 +1,4 @@
-"""Steps that must not be taken, and memory that is full: the run stops, and says what to look at."""
+"""Non-finite steps, full memory and dead loader workers: the run stops with a message that says what to do."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hf_transfer.config import UserError
+from hf_transfer.errors import UserError
 from hf_transfer.training import loop
 from hf_transfer.training.guard import is_out_of_memory
 from tests.training.resumed_runs import CASES, killed
@@ -20,25 +20,25 @@ FULL = CASES["full"]
 HOST_MEMORY = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 
 
-def words(out: Path, **more: Any) -> list[str]:
-    """The three lines that a run ends with."""
+def message(out: Path, **more: Any) -> list[str]:
+    """The three lines of the error that a run ends with."""
     with pytest.raises(UserError) as caught:
         FULL.run(out, **more)
     return str(caught.value).splitlines()
 
 
-def test_the_sample_that_is_no_number_is_named(tmp_path: Path) -> None:
-    """And no other of its batch."""
+def test_the_sample_with_a_non_finite_output_is_named(tmp_path: Path) -> None:
+    """And no other sample of its batch."""
     rows = Rows(24)
     rows.pixels[17, 0, 3, 3] = float("nan")
-    expected, found, do = words(tmp_path, rows=rows)
-    assert expected == "Expected: a loss and a gradient that are numbers"
+    expected, found, do = message(tmp_path, rows=rows)
+    assert expected == "Expected: a finite loss and a finite gradient"
     assert found.startswith("Found:    a loss of nan and a gradient of norm nan in step ")
     assert "with the samples of training rows 17; the step was not taken" in found
     assert do == "Do this:  look at these samples, lower --learning_rate, or leave out --fp16; then run it again"
 
 
-def test_the_checkpoint_to_return_to_is_named(tmp_path: Path) -> None:
+def test_the_checkpoint_that_is_kept_is_named(tmp_path: Path) -> None:
     assert killed(FULL, tmp_path, 9) == -9
     original = torch.optim.AdamW.step
     kept = tmp_path / "checkpoints" / "checkpoint-00000008"
@@ -51,16 +51,16 @@ def test_the_checkpoint_to_return_to_is_named(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", poison)
-        _, found, _ = words(tmp_path, save_steps=100)
+        _, found, _ = message(tmp_path, save_steps=100)
     assert "in step 10 (epoch 2, peak rate 1.0e-03)" in found
     assert found.endswith(f"the step was not taken, {kept} is kept")
 
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
-def test_a_gradient_that_is_no_number_stops_the_run_though_the_loss_is_one(
+def test_a_non_finite_gradient_stops_the_run_although_the_loss_is_finite(
     tmp_path: Path, max_grad_norm: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether gradients are clipped or not; the weights are as they were."""
+    """Whether gradients are clipped or not; the weights do not change."""
     backward: Any = torch.Tensor.backward
 
     def overflow(self: torch.Tensor, *arguments: Any, **more: Any) -> Any:
@@ -68,8 +68,8 @@ def test_a_gradient_that_is_no_number_stops_the_run_though_the_loss_is_one(
 
     monkeypatch.setattr(torch.Tensor, "backward", overflow)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: pytest.fail("the step was taken"))
-    _, found, _ = words(tmp_path, max_grad_norm=max_grad_norm)
-    # The loss itself is one, and with no row to blame all four of the batch are named.
+    _, found, _ = message(tmp_path, max_grad_norm=max_grad_norm)
+    # No output is non-finite, so all four samples of the batch are named.
     assert re.search(r"a loss of 1\.\d+ and a gradient of norm (nan|inf) in step 1 ", found)
     assert re.search(r"training rows \d+, \d+, \d+, \d+; the step was not taken", found)
 
@@ -77,21 +77,23 @@ def test_a_gradient_that_is_no_number_stops_the_run_though_the_loss_is_one(
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(HOST_MEMORY), MemoryError("m")]
 )
-def test_a_full_memory_is_said_in_words(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the batch size, and what to try."""
+def test_a_full_memory_is_an_error_that_says_what_to_do(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the batch sizes."""
 
     def full(*_: Any, **__: Any) -> Any:
         raise error
 
     monkeypatch.setattr(torch.Tensor, "backward", full)
-    expected, found, do = words(tmp_path)
+    expected, found, do = message(tmp_path)
     assert expected == "Expected: memory for batches of 4 in training and of 64 in evaluation"
     assert found == f"Found:    {error}; no checkpoint had been written"
     assert "halve --per_device_train_batch_size and double --gradient_accumulation_steps" in do
 
 
-class Deadly(Dataset[Any]):
-    """Whoever reads one of its later samples is killed, as by a system without memory."""
+class Killing(Dataset[Any]):
+    """A process that reads one of the later samples is killed, as by a system that is out of memory."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -105,25 +107,25 @@ class Deadly(Dataset[Any]):
         return self.rows[position]
 
 
-def test_a_loader_worker_that_is_killed_is_said_in_words_and_the_run_goes_on(
+def test_a_killed_loader_worker_is_an_error_that_says_what_to_do_and_the_run_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(output_dir=str(tmp_path), save_steps=1)
     with monkeypatch.context() as patch:
         patch.setattr(
-            loop, "batches_left",
-            lambda loaders, *_: DataLoader(Deadly(loaders.train.dataset), 4, num_workers=1, prefetch_factor=1),
+            loop, "remaining_batches",
+            lambda loaders, *_: DataLoader(Killing(loaders.train.dataset), 4, num_workers=1, prefetch_factor=1),
         )  # fmt: skip
         with pytest.raises(UserError) as caught:
             train_vit(config)
     expected, found, do = str(caught.value).splitlines()
-    assert expected == "Expected: loader workers that live as long as the run"
+    assert expected == "Expected: loader workers that run until the end"
     assert re.match(r"Found:    DataLoader worker \(pid\(?s?\)? \d+\) .* is kept$", found), found
-    assert do.startswith("Do this:  run it again; if it happens again the host's memory is full")
+    assert do.startswith("Do this:  run it again; if it happens again the host is out of memory")
     assert train_vit(config).resumed
 
 
-def test_any_other_error_is_not_taken_for_a_full_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_other_error_is_not_reported_as_full_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("shapes do not fit")

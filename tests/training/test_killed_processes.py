@@ -1,4 +1,4 @@
-"""Two processes, one of which is killed: both end at once, and the same command goes on to the same weights."""
+"""Two processes, one of which is killed: both end at once, and the same command resumes to the same weights."""
 
 import re
 import time
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from hf_transfer.training.checkpoint import Checkpoints
+from hf_transfer.checkpoints.checkpoint import Checkpoints
 from tests.training.launched import torchrun, two_forks
-from tests.training.resumed_runs import weights
+from tests.training.resumed_runs import CASES, error_message, weights
+
+pytestmark = pytest.mark.slow
 
 # From the death of one process to the end of the command; torchrun looks ten times a second.
 SECONDS_TO_END = 10
@@ -17,18 +19,18 @@ SCRIPT = str(Path(__file__).with_name("killed_run.py"))
 
 @pytest.mark.parametrize("process", [1, 0])
 def test_torchrun_ends_all_when_one_is_killed_and_names_it(process: int, tmp_path: Path) -> None:
-    """It says which process ended first, and how; also if that is the one that writes."""
+    """The output says which process ended first, and how; also if it is the one that writes."""
     ended = torchrun(SCRIPT, "full", str(tmp_path), str(process), "4")
     assert ended.returncode == 1
     assert time.time() - float((tmp_path / "died").read_text()) < SECONDS_TO_END
-    cause = ended.said[ended.said.index("Root Cause") :]
+    cause = ended.output[ended.output.index("Root Cause") :]
     assert re.search(rf"rank\s+: {process} ", cause)
     assert "exitcode  : -9" in cause
 
 
 @pytest.mark.parametrize("case", ["full", "gradual"])
-def test_a_run_whose_processes_are_killed_goes_on_exactly(case: str, tmp_path: Path) -> None:
-    """First the one that does not write dies, then the one that does."""
+def test_a_run_whose_processes_are_killed_resumes_exactly(case: str, tmp_path: Path) -> None:
+    """First the process that does not write, then the one that does."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for out in (whole, killed):
         out.mkdir()
@@ -46,9 +48,7 @@ def test_a_run_whose_processes_are_killed_goes_on_exactly(case: str, tmp_path: P
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
-    """Each would have seen other samples."""
-    from tests.training.resumed_runs import CASES, failure
-
+    """Each process would have other samples."""
     assert two_forks(SCRIPT, "full", str(tmp_path), "1", "4").returncode != 0
-    words = failure(lambda: CASES["full"].run(tmp_path, allow_mismatch=True))
-    assert "another (there -> here): processes: 2 -> 1" in words
+    message = error_message(lambda: CASES["full"].run(tmp_path, allow_mismatch=True))
+    assert "another run (there -> here): processes: 2 -> 1" in message

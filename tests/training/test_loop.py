@@ -1,4 +1,4 @@
-"""The loop against hand-written formulas: rates, decay, accumulation, clipping, masks, the best epoch."""
+"""The loop against formulas: rates, decay, accumulation, clipping, masks, the best epoch."""
 
 import gc
 import math
@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_transfer.config import UserError
+from hf_transfer.errors import UserError
 from hf_transfer.models.groups import trace_groups
 from hf_transfer.strategies.freezing import BiasTuning, FromScratch, FullFineTuning, Stage, set_trainable
+from hf_transfer.targets.predictions import Ranking
 from hf_transfer.training import loop
-from hf_transfer.training.loop import start_accelerator
-from hf_transfer.training.predictions import is_better
+from hf_transfer.training.devices import start_accelerator
 from tests.tiny_models import pixels, state, tiny_model
-from tests.training.toy_task import HeadAlone, Rows, loaders_of, settings, train_vit, vit
+from tests.training.toy_task import TARGET, HeadAlone, Rows, loaders_of, settings, train_vit, vit
 
 
 class Recorder:
-    """Stands in the way of `torch.optim.AdamW` and notes rates, decay and gradients."""
+    """Replaces `torch.optim.AdamW` and notes the rates and gradients of each step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rates: list[float] = []
@@ -44,7 +44,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 def cosine(step: int, *, peak: float, warmup: int, total: int) -> float:
-    """Goyal et al. 2017 and Loshchilov and Hutter 2017, written out."""
+    """The formula of Goyal et al. 2017 and Loshchilov and Hutter 2017."""
     if step < warmup:
         return peak * step / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
@@ -59,13 +59,13 @@ def test_the_rate_warms_up_and_follows_a_cosine(recorder: Recorder, warmup_steps
 
 
 def test_the_rate_counts_optimizer_steps_not_batches(recorder: Recorder) -> None:
-    """Six batches in fours: two steps an epoch."""
+    """Six batches of four per step: two steps per epoch."""
     train_vit(settings(gradient_accumulation_steps=4, warmup_steps=1, learning_rate=2e-3))
     assert recorder.rates == pytest.approx([cosine(step, peak=2e-3, warmup=1, total=4) for step in range(4)])
 
 
 @pytest.mark.parametrize("strategy", [BiasTuning(), FullFineTuning(), FromScratch()])
-def test_without_a_rate_the_strategys_own_is_the_peak(recorder: Recorder, strategy: Any) -> None:
+def test_without_a_rate_in_the_settings_that_of_the_strategy_is_the_peak(recorder: Recorder, strategy: Any) -> None:
     train_vit(settings(learning_rate=None, warmup_steps=1, num_train_epochs=1), strategy=strategy)
     assert max(recorder.rates) == pytest.approx(strategy.learning_rate)
 
@@ -85,8 +85,8 @@ def test_norms_and_biases_do_not_decay(monkeypatch: pytest.MonkeyPatch) -> None:
     decay = {names[id(value)]: group["weight_decay"] for group in made[0].param_groups for value in group["params"]}
     assert decay.keys() == set(names.values())
     for name, amount in decay.items():
-        spared = name.endswith(".bias") or "layernorm" in name
-        assert amount == (0.0 if spared else 0.07), name
+        exempt = name.endswith(".bias") or "layernorm" in name
+        assert amount == (0.0 if exempt else 0.07), name
 
 
 def test_two_accumulated_batches_equal_one_of_twice_the_size() -> None:
@@ -95,7 +95,7 @@ def test_two_accumulated_batches_equal_one_of_twice_the_size() -> None:
     single = train_vit(settings(per_device_train_batch_size=4, warmup_steps=0))
     other = state(halves.model)
     for name, value in whole.model.state_dict().items():
-        # A bias of keys has no gradient (softmax ignores it); what AdamW makes of its rounding errors is noise.
+        # The bias of the keys has no gradient (softmax ignores it): AdamW amplifies its rounding errors.
         if not name.endswith("k_proj.bias"):
             torch.testing.assert_close(other[name], value, rtol=0, atol=1e-6)
     assert not torch.allclose(state(single.model)["classifier.weight"], other["classifier.weight"], atol=1e-5)
@@ -114,7 +114,7 @@ def test_gradients_are_clipped_to_the_norm(recorder: Recorder) -> None:
     # By hand: 2 and 3 share the best accuracy and 3 has the lower loss; 1 has the best F1; 4 has the lowest loss.
     [("accuracy", 3), ("f1_macro", 1), ("loss", 4)],
 )
-def test_each_metric_picks_its_epoch_and_ties_go_to_the_lower_loss(metric: str, best: int) -> None:
+def test_each_metric_selects_its_epoch_and_ties_go_to_the_lower_loss(metric: str, best: int) -> None:
     columns = {
         "accuracy": [0.5, 0.6, 0.8, 0.8, 0.7, 0.8],
         "f1_macro": [0.5, 0.9, 0.7, 0.8, 0.6, 0.7],
@@ -123,14 +123,14 @@ def test_each_metric_picks_its_epoch_and_ties_go_to_the_lower_loss(metric: str, 
     history = [{name: column[epoch] for name, column in columns.items()} for epoch in range(6)]
     kept = -1
     for epoch, row in enumerate(history):
-        if is_better(row, history[: epoch + 1], kept, metric):
+        if Ranking.of(TARGET, metric).is_better(row, history[: epoch + 1], kept):
             kept = epoch
     assert kept == best
 
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
-    """Validation accuracy as written here, epoch by epoch; the weights at each of these moments are kept."""
+    """Replaces evaluation by these accuracies, epoch by epoch; the weights that are evaluated are returned."""
     accuracies = iter([0.2, 0.8, 0.4, 0.3, 0.9, 0.1])
     moments: list[dict[str, Tensor]] = []
 
@@ -143,7 +143,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     return moments
 
 
-def test_the_weights_of_the_best_epoch_come_back(scripted: list[dict[str, Tensor]]) -> None:
+def test_the_weights_of_the_best_epoch_are_restored(scripted: list[dict[str, Tensor]]) -> None:
     fitted = train_vit(settings(num_train_epochs=4))
     assert (fitted.best_epoch, len(fitted.history)) == (1, 4)
     assert all(torch.equal(value, scripted[1][name]) for name, value in fitted.model.state_dict().items())
@@ -158,7 +158,7 @@ def test_training_stops_after_so_many_epochs_without_a_better_one(
     assert (len(fitted.history), fitted.best_epoch) == (epochs, best)
 
 
-def test_a_loss_that_is_no_number_stops_the_run() -> None:
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     model, groups = vit()
     with torch.no_grad():
         model.get_parameter("classifier.bias").fill_(float("nan"))
@@ -167,16 +167,16 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
         loaders = loaders_of(accelerator, Rows(8), Rows(10), 4)
         with pytest.raises(UserError) as caught:
             loop.fit(model, FullFineTuning(), groups, loaders, config, accelerator)
-    rows = sorted(np.random.default_rng((config.seed, 0)).permutation(8)[:4].tolist())
+    rows = sorted(np.random.default_rng((config.training.seed, 0)).permutation(8)[:4].tolist())
     assert str(caught.value).splitlines() == [
-        "Expected: a loss and a gradient that are numbers",
+        "Expected: a finite loss and a finite gradient",
         "Found:    a loss of nan and a gradient of norm nan in step 1 (epoch 1, peak rate 2.5e-01), with the samples "
         f"of training rows {', '.join(map(str, rows))}; the step was not taken, no checkpoint had been written",
         "Do this:  look at these samples, lower --learning_rate, or leave out --fp16; then run it again",
     ]
 
 
-def test_a_masked_row_teaches_nothing() -> None:
+def test_a_masked_row_does_not_change_the_weights() -> None:
     """Whatever its pixels are."""
     config = settings(per_device_train_batch_size=8, num_train_epochs=1)
     weights = []
@@ -200,7 +200,7 @@ def test_the_history_counts_epochs_samples_and_learning_parameters() -> None:
 
 
 def test_two_runs_of_the_same_settings_give_equal_weights_to_the_bit() -> None:
-    """With dropout, which draws from the global generator; the weights of another seed differ."""
+    """With dropout, which draws from the global generator; another seed gives other weights."""
     torch.manual_seed(1)
     first = state(train_vit(settings(), hidden_dropout_prob=0.2).model)
     torch.manual_seed(2)
@@ -224,7 +224,7 @@ class TwoStages(FullFineTuning):
         return [*head, *FullFineTuning().stages(groups, epochs - 1)]
 
 
-def test_a_second_stage_lets_more_parameters_learn(scripted: list[dict[str, Tensor]]) -> None:
+def test_in_a_second_stage_more_parameters_learn(scripted: list[dict[str, Tensor]]) -> None:
     before = state(vit()[0])
     fitted = train_vit(settings(num_train_epochs=2), strategy=TwoStages())
     moved = [{name for name in before if not torch.equal(moment[name], before[name])} for moment in scripted[:2]]
@@ -240,8 +240,8 @@ class HeadAfterAll(TwoStages):
         return [*FullFineTuning().stages(groups, 1), *HeadAlone().stages(groups, epochs - 1)]
 
 
-def test_the_best_weights_have_what_learned_in_any_stage(scripted: list[dict[str, Tensor]]) -> None:
-    """The best epoch lies in the first stage; the second has changed the head since."""
+def test_the_best_weights_include_the_parameters_of_all_stages(scripted: list[dict[str, Tensor]]) -> None:
+    """The best epoch is in the first stage; the second changes the head again."""
     monitored = settings(num_train_epochs=3, metric_for_best_model="f1_macro")
     fitted = train_vit(monitored, strategy=HeadAfterAll())
     assert fitted.best_epoch == 0
@@ -251,8 +251,8 @@ def test_the_best_weights_have_what_learned_in_any_stage(scripted: list[dict[str
     assert fitted.trainable == again.trainable
 
 
-def test_statistics_of_learning_groups_come_back_with_the_best_epoch(scripted: list[dict[str, Tensor]]) -> None:
-    """Buffers belong to the weights: a BatchNorm of a later epoch would not fit them."""
+def test_statistics_of_batch_norm_are_restored_with_the_best_epoch(scripted: list[dict[str, Tensor]]) -> None:
+    """The statistics of a later epoch would not fit the weights."""
     model = tiny_model("resnet_basic")
     groups = trace_groups(model, pixels("resnet_basic"))
     set_trainable(model, groups, FullFineTuning().stages(groups, 1)[0].trainable)
@@ -263,23 +263,23 @@ def test_statistics_of_learning_groups_come_back_with_the_best_epoch(scripted: l
     assert all(torch.equal(value, scripted[1][name]) for name, value in fitted.model.state_dict().items())
 
 
-def test_the_finished_model_has_its_own_classes_again() -> None:
-    """A class made while freezing can be neither pickled nor trained further."""
+def test_the_modules_of_the_finished_model_have_their_original_classes() -> None:
+    """The classes that freezing makes can be neither pickled nor trained further."""
     fitted = train_vit(settings(num_train_epochs=1), strategy=HeadAlone())
     kinds = {type(module) for module in vit()[0].modules()}
     assert {type(module) for module in fitted.model.modules()} == kinds
     assert all(module.training for module in fitted.model.train().modules())
 
 
-def test_the_rate_that_is_shown_is_the_highest() -> None:
-    """That of the embeddings is a thousandth of it."""
+def test_the_rate_in_the_history_is_the_highest() -> None:
+    """The rate of the embeddings is a thousandth of it."""
     options: dict[str, Any] = {"layer_lr_decay": 0.25, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0}
     fitted = train_vit(settings(**options, learning_rate=1e-3, num_train_epochs=1))
     assert fitted.history[0]["learning_rate"] == pytest.approx(1e-3)
 
 
-def test_what_python_was_spared_by_a_caller_stays_so() -> None:
-    """And what nobody has spared it is spared for no longer than a moment."""
+def test_objects_that_the_caller_has_frozen_stay_frozen() -> None:
+    """Garbage collection skips them; other objects are frozen only for a moment."""
     gc.freeze()
     with start_accelerator(settings()) as accelerator:
         loop._free_memory(accelerator)

@@ -1,4 +1,4 @@
-"""Cross-entropy against torch's own and against sums written out in float64."""
+"""Cross-entropy against torch's own and against sums in float64."""
 
 from typing import Any
 
@@ -9,12 +9,22 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from hf_transfer.data.inputs import MASKED
-from hf_transfer.training.objective import Objective, balanced_class_weights
+from hf_transfer.targets.classes import balanced_class_weights
+from hf_transfer.targets.target import LossOptions
+from hf_transfer.training.objective import Objective
+from tests.training.toy_task import TARGET
 
 CLASSES = 5
-LABELS = torch.tensor([0, MASKED, 3, 4, MASKED, 1, 1])
+# Masked samples have a label, too, which must not matter.
+LABELS = torch.tensor([0, 2, 3, 4, 4, 1, 1])
+COUNTED = torch.tensor([True, False, True, True, False, True, True])
+# How torch marks them.
+IGNORED = torch.where(COUNTED, LABELS, -100)
 WEIGHTS = torch.tensor([0.2, 3.0, 1.0, 0.7, 1.6])
+
+
+def objective(smoothing: float = 0.0, weights: Tensor | None = None) -> Objective:
+    return Objective(TARGET, LossOptions(smoothing, weights))
 
 
 def some_logits(rows: int = 7) -> Tensor:
@@ -26,9 +36,13 @@ def some_shares(rows: int = 7) -> Tensor:
     return shares / shares.sum(-1, keepdim=True)
 
 
-def loss_and_gradient(objective: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-    logits = some_logits(len(targets))
-    loss = objective(logits, targets)
+def everyone(rows: int = 7) -> Tensor:
+    return torch.ones(rows, dtype=torch.bool)
+
+
+def loss_and_gradient(loss_of: Any, *targets: Tensor) -> tuple[Tensor, Tensor]:
+    logits = some_logits(len(targets[0]))
+    loss = loss_of(logits, *targets)
     loss.backward()
     assert logits.grad is not None
     return loss.detach(), logits.grad
@@ -39,35 +53,36 @@ def loss_and_gradient(objective: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
 def test_class_numbers_give_torchs_own_cross_entropy(smoothing: float, weights: Tensor | None) -> None:
 
     def expected(logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits, labels, weights, ignore_index=MASKED, label_smoothing=smoothing)
+        return cross_entropy(logits, labels, weights, ignore_index=-100, label_smoothing=smoothing)
 
-    found = loss_and_gradient(Objective(smoothing, weights), LABELS)
-    torch.testing.assert_close(found, loss_and_gradient(expected, LABELS))
+    actual = loss_and_gradient(objective(smoothing, weights), LABELS, COUNTED)
+    torch.testing.assert_close(actual, loss_and_gradient(expected, IGNORED))
 
 
 def test_without_smoothing_or_weights_the_loss_is_the_plain_mean_to_the_bit() -> None:
-    """The sum over the count: how the loop computed it before there was an objective."""
+    """The sum divided by the count: results of earlier versions depend on it."""
 
     def expected(logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits, labels, ignore_index=MASKED, reduction="sum") / (labels != MASKED).sum()
+        return cross_entropy(logits, labels, ignore_index=-100, reduction="sum") / (labels != -100).sum()
 
-    for found, wanted in zip(loss_and_gradient(Objective(), LABELS), loss_and_gradient(expected, LABELS), strict=True):
-        assert torch.equal(found, wanted)
+    actual = loss_and_gradient(objective(), LABELS, COUNTED)
+    for value, expected_value in zip(actual, loss_and_gradient(expected, IGNORED), strict=True):
+        assert torch.equal(value, expected_value)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_shares_that_name_one_class_are_worth_its_number(smoothing: float, weights: Tensor | None) -> None:
-    shares = one_hot(LABELS.clamp_min(0), CLASSES).float() * (LABELS != MASKED)[:, None]
-    objective = Objective(smoothing, weights)
-    torch.testing.assert_close(loss_and_gradient(objective, shares), loss_and_gradient(objective, LABELS))
+def test_shares_of_a_single_class_give_the_loss_of_its_number(smoothing: float, weights: Tensor | None) -> None:
+    shares = one_hot(LABELS, CLASSES).float() * COUNTED[:, None]
+    loss_of = objective(smoothing, weights)
+    torch.testing.assert_close(loss_and_gradient(loss_of, shares, COUNTED), loss_and_gradient(loss_of, LABELS, COUNTED))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_shares_are_weighted_sums_over_samples_and_classes(smoothing: float) -> None:
-    """Written out in numpy, with a masked row."""
-    shares = some_shares()
-    shares[2] = 0
+    """In numpy, with a masked row."""
+    shares, counted = some_shares(), everyone()
+    shares[2], counted[2] = 0, False
     logits = some_logits().detach().double().numpy()
     log_shares = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     total = weight = 0.0
@@ -77,55 +92,50 @@ def test_shares_are_weighted_sums_over_samples_and_classes(smoothing: float) -> 
             smooth = (1 - smoothing) * share + smoothing / CLASSES
             total -= float(WEIGHTS[label]) * smooth * log_shares[row, label]
             weight += float(WEIGHTS[label]) * share
-    assert Objective(smoothing, WEIGHTS)(some_logits(), shares).item() == pytest.approx(total / weight, rel=1e-5)
+    loss = objective(smoothing, WEIGHTS)(some_logits(), shares, counted)
+    assert loss.item() == pytest.approx(total / weight, rel=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_shares_without_weights_give_torchs_own_cross_entropy(smoothing: float) -> None:
-    found = Objective(smoothing)(some_logits(), some_shares())
-    torch.testing.assert_close(found, cross_entropy(some_logits(), some_shares(), label_smoothing=smoothing))
+    loss = objective(smoothing)(some_logits(), some_shares(), everyone())
+    torch.testing.assert_close(loss, cross_entropy(some_logits(), some_shares(), label_smoothing=smoothing))
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-@pytest.mark.parametrize("targets", [torch.full((3,), MASKED), torch.zeros(3, CLASSES)])
-def test_a_batch_of_masked_samples_alone_has_no_loss_and_teaches_nothing(
-    weights: Tensor | None, targets: Tensor
-) -> None:
-    loss, gradient = loss_and_gradient(Objective(0.1, weights), targets)
+@pytest.mark.parametrize("targets", [torch.full((3,), 2), torch.zeros(3, CLASSES)])
+def test_a_batch_of_masked_samples_has_a_loss_and_a_gradient_of_zero(weights: Tensor | None, targets: Tensor) -> None:
+    loss, gradient = loss_and_gradient(objective(0.1, weights), targets, ~everyone(3))
     assert loss.item() == 0
     assert not gradient.any()
 
 
-@pytest.mark.parametrize("targets", [LABELS, some_shares() * (LABELS != MASKED)[:, None]])
-def test_a_masked_samples_logits_do_not_matter(targets: Tensor) -> None:
+@pytest.mark.parametrize("targets", [LABELS, some_shares() * COUNTED[:, None]])
+def test_the_logits_of_a_masked_sample_do_not_matter(targets: Tensor) -> None:
     logits, others = some_logits(), some_logits()
     with torch.no_grad():
-        others[LABELS == MASKED] += 7
-    objective = Objective(0.1, WEIGHTS)
-    assert torch.equal(objective(logits, targets), objective(others, targets))
+        others[~COUNTED] += 7
+    loss_of = objective(0.1, WEIGHTS)
+    assert torch.equal(loss_of(logits, targets, COUNTED), loss_of(others, targets, COUNTED))
 
 
-def test_one_sample_counts_alike_whatever_its_class_weighs() -> None:
+def test_the_loss_of_one_sample_does_not_depend_on_the_weight_of_its_class() -> None:
     labels = torch.tensor([1])
-    torch.testing.assert_close(Objective(0.0, WEIGHTS)(some_logits(1), labels), Objective()(some_logits(1), labels))
+    weighted = objective(0.0, WEIGHTS)(some_logits(1), labels, everyone(1))
+    torch.testing.assert_close(weighted, objective()(some_logits(1), labels, everyone(1)))
 
 
 def test_balanced_weights_are_scikit_learns() -> None:
     labels = np.array([4, 0, 0, 4, 4, 4, 1, 4])
-    found = balanced_class_weights(labels, CLASSES)
+    weights = balanced_class_weights(labels, CLASSES)
     expected = compute_class_weight("balanced", classes=np.array([0, 1, 4]), y=labels)
-    assert found[[0, 1, 4]].numpy() == pytest.approx(expected)
-    assert found.dtype == torch.float32
-    assert found[labels].mean().item() == pytest.approx(1)
+    assert weights[[0, 1, 4]].numpy() == pytest.approx(expected)
+    assert weights.dtype == torch.float32
+    assert weights[labels].mean().item() == pytest.approx(1)
 
 
-def test_a_class_that_training_lacks_weighs_one() -> None:
+def test_a_class_without_training_samples_has_a_weight_of_one() -> None:
     assert balanced_class_weights(np.array([0, 0, 2]), 4).tolist() == pytest.approx([0.75, 1, 1.5, 1])
-
-
-def test_masked_samples_do_not_enter_the_balance() -> None:
-    labels = np.array([0, MASKED, 0, 3, MASKED])
-    assert torch.equal(balanced_class_weights(labels, 4), balanced_class_weights(np.array([0, 0, 3]), 4))
 
 
 def test_a_label_beyond_the_classes_is_a_bug() -> None:

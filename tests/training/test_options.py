@@ -1,4 +1,4 @@
-"""Options of a training, through the loop itself, against what the test computes on its own."""
+"""Options of training in the loop, against values that the tests compute themselves."""
 
 import copy
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_transfer.data.mixing import Mixing
+from hf_transfer.modalities.mixing import Mixing
 from hf_transfer.models.groups import Group
 from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.strategies.freezing import FullFineTuning, GradualUnfreezing, Stage, Strategy
 from hf_transfer.training import loop
-from hf_transfer.training.loop import start_accelerator
+from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.objective import Objective
 from hf_transfer.training.predictions import predict_split
 from hf_transfer.training.progress import Fit
 from tests.tiny_models import ARCHITECTURES, logits, state
-from tests.training.toy_task import HeadAlone, Rows, loaders_of, settings, tiny, train, train_vit
+from tests.training.toy_task import TARGET, HeadAlone, Rows, loaders_of, settings, tiny, train, train_vit
 
 Weights = dict[str, Tensor]
 HEAD = ("classifier.weight", "classifier.bias")
 
 
 class Steps:
-    """Stands in the way of `torch.optim.AdamW`: rates, gradients, and what each step made of the parameters."""
+    """Replaces `torch.optim.AdamW` and notes rates, gradients, and the parameters after each step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -45,9 +45,9 @@ class Steps:
                 parameters = [p for group in self.param_groups for p in group["params"]]
                 steps.rates.append(self.param_groups[0]["lr"])
                 steps.gradients.append({p: p.grad.clone() for p in parameters if p.grad is not None})
-                found = super().step(closure)
+                value = super().step(closure)
                 steps.after.append({p: p.detach().clone() for p in parameters})
-                return found
+                return value
 
         monkeypatch.setattr(torch.optim, "AdamW", Watched)
 
@@ -64,16 +64,16 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
 
 @pytest.fixture
 def moments(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
-    """The weights that are judged, epoch by epoch."""
-    found: list[Weights] = []
+    """The weights that are evaluated, epoch by epoch."""
+    evaluated: list[Weights] = []
     original = predict_split
 
     def predict(model: nn.Module, *arguments: Any, **more: Any) -> Any:
-        found.append(state(model))
+        evaluated.append(state(model))
         return original(model, *arguments)
 
     monkeypatch.setattr(loop, "predict_split", predict)
-    return found
+    return evaluated
 
 
 def train_tiny(name: str, *, rows: Rows | None = None, strategy: Strategy | None = None, **chosen: Any) -> Fit:
@@ -92,8 +92,8 @@ def test_rates_by_layer_and_of_the_head_arrive_in_the_optimizer(steps: Steps) ->
         assert peak == pytest.approx(2e-3 * 0.5**distance if distance else 7e-3), name
 
 
-def test_what_is_judged_and_kept_is_the_average_of_the_steps(steps: Steps, moments: list[Weights]) -> None:
-    """The recursion written out on the weights that the optimizer made."""
+def test_the_average_of_the_steps_is_evaluated_and_kept(steps: Steps, moments: list[Weights]) -> None:
+    """The recursion, computed from the weights after each step."""
     model, groups, _ = tiny("vit")
     average = {name: value.double() for name, value in state(model).items()}
     fitted = train(model, groups, FullFineTuning(), settings(ema_decay=0.6, num_train_epochs=3), Rows(24), Rows(10))
@@ -112,7 +112,7 @@ def test_what_is_judged_and_kept_is_the_average_of_the_steps(steps: Steps, momen
     assert len(moved) > 0.9 * len(average)
 
 
-def test_training_goes_on_from_the_weights_not_from_their_average(steps: Steps, moments: list[Weights]) -> None:
+def test_training_continues_from_the_weights_not_from_their_average(steps: Steps, moments: list[Weights]) -> None:
     train_vit(settings(ema_decay=0.9))
     with_average, steps.after = [list(after.values()) for after in steps.after], []
     train_vit(settings())
@@ -120,8 +120,8 @@ def test_training_goes_on_from_the_weights_not_from_their_average(steps: Steps, 
         assert all(torch.equal(*pair) for pair in zip(after, expected.values(), strict=True))
 
 
-def test_one_step_with_a_pull_toward_the_start_is_the_formula(steps: Steps) -> None:
-    """AdamW's first step has the size of its rate; the backbone is pulled, and the head decays."""
+def test_one_step_with_l2_sp_follows_the_formula(steps: Steps) -> None:
+    """The size of AdamW's first step is its rate; the backbone is pulled back, and the head decays."""
     rate, alpha, decay = 0.01, 30.0, 0.2
     model, groups, _ = tiny("vit")
     start = state(model)
@@ -154,11 +154,11 @@ def unbalanced() -> Rows:
 def test_the_loss_is_smoothed_and_weighted(smoothing: float, balanced: bool) -> None:
     rows, (model, *_) = unbalanced(), tiny("vit")
     labels = rows.labels.numpy()
-    said = torch.log_softmax(logits(model, rows.inputs).double(), 1).numpy()
+    log_shares = torch.log_softmax(logits(model, rows.inputs).double(), 1).numpy()
     counts = np.bincount(labels, minlength=5)
     weights = 20 / (5 * counts) if balanced else np.ones(5)
     targets = (1 - smoothing) * np.eye(5)[labels] + smoothing / 5
-    expected = -(targets * weights * said).sum() / weights[labels].sum()
+    expected = -(targets * weights * log_shares).sum() / weights[labels].sum()
     fitted = train_tiny(
         "vit", rows=unbalanced(), label_smoothing_factor=smoothing, class_weights="balanced" if balanced else "none",
         per_device_train_batch_size=20, num_train_epochs=1,
@@ -167,31 +167,29 @@ def test_the_loss_is_smoothed_and_weighted(smoothing: float, balanced: bool) -> 
 
 
 def test_masked_samples_do_not_count_in_the_weights_of_the_classes() -> None:
-    """A bad sample keeps its label in the table of the split."""
+    """A masked sample keeps its label in the table of the split."""
     losses = []
     for first in (0, 4):
-        rows = Rows(20)
-        rows.labels[:3] = -100
-        rows.split = SimpleNamespace(rows=rows.split.rows, labels=rows.labels.numpy().copy(), bad={0: "", 1: "", 2: ""})
-        rows.split.labels[:3] = first
+        rows = Rows(20, masked=(0, 1, 2))
+        rows.labels[:3] = first
         losses.append(train_tiny("vit", rows=rows, class_weights="balanced", num_train_epochs=1).history[0])
     assert losses[0]["train_loss"] == losses[1]["train_loss"]
 
 
 class Seen:
-    """What the model and the loss are given, in training and in evaluation."""
+    """The pixels and targets that the model and the loss get, in training and in evaluation."""
 
     def __init__(self, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pixels: dict[bool, list[Tensor]] = {True: [], False: []}
         self.targets: list[Tensor] = []
         original, seen = Objective.__call__, self
 
-        def call(objective: Objective, given: Tensor, targets: Tensor) -> Tensor:
+        def call(objective: Objective, outputs: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
             seen.targets.append(targets)
-            return original(objective, given, targets)
+            return original(objective, outputs, targets, counted)
 
-        def note(_: nn.Module, __: Any, given: dict[str, Tensor]) -> None:
-            seen.pixels[torch.is_grad_enabled()].append(given["pixel_values"])
+        def note(_: nn.Module, __: Any, inputs: dict[str, Tensor]) -> None:
+            seen.pixels[torch.is_grad_enabled()].append(inputs["pixel_values"])
 
         monkeypatch.setattr(Objective, "__call__", call)
         model.register_forward_pre_hook(note, with_kwargs=True)
@@ -199,15 +197,15 @@ class Seen:
 
 @pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha"])
 def test_images_are_mixed_in_training_alone(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Targets are shares that sum to one; the same in every run."""
-    found = []
+    """Targets are shares with a sum of one; the same in every run."""
+    runs = []
     for _ in range(2):
         model, groups, _ = tiny("vit")
         seen, rows, validation = Seen(model, monkeypatch), Rows(24), Rows(10, seed=1)
         train(model, groups, FullFineTuning(), settings(**{kind: 1.0}), rows, validation)
-        found.append(seen)
+        runs.append(seen)
         monkeypatch.undo()
-    seen, again = found
+    seen, again = runs
     assert torch.equal(torch.cat(seen.targets), torch.cat(again.targets))
     assert torch.equal(torch.cat(seen.pixels[True]), torch.cat(again.pixels[True]))
     targets = torch.cat(seen.targets)
@@ -218,16 +216,17 @@ def test_images_are_mixed_in_training_alone(monkeypatch: pytest.MonkeyPatch, kin
     order = np.concatenate([np.random.default_rng((0, epoch)).permutation(24) for epoch in range(2)])
     changed = (torch.cat(seen.pixels[True]) != rows.pixels[order]).flatten(1).any(1)
     assert changed.float().mean() > 0.4
-    # The seventh batch is the first of the second epoch: what it is mixed by hangs on the epoch.
+    # The seventh batch is the first of the second epoch: mixing depends on the epoch.
     first = order[24:28]
-    mixing = Mixing(**({"mixup_alpha": 0.0, "cutmix_alpha": 0.0} | {kind: 1.0}), seed=0, classes=5)
-    mixed, shares = mixing(rows.pixels[first], rows.labels[first], torch.from_numpy(first), 1)
+    mixing = Mixing(**({"mixup_alpha": 0.0, "cutmix_alpha": 0.0} | {kind: 1.0}), seed=0, target=TARGET)
+    pixels, labels = {"pixel_values": rows.pixels[first]}, rows.labels[first]
+    mixed, shares = mixing(pixels, labels, torch.ones(4, dtype=torch.bool), torch.from_numpy(first), 1)
     assert torch.equal(seen.targets[6], shares)
-    assert torch.equal(seen.pixels[True][6], mixed)
+    assert torch.equal(seen.pixels[True][6], mixed["pixel_values"])
 
 
 def soup(name: str, moments: list[Weights]) -> tuple[Fit, int]:
-    """Wrong labels and long steps: a mean of epochs is better; the first seed with which it is on this processor."""
+    """With wrong labels and large steps a mean of epochs is better; with the first seed for which it is on this CPU."""
     rows = Rows(24)
     rows.labels[::3] = (rows.labels[::3] + 1) % 5
     for seed in range(8):
@@ -257,25 +256,25 @@ def test_a_soup_is_the_mean_of_its_epochs_and_no_worse_than_the_best(name: str, 
     assert reached["loss"] <= fitted.history[fitted.best_epoch]["loss"] + 1e-6
 
 
-def test_statistics_of_a_soup_are_computed_anew(moments: list[Weights]) -> None:
-    """By torch's own function, over the training split in the order of its first epoch."""
+def test_statistics_of_a_soup_are_recomputed(moments: list[Weights]) -> None:
+    """Against torch's own function, on the training split in the order of its first epoch."""
     (fitted, seed), rows = soup("resnet_basic", moments), Rows(24)
     twin = copy.deepcopy(fitted.model)
     for buffer in twin.buffers():
         buffer.zero_()
     batches = rows.pixels[np.random.default_rng((seed, 0)).permutation(24)].split(4)
     torch.optim.swa_utils.update_bn(list(batches), twin)
-    expected, found = state(twin), state(fitted.model)
-    statistics = [key for key in found if key.endswith(("running_mean", "running_var"))]
+    expected, actual = state(twin), state(fitted.model)
+    statistics = [key for key in actual if key.endswith(("running_mean", "running_var"))]
     assert len(statistics) >= 16
     for key in statistics:
-        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(found[key], moments[fitted.best_epoch][key], atol=1e-5), key
+        torch.testing.assert_close(actual[key], expected[key], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(actual[key], moments[fitted.best_epoch][key], atol=1e-5), key
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.8])
-def test_without_a_soup_the_best_epoch_comes_back_to_the_bit(moments: list[Weights], ema_decay: float) -> None:
-    """Statistics of BatchNorm included, also where the weights are averages of steps."""
+def test_without_a_soup_the_best_epoch_is_restored_to_the_bit(moments: list[Weights], ema_decay: float) -> None:
+    """With the statistics of BatchNorm, also if the weights are moving averages."""
     fitted = train_tiny("resnet_basic", num_train_epochs=4, learning_rate=5e-3, ema_decay=ema_decay)
     assert fitted.soup == [fitted.best_epoch]
     assert len(moments) == 4
@@ -292,14 +291,14 @@ EVERYTHING: dict[str, Any] = {
 
 @pytest.mark.parametrize(("name", "strategy"), [("resnet_basic", "gradual"), ("vit", "lp_ft"), ("vit", "lora")])
 def test_two_runs_with_all_options_are_equal_to_the_bit(name: str, strategy: str) -> None:
-    """With dropout where the model has it."""
+    """With dropout, if the model has some."""
     runs = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         config = settings(strategy=strategy, **EVERYTHING)
         model, groups, inputs = tiny(name, **({"hidden_dropout_prob": 0.2} if name == "vit" else {}))
-        chosen = choose_strategy(config)
-        adapted, groups = chosen.prepare(model, groups, inputs, config.seed)
+        chosen = choose_strategy(config.strategy)
+        adapted, groups = chosen.prepare(model, groups, inputs, config.training.seed)
         runs.append(train(adapted, groups, chosen, config, Rows(24), Rows(20, seed=1)))
     first, second = runs
     weights = first.model.state_dict()
@@ -319,20 +318,20 @@ class TwoStages(FullFineTuning):
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
-    """Validation accuracy as written here."""
+    """Replaces evaluation by these accuracies; the weights that are evaluated are returned."""
     accuracies = iter([0.5, 0.4, 0.3, 0.2, 0.1, 0.9])
-    found: list[Weights] = []
+    evaluated: list[Weights] = []
 
     def predict(model: nn.Module, *_: Any, **__: Any) -> Any:
-        found.append(state(model))
+        evaluated.append(state(model))
         return SimpleNamespace(metrics=lambda: {"accuracy": next(accuracies), "f1_macro": 0.5, "loss": 1.0})
 
     monkeypatch.setattr(loop, "predict_split", predict)
-    return found
+    return evaluated
 
 
 def test_early_stopping_ends_a_stage_and_the_next_one_begins(scripted: list[Weights], steps: Steps) -> None:
-    """Two epochs without a gain end the first stage after three, and the second after two."""
+    """After two epochs without a gain: the first stage ends after three epochs, the second after two."""
     model, groups, _ = tiny("vit")
     before = state(model)
     chosen = settings(early_stopping_patience=2, num_train_epochs=8)
@@ -346,7 +345,7 @@ def test_early_stopping_ends_a_stage_and_the_next_one_begins(scripted: list[Weig
 def test_the_schedule_of_a_stage_does_not_depend_on_when_the_one_before_ended(
     scripted: list[Weights], steps: Steps
 ) -> None:
-    """Rates go on where the second stage would have begun: in the middle of the cosine."""
+    """The rates of the second stage start in the middle of the cosine, where it would have begun."""
     model, groups, _ = tiny("vit")
     chosen = settings(early_stopping_patience=2, num_train_epochs=8, warmup_steps=0, learning_rate=2e-3)
     train(model, groups, TwoStages(), chosen, Rows(8), Rows(10))
@@ -354,13 +353,13 @@ def test_the_schedule_of_a_stage_does_not_depend_on_when_the_one_before_ended(
     assert steps.rates == pytest.approx(expected)
 
 
-def test_moments_of_the_optimizer_go_on_in_the_next_stage(steps: Steps) -> None:
-    """AdamW counts its steps for each parameter: the head's go on, the blocks' begin."""
+def test_the_next_stage_continues_with_the_moments_of_the_optimizer(steps: Steps) -> None:
+    """AdamW counts steps for each parameter: those of the head continue, those of the blocks start."""
     model, groups, _ = tiny("vit")
     train(model, groups, GradualUnfreezing(), settings(num_train_epochs=5), Rows(8), Rows(10))
     assert len(steps.optimizers) == 5
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    counts = {names[p]: int(kept["step"]) for p, kept in steps.optimizers[-1].state.items()}
+    counts = {names[p]: int(values["step"]) for p, values in steps.optimizers[-1].state.items()}
     parts = ARCHITECTURES["vit"]
     epochs = {parts.head: 5, "vit.layernorm": 5, **dict(zip(reversed(parts.blocks), (4, 3, 2), strict=True))}
     assert counts == {

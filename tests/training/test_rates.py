@@ -1,4 +1,4 @@
-"""Rates, decay and schedules against formulas written out; moments against one optimizer that never changed."""
+"""Rates, decay and schedules against their formulas; moments against one optimizer for the whole training."""
 
 import copy
 import math
@@ -12,10 +12,10 @@ from torch import nn
 from hf_transfer.models.groups import Group, trace_groups
 from hf_transfer.training.rates import (
     Schedule,
-    give_moments,
     learning_rate_schedule,
     moments_of,
     parameter_groups,
+    set_moments,
 )
 from tests.tiny_models import ARCHITECTURES, pixels, tiny_model
 
@@ -23,7 +23,7 @@ SCHEDULES: tuple[Schedule, ...] = ("cosine", "linear", "constant_with_warmup")
 
 
 def prepared(name: str) -> tuple[nn.Module, list[Group]]:
-    """A model in which all that any gradient reaches is open."""
+    """A model in which every parameter that gets a gradient is trainable."""
     model = tiny_model(name)
     groups = trace_groups(model, pixels(name))
     names = {name for group in groups for name in group.parameters}
@@ -39,13 +39,13 @@ def by_name(model: nn.Module, made: list[dict[str, Any]], key: str) -> dict[str,
     return dict(listed)
 
 
-def open_names(model: nn.Module) -> list[str]:
+def trainable_names(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_with_one_rate_matrices_decay_and_vectors_do_not(name: str) -> None:
-    """In two groups and in model order, to which earlier results are bound."""
+    """In two groups and in model order: another order would change results."""
     model, groups = prepared(name)
     made = parameter_groups(model, groups, learning_rate=0.3, weight_decay=0.07)
     sizes = {name: parameter.ndim for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -59,7 +59,7 @@ def test_with_one_rate_matrices_decay_and_vectors_do_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vit", "convnext"])
 def test_rates_fall_by_the_factor_from_group_to_group(name: str) -> None:
-    """By the architecture's own module names, not by our groups."""
+    """Compared by the module names of the architecture, not by our groups."""
     model, groups = prepared(name)
     parts = ARCHITECTURES[name]
     slices = [parts.embeddings, *((block,) for block in parts.blocks), parts.final, (parts.head,)]
@@ -73,8 +73,8 @@ def test_rates_fall_by_the_factor_from_group_to_group(name: str) -> None:
     assert rates == {}
 
 
-def test_a_group_without_parameters_is_no_step_of_the_decay() -> None:
-    """A residual network pools between its last stage and its head."""
+def test_a_group_without_parameters_does_not_count_in_the_decay() -> None:
+    """A residual network has a pooling layer between its last stage and its head."""
     model, groups = prepared("resnet_basic")
     assert [group.name for group in groups if not group.parameters] == ["final"]
     made = parameter_groups(model, groups, learning_rate=1.0, weight_decay=0.1, layer_lr_decay=0.5)
@@ -83,7 +83,7 @@ def test_a_group_without_parameters_is_no_step_of_the_decay() -> None:
     assert rates == {"embeddings": 1 / 16, stages[0]: 1 / 8, stages[1]: 1 / 4, stages[2]: 1 / 2, "head": 1.0}
 
 
-def test_groups_run_in_depth_order_and_their_names_can_be_read() -> None:
+def test_groups_are_in_depth_order_and_have_readable_names() -> None:
     model, groups = prepared("vit")
     made = parameter_groups(model, groups, learning_rate=1.0, weight_decay=0.1, layer_lr_decay=0.9)
     names = [group["name"] for group in made]
@@ -93,10 +93,10 @@ def test_groups_run_in_depth_order_and_their_names_can_be_read() -> None:
         *("head", "head, no decay"),
     ]
     assert all(group["weight_decay"] == (0.0 if "no decay" in group["name"] else 0.1) for group in made)
-    assert sorted(by_name(model, made, "lr")) == sorted(open_names(model))
+    assert sorted(by_name(model, made, "lr")) == sorted(trainable_names(model))
 
 
-def test_the_head_may_have_a_rate_of_its_own() -> None:
+def test_the_head_may_have_another_rate() -> None:
     model, groups = prepared("vit")
     made = parameter_groups(model, groups, learning_rate=0.1, weight_decay=0.1, head_learning_rate=0.7)
     assert [group["name"] for group in made] == ["backbone", "backbone, no decay", "head", "head, no decay"]
@@ -104,7 +104,7 @@ def test_the_head_may_have_a_rate_of_its_own() -> None:
         assert rate == (0.7 if name.startswith("classifier.") else 0.1), name
 
 
-def test_the_heads_own_rate_does_not_move_the_layers_below_it() -> None:
+def test_the_rate_of_the_head_does_not_change_the_rates_below_it() -> None:
     model, groups = prepared("vit")
     rates = [
         by_name(
@@ -120,27 +120,27 @@ def test_the_heads_own_rate_does_not_move_the_layers_below_it() -> None:
     assert differing == {"classifier.weight", "classifier.bias"}
 
 
-def test_what_something_else_holds_does_not_decay() -> None:
+def test_with_l2_sp_only_the_head_decays() -> None:
     model, groups = prepared("vit")
     made = parameter_groups(model, groups, learning_rate=0.1, weight_decay=0.1, decayed_elsewhere=True)
     decay = by_name(model, made, "weight_decay")
     assert {name for name, amount in decay.items() if amount} == {"classifier.weight"}
-    assert sorted(decay) == sorted(open_names(model))
+    assert sorted(decay) == sorted(trainable_names(model))
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.5])
-def test_frozen_parameters_are_left_out_and_change_no_rate(factor: float) -> None:
+def test_frozen_parameters_are_left_out_and_do_not_change_other_rates(factor: float) -> None:
     model, groups = prepared("vit")
     settings: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.1, "layer_lr_decay": factor}
     whole = by_name(model, parameter_groups(model, groups, **settings), "lr")
-    opened = {name for group in groups[-3:] for name in group.parameters}
+    trainable = {name for group in groups[-3:] for name in group.parameters}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in opened)
+        parameter.requires_grad_(name in trainable)
     top = by_name(model, parameter_groups(model, groups, **settings), "lr")
-    assert top == {name: whole[name] for name in opened}
+    assert top == {name: whole[name] for name in trainable}
 
 
-def test_an_open_parameter_outside_all_groups_is_a_bug() -> None:
+def test_a_trainable_parameter_outside_all_groups_is_a_bug() -> None:
     model, groups = prepared("dinov2")
     model.get_parameter("dinov2.embeddings.mask_token").requires_grad_()
     with pytest.raises(AssertionError, match=r"dinov2\.embeddings\.mask_token"):
@@ -161,7 +161,7 @@ def two_rates() -> torch.optim.AdamW:
 
 
 def run(optimizer: torch.optim.Optimizer, schedule: Any, steps: int) -> list[list[float]]:
-    """The rates that the optimizer's steps use, as the loop does them."""
+    """The rates that the steps of the optimizer use, in the order of the loop."""
     used = []
     for _ in range(steps):
         used.append([group["lr"] for group in optimizer.param_groups])
@@ -183,8 +183,8 @@ def test_each_schedule_follows_its_formula(kind: Schedule, warmup_steps: float, 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("done", [1, 3, 7, 11, 12])
-def test_a_schedule_goes_on_in_the_middle_as_if_it_had_never_stopped(kind: Schedule, done: int) -> None:
-    """In a new optimizer, as a later stage or a resumed run makes one; without a warning."""
+def test_a_schedule_that_starts_in_the_middle_equals_one_that_never_stopped(kind: Schedule, done: int) -> None:
+    """With a new optimizer, as in a later stage or a resumed run, and without a warning."""
     whole = two_rates()
     used = run(whole, learning_rate_schedule(whole, kind, 0.25, 12), 12)
     with warnings.catch_warnings():
@@ -195,8 +195,8 @@ def test_a_schedule_goes_on_in_the_middle_as_if_it_had_never_stopped(kind: Sched
         assert schedule.get_last_lr() == [group["lr"] for group in whole.param_groups]
 
 
-def test_a_schedule_goes_on_from_the_peaks_that_a_loaded_optimizer_remembers() -> None:
-    """A checkpoint's optimizer has the rates of the moment in `lr`, and its peaks in `initial_lr`."""
+def test_a_schedule_uses_the_peaks_of_a_loaded_optimizer() -> None:
+    """The optimizer of a checkpoint has the present rates in `lr`, and the peaks in `initial_lr`."""
     whole = two_rates()
     used = run(whole, learning_rate_schedule(whole, "cosine", 2, 12), 5)
     saved = copy.deepcopy(whole.state_dict())
@@ -222,8 +222,8 @@ def learn(optimizer: torch.optim.Optimizer, bottom: nn.Linear, top: nn.Linear, s
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_moments_go_on_in_the_next_stages_optimizer(fused: bool) -> None:
-    """As in one optimizer that held all parameters from the start, of which the lower had no gradient at first."""
+def test_the_optimizer_of_the_next_stage_continues_with_the_moments(fused: bool) -> None:
+    """Like one optimizer with all parameters from the start, of which the lower ones had no gradient at first."""
     bottom, top = layers()
     bottom.requires_grad_(False)
     first = torch.optim.AdamW(top.parameters(), lr=0.1, fused=fused)
@@ -231,7 +231,7 @@ def test_moments_go_on_in_the_next_stages_optimizer(fused: bool) -> None:
     bottom.requires_grad_()
     second = torch.optim.AdamW([*bottom.parameters(), *top.parameters()], lr=0.1, fused=fused)
     both = nn.Sequential(bottom, top)
-    give_moments(second, both, moments_of(first, both))
+    set_moments(second, both, moments_of(first, both))
     assert set(second.state) == set(top.parameters())
     learn(second, bottom, top, range(4, 8))
 
@@ -245,11 +245,11 @@ def test_moments_go_on_in_the_next_stages_optimizer(fused: bool) -> None:
     assert torch.equal(bottom.weight, lower.weight)
 
 
-def test_moments_of_parameters_that_learn_no_more_are_dropped() -> None:
+def test_moments_of_parameters_that_no_longer_learn_are_dropped() -> None:
     bottom, top = layers()
     first = torch.optim.AdamW([*bottom.parameters(), *top.parameters()])
     learn(first, bottom, top, range(2))
     second = torch.optim.AdamW(bottom.parameters())
     both = nn.Sequential(bottom, top)
-    give_moments(second, both, moments_of(first, both))
+    set_moments(second, both, moments_of(first, both))
     assert set(second.state) == set(bottom.parameters())

@@ -1,6 +1,5 @@
-"""R-Drop: each text goes through the model twice, and what two draws of dropout make of it must agree."""
+"""R-Drop: each text passes through the model twice, and the outputs with different dropout must agree."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,65 +8,68 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_transfer.config import TextConfig, UserError
-from hf_transfer.data.inputs import MASKED
-from hf_transfer.strategies.choice import Prepared, rdrop_alpha
+from hf_transfer.errors import UserError
+from hf_transfer.modalities.image import ImageModality
+from hf_transfer.modalities.text import TextModality
+from hf_transfer.settings.run import TextConfig
+from hf_transfer.strategies.choice import Prepared
 from hf_transfer.strategies.freezing import FullFineTuning, PartialFineTuning, Strategy
 from hf_transfer.training.batch_size import find_batch_sizes
-from hf_transfer.training.loop import start_accelerator
-from hf_transfer.training.objective import Objective, disagreement
+from hf_transfer.training.devices import start_accelerator
+from hf_transfer.training.objective import Objective
 from hf_transfer.training.progress import Fit
 from tests.tiny_models import state
-from tests.training.toy_task import loaders_of, rows_for, settings, text_settings, tiny, train
+from tests.training.toy_task import TARGET, loaders_of, rows_for, settings, text_settings, tiny, train
 from tests.training.trials import refusing
 
-LABELS = torch.tensor([3, 0, MASKED, 1])
+COUNTED = torch.tensor([True, True, False, True])
 
 
-def said(seed: int) -> Tensor:
+def some_logits(seed: int) -> Tensor:
     return torch.randn(4, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def divergence(left: Tensor, right: Tensor) -> Tensor:
-    """KL(left, right) of each row, from probabilities."""
+    """KL(left, right) of each row, computed from probabilities."""
     p, q = left.softmax(1), right.softmax(1)
     return (p * (p / q).log()).sum(1)
 
 
-def test_two_looks_disagree_by_the_mean_of_both_divergences_without_masked_samples() -> None:
-    first, second = said(1), said(2)
-    expected = ((divergence(first, second) + divergence(second, first)) / 2)[LABELS != MASKED].mean()
-    torch.testing.assert_close(disagreement(torch.cat([first, second]), torch.cat([LABELS, LABELS])), expected)
+def test_the_disagreement_of_two_passes_is_the_mean_of_both_divergences_without_masked_samples() -> None:
+    first, second = some_logits(1), some_logits(2)
+    expected = ((divergence(first, second) + divergence(second, first)) / 2)[COUNTED].mean()
+    actual = TARGET.disagreement(torch.cat([first, second]), torch.cat([COUNTED, COUNTED]))
+    torch.testing.assert_close(actual, expected)
 
 
-def test_where_every_sample_is_masked_nothing_disagrees() -> None:
-    logits = torch.cat([said(1), said(2)]).requires_grad_()
-    found = disagreement(logits, torch.full((8,), MASKED))
-    found.backward()
-    assert found == 0
+def test_if_every_sample_is_masked_the_disagreement_is_zero() -> None:
+    logits = torch.cat([some_logits(1), some_logits(2)]).requires_grad_()
+    actual = TARGET.disagreement(logits, torch.zeros(8, dtype=torch.bool))
+    actual.backward()
+    assert actual == 0
     assert logits.grad is not None
     assert torch.equal(logits.grad, torch.zeros(8, 5, dtype=torch.float64))
 
 
-def test_a_batch_is_seen_twice_only_where_two_looks_are_compared() -> None:
-    batch = {"input_ids": torch.arange(6).reshape(2, 3), "labels": torch.tensor([4, 2]), "index": torch.tensor([7, 9])}
-    assert Objective().as_seen(batch) is batch
-    seen = Objective(rdrop_alpha=0.5).as_seen(batch)
-    assert seen["input_ids"].tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
-    assert seen["labels"].tolist() == [4, 2, 4, 2]
-    assert seen["index"].tolist() == [7, 9, 7, 9]
+def test_a_batch_is_repeated_only_with_rdrop() -> None:
+    batch = {"input_ids": torch.arange(6).reshape(2, 3), "target": torch.tensor([4, 2]), "index": torch.tensor([7, 9])}
+    assert Objective(TARGET).repeated(batch) is batch
+    repeated = Objective(TARGET, rdrop_alpha=0.5).repeated(batch)
+    assert repeated["input_ids"].tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
+    assert repeated["target"].tolist() == [4, 2, 4, 2]
+    assert repeated["index"].tolist() == [7, 9, 7, 9]
 
 
 def trained(strategy: Strategy | None = None, rows: int = 12, **more: Any) -> Fit:
     model, groups, _ = tiny("bert")
-    learning, validation = rows_for("bert", rows), rows_for("bert", 10, seed=1)
-    return train(model, groups, strategy or FullFineTuning(), text_settings(**more), learning, validation)
+    training, validation = rows_for("bert", rows), rows_for("bert", 10, seed=1)
+    return train(model, groups, strategy or FullFineTuning(), text_settings(**more), training, validation)
 
 
-def test_the_loss_of_a_step_is_what_two_draws_of_dropout_give() -> None:
-    """Against a pass by hand, whose dropout draws the same numbers; the epoch counts each text once."""
+def test_the_loss_of_a_step_is_that_of_two_passes_with_different_dropout() -> None:
+    """Against a forward pass in the test, whose dropout draws the same numbers; an epoch counts each text once."""
     rows, (model, *_) = rows_for("bert", 12), tiny("bert")
-    order = next(iter(loaders_of_order(rows)))["index"]
+    order = first_batch(rows)
     torch.manual_seed(0)
     model.train()
     twice = {name: torch.cat([column[order], column[order]]) for name, column in rows.inputs.items()}
@@ -82,25 +84,26 @@ def test_the_loss_of_a_step_is_what_two_draws_of_dropout_give() -> None:
     assert row["samples_per_second"] * row["seconds"] == pytest.approx(12)
 
 
-def loaders_of_order(rows: Any) -> Any:
-    """The batches of the first epoch, as `trained` has them with batches of 12."""
+def first_batch(rows: Any) -> Tensor:
+    """The positions of the first batch of 12 in the first epoch."""
     with start_accelerator(text_settings()) as accelerator:
         batches = loaders_of(accelerator, rows, rows, 12).train
-    batches.set_epoch(0)
-    return batches
+        batches.set_epoch(0)
+        positions: Tensor = next(iter(batches))["index"]
+        return positions
 
 
-def test_two_looks_go_on_from_one_stored_output(tmp_path: Path) -> None:
-    """What the frozen blocks made of a text is read for both looks: with the store as without."""
-    found = [
+def test_both_passes_start_from_one_stored_output(tmp_path: Path) -> None:
+    """The stored outputs of the frozen blocks are used for both passes, with the same result as without a store."""
+    fits = [
         trained(
             PartialFineTuning(layers=1), rdrop_alpha=1.0, cache_frozen=cache, cache_dir=str(tmp_path),
             output_dir=str(tmp_path),
         )
         for cache in ("on", "off")
     ]  # fmt: skip
-    assert found[0].frozen_seconds > found[1].frozen_seconds == 0
-    stored, live = (state(fitted.model) for fitted in found)
+    assert fits[0].frozen_seconds > fits[1].frozen_seconds == 0
+    stored, live = (state(fitted.model) for fitted in fits)
     for name, value in live.items():
         torch.testing.assert_close(stored[name], value, rtol=1e-5, atol=1e-6)
 
@@ -112,44 +115,44 @@ def test_two_looks_go_on_from_one_stored_output(tmp_path: Path) -> None:
         ("lp_ft", None, 0.1, 0.0), ("scratch", None, 0.1, 0.0), ("lora", 2.0, 0.1, 2.0),
     ],
 )  # fmt: skip
-def test_full_fine_tuning_of_texts_has_it_unless_the_settings_say_otherwise(
+def test_full_fine_tuning_of_texts_uses_rdrop_unless_the_settings_say_otherwise(
     strategy: str, given: float | None, dropout: float, expected: float
 ) -> None:
     model, *_ = tiny("bert", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-    assert rdrop_alpha(text_settings(strategy=strategy, rdrop_alpha=given), model) == expected
+    config = text_settings(strategy=strategy, rdrop_alpha=given)
+    assert TextModality().regularisation(config, model, TARGET).rdrop_alpha == expected
 
 
-def test_images_are_seen_once() -> None:
+def test_images_pass_once() -> None:
     model, *_ = tiny("vit", hidden_dropout_prob=0.2)
-    assert rdrop_alpha(settings(strategy="full"), model) == 0
+    assert ImageModality().regularisation(settings(strategy="full"), model, TARGET).rdrop_alpha == 0
 
 
-def test_a_model_without_dropout_is_refused_where_it_is_asked_for() -> None:
+def test_rdrop_is_refused_for_a_model_without_dropout() -> None:
     model, *_ = tiny("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     with pytest.raises(UserError) as error:
-        rdrop_alpha(text_settings(rdrop_alpha=1.0), model)
+        TextModality().regularisation(text_settings(rdrop_alpha=1.0), model, TARGET)
     assert str(error.value) == (
-        "Expected: for --rdrop_alpha a model with dropout, of which two draws can be compared\n"
+        "Expected: for --rdrop_alpha a model with dropout, so that two passes differ\n"
         "Found:    none in m\nDo this:  leave --rdrop_alpha out"
     )
 
 
 @pytest.mark.parametrize(("alpha", "size"), [(0.0, 8), (1.0, 4)])
-def test_a_batch_must_fit_as_often_as_it_is_seen(tmp_path: Path, alpha: float, size: int) -> None:
-    config: TextConfig = replace(
-        text_settings(rdrop_alpha=alpha), output_dir=str(tmp_path), per_device_train_batch_size=8
-    )
+def test_with_rdrop_a_batch_must_fit_twice(tmp_path: Path, alpha: float, size: int) -> None:
+    config: TextConfig = text_settings(rdrop_alpha=alpha, output_dir=str(tmp_path), per_device_train_batch_size=8)
     model, groups, _ = tiny("bert")
     refusing(model, train=8, evaluation=64)
     with start_accelerator(config) as accelerator:
         loaders = loaders_of(accelerator, rows_for("bert", 40), rows_for("bert", 10, seed=1), 4)
         prepared = Prepared(model, groups, {"": []}, [])
-        chosen = find_batch_sizes(prepared, FullFineTuning(), loaders, config, accelerator, [])
-    assert chosen.per_device_train_batch_size == size
-    assert chosen.per_device_train_batch_size * chosen.gradient_accumulation_steps == 8
+        chosen, _ = find_batch_sizes(prepared, FullFineTuning(), loaders, config, accelerator, twice=alpha > 0)
+    training = chosen.training
+    assert training.per_device_train_batch_size == size
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 8
 
 
-def test_a_larger_head_is_drawn_by_its_seed_and_nothing_else_moves() -> None:
+def test_a_larger_head_depends_on_its_seed_and_changes_nothing_else() -> None:
     heads = []
     for seed in (1, 1, 2):
         model, groups, inputs = tiny("bert")

@@ -1,4 +1,4 @@
-"""What a run that goes on has beside its weights: the best epoch so far, random numbers, history, a clean folder."""
+"""What a resumed run has beside its weights: the best epoch so far, random numbers, history, a clean folder."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_transfer.strategies.freezing import FullFineTuning
-from hf_transfer.training.resuming import _copied
+from hf_transfer.training.resuming import copied
 from tests.training.resumed_runs import CASES, Case, killed, weights
 
 FULL = CASES["full"]
@@ -24,8 +24,8 @@ def test_an_epoch_that_was_the_best_before_the_kill_is_kept(tmp_path: Path) -> N
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
-def test_random_numbers_of_numpy_go_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code of a model or a data set may draw them."""
+def test_random_numbers_of_numpy_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of a model or a data set may draw them."""
     take_step = torch.optim.AdamW.step
     drawn: list[float] = []
 
@@ -44,22 +44,22 @@ def test_random_numbers_of_numpy_go_on_too(tmp_path: Path, monkeypatch: pytest.M
     assert drawn == expected[8:]
 
 
-def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
+def test_a_partial_checkpoint_of_a_killed_run_is_removed(tmp_path: Path) -> None:
     assert killed(FULL, tmp_path, 5) == -9
-    left = tmp_path / "checkpoints" / ".partial-6-01234567"
-    left.mkdir()
+    partial = tmp_path / "checkpoints" / ".partial-6-01234567"
+    partial.mkdir()
     FULL.run(tmp_path)
-    assert not left.exists()
+    assert not partial.exists()
 
 
 def test_a_copy_does_not_change_while_it_is_written() -> None:
     weight = torch.ones(3)
-    copies = _copied({"weight": weight})
+    copies = copied({"weight": weight})
     weight.add_(1)
     assert torch.equal(copies["weight"], torch.ones(3))
 
 
-def test_history_and_notes_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_history_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "whole").mkdir()
     expected = FULL.run(tmp_path / "whole", save_steps=0)
     out = tmp_path / "out"
@@ -67,7 +67,7 @@ def test_history_and_notes_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert killed(FULL, out, 9) == -9
     result = FULL.run(out)
     assert result.resumed == [8]
-    assert "Going on after 8 steps, in epoch 2." in capsys.readouterr().out
+    assert "Resuming after 8 steps, in epoch 2." in capsys.readouterr().out
     assert (result.best_epoch, result.soup, result.trainable) == (
         expected.best_epoch, expected.soup, expected.trainable,
     )  # fmt: skip

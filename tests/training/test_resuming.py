@@ -1,4 +1,4 @@
-"""A run that was interrupted goes on to the same weights, to the bit, or says why it will not."""
+"""An interrupted run resumes to the same weights, to the bit, or is refused with the reason."""
 
 import json
 import shutil
@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from hf_transfer.config import UserError, mistake
+from hf_transfer.checkpoints.checkpoint import STATE, Checkpoints
+from hf_transfer.errors import UserError, user_error
+from hf_transfer.frozen.prefix import FrozenPrefix
 from hf_transfer.training import loop
-from hf_transfer.training.checkpoint import STATE, Checkpoints
-from hf_transfer.training.frozen import FrozenPrefix
-from hf_transfer.training.loop import start_accelerator
-from hf_transfer.training.resuming import Course, Kept, Resuming
-from tests.training.resumed_runs import CASES, STEPS, killed, weights, whole
-from tests.training.toy_task import Rows, loaders_of, tiny
+from hf_transfer.training.devices import start_accelerator
+from hf_transfer.training.resuming import Checkpointing, LastCheckpoint, checkpoints_of
+from hf_transfer.training.run_state import RunState
+from tests.training.resumed_runs import CASES, STEPS, killed, run_to_the_end, weights
+from tests.training.toy_task import tiny
 
 FULL = CASES["full"]
 
@@ -30,12 +30,12 @@ FULL = CASES["full"]
 def test_a_run_that_is_killed_twice_ends_with_the_same_weights(
     name: str, tmp_path: Path, uninterrupted: Callable[[str], bytes]
 ) -> None:
-    """In the middle of both epochs."""
+    """Once in the middle of each epoch."""
     case = CASES[name]
     assert killed(case, tmp_path, 4) == -9
     assert not (tmp_path / "weights.safetensors").exists()
     assert killed(case, tmp_path, 4) == -9
-    assert whole(case, tmp_path) == 0
+    assert run_to_the_end(case, tmp_path) == 0
     assert weights(tmp_path) == uninterrupted(name)
 
 
@@ -51,25 +51,25 @@ def test_a_run_can_be_killed_anywhere_and_any_number_of_times(
     name: str, every: int, kills: list[int], tmp_path_factory: pytest.TempPathFactory,
     uninterrupted: Callable[[str], bytes],
 ) -> None:  # fmt: skip
-    """And never loses more than the steps between two checkpoints."""
+    """And no more is lost than the steps between two checkpoints."""
     out = tmp_path_factory.mktemp("killed")
     reached = 0
     for step in kills:
         code = killed(CASES[name], out, step, written=False, save_steps=every)
         newest, notes = Checkpoints(out / "checkpoints").newest()
         assert notes == []
-        kept = newest.step if newest else 0
+        saved = newest.step if newest else 0
         if code == 0:
             break
-        # The last one may still have been on its way to the disk.
-        assert kept >= reached + step - 1 - 2 * every
-        reached = kept
-    assert whole(CASES[name], out, save_steps=every) == 0
+        # The last checkpoint may not have been written completely.
+        assert saved >= reached + step - 1 - 2 * every
+        reached = saved
+    assert run_to_the_end(CASES[name], out, save_steps=every) == 0
     assert weights(out) == uninterrupted(name)
     shutil.rmtree(out)
 
 
-def test_without_saving_nothing_is_written_and_nothing_taken_up(tmp_path: Path) -> None:
+def test_without_checkpoints_nothing_is_written_and_the_run_does_not_resume(tmp_path: Path) -> None:
     assert killed(FULL, tmp_path, 9) == -9
     shutil.copytree(tmp_path / "checkpoints", tmp_path / "before")
     assert FULL.run(tmp_path, save_steps=0).resumed == []
@@ -79,84 +79,85 @@ def test_without_saving_nothing_is_written_and_nothing_taken_up(tmp_path: Path) 
 
 
 def test_by_default_a_checkpoint_is_due_after_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And none before."""
+    """And not before."""
     FULL.run(tmp_path, save_steps=None)
-    assert Checkpoints(tmp_path / "checkpoints").own() == []
+    assert Checkpoints(tmp_path / "checkpoints").folders() == []
     monkeypatch.setattr("hf_transfer.training.resuming.SECONDS_BETWEEN", 0.0)
     FULL.run(tmp_path, save_steps=None)
-    assert Checkpoints(tmp_path / "checkpoints").own() != []
+    assert Checkpoints(tmp_path / "checkpoints").folders() != []
 
 
 def test_with_save_steps_training_waits_until_a_checkpoint_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that no more than so many steps are ever lost."""
-    written, save = Checkpoints.save, Resuming.save
+    """So that no more than so many steps can be lost."""
+    written, save = Checkpoints.save, Checkpointing.save
 
     def slowly(checkpoints: Checkpoints, *contents: Any) -> Any:
         time.sleep(0.2)
         return written(checkpoints, *contents)
 
-    def checked(resuming: Resuming, course: Course) -> None:
-        save(resuming, course)
-        assert resuming.checkpoints.own()[-1].name == f"checkpoint-{course.position.steps:08d}"
+    def checked(checkpointing: Checkpointing, state: RunState) -> None:
+        save(checkpointing, state)
+        newest = Checkpoints(tmp_path / "checkpoints").folders()[-1]
+        assert newest.name == f"checkpoint-{state.position.steps:08d}"
 
     monkeypatch.setattr(Checkpoints, "save", slowly)
-    monkeypatch.setattr(Resuming, "save", checked)
+    monkeypatch.setattr(Checkpointing, "save", checked)
     assert FULL.run(tmp_path, save_steps=5).history
 
 
-def test_a_copy_is_taken_so_much_earlier_as_it_takes_to_be_written(
+def test_a_checkpoint_is_due_earlier_by_the_time_that_writing_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six seconds are allowed for the first; a checkpoint that takes too long is no reason to do nothing else."""
+    """Six seconds are expected for the first; with slow writing, half of the interval is left for training."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     config = FULL.config(tmp_path, save_steps=None)
     model, _, _ = tiny("vit")
     with start_accelerator(config) as accelerator:
-        rows = Rows(4)
-        resuming = Resuming(model, set(), loaders_of(accelerator, rows, rows, 4), config, accelerator)
+        checkpoints = checkpoints_of(config)
+        checkpointing = Checkpointing(model, set(), dict, checkpoints, config.checkpoints, accelerator)
 
-    assert resuming.kept() == Kept("no checkpoint had been written", saved=False)
+        assert checkpointing.last_checkpoint() == LastCheckpoint("no checkpoint had been written", saved=False)
 
-    def first_due() -> float:
-        for now[0] in range(120):
-            if resuming.due(1):
-                return now[0]
-        return now[0]
+        def first_due() -> float:
+            for now[0] in range(120):
+                if checkpointing.due(1):
+                    return now[0]
+            return now[0]
 
-    assert first_due() == 54
-    for writing, due in ((20.0, 40), (50.0, 30), (0.0, 60)):
-        monkeypatch.setattr(resuming.checkpoints, "save", lambda *_, writing=writing: now.append(now.pop() + writing))
-        resuming._write(1, {}, {})
-        assert first_due() == due
+        assert first_due() == 54
+        for writing, due in ((20.0, 40), (50.0, 30), (0.0, 60)):
+            monkeypatch.setattr(checkpoints, "save", lambda *_, writing=writing: now.append(now.pop() + writing))
+            checkpointing._write(1, {}, {})
+            assert first_due() == due
 
 
-def test_a_checkpoint_that_is_named_is_taken(tmp_path: Path, uninterrupted: Callable[[str], bytes]) -> None:
-    """Also from another folder; what that folder has is not touched."""
+def test_a_run_resumes_from_a_named_checkpoint(tmp_path: Path, uninterrupted: Callable[[str], bytes]) -> None:
+    """Also from another folder, which is not changed."""
     (tmp_path / "a").mkdir()
     assert killed(FULL, tmp_path / "a", 9) == -9
     earlier = tmp_path / "a" / "checkpoints" / "checkpoint-00000006"
     (tmp_path / "b").mkdir()
     assert FULL.run(tmp_path / "b", resume_from_checkpoint=str(earlier)).resumed == [6]
     assert weights(tmp_path / "b") == uninterrupted("full")
-    # In its own folder, the later ones are not taken for those of the run that went back.
+    # In its own folder the later checkpoints do not belong to the run that starts from the earlier one.
     assert FULL.run(tmp_path / "a", resume_from_checkpoint=str(earlier)).resumed == [6]
     assert weights(tmp_path / "a") == uninterrupted("full")
 
 
-def test_a_named_checkpoint_that_is_refused_leaves_the_run_its_own(tmp_path: Path) -> None:
+def test_a_named_checkpoint_that_is_refused_does_not_change_the_run(tmp_path: Path) -> None:
     assert killed(FULL, tmp_path, 9) == -9
     with pytest.raises(UserError):
         FULL.run(tmp_path, learning_rate=0.5, resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-00000006"))
     assert FULL.run(tmp_path).resumed == [8]
 
 
-def test_a_run_that_was_begun_from_a_checkpoint_goes_on_when_its_command_is_repeated(
+def test_a_run_that_started_from_a_named_checkpoint_resumes_from_its_newest_one(
     tmp_path: Path, uninterrupted: Callable[[str], bytes]
 ) -> None:
-    """As schedulers do it."""
+    """If its command is repeated, as schedulers do."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert killed(FULL, tmp_path / "a", 5) == -9
@@ -167,7 +168,7 @@ def test_a_run_that_was_begun_from_a_checkpoint_goes_on_when_its_command_is_repe
 
 
 @pytest.mark.parametrize("step", [6, 12])
-def test_a_run_that_goes_on_at_the_end_of_an_epoch_tells_the_rate_of_its_last_step(step: int, tmp_path: Path) -> None:
+def test_a_run_that_resumes_at_the_end_of_an_epoch_reports_the_rate_of_its_last_step(step: int, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     rates = [row["learning_rate"] for row in FULL.run(tmp_path / "a").history]
@@ -181,20 +182,20 @@ def test_a_run_that_goes_on_at_the_end_of_an_epoch_tells_the_rate_of_its_last_st
     assert [row["learning_rate"] for row in result.history] == rates
 
 
-def test_a_checkpoint_that_is_named_and_damaged_is_refused(tmp_path: Path) -> None:
+def test_a_named_checkpoint_that_is_damaged_is_refused(tmp_path: Path) -> None:
     assert killed(FULL, tmp_path, 9) == -9
     broken = tmp_path / "checkpoints" / "checkpoint-00000008"
     (broken / STATE).write_text("{}")
     with pytest.raises(UserError) as caught:
         FULL.run(tmp_path, resume_from_checkpoint=str(broken))
     expected, found, do = str(caught.value).splitlines()
-    assert expected == f"Expected: a whole checkpoint in --resume_from_checkpoint {broken}"
+    assert expected == f"Expected: an intact checkpoint in --resume_from_checkpoint {broken}"
     assert found.startswith(f"Found:    {STATE} has 2 bytes instead of ")
-    assert "the newest whole one in --output_dir is taken" in do
+    assert "resume from the newest intact one in --output_dir" in do
     assert broken.is_dir()
 
 
-def test_the_one_before_a_damaged_checkpoint_is_taken(
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], uninterrupted: Callable[[str], bytes]
 ) -> None:
     assert killed(FULL, tmp_path, 9) == -9
@@ -205,80 +206,39 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(
     assert weights(tmp_path) == uninterrupted("full")
 
 
-def refused(tmp_path: Path, **more: Any) -> list[str]:
-    """The words that a run ends with which is another than that of the checkpoint."""
-    with pytest.raises(UserError) as caught:
-        FULL.run(tmp_path, **more)
-    return str(caught.value).splitlines()
-
-
-@pytest.mark.parametrize("allow", [False, True])
-def test_a_checkpoint_of_other_settings_or_data_is_refused(tmp_path: Path, allow: bool) -> None:
-    """Also if harmless differences are allowed."""
-    assert killed(FULL, tmp_path, 9) == -9
-    folder = tmp_path / "checkpoints" / "checkpoint-00000008"
-    expected, found, do = refused(tmp_path, allow_mismatch=allow, learning_rate=0.5, weight_decay=0.0)
-    assert expected == f"Expected: the run that {folder} was saved in"
-    assert found == "Found:    another (there -> here): learning_rate: 0.001 -> 0.5; weight_decay: 0.05 -> 0.0"
-    assert do == "Do this:  go on as it began, or begin anew with --no_resume"
-    assert refused(tmp_path, allow_mismatch=allow, rows=Rows(24, seed=5))[1].endswith("(there -> here): other data")
-
-
-def test_a_checkpoint_of_other_frozen_weights_is_refused(tmp_path: Path) -> None:
-    """They are not in the checkpoint: a pretrained model that has changed under its name would go unnoticed."""
-    case = CASES["partial"]
-    assert killed(case, tmp_path, 9) == -9
-    with pytest.raises(UserError, match="other frozen weights"):
-        case.run(tmp_path, seed=1)
-    assert case.run(tmp_path).resumed == [8]
-
-
-def test_other_versions_or_threads_are_refused_unless_allowed(tmp_path: Path) -> None:
-    assert killed(FULL, tmp_path, 9) == -9
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
-    try:
-        _, found, do = refused(tmp_path)
-        assert found == f"Found:    another (there -> here): threads: {threads} -> {threads + 1}"
-        assert do == "Do this:  go on as it began, or add --allow_mismatch: results may then differ in rounding"
-        assert FULL.run(tmp_path, allow_mismatch=True).resumed == [8]
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_what_steers_speed_may_be_changed_on_the_way(tmp_path: Path, uninterrupted: Callable[[str], bytes]) -> None:
+def test_settings_of_speed_may_change_when_a_run_resumes(tmp_path: Path, uninterrupted: Callable[[str], bytes]) -> None:
     assert killed(FULL, tmp_path, 9) == -9
     FULL.run(tmp_path, save_steps=5, save_total_limit=4, dataloader_num_workers=2)
     assert weights(tmp_path) == uninterrupted("full")
 
 
-def test_decisions_about_the_store_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_keeps_its_decision_about_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = replace(CASES["partial"], more={"cache_frozen": "auto"})
     for verdict in (True, False):
         out = tmp_path / str(verdict)
         out.mkdir()
         with monkeypatch.context() as patch:
-            patch.setattr(FrozenPrefix, "_verdict", lambda *_, verdict=verdict: (verdict, "measured"))
+            patch.setattr(FrozenPrefix, "_estimate", lambda *_, verdict=verdict: (verdict, "measured"))
             assert killed(case, out, 9) == -9
-            patch.setattr(FrozenPrefix, "_verdict", lambda *_, verdict=verdict: (not verdict, "measured anew"))
+            patch.setattr(FrozenPrefix, "_estimate", lambda *_, verdict=verdict: (not verdict, "measured anew"))
             result = case.run(out)
-        said = "used for" if verdict else "not used for"
-        assert any(f"Frozen store: {said} " in note and "as when the run began" in note for note in result.notes)
+        used = "used for" if verdict else "not used for"
+        assert any(f"Frozen store: {used} " in note and "as when the run began" in note for note in result.notes)
 
 
-def test_decisions_go_with_a_checkpoint_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_from_a_named_checkpoint_keeps_its_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = replace(CASES["partial"], more={"cache_frozen": "auto"})
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    monkeypatch.setattr(FrozenPrefix, "_verdict", lambda *_: (True, "measured"))
+    monkeypatch.setattr(FrozenPrefix, "_estimate", lambda *_: (True, "measured"))
     assert killed(case, tmp_path / "a", 9) == -9
-    monkeypatch.setattr(FrozenPrefix, "_verdict", lambda *_: (False, "measured anew"))
+    monkeypatch.setattr(FrozenPrefix, "_estimate", lambda *_: (False, "measured anew"))
     result = case.run(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a/checkpoints/checkpoint-00000008"))
     assert any("as when the run began" in note for note in result.notes)
 
 
-def test_a_store_is_not_given_up_or_taken_up_on_the_way(tmp_path: Path) -> None:
-    """It may be rounded."""
+def test_a_resumed_run_must_not_switch_the_store(tmp_path: Path) -> None:
+    """Stored activations may be rounded."""
     case = CASES["partial"]
     assert killed(case, tmp_path, 9) == -9
     with pytest.raises(UserError) as caught:
@@ -293,34 +253,35 @@ def test_a_store_is_not_given_up_or_taken_up_on_the_way(tmp_path: Path) -> None:
 def test_an_error_is_not_hidden_by_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def full(*_: Any) -> None:
-        raise mistake(expected="room", found="none", do="make some")
+        raise user_error(expected="room", found="none", do="make some")
 
     def broken(*_: Any, **__: Any) -> Any:
         raise MemoryError("too little")
 
     monkeypatch.setattr(Checkpoints, "save", full)
     monkeypatch.setattr(loop, "predict_split", broken)
-    monkeypatch.setattr(Resuming, "due", lambda _, steps: steps == 6)
+    monkeypatch.setattr(Checkpointing, "due", lambda _, steps: steps == 6)
     with pytest.raises(UserError) as caught:
         FULL.run(tmp_path, save_steps=None)
-    assert "Found:    too little; no checkpoint had been written (the last one could not be: Expected: room" in str(
-        caught.value
+    assert (
+        "Found:    too little; no checkpoint had been written (the last one could not be written: Expected: room"
+        in str(caught.value)
     )
 
 
 def test_a_disk_without_room_stops_the_run_before_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_transfer.training.checkpoint.free_bytes", lambda _: 10_000)
-    monkeypatch.setattr(loop, "run_stage", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr("hf_transfer.checkpoints.checkpoint.free_bytes", lambda _: 10_000)
+    monkeypatch.setattr(loop, "run_stage", lambda *_: pytest.fail("it started"))
     with pytest.raises(UserError, match="Found:    10 kB free"):
         FULL.run(tmp_path)
 
 
-def test_the_state_of_a_checkpoint_is_plain(tmp_path: Path) -> None:
-    """People can read it, and what is not a tensor is in it."""
+def test_the_state_of_a_checkpoint_is_readable_json(tmp_path: Path) -> None:
+    """With everything that is not a tensor."""
     assert killed(FULL, tmp_path, 9) == -9
-    (_, folder) = Checkpoints(tmp_path / "checkpoints").own()
+    (_, folder) = Checkpoints(tmp_path / "checkpoints").folders()
     state = json.loads((folder / STATE).read_text())
     assert state["position"]["steps"] == 8
     assert state["position"]["batches"] == 2

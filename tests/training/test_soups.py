@@ -1,4 +1,4 @@
-"""The best epochs of a run, and their soup against the paper's recipe in numpy."""
+"""The best epochs of a run, and soups of them against the recipe of the paper in numpy."""
 
 import math
 from typing import Any
@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from hf_transfer.training.averaging import BestCheckpoints, Candidate, Weights, greedy_soup
+from hf_transfer.training.averaging import BestEpochs, Candidate, Weights, greedy_soup
 
 
-def equal(found: Weights, expected: Weights) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], value) for name, value in expected.items())
+def equal(weights: Weights, expected: Weights) -> bool:
+    return weights.keys() == expected.keys() and all(
+        torch.equal(weights[name], value) for name, value in expected.items()
+    )
 
 
 def weights(*numbers: float) -> Weights:
@@ -20,7 +22,7 @@ def weights(*numbers: float) -> Weights:
 
 
 def test_the_best_epochs_are_kept_and_of_equal_ones_the_earlier() -> None:
-    best = BestCheckpoints(3)
+    best = BestEpochs(3)
     scores = [(0.5, -1.0), (0.8, -0.4), (0.8, -0.4), (0.2, 0.0), (0.8, -0.5), (0.9, -2.0), (0.8, -0.4)]
     answers = [best.offer(weights(epoch), score, epoch) for epoch, score in enumerate(scores)]
     assert [(kept.epoch, kept.scores) for kept in best.candidates] == [(e, scores[e]) for e in (5, 1, 2)]
@@ -29,7 +31,7 @@ def test_the_best_epochs_are_kept_and_of_equal_ones_the_earlier() -> None:
 
 
 def test_kept_weights_are_copies() -> None:
-    best, parameter = BestCheckpoints(1), nn.Parameter(torch.zeros(2))
+    best, parameter = BestEpochs(1), nn.Parameter(torch.zeros(2))
     best.offer({"w": parameter}, (1.0,), 0)
     with torch.no_grad():
         parameter.add_(1)
@@ -38,23 +40,23 @@ def test_kept_weights_are_copies() -> None:
     assert not kept.weights["w"].requires_grad
 
 
-def test_a_score_that_is_no_number_is_the_worst() -> None:
-    best = BestCheckpoints(2)
+def test_a_score_of_nan_is_the_worst() -> None:
+    best = BestEpochs(2)
     for epoch, score in enumerate([0.3, math.nan, 0.1]):
         best.offer(weights(epoch), (score,), epoch)
     assert [kept.epoch for kept in best.candidates] == [0, 2]
 
 
 def distance_to(target: np.ndarray[Any, Any]) -> Any:
-    def evaluate(found: Weights) -> tuple[float, ...]:
-        return (-float(np.square(found["w"].double().numpy() - target).sum()),)
+    def evaluate(soup: Weights) -> tuple[float, ...]:
+        return (-float(np.square(soup["w"].double().numpy() - target).sum()),)
 
     return evaluate
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_soup_is_the_greedy_mean_of_wortsman(seed: int) -> None:
-    """Recipe 1 of the paper, with means of lists in numpy."""
+def test_a_soup_is_the_greedy_mean_of_the_paper(seed: int) -> None:
+    """Recipe 1, with means of lists in numpy."""
     generator = np.random.default_rng(seed)
     target = generator.normal(size=3)
     points = target + generator.normal(size=(6, 3))
@@ -78,15 +80,15 @@ def test_a_soup_is_the_greedy_mean_of_wortsman(seed: int) -> None:
     assert {name: value.dtype for name, value in soup.items()} == {"w": torch.float32, "count": torch.int64}
 
 
-def test_a_soup_that_would_be_worse_is_the_best_candidate_to_the_bit() -> None:
+def test_without_a_better_soup_the_result_is_the_best_candidate_to_the_bit() -> None:
     candidates = [Candidate(weights(0.1), (0.1,), 0), Candidate(weights(1 / 3), (0.9,), 1)]
     soup, chosen = greedy_soup(candidates, lambda _: (0.8,))
     assert chosen == [1]
     assert equal(soup, weights(1 / 3))
 
 
-def test_a_candidate_that_makes_no_difference_goes_in() -> None:
-    """Wortsman et al.: at least as good."""
+def test_a_candidate_that_makes_no_difference_is_averaged() -> None:
+    """In the paper: if the soup is at least as good."""
     candidates = [Candidate(weights(2.0), (0.9,), 0), Candidate(weights(1.0), (0.5,), 1)]
     soup, chosen = greedy_soup(candidates, lambda _: (0.9,))
     assert chosen == [0, 1]
@@ -99,7 +101,7 @@ def test_a_single_candidate_is_not_evaluated() -> None:
     assert equal(soup, weights(0.1))
 
 
-def test_a_soup_leaves_its_ingredients_alone() -> None:
+def test_a_soup_does_not_change_the_candidates() -> None:
     candidates = [Candidate(weights(number), (number,), 0) for number in (1.0, 2.0, 4.0)]
     greedy_soup(candidates, lambda _: (9.0,))
     assert [candidate.weights["w"].item() for candidate in candidates] == [1, 2, 4]

@@ -1,4 +1,4 @@
-"""With `transformers.Trainer`, too, exactly what the strategy names learns, and when it says."""
+"""With `transformers.Trainer` exactly the parameters of the strategy's stages learn."""
 
 import copy
 import subprocess
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer
 
-from hf_transfer.config import UserError
+from hf_transfer.errors import UserError
 from hf_transfer.models.groups import Group
 from hf_transfer.strategies.freezing import GradualUnfreezing, LinearProbeThenFineTuning, Stage, Strategy
 from hf_transfer.training.trainer_callback import prepare_for_trainer
@@ -26,8 +26,8 @@ from tests.training.trainer_run import (
     Batches,
     CutShort,
     Epochs,
-    Open,
     Rows,
+    Trainable,
     arguments,
     batch_of,
     expected_to_move,
@@ -42,10 +42,10 @@ NAMES = ("vit", "resnet_basic", "bert")
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", NAMES)
-def test_exactly_the_named_parameters_and_their_statistics_move_in_each_epoch(
+def test_exactly_the_parameters_of_the_stage_and_their_statistics_move_in_each_epoch(
     tmp_path: Path, name: str, strategy: str
 ) -> None:
-    """With weight decay and Trainer's `train()` in every step; the head is solved in no stage, but learns alone."""
+    """With weight decay and Trainer's `train()` in every step; a head that our loop would solve is trained."""
     trainer, _, watch = trainer_for(name, STRATEGIES[strategy], arguments(tmp_path))
     trainer.train()
     assert len(watch.weights) == 4
@@ -55,7 +55,7 @@ def test_exactly_the_named_parameters_and_their_statistics_move_in_each_epoch(
     assert moved(watch.weights) == expected_to_move(name, strategy, keys)
 
 
-def test_gradients_that_add_up_over_several_batches_do_not_reach_what_is_closed(tmp_path: Path) -> None:
+def test_accumulated_gradients_do_not_reach_frozen_parameters(tmp_path: Path) -> None:
     args = arguments(tmp_path, gradient_accumulation_steps=2, max_grad_norm=0.0)
     trainer, _, watch = trainer_for("resnet_basic", STRATEGIES["gradual"], args)
     trainer.train()
@@ -63,7 +63,7 @@ def test_gradients_that_add_up_over_several_batches_do_not_reach_what_is_closed(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_moments_start_when_a_group_is_opened(tmp_path: Path, name: str) -> None:
+def test_moments_start_when_a_group_becomes_trainable(tmp_path: Path, name: str) -> None:
     trainer, prepared, watch = trainer_for(name, STRATEGIES["gradual"], arguments(tmp_path))
     trainer.train()
     first, second, third = expected_to_move(name, "gradual", list(watch.weights[0]))
@@ -85,7 +85,7 @@ def test_moments_start_when_a_group_is_opened(tmp_path: Path, name: str) -> None
     [("vit", "gradual"), ("resnet_basic", "gradual"), ("bert", "gradual"), ("vit", "lora"), ("bert", "lora")],
 )
 def test_a_resumed_training_equals_the_uninterrupted_one(tmp_path: Path, name: str, strategy: str, stop: int) -> None:
-    """Bit for bit, with dropout; also of a ViT, whose checkpoint has older names than the model."""
+    """To the bit, with dropout; also for a ViT, whose checkpoint has older names than the model."""
     args = arguments(tmp_path, save_strategy="steps", save_steps=3)
     whole, _, watch = trainer_for(name, STRATEGIES[strategy], arguments(tmp_path / "whole"))
     whole.train()
@@ -103,8 +103,8 @@ def test_a_resumed_training_equals_the_uninterrupted_one(tmp_path: Path, name: s
     assert moved([watch.weights[-1], state(prepared.model)]) == [set()]
 
 
-def test_the_best_checkpoint_is_taken_whole(tmp_path: Path) -> None:
-    """Of a ViT, whose checkpoint has older names than the model; here "best" is where the loss is largest."""
+def test_the_best_checkpoint_is_loaded_completely(tmp_path: Path) -> None:
+    """For a ViT, whose checkpoint has older names than the model; here the best epoch has the largest loss."""
     each: dict[str, Any] = dict.fromkeys(("save_strategy", "eval_strategy"), "epoch")
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
     trainer, prepared, watch = trainer_for("vit", STRATEGIES["gradual"], arguments(tmp_path, **each, **best))
@@ -114,15 +114,15 @@ def test_the_best_checkpoint_is_taken_whole(tmp_path: Path) -> None:
     assert moved([watch.weights[epoch], state(prepared.model)]) == [set()]
 
 
-def test_on_one_process_backward_stops_at_what_is_closed(tmp_path: Path) -> None:
+def test_on_one_process_frozen_parameters_require_no_gradient(tmp_path: Path) -> None:
     trainer, prepared, _ = trainer_for("vit", STRATEGIES["gradual"], arguments(tmp_path))
-    trainer.add_callback(opened := Open())
+    trainer.add_callback(trainable := Trainable())
     trainer.train()
     names = [name for name, _ in prepared.model.named_parameters()]
-    assert opened.names == expected_to_move("vit", "gradual", names)
+    assert trainable.names == expected_to_move("vit", "gradual", names)
 
 
-def test_an_epoch_cut_short_is_an_epoch(tmp_path: Path) -> None:
+def test_an_epoch_that_stops_early_counts_as_an_epoch(tmp_path: Path) -> None:
     trainer, _, watch = trainer_for("vit", STRATEGIES["gradual"], arguments(tmp_path))
     trainer.add_callback(CutShort())
     trainer.train()
@@ -130,9 +130,9 @@ def test_an_epoch_cut_short_is_an_epoch(tmp_path: Path) -> None:
     assert moved(watch.weights) == expected_to_move("vit", "gradual", list(watch.weights[0]))
 
 
-def test_gradual_unfreezing_equals_a_loop_in_which_closed_means_without_gradient(tmp_path: Path) -> None:
-    """Clipped by the norm of what learns, not by that of what is closed. Without Adam, which makes noise large."""
-    model, by_hand = tiny_model("vit"), tiny_model("vit")
+def test_gradual_unfreezing_equals_a_loop_in_which_frozen_parameters_have_no_gradient(tmp_path: Path) -> None:
+    """Gradients are clipped by the norm of what learns. Without Adam, which amplifies rounding errors."""
+    model, other = tiny_model("vit"), tiny_model("vit")
     args = arguments(
         tmp_path, max_grad_norm=0.5, lr_scheduler_type="constant", weight_decay=0.0, optim="sgd", learning_rate=0.1
     )
@@ -141,24 +141,24 @@ def test_gradual_unfreezing_equals_a_loop_in_which_closed_means_without_gradient
     trainer.train()
     assert len(batches.kept) == 3 * STEPS
 
-    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
-    parameters = dict(by_hand.named_parameters())
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    parameters = dict(other.named_parameters())
     for epoch, names in enumerate(expected_to_move("vit", "gradual", list(parameters))):
-        by_hand.train().requires_grad_(False)
+        other.train().requires_grad_(False)
         for name in names:
             parameters[name].requires_grad_(True)
         for batch in batches.kept[epoch * STEPS : (epoch + 1) * STEPS]:
             optimizer.zero_grad()
-            by_hand(**batch).loss.backward()
-            assert nn.utils.clip_grad_norm_(by_hand.parameters(), 0.5) > 0.5
+            other(**batch).loss.backward()
+            assert nn.utils.clip_grad_norm_(other.parameters(), 0.5) > 0.5
             optimizer.step()
-        for name, value in by_hand.state_dict().items():
+        for name, value in other.state_dict().items():
             torch.testing.assert_close(watch.weights[epoch + 1][name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["vit", "bert"])
-def test_full_fine_tuning_equals_trainer_without_the_plugin(tmp_path: Path, name: str) -> None:
-    """The same losses, and the same weights: with one rate the optimizer is Trainer's own."""
+def test_full_fine_tuning_equals_trainer_without_the_callback(tmp_path: Path, name: str) -> None:
+    """The same losses and weights: with one rate the optimizer is Trainer's own."""
     args = arguments(tmp_path)
     trainer, prepared, watch = trainer_for(name, STRATEGIES["full"], args)
     trainer.train()
@@ -171,7 +171,7 @@ def test_full_fine_tuning_equals_trainer_without_the_plugin(tmp_path: Path, name
 
 
 def test_each_layer_learns_at_its_own_rate(tmp_path: Path) -> None:
-    """Adam's first step moves a weight by the rate of its group."""
+    """Adam's first step changes a weight by the rate of its group."""
     args = arguments(tmp_path, max_steps=1, weight_decay=0.0, adam_epsilon=1e-12, lr_scheduler_type="constant")
     trainer, prepared, watch = trainer_for(
         "vit", STRATEGIES["full"], args, layer_lr_decay=0.5, head_learning_rate=0.003
@@ -187,13 +187,13 @@ def test_each_layer_learns_at_its_own_rate(tmp_path: Path) -> None:
         assert max(steps) == pytest.approx(rate, rel=1e-3)
 
 
-def test_trainers_schedule_scales_each_rate_from_its_own_peak(tmp_path: Path) -> None:
+def test_the_schedule_of_trainer_scales_each_rate_from_its_peak(tmp_path: Path) -> None:
     trainer, prepared, watch = trainer_for("vit", STRATEGIES["gradual"], arguments(tmp_path), layer_lr_decay=0.5)
     watch.stop_after = STEPS
     trainer.train()
-    found = {group["name"]: group["lr"] for group in prepared.optimizer.param_groups}
+    rates = {group["name"]: group["lr"] for group in prepared.optimizer.param_groups}
     expected = {"head": 1.0, "vit.layers.2": 0.5**2, "vit.layers.0": 0.5**4, "embeddings": 0.5**5}
-    assert {name: found[name] for name in expected} == {
+    assert {name: rates[name] for name in expected} == {
         name: pytest.approx(0.01 * share * 2 / 3) for name, share in expected.items()
     }
 
@@ -210,18 +210,18 @@ from transformers import AutoModelForImageClassification
 
 folder = Path(sys.argv[1])
 loaders = {"resnet_basic": AutoModelForImageClassification, "bert": AutoPeftModelForSequenceClassification}
-found = {}
+logits = {}
 for name, loader in loaders.items():
     settings = {"num_labels": 5} if name == "bert" else {}
     model = loader.from_pretrained(folder / name / "checkpoint-6", **settings).eval()
     with torch.no_grad():
-        found[name] = model(**load_file(folder / f"{name}.safetensors")).logits
-save_file(found, folder / "found.safetensors")
+        logits[name] = model(**load_file(folder / f"{name}.safetensors")).logits
+save_file(logits, folder / "logits.safetensors")
 """
 
 
-def test_what_trainer_saves_is_loaded_without_us(tmp_path: Path) -> None:
-    """Transformers' own class, saved while groups are closed; and peft's adapter on its base."""
+def test_what_trainer_saves_loads_without_hf_transfer(tmp_path: Path) -> None:
+    """A transformers model, saved while groups are frozen, and a peft adapter on its base."""
     expected: dict[str, Tensor] = {}
     for name, strategy in (("resnet_basic", "gradual"), ("bert", "lora")):
         model = model_of(name)
@@ -238,13 +238,13 @@ def test_what_trainer_saves_is_loaded_without_us(tmp_path: Path) -> None:
         cwd=tmp_path,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
-    found = load_file(tmp_path / "found.safetensors")
+    loaded = load_file(tmp_path / "logits.safetensors")
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(loaded[name], value, rtol=1e-4, atol=1e-4)
 
 
-def test_after_training_the_modules_have_their_own_classes_again(tmp_path: Path) -> None:
-    """Also where they are frozen to the end; and a second training begins with the first stage."""
+def test_after_training_the_modules_have_their_original_classes(tmp_path: Path) -> None:
+    """Also if they are frozen to the end; and a second training starts with the first stage."""
     model = model_of("resnet_basic")
     classes = [type(module) for module in model.modules()]
     trainer, prepared, watch = trainer_for("resnet_basic", STRATEGIES["partial"], arguments(tmp_path), model=model)
@@ -261,10 +261,10 @@ def test_after_training_the_modules_have_their_own_classes_again(tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which `trainer_run.py` has left its weights."""
+    """The folder of the weights of `trainer_run.py`."""
     folder = tmp_path_factory.mktemp("two")
     ended = two_forks(Path(__file__).with_name("trainer_run.py"), str(folder))
-    assert ended.returncode == 0, ended.said[-3000:]
+    assert ended.returncode == 0, ended.output[-3000:]
     return folder
 
 
@@ -272,23 +272,23 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_agree_after_every_stage_and_move_the_same_parameters(
     two_processes: Path, name: str, strategy: str
 ) -> None:
-    """Although backward runs to what is closed, too."""
+    """Although backward also runs through frozen parameters."""
     of_rank = [
         [load_file(two_processes / f"{name}-{epoch}-{rank}.safetensors") for epoch in range(4)] for rank in range(2)
     ]
-    for own, other in zip(*of_rank, strict=True):
-        # Statistics of open BatchNorms are of each process's own last batch: the wrapper sends them in each forward.
-        different = {key for key, value in own.items() if not torch.equal(value, other[key])}
+    for first, second in zip(*of_rank, strict=True):
+        # Each process has the statistics of its own last batch: the wrapper broadcasts them in each forward pass.
+        different = {key for key, value in first.items() if not torch.equal(value, second[key])}
         assert {key.rpartition(".")[2] for key in different} <= {"running_mean", "running_var"}
     for weights in of_rank:
-        # The gradient of a key's bias is zero but for rounding, and without Adam it may stay.
+        # The gradient of the bias of the keys is zero but for rounding, so it may not move without Adam.
         keys = [key for key in weights[0] if not key.endswith("k_proj.bias")]
         kept = [{key: epoch[key] for key in keys} for epoch in weights]
         assert moved(kept) == expected_to_move(name, strategy, keys)
 
 
-def test_two_processes_learn_what_one_learns_on_batches_twice_as_large(two_processes: Path, tmp_path: Path) -> None:
-    """Also when gradients add up over two batches, and clipped by the norm of what learns."""
+def test_two_processes_equal_one_with_batches_of_twice_the_size(two_processes: Path, tmp_path: Path) -> None:
+    """With accumulated gradients, clipped by the norm of what learns."""
     args = arguments(tmp_path, per_device_train_batch_size=2 * BATCH, optim="sgd")
     trainer, _, watch = trainer_for("vit", STRATEGIES["gradual"], args, model=tiny_model("vit"))
     trainer.train()
@@ -306,8 +306,8 @@ def other_optimizer(folder: Path) -> None:
 def other_model(folder: Path) -> None:
     args, model = arguments(folder), model_of("vit")
     prepared = prepare_for_trainer(model, STRATEGIES["lora"], batch_of("vit"), args)
-    given: Any = {"optimizers": (prepared.optimizer, None), "callbacks": [prepared.callback]}
-    Trainer(model, args, train_dataset=Rows("vit"), **given).train()
+    arguments_of_trainer: Any = {"optimizers": (prepared.optimizer, None), "callbacks": [prepared.callback]}
+    Trainer(model, args, train_dataset=Rows("vit"), **arguments_of_trainer).train()
 
 
 def other_length(folder: Path) -> None:
@@ -323,7 +323,7 @@ def foreign_optimizer(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mistaken", "words"),
+    ("mistake", "message"),
     [
         (other_optimizer, r"another model or optimizer\n.*optimizers=\(prepared.optimizer, None\)"),
         (other_model, r"another model or optimizer"),
@@ -332,15 +332,15 @@ def foreign_optimizer(folder: Path) -> None:
         (foreign_optimizer, r"one of torch's own optimizers, and no FSDP or DeepSpeed\n.*optim=adafactor"),
     ],
 )
-def test_what_cannot_work_is_refused_before_the_first_step(
-    tmp_path: Path, mistaken: Callable[[Path], None], words: str
+def test_mistakes_are_refused_before_the_first_step(
+    tmp_path: Path, mistake: Callable[[Path], None], message: str
 ) -> None:
-    with pytest.raises(UserError, match=words):
-        mistaken(tmp_path)
+    with pytest.raises(UserError, match=message):
+        mistake(tmp_path)
 
 
 class Reopened(GradualUnfreezing):
-    """All, then the head, then all."""
+    """All parameters, then the head, then all."""
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """See `Strategy.stages`."""
@@ -348,8 +348,8 @@ class Reopened(GradualUnfreezing):
         return [Stage(everything.trainable, 1), Stage(head.trainable, 1), Stage(everything.trainable, 1)]
 
 
-def test_a_group_that_is_closed_again_keeps_its_moments(tmp_path: Path) -> None:
-    """Momentum does not move it meanwhile."""
+def test_a_group_that_is_frozen_again_keeps_its_moments(tmp_path: Path) -> None:
+    """And they do not change its parameters meanwhile."""
     strategy: Strategy = Reopened()
     trainer, prepared, watch = trainer_for("resnet_basic", strategy, arguments(tmp_path))
     trainer.train()

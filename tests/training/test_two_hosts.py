@@ -1,4 +1,4 @@
-"""Two machines: network namespaces that see each other over one link, with a process of the run on each."""
+"""Two machines: network namespaces that are connected by one link, with a process of the run on each."""
 
 import os
 import subprocess
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from hf_transfer.training.checkpoint import Checkpoints
+from hf_transfer.checkpoints.checkpoint import Checkpoints
 from tests.conftest import REPOSITORY
 from tests.training.launched import two_forks
 from tests.training.resumed_runs import weights
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("killed_run.py")
 ADDRESSES = ("10.77.31.1", "10.77.31.2")
@@ -29,11 +31,11 @@ def ip(*words: str) -> None:
 def hosts() -> Iterator[tuple[str, str]]:
     """Names of two network namespaces, each with its own loopback and one end of a link."""
     first, second = (f"hosts-{os.getpid()}-{number}" for number in (1, 2))
-    made = []
+    created = []
     try:
         for name in (first, second):
             ip("netns", "add", name)
-            made.append(name)
+            created.append(name)
         ip("link", "add", "end1", "netns", first, "type", "veth", "peer", "name", "end2", "netns", second)
         for name, end, address in zip((first, second), ("end1", "end2"), ADDRESSES, strict=True):
             ip("-n", name, "address", "add", f"{address}/24", "dev", end)
@@ -44,13 +46,13 @@ def hosts() -> Iterator[tuple[str, str]]:
     else:
         yield first, second
     finally:
-        for name in made:
+        for name in created:
             ip("netns", "delete", name)
 
 
 def started(hosts: tuple[str, str], *arguments: str) -> list[Run]:
-    """The command of a run, on both hosts."""
-    surroundings = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    """Start the command of a run on both hosts."""
+    environment = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     torchrun = str(Path(sys.executable).parent / "torchrun")
     return [
         subprocess.Popen(
@@ -59,7 +61,7 @@ def started(hosts: tuple[str, str], *arguments: str) -> list[Run]:
                 str(rank), "--master_addr", ADDRESSES[0], "--master_port", PORT, str(SCRIPT), *arguments,
             ],
             cwd=REPOSITORY,
-            env={**os.environ, **surroundings, "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": f"end{rank + 1}"},
+            env={**os.environ, **environment, "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": f"end{rank + 1}"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for rank, host in enumerate(hosts)
@@ -67,20 +69,20 @@ def started(hosts: tuple[str, str], *arguments: str) -> list[Run]:
 
 
 def ended(runs: list[Run]) -> list[int]:
-    """How both have ended; one that hangs is an error."""
+    """The exit codes of both; a process that hangs is an error."""
     codes = []
     try:
         for run in runs:
-            said, _ = run.communicate(timeout=LONGEST_SECONDS)
+            output, _ = run.communicate(timeout=LONGEST_SECONDS)
             codes.append(run.returncode)
-            print(said)
+            print(output)
     finally:
         for run in runs:
             run.kill()
     return codes
 
 
-def test_a_host_that_dies_ends_the_run_and_the_same_command_goes_on_exactly(
+def test_a_host_that_dies_ends_the_run_and_the_same_command_resumes_exactly(
     hosts: tuple[str, str], tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -1,11 +1,11 @@
-"""A task that a tiny model learns in a few steps: for each class a pattern or a word, and noise."""
+"""A task that a tiny model learns in a few steps: a pattern or a word for each class, and noise."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
-from types import SimpleNamespace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -13,20 +13,34 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from hf_transfer.config import RunConfig, TextConfig, VisionConfig
-from hf_transfer.data.inputs import MASKED, EpochSampler, Loaders
+from hf_transfer.data.batches import (
+    LABELS,
+    Batch,
+    EpochSampler,
+    InputMaker,
+    LabelledInputs,
+    LabelRows,
+    Loaders,
+    labels_on,
+)
+from hf_transfer.data.splits import Split
+from hf_transfer.modalities.table import modality_named
 from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.settings.run import RunConfig, TextConfig, VisionConfig
 from hf_transfer.strategies.freezing import FullFineTuning, LinearProbe, Stage, Strategy
-from hf_transfer.training.loop import fit, start_accelerator
+from hf_transfer.targets.classes import Classes
+from hf_transfer.targets.target import Target
+from hf_transfer.training.devices import start_accelerator
+from hf_transfer.training.loop import fit
 from hf_transfer.training.progress import Fit
 from tests.tiny_models import CLASSES, pixels, tiny_model
 from tests.tiny_text_models import MASK, PAD, START, TEXT_ARCHITECTURES, VOCABULARY, tiny_text_model, token_ids
 
-Batch = dict[str, Tensor]
+TARGET = Classes(tuple(f"class {number}" for number in range(CLASSES)))
 
 
 class HeadAlone(LinearProbe):
-    """The head learns step by step, and is not solved."""
+    """The head is trained in steps, not solved."""
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """See `Strategy.stages`."""
@@ -34,13 +48,25 @@ class HeadAlone(LinearProbe):
 
 
 class Rows(Dataset[Batch]):
-    """Samples in memory, in the form that the loop expects of a split."""
+    """Samples in memory, in the form that the loop expects of a split.
+
+    Args:
+        size: how many samples.
+        masked: positions of samples that do not count.
+        seed: of the noise.
+        classes: how many.
+
+    Attributes:
+        labels: class numbers, int64 [size]; `split.targets` shares their memory.
+        inputs: model inputs by name, each [size, ...].
+        split: rows, targets and mask.
+    """
 
     def __init__(self, size: int, *, masked: tuple[int, ...] = (), seed: int = 0, classes: int = CLASSES) -> None:
         self.labels = torch.arange(size) % classes
         self.inputs = self._inputs(torch.Generator().manual_seed(seed))
-        self.labels[list(masked)] = MASKED
-        self.split = SimpleNamespace(rows=np.arange(size), labels=self.labels.numpy(), bad={})
+        nothing = datasets.Dataset.from_dict({})
+        self.split = Split(nothing, np.arange(size), self.labels.numpy(), dict.fromkeys(masked, "masked"))
 
     def _inputs(self, generator: torch.Generator) -> Batch:
         patterns = torch.randn(CLASSES, 3, 16, 16, generator=torch.Generator().manual_seed(99))
@@ -52,16 +78,21 @@ class Rows(Dataset[Batch]):
         """All pixels; not a copy."""
         return self.inputs["pixel_values"]
 
+    @property
+    def counted(self) -> Tensor:
+        """Whether a sample counts, bool [size]."""
+        return torch.from_numpy(self.split.counted)
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, position: int) -> Batch:
-        columns = {"labels": self.labels, **self.inputs}
-        return {name: column[position] for name, column in columns.items()} | {"index": torch.tensor(position)}
+        inputs = {name: column[position] for name, column in self.inputs.items()}
+        return {**inputs, **LabelRows(self.split)[position]}
 
 
 class TextRows(Rows):
-    """Texts of 4 to 8 tokens, padded on the right; every other word tells the class."""
+    """Texts of 4 to 8 tokens, padded on the right; every other token shows the class."""
 
     def _inputs(self, generator: torch.Generator) -> Batch:
         ids = torch.randint(MASK + 1 + CLASSES, VOCABULARY, (len(self.labels), 8), generator=generator)
@@ -73,14 +104,30 @@ class TextRows(Rows):
         return {"input_ids": torch.where(mask > 0, ids, PAD), "attention_mask": mask}
 
 
-def to_inputs(batch: Batch, device: torch.device, split: str, epoch: int | None) -> tuple[Batch, Tensor, Tensor]:
-    """See `Loaders.to_inputs`."""
-    inputs = {name: column for name, column in batch.items() if name not in ("labels", "index")}
-    return inputs, batch["labels"], batch["index"]
+class RowInputs(InputMaker):
+    """The inputs of the rows as they are.
+
+    Args:
+        rows: by split.
+    """
+
+    def __init__(self, rows: Mapping[str, Rows]) -> None:
+        self.rows = rows
+
+    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
+        """See `InputMaker`."""
+        inputs = {name: column.to(device) for name, column in batch.items() if name not in LABELS}
+        return LabelledInputs(inputs, *labels_on(batch, device))
+
+    def fingerprint(self, split: str, epoch: int | None) -> str:
+        """See `InputMaker.fingerprint`."""
+        return fingerprint(self.rows[split])
 
 
-def loaders_of(accelerator: Accelerator, train: Rows, validation: Rows, batch_size: int, seed: int = 0) -> Loaders:
-    """Loaders shared out among the processes, as the library's own are."""
+def loaders_of(
+    accelerator: Accelerator, train: Rows, validation: Rows, batch_size: int, seed: int = 0, target: Target = TARGET
+) -> Loaders:
+    """Loaders whose batches are divided among the processes, as the library's own are."""
     sampler = EpochSampler(len(train), seed)
 
     def loader(rows: Rows, order: EpochSampler | None) -> Any:
@@ -89,17 +136,17 @@ def loaders_of(accelerator: Accelerator, train: Rows, validation: Rows, batch_si
 
     held_out = loader(validation, None)
     rows = {"train": train, "validation": validation, "test": validation}
-    return Loaders(loader(train, sampler), held_out, held_out, to_inputs, lambda split, _: fingerprint(rows[split]))
+    return Loaders(target, loader(train, sampler), held_out, held_out, RowInputs(rows))
 
 
 def fingerprint(rows: Rows) -> str:
-    """A hash of samples and labels."""
-    columns = [rows.labels, *rows.inputs.values()]
+    """A hash of samples, labels and masks."""
+    columns = [rows.labels, rows.counted, *rows.inputs.values()]
     return hashlib.sha256(b"".join(column.numpy().tobytes() for column in columns)).hexdigest()
 
 
 def settings(**more: Any) -> VisionConfig:
-    """Two epochs of six batches."""
+    """Two epochs of six batches; a setting that has no effect with some strategy is no error here."""
     chosen: dict[str, Any] = {
         "num_train_epochs": 2,
         "per_device_train_batch_size": 4,
@@ -107,15 +154,14 @@ def settings(**more: Any) -> VisionConfig:
         "save_steps": 0,
         "cache_frozen": "off",
     }
-    return VisionConfig(model_name_or_path="m", dataset_name="d", **{"output_dir": "o", **chosen, **more})
+    return VisionConfig.of(model_name_or_path="m", dataset_name="d", output_dir="o").replaced(**(chosen | more))
 
 
 def text_settings(**more: Any) -> TextConfig:
-    """The same for texts, which go through the model once."""
-    known = {field.name for field in fields(TextConfig)}
-    same = {name: value for name, value in asdict(settings()).items() if name in known}
-    once = None if more.get("strategy") == "linear_probe" else 0.0
-    return TextConfig(**{**same, "rdrop_alpha": once, **more})
+    """The same for texts, without R-Drop."""
+    same = {name: value for name, value in settings().flat().items() if name in TextConfig.settings()}
+    required = {name: same.pop(name) for name in ("model_name_or_path", "dataset_name", "output_dir")}
+    return TextConfig.of(**required).replaced(**{**same, "rdrop_alpha": 0.0, **more})
 
 
 def tiny(name: str, **more: Any) -> tuple[PreTrainedModel, list[Group], Batch]:
@@ -137,17 +183,22 @@ def vit(**more: Any) -> tuple[PreTrainedModel, list[Group]]:
     return model, trace_groups(model, pixels("vit"))
 
 
+def fit_loaders(
+    model: nn.Module, strategy: Strategy, groups: Sequence[Group], loaders: Loaders, config: RunConfig,
+    accelerator: Accelerator,
+) -> Fit:  # fmt: skip
+    """The loop, with what the modality of the settings adds to the loss."""
+    regularisation = modality_named(config.recipe).regularisation(config, model, loaders.target)
+    return fit(model, strategy, groups, loaders, config, accelerator, regularisation)
+
+
 def train_vit(
     config: VisionConfig, *, strategy: Strategy | None = None, rows: int = 24, masked: tuple[int, ...] = (),
     **more: Any,
 ) -> Fit:  # fmt: skip
     """The loop on a fresh copy of the same ViT and the same rows."""
     model, groups = vit(**more)
-    with start_accelerator(config) as accelerator:
-        loaders = loaders_of(
-            accelerator, Rows(rows, masked=masked), Rows(10, seed=1), config.per_device_train_batch_size, config.seed
-        )
-        return fit(model, strategy or FullFineTuning(), groups, loaders, config, accelerator)
+    return train(model, groups, strategy or FullFineTuning(), config, Rows(rows, masked=masked), Rows(10, seed=1))
 
 
 def train(
@@ -156,5 +207,6 @@ def train(
 ) -> Fit:  # fmt: skip
     """The loop on a model and rows that are given."""
     with start_accelerator(config) as accelerator:
-        loaders = loaders_of(accelerator, train_rows, validation, config.per_device_train_batch_size, config.seed)
-        return fit(model, strategy, groups, replace(loaders, views=views), config, accelerator)
+        batch_size, seed = config.training.per_device_train_batch_size, config.training.seed
+        loaders = loaders_of(accelerator, train_rows, validation, batch_size, seed)
+        return fit_loaders(model, strategy, groups, replace(loaders, views=views), config, accelerator)

@@ -1,6 +1,6 @@
-"""Trainings with `transformers.Trainer` on tiny models and data; in two processes they are trained together.
+"""Trainings with `transformers.Trainer` on tiny models and data; also a script for two processes.
 
-As a script it writes into the folder that it is given, for each case and process, the weights after each epoch.
+The script writes, for each case and process, the weights after each epoch into a folder.
 """
 
 import itertools
@@ -41,14 +41,14 @@ STRATEGIES: dict[str, Strategy] = {
     "bitfit": BiasTuning(),
     "lora": LowRankAdaptation(),
 }
-# Dropout, where an architecture has it, so that a resumed run must find its place among the random numbers.
+# Dropout, if an architecture has it, so that a resumed run must continue the random numbers.
 DROPOUT: dict[str, dict[str, Any]] = {"vit": {"hidden_dropout_prob": 0.1}, "bert": {}, "resnet_basic": {}}
 Row = dict[str, Tensor]
 Moved = list[set[str]]
 
 
 class Rows(Dataset[Row]):
-    """Noise, with labels that it can be told by."""
+    """Noise that shows the label."""
 
     def __init__(self, name: str) -> None:
         self.columns = token_ids(rows=ROWS) if name == "bert" else pixels(name, rows=ROWS)
@@ -65,10 +65,10 @@ class Rows(Dataset[Row]):
 
 @dataclass
 class Epochs(TrainerCallback):
-    """Keeps the weights and statistics before training, and after each epoch.
+    """Keeps copies of weights and statistics, before training and after each epoch.
 
     Attributes:
-        weights: copies, one more than epochs.
+        weights: the copies, one more than epochs.
         losses: by step.
         stop_after: step after which training is interrupted.
     """
@@ -87,13 +87,13 @@ class Epochs(TrainerCallback):
         if "loss" in kwargs["logs"]:
             self.losses.append(kwargs["logs"]["loss"])
 
-    def on_step_end(self, *given: Any, **_: Any) -> None:
-        if given[1].global_step == self.stop_after:
-            given[2].should_training_stop = True
+    def on_step_end(self, *arguments: Any, **_: Any) -> None:
+        if arguments[1].global_step == self.stop_after:
+            arguments[2].should_training_stop = True
 
 
-class Open(TrainerCallback):
-    """Notes in each epoch what backward runs to."""
+class Trainable(TrainerCallback):
+    """Notes in each epoch which parameters require a gradient."""
 
     def __init__(self) -> None:
         self.names: Moved = []
@@ -106,20 +106,20 @@ class Open(TrainerCallback):
 class CutShort(TrainerCallback):
     """Ends the first epoch after half of its steps."""
 
-    def on_step_end(self, *given: Any, **_: Any) -> None:
-        given[2].should_epoch_stop = given[1].global_step == STEPS // 2
+    def on_step_end(self, *arguments: Any, **_: Any) -> None:
+        arguments[2].should_epoch_stop = arguments[1].global_step == STEPS // 2
 
 
 class Batches:
-    """Keeps what a model is fed while it trains."""
+    """Keeps the inputs of a model in training."""
 
     def __init__(self, model: nn.Module) -> None:
         self.kept: list[Row] = []
         model.register_forward_pre_hook(self._keep, with_kwargs=True)
 
-    def _keep(self, model: nn.Module, _: Any, given: dict[str, Any]) -> None:
+    def _keep(self, model: nn.Module, _: Any, inputs: dict[str, Any]) -> None:
         if model.training:
-            self.kept.append({name: given[name].clone() for name in ("pixel_values", "labels")})
+            self.kept.append({name: inputs[name].clone() for name in ("pixel_values", "labels")})
 
 
 def model_of(name: str) -> PreTrainedModel:
@@ -128,7 +128,7 @@ def model_of(name: str) -> PreTrainedModel:
 
 
 def batch_of(name: str) -> Row:
-    """A small batch to trace it with."""
+    """A small batch to trace a model with."""
     return token_ids() if name == "bert" else pixels(name)
 
 
@@ -145,7 +145,7 @@ def arguments(folder: Path, **more: Any) -> TrainingArguments:
 def trainer_for(
     name: str, strategy: Strategy, args: TrainingArguments, *, model: nn.Module | None = None, **more: Any
 ) -> tuple[Trainer, PreparedForTrainer, Epochs]:
-    """A Trainer with the plugin, what was prepared for it, and what watches it."""
+    """A Trainer with the callback, what was prepared for it, and what notes its epochs."""
     prepared = prepare_for_trainer(model or model_of(name), strategy, batch_of(name), args, **more)
     watch = Epochs()
     trainer = Trainer(
@@ -164,7 +164,7 @@ def parts_of(name: str) -> Architecture:
 
 
 def moved(weights: Sequence[Row]) -> Moved:
-    """What each epoch changed: parameters and statistics."""
+    """Names of the parameters and statistics that each epoch changed."""
     return [
         {key for key, value in after.items() if not torch.equal(value, before[key])}
         for before, after in itertools.pairwise(weights)
@@ -172,7 +172,7 @@ def moved(weights: Sequence[Row]) -> Moved:
 
 
 def expected_to_move(name: str, strategy: str, keys: Sequence[str]) -> Moved:
-    """By the architecture's own module names, not by our groups."""
+    """Names that must move in each epoch, by the module names of the architecture, not by our groups."""
     parts = parts_of(name)
     head, top = (parts.head,), (*parts.final, parts.head)
 
@@ -194,12 +194,12 @@ def expected_to_move(name: str, strategy: str, keys: Sequence[str]) -> Moved:
 
 
 def main(folder: Path) -> None:
-    """Both cases in one start, which is what takes the time."""
+    """All cases in one start, which takes most of the time."""
     for name, strategy in (("resnet_basic", "gradual"), ("vit", "gradual"), ("bert", "lora")):
         args = arguments(folder / "out")
         model = None
         if name == "vit":
-            # To be compared with one process: without dropout, and without Adam, which makes noise large.
+            # Compared with one process: without dropout, and without Adam, which amplifies rounding errors.
             args = arguments(
                 folder / "out", optim="sgd", per_device_train_batch_size=BATCH // 2, gradient_accumulation_steps=2
             )

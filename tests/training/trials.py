@@ -1,4 +1,4 @@
-"""A model that refuses batches above a size, as a full memory does."""
+"""A model that raises an out-of-memory error for batches above a size."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,10 @@ class Trial:
     """A forward pass that was tried.
 
     Attributes:
-        size: samples.
+        size: samples in the batch.
         training: whether the model was in training mode.
-        gradients: whether they were to be had.
-        lengths: tokens of each text, if these were texts.
+        gradients: whether gradients were recorded.
+        lengths: tokens of each text, if the samples are texts.
     """
 
     size: int
@@ -25,7 +25,11 @@ class Trial:
 
 
 def refusing(model: nn.Module, *, train: int, evaluation: int) -> list[Trial]:
-    """Let a model have room for so many samples; below none, it fails in another way. What is tried is in the list."""
+    """Let a model accept at most so many samples; with `train` below 0 it raises another error.
+
+    Returns:
+        A list to which every forward pass is appended.
+    """
     tried: list[Trial] = []
     forward = model.forward
 

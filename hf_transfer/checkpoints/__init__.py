@@ -1,0 +1,1 @@
+"""Files on disk: atomic writes, digests, free space; used by stored activations and by resuming."""

@@ -1,0 +1,45 @@
+"""Files that are complete or absent, free disk space, and sizes in words."""
+
+import shutil
+import uuid
+from pathlib import Path
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file through a temporary one: after a kill it is complete or absent."""
+    partial = path.with_name(f".{path.stem}-{uuid.uuid4().hex}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on the disk of a folder, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def can_be_written(folder: Path) -> bool:
+    """Whether files can be written to a folder; a missing folder is created."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def in_units(size: float) -> str:
+    """A number of bytes in a readable unit."""
+    power = 0
+    # A number that would be rounded to 1000 gets the next unit.
+    while size >= 999.5 and power < len(UNITS) - 1:
+        size, power = size / 1000, power + 1
+    return f"{size:.3g} {UNITS[power]}"

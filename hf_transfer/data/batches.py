@@ -1,0 +1,217 @@
+"""Batches: the order of samples, their masks, and how a batch becomes a model's arguments."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hf_transfer.data.splits import Split
+from hf_transfer.interruption import ignore_signals
+from hf_transfer.settings.training import TrainingSettings
+from hf_transfer.targets.target import Target
+
+ROWS_THAT_NEED_WORKERS = 2_000
+Batch = dict[str, Tensor]
+# What each sample of a batch has beside its inputs.
+LABELS = ("target", "counted", "index")
+
+
+class LabelledInputs(NamedTuple):
+    """A batch on the device of the model.
+
+    Attributes:
+        inputs: keyword arguments of the model.
+        targets: what is to be predicted [batch, ...].
+        counted: bool [batch], False for masked samples: they do not count.
+        rows: row numbers [batch].
+    """
+
+    inputs: Batch
+    targets: Tensor
+    counted: Tensor
+    rows: Tensor
+
+
+class InputMaker:
+    """Makes model inputs of batches, on the device, augmented in training; a modality has its own.
+
+    A sample that cannot be decoded raises `UserError`, or is masked.
+    """
+
+    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
+        """Model inputs of a batch.
+
+        Args:
+            batch: on the CPU.
+            device: of the model.
+            split: train, validation or test.
+            epoch: augment the samples as in this epoch; None: as in evaluation.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self, split: str, epoch: int | None) -> str:
+        """A hash of everything that the inputs and targets of a split depend on, except for versions of packages.
+
+        Stores and checkpoints record the versions beside it: a run may resume with other versions if that is allowed.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Batches of all splits, divided among the processes, and how a batch becomes a model's arguments.
+
+    Attributes:
+        target: what is predicted.
+        train: the data loader of the training split, shuffled by (seed, epoch); `train.set_epoch` chooses the epoch.
+        validation: the data loader of the validation split, in a fixed order.
+        test: the data loader of the test split, in a fixed order.
+        to_inputs: makes model inputs of batches.
+        views: augmented views that a solved head sees of a training sample, beside the sample as it is.
+        cycle: after this many epochs a training sample looks as before; 0: never.
+        notes: what happened to the samples on the way, in sentences.
+        without_first_layers: makes the same loaders without the work that only the first layers need: inputs have the
+            right shape, but pixels are all zero. None: there is no such work.
+    """
+
+    target: Target
+    train: Any
+    validation: Any
+    test: Any
+    to_inputs: InputMaker
+    views: int = 0
+    cycle: int = 1
+    notes: tuple[str, ...] = ()
+    without_first_layers: "Callable[[], Loaders] | None" = None
+
+    def of(self, split: str) -> Any:
+        """The data loader of a split."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
+
+    def fingerprint(self, split: str, epoch: int | None) -> str:
+        """See `InputMaker.fingerprint`."""
+        return self.to_inputs.fingerprint(split, epoch)
+
+    def close(self) -> None:
+        """End the worker processes; a loader that is used again starts new ones."""
+        for prepared in (self.train, self.validation, self.test):
+            loader = getattr(prepared, "base_dataloader", prepared)
+            # torch keeps persistent workers in this attribute, and has no public way to end them: without this they
+            # would run until the last reference to the loader is gone.
+            if loader._iterator is not None:
+                loader._iterator._shutdown_workers()
+                loader._iterator = None
+
+    def some_samples(
+        self, split: str, positions: Iterable[int], epoch: int | None, device: torch.device
+    ) -> LabelledInputs:
+        """Samples of a split by their positions, as an epoch sees them."""
+        source = self.of(split)
+        batch = source.collate_fn([source.dataset[position] for position in positions])
+        return self.to_inputs(batch, device, split, epoch)
+
+
+class LabelRows(Dataset[dict[str, Tensor]]):
+    """One split without its samples: target, mask and row number of each, none of which is read from disk."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self._targets, self._counted = torch.as_tensor(split.targets), torch.as_tensor(split.counted)
+        self._rows = torch.as_tensor(split.rows)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Tensor]]:
+        """The samples of a batch at once: from a store they come so fast that one by one would be slow."""
+        chosen = torch.as_tensor(positions)
+        columns = (self._targets[chosen], self._counted[chosen], self._rows[chosen])
+        return [dict(zip(LABELS, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def labels_on(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Targets, mask and row numbers of a batch, on a device."""
+    targets, counted, index = (batch[name].to(device, non_blocking=True) for name in LABELS)
+    return targets, counted, index
+
+
+class EpochSampler(Sampler[int]):
+    """Positions in an order that is a pure function of (seed, epoch)."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass; Accelerate calls it too."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist())
+
+
+def loader_of(
+    rows: Dataset[Any], batch_size: int, order: Sampler[int] | None, workers: int, accelerator: Accelerator,
+    collate: Callable[[Any], Batch] | None = None,
+) -> Any:  # fmt: skip
+    """A data loader whose batches are divided among the processes."""
+    batches: DataLoader[Batch] = DataLoader(
+        rows,
+        batch_size=batch_size,
+        sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=collate,
+        worker_init_fn=ignore_signals,
+        # A generator of its own: else each pass would draw from torch's, and the model's dropout depend on it.
+        generator=torch.Generator(),
+    )
+    # `to_inputs` moves the batches, after it has read their masks on the CPU.
+    return accelerator.prepare_data_loader(batches, device_placement=False)
+
+
+def loaders_of(
+    rows: Mapping[str, Dataset[Any]], orders: Mapping[str, Sampler[int]], training: TrainingSettings, workers: int,
+    accelerator: Accelerator, collate: Callable[[Any], Batch] | None = None, **attributes: Any,
+) -> Loaders:  # fmt: skip
+    """Loaders of all splits.
+
+    Args:
+        rows: the samples of each split.
+        orders: the order of each split; a split without one is read from its first row to its last.
+        training: batch sizes.
+        workers: how many processes read the samples of a split.
+        accelerator: the processes that share the batches.
+        collate: makes a batch of samples; None: as torch does.
+        **attributes: the other attributes of `Loaders`.
+    """
+    evaluation = training.per_device_eval_batch_size
+    sizes = {"train": training.per_device_train_batch_size, "validation": evaluation, "test": evaluation}
+    return Loaders(
+        **{
+            split: loader_of(rows[split], size, orders.get(split), workers, accelerator, collate)
+            for split, size in sizes.items()
+        },
+        **attributes,
+    )
+
+
+def workers_for(wanted: int | None, rows: int) -> int:
+    """How many processes decode the samples: as many as wanted or, for many rows, up to four."""
+    if wanted is not None:
+        return wanted
+    return min(4, os.cpu_count() or 1) if rows >= ROWS_THAT_NEED_WORKERS else 0

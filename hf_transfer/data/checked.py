@@ -1,0 +1,124 @@
+"""From a loaded data set to checked splits: columns, targets, missing splits, unreadable samples, copies."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+
+from hf_transfer.data import columns
+from hf_transfer.data.sources import SPLIT_NAMES, Loaded, load, rename_splits
+from hf_transfer.data.splits import Split, Splits, cut_stratified, few_per_stratum, with_unreadable
+from hf_transfer.errors import user_error
+from hf_transfer.settings.run import RunConfig
+from hf_transfer.targets.table import target_of
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The samples of a data set.
+
+    Attributes:
+        splits: the columns of the samples alone.
+        columns: the columns that were chosen, by the setting that names each.
+        notes: sentences on what is not used.
+    """
+
+    splits: dict[str, datasets.Dataset]
+    columns: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
+class SampleColumns(Protocol):
+    """How a modality finds its samples in the rows of a data set; see `modalities.modality.Modality`."""
+
+    @property
+    def samples(self) -> str:
+        """What a sample is, in the plural."""
+
+    def read(self, path: Path, config: Any) -> datasets.DatasetDict:
+        """The data set in a file or folder on this machine."""
+
+    def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:
+        """Notes on files of the data set that are in no split."""
+
+    def select(self, loaded: datasets.DatasetDict, config: Any) -> Selected:
+        """The columns of the samples alone, for each split."""
+
+    def unreadable(self, split: Split, name: str, config: Any) -> dict[int, str]:
+        """Rows that cannot be used, each with the reason.
+
+        Raises:
+            UserError: there are some, and they are not to be masked, or they are too many.
+        """
+
+    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, str]) -> list[str]:
+        """Notes on the checked samples."""
+
+    def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
+        """For validation and test: how many rows have an exact copy in training."""
+
+
+def load_splits(config: RunConfig, modality: SampleColumns, given: datasets.DatasetDict | None = None) -> Splits:
+    """Load, check and divide the samples that the settings name.
+
+    Args:
+        config: the settings of the run.
+        modality: what a sample is.
+        given: data in memory; None: what `dataset_name` names.
+
+    Raises:
+        UserError: anything that a person must fix in the data or in the settings about them.
+    """
+    loaded = Loaded(given) if given is not None else load(config.data, lambda path: modality.read(path, config))
+    data, notes = rename_splits(loaded.data)
+    if given is None:
+        notes += modality.notes_on_files(config.data.dataset_name, data)
+    selected = modality.select(data, config)
+    notes += selected.notes
+    label_column = columns.label_column(data["train"], config.data.label_column_name)
+    kind = target_of(config.data.problem_type, data["train"].features[label_column])
+    kind.ranking_metric(config.training.metric_for_best_model)
+    target, values = kind.read(data, label_column)
+
+    missing = [name for name in SPLIT_NAMES if name not in data]
+    refuse_unused_fractions(config, data)
+    target.check(values, splits_to_cut=len(missing))
+    splits = {name: Split(rows, np.arange(len(rows)), values[name]) for name, rows in selected.splits.items()}
+    fractions = {"validation": config.data.validation_fraction, "test": config.data.test_fraction}
+    for name in reversed(missing):
+        splits["train"], splits[name] = cut_stratified(splits["train"], fractions[name], config.data.split_seed, target)
+        notes.append(f"No {name} split: {len(splits[name])} rows were split off training, by class.")
+    if (limit := config.data.max_train_samples_per_class) is not None:
+        splits["train"] = few_per_stratum(splits["train"], limit, config.training.seed, target)
+    ordered = {name: splits[name] for name in SPLIT_NAMES}
+    checked = with_unreadable(ordered, {name: modality.unreadable(one, name, config) for name, one in ordered.items()})
+    notes += modality.notes_on_samples(checked, selected.columns)
+    return Splits(
+        **checked,
+        target=target,
+        columns={**selected.columns, "label_column_name": label_column},
+        samples=modality.samples,
+        copies=modality.copies(checked),
+        notes=notes,
+        commit=loaded.info.commit if loaded.info else None,
+        languages=loaded.info.languages if loaded.info else (),
+    )
+
+
+def refuse_unused_fractions(config: RunConfig, present: Mapping[str, object]) -> None:
+    """Refuse a given fraction for a split that the data set has: it would have no effect.
+
+    Raises:
+        UserError: such a fraction is given.
+    """
+    for name in ("validation", "test"):
+        setting = f"{name}_fraction"
+        if name in present and any(one.name == setting for one in config.data.given()):
+            raise user_error(
+                expected=f"--{setting} with data that have no {name} split",
+                found=f"a {name} split, with which --{setting} has no effect",
+                do=f"leave --{setting} out, or remove that split",
+            )

@@ -1,0 +1,90 @@
+"""The pictures of a report."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from hf_transfer.targets.target import Metric, Metrics, Picture
+
+CLASSES_WITH_NUMBERS = 20
+CLASSES_WITH_NAMES = 60
+LINE_STYLES = ("-", "--", ":", "-.")
+
+
+def kept_epochs(epochs: Sequence[int]) -> str:
+    """The epochs whose weights were saved, counted from 1, in words."""
+    if len(epochs) == 1:
+        return f"epoch {epochs[0]}"
+    return f"the average of epochs {', '.join(map(str, sorted(epochs)))}"
+
+
+def draw_curves(path: Path, history: Sequence[Metrics], kept: Sequence[int], metrics: Sequence[Metric]) -> None:
+    """Loss and validation metrics by epoch.
+
+    Args:
+        path: of the picture.
+        history: a row for each epoch.
+        kept: the epochs whose weights were saved, counted from 1.
+        metrics: what is drawn beside the loss.
+    """
+    epochs = [row["epoch"] + 1 for row in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    losses = {"training": [row["train_loss"] for row in history], "validation": [row["loss"] for row in history]}
+    for split, values in losses.items():
+        left.plot(epochs, values, label=split)
+    left.set(title="Loss", xlabel="epoch")
+    if min(map(min, losses.values())) >= 0:
+        left.set(ylim=(0, None))
+    for number, metric in enumerate(metrics):
+        values, style = [row[metric.name] for row in history], LINE_STYLES[number % len(LINE_STYLES)]
+        right.plot(epochs, values, label=metric.title, color=f"C{2 + number}", linestyle=style)
+    right.set(title="Validation score", xlabel="epoch")
+    if all(0 <= row[metric.name] <= 1 for row in history for metric in metrics):
+        right.set(ylim=(0, 1.02))
+    for axes in (left, right):
+        for number, epoch in enumerate(kept):
+            label = f"kept: {kept_epochs(kept)}" if number == 0 else None
+            axes.axvline(epoch, color="0.6", linestyle=":", label=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def draw_confusion(path: Path, data: tuple[npt.NDArray[np.int64], Sequence[str]]) -> None:
+    """The share of each predicted class (column) in each true class (row); with counts, if there are few classes."""
+    matrix, label_names = data
+    classes = len(label_names)
+    side = min(12.0, 3.5 + 0.35 * classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true", title="Test split, share of each true class")
+    if classes <= CLASSES_WITH_NAMES:
+        # matplotlib takes text between dollar signs for a formula.
+        names = [name[:24].replace("$", r"\$") for name in label_names]
+        axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(range(classes), names)
+    if classes <= CLASSES_WITH_NUMBERS:
+        for (true, predicted), count in np.ndenumerate(matrix):
+            if count:
+                colour = "white" if shares[true, predicted] > 0.5 else "black"
+                axes.text(predicted, true, str(count), ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+DRAWN: Mapping[str, Callable[[Path, Any], None]] = {"confusion": draw_confusion}
+
+
+def draw(folder: Path, pictures: Sequence[Picture]) -> None:
+    """Draw the pictures of a target into the folder of a run."""
+    for picture in pictures:
+        DRAWN[picture.kind](folder / picture.file, picture.data)

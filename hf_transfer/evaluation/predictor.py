@@ -1,0 +1,203 @@
+"""Predictions of a finished model for samples that belong to no data set."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils.hub import cached_file
+
+from hf_transfer.data.hub_access import is_hub_id
+from hf_transfer.data.samples import backbone_folder, is_sample
+from hf_transfer.errors import user_error
+from hf_transfer.evaluation.run_folder import MODEL_FOLDER, load_finished
+from hf_transfer.modalities.modality import PREPROCESSING_FILE, Modality, Preprocessing, saved_description
+from hf_transfer.modalities.sample_tables import is_table
+from hf_transfer.modalities.table import MODALITIES, modality_named
+from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.models.tasks import TASKS
+from hf_transfer.targets.table import target_of_model
+from hf_transfer.targets.target import Target
+
+BATCH_SIZE = 32
+Scores = list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model predicts for a sample in a file.
+
+    Attributes:
+        path: the picture, or the table that the sample is in.
+        scores: names with their numbers, most important first.
+        row: of a sample in a table: its row, counted from 1 below the header.
+    """
+
+    path: Path
+    scores: Scores
+    row: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of a line of JSON."""
+        place = {} if self.row is None else {"row": self.row}
+        return {"path": str(self.path), **place, "scores": dict(self.scores)}
+
+
+class Predictor:
+    """A finished model that makes predictions; made by `load`.
+
+    Attributes:
+        modality: what a sample is.
+        target: what is predicted.
+        preprocessing: as in the training of the model.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, modality: Modality[Any], target: Target, preprocessing: Preprocessing
+    ) -> None:
+        self.modality, self.target, self.preprocessing = modality, target, preprocessing
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = model.eval().to(self._device)
+
+    def __call__(self, samples: Sequence[Any], top: int = 3) -> list[dict[str, float]]:
+        """Predict samples: for each of them the names with their numbers, most important first.
+
+        Args:
+            samples: of images: paths or pictures; of texts: strings, or tuples of two; of pairs: tuples of an image
+                and a text, either of which may be None.
+            top: how many names to return for a sample, at most.
+
+        Raises:
+            UserError: a sample that cannot be read.
+        """
+        return [dict(scores) for scores in self.scores([self.modality.sample_of(one) for one in samples], top)]
+
+    def files(
+        self, paths: Sequence[Path], top: int = 3, columns: Mapping[str, str | None] | None = None
+    ) -> list[Answer]:
+        """Predict files: pictures, or the rows of tables.
+
+        Args:
+            paths: all pictures, or all CSV or TSV files.
+            top: how many names to return for a sample, at most.
+            columns: the settings that name columns, with their values; those left out are as in training, or else
+                found by their names.
+
+        Raises:
+            UserError: files that cannot be read.
+        """
+        located = self.modality.samples_in(paths, columns or {}, self.preprocessing)
+        scores = self.scores([one.sample for one in located], top)
+        return [Answer(one.path, names, one.row) for one, names in zip(located, scores, strict=True)]
+
+    @torch.no_grad()
+    def scores(self, samples: Sequence[Any], top: int) -> Iterator[Scores]:
+        """The same for samples as `Preprocessing.inputs` takes them."""
+        for start in range(0, len(samples), BATCH_SIZE):
+            inputs = self.preprocessing.inputs(samples[start : start + BATCH_SIZE])
+            moved = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+            yield from self.target.answers(self._model(**moved).logits.float().cpu(), top)
+
+
+def load(model_name_or_path: str | Path, *, modality: str | None = None) -> Predictor:
+    """Load a finished model for predictions; it runs on the GPU if there is one.
+
+        classify = load("runs/first")
+        classify(["one.jpg", "two.png"], top=3)
+
+    Args:
+        model_name_or_path: the `--output_dir` of a run, its folder `model`, a Hub id, or sample:NAME.
+        modality: the recipe of the model; None: as saved with the model, or else as its configuration implies.
+
+    Raises:
+        UserError: no such model, or it cannot be read.
+    """
+    name = _model_of(model_name_or_path)
+    chosen = modality_named(modality) if modality else modality_of(name)
+    checkpoint = Checkpoint(name, task=chosen.task)
+    saved = saved_description(checkpoint)
+    target = target_of_model(checkpoint.config, saved.get("problem_type"))
+    return Predictor(load_finished(checkpoint, target), chosen, target, chosen.saved_preprocessing(checkpoint))
+
+
+def modality_of(model: str, files: Sequence[Path] = ()) -> Modality[Any]:
+    """The modality of a finished model: as saved with it, else by its configuration, else by the files to predict.
+
+    Args:
+        model: a folder, a Hub id, or sample:NAME.
+        files: that the model is to predict.
+    """
+    by_name = {one.name: one for one in MODALITIES.values()}
+    saved = _json_file(model, PREPROCESSING_FILE).get("modality")
+    if saved in by_name:
+        return by_name[str(saved)]
+    suitable = modalities_of_model(model)
+    if len(suitable) == 1:
+        return suitable[0]
+    return by_name["text" if any(map(is_table, files)) else "image"]
+
+
+def modalities_of_model(model: str) -> list[Modality[Any]]:
+    """The modalities that a model can be used for, finished or not, by the `model_type` of its configuration.
+
+    Args:
+        model: a folder, a Hub id, or sample:NAME.
+    """
+    model_type = _json_file(model, "config.json").get("model_type")
+    types = {"pair": {*TASKS["image-text-classification"].model_types, *TASKS["dual-encoder"].model_types}}
+    if model_type in types["pair"] and model_type not in TASKS["image-classification"].model_types:
+        return [one for one in MODALITIES.values() if one.name == "pair"]
+    return [one for one in MODALITIES.values() if model_type in types.get(one.name, TASKS[one.task].model_types)]
+
+
+def _json_file(model: str, name: str) -> dict[str, Any]:
+    """A JSON file of a model; empty if it cannot be read: loading the model then raises the error."""
+    path = (backbone_folder(model) if is_sample(model) else Path(model).expanduser()) / name
+    if not path.is_file() and is_hub_id(model):
+        cached = cached_file(
+            model, name, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+        path = Path(cached) if cached else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def classify_files(
+    model_name_or_path: str | Path,
+    paths: Sequence[Path],
+    *,
+    top: int = 3,
+    columns: Mapping[str, str | None] | None = None,
+) -> list[Answer]:
+    """Predict files with a finished model: pictures, or the rows of tables of texts or of pairs.
+
+    Args:
+        model_name_or_path: see `load`.
+        paths: all pictures, or all CSV or TSV files.
+        top: how many names to return for a sample.
+        columns: see `Predictor.files`.
+
+    Raises:
+        UserError: no such model, or a file that cannot be read.
+    """
+    tables = [path for path in paths if is_table(path)]
+    if 0 < len(tables) < len(paths):
+        raise user_error(
+            expected="pictures, or tables of texts",
+            found=f"both: {next(path for path in paths if path not in tables)} and {tables[0]}",
+            do="predict the pictures and the tables with two commands",
+        )
+    name = _model_of(model_name_or_path)
+    return load(name, modality=modality_of(name, paths).config.recipe).files(paths, top, columns)
+
+
+def _model_of(model_name_or_path: str | Path) -> str:
+    """The name of a model; of the `--output_dir` of a run the path of its folder `model`."""
+    folder = Path(model_name_or_path).expanduser() / MODEL_FOLDER
+    return str(folder if (folder / "config.json").is_file() else model_name_or_path)

@@ -1,0 +1,1 @@
+"""What is computed once: stored activations, solved heads, nearest neighbours."""

@@ -1,0 +1,100 @@
+"""Probes of earlier layers: they are only reported, since the head of the model reads the last layer alone."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from hf_transfer.data.batches import Batch
+from hf_transfer.frozen.features import best_solution, features_of
+from hf_transfer.frozen.recording import Passes, identity
+from hf_transfer.frozen.solvers import SOLVERS, SolverOptions
+from hf_transfer.models.groups import Group, evaluating
+
+
+def probe_layers(
+    model: nn.Module, groups: Sequence[Group], layers: Sequence[int], passes: Passes, options: SolverOptions,
+    report: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Solve a probe on each of some layers, and one on all of them together; report how good they are.
+
+    The features of a layer are the mean of its outputs over all tokens or all places of an image. The model is not
+    changed, and every process has to call this.
+
+    Reference: Alain and Bengio, "Understanding intermediate layers using linear classifier probes", ICLR workshop
+    2017, https://arxiv.org/abs/1610.01644.
+
+    Args:
+        model: classifier, not wrapped, whose target has a solver.
+        groups: its groups in depth order.
+        layers: blocks, counted from 1 at the input; none: nothing is done.
+        passes: the samples of training and validation, and where features are stored.
+        options: how probes are solved; their solver is always the one that the target names.
+        report: takes the sentences.
+    """
+    target = passes.loaders.target
+    if not layers:
+        return
+    assert target.solver is not None
+    blocks = [group for group in groups if group.is_block]
+    chosen = [blocks[layer - 1] for layer in layers]
+    head = model.get_submodule(groups[-1].modules[0])
+    assert isinstance(head, nn.Linear)
+    metric = next(one for one in target.metrics if one.name == target.main_metric)
+    with evaluating(model), torch.no_grad():
+        model.to(passes.accelerator.device)
+        pooled = _Pooled(model, [group.modules[0] for group in chosen])
+        example = passes.loaders.some_samples("validation", [0], None, passes.accelerator.device)
+        widths = [tensor.shape[1] for tensor in pooled(example.inputs)]
+        material = {
+            "means of": [group.name for group in chosen],
+            **identity(model, groups[-1].modules, passes.accelerator),
+        }
+        with features_of(pooled, widths, 0, material, passes) as features:
+            if not passes.accelerator.is_main_process:
+                return
+            combinations: list[tuple[int, ...]] = [(place,) for place in range(len(chosen))]
+            if len(chosen) > 1:
+                combinations.append(tuple(range(len(chosen))))
+            for places in combinations:
+                some = replace(features, columns=places)
+                problem = SOLVERS[target.solver](
+                    some.blocks, head.out_features, intercept=True, balanced=options.balanced
+                )
+                row = some.predictions(best_solution(problem, some, options.ranking)).metrics(metric.name)
+                names = " + ".join(str(layers[place]) for place in places)
+                report(
+                    f"Probe of layer {names} of {len(blocks)}: validation {metric.title} {row[metric.name]:.4f}, "
+                    f"loss {row['loss']:.4f}."
+                )
+
+
+class _Pooled:
+    """Computes the outputs of some modules for a batch, averaged over tokens or places [samples, features]."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.model, self.names = model, names
+
+    def __call__(self, inputs: Batch) -> list[Tensor]:
+        means: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for name in self.names:
+
+                def keep(_module: nn.Module, _args: object, output: object, name: str = name) -> None:
+                    means[name] = _mean(output, inputs.get("attention_mask"))
+
+                stack.callback(self.model.get_submodule(name).register_forward_hook(keep).remove)
+            self.model(**inputs)
+        return [means[name] for name in self.names]
+
+
+def _mean(output: object, mask: Tensor | None) -> Tensor:
+    tensor = output[0] if isinstance(output, tuple | list) else output
+    assert isinstance(tensor, Tensor)
+    if tensor.ndim == 3 and mask is not None:
+        weights = mask.to(tensor)[:, :, None]
+        return (tensor * weights).sum(1) / weights.sum(1).clamp_min(1)
+    # Tokens are the middle dimension [samples, tokens, features], places the last [samples, channels, height, width].
+    return tensor.mean(1) if tensor.ndim == 3 else tensor.flatten(2).mean(2) if tensor.ndim > 2 else tensor

@@ -1,0 +1,124 @@
+"""A head on a frozen backbone is solved: it is a convex problem, which needs no training step by step."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils import broadcast
+from torch import nn
+
+from hf_transfer.frozen.features import Features, best_solution, features_of
+from hf_transfer.frozen.linear_classifier import Solution
+from hf_transfer.frozen.recording import Passes, identity
+from hf_transfer.frozen.solvers import SolverOptions
+from hf_transfer.models.groups import Group, evaluating
+from hf_transfer.targets.target import Metrics, Target
+
+
+def solvable_layer(model: nn.Module, head: Group, target: Target) -> str | None:
+    """Name of the one Linear layer that computes the outputs, if there is a solver for the target.
+
+    None if the target has no solver, or there are several such layers, as in a distilled DeiT: the head is trained.
+    """
+    if target.solver is None:
+        return None
+    names = [name for name in head.modules if isinstance(model.get_submodule(name), nn.Linear)]
+    return names[0] if len(head.modules) == len(names) == 1 else None
+
+
+def solve_head(
+    model: nn.Module, layer_name: str, passes: Passes, options: SolverOptions, report: Callable[[str], None] = print
+) -> Metrics:
+    """Solve the last layer on its inputs, and write the solution into it.
+
+    The regularisation is the one that is best on validation, tried from strong to weak, each solution starting from the
+    one before, until two decades have brought no gain.
+
+    Reference: Alain and Bengio, "Understanding intermediate layers using linear classifier probes", ICLR workshop
+    2017, https://arxiv.org/abs/1610.01644.
+
+    Args:
+        model: classifier, not wrapped; every process holds it.
+        layer_name: its last Linear layer.
+        passes: the samples of training and validation, and where features are stored.
+        options: how the layer is solved.
+        report: takes a sentence on the nearest neighbours, if they are asked for. They are only reported: no layer can
+            do what they do, so the model gets the solution of logistic regression.
+
+    Returns:
+        A row of history: loss on training, seconds, how many of them were spent on features, the regularisation, and
+        the metrics of validation.
+
+    Raises:
+        UserError: the probe does not suit the target, or features cannot be stored.
+    """
+    started = time.perf_counter()
+    loaders = passes.loaders
+    # Asked before the passes: it may be an error.
+    options.solver(loaders.target)
+    layer = _linear(model, layer_name)
+    model.to(passes.accelerator.device)
+    material = {"what enters": layer_name, **identity(model, (layer_name,), passes.accelerator)}
+    with (
+        _without(model, layer_name),
+        features_of(
+            lambda inputs: [model(**inputs).logits], [layer.in_features], loaders.views, material, passes
+        ) as features,
+    ):
+        frozen_seconds = time.perf_counter() - started
+        best = _solved(features, layer, passes, options)
+        if options.probe == "knn":
+            accuracy, count = features.nearest_neighbours()
+            report(f"Nearest neighbours: validation accuracy {accuracy:.4f} by a vote of {count}; not saved.")
+        metrics, samples = features.predictions(best).metrics(), features.samples
+    with torch.no_grad():
+        layer.weight.copy_(best.weight)
+        if layer.bias is not None:
+            layer.bias.copy_(best.bias)
+    seconds = time.perf_counter() - started
+    return {
+        "train_loss": best.loss,
+        "learning_rate": 0.0,
+        "seconds": seconds,
+        "frozen_seconds": frozen_seconds,
+        "samples_per_second": samples / seconds,
+        "regularisation": best.regularisation,
+        **metrics,
+    }
+
+
+def _solved(features: Features, layer: nn.Linear, passes: Passes, options: SolverOptions) -> Solution:
+    """The best solution, on every process."""
+    accelerator = passes.accelerator
+    # One process solves and sends the solution to the others: another machine may round otherwise.
+    packed = torch.zeros(layer.out_features, layer.in_features + 3, dtype=torch.float64)
+    if accelerator.is_main_process:
+        problem = options.solver(features.target)(
+            features.blocks, layer.out_features, intercept=layer.bias is not None, balanced=options.balanced
+        )
+        best = best_solution(problem, features, options.ranking)
+        numbers = torch.tensor([best.regularisation, best.loss], dtype=torch.float64).expand(layer.out_features, 2)
+        packed = torch.cat([best.weight, best.bias[:, None], numbers], dim=1)
+    if accelerator.num_processes > 1:
+        # Not for one process: Apple's GPUs have no double precision.
+        packed = broadcast(packed.to(accelerator.device)).cpu()
+    return Solution(packed[:, :-3], packed[:, -3], packed[0, -2].item(), packed[0, -1].item())
+
+
+def _linear(model: nn.Module, layer_name: str) -> nn.Linear:
+    layer = model.get_submodule(layer_name)
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+@contextmanager
+def _without(model: nn.Module, layer_name: str) -> Iterator[None]:
+    """Inside, the logits of the model are the inputs of its last layer; afterwards the model is as it was."""
+    layer = model.get_submodule(layer_name)
+    with evaluating(model), torch.no_grad():
+        model.set_submodule(layer_name, nn.Identity())
+        try:
+            yield
+        finally:
+            model.set_submodule(layer_name, layer)

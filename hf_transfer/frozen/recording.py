@@ -1,0 +1,170 @@
+"""Outputs of frozen layers, computed chunk by chunk into a store."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from hf_transfer.data.batches import Batch, Loaders
+from hf_transfer.data.hub_access import cache_folder
+from hf_transfer.frozen.store import Column, Labels, Store, raw_bytes
+from hf_transfer.settings.store import StoreSettings
+from hf_transfer.versions import versions
+
+# Computes the columns of a store from the model inputs of a batch.
+Compute = Callable[[Batch], Sequence[Tensor]]
+# Any other package may change pixels, tokens or activations: another version of it makes another store.
+UNRELATED = ("python", "accelerate", "datasets", "peft", "scikit-learn", "scipy")
+# By the names in --cache_dtype, and by Accelerate's names of mixed precisions.
+DTYPES = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+    "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What forward passes over the samples of a run need, and where their outputs are stored.
+
+    Attributes:
+        loaders: the batches of the run.
+        accelerator: device, precision, and the processes that share the work.
+        batch_size: samples in a batch.
+        settings: whether outputs are stored, where, and in which type.
+    """
+
+    loaders: Loaders
+    accelerator: Accelerator
+    batch_size: int
+    settings: StoreSettings
+
+    @property
+    def folder(self) -> Path:
+        """Where stores are kept from run to run."""
+        return cache_folder(self.settings.cache_dir) / "frozen"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which floating-point activations are stored; by default that of the computation."""
+        name = self.settings.cache_dtype
+        return DTYPES[str(self.accelerator.mixed_precision) if name == "auto" else name]
+
+
+def store_of(
+    passes: Passes, split: str, view: int | None, columns: Sequence[Column], material: Mapping[str, Any],
+    folder: Path | None = None,
+) -> Store:  # fmt: skip
+    """The store of one view of a split.
+
+    Args:
+        passes: the samples, and where stores are kept.
+        split: train or validation.
+        view: the epoch of training whose view it is; None: as in evaluation.
+        columns: the tensors of a sample.
+        material: what is computed, and with which weights.
+        folder: keep it here instead.
+    """
+    dataset = passes.loaders.of(split).dataset
+    content = {
+        **material,
+        "versions": {name: version for name, version in versions().items() if name not in UNRELATED},
+        "samples": passes.loaders.fingerprint(split, view),
+        "view": view,
+    }
+    lengths, targets = getattr(dataset, "lengths", None), dataset.split.targets
+    return Store(folder or passes.folder, content, columns, len(dataset), lengths, target_bytes=targets[:1].nbytes)
+
+
+def identity(
+    model: nn.Module, later: Sequence[str], accelerator: Accelerator, later_parameters: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """What the outputs of a model's first layers depend on, beside versions: weights, settings, arithmetic.
+
+    Args:
+        model: the model, not wrapped.
+        later: names of the modules that do not belong to these layers.
+        accelerator: device and precision.
+        later_parameters: names of further parameters that do not.
+    """
+    modules = tuple(f"{name}." for name in later)
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name in later_parameters or name.startswith(modules):
+            continue
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(raw_bytes(value.detach().cpu()))
+    config: Any = getattr(model, "config", None)
+    settings = config.to_dict() if config is not None else {}
+    # A backbone computes the same whatever its name and those of the classes are.
+    relevant = {key: value for key, value in settings.items() if "label" not in key and not key.startswith("_")}
+    return {
+        "weights": digest.hexdigest(),
+        "settings": hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest(),
+        "precision": str(accelerator.mixed_precision),
+        "device": accelerator.device.type,
+    }
+
+
+def fill(store: Store, compute: Compute, passes: Passes, split: str, view: int | None) -> float:
+    """Compute and write the missing and the damaged chunks of a store; the processes of a machine share them.
+
+    Returns:
+        Seconds.
+    """
+    started, accelerator = time.perf_counter(), passes.accelerator
+    # Each machine may have a disk of its own. Without LOCAL_WORLD_SIZE the processes of a machine cannot divide the
+    # chunks, so each computes all of them.
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
+    rank = accelerator.local_process_index % sharing
+    missing = [number for number in range(rank, len(store.chunks), sharing) if not store.check(number)]
+    store.sweep()
+    total = sum(len(store.chunks[number]) for number in missing)
+    hidden = not accelerator.is_main_process or not sys.stderr.isatty() or not missing
+    title = f"frozen layers, {split}" if view is None else f"frozen layers, {split}, view {view + 1}"
+    with tqdm(total=total, desc=title, unit=" samples", leave=False, disable=hidden) as progress:
+        for number, tensors, labels in computed(store, missing, compute, passes, split, view):
+            store.write(number, tensors, labels)
+            progress.update(len(labels.counted))
+    accelerator.wait_for_everyone()
+    return time.perf_counter() - started
+
+
+def computed(
+    store: Store, numbers: Sequence[int], compute: Compute, passes: Passes, split: str, view: int | None
+) -> Iterator[tuple[int, list[Tensor], Labels]]:
+    """Compute chunks of a store: the number, the columns and the labels of each.
+
+    Within a chunk, texts of similar length share a batch. No batch belongs to two chunks, so the content of a chunk
+    does not depend on which others are missing.
+    """
+    loaders, accelerator = passes.loaders, passes.accelerator
+    source = loaders.of(split)
+    batches = [batch for number in numbers for batch in store.batches(number, passes.batch_size)]
+    samples: DataLoader[Batch] = DataLoader(
+        source.dataset,
+        batch_sampler=batches,
+        num_workers=source.num_workers,
+        collate_fn=source.collate_fn,
+        # Without a generator the loader draws from torch's global one, as dropout does: the store would change a run.
+        generator=torch.Generator(),
+    )
+    collated, positions = iter(samples), iter(batches)
+    for number in numbers:
+        chunk = store.empty_chunk(number)
+        while not chunk.full:
+            inputs, targets, counted, _ = loaders.to_inputs(next(collated), accelerator.device, split, view)
+            with accelerator.autocast():
+                tensors = compute(inputs)
+            chunk.put(next(positions), tensors, Labels(targets, counted), inputs.get("attention_mask"))
+        yield number, chunk.tensors, chunk.labels

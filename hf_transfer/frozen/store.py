@@ -1,0 +1,338 @@
+"""Stored activations: chunks of samples on disk, each complete or absent, mapped into memory and read in any order."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hf_transfer.checkpoints.files import free_bytes, in_units, put
+from hf_transfer.errors import UserError, user_error
+
+# Increment when the chunk format changes.
+FORMAT = 2
+CHUNK_BYTES = 16 << 20
+# A second limit, for small samples: an interrupted run loses its unfinished chunk, which may take long to compute.
+CHUNK_SAMPLES = 2_048
+TARGETS, COUNTED = "targets", "counted"
+ABANDONED_AFTER_SECONDS = 3_600
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A tensor that is stored for every sample.
+
+    Attributes:
+        shape: of a sample, or of each of its tokens.
+        dtype: as stored.
+        by_token: whether each token of a sample has a tensor of this shape.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    by_token: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Size of a sample, or of a token."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+class Labels(NamedTuple):
+    """The labels of some samples.
+
+    Attributes:
+        targets: true values, of any type [samples, ...].
+        counted: bool [samples], False for masked samples.
+    """
+
+    targets: Tensor
+    counted: Tensor
+
+
+class Store:
+    """Stored activations of one view of one split.
+
+    A chunk is written to a temporary file, which is then renamed: it is complete or absent, also when several processes
+    write it. A digest in the chunk detects damage. Which samples a chunk holds depends on the data alone, so that a
+    later run completes what an interrupted run has left.
+
+    Args:
+        folder: the folder of all stores; each has a subfolder that is named by its key.
+        material: everything that the content depends on; another value makes another store.
+        columns: the tensors of a sample.
+        samples: the number of samples.
+        lengths: tokens of each sample [samples], needed if a column is by token.
+        target_bytes: size of the target of a sample.
+    """
+
+    def __init__(
+        self, folder: Path, material: Mapping[str, Any], columns: Sequence[Column], samples: int,
+        lengths: Counts | None = None, *, target_bytes: int = 8,
+    ) -> None:  # fmt: skip
+        assert lengths is not None or not any(column.by_token for column in columns)
+        self.columns, self.samples = tuple(columns), samples
+        # `counted` takes a byte.
+        self._label_bytes = target_bytes + 1
+        self._lengths = lengths if lengths is not None else np.ones(samples, dtype=np.int64)
+        self._material = {"format": FORMAT, **material, "columns": [repr(column) for column in columns]}
+        text = json.dumps(self._material, sort_keys=True)
+        self.key = hashlib.sha256(text.encode()).hexdigest()
+        self.folder = folder / self.key
+        self._open: dict[int, dict[str, Tensor]] = {}
+
+    @cached_property
+    def bytes(self) -> int:
+        """Size on disk, without the headers of the chunks."""
+        tokens = int(self._lengths.sum())
+        each = self._label_bytes + sum(column.bytes for column in self.columns if not column.by_token)
+        return each * self.samples + tokens * sum(column.bytes for column in self.columns if column.by_token)
+
+    @cached_property
+    def chunks(self) -> list[range]:
+        """Positions of the samples in each chunk."""
+        length = min(CHUNK_SAMPLES, max(1, CHUNK_BYTES * self.samples // max(1, self.bytes)))
+        return [range(start, min(start + length, self.samples)) for start in range(0, self.samples, length)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk is there, damaged or not."""
+        return all(self._path(number).is_file() for number in range(len(self.chunks)))
+
+    def batches(self, number: int, size: int) -> list[list[int]]:
+        """Positions of a chunk's samples in batches, texts of similar length together."""
+        chunk = np.asarray(self.chunks[number])
+        order = chunk[np.argsort(-self._lengths[chunk], kind="stable")].tolist()
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def empty_chunk(self, number: int) -> "Chunk":
+        """Memory for a chunk that is being computed."""
+        positions = self.chunks[number]
+        return Chunk(self.columns, positions, self._lengths[positions.start : positions.stop])
+
+    def first_samples(self, count: int) -> "Store":
+        """A temporary store of the first samples, to measure costs; the caller removes it."""
+        material, target_bytes = {**self._material, "trial": uuid.uuid4().hex}, self._label_bytes - 1
+        lengths = self._lengths[:count]
+        return Store(self.folder.parent, material, self.columns, count, lengths, target_bytes=target_bytes)
+
+    def sweep(self) -> None:
+        """Delete the unfinished files of killed runs. A recent one may belong to a run that is still writing it."""
+        for partial in self.folder.glob(".*"):
+            with suppress(FileNotFoundError):
+                if time.time() - partial.stat().st_mtime > ABANDONED_AFTER_SECONDS:
+                    partial.unlink()
+
+    def remove(self) -> None:
+        """Delete the store."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def check(self, number: int) -> bool:
+        """Whether a chunk is there and undamaged; a damaged one is deleted."""
+        path = self._path(number)
+        if not path.is_file():
+            return False
+        try:
+            with safe_open(path, framework="pt") as file:
+                digest = (file.metadata() or {}).get("digest")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):
+            digest, tensors = None, {}
+        if digest == self._digest(number, tensors):
+            return True
+        with disk_errors_explained(self.folder, self.bytes):
+            path.unlink(missing_ok=True)
+        return False
+
+    def write(self, number: int, tensors: Sequence[Tensor], labels: Labels) -> None:
+        """Write a chunk.
+
+        Args:
+            number: of the chunk.
+            tensors: for each column [samples of the chunk, ...], or [tokens of all its samples, ...].
+            labels: of the samples of the chunk.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written to.
+        """
+        named = {str(place): tensor.contiguous() for place, tensor in enumerate(tensors)}
+        named |= {TARGETS: labels.targets.contiguous(), COUNTED: labels.counted.contiguous()}
+        content = safetensors.torch.save(named, metadata={"digest": self._digest(number, named)})
+        with disk_errors_explained(self.folder, self.bytes):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._describe()
+            put(self._path(number), content)
+        self._open.pop(number, None)
+
+    def read(self, positions: Counts) -> tuple[list[Tensor], Labels]:
+        """The columns and labels of some samples, in this order; the tokens of all samples are concatenated."""
+        tensors = [
+            self._tokens(str(place), positions) if column.by_token else self._rows(str(place), positions)
+            for place, column in enumerate(self.columns)
+        ]
+        return tensors, Labels(self._rows(TARGETS, positions), self._rows(COUNTED, positions))
+
+    def _rows(self, name: str, positions: Counts) -> Tensor:
+        """A column of some samples."""
+        numbers, places = np.divmod(positions, len(self.chunks[0]))
+        if (numbers == numbers[0]).all():
+            return self._chunk(int(numbers[0]))[name][torch.from_numpy(places)]
+        # Each sample is copied once, from the mapped file.
+        pairs = zip(numbers.tolist(), places.tolist(), strict=True)
+        return torch.stack([self._chunk(number)[name][place] for number, place in pairs])
+
+    def _tokens(self, name: str, positions: Counts) -> Tensor:
+        """A column of the tokens of some samples, concatenated."""
+        length = len(self.chunks[0])
+        parts = []
+        for position in positions.tolist():
+            number = position // length
+            start = int(self._starts[position] - self._starts[number * length])
+            parts.append(self._chunk(number)[name][start : start + int(self._lengths[position])])
+        return torch.cat(parts)
+
+    def chunk(self, number: int) -> tuple[list[Tensor], Labels]:
+        """All columns of a chunk in the order on disk, and its labels."""
+        tensors = self._chunk(number)
+        labels = Labels(tensors[TARGETS], tensors[COUNTED])
+        return [tensors[str(column)] for column in range(len(self.columns))], labels
+
+    @cached_property
+    def _starts(self) -> Counts:
+        """The number of tokens before each sample."""
+        return np.concatenate([[0], self._lengths.cumsum()])
+
+    def _chunk(self, number: int) -> dict[str, Tensor]:
+        """A chunk, mapped into memory."""
+        if number not in self._open:
+            self._open[number] = safetensors.torch.load_file(self._path(number))
+        return self._open[number]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.safetensors"
+
+    def _digest(self, number: int, tensors: Mapping[str, Tensor]) -> str:
+        digest = hashlib.sha256(f"{self.key}/{self.chunks[number]}".encode())
+        for name in sorted(tensors):
+            digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
+            digest.update(raw_bytes(tensors[name]))
+        return digest.hexdigest()
+
+    def _describe(self) -> None:
+        """Write down for people what the folder contains."""
+        note = self.folder / "contents.json"
+        if not note.is_file():
+            put(note, (json.dumps({**self._material, "bytes": self.bytes}, indent=2) + "\n").encode())
+
+
+class Chunk:
+    """A chunk whose samples are computed batch by batch, in any order.
+
+    Attributes:
+        tensors: for each column [samples, ...], or [tokens of all samples, ...].
+    """
+
+    def __init__(self, columns: Sequence[Column], positions: range, lengths: Counts) -> None:
+        ends = lengths.cumsum()
+        rows = [int(ends[-1]) if column.by_token else len(positions) for column in columns]
+        self.tensors = [
+            torch.empty(count, *column.shape, dtype=column.dtype) for count, column in zip(rows, columns, strict=True)
+        ]
+        self._labels: Labels | None = None
+        self._columns, self._first, self._missing = columns, positions.start, len(positions)
+        self._spans = np.stack([ends - lengths, ends], axis=1)
+
+    @property
+    def labels(self) -> Labels:
+        """The labels of the samples, once a batch was put in."""
+        assert self._labels is not None
+        return self._labels
+
+    @property
+    def full(self) -> bool:
+        """Whether every sample was put in."""
+        return self._missing == 0
+
+    def put(self, positions: Sequence[int], tensors: Sequence[Tensor], labels: Labels, mask: Tensor | None) -> None:
+        """Put in a batch.
+
+        Args:
+            positions: of its samples.
+            tensors: for each column [samples, ...], or [samples, tokens, ...].
+            labels: of its samples.
+            mask: 1 for tokens and 0 for padding [samples, tokens].
+        """
+        places = torch.tensor(positions) - self._first
+        if self._labels is None:
+            size = self._missing
+            self._labels = Labels(*(torch.empty(size, *part.shape[1:], dtype=part.dtype) for part in labels))
+        for stored, part in zip(self._labels, labels, strict=True):
+            stored[places] = part.cpu()
+        for column, stored, computed in zip(self._columns, self.tensors, tensors, strict=True):
+            values = _rounded(computed.cpu(), column.dtype)
+            if not column.by_token:
+                stored[places] = values
+                continue
+            assert mask is not None
+            present = mask.cpu().bool()
+            for place, sample, tokens in zip(places.tolist(), values, present, strict=True):
+                start, end = self._spans[place]
+                stored[start:end] = sample[tokens]
+        self._missing -= len(positions)
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    rounded = values.to(dtype)
+    if dtype == torch.float16 and not torch.equal(rounded.isfinite(), values.isfinite()):
+        raise user_error(
+            expected="activations that float16 can hold, up to 65,504",
+            found=f"one of {values[values.isfinite()].abs().max().item():,.0f}",
+            do="use --cache_dtype bfloat16 or float32",
+        )
+    return rounded
+
+
+@contextmanager
+def disk_errors_explained(folder: Path, needed: int) -> Iterator[None]:
+    """Turn errors of the disk into a `UserError` that says what to do; `needed`: bytes of the complete store."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise no_room(folder, needed) from error
+        raise user_error(
+            expected=f"a folder for activations that can be written to: {folder}",
+            found=os.strerror(error.errno) if error.errno else str(error),
+            do="name another folder with --cache_dir, or switch the store off with --cache_frozen off",
+        ) from error
+
+
+def raw_bytes(tensor: Tensor) -> Any:
+    """The bytes of a tensor on the CPU, for hashing; not a copy."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def no_room(folder: Path, needed: int) -> UserError:
+    """The error for a store that does not fit."""
+    return user_error(
+        expected=f"{in_units(needed)} of disk for the activations of the frozen layers",
+        found=f"{in_units(free_bytes(folder))} free in {folder}",
+        do="name another folder with --cache_dir, lower --cache_views, store half as much with --cache_dtype bfloat16, "
+        "or switch the store off with --cache_frozen off",
+    )

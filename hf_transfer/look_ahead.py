@@ -1,0 +1,138 @@
+"""What a machine has, and what a run would take on it; nothing is trained, and nothing stays on disk."""
+
+import itertools
+import os
+import platform
+import time
+from collections.abc import Iterator, Set
+from pathlib import Path
+from statistics import mean
+
+import huggingface_hub.constants
+import torch
+
+from hf_transfer.checkpoints.files import free_bytes, in_units
+from hf_transfer.data.hub_access import cache_folder
+from hf_transfer.data.hub_account import describe_token, find_destination
+from hf_transfer.evaluation.run_folder import peak_memory_bytes
+from hf_transfer.frozen.prefix import FrozenPrefix
+from hf_transfer.frozen.probe import solvable_layer
+from hf_transfer.frozen.recording import Passes
+from hf_transfer.run import Run, open_run
+from hf_transfer.settings.run import RunConfig
+from hf_transfer.strategies.freezing import Stage, learning_parameters, set_trainable
+from hf_transfer.training.objective import Objective
+from hf_transfer.training.resuming import COPIES, size_of
+from hf_transfer.versions import versions
+
+BATCHES_MEASURED = 3
+
+
+def machine() -> Iterator[tuple[str, str]]:
+    """Name and value of what numbers and speed depend on; of the Hub's token only whose it is."""
+    yield from versions().items()
+    devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    home = Path(huggingface_hub.constants.HF_HOME)
+    yield "machine", platform.platform()
+    yield "processors", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads"
+    yield "accelerators", ", ".join(devices) or "none"
+    yield "cache", f"{home}, {in_units(free_bytes(home))} free"
+    yield "token for the Hub", describe_token()
+    yield "import name", "ours alone"
+
+
+def look_ahead(config: RunConfig) -> Iterator[str]:
+    """What a run with these settings would read and take, in sentences.
+
+    The Hub is asked whether the result may be published, data and model are loaded, and a few steps are timed, whose
+    gradients are thrown away.
+
+    Raises:
+        UserError: whatever the run itself would stop at before training.
+    """
+    output = config.output
+    if output.push_to_hub:
+        destination = find_destination(str(output.hub_model_id), private=output.hub_private_repo)
+        state = "which exists" if destination.exists else "which will be created"
+        yield f"Published by {destination.account} as {destination.name}, {state}."
+    # Nothing is created on the Hub, and no tracker is started.
+    quiet = config.replaced(report_to=["none"], push_to_hub=False, push_space=False, hub_model_id=None)
+    with open_run(quiet, ahead=True) as run:
+        run.load_data()
+        run.load_model()
+        run.choose_what_learns()
+        yield from run.notes
+        yield from _costs(run)
+
+
+def _costs(run: Run) -> Iterator[str]:
+    """Time, memory and disk of the stages of a run."""
+    config, prepared, accelerator = run.config, run.prepared, run.accelerator
+    stages = run.strategy.stages(prepared.groups, config.training.num_train_epochs)
+    passes = Passes(run.loaders, accelerator, config.training.per_device_eval_batch_size, config.store)
+    frozen = FrozenPrefix(prepared.model, prepared.groups, passes)
+    prepared.model.to(accelerator.device)
+    yield f"About {_in_words(sum(_seconds(run, stage) for stage in stages))} of computing without a store."
+    for stage in stages:
+        if not stage.solved and (expected := frozen.expected(stage)):
+            yield expected
+    yield from _room(run, learning_parameters(stages))
+
+
+def _seconds(run: Run, stage: Stage) -> float:
+    """Of a stage, from a few batches; every epoch is evaluated on validation."""
+    model, groups, loaders = run.prepared.model, run.prepared.groups, run.loaders
+    set_trainable(model, groups, stage.trainable)
+    evaluation = _seconds_of_a_pass(run, "validation")
+    if stage.solved and solvable_layer(model, groups[-1], loaders.target):
+        return evaluation + (1 + loaders.views) * _seconds_of_a_pass(run, "train")
+    return stage.epochs * (_seconds_of_a_pass(run, "train", learns=True) + evaluation)
+
+
+def _seconds_of_a_pass(run: Run, split: str, *, learns: bool = False) -> float:
+    """Of all batches, from the first few; what the very first one builds for all does not count."""
+    model, loaders, accelerator = run.prepared.model, run.loaders, run.accelerator
+    objective = Objective(loaders.target, rdrop_alpha=run.regularisation.rdrop_alpha if learns else 0.0)
+    batches, seconds = loaders.of(split), []
+    model.train(learns)
+    with torch.set_grad_enabled(learns):
+        for batch in itertools.islice(batches, 1 + BATCHES_MEASURED):
+            started = time.perf_counter()
+            inputs, targets, counted, _ = loaders.to_inputs(
+                objective.repeated(batch), accelerator.device, split, 0 if learns else None
+            )
+            with accelerator.autocast():
+                outputs = model(**inputs).logits
+            loss = objective(outputs.float(), targets, counted)
+            if learns:
+                loss.backward()
+                model.zero_grad(set_to_none=True)
+            # Waits for what a GPU has only been told to do.
+            loss.item()
+            seconds.append(time.perf_counter() - started)
+    return mean(seconds[1:] or seconds) * len(batches)
+
+
+def _room(run: Run, learning: Set[str]) -> Iterator[str]:
+    """Memory and disk."""
+    config, prepared = run.config, run.prepared
+    model = size_of(prepared.model, prepared.model.state_dict().keys())
+    changing = size_of(prepared.model, learning)
+    used = peak_memory_bytes()
+    device = f" and {in_units(used['device'])} on the accelerator" if used["device"] else ""
+    yield (
+        f"Memory: {in_units(used['host'])}{device} for a few steps without an optimizer, whose two moments take "
+        f"{in_units(2 * changing)} more."
+    )
+    saved = 0 if config.checkpoints.save_steps == 0 else (config.checkpoints.save_total_limit + 1) * COPIES * changing
+    for what, folder, needed in (
+        ("--output_dir", Path(config.output.output_dir), model + saved),
+        ("--cache_dir", cache_folder(config.store.cache_dir), 0),
+    ):
+        up_to = f"up to {in_units(needed)} needed, " if needed else ""
+        yield f"Disk of {what} {folder}: {up_to}{in_units(free_bytes(folder))} free."
+
+
+def _in_words(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,1 @@
+"""What a sample is: image, text, image with text. Columns, preprocessing, augmentation and loaders of each."""

@@ -1,0 +1,233 @@
+"""Random changes to training images, each a pure function of (seed, view, index).
+
+There is no random number generator: every draw is a hash of those three numbers and a counter. So a sample changes in
+the same way in any batch, worker or process, and after a run was resumed.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import kornia.enhance
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional
+from torch import Tensor
+
+Floats = npt.NDArray[np.float64]
+Kind = Literal["none", "light", "standard", "trivial"]
+DRAWS = 12
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# Pictures of noise that a fingerprint is read off: enough of them for every operation of "trivial" to be drawn.
+PROBES, PROBE_SIDE = 128, 8
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The kind of random changes to training images, and which view of an image an epoch sees.
+
+    Attributes:
+        kind: none; light (shifts by up to 10 % of the side, areas of 90 to 110 %); standard (crops of 50 to 100 % of
+            the area, brightness, contrast and saturation by up to 20 %); trivial (light, then one strong operation).
+        flip: mirror half of the views.
+        seed: seed of all draws.
+        views: number of different views of a sample; 0: a new one in every epoch.
+    """
+
+    kind: Kind
+    flip: bool
+    seed: int
+    views: int = 0
+
+    def __call__(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """Change a batch.
+
+        Args:
+            images: float [batch, 3, height, width], values in [0, 1].
+            index: int64 [batch], the samples' row numbers.
+            epoch: epoch, from 0.
+
+        Returns:
+            A batch of the same shape and range.
+        """
+        if self.kind == "none":
+            return images
+        rows = index.cpu().numpy()
+        draws = uniform_draws(self.seed, self.view(rows, epoch), rows, DRAWS)
+        scale = (0.5, 1.0) if self.kind == "standard" else (0.9, 1.1)
+        images = _warp(images, _crop_matrices(draws, scale, self.kind == "standard", self.flip))
+        if self.kind == "standard":
+            return _colour_jitter(images, draws[:, 6:9])
+        if self.kind == "trivial":
+            return _trivial(images, draws[:, 6:9])
+        return images
+
+    def fingerprint(self) -> str:
+        """A hash that changes with whatever happens to images: their code may change where no setting does."""
+        noise = np.random.default_rng(0).random((PROBES, 3, PROBE_SIDE, PROBE_SIDE), dtype=np.float32)
+        changed = self(torch.from_numpy(noise), torch.arange(PROBES), 0)
+        # In 8 bits: another number of threads may round differently, and is no other augmentation.
+        pixels = (changed * 255).round().to(torch.uint8).numpy()
+        return hashlib.sha256(f"{self}".encode() + pixels.tobytes()).hexdigest()
+
+    def view(self, rows: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+        """Which view of each row `epoch` sees: (epoch + offset of the row) mod views."""
+        if self.views == 0:
+            return np.full_like(rows, epoch)
+        offsets = _mix(rows.astype(np.uint64) + _mix(np.uint64(self.seed)))
+        return ((np.uint64(epoch) + offsets) % np.uint64(self.views)).astype(np.int64)
+
+
+def uniform_draws(seed: int, views: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], count: int) -> Floats:
+    """Numbers in [0, 1), shape [rows, count]: a counter-based generator, hashed by SplitMix64.
+
+    References:
+        Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011,
+        https://doi.org/10.1145/2063384.2063405; Steele, Lea and Flood, "Fast splittable pseudorandom number
+        generators", OOPSLA 2014, https://doi.org/10.1145/2660193.2660195.
+    """
+    keys = _mix(_mix(_mix(np.uint64(seed)) + views.astype(np.uint64)) + rows.astype(np.uint64))
+    with np.errstate(over="ignore"):
+        counters = keys[:, None] + GOLDEN * np.arange(1, count + 1, dtype=np.uint64)[None, :]
+    return (_mix(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(values: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
+    """SplitMix64's finaliser: a change of any input bit flips about half of the output bits."""
+    with np.errstate(over="ignore"):
+        mixed = np.asarray(values, dtype=np.uint64) + GOLDEN
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return mixed ^ (mixed >> np.uint64(31))
+
+
+def _crop_matrices(draws: Floats, scale: tuple[float, float], stretch: bool, flip: bool) -> Floats:
+    """Affine maps [batch, 2, 3] from output to input coordinates, both in [-1, 1].
+
+    Args:
+        draws: [batch, DRAWS]; the first five columns are used.
+        scale: smallest and largest share of the input's area that the output shows; above 1 it zooms out.
+        stretch: also vary the aspect ratio, from 3/4 to 4/3.
+        flip: mirror half of the images.
+    """
+    area = scale[0] + (scale[1] - scale[0]) * draws[:, 0]
+    ratio = np.exp((2 * draws[:, 1] - 1) * np.log(4 / 3)) if stretch else np.ones(len(draws))
+    width, height = np.sqrt(area * ratio), np.sqrt(area / ratio)
+    if stretch:
+        width, height = np.minimum(width, 1.0), np.minimum(height, 1.0)
+    # A crop may lie anywhere inside the image; "light" shifts by up to a tenth of the side, whose length is 2 here.
+    reach_x, reach_y = (1 - width, 1 - height) if stretch else (np.full_like(width, 0.2), np.full_like(height, 0.2))
+    mirrored = np.where(draws[:, 4] < 0.5, -1.0, 1.0) if flip else np.ones(len(draws))
+    matrices = np.zeros((len(draws), 2, 3))
+    matrices[:, 0, 0] = width * mirrored
+    matrices[:, 1, 1] = height
+    matrices[:, 0, 2] = (2 * draws[:, 2] - 1) * reach_x
+    matrices[:, 1, 2] = (2 * draws[:, 3] - 1) * reach_y
+    return matrices
+
+
+def _warp(images: Tensor, matrices: Floats) -> Tensor:
+    """Bilinear sampling along affine maps; outside of the image its border is repeated."""
+    # Element by element: a batched matrix product may round differently for another batch size.
+    height, width = images.shape[-2:]
+    x = ((torch.arange(width, dtype=torch.float64) * 2 + 1) / width - 1).view(1, 1, width)
+    y = ((torch.arange(height, dtype=torch.float64) * 2 + 1) / height - 1).view(1, height, 1)
+    m = torch.from_numpy(matrices)[:, :, :, None, None]
+    grid = torch.stack([m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2], m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2]], -1)
+    return torch.nn.functional.grid_sample(
+        images, grid.to(images), mode="bilinear", padding_mode="border", align_corners=False
+    )
+
+
+def _colour_jitter(images: Tensor, draws: Floats) -> Tensor:
+    factors = torch.from_numpy(0.8 + 0.4 * draws).to(images)
+    images = _brightness(images, factors[:, 0])
+    images = _contrast(images, factors[:, 1])
+    return _saturation(images, factors[:, 2])
+
+
+def _trivial(images: Tensor, draws: Floats) -> Tensor:
+    """One operation for each image, drawn uniformly, with a strength drawn uniformly.
+
+    Reference: Müller and Hutter, "TrivialAugment: tuning-free yet state-of-the-art data augmentation", ICCV 2021,
+    https://arxiv.org/abs/2103.10158 (the "wide" space).
+    """
+    chosen = (draws[:, 0] * len(TRIVIAL_OPERATIONS)).astype(np.int64)
+    strength = draws[:, 1]
+    sign = np.where(draws[:, 2] < 0.5, -1.0, 1.0)
+    changed = images.clone()
+    for number, operation in enumerate(TRIVIAL_OPERATIONS.values()):
+        members = np.flatnonzero(chosen == number)
+        if members.size:
+            where = torch.from_numpy(members).to(images.device)
+            changed[where] = operation(images[where], strength[members], sign[members]).clamp(0, 1)
+    return changed
+
+
+def _brightness(images: Tensor, factors: Tensor) -> Tensor:
+    return (images * factors[:, None, None, None]).clamp(0, 1)
+
+
+def _contrast(images: Tensor, factors: Tensor) -> Tensor:
+    # Image by image: the order of summation, and so the rounding, may depend on the size of the batch.
+    means = torch.stack([image.mean() for image in images])[:, None, None, None]
+    return (means + (images - means) * factors[:, None, None, None]).clamp(0, 1)
+
+
+def _saturation(images: Tensor, factors: Tensor) -> Tensor:
+    grey = (0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2])[:, None]
+    return (grey + (images - grey) * factors[:, None, None, None]).clamp(0, 1)
+
+
+def _affine(
+    images: Tensor, *, angle: Floats | float = 0.0, shear: tuple[Floats | float, Floats | float] = (0.0, 0.0),
+    shift: tuple[Floats | float, Floats | float] = (0.0, 0.0),
+) -> Tensor:  # fmt: skip
+    matrices = np.zeros((len(images), 2, 3))
+    matrices[:, 0, 0], matrices[:, 0, 1], matrices[:, 0, 2] = np.cos(angle), -np.sin(angle) + shear[0], shift[0]
+    matrices[:, 1, 0], matrices[:, 1, 1], matrices[:, 1, 2] = np.sin(angle) + shear[1], np.cos(angle), shift[1]
+    return _warp(images, matrices)
+
+
+def _factors(strength: Floats, sign: Floats, images: Tensor) -> Tensor:
+    return torch.from_numpy(1 + 0.99 * strength * sign).to(images)
+
+
+def _one_by_one(operation: Callable[[Tensor, float], Tensor], images: Tensor, values: Floats) -> Tensor:
+    return torch.cat([operation(image[None], float(value)) for image, value in zip(images, values, strict=True)])
+
+
+def _posterize(images: Tensor, strength: Floats) -> Tensor:
+    # From 8 bits down to 2, as in the paper's wide space.
+    return _one_by_one(lambda image, s: kornia.enhance.posterize(image, 8 - round(6 * s)), images, strength)
+
+
+def _autocontrast(images: Tensor) -> Tensor:
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    return torch.where(high > low, (images - low) / (high - low).clamp_min(1e-6), images)
+
+
+Operation = Callable[[Tensor, Floats, Floats], Tensor]
+TRIVIAL_OPERATIONS: dict[str, Operation] = {
+    "identity": lambda images, strength, sign: images,
+    "shear_x": lambda images, strength, sign: _affine(images, shear=(0.99 * strength * sign, 0.0)),
+    "shear_y": lambda images, strength, sign: _affine(images, shear=(0.0, 0.99 * strength * sign)),
+    # The paper shifts by up to 32 of 32 pixels; 2 is the width of the coordinate system.
+    "translate_x": lambda images, strength, sign: _affine(images, shift=(2 * strength * sign, 0.0)),
+    "translate_y": lambda images, strength, sign: _affine(images, shift=(0.0, 2 * strength * sign)),
+    "rotate": lambda images, strength, sign: _affine(images, angle=np.deg2rad(135 * strength * sign)),
+    "brightness": lambda images, strength, sign: _brightness(images, _factors(strength, sign, images)),
+    "saturation": lambda images, strength, sign: _saturation(images, _factors(strength, sign, images)),
+    "contrast": lambda images, strength, sign: _contrast(images, _factors(strength, sign, images)),
+    "sharpness": lambda images, strength, sign: _one_by_one(
+        kornia.enhance.sharpness, images, 1 + 0.99 * strength * sign
+    ),
+    "posterize": lambda images, strength, sign: _posterize(images, strength),
+    "solarize": lambda images, strength, sign: _one_by_one(kornia.enhance.solarize, images, 1 - strength),
+    "autocontrast": lambda images, strength, sign: _autocontrast(images),
+    "equalize": lambda images, strength, sign: _one_by_one(
+        lambda image, _: kornia.enhance.equalize(image), images, strength
+    ),
+}

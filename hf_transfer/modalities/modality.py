@@ -1,0 +1,297 @@
+"""What a modality is: one object that holds everything that depends on what a sample is."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+import datasets
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hf_transfer.data.batches import Batch, Loaders
+from hf_transfer.data.checked import Selected
+from hf_transfer.data.sources import read_files, unused_files
+from hf_transfer.data.splits import Split, Splits
+from hf_transfer.errors import user_error
+from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
+from hf_transfer.settings.run import RunConfig
+from hf_transfer.targets.target import Target
+from hf_transfer.versions import versions
+
+# Saved beside the weights: everything else that predictions depend on.
+PREPROCESSING_FILE = "preprocessing.json"
+SCHEMA = 1
+# Numbers of tokens in that file.
+LENGTHS = ("max_length", "tokenizer_limit")
+Config = TypeVar("Config", bound=RunConfig)
+
+
+class Preprocessing(ABC):
+    """From samples to model inputs; the same object serves training, evaluation and prediction.
+
+    Attributes:
+        columns: of a finished model: the columns of its training data, by the setting that names each.
+    """
+
+    columns: Mapping[str, str] = MappingProxyType({})
+
+    @abstractmethod
+    def inputs(self, samples: Sequence[Any]) -> Batch:
+        """Model inputs of samples that belong to no split."""
+
+    @abstractmethod
+    def example(self) -> Batch:
+        """Model inputs of two samples that differ, to trace a model with."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the files of transformers' own processors."""
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """Everything else that predictions depend on, as JSON."""
+
+
+class Mixer(Protocol):
+    """Mixes the samples of a batch with each other."""
+
+    def __call__(
+        self, inputs: Batch, targets: Tensor, counted: Tensor, index: Tensor, epoch: int
+    ) -> tuple[Batch, Tensor]:
+        """The mixed inputs and targets; see `mixing.Mixing`."""
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """What a modality adds to the loss of a step.
+
+    Attributes:
+        auxiliary_weight: weight of the losses of further heads, each of which sees a part of a sample alone.
+        rdrop_alpha: weight of the agreement of two passes with different dropout; 0: one pass.
+        mixer: mixes the samples of a batch; None: they are not mixed.
+        notes: sentences on this for the report.
+    """
+
+    auxiliary_weight: float = 0.0
+    rdrop_alpha: float = 0.0
+    mixer: Mixer | None = None
+    notes: tuple[str, ...] = ()
+
+
+class LocatedSample(NamedTuple):
+    """A sample outside of a data set.
+
+    Attributes:
+        path: the picture, or the table that the sample is in.
+        row: its row in a table, counted from 1 below the header; None: the file is the sample.
+        sample: as `Preprocessing.inputs` takes it.
+    """
+
+    path: Path
+    row: int | None
+    sample: Any
+
+
+class Modality(ABC, Generic[Config]):
+    """What a sample is.
+
+    A new modality is a subclass in a file of its own, its settings, and a line in `table.MODALITIES`.
+
+    Attributes:
+        name: of the modality.
+        config: the settings of its runs.
+        samples: what a sample is, in the plural.
+        kind: what a classifier of it is called ("An image").
+        task: what the Hub and pipelines call the task.
+        has_pipeline: whether `transformers.pipeline` knows the task.
+        larger_head: whether a new head starts with larger weights when all of the model learns.
+    """
+
+    name: ClassVar[str]
+    config: ClassVar[type[RunConfig]]
+    samples: ClassVar[str]
+    kind: ClassVar[str]
+    task: ClassVar[str]
+    has_pipeline: ClassVar[bool] = True
+    larger_head: ClassVar[bool] = False
+
+    def read(self, path: Path, config: Config) -> datasets.DatasetDict:
+        """The data set in a file or folder on this machine."""
+        return read_files(path, config.data, self.text_columns(config))
+
+    def text_columns(self, config: Config) -> list[str]:
+        """Columns that the settings name and that are read as text even if their values look like numbers."""
+        return [config.data.label_column_name] if config.data.label_column_name else []
+
+    def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:
+        """Notes on files of the data set that are in no split."""
+        return unused_files(name, loaded)
+
+    @abstractmethod
+    def suits(self, features: datasets.Features) -> bool:
+        """Whether a data set with these columns has such samples."""
+
+    @abstractmethod
+    def select(self, loaded: datasets.DatasetDict, config: Config) -> Selected:
+        """Only the columns of the samples, for each split."""
+
+    @abstractmethod
+    def unreadable(self, split: Split, name: str, config: Config) -> dict[int, str]:
+        """Rows that cannot be used, each with the reason.
+
+        Raises:
+            UserError: there are some, and they are not to be masked, or they are too many.
+        """
+
+    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, str]) -> list[str]:  # noqa: ARG002
+        """Notes on the checked samples.
+
+        Args:
+            splits: of the data set.
+            columns: the columns that were chosen, by the setting that names each.
+
+        Raises:
+            UserError: together they are no data to train on.
+        """
+        return []
+
+    @abstractmethod
+    def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
+        """For validation and test: how many rows have an exact copy in training."""
+
+    def checkpoint(self, config: Config) -> AnyCheckpoint:
+        """The pretrained model that the settings name; no weights are read yet.
+
+        Raises:
+            UserError: it does not exist, cannot be read, or is not a model of this modality.
+        """
+        return Checkpoint(config.model.model_name_or_path, config.model.model_revision, self.task)
+
+    @abstractmethod
+    def preprocessing(self, checkpoint: AnyCheckpoint, config: Config) -> Preprocessing:
+        """The preprocessing of a run: the checkpoint's own processors, with the changes that the settings ask for."""
+
+    @abstractmethod
+    def saved_preprocessing(self, checkpoint: Checkpoint, config: Config | None = None) -> Preprocessing:
+        """The preprocessing that was saved with a finished model; without one, the checkpoint's own.
+
+        Args:
+            checkpoint: of the model.
+            config: settings of an evaluation, which win over what was saved.
+        """
+
+    def as_trained(self, config: Config, preprocessing: Any) -> Config:
+        """The settings for the evaluation of a finished model: columns that are left open are those of its training.
+
+        Args:
+            config: the settings.
+            preprocessing: as it was saved with the model.
+        """
+        values = config.flat()
+        return config.replaced(
+            **{name: column for name, column in preprocessing.columns.items() if values.get(name, "") is None}
+        )
+
+    @abstractmethod
+    def loaders(
+        self, splits: Splits, preprocessing: Any, config: Config, accelerator: Accelerator, *, frozen_prefix: bool
+    ) -> Loaders:
+        """Loaders for all three splits.
+
+        Args:
+            splits: checked splits.
+            preprocessing: of the run.
+            config: batch sizes, order, augmentation, workers.
+            accelerator: the processes that share the batches.
+            frozen_prefix: whether the first layers stay frozen: then a sample has few views, which can be stored.
+        """
+
+    def parts(self, loaders: Loaders) -> dict[str, Loaders]:  # noqa: ARG002
+        """The same batches with only one part of each sample, by its name; empty where samples have one part."""
+        return {}
+
+    def regularisation(self, config: Config, model: nn.Module, target: Target) -> Regularisation:  # noqa: ARG002
+        """Additions to the loss of a step.
+
+        Raises:
+            UserError: the settings ask for one that this model or target does not support.
+        """
+        return Regularisation()
+
+    @abstractmethod
+    def sample_of(self, value: Any) -> Any:
+        """A sample as `Preprocessing.inputs` takes it, from the value that a Python program passes.
+
+        Raises:
+            UserError: it is not such a sample, or cannot be read.
+        """
+
+    @abstractmethod
+    def samples_in(self, files: Sequence[Path], columns: Mapping[str, str | None], saved: Any) -> list[LocatedSample]:
+        """The samples in files.
+
+        Args:
+            files: pictures, or tables.
+            columns: the settings that name columns, by name; None where they are left open.
+            saved: the preprocessing of the model.
+
+        Raises:
+            UserError: some files cannot be read.
+        """
+
+
+def save_preprocessing(
+    preprocessing: Preprocessing, modality: str, columns: Mapping[str, str], problem_type: str, folder: Path
+) -> None:
+    """Write transformers' own files, and `preprocessing.json`, into the folder of a model.
+
+    Args:
+        preprocessing: of the run.
+        modality: its name.
+        columns: of the training data, by the setting that names each.
+        problem_type: of the target.
+        folder: of the model.
+    """
+    preprocessing.save(folder)
+    content = {
+        "schema": SCHEMA,
+        "modality": modality,
+        "problem_type": problem_type,
+        "columns": dict(columns),
+        **preprocessing.description(),
+        "versions": versions(),
+    }
+    (folder / PREPROCESSING_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def saved_description(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The content of a checkpoint's `preprocessing.json`, with at least `columns`; empty without such a file.
+
+    Raises:
+        UserError: it cannot be read, or was written by a later version.
+    """
+    path = checkpoint.file(PREPROCESSING_FILE)
+    if path is None:
+        return {}
+    try:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        schema = int(content["schema"])
+        content["columns"] = {str(name): str(column) for name, column in content["columns"].items()}
+        content |= {name: int(content[name]) for name in LENGTHS if name in content}
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise user_error(
+            expected=f"a {PREPROCESSING_FILE} in {checkpoint.name} as hf_transfer writes it",
+            found=f"{type(error).__name__}: {error}",
+            do="name the folder OUT/model of a run, or restore that file",
+        ) from error
+    if schema > SCHEMA:
+        raise user_error(
+            expected=f"a {PREPROCESSING_FILE} that this version can read (schema {SCHEMA})",
+            found=f"schema {schema} in {checkpoint.name}",
+            do="update hf-transfer-learning",
+        )
+    return content

@@ -1,0 +1,269 @@
+"""Images with texts in tables, which hold paths of images or the images themselves."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import datasets
+import huggingface_hub.constants
+import pyarrow.compute
+
+from hf_transfer.data import columns
+from hf_transfer.data.files import files_below
+from hf_transfer.data.hub_access import is_hub_id
+from hf_transfer.data.pictures import SUFFIXES
+from hf_transfer.data.rows import is_given
+from hf_transfer.data.sources import SPLIT_NAMES, TABLE_BUILDERS, load_tables
+from hf_transfer.data.splits import Split
+from hf_transfer.errors import UserError, user_error
+from hf_transfer.settings.data import DataSettings
+
+LISTED = 5
+METADATA = "metadata"
+# The column of an imagefolder's metadata with the paths of images.
+PATH_NAME = "file_name"
+OTHER_RECIPE = {"image": "text", "text": "vision"}
+Tables = Mapping[Path, datasets.Dataset]
+
+
+def select_pairs(data: datasets.Dataset, image: str, text: str, dataset_name: str) -> datasets.Dataset:
+    """The columns `image`, not decoded, and `text`; a text of white space counts as missing.
+
+    Args:
+        data: a split.
+        image: the column of images.
+        text: the column of texts.
+        dataset_name: as the user named the data set.
+    """
+    columns.refuse_other_values(data, text)
+    texts = [value if value is not None and value.strip() else None for value in data[text][:]]
+    images = columns.images(data, image)
+    # A data set of somebody else must not read files of this machine; a program that passes its own data may name them.
+    if is_hub_id(dataset_name):
+        caches = (huggingface_hub.constants.HF_HOME, huggingface_hub.constants.HF_HUB_CACHE)
+        _refuse_paths(images, "image", (*caches, str(datasets.config.HF_DATASETS_CACHE)))
+    features = datasets.Features({"text": datasets.Value("large_string")})
+    return datasets.concatenate_datasets([images, datasets.Dataset.from_dict({"text": texts}, features)], axis=1)
+
+
+def missing_parts(splits: Mapping[str, Split], chosen: Mapping[str, str]) -> list[str]:
+    """Notes on the pairs that lack one of the two.
+
+    Args:
+        splits: of the data set.
+        chosen: the columns that were chosen, by the setting that names each.
+
+    Raises:
+        UserError: training has no image, or no text, at all.
+    """
+    notes = []
+    for column, other_recipe in OTHER_RECIPE.items():
+        lacking = {split: int((~is_given(part, column)).sum()) for split, part in splits.items()}
+        if lacking["train"] == len(splits["train"]):
+            raise user_error(
+                expected=f"training rows with a value in column '{chosen[f'{column}_column_name']}'",
+                found=f"no value in any of {lacking['train']} rows",
+                do=f"name the right column in --{column}_column_name, or use recipes/{other_recipe}.py",
+            )
+        if counts := [f"{count:,} of {len(splits[split]):,} in {split}" for split, count in lacking.items() if count]:
+            notes.append(f"Pairs without {'an image' if column == 'image' else 'a text'}: {', '.join(counts)}.")
+    return notes
+
+
+def read_pairs(
+    path: Path, settings: DataSettings, image_column: str | None, text_columns: Sequence[str]
+) -> datasets.DatasetDict:
+    """Tables, or a folder of them with their images; a table's paths are relative to its own folder.
+
+    Args:
+        path: a table, or the folder.
+        settings: how tables are read.
+        image_column: the column of images that the settings name.
+        text_columns: columns that are read as text even if their values look like numbers.
+
+    Raises:
+        UserError: paths that leave the folder or do not exist, images that no row names, tables with other columns.
+    """
+    folder = path if path.is_dir() else path.parent
+    split_of = _tables(folder) if path.is_dir() else {path: "train"}
+    tables = {table: load_tables(table, [table], settings, text_columns)["train"] for table in split_of}
+    _refuse_other_columns(tables)
+    column = _path_column(list(tables.values()), image_column)
+    embedded = [(data, name) for data in tables.values() for name in _embedded(data)] if column is None else []
+    for data, name in embedded:
+        _refuse_paths(data, name, ())
+    files: dict[Path, list[str | None]] = {}
+    if column is not None:
+        files = _image_files(tables, column, folder.resolve())
+        tables = {table: _with_files(data, column, files[table]) for table, data in tables.items()}
+    if path.is_dir() and (column is not None or embedded):
+        _refuse_unnamed(folder, {file for of_table in files.values() for file in of_table if file})
+    parts = defaultdict(list)
+    for table, data in tables.items():
+        parts[split_of[table]].append(data)
+    return datasets.DatasetDict({name: datasets.concatenate_datasets(part) for name, part in parts.items()})
+
+
+def _tables(folder: Path) -> dict[Path, str]:
+    """The tables below a folder, each with its split: those named `metadata` if there are any, else all."""
+    files = [file for file in files_below(folder) if file.suffix.lower() in TABLE_BUILDERS]
+    visible = [file for file in files if not _is_hidden(file, folder)]
+    tables = [file for file in visible if file.stem == METADATA] or visible
+    if not tables:
+        raise user_error(
+            expected=f"tables ({', '.join(TABLE_BUILDERS)}) of images and texts below {folder}",
+            found="none",
+            do=f"write a metadata.csv beside the images, with the columns {PATH_NAME}, text and label",
+        )
+    splits = {table: _split_of(table.relative_to(folder)) for table in tables}
+    unknown = [str(table.relative_to(folder)) for table, split in splits.items() if split is None]
+    if 0 < len(unknown) < len(tables):
+        raise user_error(
+            expected=f"tables in {folder} that all name their split, as train.csv or test/metadata.csv do",
+            found=f"{_some(unknown)}, beside others that do",
+            do="rename these or move them elsewhere",
+        )
+    return {table: split or "train" for table, split in splits.items()}
+
+
+def _split_of(table: Path) -> str | None:
+    """The split whose name a part of the path begins with."""
+    splits = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+    words = [re.match("[a-z]*", part.lower()) for part in table.parts]
+    return next((splits[word[0]] for word in words if word and word[0] in splits), None)
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _refuse_other_columns(tables: Tables) -> None:
+    """Refuse tables with different columns: where a table lacks a column, all its values would count as missing."""
+    first, *others = tables
+    wanted = set(tables[first].column_names)
+    for table in others:
+        if different := sorted(wanted ^ set(tables[table].column_names)):
+            raise user_error(
+                expected=f"the same columns in {table} and in {first}",
+                found=f"{', '.join(different)} in only one of them",
+                do="give all tables the same columns",
+            )
+
+
+def _path_column(tables: Sequence[datasets.Dataset], wanted: str | None) -> str | None:
+    """The column of paths of images: as set, or with a usual name, or the only one whose first value is such a path.
+
+    None if the tables hold the images themselves.
+    """
+    if wanted is None and any(_embedded(data) for data in tables):
+        return None
+    for data in tables:
+        text = [name for name, kind in data.features.items() if columns.is_text(kind)]
+        likely = [name for name in text if _names_an_image(next(filter(None, data[name]), ""))]
+        usual = [name for name in (PATH_NAME, *columns.IMAGE_NAMES) if name in text]
+        chosen = [name for name in text if name == wanted] if wanted else usual[:1] or likely
+        if len(chosen) == 1:
+            return chosen[0]
+    return None
+
+
+def _embedded(data: datasets.Dataset) -> list[str]:
+    """The columns whose type is that of images, or can be read as images."""
+    kinds = data.features.items()
+    return [
+        name for name, kind in kinds if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "path" in kind)
+    ]
+
+
+def _names_an_image(value: str) -> bool:
+    return value.lower().endswith(tuple(SUFFIXES))
+
+
+def _image_files(tables: Tables, column: str, root: Path) -> dict[Path, list[str | None]]:
+    """For each table the image file of each row, None for rows without one.
+
+    Raises:
+        UserError: a path leaves the folder of the data, or there is no such file.
+    """
+    outside, missing = [], []
+    files: dict[Path, list[str | None]] = defaultdict(list)
+    for table, data in tables.items():
+        for row, name in enumerate(data[column][:]):
+            if name is None or not str(name).strip():
+                files[table].append(None)
+                continue
+            file = _resolved(table.parent / str(name))
+            where = f"{name} in row {row} of {table.name}"
+            if Path(str(name)).is_absolute() or (file is not None and not file.is_relative_to(root)):
+                outside.append(where)
+            elif file is None or not file.is_file():
+                missing.append(where)
+            files[table].append(str(file))
+    if outside:
+        raise user_error(
+            expected=f"paths of images that stay in {root}, relative to their table",
+            found=f"{len(outside)} that leave it: {_some(outside)}",
+            do="copy these images into the folder, and name them from there",
+        )
+    if missing:
+        raise user_error(
+            expected=f"files for all images that column '{column}' names",
+            found=f"{len(missing)} that do not exist: {_some(missing)}",
+            do="correct these paths (rows are counted from 0); leave the field empty if there is no image",
+        )
+    return files
+
+
+def _resolved(path: Path) -> Path | None:
+    """The path after following links; None if it cannot be a path."""
+    try:
+        return path.resolve(strict=True)
+    except FileNotFoundError:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        # It is too long, has a null byte, leads through a file, or its links form a loop: there is no such file.
+        return None
+
+
+def _with_files(data: datasets.Dataset, column: str, files: Sequence[str | None]) -> datasets.Dataset:
+    images = [None if file is None else {"bytes": None, "path": file} for file in files]
+    return data.remove_columns(column).add_column(column, images, feature=datasets.Image(decode=False))
+
+
+def _refuse_unnamed(folder: Path, named: set[str]) -> None:
+    images = [file for file in files_below(folder) if _names_an_image(file.name) and not _is_hidden(file, folder)]
+    unnamed = [str(file.relative_to(folder)) for file in images if str(file.resolve()) not in named]
+    if unnamed:
+        raise user_error(
+            expected=f"for each image below {folder} a row that names it",
+            found=f"{len(unnamed)} of {len(images)} that no row names: {_some(unnamed)}",
+            do="add rows for them, or move them elsewhere",
+        )
+
+
+def _refuse_paths(data: datasets.Dataset, column: str, roots: Sequence[str]) -> None:
+    """Refuse images that are not embedded in a table, but files of this machine outside of `roots`."""
+    values = data.cast_column(column, datasets.Image(decode=False)).with_format("arrow")[:][column]
+    encoded = pyarrow.compute.is_valid(pyarrow.compute.struct_field(values, "bytes")).to_pylist()
+    paths = pyarrow.compute.struct_field(values, "path").to_pylist()
+    allowed = [Path(root).resolve() for root in roots]
+    for row, (embedded, path) in enumerate(zip(encoded, paths, strict=True)):
+        if embedded or not path:
+            continue
+        file = _resolved(Path(path))
+        if file is None or not any(file.is_relative_to(root) for root in allowed):
+            raise _path_instead(column, path, row)
+
+
+def _path_instead(column: str, path: str, row: int) -> UserError:
+    return user_error(
+        expected=f"embedded images in column '{column}'",
+        found=f"in row {row} the path {path}",
+        do="embed the images with their bytes, or give their paths in a column of text, relative to the table",
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,161 @@
+"""Batches of texts: tokens in memory, orders by length, padding to the longest text of a batch."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from hf_transfer.data.batches import LABELS, Batch, EpochSampler, InputMaker, LabelledInputs, LabelRows
+from hf_transfer.data.rows import texts_of
+from hf_transfer.data.splits import Split
+from hf_transfer.modalities.tokens import TokenPreprocessing
+from hf_transfer.settings.data import TextSettings
+from hf_transfer.settings.training import TrainingSettings
+
+# Texts are sorted within this many batches: enough for similar lengths, few enough that batches differ between epochs.
+BATCHES_SORTED_TOGETHER = 50
+TEXTS_ENCODED_TOGETHER = 10_000
+Lengths = npt.NDArray[np.int64]
+
+
+class TextRows(Dataset[dict[str, Any]]):
+    """One split as a torch data set: tokens, target, mask and row number of each sample.
+
+    An unreadable text is masked: it keeps its position and its target, and is empty.
+
+    Attributes:
+        lengths: tokens of each sample after truncation [rows].
+        lost: tokens of each sample that were cut off [rows].
+    """
+
+    def __init__(self, split: Split, preprocessing: TokenPreprocessing) -> None:
+        self.split = split
+        self._labels = LabelRows(split)
+        texts = [tuple(text or "" for text in texts) for texts in texts_of(split)]
+        parts: dict[str, list[npt.NDArray[np.int32]]] = {}
+        lengths, lost = [], []
+        # In parts: lists of Python numbers take ten times the memory of arrays.
+        for start in range(0, len(texts), TEXTS_ENCODED_TOGETHER):
+            encoded, cut = preprocessing.encode(texts[start : start + TEXTS_ENCODED_TOGETHER])
+            lengths += [len(text["input_ids"]) for text in encoded]
+            lost += cut
+            for key in encoded[0]:
+                flat = np.concatenate([np.asarray(text[key], dtype=np.int32) for text in encoded])
+                parts.setdefault(key, []).append(flat)
+        self._flat = {key: np.concatenate(flat) for key, flat in parts.items()}
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.lost = np.asarray(lost, dtype=np.int64)
+        self._ends = self.lengths.cumsum()
+        self._padding = preprocessing.padding
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        end = self._ends[position]
+        begin = end - self.lengths[position]
+        tokens = {key: flat[begin:end].tolist() for key, flat in self._flat.items()}
+        return {"tokens": tokens, **self._labels[position]}
+
+    def fingerprint(self) -> str:
+        """A hash of all tokens, how they are padded, and the targets."""
+        digest = hashlib.sha256(f"{self.split.fingerprint()} {self._padding}".encode() + self.lengths.tobytes())
+        for key, flat in sorted(self._flat.items()):
+            digest.update(key.encode() + flat.tobytes())
+        return digest.hexdigest()
+
+
+class LengthGroupedSampler(EpochSampler):
+    """Positions in an order, a pure function of (seed, epoch), in which the texts of a batch have similar lengths.
+
+    Positions are shuffled, sorted by length within stretches of many batches, and then the batches are shuffled. The
+    batch that is not full comes last: elsewhere it would shift the borders of all batches after it.
+
+    Args:
+        lengths: tokens of each sample.
+        batch_size: samples in a batch.
+        seed: seed of the order.
+    """
+
+    def __init__(self, lengths: Lengths, batch_size: int, seed: int) -> None:
+        super().__init__(len(lengths), seed)
+        self.lengths = lengths
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(self.size)
+        stretch = BATCHES_SORTED_TOGETHER * self.batch_size
+        batches: list[Lengths] = []
+        for start in range(0, self.size, stretch):
+            part = order[start : start + stretch]
+            part = part[np.argsort(-self.lengths[part], kind="stable")]
+            batches += [part[first : first + self.batch_size] for first in range(0, len(part), self.batch_size)]
+        full = [batch for batch in batches if len(batch) == self.batch_size]
+        rest = [batch for batch in batches if len(batch) < self.batch_size]
+        mixed = [full[number] for number in generator.permutation(len(full))]
+        return iter(np.concatenate([*mixed, *rest]).tolist())
+
+
+class LongestFirst(EpochSampler):
+    """Positions from the longest text to the shortest, for evaluation, whose results do not depend on the order."""
+
+    def __init__(self, lengths: Lengths) -> None:
+        super().__init__(len(lengths), 0)
+        self.order = np.argsort(-lengths, kind="stable")
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order.tolist())
+
+
+class TokenInputs(InputMaker):
+    """Makes model inputs of padded texts: they are moved to the device as they are.
+
+    Args:
+        rows: the texts of each split.
+    """
+
+    def __init__(self, rows: Mapping[str, TextRows]) -> None:
+        self.rows = rows
+
+    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:  # noqa: ARG002
+        """See `InputMaker`."""
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        targets, counted, index = (moved.pop(name) for name in LABELS)
+        return LabelledInputs(moved, targets, counted, index)
+
+    def fingerprint(self, split: str, epoch: int | None) -> str:  # noqa: ARG002
+        """See `InputMaker.fingerprint`."""
+        return self.rows[split].fingerprint()
+
+
+def orders_of(
+    rows: Mapping[str, TextRows], texts: TextSettings, training: TrainingSettings
+) -> dict[str, EpochSampler]:  # fmt: skip
+    """The order of each split: for training as set, else the longest text first."""
+    lengths = rows["train"].lengths
+    order = EpochSampler(len(lengths), training.seed)
+    if texts.train_sampling_strategy == "group_by_length":
+        order = LengthGroupedSampler(lengths, training.per_device_train_batch_size, training.seed)
+    return {"train": order} | {name: LongestFirst(rows[name].lengths) for name in ("validation", "test")}
+
+
+def collate_texts(preprocessing: TokenPreprocessing, samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """A batch of padded texts; a function of the module, since spawned workers cannot be sent a closure."""
+    batch = preprocessing.pad([sample["tokens"] for sample in samples])
+    return batch | {name: torch.stack([sample[name] for sample in samples]) for name in LABELS}
+
+
+def describe_truncation(rows: Mapping[str, TextRows], max_length: int) -> list[str]:
+    """A sentence on truncated texts, if there are any."""
+    truncated = {name: int((part.lost > 0).sum()) for name, part in rows.items()}
+    if not any(truncated.values()):
+        return []
+    texts = ", ".join(f"{count:,} of {len(rows[name]):,} in {name}" for name, count in truncated.items() if count)
+    tokens = sum(int(part.lost.sum()) for part in rows.values())
+    share = tokens / (tokens + sum(int(part.lengths.sum()) for part in rows.values()))
+    return [f"Truncated to {max_length} tokens: {texts}; {tokens:,} tokens ({share:.1%}) were lost."]

@@ -1,0 +1,320 @@
+"""One run, from settings to files. A recipe, every command and Python go through this one path."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hf_transfer.data.batches import Loaders
+from hf_transfer.data.checked import load_splits
+from hf_transfer.data.hub_access import is_hub_id
+from hf_transfer.data.splits import Splits
+from hf_transfer.evaluation.parts import worth_of_parts
+from hf_transfer.evaluation.report import results_table, write_report
+from hf_transfer.evaluation.results import PART, Results, Scores
+from hf_transfer.evaluation.run_folder import (
+    finished_results,
+    load_finished,
+    open_run_folder,
+    peak_memory_bytes,
+    save_and_load,
+)
+from hf_transfer.hub.publish import Published
+from hf_transfer.hub.runs import prepare_to_publish, publish_run, push_run
+from hf_transfer.modalities.modality import Modality, Preprocessing, Regularisation
+from hf_transfer.modalities.table import modality_named
+from hf_transfer.models.pretrained import AnyCheckpoint
+from hf_transfer.settings.run import RunConfig
+from hf_transfer.strategies.choice import Prepared, choose_strategy, load_model, prepare_model
+from hf_transfer.strategies.freezing import Strategy
+from hf_transfer.targets.predictions import Predictions
+from hf_transfer.targets.table import target_of_model
+from hf_transfer.targets.target import Table
+from hf_transfer.training.batch_size import find_batch_sizes
+from hf_transfer.training.devices import start_accelerator
+from hf_transfer.training.loop import fit
+from hf_transfer.training.predictions import predict_split
+from hf_transfer.training.progress import Fit
+from hf_transfer.versions import versions
+
+
+class Run:
+    """The state of one run; made by `open_run`. Its steps are called in the order in which they stand here.
+
+    Args:
+        config: the settings.
+        accelerator: devices and processes.
+        data: a data set in memory; None: what the settings name.
+        results: of a run that is finished already.
+
+    Attributes:
+        config: the settings; `--auto_batch_size` changes the batch sizes.
+        accelerator: devices and processes.
+        modality: what a sample is.
+        results: what the run came to, once it is finished.
+        notes: sentences on data and model.
+    """
+
+    def __init__(
+        self, config: RunConfig, accelerator: Accelerator, data: datasets.DatasetDict | None = None,
+        results: Results | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.accelerator, self._data, self.results = config, accelerator, data, results
+        self.modality: Modality[Any] = modality_named(config.recipe)
+        self.notes: list[str] = []
+        self._started = time.perf_counter()
+        self._until_end = ExitStack()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether `--output_dir` has the results of this run already, on all processes."""
+        return self.results is not None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of a finished run, by split."""
+        assert self.results is not None, "the run is not finished"
+        return self.results.metrics
+
+    def load_data(self) -> Splits:
+        """Find the model's small files, then load, check and split the data: what can be wrong is found before weights.
+
+        Raises:
+            UserError: a model or data that cannot be used, or a result that could not be published.
+        """
+        config, modality = self.config, self.modality
+        prepare_to_publish(config, self.accelerator)
+        self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
+        self.preprocessing: Preprocessing = self._preprocessing()
+        data_config = config if config.trains() else modality.as_trained(config, self.preprocessing)
+        with self.accelerator.main_process_first():
+            self.splits = load_splits(data_config, modality, self._data)
+        self._note(self.splits.describe())
+        return self.splits
+
+    def load_model(self) -> nn.Module:
+        """Load the pretrained backbone with a new head; or a finished model, to evaluate it.
+
+        Raises:
+            UserError: the strategy does not suit the model, or the checkpoint is not complete.
+        """
+        config, target = self.config, self.splits.target
+        if not config.trains():
+            self.model = self._finished_model()
+            return self.model
+        self.strategy: Strategy = choose_strategy(config.strategy, larger_head=self.modality.larger_head)
+        self._example = self.preprocessing.example()
+        self._new_model = load_model(
+            self.checkpoint, self.strategy, target, self._example, seed=config.training.seed,
+            feature_layers=config.strategy.feature_layers,
+            gradient_checkpointing=config.training.gradient_checkpointing,
+        )  # fmt: skip
+        self.model = self._new_model.model
+        return self.model
+
+    def choose_what_learns(self) -> Loaders:
+        """Make the model ready for its strategy, and batches of the data; of a finished model nothing learns.
+
+        Raises:
+            UserError: the settings ask for what this model cannot have.
+        """
+        config, target = self.config, self.splits.target
+        if not config.trains():
+            self.loaders = self._loaders(frozen_prefix=False)
+            return self.loaders
+        self.prepared: Prepared = prepare_model(
+            self._new_model, self.strategy, self._example, seed=config.training.seed,
+            epochs=config.training.num_train_epochs, cache_frozen=config.store.cache_frozen,
+        )  # fmt: skip
+        self.model = self.prepared.model
+        self.regularisation: Regularisation = self.modality.regularisation(config, self.model, target)
+        self.loaders = self._loaders(frozen_prefix=self.prepared.frozen_blocks)
+        self._note([*self.prepared.notes, *self.regularisation.notes, *self.loaders.notes])
+        return self.loaders
+
+    def train(self) -> Fit:
+        """Train as the strategy says, with Accelerate, and keep what was saved and read again; or train nothing.
+
+        Raises:
+            UserError: the folder cannot be used, memory or disk is full, or a loss is not finite.
+            Interrupted: a signal asked the run to end; a checkpoint has been written.
+        """
+        folder = self._until_end.enter_context(open_run_folder(self.config, self.accelerator))
+        assert folder == Path(self.config.output.output_dir)
+        if not self.config.trains():
+            self.fitted = Fit(self.model)
+            return self.fitted
+        prepared = self.prepared
+        if self.config.training.auto_batch_size:
+            self.config, note = find_batch_sizes(
+                prepared, self.strategy, self.loaders, self.config, self.accelerator,
+                twice=self.regularisation.rdrop_alpha > 0,
+            )  # fmt: skip
+            self._note([note])
+            self.loaders = self._loaders(frozen_prefix=prepared.frozen_blocks)
+        self.fitted = fit(
+            prepared.model, self.strategy, prepared.groups, self.loaders, self.config, self.accelerator,
+            self.regularisation,
+        )  # fmt: skip
+        # From here on only what was saved counts: the figures are those of the files.
+        self.model = save_and_load(
+            self.fitted.model, self.preprocessing, self.modality.name, self.splits.columns, self.splits.target,
+            self.checkpoint, self.config, self.accelerator,
+        )  # fmt: skip
+        return self.fitted
+
+    def evaluate(self) -> dict[str, Predictions]:
+        """Predict validation and test, and the parts of each test sample alone, if samples have parts."""
+        accelerator = self.accelerator
+        self.predictions = {
+            split: predict_split(self.model, self.loaders, split, accelerator) for split in ("validation", "test")
+        }
+        self.parts = {
+            part: predict_split(self.model, loaders, "test", accelerator)
+            for part, loaders in self.modality.parts(self.loaders).items()
+        }
+        return self.predictions
+
+    def write_report(self) -> Results | None:
+        """Write `results.json`, `report.md` and its pictures; on the main process alone."""
+        if not self.accelerator.is_main_process:
+            return None
+        test = self.predictions["test"]
+        details = test.target.details(test.outputs, test.targets)
+        self.results = self._results(details.tables)
+        write_report(Path(self.config.output.output_dir), self.results, details.pictures)
+        return self.results
+
+    def publish(self) -> None:
+        """Print the results, write the model's card and, if it is wanted, publish model and demo.
+
+        Raises:
+            UserError: the Hub did not take it; the run is complete, and the command that is left is named.
+        """
+        if not self.accelerator.is_main_process or self.results is None:
+            return
+        print(results_table(self.results, self.config.output.output_dir))
+        publish_run(self.config)
+
+    def push_to_hub(self, repository: str, *, private: bool = True) -> Published:
+        """Publish the model of a finished run with its card.
+
+        Args:
+            repository: OWNER/NAME.
+            private: hide it from others.
+        """
+        return push_run(Path(self.config.output.output_dir), repository, private=private)
+
+    def close(self) -> None:
+        """Release the folder of the run."""
+        self._until_end.close()
+
+    def _preprocessing(self) -> Preprocessing:
+        if self.config.trains():
+            return self.modality.preprocessing(self.checkpoint, self.config)
+        (part,) = self.checkpoint.parts
+        return self.modality.saved_preprocessing(part, self.config)
+
+    def _finished_model(self) -> nn.Module:
+        (part,) = self.checkpoint.parts
+        target = target_of_model(part.config, self.splits.target.problem_type)
+        self.splits.target.check_finished(target, part.name)
+        return load_finished(part, target)
+
+    def _loaders(self, *, frozen_prefix: bool) -> Loaders:
+        loaders = self.modality.loaders(
+            self.splits, self.preprocessing, self.config, self.accelerator, frozen_prefix=frozen_prefix
+        )
+        self._until_end.callback(loaders.close)
+        return loaders
+
+    def _note(self, sentences: list[str]) -> None:
+        self.notes += sentences
+        self.accelerator.print(*sentences, sep="\n")
+
+    def _results(self, tables: Sequence[Table]) -> Results:
+        config, splits, fitted, checkpoint = self.config, self.splits, self.fitted, self.checkpoint
+        test, parts = self.predictions["test"], {PART.format(part): found for part, found in self.parts.items()}
+        judged = {**self.predictions, **{f"test {part}": found for part, found in parts.items()}}
+        masked = {"train": len(splits.train.unreadable)} | {
+            split: found.masked for split, found in self.predictions.items()
+        }
+        strategies = " + ".join(config.strategy.names()) if config.trains() else "evaluate_only"
+        return Results(
+            recipe=config.recipe,
+            strategy=strategies,
+            problem_type=splits.target.problem_type,
+            predicts=splits.target.describe(),
+            model_name_or_path=checkpoint.name,
+            names={name: str(config.flat()[name]) for name in checkpoint.commits},
+            dataset_name=config.data.dataset_name,
+            commits=self._commits(),
+            languages=list(splits.languages),
+            seed=config.training.seed,
+            labels=splits.target.names,
+            parameters={"total": count_parameters(fitted.model), "trainable": fitted.trainable},
+            scores={
+                name: Scores(found.metrics(), found.intervals(), len(found), found.masked)
+                for name, found in judged.items()
+            },
+            samples={split: len(rows) - masked[split] for split, rows in splits.items()},
+            masked=masked,
+            tables=list(tables),
+            best_epoch=fitted.best_epoch + 1,
+            soup=[epoch + 1 for epoch in fitted.soup],
+            history=fitted.history,
+            resumed_at_steps=fitted.resumed,
+            notes=[*self.notes, *worth_of_parts(test, self.parts)],
+            frozen_store=fitted.notes,
+            copies_of_training=splits.copies,
+            seconds={
+                "total": time.perf_counter() - self._started + fitted.earlier_seconds,
+                "train": fitted.seconds,
+                "frozen": fitted.frozen_seconds,
+            },
+            peak_memory_bytes=peak_memory_bytes(),
+            threads=torch.get_num_threads(),
+            processes=int(os.environ.get("WORLD_SIZE", "1")),
+            versions=versions(),
+        )
+
+    def _commits(self) -> dict[str, str | None]:
+        """By the settings that name something on the Hub: the commit that was loaded; None where it did not answer."""
+        values = self.config.flat()
+        loaded = self.checkpoint.commits | {"dataset_name": self.splits.commit}
+        in_memory = {"dataset_name"} if self._data is not None else set()
+        return {
+            name: commit for name, commit in loaded.items() if name not in in_memory and is_hub_id(str(values[name]))
+        }
+
+
+@contextmanager
+def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahead: bool = False) -> Iterator[Run]:
+    """A run with devices, processes, precision and trackers; its folder is released at the end.
+
+    Args:
+        config: the settings.
+        data: a data set in memory; None: what the settings name.
+        ahead: only look at what the run would take: what is in `--output_dir` does not matter.
+
+    Raises:
+        UserError: the folder holds other files or another run, or the precision is not to be had on this machine.
+    """
+    with start_accelerator(config) as accelerator:
+        run = Run(config, accelerator, data, None if ahead else finished_results(config))
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many parameters a model has, without the copies that peft keeps of what it has replaced."""
+    return sum(value.numel() for name, value in model.named_parameters() if ".original_module." not in name)

@@ -1,0 +1,146 @@
+"""Which samples a run uses, and how they are read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hf_transfer.settings.fields import (
+    BELOW_ONE,
+    ENCODING,
+    NAME,
+    NOT_NEGATIVE,
+    REQUIRED,
+    SEED,
+    SHARE,
+    STEPS,
+    TRAINS,
+    Need,
+    Topic,
+    at_least,
+    exists,
+    setting,
+)
+from hf_transfer.settings.model import on_the_hub
+
+ON_THE_HUB = on_the_hub("data", "dataset_name")
+LOCAL_FILES = Need(
+    "data in local files",
+    lambda config: _is_path(config.data.dataset_name),
+    lambda config: f"--dataset_name {config.data.dataset_name}",
+)
+AUGMENTED = Need(
+    "augmented training images",
+    lambda config: config.image.augmentation != "none",
+    lambda _: "--augmentation none",
+)
+# Shorter, a model's special tokens leave no room for a text.
+SHORTEST_TEXT = 3
+
+
+@dataclass(frozen=True)
+class DataSettings(Topic):
+    """The data set, its columns and its splits."""
+
+    dataset_name: str = setting(
+        "Hub id, local folder, CSV/JSON/Parquet file or folder of them, or sample:NAME.", REQUIRED, NAME
+    )
+    dataset_config_name: str | None = setting(
+        "Configuration of a data set on the Hub that has several.", None, ON_THE_HUB
+    )
+    dataset_revision: str = setting("Branch, tag or commit of a data set on the Hub.", "main", ON_THE_HUB)
+    encoding: str = setting("Encoding of CSV and JSON files.", "utf-8", ENCODING, LOCAL_FILES)
+    label_column_name: str | None = setting("Column with the labels (default: chosen by name and type).", None)
+    problem_type: str | None = setting(
+        "What is predicted: single_label_classification (default: inferred from the label column).", None
+    )
+    validation_fraction: float = setting(
+        "Share of the training split to split off if there is no validation split.", 0.15, SHARE
+    )
+    test_fraction: float = setting("Share of the training split to split off if there is no test split.", 0.15, SHARE)
+    split_seed: int = setting(
+        "Seed of that split; leave it when --seed varies, and all runs share one test split.", 0, SEED
+    )
+    max_train_samples_per_class: int | None = setting(
+        "Keep at most this many training samples of each class.", None, at_least(1), TRAINS
+    )
+    on_bad_sample: Literal["error", "skip"] = setting(
+        "An unreadable sample: stop, or mask it (up to 1 %% of the rows).", "error"
+    )
+    verify_samples: int = setting(
+        "Decode this many samples before training; headers are read of all.", 10_000, at_least(0)
+    )
+
+
+@dataclass(frozen=True)
+class ImageSettings(Topic):
+    """Samples that are images, or have one."""
+
+    image_column_name: str | None = setting("Column with the images (default: chosen by name and type).", None)
+    augmentation: Literal["none", "light", "standard", "trivial"] = setting(
+        "Random changes to training images: small shifts; crops and colour; or one strong operation each.",
+        "light", TRAINS,
+    )  # fmt: skip
+    horizontal_flip: bool | None = setting(
+        "Let augmentation mirror images (default: yes, except for samples whose classes it would change).",
+        None, TRAINS, AUGMENTED,
+    )  # fmt: skip
+    cache_views: int | None = setting(
+        "Augmented views of a sample; 0: a new one in every epoch (default: 4 behind a frozen prefix, else 0).",
+        None, at_least(0), TRAINS, AUGMENTED,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextSettings(Topic):
+    """Samples that are texts, or have one."""
+
+    text_column_name: str | None = setting("Column with the texts (default: chosen by name and type).", None)
+    max_seq_length: int | None = setting(
+        "Truncate texts to this many tokens (default: the model's limit).", None, at_least(SHORTEST_TEXT)
+    )
+    train_sampling_strategy: Literal["group_by_length", "random"] = setting(
+        "Fill a batch with texts of similar length, or with any.", "group_by_length", STEPS
+    )
+
+
+@dataclass(frozen=True)
+class SentenceSettings(TextSettings):
+    """Samples that are texts or pairs of texts."""
+
+    text_pair_column_name: str | None = setting("Column with a second text, for pairs of sentences.", None)
+    pooling: Literal["own", "cls", "mean"] = setting(
+        "What the head sees of a text: the checkpoint's own pooling, the first token, or the mean of all.",
+        "own", TRAINS,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CaptionSettings(TextSettings):
+    """Texts that belong to images."""
+
+    # By length, pairs without a text would fill whole batches.
+    train_sampling_strategy: Literal["group_by_length", "random"] = setting(
+        "Fill a batch with texts of similar length, or with any.", "random", STEPS
+    )
+
+
+@dataclass(frozen=True)
+class FusionSettings(Topic):
+    """How an image and its text are combined."""
+
+    fusion: Literal["concat", "gated", "product", "attention"] = setting(
+        "How image and text are combined: concatenated, weighted, multiplied, or by cross-attention.", "concat", TRAINS
+    )
+    modality_dropout: float = setting(
+        "Share of the training pairs whose image or text is hidden, never both, so that either may be missing.",
+        0.2, BELOW_ONE, STEPS,
+    )  # fmt: skip
+    auxiliary_weight: float = setting(
+        "Weight of the losses of two more heads, one on the image and one on the text alone; 0: none.",
+        0.1, NOT_NEGATIVE, STEPS,
+    )  # fmt: skip
+
+
+def _is_path(name: str) -> bool:
+    """Whether a data set is a path on this machine, or looks like one that does not exist, which loading it says."""
+    return exists(name) or name.startswith((".", "/", "~")) or Path(name).suffix != ""

@@ -1,0 +1,164 @@
+"""From a command line and a YAML file to settings, and how a recipe starts and ends."""
+
+import copy
+import dataclasses
+import os
+import sys
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from hf_transfer.errors import UserError, user_error
+from hf_transfer.installation import check_installation
+from hf_transfer.interruption import Interrupted, ending_at_once, same_command
+from hf_transfer.settings.fields import unknown_settings
+from hf_transfer.settings.files import file_as_arguments
+from hf_transfer.settings.run import RunConfig, required, without_effect
+
+Config = TypeVar("Config", bound=RunConfig)
+# A run writes all settings that have a value; nobody writes so many by hand.
+WRITTEN_BY_A_RUN = 40
+
+
+def run_recipe(main: Callable[[Config], object], config_class: type[Config], argv: Sequence[str] | None = None) -> None:
+    """Run a recipe from the command line: a user's error becomes a message and exit code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        check_installation()
+        config = parse(config_class, arguments)
+        debug = config.output.debug
+        with ending_at_once():
+            main(config)
+    except UserError as error:
+        if debug:
+            raise
+        exit_with(error)
+    except Interrupted as interrupted:
+        exit_interrupted(interrupted, config_class)
+
+
+def exit_interrupted(interrupted: Interrupted, config_class: type[RunConfig]) -> NoReturn:
+    """Print how the run is resumed, and end the process with the code that stands for the signal."""
+    known = config_class.settings()
+    # Given again, they would start over the run that has just been saved.
+    start_over = {
+        name
+        for name, one in known.items()
+        if one.metadata["affects"] == "command" and name != "allow_mismatch" and interrupted.saved
+    }
+    if os.environ.get("RANK", "0") == "0":
+        command = same_command(without=start_over)
+        print(f"\nInterrupted by {interrupted}\nTo resume:   {command}\n", file=sys.stderr, flush=True)
+    sys.exit(interrupted.exit_code)
+
+
+def exit_with(error: UserError) -> NoReturn:
+    """Print an error without a traceback, and end the process with code 2."""
+    rank = os.environ.get("RANK", "0")
+    print(f"\nerror{'' if rank == '0' else f' on rank {rank}'}:\n{error}\n", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
+    """Settings from the command line, over those in a `--config` file, over the defaults.
+
+    A setting of the file that has no effect beside the flags is ignored.
+
+    Raises:
+        UserError: an unknown or abbreviated setting, a value of the wrong type or out of range, an unreadable file, or
+            a setting that has no effect on the run.
+    """
+    flags = list(argv)
+    path = _config_path(flags)
+    from_file = [] if path is None else file_as_arguments(path, config_class)
+    config = _parsed(config_class, [*from_file, *flags])
+    ineffective = config.ineffective()
+    if not ineffective:
+        return config
+    inconsistent = set() if _is_of_a_run(path, from_file) else _ineffective_alone(config_class, from_file)
+    for name, need in ineffective.items():
+        if name in _names(flags):
+            raise without_effect(config, name, need)
+        if name in inconsistent:
+            raise without_effect(config, name, need, str(path))
+    if os.environ.get("RANK", "0") == "0":
+        print(f"Ignored, as they have no effect on this run: {', '.join(ineffective)} in {path}.")
+    return config.without_ineffective()
+
+
+def load_settings(config_class: type[Config], path: Path) -> Config:
+    """Settings from a YAML file alone."""
+    return parse(config_class, ["--config", str(path)])
+
+
+def _is_of_a_run(path: Path | None, arguments: Sequence[str]) -> bool:
+    """Whether a run wrote a file of settings; versions up to 0.1 accepted settings without effect."""
+    return len(arguments) >= WRITTEN_BY_A_RUN or (path is not None and (path.parent / "results.json").exists())
+
+
+def _ineffective_alone(config_class: type[RunConfig], from_file: Sequence[str]) -> set[str]:
+    """The settings of a file that have no effect whatever else a command line says."""
+    missing = [f"--{name}=any" for name in required(config_class)]
+    try:
+        return set(_parsed(config_class, [*missing, *from_file]).ineffective())
+    except UserError:
+        # It is a part of the settings, which flags complete.
+        return set()
+
+
+def _names(flags: Sequence[str]) -> set[str]:
+    """The settings that a command line names."""
+    words = (flag.partition("=")[0] for flag in flags if flag.startswith("--"))
+    names = {word.removeprefix("--").replace("-", "_") for word in words}
+    return names | {name.removeprefix("no_") for name in names}
+
+
+class _Help(ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: Action) -> str | None:
+        stated = action.default is None or "(default" in (action.help or "")
+        return action.help if stated else super()._get_help_string(action)
+
+
+def _parsed(config_class: type[Config], arguments: list[str]) -> Config:
+    """The settings of a whole command line, of which none is checked against the others' effects."""
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        @staticmethod
+        def _parse_dataclass_field(parser: ArgumentParser, field: dataclasses.Field[Any]) -> None:
+            # It changes the field, and takes all metadata for arguments of argparse.
+            shown = copy.copy(field)
+            shown.metadata = {"help": field.metadata["help"]}  # type: ignore[assignment]
+            HfArgumentParser._parse_dataclass_field(parser, shown)
+
+        def error(self, message: str) -> NoReturn:
+            raise user_error(expected="settings as --help lists them", found=message, do="correct that setting")
+
+    topics = config_class.topic_types()
+    parser = Parser(list(topics.values()), allow_abbrev=False, formatter_class=_Help)  # type: ignore[arg-type]
+    parser.add_argument("--config", metavar="FILE.yaml", default=None, help="Settings in a file; flags win over it.")
+    known = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
+    if bare := [argument for argument in arguments if "--" in (argument, argument.partition("=")[2])]:
+        # argparse takes it for the end of the flags, wherever it stands, and leaves a setting without its value.
+        raise user_error(
+            expected="settings with their values", found=", ".join(bare), do="leave -- out, or use another name"
+        )
+    *parsed, _, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        names = [name.split("=")[0].removeprefix("--") for name in unknown if name.startswith("-")]
+        raise unknown_settings(names or unknown, known)
+    return config_class(**dict(zip(topics, parsed, strict=True)))
+
+
+def _config_path(argv: Sequence[str]) -> Path | None:
+    path = None
+    for position, argument in enumerate(argv):
+        if argument.startswith("--config="):
+            path = Path(argument.removeprefix("--config="))
+        if argument == "--config" and position + 1 < len(argv):
+            path = Path(argv[position + 1])
+    return path

@@ -1,0 +1,91 @@
+"""What learns, and when."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from hf_transfer.settings.fields import BELOW_ONE, COUNTED_FROM_ONE, POSITIVE, TRAINS, Need, Topic, at_least, setting
+
+ADAPTERS = ("lora", "dora", "ia3", "lokr", "adapter")
+WITH_RANK = ("lora", "dora", "lokr", "adapter")
+SOLVED = ("linear_probe", "lp_ft")
+Strategy = Literal[
+    "linear_probe", "partial", "gradual", "lp_ft", "full", "scratch", "bitfit", "lora", "dora", "ia3", "lokr", "adapter"
+]
+
+
+def one_of(*strategies: str) -> Need:
+    """The need of a setting that only some strategies read."""
+    return Need(
+        f"--strategy {' or '.join(strategies)}",
+        lambda config: bool({*config.strategy.names()} & {*strategies}),
+        lambda config: f"--strategy {' and '.join(config.strategy.names())}",
+    )
+
+
+OPEN_TOWER = Need(
+    "a tower that has no strategy of its own",
+    lambda config: None in (config.strategy.image_strategy, config.strategy.text_strategy),
+    lambda _: "--image_strategy and --text_strategy",
+)
+ONE_LAYER = Need(
+    "a head of one layer, which can be solved",
+    lambda config: config.has_simple_head,
+    lambda _: "images with texts, whose head is trained",
+)
+
+
+@dataclass(frozen=True)
+class StrategySettings(Topic):
+    """The strategy, and what only some strategies read."""
+
+    needs: ClassVar[tuple[Need, ...]] = (TRAINS,)
+
+    strategy: Strategy = setting("What learns, and when: see docs/strategies.md.", "full")
+    trainable_layers: int = setting("How many blocks learn, counted from the head.", 1, at_least(1), one_of("partial"))
+    adapter_layers: int | None = setting(
+        "Adapters in this many top blocks only (default: in all).", None, at_least(1), one_of(*ADAPTERS)
+    )
+    adapter_rank: int = setting("Rank of an adapter's matrices.", 8, at_least(1), one_of(*WITH_RANK))
+    adapter_alpha: float | None = setting(
+        "Scale of an adapter, over its rank (default: 2 x rank).", None, POSITIVE, one_of(*WITH_RANK)
+    )
+    adapter_dropout: float = setting("Dropout before an adapter.", 0.05, BELOW_ONE, one_of(*WITH_RANK))
+    peft_type: str = setting("Any method of peft that can attach to the model.", "LOHA", one_of("adapter"))
+    merge_adapter: bool = setting(
+        "Save a plain transformers model, with the adapter merged into its weights.", False, one_of(*ADAPTERS)
+    )
+    probe: Literal["logistic", "svm", "knn"] = setting(
+        "How a head on frozen features is solved: logistic regression or a support vector machine; knn: the "
+        "first, and the report also gives the accuracy of nearest neighbours.", "logistic", ONE_LAYER, one_of(*SOLVED),
+    )  # fmt: skip
+    feature_layers: list[int] = setting(
+        "Blocks, counted from 1 at the input, whose features the report evaluates by a probe.",
+        [], COUNTED_FROM_ONE, ONE_LAYER, one_of(*SOLVED),
+    )  # fmt: skip
+
+    def names(self) -> Sequence[str]:
+        """The strategies of the run: one for all, or one for each tower."""
+        return [self.strategy]
+
+
+@dataclass(frozen=True)
+class PairStrategySettings(StrategySettings):
+    """A strategy for each of two towers."""
+
+    # Two frozen towers cost little, and show what more training could gain.
+    strategy: Strategy = setting(
+        "What learns, and when, beside the head: see docs/strategies.md.", "linear_probe", OPEN_TOWER
+    )
+    # Two towers have no common base beside which peft could load an adapter.
+    merge_adapter: bool = setting("Adapters are always merged into the weights of a model of pairs.", True)
+    image_strategy: Strategy | None = setting("What learns in the image tower (default: as --strategy).", None)
+    text_strategy: Strategy | None = setting("What learns in the text tower (default: as --strategy).", None)
+
+    def names(self) -> Sequence[str]:
+        """The strategy of the image tower and, if it is another, that of the text tower."""
+        return list(dict.fromkeys(self.by_tower().values()))
+
+    def by_tower(self) -> dict[str, Strategy]:
+        """The strategy of each tower."""
+        return {"image": self.image_strategy or self.strategy, "text": self.text_strategy or self.strategy}

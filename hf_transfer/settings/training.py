@@ -1,0 +1,97 @@
+"""How a model learns: steps, rates, regularisation, batches and precision."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_transfer.settings.fields import (
+    BELOW_ONE,
+    FACTOR,
+    NOT_NEGATIVE,
+    RATE,
+    SEED,
+    STEPS,
+    TRAINS,
+    Topic,
+    at_least,
+    setting,
+)
+from hf_transfer.settings.strategy import ADAPTERS, one_of
+
+# In which pretrained weights learn.
+FROM_PRETRAINED = ("partial", "gradual", "lp_ft", "full", "bitfit", *ADAPTERS)
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Topic):
+    """What all modalities share."""
+
+    num_train_epochs: int = setting("Passes over the training split.", 20, at_least(1), STEPS)
+    learning_rate: float | None = setting("Peak learning rate (default: the strategy's own).", None, RATE, STEPS)
+    head_learning_rate: float | None = setting(
+        "Peak learning rate of the head (default: as the rest).", None, RATE, STEPS
+    )
+    layer_lr_decay: float = setting(
+        "Factor of the learning rate from each block to the one below it.", 1.0, FACTOR, STEPS
+    )
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = setting(
+        "How the learning rate changes after warm-up.", "cosine", STEPS
+    )
+    warmup_steps: float = setting(
+        "Warm-up: a number of steps, or below 1 a share of all steps.", 0.1, NOT_NEGATIVE, STEPS
+    )
+    weight_decay: float = setting("AdamW's weight decay; norms and biases are exempt.", 0.05, NOT_NEGATIVE, STEPS)
+    l2_sp: float = setting(
+        "Pull toward the pretrained weights, in place of their decay (L2-SP); 0: none.",
+        0.0, NOT_NEGATIVE, TRAINS, one_of(*FROM_PRETRAINED),
+    )  # fmt: skip
+    label_smoothing_factor: float = setting("Share of the target spread over all classes.", 0.0, BELOW_ONE, STEPS)
+    class_weights: Literal["none", "balanced"] = setting(
+        "Weight the loss so that each class counts the same.", "none", TRAINS
+    )
+    ema_decay: float = setting(
+        "Evaluate and keep an exponential moving average of the weights (for example 0.999); 0: none.",
+        0.0, BELOW_ONE, STEPS,
+    )  # fmt: skip
+    soup_size: int = setting(
+        "Average up to this many of the best epochs, as long as validation improves.", 1, at_least(1), STEPS
+    )
+    max_grad_norm: float = setting("Clip the gradient to this norm; 0: no clipping.", 1.0, NOT_NEGATIVE, STEPS)
+    per_device_train_batch_size: int = setting("Samples in a batch, on each process.", 32, at_least(1), STEPS)
+    per_device_eval_batch_size: int = setting("Samples in an evaluation batch, on each process.", 64, at_least(1))
+    gradient_accumulation_steps: int = setting("Batches of one optimizer step.", 1, at_least(1), STEPS)
+    auto_batch_size: bool = setting(
+        "Use the largest batches that fit into memory, with as many samples in a step as without.", False, STEPS
+    )
+    gradient_checkpointing: bool = setting("Recompute activations in the backward pass to save memory.", False, STEPS)
+    bf16: bool = setting("Mixed precision in bfloat16.", False)
+    fp16: bool = setting("Mixed precision in float16 (needs a GPU).", False)
+    metric_for_best_model: str | None = setting(
+        "Validation metric that selects the epoch to keep (default: accuracy for classes); ties go to the lower loss.",
+        None, TRAINS,
+    )  # fmt: skip
+    early_stopping_patience: int = setting(
+        "Stop after this many epochs without a better one; 0: never.", 0, at_least(0), STEPS
+    )
+    seed: int = setting("Seed of the head, the order of samples, dropout and augmentation.", 0, SEED, TRAINS)
+
+
+@dataclass(frozen=True)
+class ImageTrainingSettings(TrainingSettings):
+    """What training on images adds."""
+
+    mixup_alpha: float = setting("Mix each image with another; 0.2 is mild, 0: never.", 0.0, NOT_NEGATIVE, STEPS)
+    cutmix_alpha: float = setting(
+        "Paste a box of another image into each; 1: of any size, 0: never.", 0.0, NOT_NEGATIVE, STEPS
+    )
+
+
+@dataclass(frozen=True)
+class TextTrainingSettings(TrainingSettings):
+    """What training on texts adds: a pretrained language model needs few passes over a text, but many steps."""
+
+    num_train_epochs: int = setting("Passes over the training split.", 6, at_least(1), STEPS)
+    per_device_train_batch_size: int = setting("Samples in a batch, on each process.", 16, at_least(1), STEPS)
+    rdrop_alpha: float | None = setting(
+        "R-Drop: weight of the agreement of two dropout samples (default: 1 with --strategy full, else 0).",
+        None, NOT_NEGATIVE, STEPS,
+    )  # fmt: skip

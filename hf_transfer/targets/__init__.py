@@ -1,0 +1,1 @@
+"""What is predicted: one class, several labels, numbers. One file for each."""

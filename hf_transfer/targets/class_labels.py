@@ -1,0 +1,168 @@
+"""Labels: from a column of any type to class numbers and names that all splits share."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+from hf_transfer.errors import UserError, user_error
+
+Labels = npt.NDArray[np.int64]
+LISTED_ROWS = 5
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")
+WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+
+
+def read_labels(splits: Mapping[str, datasets.Dataset], column: str) -> tuple[list[str], dict[str, Labels]]:
+    """Class names, and for every split its rows' class numbers.
+
+    Names come from a `ClassLabel` column itself; otherwise they are the sorted values of the training split.
+
+    Raises:
+        UserError: missing, unlabelled or unknown labels; a kind of task that is not supported yet.
+    """
+    feature = splits["train"].features[column]
+    _refuse_other_tasks(feature, column)
+    values = {name: split.select_columns([column])[:][column] for name, split in splits.items()}
+    for name, column_values in values.items():
+        _refuse_missing(column_values, column, name)
+    if isinstance(feature, datasets.ClassLabel):
+        names = [str(name) for name in feature.names]
+        numbers = {name: np.asarray(column_values, dtype=np.int64) for name, column_values in values.items()}
+        for name, split_numbers in numbers.items():
+            _refuse_out_of_range(split_numbers, len(names), column, name)
+        return names, numbers
+    _refuse_fractions(values["train"], column)
+    keys = _in_order(set(values["train"]))
+    _refuse_unknown(values, set(keys), column)
+    number_of = {key: number for number, key in enumerate(keys)}
+    numbers = {
+        name: np.asarray([number_of[value] for value in column_values], dtype=np.int64)
+        for name, column_values in values.items()
+    }
+    return [class_name(key) for key in keys], numbers
+
+
+def check_classes(names: list[str], labels: Mapping[str, Labels], *, splits_to_cut: int) -> None:
+    """Refuse labels that no classifier can be trained or evaluated on.
+
+    Args:
+        names: class names.
+        labels: class numbers of every split that the data set brings.
+        splits_to_cut: how many splits must still be split off training; each needs a sample of each class.
+
+    Raises:
+        UserError: one class only, a class with too few samples, a class that only evaluation has.
+    """
+    counts = np.bincount(labels["train"], minlength=len(names))
+    present = [name for name, count in zip(names, counts, strict=True) if count]
+    if len(present) < 2:
+        raise user_error(
+            expected="at least 2 classes to tell apart",
+            found=f"only 1 class, {present[0]!r}, in {counts.sum()} rows" if present else "no rows",
+            do="add samples of another class, or name another --label_column_name",
+        )
+    needed = 1 + splits_to_cut
+    few = [f"{name!r} ({count})" for name, count in zip(names, counts, strict=True) if 0 < count < max(2, needed)]
+    if few:
+        raise user_error(
+            expected=f"at least {max(2, needed)} training samples of each class"
+            + (f", to cut {splits_to_cut} more split(s) from them" if splits_to_cut else ""),
+            found=f"too few of {_some(few)}",
+            do="add samples of these classes, merge or remove them, or bring your own validation and test splits",
+        )
+    for name, numbers in labels.items():
+        lacking = sorted({names[number] for number in numbers if not counts[number]})
+        if lacking:
+            raise user_error(
+                expected=f"in split '{name}' only classes that training has",
+                found=f"{_some([repr(label) for label in lacking])} in '{name}', of which training has no sample",
+                do="add training samples of these classes, or remove these rows",
+            )
+
+
+def _refuse_other_tasks(feature: object, column: str) -> None:
+    if isinstance(feature, datasets.Sequence | datasets.LargeList | list | dict):
+        raise _unsupported("a list of labels in each row (multi-label classification)", column)
+    if isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary"):
+        raise _unsupported("bytes", column)
+    if isinstance(feature, datasets.Value) and feature.dtype.startswith(("timestamp", "date", "time")):
+        # Arrow also makes dates of texts in JSON, and writes them in another form.
+        raise _unsupported("dates", column)
+    if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+        raise _unsupported(f"a column of type {type(feature).__name__}", column)
+
+
+def _refuse_fractions(values: list[object], column: str) -> None:
+    # A CSV file has text only; 0.5 and 1.5 may be classes, but not if nearly every row has another value.
+    text = [value for value in values if isinstance(value, str) and NUMBER.fullmatch(value)]
+    are_measurements = len(text) == len(values) < 2 * len(set(text)) and any(
+        not WHOLE_NUMBER.fullmatch(value) for value in text
+    )
+    if are_measurements or any(isinstance(value, float) and not value.is_integer() for value in values):
+        raise _unsupported("fractional numbers (regression)", column)
+
+
+def _unsupported(found: str, column: str) -> UserError:
+    return user_error(
+        expected=f"one class for each row in column '{column}'",
+        found=f"{found}, which is not supported yet",
+        do="name a column with one class label in --label_column_name",
+    )
+
+
+def _refuse_missing(values: list[object], column: str, split: str) -> None:
+    rows = [row for row, value in enumerate(values) if value is None or value != value or value == ""]
+    if rows:
+        raise user_error(
+            expected=f"a label in every row of column '{column}'",
+            found=f"none in {len(rows)} rows of split '{split}', first in rows {rows[:LISTED_ROWS]}",
+            do="fill in or remove these rows (rows count from 0)",
+        )
+    if values and all(value in (-1, "-1") for value in values):
+        raise user_error(
+            expected=f"a labelled split '{split}'",
+            found=f"-1 in every row of column '{column}': the labels are withheld, which is not supported yet",
+            do="use a copy of the data set without this split; a test split is then cut from training",
+        )
+
+
+def _refuse_out_of_range(numbers: Labels, classes: int, column: str, split: str) -> None:
+    rows = np.flatnonzero((numbers < 0) | (numbers >= classes))
+    if rows.size:
+        raise user_error(
+            expected=f"class numbers from 0 to {classes - 1} in column '{column}'",
+            found=f"{numbers[rows[0]]} in row {rows[0]} of split '{split}' ({rows.size} such rows)",
+            do="correct or remove these rows",
+        )
+
+
+def _refuse_unknown(values: Mapping[str, list[object]], known: set[object], column: str) -> None:
+    for split, split_values in values.items():
+        unknown = sorted({class_name(value) for value in split_values if value not in known})
+        if unknown:
+            raise user_error(
+                expected=f"in split '{split}' only labels that training has ({_some(sorted(map(class_name, known)))})",
+                found=f"{_some([repr(label) for label in unknown])} in column '{column}'",
+                do="add training samples of these classes, or remove these rows",
+            )
+
+
+def _in_order(values: set[Any]) -> list[Any]:
+    """Sorted; whole numbers by value, also where they are text, as in a CSV file: 9 before 10."""
+    numbers = all(isinstance(value, str) and WHOLE_NUMBER.fullmatch(value) for value in values)
+    return sorted(values, key=int if numbers else None)
+
+
+def class_name(value: object) -> str:
+    """The name of the class that a value of the label column stands for."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:LISTED_ROWS]) + (
+        f" and {len(items) - LISTED_ROWS} more" if len(items) > LISTED_ROWS else ""
+    )

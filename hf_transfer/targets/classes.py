@@ -1,0 +1,260 @@
+"""One class for each sample: labels, cross-entropy, accuracy and macro F1, confusion."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
+
+from hf_transfer.errors import user_error
+from hf_transfer.targets.class_labels import check_classes, read_labels
+from hf_transfer.targets.intervals import bootstrap_interval, wilson_interval
+from hf_transfer.targets.target import (
+    Details,
+    Interval,
+    LossOptions,
+    LossSums,
+    Metric,
+    Metrics,
+    Picture,
+    Strata,
+    Table,
+    Target,
+    Values,
+)
+
+CONFUSIONS_NAMED = 5
+# The class number that torch ignores; it is used in this file alone.
+IGNORED = -100
+CLASS_COLUMNS = ("label", "precision", "recall", "f1", "samples")
+CONFUSED = ("true", "predicted", "samples")
+
+
+@dataclass(frozen=True)
+class Classes(Target):
+    """One class number for each sample, int64.
+
+    Attributes:
+        label_names: class names; their positions are the class numbers.
+    """
+
+    problem_type: ClassVar[str] = "single_label_classification"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("accuracy", "accuracy", hub=("accuracy", "Accuracy", {}), is_share=True, interval="Wilson's"),
+        Metric("f1_macro", "macro F1", hub=("f1", "Macro F1", {"average": "macro"}), interval="bootstrap percentiles"),
+    )
+    main_metric: ClassVar[str] = "accuracy"
+    solver: ClassVar[str | None] = "multinomial logistic"
+    score_words: ClassVar[str] = "points of accuracy"
+    limits: ClassVar[tuple[str, ...]] = ("It names one of its classes for every sample, even if none is right.",)
+
+    label_names: tuple[str, ...]
+
+    @classmethod
+    def recognises(cls, feature: object) -> bool:
+        """Whether a column holds class labels by its type."""
+        return isinstance(feature, datasets.ClassLabel)
+
+    @classmethod
+    def read(cls, splits: Mapping[str, datasets.Dataset], column: str) -> tuple[Self, dict[str, Values]]:
+        """See `Target.read`."""
+        names, numbers = read_labels(splits, column)
+        return cls(tuple(names)), dict(numbers)
+
+    @classmethod
+    def of_model(cls, config: Any) -> Self:
+        """See `Target.of_model`."""
+        return cls(tuple(str(name) for _, name in sorted((config.id2label or {}).items())))
+
+    @property
+    def names(self) -> list[str]:
+        """The class names."""
+        return list(self.label_names)
+
+    def check(self, values: Mapping[str, Values], *, splits_to_cut: int) -> None:
+        """See `Target.check`: one class only, a class with too few samples, a class that only evaluation has."""
+        check_classes(self.names, values, splits_to_cut=splits_to_cut)
+
+    def strata(self, values: Values) -> Strata:
+        """The class numbers."""
+        return np.asarray(values, dtype=np.int64)
+
+    def describe(self) -> str:
+        """See `Target.describe`."""
+        return f"{len(self.label_names)} classes"
+
+    def model_settings(self) -> dict[str, Any]:
+        """See `Target.model_settings`."""
+        return {
+            "id2label": dict(enumerate(self.label_names)),
+            "label2id": {name: number for number, name in enumerate(self.label_names)},
+            # Otherwise a checkpoint of another task would keep its own, and pipelines apply a sigmoid.
+            "problem_type": self.problem_type,
+        }
+
+    def check_finished(self, finished: Target, name: str) -> None:
+        """Refuse a finished model whose classes are not those of the data, in their order."""
+        if finished != self:
+            raise user_error(
+                expected=f"a model with the classes of the data set, in their order: {', '.join(self.names[:5])}, ...",
+                found=f"{name} with {', '.join(finished.names[:5])}, ...",
+                do="name the folder OUT/model of a run on this data set, or train first (without --evaluate_only)",
+            )
+
+    def loss_weights(self, values: Values, balanced: bool) -> Tensor | None:
+        """Weights with which every class counts the same, float32 [classes]; None, if they are not asked for."""
+        return balanced_class_weights(values, len(self.label_names)) if balanced else None
+
+    def mixed(self, targets: Tensor, counted: Tensor) -> Tensor:
+        """Shares of the classes, float32 [batch, classes]; zeros for a sample that does not count."""
+        return one_hot(targets.where(counted, 0), len(self.label_names)).float() * counted[:, None]
+
+    def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: LossOptions) -> LossSums:
+        """Cross-entropy, smoothed and weighted by class.
+
+        The weight of a sample does not depend on the smoothing.
+
+        Reference: Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, "Rethinking the Inception Architecture for Computer
+        Vision", CVPR 2016, https://arxiv.org/abs/1512.00567 (label smoothing).
+        """
+        weights = None if options.weights is None else options.weights.to(outputs)
+        if targets.is_floating_point():
+            return _loss_of_shares(outputs, targets.to(outputs), weights, options.smoothing)
+        numbers = targets.where(counted, IGNORED)
+        total = cross_entropy(
+            outputs, numbers, weights, ignore_index=IGNORED, reduction="sum", label_smoothing=options.smoothing
+        )
+        if weights is None:
+            return LossSums(total, counted.sum())
+        # Not targets[counted]: its size is unknown until the GPU has finished, so the CPU would wait.
+        return LossSums(total, (weights[torch.where(counted, targets, 0)] * counted).sum())
+
+    def disagreement(self, outputs: Tensor, counted: Tensor) -> Tensor:
+        """The mean of KL(first, second) and KL(second, first), in nats.
+
+        Reference: Wu, Li, Wang, Meng, Qin, Chen, Zhang and Liu, "R-Drop: Regularized Dropout for Neural Networks",
+        NeurIPS 2021, https://arxiv.org/abs/2106.14448.
+        """
+        first, second = log_softmax(outputs, -1).chunk(2)
+        both = kl_div(first, second, log_target=True, reduction="none") + kl_div(
+            second, first, log_target=True, reduction="none"
+        )
+        once = counted.chunk(2)[0]
+        return (both.sum(-1) * once).sum() / (2 * once.sum().clamp(min=1))
+
+    def evaluate(self, outputs: Tensor, targets: Values, only: str | None = None) -> Metrics:
+        """Accuracy, macro F1 (the plain mean over the classes that occur), and mean cross-entropy."""
+        predicted = outputs.argmax(-1).numpy()
+        metrics = {"accuracy": float((predicted == targets).mean())}
+        if only is None or only == "f1_macro":
+            metrics["f1_macro"] = macro_f1(targets, predicted, len(self.label_names))
+        return {**metrics, "loss": cross_entropy(outputs, torch.from_numpy(targets)).item()}
+
+    def intervals(self, outputs: Tensor, targets: Values) -> dict[str, Interval]:
+        """Wilson's for accuracy, bootstrap percentiles for macro F1."""
+        predicted, classes = outputs.argmax(-1).numpy(), len(self.label_names)
+        return {
+            "accuracy": wilson_interval(int((predicted == targets).sum()), len(targets)),
+            "f1_macro": bootstrap_interval(
+                len(targets), lambda rows: macro_f1(targets[rows], predicted[rows], classes)
+            ),
+        }
+
+    def sample_scores(self, outputs: Tensor, targets: Values) -> npt.NDArray[np.float64]:
+        """1 for a right answer, 0 for a wrong one."""
+        scores: npt.NDArray[np.float64] = (outputs.argmax(-1).numpy() == targets).astype(float)
+        return scores
+
+    def details(self, outputs: Tensor, targets: Values) -> Details:
+        """Precision, recall and F1 of each class, and which classes are confused."""
+        predicted, names = outputs.argmax(-1).numpy(), self.names
+        matrix: npt.NDArray[np.int64] = confusion_matrix(targets, predicted, labels=range(len(names)))
+        columns = precision_recall_fscore_support(targets, predicted, labels=range(len(names)), zero_division=0.0)
+        rows = [
+            dict(zip(CLASS_COLUMNS, (name, float(p), float(r), float(f), int(n)), strict=True))
+            for name, p, r, f, n in zip(names, *columns, strict=True)
+        ]
+        titles = ("class", "precision", "recall", "F1", "samples")
+        confused = most_confused(matrix, names)
+        return Details(
+            tables=[
+                Table("classes", "Classes (test)", CLASS_COLUMNS, titles, rows),
+                *([Table("confusions", "Most confused (test)", CONFUSED, CONFUSED, confused)] if confused else []),
+            ],
+            pictures=[Picture("confusion", "confusion.png", "Confusion matrix of the test split", (matrix, names))],
+        )
+
+    def shown(self, value: Any) -> str:
+        """The class name."""
+        return self.label_names[int(value)]
+
+    def answers(self, outputs: Tensor, top: int) -> list[list[tuple[str, float]]]:
+        """Class names with their probabilities, most probable first."""
+        best = outputs.softmax(-1).topk(min(top, outputs.shape[-1]))
+        return [
+            [(self.label_names[number], share) for number, share in zip(numbers, shares, strict=True)]
+            for shares, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+
+def _loss_of_shares(outputs: Tensor, shares: Tensor, weights: Tensor | None, smoothing: float) -> LossSums:
+    # A masked row has nothing to spread: it stays all zeros.
+    spread = shares.sum(-1, keepdim=True) / shares.shape[-1]
+    smooth = (1 - smoothing) * shares + smoothing * spread
+    if weights is not None:
+        smooth, shares = smooth * weights, shares * weights
+    return LossSums(-(smooth * log_softmax(outputs, -1)).sum(), shares.sum())
+
+
+def macro_f1(true: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int) -> float:
+    """The plain mean of F1 over the classes that occur in the true or the predicted class numbers [samples]."""
+    hits = np.bincount(true[true == predicted], minlength=classes)
+    both = np.bincount(true, minlength=classes) + np.bincount(predicted, minlength=classes)
+    # A class that a bootstrap sample does not contain has no score in it.
+    return float((2 * hits[both > 0] / both[both > 0]).mean())
+
+
+def most_confused(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The pairs of classes that are confused most often.
+
+    Args:
+        matrix: samples by true and predicted class [classes, classes].
+        names: of the classes.
+    """
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    most = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS_NAMED]
+    pairs = [tuple(map(int, np.unravel_index(place, wrong.shape))) for place in most]
+    return [
+        {"true": names[true], "predicted": names[predicted], "samples": int(wrong[true, predicted])}
+        for true, predicted in pairs
+        if wrong[true, predicted]
+    ]
+
+
+def balanced_class_weights(labels: npt.NDArray[np.int64], classes: int) -> Tensor:
+    """Weights with which every class counts as much as any other, float32 [classes].
+
+    A class with `count` of the `samples` weighs samples / (present classes * count), as scikit-learn's "balanced"
+    does, so the mean over the samples is 1. A class that training lacks weighs 1: no sample has it, and what label
+    smoothing spreads to it counts as for an average class.
+
+    Reference: King and Zeng, "Logistic Regression in Rare Events Data", Political Analysis 2001,
+    https://doi.org/10.1093/oxfordjournals.pan.a004868.
+
+    Args:
+        labels: class numbers [samples] of the training samples that count.
+        classes: how many classes the model tells apart.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    assert len(counts) == classes, f"a class number is beyond the {classes} classes"
+    present = counts > 0
+    weights = np.ones(classes)
+    weights[present] = counts.sum() / (present.sum() * counts[present])
+    return torch.from_numpy(weights).float()

@@ -1,0 +1,88 @@
+"""Devices, processes and precision of a run, which leaves none of its process-wide state behind."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from hf_transfer.errors import user_error
+from hf_transfer.settings.output import OutputSettings
+from hf_transfer.settings.run import RunConfig
+from hf_transfer.settings.training import TrainingSettings
+from hf_transfer.training.random_numbers import unchanged_random_state
+from hf_transfer.training.sharding import start_sharding
+
+# The other processes wait while one checks the data, solves a head or saves.
+LONGEST_WAIT = timedelta(hours=12)
+
+
+@contextmanager
+def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
+    """Devices, processes, precision and trackers of a run; trackers are closed at the end.
+
+    A Python program may have several runs, with different precision, and an accelerator of its own: at the end,
+    also after an error, accelerate's shared state and the global random numbers are as they were before.
+
+    Raises:
+        UserError: the precision or a tracker is not available on this machine.
+    """
+    training = config.training
+    with _own_shared_state():
+        accelerator = _accelerator(training, config.output)
+        start_sharding(training, accelerator)
+        if training.fp16 and accelerator.device.type == "cpu":
+            raise user_error(
+                expected="a GPU for --fp16", found="none", do="use --bf16, which CPUs have too, or leave it out"
+            )
+        with unchanged_random_state(accelerator.device):
+            try:
+                yield accelerator
+            finally:
+                for tracker in accelerator.trackers:
+                    tracker.finish()
+
+
+def _accelerator(training: TrainingSettings, output: OutputSettings) -> Accelerator:
+    trackers = [name for name in output.report_to if name != "none"]
+    try:
+        return Accelerator(
+            mixed_precision="bf16" if training.bf16 else "fp16" if training.fp16 else "no",
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            log_with=trackers or None,
+            project_dir=output.output_dir if trackers else None,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+        )
+    except (ValueError, ImportError) as error:
+        raise user_error(
+            expected="a precision and trackers that this machine has",
+            found=str(error).splitlines()[0],
+            do="leave out --fp16, or install the tracker named in --report_to",
+        ) from error
+
+
+@contextmanager
+def _own_shared_state() -> Iterator[None]:
+    """Accelerate keeps precision and gradient accumulation for the whole process: they are replaced for a while.
+
+    What the caller's program has set up of devices and processes is used and kept: processes connect once.
+    """
+    shared = [AcceleratorState._shared_state, GradientState._shared_state, PartialState._shared_state]
+    before = [dict(state) for state in shared]
+    were_connected = _are_connected()
+    for state in shared[:2]:
+        state.clear()
+    try:
+        yield
+    finally:
+        if _are_connected() and not were_connected:
+            PartialState().destroy_process_group()
+        for state, values in zip(shared, before, strict=True):
+            state.clear()
+            state.update(values)
+
+
+def _are_connected() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

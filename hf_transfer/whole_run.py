@@ -1,0 +1,143 @@
+"""The steps of a run in one call, for Python programs and for commands."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import pandas
+
+from hf_transfer.data.files import files_below
+from hf_transfer.data.pictures import SUFFIXES
+from hf_transfer.data.samples import is_sample, load_sample
+from hf_transfer.errors import user_error
+from hf_transfer.evaluation.predictor import modalities_of_model
+from hf_transfer.installation import check_installation
+from hf_transfer.modalities.table import MODALITIES, modality_named
+from hf_transfer.run import Run, open_run
+from hf_transfer.settings.model import MEMORY_PREFIX
+from hf_transfer.settings.run import TOWERS, RunConfig
+
+Data: TypeAlias = str | Path | datasets.DatasetDict | datasets.Dataset | pandas.DataFrame
+
+
+def train(
+    data: Data, model: str | tuple[str, str] | None = None, *, output_dir: str | Path, modality: str | None = None,
+    **settings: Any,
+) -> Run:  # fmt: skip
+    """Teach a pretrained model a new task: with the same checks, resuming and files as a recipe.
+
+        run = train("path/to/pictures", model="google/vit-base-patch16-224", output_dir="runs/first")
+        print(run.metrics["test"])
+
+    The same call on an interrupted run resumes it, and on a finished one returns its results.
+
+    Args:
+        data: a folder, a table, a Hub id or sample:NAME; or data in memory: a `datasets.DatasetDict` with a split
+            `train`, a `datasets.Dataset` or a pandas frame, from which validation and test are split off.
+        model: a Hub id, a local folder or sample:NAME; for images with texts, two of them or a dual encoder.
+        output_dir: folder for the model, the report and the results.
+        modality: the recipe: vision, text or multimodal; None: inferred from model and data.
+        **settings: any setting of that recipe, by its name.
+
+    Returns:
+        The finished run: `metrics`, `results`, `push_to_hub`.
+
+    Raises:
+        UserError: anything that has to be fixed in the settings, the data or the environment.
+    """
+    check_installation()
+    name, given = _named(data)
+    models = _models(model, settings)
+    recipe = modality or _recipe_for(models, name, given)
+    config_class = modality_named(recipe).config
+    return run_all_steps(config_class.of(dataset_name=name, output_dir=str(output_dir), **models, **settings), given)
+
+
+def run_all_steps(config: RunConfig, data: datasets.DatasetDict | None = None) -> Run:
+    """Run everything that the settings ask for.
+
+    Args:
+        config: the settings.
+        data: a data set in memory; None: what the settings name.
+    """
+    with open_run(config, data) as run:
+        if not run.is_finished:
+            run.load_data()
+            run.load_model()
+            run.choose_what_learns()
+            run.train()
+            run.evaluate()
+            run.write_report()
+        run.publish()
+    return run
+
+
+def _named(data: Data) -> tuple[str, datasets.DatasetDict | None]:
+    """The name of the data in the settings and, if they are in memory, their splits."""
+    if isinstance(data, str | Path):
+        return str(data), None
+    if isinstance(data, pandas.DataFrame):
+        data = datasets.Dataset.from_pandas(data, preserve_index=False)
+    if isinstance(data, datasets.Dataset):
+        data = datasets.DatasetDict({"train": data})
+    if not isinstance(data, datasets.DatasetDict):
+        raise user_error(
+            expected="data: a path, a name, a datasets.DatasetDict, a datasets.Dataset or a pandas frame",
+            found=type(data).__name__,
+            do="convert it to one of these",
+        )
+    # By content: the same data resume the same run.
+    digest = hashlib.sha256()
+    for split, rows in sorted(data.items()):
+        digest.update(f"{split}{rows.features}{len(rows)}".encode())
+        for batch in rows.with_format("arrow").iter(1_000):
+            digest.update(datasets.fingerprint.Hasher.hash(batch.to_pylist()).encode())
+    return f"{MEMORY_PREFIX}{digest.hexdigest()[:16]}", data
+
+
+def _models(model: str | tuple[str, str] | None, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that name the models."""
+    if model is None:
+        return {}
+    if twice := {"model_name_or_path", *TOWERS} & settings.keys():
+        raise user_error(
+            expected="the model once", found=f"model and {', '.join(sorted(twice))}", do="leave one of them out"
+        )
+    if isinstance(model, str | Path):
+        return {"model_name_or_path": str(model)}
+    return dict(zip(TOWERS, map(str, model), strict=True))
+
+
+def _recipe_for(models: Mapping[str, str], name: str, data: datasets.DatasetDict | None) -> str:
+    """The recipe that suits the model, and where a model suits several, the data.
+
+    Raises:
+        UserError: none or several do.
+    """
+    if "model_name_or_path" not in models:
+        return "multimodal"
+    suiting = modalities_of_model(models["model_name_or_path"]) or list(MODALITIES.values())
+    if len(suiting) > 1:
+        features = _features(name, data)
+        suiting = [one for one in suiting if one.suits(features)]
+    if len(suiting) != 1:
+        raise user_error(
+            expected=f"data that tell whether samples are {', '.join(one.samples for one in MODALITIES.values())}",
+            found=f"{name} and the model {models['model_name_or_path']}, which do not",
+            do=f"name it: modality={' or modality='.join(MODALITIES)}",
+        )
+    return suiting[0].config.recipe
+
+
+def _features(name: str, data: datasets.DatasetDict | None) -> datasets.Features:
+    """The columns of the data with their types, as far as they can be told without reading them."""
+    if data is None and is_sample(name):
+        data = load_sample(name)
+    if data is not None:
+        return next(iter(data.values())).features
+    path = Path(name).expanduser()
+    if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in files_below(path)):
+        return datasets.Features({"image": datasets.Image()})
+    return datasets.Features({"text": datasets.Value("string")})

@@ -1,0 +1,67 @@
+"""Intervals of metrics against a formula, a published example, and scipy's bootstrap."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+from sklearn.metrics import f1_score
+
+from hf_transfer.targets.classes import macro_f1
+from hf_transfer.targets.intervals import bootstrap_interval, wilson_interval
+
+# The 97.5 % quantile of the normal distribution.
+Z = 1.959963984540054
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 10), (81, 263), (9999, 10_000)]
+)
+def test_the_wilson_interval_is_that_of_the_formula(successes: int, trials: int) -> None:
+    share = successes / trials
+    middle = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
+    half = Z / (1 + Z**2 / trials) * math.sqrt(share * (1 - share) / trials + Z**2 / (4 * trials**2))
+    assert wilson_interval(successes, trials) == pytest.approx((middle - half, middle + half), abs=1e-9)
+
+
+def test_the_wilson_interval_is_that_of_a_published_example() -> None:
+    """Newcombe (1998): 81 of 263."""
+    assert [round(bound, 4) for bound in wilson_interval(81, 263)] == [0.2553, 0.3662]
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(2, 40), (5, 300)])
+def test_the_interval_of_the_macro_f1_is_a_bootstraps(classes: int, rows: int) -> None:
+    """That of scipy, which draws other rows; ours draws the same in every run."""
+    generator = np.random.default_rng(3)
+    true = generator.integers(0, classes, rows)
+    predicted = np.where(generator.random(rows) < 0.7, true, generator.integers(0, classes, rows))
+
+    def by_scikit_learn(chosen: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+        return float(f1_score(true[chosen], predicted[chosen], average="macro"))
+
+    expected = bootstrap(
+        (np.arange(rows),), by_scikit_learn, n_resamples=1000, vectorized=False, method="percentile", rng=generator
+    ).confidence_interval  # fmt: skip
+
+    def ours() -> tuple[float, float]:
+        return bootstrap_interval(rows, lambda chosen: macro_f1(true[chosen], predicted[chosen], classes))
+
+    low, high = ours()
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.03)
+    assert low < f1_score(true, predicted, average="macro") < high
+    assert ours() == (low, high)
+
+
+def test_the_bootstrap_draws_as_many_rows_as_there_are_with_repetitions() -> None:
+    drawn: list[list[int]] = []
+
+    def metric(chosen: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+        drawn.append(chosen.tolist())
+        return float(chosen.mean())
+
+    bootstrap_interval(10, metric)
+    assert len(drawn) == 1000
+    assert {len(rows) for rows in drawn} == {10}
+    assert {row for rows in drawn for row in rows} == set(range(10))
+    assert np.mean([len(set(rows)) for rows in drawn]) == pytest.approx(10 * (1 - 0.9**10), abs=0.2)

@@ -1,0 +1,208 @@
+"""Labels of every type become class numbers; other targets are refused with a message."""
+
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.preprocessing import LabelEncoder
+
+from hf_transfer.targets.class_labels import check_classes, read_labels
+from tests.data.conftest import user_error_with
+
+
+def table(values: list[Any], feature: Any = None) -> datasets.Dataset:
+    features = None if feature is None else datasets.Features({"label": feature})
+    return datasets.Dataset.from_dict({"label": values}, features=features)
+
+
+def numbered(**splits: list[int]) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    return {name: np.asarray(values, dtype=np.int64) for name, values in splits.items()}
+
+
+def test_a_class_label_column_keeps_its_own_names_and_numbers() -> None:
+    feature = datasets.ClassLabel(names=["zebra", "ant", "unused"])
+    names, numbers = read_labels({"train": table([1, 0, 1], feature), "test": table([0], feature)}, "label")
+    assert names == ["zebra", "ant", "unused"]
+    assert numbers["train"].tolist() == [1, 0, 1]
+    assert numbers["test"].tolist() == [0]
+    assert numbers["train"].dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (["dog", "cat", "dog", "Ant"], ["Ant", "cat", "dog"]),
+        ([10, 9, 10, 2], ["2", "9", "10"]),
+        ([10.0, 9.0, 10.0, 2.0], ["2", "9", "10"]),
+        ([True, False, True], ["False", "True"]),
+        ([-1, 1, -1, 1], ["-1", "1"]),
+    ],
+    ids=["strings", "integers", "whole floats", "booleans", "minus one is a class beside others"],
+)
+def test_values_of_a_plain_column_are_numbered_in_sorted_order(values: list[Any], names: list[str]) -> None:
+    """Integers sort as numbers: 9 before 10, which as strings would be the other way round."""
+    read, numbers = read_labels({"train": table(values)}, "label")
+    assert read == names
+    assert numbers["train"].tolist() == LabelEncoder().fit_transform(np.asarray(values)).tolist()
+
+
+@given(
+    train=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), min_size=1, max_size=30),
+    data=st.data(),
+)
+def test_the_label_map_is_a_bijection_that_all_splits_share(train: list[str], data: st.DataObject) -> None:
+    """Any text may be a label."""
+    test = data.draw(st.lists(st.sampled_from(train), min_size=1, max_size=10))
+    names, numbers = read_labels({"train": table(train), "test": table(test)}, "label")
+    assert names == sorted(set(train))
+    assert [names[number] for number in numbers["train"]] == train
+    assert [names[number] for number in numbers["test"]] == test
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["cat", None, "dog", None], ["cat", "", "dog", ""], [0.0, float("nan"), 1.0, float("nan")], [0, None, 1, None]],
+    ids=["None among strings", "empty string", "NaN", "None among integers"],
+)
+def test_a_missing_label_is_refused_with_its_rows(values: list[Any]) -> None:
+    """NaN is a number that equals nothing, itself included."""
+    with user_error_with(
+        expected="a label in every row of column 'label'",
+        found="none in 2 rows of split 'train', first in rows [1, 3]",
+        do="fill in or remove these rows",
+    ):
+        read_labels({"train": table(values)}, "label")
+
+
+def test_at_most_five_rows_without_a_label_are_listed() -> None:
+    with user_error_with(
+        expected="a label", found="none in 7 rows of split 'train', first in rows [0, 1, 2, 3, 4]", do=""
+    ):
+        read_labels({"train": table([*[None] * 7, "cat"])}, "label")
+
+
+def test_a_missing_label_in_an_evaluation_split_names_that_split() -> None:
+    with user_error_with(
+        expected="column 'label'", found="none in 1 rows of split 'test', first in rows [1]", do="fill"
+    ):
+        read_labels({"train": table(["a", "b"]), "test": table(["a", None])}, "label")
+
+
+@pytest.mark.parametrize("feature", [datasets.ClassLabel(names=["a", "b"]), datasets.Value("int64")])
+def test_minus_one_in_every_row_means_that_labels_are_withheld(feature: Any) -> None:
+    """As in many public test splits."""
+    with user_error_with(
+        expected="a labelled split 'test'",
+        found="-1 in every row of column 'label': the labels are withheld, which is not supported yet",
+        do="use a copy of the data set without this split",
+    ):
+        read_labels({"train": table([0, 1], feature), "test": table([-1, -1], feature)}, "label")
+
+
+@pytest.mark.parametrize("number", [-1, 2])
+def test_a_class_number_out_of_range_is_refused_with_its_row(number: int) -> None:
+    """`datasets` itself lets -1 through, so a file can hold it."""
+    stored = table([0, 1, number, number], datasets.Value("int64"))
+    # As in a file on disk: the feature is declared, its values are not checked.
+    stored = datasets.Dataset(
+        stored.data.table.replace_schema_metadata(None),
+        info=datasets.DatasetInfo(
+            features=datasets.Features({"label": datasets.ClassLabel(names=["a", "b"])}),
+        ),
+    )
+    with user_error_with(
+        expected="class numbers from 0 to 1 in column 'label'",
+        found=f"{number} in row 2 of split 'train' (2 such rows)",
+        do="correct or remove these rows",
+    ):
+        read_labels({"train": stored}, "label")
+
+
+@pytest.mark.parametrize(
+    ("values", "feature", "words"),
+    [
+        ([[0, 1], [1]], datasets.List(datasets.Value("int64")), "multi-label classification"),
+        ([[0], [1]], datasets.List(datasets.ClassLabel(names=["a", "b"])), "multi-label classification"),
+        ([{"a": 1}, {"a": 0}], {"a": datasets.Value("int64")}, "multi-label classification"),
+        ([0.5, 2.5], datasets.Value("float32"), "fractional numbers (regression)"),
+        ([b"a", b"b"], datasets.Value("binary"), "bytes"),
+    ],
+)
+def test_other_tasks_than_one_class_for_each_row_are_refused(values: list[Any], feature: Any, words: str) -> None:
+    """Whole floats are classes, though: see above."""
+    with user_error_with(
+        expected="one class for each row in column 'label'",
+        found=words,
+        do="name a column with one class label in --label_column_name",
+    ):
+        read_labels({"train": table(values, feature)}, "label")
+
+
+def test_an_image_column_as_label_is_refused_by_its_type() -> None:
+    with user_error_with(expected="one class for each row", found="a column of type Image", do="--label_column_name"):
+        read_labels({"train": table([None, None], datasets.Image())}, "label")
+
+
+def test_a_label_that_only_evaluation_has_is_refused_by_name() -> None:
+    """Each name once, in order, although the rows repeat them."""
+    with user_error_with(
+        expected="in split 'test' only labels that training has (cat, dog)",
+        found="'bird', 'eel' in column 'label'",
+        do="add training samples of these classes, or remove these rows",
+    ):
+        read_labels({"train": table(["cat", "dog"]), "test": table(["eel", "cat", "bird", "eel"])}, "label")
+
+
+def test_an_unknown_fraction_in_evaluation_is_shown_as_it_is() -> None:
+    """0.5 must not be shown as 0, which training has, and infinity is no whole number."""
+    with user_error_with(expected="only labels that training has (0, 1)", found="'0.5', 'inf' in column", do="remove"):
+        read_labels({"train": table([0.0, 1.0]), "test": table([0.5, float("inf")])}, "label")
+
+
+def test_one_class_only_is_refused_by_name() -> None:
+    """A class that is declared but has no row does not count."""
+    with user_error_with(
+        expected="at least 2 classes to tell apart", found="only 1 class, 'cat', in 3 rows", do="--label_column_name"
+    ):
+        check_classes(["cat", "dog"], numbered(train=[0, 0, 0]), splits_to_cut=0)
+
+
+def test_a_training_split_without_rows_is_refused() -> None:
+    with user_error_with(expected="at least 2 classes", found="no rows", do="add samples"):
+        check_classes(["cat", "dog"], numbered(train=[]), splits_to_cut=0)
+
+
+@pytest.mark.parametrize(("splits_to_cut", "needed"), [(0, 2), (1, 2), (2, 3)])
+def test_a_class_needs_a_sample_for_training_and_for_each_split_that_is_cut(splits_to_cut: int, needed: int) -> None:
+    """Two training samples are the least in any case."""
+    enough = [0] * needed + [1] * needed
+    check_classes(["cat", "dog"], numbered(train=enough), splits_to_cut=splits_to_cut)
+    with user_error_with(
+        expected=f"at least {needed} training samples of each class",
+        found=f"too few of 'dog' ({needed - 1})",
+        do="bring your own validation and test splits",
+    ):
+        check_classes(["cat", "dog"], numbered(train=enough[:-1]), splits_to_cut=splits_to_cut)
+
+
+def test_a_class_label_name_that_no_row_has_is_allowed_in_training_alone() -> None:
+    check_classes(["cat", "dog", "unused"], numbered(train=[0, 0, 1, 1], test=[0, 1]), splits_to_cut=0)
+
+
+def test_a_class_number_that_only_evaluation_has_is_refused_by_name() -> None:
+    """A `ClassLabel` declares names that training may lack."""
+    with user_error_with(
+        expected="in split 'validation' only classes that training has",
+        found="'bird' in 'validation', of which training has no sample",
+        do="add training samples of these classes, or remove these rows",
+    ):
+        check_classes(["cat", "dog", "bird"], numbered(train=[0, 0, 1, 1], validation=[2, 0]), splits_to_cut=0)
+
+
+def test_a_long_list_of_classes_is_shortened_with_its_rest_counted() -> None:
+    names = [f"c{number}" for number in range(9)]
+    with user_error_with(expected="", found="'c2' (1), 'c3' (1), 'c4' (1), 'c5' (1), 'c6' (1) and 2 more", do=""):
+        check_classes(names, numbered(train=[0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8]), splits_to_cut=0)
