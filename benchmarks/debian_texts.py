@@ -1,10 +1,10 @@
-"""About 3,000 short texts of 12 classes that nobody made for this project: descriptions of Debian packages.
+"""About 3,000 short texts of 12 classes that were not made for this project: descriptions of Debian packages.
 
     python -m benchmarks.debian_texts FOLDER
 
 A text is the one-line description of a package in Debian's main archive, its class the section that Debian's
 maintainers have put it in. Written as `train.csv`, `validation.csv` and `test.csv`; needs `apt-cache` (Debian or
-Ubuntu, after `apt-get update`). The figures in README are of Debian 12.
+Ubuntu, after `apt-get update`). The figures in docs/benchmarks.md are of Debian 12.
 """
 
 import argparse
@@ -26,15 +26,17 @@ SHORTEST_WORDS = 3
 def descriptions() -> dict[str, list[str]]:
     """Distinct one-line descriptions by section, sorted."""
     listing = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, check=True).stdout.decode()
-    found: dict[str, set[str]] = defaultdict(set)
+    by_section: dict[str, set[str]] = defaultdict(set)
     for paragraph in listing.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and line[0] != " ")
-        # Development files, documents and data of a package repeat its line with a word in brackets.
+        # The packages with development files, documents and data of a program repeat its line with a word in brackets.
         text = fields.get("Description", fields.get("Description-en", "")).strip()
         if len(text.split()) >= SHORTEST_WORDS and not text.endswith(")"):
-            found[fields.get("Section", "")].add(text)
-    seen_twice = {text for texts in found.values() for text in texts if sum(text in t for t in found.values()) > 1}
-    return {section: sorted(texts - seen_twice) for section, texts in found.items()}
+            by_section[fields.get("Section", "")].add(text)
+    seen_twice = {
+        text for texts in by_section.values() for text in texts if sum(text in t for t in by_section.values()) > 1
+    }
+    return {section: sorted(texts - seen_twice) for section, texts in by_section.items()}
 
 
 def write(folder: Path, *, seed: int = 0) -> str:
@@ -59,10 +61,12 @@ def write(folder: Path, *, seed: int = 0) -> str:
 
 
 def main() -> None:
-    """Write the set and say what it is."""
+    """Write the data set and print its digest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="Others draw other descriptions, to judge a finding by.")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Another seed draws other descriptions, to confirm a result."
+    )
     arguments = parser.parse_args()
     print(write(arguments.folder, seed=arguments.seed))
 

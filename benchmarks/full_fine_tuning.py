@@ -2,9 +2,9 @@
 
     python -m benchmarks.full_fine_tuning FOLDER        # FOLDER as written by `python -m benchmarks.debian_texts`
 
-Ours has its default settings; Trainer has, beside its defaults, the better of the two usual choices of epochs and rate.
-Both see the same splits and pad to the longest of a batch; Trainer is given the
-test accuracy of its last epoch, ours that of the epoch that validation picked.
+Ours has its default settings. Trainer has its own, apart from epochs and rate: two usual choices are measured.
+Both use the same splits and pad to the longest text of a batch. The test accuracy of Trainer is that of its last epoch,
+ours that of the epoch that was best on validation.
 """
 
 import argparse
@@ -20,12 +20,10 @@ import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from benchmarks.intervals import mean_interval
-from benchmarks.trials import data_of
-from hf_transfer.config import TextConfig
-from hf_transfer.data.tokens import TextRows
-from hf_transfer.strategies.choice import choose_strategy, prepare_model
-from hf_transfer.training.loop import fit, start_accelerator
-from hf_transfer.training.predictions import predict_split
+from benchmarks.trials import accuracy_on_test, ready_run, train
+from hf_transfer.modalities.text_batches import TextRows
+from hf_transfer.modalities.tokens import TokenPreprocessing
+from hf_transfer.settings.run import TextConfig
 
 BACKBONE = "sample:minilm"
 TRAINERS = ((5, 5e-5), (8, 1e-4))
@@ -36,10 +34,10 @@ RESULTS = Path(__file__).parent / "results" / "full_fine_tuning.json"
 
 def settings(folder: Path, strategy: str, seed: int) -> TextConfig:
     """Our default settings."""
-    return TextConfig(
+    return TextConfig.of(
         model_name_or_path=BACKBONE,
         dataset_name=str(folder),
-        strategy=strategy,  # type: ignore[arg-type]
+        strategy=strategy,
         seed=seed,
         output_dir="unused",
         save_steps=0,
@@ -48,45 +46,39 @@ def settings(folder: Path, strategy: str, seed: int) -> TextConfig:
 
 def ours(folder: Path, strategy: str, seed: int) -> dict[str, float]:
     """Test accuracy, and seconds of training and validation."""
-    config = settings(folder, strategy, seed)
-    checkpoint, splits, pipeline, make_loaders = data_of(config)
-    chosen = choose_strategy(config)
-    prepared = prepare_model(checkpoint, chosen, splits.label_names, config, pipeline.example())
-    with start_accelerator(config) as accelerator, contextlib.redirect_stdout(io.StringIO()):
-        loaders = make_loaders(splits, pipeline, config, accelerator, prepared.frozen_blocks)
-        started = time.perf_counter()
-        fitted = fit(prepared.model, chosen, prepared.groups, loaders, config, accelerator)
-        seconds = time.perf_counter() - started
-        accuracy = predict_split(fitted.model, loaders, "test", accelerator).metrics()["accuracy"]
-    return {"accuracy": accuracy, "seconds": seconds}
+    with ready_run(settings(folder, strategy, seed)) as run:
+        fitted, seconds = train(run)
+        return {"accuracy": accuracy_on_test(run, fitted), "seconds": seconds}
 
 
 def trainers(
     folder: Path, epochs: int, rate: float, seed: int, *, frozen: bool = False, judged_by: str = "test"
 ) -> dict[str, float]:
     """The same of `transformers.Trainer`, with its last epoch; of its head alone, if the backbone is frozen."""
-    config = settings(folder, "full", seed)
-    checkpoint, splits, pipeline, _ = data_of(config)
-    model: Any = checkpoint.classifier(splits.label_names, seed=seed, fresh_weights=False)
-    model.base_model.requires_grad_(not frozen)
+    with ready_run(settings(folder, "full", seed)) as run:
+        # Not the run's own model: its new head is larger.
+        model: Any = run.checkpoint.classifier(run.splits.target, seed=seed, fresh_weights=False)
+        preprocessing: TokenPreprocessing = run.preprocessing  # type: ignore[assignment]
+        model.base_model.requires_grad_(not frozen)
 
-    def rows(name: str) -> Any:
-        split = TextRows(dict(splits.items())[name], pipeline)
-        return [{**split[n]["tokens"], "labels": split[n]["label"]} for n in range(len(split))]
+        def rows(name: str) -> Any:
+            split = TextRows(run.splits.of(name), preprocessing)
+            return [{**split[n]["tokens"], "labels": split[n]["target"]} for n in range(len(split))]
 
+        train_rows, judged_rows = rows("train"), rows(judged_by)
     arguments = TrainingArguments(
         output_dir="runs/trainer", num_train_epochs=epochs, learning_rate=rate, seed=seed, report_to="none",
         save_strategy="no", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
     trainer = Trainer(
-        model, arguments, train_dataset=rows("train"), data_collator=DataCollatorWithPadding(pipeline.tokenizer)
+        model, arguments, train_dataset=train_rows, data_collator=DataCollatorWithPadding(preprocessing.tokenizer)
     )
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train()
         seconds = time.perf_counter() - started
-        found: Any = trainer.predict(rows(judged_by))
-    return {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean()), "seconds": seconds}
+        judged: Any = trainer.predict(judged_rows)
+    return {"accuracy": float((judged.predictions.argmax(-1) == judged.label_ids).mean()), "seconds": seconds}
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
@@ -100,7 +92,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    """Measure arm after arm in each round, so that all meet the same unrest; save and print."""
+    """Measure all arms in each round, so that noise of the machine is the same for all; save and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)

@@ -4,29 +4,28 @@
 
 Rounds are interleaved: in each, in an order drawn at random, the hand-written loop runs one epoch, ours runs one, and
 the hand-written loop runs another on a third copy of the model. The ratio of the two hand-written epochs (A/A) shows
-what the machine's own unrest makes of two identical loops.
+how much of a difference is noise of the machine.
 """
 
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from benchmarks.intervals import median_interval
-from benchmarks.trials import epochs_of_ours
-from hf_transfer.config import VisionConfig
-from hf_transfer.data.inputs import EpochSampler, PixelPipeline, image_loaders
-from hf_transfer.data.sources import load_image_splits
-from hf_transfer.models.pretrained import Checkpoint, load_classifier
-from hf_transfer.training.loop import start_accelerator
+from benchmarks.trials import epochs_of_ours, ready_run
+from hf_transfer.data.batches import EpochSampler
+from hf_transfer.modalities.pixels import PixelPreprocessing
+from hf_transfer.run import Run
+from hf_transfer.settings.run import VisionConfig
 
 BACKBONES = ("sample:vit-glyphs", "sample:resnet-glyphs")
 ROUNDS = 30
@@ -38,7 +37,7 @@ Epoch = Callable[[int], object]
 
 def settings(backbone: str) -> VisionConfig:
     """Full fine-tuning of a sample backbone on 320 digits."""
-    return VisionConfig(
+    return VisionConfig.of(
         model_name_or_path=backbone,
         dataset_name="sample:digits",
         strategy="full",
@@ -52,17 +51,17 @@ def settings(backbone: str) -> VisionConfig:
     )
 
 
-def hand_written(config: VisionConfig) -> Epoch:
+def hand_written(run: Run) -> Epoch:
     """The loop that a practitioner writes, on the same rows in the same order, with the same optimizer and clipping."""
-    model, parts = _model_and_loaders(config, Accelerator(cpu=True))
-    pipeline = parts["pipeline"]
-    sampler = EpochSampler(len(parts["splits"].train), config.seed)
-    loader = DataLoader(parts["loaders"].train.dataset, batch_size=BATCH_SIZE, sampler=sampler)
+    model, training = run.prepared.model, run.config.training
+    preprocessing: PixelPreprocessing = run.preprocessing  # type: ignore[assignment]
+    sampler = EpochSampler(len(run.splits.train), training.seed)
+    loader = DataLoader(run.loaders.train.dataset, batch_size=BATCH_SIZE, sampler=sampler)
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
-    steps = len(loader) * config.num_train_epochs
+    steps = len(loader) * training.num_train_epochs
     scheduler = get_scheduler("cosine", optimizer, round(0.1 * steps), steps)
 
     def epoch(number: int) -> float:
@@ -70,8 +69,8 @@ def hand_written(config: VisionConfig) -> Epoch:
         sampler.set_epoch(number)
         total = 0.0
         for batch in loader:
-            logits = model(pixel_values=pipeline.normalise(batch["pixel_values"].float())).logits
-            loss = cross_entropy(logits, batch["labels"])
+            logits = model(pixel_values=preprocessing.normalise(batch["pixel_values"].float())).logits
+            loss = cross_entropy(logits, batch["target"])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -83,10 +82,9 @@ def hand_written(config: VisionConfig) -> Epoch:
     return epoch
 
 
-def ours(config: VisionConfig, accelerator: Accelerator) -> Epoch:
-    """An epoch of `training.loop`, on the same rows."""
-    model, parts = _model_and_loaders(config, accelerator)
-    epoch = epochs_of_ours(model, parts["groups"], parts["loaders"], config, accelerator)
+def ours(run: Run) -> Epoch:
+    """An epoch of `training.loop`, on the same rows; what it returns is the mean loss."""
+    epoch = epochs_of_ours(run)
     return lambda number: epoch(number)["train_loss"]
 
 
@@ -95,8 +93,9 @@ def measure(backbone: str) -> dict[str, Any]:
     config = settings(backbone)
     generator = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {"hand": [], "ours": [], "hand again": []}
-    with start_accelerator(config) as accelerator:
-        loops = {"hand": hand_written(config), "ours": ours(config, accelerator), "hand again": hand_written(config)}
+    with ExitStack() as runs:
+        makers = {"hand": hand_written, "ours": ours, "hand again": hand_written}
+        loops = {name: make(runs.enter_context(ready_run(config))) for name, make in makers.items()}
         losses = {name: epoch(0) for name, epoch in loops.items()}  # pixels are decoded and kept in this round
         assert losses["hand"] == losses["hand again"]
         assert abs(float(str(losses["hand"])) - float(str(losses["ours"]))) < 1e-5, f"different work: {losses}"
@@ -114,17 +113,8 @@ def measure(backbone: str) -> dict[str, Any]:
     }
 
 
-def _model_and_loaders(config: VisionConfig, accelerator: Accelerator) -> tuple[Any, dict[str, Any]]:
-    checkpoint = Checkpoint(config.model_name_or_path)
-    splits = load_image_splits(config)
-    pipeline = PixelPipeline(checkpoint.processor())
-    model, groups = load_classifier(checkpoint, splits.label_names, config, pipeline.example(), fresh_weights=False)
-    loaders = image_loaders(splits, pipeline, config, accelerator, frozen_prefix=False)
-    return model, {"splits": splits, "pipeline": pipeline, "groups": groups, "loaders": loaders}
-
-
 def main() -> None:
-    """Measure, print the table, save the numbers."""
+    """Measure, print the table, save the figures."""
     rows = [measure(backbone) for backbone in BACKBONES]
     machine = {"threads": torch.get_num_threads(), "rounds": ROUNDS, "samples": 10 * SAMPLES_PER_CLASS}
     RESULTS.parent.mkdir(exist_ok=True)

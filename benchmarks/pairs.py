@@ -1,13 +1,12 @@
-"""Image and text together: what fusion is worth, what a missing modality costs, and what the store for both saves.
+"""Images with texts: what both are worth together, what a missing part costs, and what stored activations save.
 
     OMP_NUM_THREADS=1 python -m benchmarks.pairs
 
-`sample:glyph-names` with the settings of `recipes/configs/glyph_names.yaml`, on test samples that no run has looked at.
+`sample:glyph-names` with the settings of `recipes/configs/glyph_names.yaml`. The test split chooses nothing.
 """
 
 import argparse
 import contextlib
-import io
 import itertools
 import json
 import tempfile
@@ -15,163 +14,177 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import nn
 
 from benchmarks.intervals import mean_interval
+from benchmarks.trials import ready_run, train
+from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders
+from hf_transfer.modalities.pair import part_alone
+from hf_transfer.run import Run
+from hf_transfer.settings.parsing import load_settings
+from hf_transfer.settings.run import MultimodalConfig
+from hf_transfer.training.predictions import predict_split
 
 SETTINGS = Path(__file__).parents[1] / "recipes" / "configs" / "glyph_names.yaml"
 RESULTS = Path(__file__).parent / "results" / "pairs.json"
 SEEDS = (0, 1, 2, 3, 4)
 MISSING = 0.3
 EPOCHS_OF_STORE = 20
-# What is trained: on both with modality dropout and without it, and on one modality that is all there is.
+# What is trained: on both parts, with modality dropout and without, and on one part alone.
 ARMS = ("both", "both without dropout", "image", "text")
 
 
 class Bench:
-    """The sample, loaded once; the towers' outputs for the test split, computed once, as no run changes the towers."""
+    """The settings of all trainings, and the outputs of the towers for the test split: no training changes the towers.
+
+    Args:
+        cache: a folder for stored activations.
+    """
 
     def __init__(self, cache: Path) -> None:
-        from hf_transfer.config_multimodal import MultimodalConfig
-        from hf_transfer.data.pairs import load_pair_splits
-        from hf_transfer.models.pretrained_pair import PairCheckpoint, pipelines_of
-        from hf_transfer.parsing import load
-
-        self.config = replace(load(MultimodalConfig, SETTINGS), cache_dir=str(cache), save_steps=0)
-        self.pixels, self.tokens = pipelines_of(PairCheckpoint(self.config))
-        self.splits = load_pair_splits(self.config)
+        self.config = load_settings(MultimodalConfig, SETTINGS).replaced(cache_dir=str(cache), save_steps=0)
         self._outputs: list[tuple[Any, Any]] = []
 
     @contextlib.contextmanager
-    def trained(self, modality: str | None = None, **settings: Any) -> Iterator[tuple[Any, Any, Any, float, float]]:
-        """Model, loaders, accelerator, and seconds of wall and of processor that the training took."""
-        from hf_transfer.data.pair_batches import alone, pair_example, pair_loaders
-        from hf_transfer.models.pretrained_pair import PairCheckpoint
-        from hf_transfer.strategies.choice import choose_strategy, prepare_model
-        from hf_transfer.training.loop import fit, start_accelerator
+    def trained(self, part: str | None = None, **settings: Any) -> Iterator["Trained"]:
+        """A trained model.
 
-        with tempfile.TemporaryDirectory() as folder:
-            config = replace(self.config, output_dir=folder, **settings)
-            strategy, example = choose_strategy(config), pair_example(self.pixels, self.tokens)
-            with start_accelerator(config) as accelerator, contextlib.redirect_stdout(io.StringIO()):
-                prepared = prepare_model(PairCheckpoint(config), strategy, self.splits.label_names, config, example)
-                loaders = pair_loaders(
-                    self.splits, self.pixels, self.tokens, config, accelerator, frozen_prefix=prepared.frozen_blocks
-                )
-                given = loaders if modality is None else alone(loaders, modality)
-                began, worked = time.perf_counter(), time.process_time()
-                fitted = fit(prepared.model, strategy, prepared.groups, given, config, accelerator)
-                wall, processor = time.perf_counter() - began, time.process_time() - worked
-                yield fitted.model, loaders, accelerator, wall, processor
+        Args:
+            part: image or text: it learns from that part alone; None: from both.
+            **settings: that differ from those of the file.
+        """
+        # With save_steps=0 nothing is written there.
+        with ready_run(self.config.replaced(output_dir="unused", **settings)) as run:
+            loaders = run.loaders if part is None else part_alone(run.loaders, part)
+            started = time.process_time()
+            fitted, seconds = train(run, loaders)
+            yield Trained(run, fitted.model, seconds, time.process_time() - started)
 
-    def accuracy(self, model: Any, loaders: Any, accelerator: Any) -> float:
-        """On test, by the towers' outputs."""
-        from hf_transfer.training.predictions import predict_split
-
-        if not self._outputs:
-            self._outputs = _outputs(model, loaders, accelerator)
+    def accuracy(self, trained: "Trained", loaders: Loaders) -> float:
+        """The accuracy on the test split, by the outputs of the towers."""
+        model: Any = trained.model
+        self._outputs = self._outputs or _outputs(model, trained.run)
         images, texts = (_Recorded([pair[place] for pair in self._outputs]) for place in (0, 1))
-        kept = model.image_tower, model.text_tower
+        towers = model.image_tower, model.text_tower
         model.image_tower, model.text_tower = images, texts
         try:
-            return float(predict_split(model, loaders, "test", accelerator).metrics()["accuracy"])
+            return predict_split(model, loaders, "test", trained.run.accelerator).metrics()["accuracy"]
         finally:
-            model.image_tower, model.text_tower = kept
+            model.image_tower, model.text_tower = towers
 
 
-def _outputs(model: Any, loaders: Any, accelerator: Any) -> list[tuple[Any, Any]]:
-    import torch
+class Trained(NamedTuple):
+    """A trained model: its run, the model, seconds by the clock, seconds of the processor."""
 
+    run: Run
+    model: nn.Module
+    seconds: float
+    processor_seconds: float
+
+
+def _outputs(model: Any, run: Run) -> list[tuple[Any, Any]]:
     model.eval()
-    found = []
+    outputs = []
     with torch.no_grad():
-        for batch in loaders.test:
-            inputs = loaders.to_inputs(batch, accelerator.device, "test", None)[0]
+        for batch in run.loaders.test:
+            inputs = run.loaders.to_inputs(batch, run.accelerator.device, "test", None).inputs
             words = {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in inputs}
-            found.append((model.image_tower(pixel_values=inputs["pixel_values"]), model.text_tower(**words)))
-    return found
+            outputs.append((model.image_tower(pixel_values=inputs["pixel_values"]), model.text_tower(**words)))
+    return outputs
 
 
-def _Recorded(outputs: Sequence[Any]) -> Any:  # noqa: N802 (a class, made where torch is imported)
-    """A tower that gives what it has been given, batch by batch."""
-    from torch import nn
+class _Recorded(nn.Module):
+    """A tower that returns recorded outputs, batch by batch."""
 
-    class Recorded(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left = iter(outputs)
+    def __init__(self, outputs: Sequence[Any]) -> None:
+        super().__init__()
+        self.left = iter(outputs)
 
-        def forward(self, **_: Any) -> Any:
-            return next(self.left)
-
-    return Recorded()
+    def forward(self, **_: Any) -> Any:
+        return next(self.left)
 
 
-def missing(loaders: Any, modality: str, share: float) -> Any:
-    """A share of the complete samples, drawn by their row numbers, has lost its image or its text."""
-    import torch
+class _WithMissingParts(InputMaker):
+    """The inputs of another maker, in which a share of the complete samples lacks its image or its text.
 
-    def to_inputs(batch: Any, device: Any, split: str, epoch: int | None) -> Any:
-        inputs, labels, index = loaders.to_inputs(batch, device, split, epoch)
+    Args:
+        pairs: makes the inputs.
+        part: image or text.
+        share: of the complete samples; they are drawn by their row numbers.
+    """
+
+    def __init__(self, pairs: InputMaker, part: str, share: float) -> None:
+        self.pairs, self.part, self.share = pairs, part, share
+
+    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
+        """See `InputMaker`."""
+        labelled, name = self.pairs(batch, device, split, epoch), f"{self.part}_present"
+        inputs, _, _, index = labelled
         drawn = torch.tensor([np.random.default_rng((7, row)).random() for row in index.tolist()])
         complete = inputs["image_present"] & inputs["text_present"]
-        there = inputs[f"{modality}_present"] & ~(complete & (drawn < share))
-        return inputs | {f"{modality}_present": there}, labels, index
+        return labelled._replace(inputs=inputs | {name: inputs[name] & ~(complete & (drawn < self.share))})
 
-    return replace(loaders, to_inputs=to_inputs)
+    def fingerprint(self, split: str, epoch: int | None) -> str:
+        """See `InputMaker.fingerprint`."""
+        return f"{self.pairs.fingerprint(split, epoch)} without {self.share} of {self.part}"
 
 
 def measure(bench: Bench, arm: str, seed: int) -> dict[str, Any]:
-    """One training, and how good it is with all that there is and with less."""
-    from hf_transfer.data.pair_batches import alone
-
+    """One training, and its accuracy with everything and with missing parts."""
     settings = {"modality_dropout": 0.0} if arm != "both" else {}
-    modality = arm if arm in ("image", "text") else None
-    with bench.trained(modality, seed=seed, **settings) as (model, loaders, accelerator, wall, processor):
-
-        def judged(given: Any) -> float:
-            return bench.accuracy(model, given, accelerator)
-
-        row = {"arm": arm, "seed": seed, "seconds": wall, "processor_seconds": processor}
-        if modality is not None:
-            return row | {"test": judged(alone(loaders, modality))}
-        row |= {"test": judged(loaders)}
+    part = arm if arm in ("image", "text") else None
+    with bench.trained(part, seed=seed, **settings) as trained:
+        loaders = trained.run.loaders
+        row = {
+            "arm": arm, "seed": seed, "seconds": trained.seconds, "processor_seconds": trained.processor_seconds,
+        }  # fmt: skip
+        if part is not None:
+            return row | {"test": bench.accuracy(trained, part_alone(loaders, part))}
+        row |= {"test": bench.accuracy(trained, loaders)}
         for name in ("image", "text"):
+            fewer = replace(loaders, to_inputs=_WithMissingParts(loaders.to_inputs, name, MISSING))
             row |= {
-                f"{name}_only": judged(alone(loaders, name)),
-                f"{name}_missing": judged(missing(loaders, name, MISSING)),
+                f"{name}_only": bench.accuracy(trained, part_alone(loaders, name)),
+                f"{name}_missing": bench.accuracy(trained, fewer),
             }
         return row
 
 
 def speed(bench: Bench) -> list[dict[str, Any]]:
-    """The same training side by side, with the store (which is made anew) and without it."""
+    """The same training with stored activations (nothing is stored before) and without."""
     rows = []
     for cache in ("on", "off"):
         with tempfile.TemporaryDirectory() as folder:
             settings: dict[str, Any] = {
                 "cache_frozen": cache, "cache_dir": folder, "num_train_epochs": EPOCHS_OF_STORE,
             }  # fmt: skip
-            with bench.trained(**settings) as (model, loaders, accelerator, wall, processor):
-                test = bench.accuracy(model, loaders, accelerator)
-                rows.append({"store": cache, "seconds": wall, "processor_seconds": processor, "test": test})
+            with bench.trained(**settings) as trained:
+                test = bench.accuracy(trained, trained.run.loaders)
+                rows.append(
+                    {
+                        "store": cache, "seconds": trained.seconds, "processor_seconds": trained.processor_seconds,
+                        "test": test,
+                    }
+                )  # fmt: skip
     return rows
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: what is learned from, and what is left when less is there."""
+    """Markdown: accuracy of each arm, with everything and with missing parts."""
     columns = ("test", "image_only", "text_only", "image_missing", "text_missing")
     lines = [
         f"| trained on | all there is | image alone | text alone | {MISSING:.0%} of images missing | of texts |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        own = [row for row in rows if row["arm"] == arm]
+        of_arm = [row for row in rows if row["arm"] == arm]
         cells = []
         for column in columns:
-            values = [100 * row[column] for row in own if column in row]
+            values = [100 * row[column] for row in of_arm if column in row]
             cells.append("{:.1f} ± {:.1f} %".format(*mean_interval(values)) if len(values) > 1 else "")
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -187,17 +200,17 @@ def differences(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]
     def lost(arm: str, column: str, seed: int) -> float:
         return float(by_arm[arm][seed]["test"] - by_arm[arm][seed][column])
 
-    found = {
+    points = {
         "both - better modality alone": over_seeds(
             lambda seed: by_arm["both"][seed]["test"] - max(by_arm[name][seed]["test"] for name in ("image", "text"))
         )
     }
     for name in ("image", "text"):
         column = f"{name}_missing"
-        found[f"lost with {MISSING:.0%} of {name}s missing, without dropout - with it"] = over_seeds(
+        points[f"lost with {MISSING:.0%} of {name}s missing, without dropout - with it"] = over_seeds(
             lambda seed, column=column: lost("both without dropout", column, seed) - lost("both", column, seed)  # type: ignore[misc]
         )
-    return found
+    return points
 
 
 def main() -> None:
@@ -207,7 +220,7 @@ def main() -> None:
         "--parts", nargs="+", default=["worth", "store"], choices=["worth", "store"], help="Only these."
     )
     arguments = parser.parse_args()
-    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    figures = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     with tempfile.TemporaryDirectory() as cache:
         bench = Bench(Path(cache))
         if "worth" in arguments.parts:
@@ -215,14 +228,14 @@ def main() -> None:
             for seed, arm in itertools.product(SEEDS, ARMS):
                 rows.append(measure(bench, arm, seed))
                 print(json.dumps(rows[-1]), flush=True)
-            found |= {"missing": MISSING, "rows": rows, "differences": differences(rows)}
+            figures |= {"missing": MISSING, "rows": rows, "differences": differences(rows)}
             print(table(rows))
             for name, (mean, half) in differences(rows).items():
                 print(f"{name}: {mean:+.1f} ± {half:.1f} points")
         if "store" in arguments.parts:
-            found["store"] = speed(bench)
-            print(json.dumps(found["store"], indent=2))
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            figures["store"] = speed(bench)
+            print(json.dumps(figures["store"], indent=2))
+    RESULTS.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m benchmarks.sample_backbones          # compare
     python -m benchmarks.sample_backbones --ship   # replace what is shipped, with its card
 
-On the machine of the card the bytes are equal; on another, whose arithmetic rounds differently, the test accuracy
-must lie in the interval that the card states.
+On the machine of the card the bytes are equal. On another machine, which rounds differently, the test accuracy must lie
+in the interval that the card states.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from hf_transfer.data.samples import BACKBONE_FOLDER
-from hf_transfer.evaluation.report import wilson_interval
+from hf_transfer.targets.intervals import wilson_interval
 
 REPOSITORY = Path(__file__).parents[1]
 NAMES = ("vit-glyphs", "resnet-glyphs")
@@ -35,7 +35,7 @@ def config_file(name: str) -> Path:
 def train(name: str, output_dir: Path) -> dict[str, Any]:
     """Run the recipe as a user does, and return its results."""
     command = [sys.executable, "recipes/vision.py", "--config", str(config_file(name)), "--output_dir", str(output_dir)]
-    # Sums are split among threads, so that another number of threads would round differently.
+    # Threads split sums: another number of threads rounds differently.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--overwrite_output_dir"], cwd=REPOSITORY, env=environment, check=True)
     results: dict[str, Any] = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def digest(folder: Path) -> str:
 
 
 def processor_name() -> str:
-    """The processor's own name, since rounding depends on it."""
+    """The name of the processor: rounding depends on it."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text(encoding="utf-8").splitlines():
@@ -58,7 +58,7 @@ def processor_name() -> str:
 
 
 def card(name: str, results: dict[str, Any], weights: str) -> str:
-    """The model card: what it is, how it was trained, for how long, how good it is."""
+    """The model card: what it is, how it was trained, how long this took, how good it is."""
     settings = yaml.safe_load(config_file(name).read_text(encoding="utf-8"))
     test, rows = results["metrics"]["test"], results["samples"]["test"]
     low, high = wilson_interval(test["accuracy"] * rows, rows)
@@ -89,7 +89,7 @@ symbols apart. It has seen no digit: it is the pretrained backbone from which th
 
 
 def compare(name: str, results: dict[str, Any], trained: Path) -> bool:
-    """Print what came out; True if the bytes are equal or the accuracy lies in the card's interval."""
+    """Print the comparison; True if the bytes are equal or the accuracy lies in the interval of the card."""
     shipped = BACKBONE_FOLDER / name
     if digest(shipped) == digest(trained):
         print(f"{name}: equal bytes, {digest(shipped)}")

@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.space_speed
 
 Rounds are interleaved: in each, in an order drawn at random, the pipeline is called twice, and the demo answers without
-and with the picture of where the model looked. The ratio of the two pipeline calls (A/A) shows what the machine's own
-unrest makes of two identical ones. Counted are seconds of the processor, so that other work beside it does not matter;
-the way over HTTP, and how long it takes until the page is there, are counted in seconds of the clock. It fails if that
-is ten seconds or more.
+and with the picture of where the model looked. The ratio of the two pipeline calls (A/A) shows how much of a difference
+is noise of the machine. Seconds are those of the processor, so that other work on the machine does not matter; for the
+way over HTTP, and for the time until the page is ready, they are those of the clock. The benchmark fails if the page
+needs ten seconds or more.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from hf_transfer.hub.space import demo_folder
 ROUNDS = 12
 REQUESTS = 10
 LONGEST_SECONDS = 300
-# What a visitor of a Space that has gone to sleep may be asked to wait.
+# A visitor of a Space that has gone to sleep waits no longer than this.
 READY_WITHIN = 10.0
 PORT = 7861
 RESULTS = Path(__file__).parent / "results" / "space_speed.json"
@@ -50,7 +50,7 @@ def save_model(folder: Path) -> Path:
 
 
 def photograph(path: Path) -> Path:
-    """As large as a camera's preview, and as hard to decode."""
+    """A picture of the size of a camera's preview, as hard to decode."""
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((1024, 768), Image.Resampling.BICUBIC).save(path, quality=90)
@@ -58,8 +58,8 @@ def photograph(path: Path) -> Path:
 
 
 def calls(model: Path, picture: Path) -> dict[str, Call]:
-    """What is compared, under its name."""
-    # Here as in the Space: its files import each other as they lie in one folder.
+    """What is compared, by name."""
+    # As in the Space: its files import each other from one folder.
     sys.path.insert(0, str(demo_folder()))
     from about import Settings
     from classifier import Classifier
@@ -79,7 +79,7 @@ def calls(model: Path, picture: Path) -> dict[str, Call]:
 
 
 def measure(compared: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Seconds of the processor of each call, round by round; the first round is thrown away."""
+    """Seconds of the processor of each call, round by round; the first round does not count."""
     generator = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in compared}
     for _ in range(rounds + 1):
@@ -92,7 +92,7 @@ def measure(compared: dict[str, Call], rounds: int) -> dict[str, list[float]]:
 
 @contextlib.contextmanager
 def served(model: Path) -> Iterator[dict[str, float]]:
-    """The demo in a process of its own; how long it takes until its page is there."""
+    """The demo in its own process; seconds until its page is ready."""
     variables = os.environ | {"MODEL_ID": str(model), "GRADIO_SERVER_PORT": str(PORT), "HF_HUB_OFFLINE": "1"}
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "app.py"], cwd=demo_folder(), env=variables, stdout=subprocess.DEVNULL)
@@ -112,7 +112,7 @@ def served(model: Path) -> Iterator[dict[str, float]]:
 
 
 def round_trips(picture: Path, count: int) -> list[float]:
-    """Seconds from an upload to the answer, as a program asks."""
+    """Seconds from an upload to the answer, for a program."""
     from gradio_client import Client, handle_file
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -126,25 +126,25 @@ def round_trips(picture: Path, count: int) -> list[float]:
 
 
 def main() -> None:
-    """Measure, print and keep."""
-    found: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": ROUNDS}
+    """Measure, print, save."""
+    figures: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": ROUNDS}
     with TemporaryDirectory() as scratch:
         model, picture = save_model(Path(scratch) / "model"), photograph(Path(scratch) / "picture.jpg")
         with served(model) as ready:
-            found["ready"] = ready
-            found["round_trip"] = median_interval(round_trips(picture, REQUESTS))
+            figures["ready"] = ready
+            figures["round_trip"] = median_interval(round_trips(picture, REQUESTS))
         seconds = measure(calls(model, picture), ROUNDS)
     bare = np.asarray(seconds["pipeline"])
     for name, values in seconds.items():
-        found[name] = {
+        figures[name] = {
             "seconds": median_interval(values),
             "ratio": median_interval((np.asarray(values) / bare).tolist()),
         }
-        middle, low, high = found[name]["ratio"]
-        print(f"{name:28} {found[name]['seconds'][0] * 1000:6.0f} ms  {middle:.3f} [{low:.3f}, {high:.3f}]")
-    print(f"{'round trip over HTTP':28} {found['round_trip'][0] * 1000:6.0f} ms of the clock")
+        middle, low, high = figures[name]["ratio"]
+        print(f"{name:28} {figures[name]['seconds'][0] * 1000:6.0f} ms  {middle:.3f} [{low:.3f}, {high:.3f}]")
+    print(f"{'round trip over HTTP':28} {figures['round_trip'][0] * 1000:6.0f} ms of the clock")
     print(f"{'ready':28} {ready['clock']:6.1f} s of the clock, {ready['processor']:.1f} s of the processor")
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    RESULTS.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if ready["clock"] >= READY_WITHIN:
         raise SystemExit(f"Expected: ready within {READY_WITHIN:.0f} s. Found: {ready['clock']:.1f} s.")
 

@@ -83,7 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", nargs="+", default=list(SAMPLES), choices=list(SAMPLES), help="Only these.")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
-    parser.add_argument("--journal", type=Path, help="A file of what has been measured, to go on from if interrupted.")
+    parser.add_argument(
+        "--journal", type=Path, help="A file of finished trainings, to continue an interrupted measurement."
+    )
     arguments = parser.parse_args()
     measured = tuned(
         arms(arguments.samples), LEARNING_RATES, SEEDS, SEEDS_THAT_CHOOSE, arguments.processes, arguments.journal

@@ -2,9 +2,9 @@
 
     python -m benchmarks.text_probe FOLDER        # FOLDER as written by `python -m benchmarks.debian_texts`
 
-Ours is the recipe as a user runs it, with nothing stored yet, then once more with what the first run has stored; its
-accuracy is that of the reloaded `OUT/model`. Trainer has three epochs, with the rate of the grid that is best on
-validation.
+Ours is the recipe as a user runs it: first with nothing stored, then with the activations that the first run has
+stored. Its accuracy is that of the reloaded `OUT/model`. Trainer has three epochs, with the rate of the grid that is
+best on validation.
 """
 
 import argparse
@@ -49,9 +49,9 @@ def measure(folder: Path, seeds: tuple[int, ...]) -> dict[str, list[dict[str, fl
     rate = max(judged, key=judged.__getitem__)
     arms: dict[str, list[dict[str, float]]] = {}
 
-    def note(arm: str, found: dict[str, float]) -> None:
-        arms.setdefault(arm, []).append(found)
-        print(arm, found, flush=True)
+    def note(arm: str, figures: dict[str, float]) -> None:
+        arms.setdefault(arm, []).append(figures)
+        print(arm, figures, flush=True)
 
     for seed in seeds:
         note(f"Trainer, frozen backbone, {EPOCHS} epochs, {rate:g}", trainers(folder, EPOCHS, rate, seed, frozen=True))
@@ -80,8 +80,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     arguments = parser.parse_args()
     arms = measure(arguments.folder, tuple(arguments.seeds))
-    found = {"threads": torch.get_num_threads(), "seeds": arguments.seeds, "arms": arms}
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    results = {"threads": torch.get_num_threads(), "seeds": arguments.seeds, "arms": arms}
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(arms))
 
 

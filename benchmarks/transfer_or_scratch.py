@@ -4,8 +4,8 @@
 
 Every arm has the same data, the same augmentation (none, and the recipe's default), the same learning-rate grid and
 the same number of epochs (the probe is solved, and needs neither rate nor epochs). Its learning rate is the one with
-the best mean validation accuracy over the first seeds; then all seeds are trained at that rate, and the test split is
-looked at once for each. Whether the epochs are enough is shown by training from scratch for twice as many.
+the best mean validation accuracy over the first seeds; then all seeds are trained at that rate, and each uses the test
+split once. Training from scratch for twice as many epochs shows whether the epochs are enough.
 """
 
 import argparse
@@ -27,14 +27,14 @@ LONGER = "scratch, twice the epochs"
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = (0, 1, 2, 3, 4)
 SEEDS_THAT_CHOOSE = (0, 1)
-# By augmentation: where every epoch brings new pictures, there is more to learn.
+# By augmentation: if every epoch has new pictures, more epochs are useful.
 EPOCHS = {"none": 100, "light": 200}
 RESULTS = Path(__file__).parent / "results" / "transfer_or_scratch.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "transfer_or_scratch.png"
 
 
 def trial(backbone: str, strategy: str, augmentation: str) -> Trial:
-    """Ten images of each class; half of the data for the test, since a small test split blurs the gain."""
+    """Ten images of each class. Half of the data are the test split, so that the gain is measured precisely."""
     settings = {
         "model_name_or_path": backbone,
         "dataset_name": "sample:digits",
@@ -63,7 +63,7 @@ def measure(backbones: Sequence[str], augmentation: str, processes: int) -> list
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Markdown: mean test accuracy, and what is gained over scratch, paired by seed."""
+    """Markdown: mean test accuracy, and the gain over scratch, paired by seed."""
     rows = list(rows)
     scratch = {(row["augmentation"], row["backbone"]): row["test"] for row in rows if row["arm"] == "scratch"}
     lines = [
@@ -109,7 +109,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, save the numbers beside those of other backbones, draw the picture, print the table."""
+    """Measure, save the figures beside those of other backbones, draw the picture, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="+", default=BACKBONES, choices=BACKBONES, help="Measure these only.")
     parser.add_argument("--augmentations", nargs="+", default=list(EPOCHS), choices=list(EPOCHS), help="These only.")

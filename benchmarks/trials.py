@@ -1,26 +1,33 @@
-"""One training run of a recipe's steps, in a process of its own: the settings go in, figures come out."""
+"""Trainings by the steps of a run: settings go in, figures come out. Each may have a process of its own."""
 
-import contextlib
 import io
 import json
 import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+# torch is imported where it is needed: the process that only waits for others stays small.
+if TYPE_CHECKING:
+    from hf_transfer.data.batches import Loaders
+    from hf_transfer.run import Run
+    from hf_transfer.settings.run import RunConfig
+    from hf_transfer.training.progress import Fit
 
 Arm = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is to be trained.
+    """A training.
 
     Attributes:
         recipe: vision or text.
@@ -37,7 +44,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out: accuracies from 0 to 1, seconds of training with validation, parameters, bytes of the process."""
+    """The outcome of a training: accuracies from 0 to 1, seconds with validation, parameters, bytes of the process."""
 
     validation: float
     test: float | None
@@ -46,95 +53,128 @@ class Outcome:
     peak_bytes: int
 
 
-def run(trial: Trial, look_at_test: bool) -> Outcome:
-    """Train in this process, with one thread; the test split is looked at only if asked for."""
+def settings_of(recipe: str, settings: Mapping[str, Any]) -> "RunConfig":
+    """The settings of a run; those that have no effect with its strategy are left out.
+
+    Args:
+        recipe: vision or text.
+        settings: by name.
+    """
+    from hf_transfer.modalities.table import modality_named
+    from hf_transfer.settings.run import required
+
+    kind = modality_named(recipe).config
+    necessary = {name: settings[name] for name in required(kind)}
+    return kind.of(**necessary).replaced(**settings).without_ineffective()
+
+
+@contextmanager
+def ready_run(config: "RunConfig") -> Iterator["Run"]:
+    """A run that is ready to be trained: data and model are loaded, what learns is decided. Nothing is printed."""
+    from hf_transfer.run import open_run
+
+    with redirect_stdout(io.StringIO()), open_run(config, ahead=True) as run:
+        run.load_data()
+        run.load_model()
+        run.choose_what_learns()
+        yield run
+
+
+def train(run: "Run", loaders: "Loaders | None" = None) -> tuple["Fit", float]:
+    """Train a run that is ready, and keep the model in memory; the seconds of training with validation.
+
+    Args:
+        run: see `ready_run`.
+        loaders: other batches than its own.
+    """
+    from hf_transfer.training.loop import fit
+
+    prepared = run.prepared
+    started = time.perf_counter()
+    fitted = fit(
+        prepared.model, run.strategy, prepared.groups, loaders or run.loaders, run.config, run.accelerator,
+        run.regularisation,
+    )  # fmt: skip
+    return fitted, time.perf_counter() - started
+
+
+def accuracy_on_test(run: "Run", fitted: "Fit") -> float:
+    """The accuracy of a trained model on the test split, from 0 to 1."""
+    from hf_transfer.training.predictions import predict_split
+
+    return predict_split(fitted.model, run.loaders, "test", run.accelerator).metrics()["accuracy"]
+
+
+def run_trial(trial: Trial, look_at_test: bool) -> Outcome:
+    """Train in this process, with one thread; the test split is used only if asked for."""
     import torch
     import transformers
-
-    from hf_transfer.config import RunConfig, TextConfig, VisionConfig
-    from hf_transfer.strategies.choice import choose_strategy, prepare_model
-    from hf_transfer.training.loop import fit, start_accelerator
-    from hf_transfer.training.predictions import predict_split
 
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    kind: type[RunConfig] = TextConfig if trial.recipe == "text" else VisionConfig
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        config = kind(**trial.settings, output_dir=folder)
-        strategy = choose_strategy(config)
-        with start_accelerator(config) as accelerator:
-            checkpoint, splits, pipeline, make_loaders = data_of(config)
-            prepared = prepare_model(checkpoint, strategy, splits.label_names, config, pipeline.example())
-            loaders = make_loaders(splits, pipeline, config, accelerator, prepared.frozen_blocks)
-            started = time.perf_counter()
-            fitted = fit(prepared.model, strategy, prepared.groups, loaders, config, accelerator)
-            seconds = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:
+        config = settings_of(trial.recipe, {**trial.settings, "output_dir": folder})
+        with ready_run(config) as run:
+            fitted, seconds = train(run)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             accuracy = fitted.history[fitted.best_epoch]["accuracy"]
-            test = None
-            if look_at_test:
-                test = predict_split(fitted.model, loaders, "test", accelerator).metrics()["accuracy"]
+            test = accuracy_on_test(run, fitted) if look_at_test else None
     return Outcome(accuracy, test, seconds, fitted.trainable, peak)
 
 
-def data_of(config: Any) -> tuple[Any, Any, Any, Any]:
-    """Checkpoint, splits, pipeline, and what makes loaders of them."""
-    from hf_transfer.config import VisionConfig
-    from hf_transfer.data.inputs import PixelPipeline, image_loaders
-    from hf_transfer.data.sources import load_image_splits, load_text_splits
-    from hf_transfer.data.tokens import TokenPipeline, text_loaders
-    from hf_transfer.models.pretrained import Checkpoint
+def epochs_of_ours(run: "Run", loaders: "Loaders | None" = None) -> Callable[[int], Any]:
+    """An epoch of `training.loop` in the first stage of a strategy: its number goes in, a row of history comes out.
 
-    if isinstance(config, VisionConfig):
-        checkpoint = Checkpoint(config.model_name_or_path)
-        pixels = PixelPipeline(checkpoint.processor())
+    Args:
+        run: see `ready_run`; nothing is saved.
+        loaders: other batches than its own.
+    """
+    from functools import partial
 
-        def of_images(splits: Any, pipeline: Any, config: Any, accelerator: Any, frozen: bool) -> Any:
-            return image_loaders(splits, pipeline, config, accelerator, frozen_prefix=frozen)
-
-        return checkpoint, load_image_splits(config), pixels, of_images
-    checkpoint = Checkpoint(config.model_name_or_path, task="text-classification")
-    tokens = TokenPipeline(checkpoint.tokenizer(), model_limit=checkpoint.longest_input)
-    return checkpoint, load_text_splits(config), tokens, lambda s, p, c, a, _: text_loaders(s, p, c, a)
-
-
-def epochs_of_ours(model: Any, groups: Any, loaders: Any, config: Any, accelerator: Any) -> Callable[[int], Any]:
-    """An epoch of `training.loop` in the first stage of a strategy: its number goes in, a row of history comes out."""
+    from hf_transfer.frozen.prefix import FrozenPrefix
+    from hf_transfer.frozen.recording import Passes
     from hf_transfer.interruption import Request
-    from hf_transfer.strategies.choice import choose_strategy
     from hf_transfer.strategies.freezing import set_trainable
-    from hf_transfer.training.averaging import BestCheckpoints
-    from hf_transfer.training.frozen import FrozenPrefix
+    from hf_transfer.targets.predictions import Ranking
+    from hf_transfer.training.averaging import BestEpochs
     from hf_transfer.training.guard import Guard
+    from hf_transfer.training.identity import run_identity
     from hf_transfer.training.loop import train_epoch
-    from hf_transfer.training.progress import Fit, Position
-    from hf_transfer.training.resuming import Course, Resuming
+    from hf_transfer.training.progress import Fit
+    from hf_transfer.training.resuming import Checkpointing, checkpoints_of
+    from hf_transfer.training.run_state import RunState
     from hf_transfer.training.steps import Steps
 
-    strategy = choose_strategy(config)
-    stages = strategy.stages(groups, config.num_train_epochs)
-    set_trainable(model, groups, stages[0].trainable)
-    steps = Steps(model, groups, loaders, config, strategy, stages)
-    frozen = FrozenPrefix(model, groups, loaders, config, accelerator)
-    course = Course(Position(), Fit(model), steps, frozen, BestCheckpoints(1), stages[0].trainable)
-    guard = Guard(
-        Request(), course, Resuming(model, course.changing, loaders, config, accelerator), config, accelerator
+    config, accelerator, strategy = run.config, run.accelerator, run.strategy
+    model, groups, batches = run.prepared.model, run.prepared.groups, loaders or run.loaders
+    training, stages = config.training, strategy.stages(groups, config.training.num_train_epochs)
+    changing = stages[0].trainable
+    set_trainable(model, groups, changing)
+    steps = Steps(model, groups, batches, training, strategy, stages, run.regularisation)
+    frozen = FrozenPrefix(
+        model, groups, Passes(batches, accelerator, training.per_device_eval_batch_size, config.store)
     )
+    identity = partial(run_identity, model, changing, strategy, stages, batches, config, accelerator)
+    checkpointing = Checkpointing(model, changing, identity, checkpoints_of(config), config.checkpoints, accelerator)
+    ranking = Ranking.of(batches.target, training.metric_for_best_model)
     learner = steps.prepare(stages[0], accelerator)
 
     def epoch(number: int) -> Any:
-        course.position, course.result.history = Position(), [{} for _ in range(number)]
-        return train_epoch(learner, loaders, course, guard, accelerator)
+        so_far = Fit(model, history=[{} for _ in range(number)])
+        state = RunState(so_far, steps, frozen, BestEpochs(1), changing, ranking)
+        return train_epoch(
+            learner, batches, state, Guard(Request(), state, checkpointing, training, accelerator), accelerator
+        )
 
     return epoch
 
 
 class Journal:
-    """What has been measured, a line for each run: measuring that was interrupted goes on from there.
+    """A file with a line for each finished training: an interrupted measurement continues from there.
 
     Args:
-        path: the file; None keeps nothing.
+        path: the file; None: nothing is kept.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -157,7 +197,7 @@ def _name(trial: Trial, look_at_test: bool) -> str:
 
 
 def _run_and_note(trial: Trial, look_at_test: bool, path: Path | None) -> Outcome:
-    outcome = run(trial, look_at_test)
+    outcome = run_trial(trial, look_at_test)
     if path is not None:
         line = json.dumps({"run": _name(trial, look_at_test), "outcome": asdict(outcome)})
         with path.open("a", encoding="utf-8") as file:
@@ -171,8 +211,8 @@ def tuned(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row for each arm: the rate chosen on validation by the mean of a few seeds, and all seeds at that rate.
 
-    The test split is looked at only by runs at the chosen rate, once each. A solved probe has no rate: the first of the
-    grid stands for all. Every run has a process of its own, so that its peak memory is its own.
+    The test split is used only by runs with the chosen rate, once each. A solved probe has no rate: the first of the
+    grid stands for all. Every run has its own process, so that its peak memory is its own.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     trials, noted = dict(arms), Journal(journal)
@@ -215,6 +255,6 @@ def _row(arm: Arm, rate: float, scores: dict[float, float], outcomes: Sequence[O
 
 
 def write_rows(path: Path, settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """Save figures with the settings that they belong to."""
+    """Save figures with their settings."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"settings": settings, "rows": list(rows)}, indent=2) + "\n", encoding="utf-8")
