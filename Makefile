@@ -3,9 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two threads, so that the figures and the shipped bytes repeat on a machine with more cores.
 export OMP_NUM_THREADS ?= 2
+# Of each of the two processes that run tests.
+TEST_THREADS ?= 1
 INSTALL_CHROMIUM := (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium)
 
-.PHONY: setup demo browser test mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space backbones clean
+.PHONY: setup demo browser test test-slow test-all mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space backbones clean
 
 setup: .venv/ready
 
@@ -23,15 +25,22 @@ demo: setup  ## The vision recipe on the embedded samples.
 		--num_cpu_threads_per_process $(OMP_NUM_THREADS) \
 		recipes/vision.py --config recipes/configs/digits.yaml --overwrite_output_dir
 
-browser: setup  ## Chromium, with which `make test` looks at the demo; by apt-get where there is none.
+browser: setup  ## Chromium, which tests use to look at the demo; by apt-get where there is none.
 	@test -x /usr/bin/chromium || $(INSTALL_CHROMIUM) || \
 		(echo "Expected: /usr/bin/chromium. Do this: apt-get install chromium, as root" && exit 2)
 
-# Two at a time, one thread each. What the tests leave out of the package is shown, and must be little; what the browser
-# saw is kept in screenshots/.
-test: setup  ## All tests.
-	BROWSER_SCREENSHOTS=$(CURDIR)/screenshots OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
-		--cov=hf_transfer --cov-report=term
+# Two tests at a time, in random order. The first lines name its seed, and PYTEST_FLAGS="-p randomly --randomly-seed=N"
+# repeats it. screenshots/ keeps what the browser saw.
+PYTEST := BROWSER_SCREENSHOTS=$(CURDIR)/screenshots $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
+
+test: setup  ## The tests that prove everything that matters, in under ten minutes.
+	OMP_NUM_THREADS=$(TEST_THREADS) $(PYTEST) -m "not slow"
+
+test-slow: setup  ## The tests that take long: two hosts, sharding, the browser, kills, the wheel.
+	OMP_NUM_THREADS=$(TEST_THREADS) $(PYTEST) -m slow
+
+test-all: setup  ## All tests, and the lines of the package that none of them reaches.
+	OMP_NUM_THREADS=$(TEST_THREADS) $(PYTEST) --cov=hf_transfer --cov-report=term
 
 mutation-score: setup  ## How many small changes to checkpoints and checks of data the tests notice, of 200 drawn.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation_score
@@ -48,7 +57,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space  ## All measurements that README shows.
+bench: bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space  ## All measurements of docs/benchmarks.md that need no other data.
 
 bench-transfer: setup
 	$(BIN)/python -m benchmarks.transfer_or_scratch
