@@ -33,7 +33,7 @@ browser: setup  ## Chromium, which tests use to look at the demo; by apt-get whe
 # repeats it. screenshots/ keeps what the browser saw.
 PYTEST := BROWSER_SCREENSHOTS=$(CURDIR)/screenshots $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
 
-test: setup  ## The tests that prove everything that matters, in under ten minutes.
+test: setup  ## The tests for daily work: everything except what takes long.
 	OMP_NUM_THREADS=$(TEST_THREADS) $(PYTEST) -m "not slow"
 
 test-slow: setup  ## The tests that take long: two hosts, sharding, the browser, kills, the wheel.
