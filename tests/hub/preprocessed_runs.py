@@ -18,11 +18,11 @@ SHORT, OWN_WORDS, OTHER_WORDS = 5, 3, 20
 UPSIDE_DOWN = 3
 PROBE: dict[str, Any] = {"strategy": "linear_probe"}
 LORA: dict[str, Any] = {"strategy": "lora", "learning_rate": 0.01, "num_train_epochs": 4}
-BOTH: dict[str, Any] = {"max_seq_length": SHORT, "num_train_epochs": 4}
+BOTH: dict[str, Any] = {"max_seq_length": SHORT, "num_train_epochs": 2}
 # By the name of a run: its recipe, its data, and its settings.
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "texts": ("text", "texts", PROBE | {"max_seq_length": SHORT}),
-    "adapter of texts": ("text", "texts", LORA | {"max_seq_length": SHORT}),
+    "adapter of texts": ("text", "texts", LORA | {"max_seq_length": SHORT, "num_train_epochs": 2}),
     "pairs": ("text", "pairs", PROBE | {"text_column_name": "one", "text_pair_column_name": "two"}),
     "pictures": ("vision", "pictures", PROBE),
     "adapter of pictures": ("vision", "pictures", LORA | {"augmentation": "none"}),
