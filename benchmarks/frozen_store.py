@@ -259,9 +259,9 @@ def measure_probe(task: Task, rounds: int) -> dict[str, Any]:
             seconds[name].append(one.seconds)
             test[name].append(one.test)
     ratios = {
-        f"{name} / {own}": median_interval((np.asarray(seconds[name]) / np.asarray(seconds[own])).tolist())
+        f"{name} / {timing}": median_interval((np.asarray(seconds[name]) / np.asarray(seconds[timing])).tolist())
         for name in ARMS
-        for own in ("cold", "warm")
+        for timing in ("cold", "warm")
     }
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     return {"seconds": medians, "test": test, "rates": rates, "ratios": ratios}
@@ -341,7 +341,7 @@ def tables(results: dict[str, Any]) -> str:
     lines.append("|---|---|---:|---:|---:|---:|")
     for name, row in results["probe"].items():
         for arm, seconds in row["seconds"].items():
-            keys = [f"{arm} / {own}" for own in ("cold", "warm")]
+            keys = [f"{arm} / {timing}" for timing in ("cold", "warm")]
             cells = [_interval(row["ratios"][key]) if key in row["ratios"] else "" for key in keys]
             title = f"ours, {arm}" if arm in ("cold", "warm") else arm
             lines.append(

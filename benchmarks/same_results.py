@@ -136,11 +136,11 @@ def runs() -> list[Run]:
     for name, flags in tiny.items():
         if flags["strategy"] == "linear_probe" and not name.startswith("pair"):
             tiny[name] = {flag: value for flag, value in flags.items() if flag not in STEPWISE}
-    found = [Run(name, RECIPES[name.partition("-")[0]], flags) for name, flags in tiny.items()]
-    together = [run for run in found if run.name in IN_TWO_PROCESSES]
-    found += [Run(f"{run.name}-two-processes", run.recipe, run.flags, processes=2) for run in together]
+    all_runs = [Run(name, RECIPES[name.partition("-")[0]], flags) for name, flags in tiny.items()]
+    together = [run for run in all_runs if run.name in IN_TWO_PROCESSES]
+    all_runs += [Run(f"{run.name}-two-processes", run.recipe, run.flags, processes=2) for run in together]
     demos = {name: {"config": f"recipes/configs/{name}.yaml"} for name in DEMOS}
-    return found + [Run(f"demo-{name}", RECIPES[DEMOS[name]], flags) for name, flags in demos.items()]
+    return all_runs + [Run(f"demo-{name}", RECIPES[DEMOS[name]], flags) for name, flags in demos.items()]
 
 
 def is_wanted(name: str, patterns: Sequence[str]) -> bool:
@@ -248,25 +248,25 @@ def record(run: Run, folder: Path, checkout: Path, models: Path) -> str | None:
         )  # fmt: skip
         if ended.returncode:
             return "\n".join([f"exit code {ended.returncode}", *ended.stdout.splitlines()[-LINES_OF_ERROR:]])
-        found = recorded(scratch / "out")
+        record = recorded(scratch / "out")
     partial = folder / f".{run.name}-partial"
-    partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(folder / f"{run.name}.json")
     return None
 
 
 def surroundings(checkout: Path, processes: int = 1) -> dict[str, str]:
     """Environment of a run: the checkout's code, one thread for each process, no network."""
-    own = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return {**os.environ, **own, **({"ACCELERATE_USE_CPU": "1"} if processes > 1 else {})}
+    fixed = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **fixed, **({"ACCELERATE_USE_CPU": "1"} if processes > 1 else {})}
 
 
 def refuse_other_code(checkout: Path) -> None:
     """Stop if the package that is imported is not that of the checkout."""
     asking = [sys.executable, "-c", "import hf_transfer; print(hf_transfer.__file__)"]
-    found = subprocess.check_output(asking, cwd=checkout, env=surroundings(checkout), text=True).strip()
-    if not Path(found).resolve().is_relative_to(checkout):
-        sys.exit(f"Expected: hf_transfer from {checkout}\nFound:    {found}\nDo this:  name a checkout")
+    imported = subprocess.check_output(asking, cwd=checkout, env=surroundings(checkout), text=True).strip()
+    if not Path(imported).resolve().is_relative_to(checkout):
+        sys.exit(f"Expected: hf_transfer from {checkout}\nFound:    {imported}\nDo this:  name a checkout")
 
 
 def recorded(out: Path) -> Record:
@@ -302,9 +302,9 @@ def compare(before: Path, after: Path, patterns: Sequence[str]) -> bool:
     names = [name for name in names if is_wanted(name, patterns)]
     different = 0
     for name in names:
-        found = differences([folder / f"{name}.json" for folder in (before, after)])
-        different += bool(found)
-        print("\n  ".join([f"{name}: {'differs' if found else 'equal'}", *found]))
+        lines = differences([folder / f"{name}.json" for folder in (before, after)])
+        different += bool(lines)
+        print("\n  ".join([f"{name}: {'differs' if lines else 'equal'}", *lines]))
     print(f"{len(names) - different} of {len(names)} runs are equal")
     return bool(names) and not different
 
@@ -314,8 +314,8 @@ def differences(paths: Sequence[Path]) -> list[str]:
     if missing := [path for path in paths if not path.is_file()]:
         return [f"no record {path}" for path in missing]
     before, after = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
-    found = [*some(changed_values(numbers(before), numbers(after))), *changed_files(before["files"], after["files"])]
-    return found and [*found, *changed_values(flat(before["circumstances"]), flat(after["circumstances"]))]
+    changes = [*some(changed_values(numbers(before), numbers(after))), *changed_files(before["files"], after["files"])]
+    return changes and [*changes, *changed_values(flat(before["circumstances"]), flat(after["circumstances"]))]
 
 
 def numbers(one: Record) -> Record:

@@ -169,12 +169,12 @@ def measure(folder: Path) -> dict[str, Any]:
                 taken = float(str(loops[name](number)))
                 if number:  # the first warms up
                     seconds[name].append(taken)
-    own = np.asarray(seconds["ours"])
+    grouped = np.asarray(seconds["ours"])
     ratios = {
-        "ours / Trainer": (own / np.asarray(seconds["Trainer"])).tolist(),
-        "ours / ours again (A/A)": (own / np.asarray(seconds["ours again"])).tolist(),
-        "speed against a fixed length": (np.asarray(seconds["fixed length"]) / own).tolist(),
-        "speed against random order": (np.asarray(seconds["padded, random order"]) / own).tolist(),
+        "ours / Trainer": (grouped / np.asarray(seconds["Trainer"])).tolist(),
+        "ours / ours again (A/A)": (grouped / np.asarray(seconds["ours again"])).tolist(),
+        "speed against a fixed length": (np.asarray(seconds["fixed length"]) / grouped).tolist(),
+        "speed against random order": (np.asarray(seconds["padded, random order"]) / grouped).tolist(),
     }
     return {
         "epoch_seconds": {name: float(np.median(values)) for name, values in seconds.items()},

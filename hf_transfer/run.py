@@ -241,10 +241,10 @@ class Run:
 
     def _results(self, tables: Sequence[Table]) -> Results:
         config, splits, fitted, checkpoint = self.config, self.splits, self.fitted, self.checkpoint
-        test, parts = self.predictions["test"], {PART.format(part): found for part, found in self.parts.items()}
-        judged = {**self.predictions, **{f"test {part}": found for part, found in parts.items()}}
+        test, parts = self.predictions["test"], {PART.format(part): alone for part, alone in self.parts.items()}
+        judged = {**self.predictions, **{f"test {part}": alone for part, alone in parts.items()}}
         masked = {"train": len(splits.train.unreadable)} | {
-            split: found.masked for split, found in self.predictions.items()
+            split: predictions.masked for split, predictions in self.predictions.items()
         }
         strategies = " + ".join(config.strategy.names()) if config.trains() else "evaluate_only"
         return Results(
@@ -261,8 +261,8 @@ class Run:
             labels=splits.target.names,
             parameters={"total": count_parameters(fitted.model), "trainable": fitted.trainable},
             scores={
-                name: Scores(found.metrics(), found.intervals(), len(found), found.masked)
-                for name, found in judged.items()
+                name: Scores(predictions.metrics(), predictions.intervals(), len(predictions), predictions.masked)
+                for name, predictions in judged.items()
             },
             samples={split: len(rows) - masked[split] for split, rows in splits.items()},
             masked=masked,

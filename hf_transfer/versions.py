@@ -14,9 +14,9 @@ PACKAGES = (
 def versions() -> dict[str, str]:
     """Versions of this package, of Python and of the packages that numbers depend on."""
     # From the source that runs: what is installed beside a source tree may be another version.
-    ours = str(sys.modules[__name__.partition(".")[0]].__version__)
+    package_version = str(sys.modules[__name__.partition(".")[0]].__version__)
     return {
-        "hf-transfer-learning": ours,
+        "hf-transfer-learning": package_version,
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }

@@ -159,9 +159,9 @@ class RunConfig:
         return {name: value for name, value in self.flat().items() if known[name].metadata["affects"] == "result"}
 
     def differences(self, other: Self) -> list[str]:
-        """What makes two runs different, as `name: ours -> theirs`; only settings that affect the result count."""
-        ours, theirs = ({**one.for_result(), **one._left_open()} for one in (self, other))
-        return [f"{name}: {ours[name]} -> {theirs[name]}" for name in ours if ours[name] != theirs[name]]
+        """What makes two runs different, as `name: here -> there`; only settings that affect the result count."""
+        here, there = ({**one.for_result(), **one._left_open()} for one in (self, other))
+        return [f"{name}: {here[name]} -> {there[name]}" for name in here if here[name] != there[name]]
 
     def _left_open(self) -> dict[str, None]:
         """The settings that have a default of version 0.1, which wrote it down."""

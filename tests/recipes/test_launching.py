@@ -60,12 +60,12 @@ def test_accelerate_takes_each_configuration(path: Path) -> None:
     below: dict[str, Any] = config.fsdp_config
     assert below.keys() <= known.keys()
     assert path.name in path.read_text(), "the command that uses it"
-    found = launched("--config_file", str(path), "--machine_rank", "1")
+    launch = launched("--config_file", str(path), "--machine_rank", "1")
     written = yaml.safe_load(path.read_text())
-    assert found.num_processes == written["num_processes"]
-    assert found.use_fsdp == (config.distributed_type == DistributedType.FSDP)
-    assert found.multi_gpu == (config.distributed_type == DistributedType.MULTI_GPU)
-    assert {name: getattr(found, name) for name in below} == below
+    assert launch.num_processes == written["num_processes"]
+    assert launch.use_fsdp == (config.distributed_type == DistributedType.FSDP)
+    assert launch.multi_gpu == (config.distributed_type == DistributedType.MULTI_GPU)
+    assert {name: getattr(launch, name) for name in below} == below
 
 
 def test_there_is_a_configuration_for_each_way_to_share_the_work() -> None:
