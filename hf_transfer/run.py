@@ -36,7 +36,7 @@ from hf_transfer.strategies.choice import Prepared, choose_strategy, load_model,
 from hf_transfer.strategies.freezing import Strategy
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.table import target_of_model
-from hf_transfer.targets.target import Table
+from hf_transfer.targets.target import OPTIONAL_SETTINGS, Table
 from hf_transfer.training.batch_size import find_batch_sizes
 from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.loop import fit
@@ -96,6 +96,9 @@ class Run:
         data_config = config if config.trains() else modality.as_trained(config, self.preprocessing)
         with self.accelerator.main_process_first():
             self.splits = load_splits(data_config, modality, self._data)
+        if config.trains():
+            target = self.splits.target
+            config.refuse(OPTIONAL_SETTINGS - target.supported_settings, f"the problem type {target.problem_type}")
         self._note(self.splits.describe())
         return self.splits
 

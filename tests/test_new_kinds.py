@@ -29,14 +29,26 @@ from hf_transfer.data.batches import (
 )
 from hf_transfer.data.checked import Selected
 from hf_transfer.data.splits import Split, Splits
-from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing
+from hf_transfer.errors import UserError
+from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation
 from hf_transfer.modalities.table import MODALITIES
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 from hf_transfer.settings.fields import Topic, setting
 from hf_transfer.settings.parsing import parse
 from hf_transfer.settings.run import RunConfig
+from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.table import TARGETS
-from hf_transfer.targets.target import Interval, LossOptions, LossSums, Metric, Metrics, Strata, Target, Values
+from hf_transfer.targets.target import (
+    OPTIONAL_SETTINGS,
+    Interval,
+    LossOptions,
+    LossSums,
+    Metric,
+    Metrics,
+    Strata,
+    Target,
+    Values,
+)
 
 SIDE = 24
 
@@ -287,3 +299,51 @@ def test_a_finished_model_of_both_is_evaluated_again_with_the_same_figures(spots
         ],
     )  # fmt: skip
     assert run_all_steps(again).metrics["test"] == first.metrics["test"]
+
+
+@pytest.mark.usefixtures("_known")
+@pytest.mark.parametrize(
+    ("strategy", "flag", "reason"),
+    [
+        ("full", "--label_smoothing_factor=0.1", "the problem type count"),
+        ("full", "--class_weights=balanced", "the problem type count"),
+        ("lp_ft", "--probe=svm", "no solver"),
+    ],
+)
+def test_a_setting_that_the_target_does_not_support_is_refused(
+    spots: Path, tmp_path: Path, strategy: str, flag: str, reason: str
+) -> None:
+    from hf_transfer.whole_run import run_all_steps
+
+    with pytest.raises(UserError, match=flag.split("=")[0]) as caught:
+        run_all_steps(settings(spots, tmp_path / "out", f"--strategy={strategy}", flag))
+    assert reason in caught.value.found
+
+
+@pytest.mark.usefixtures("_known")
+@pytest.mark.parametrize("flags", [[], ["--mixup_alpha=0.2"]])
+def test_mixup_is_refused_for_counts_of_images_and_not_needed(tmp_path: Path, flags: list[str]) -> None:
+    from hf_transfer.modalities.image import ImageModality
+    from hf_transfer.settings.run import VisionConfig
+
+    config = parse(VisionConfig, ["--model_name_or_path=m", "--dataset_name=d", f"--output_dir={tmp_path}", *flags])
+    unsupported = OPTIONAL_SETTINGS - Counts.supported_settings
+    if flags:
+        with pytest.raises(UserError, match="--mixup_alpha"):
+            config.refuse(unsupported, "the problem type count")
+    else:
+        config.refuse(unsupported, "the problem type count")
+        assert ImageModality().regularisation(config, torch.nn.Dropout(), Counts()) == Regularisation()
+
+
+def test_r_drop_is_off_by_default_for_a_target_without_agreement(tmp_path: Path) -> None:
+    from hf_transfer.modalities.text import TextModality
+    from hf_transfer.settings.run import TextConfig
+
+    flags = ["--model_name_or_path=m", "--dataset_name=d", f"--output_dir={tmp_path}", "--strategy=full"]
+    config = parse(TextConfig, flags)
+    weights = [
+        TextModality().regularisation(config, torch.nn.Dropout(), target).rdrop_alpha
+        for target in (Counts(), Classes(("a", "b")))
+    ]
+    assert weights == [0.0, 1.0]

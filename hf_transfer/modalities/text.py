@@ -115,8 +115,10 @@ class TextModality(Modality[TextConfig]):
             notes=(*preprocessing.notes, *describe_truncation(rows, preprocessing.max_length)),
         )  # fmt: skip
 
-    def regularisation(self, config: TextConfig, model: nn.Module, target: Target) -> Regularisation:  # noqa: ARG002
-        """R-Drop: as set, or else the default of the strategy, which is 0 for a model without dropout.
+    def regularisation(self, config: TextConfig, model: nn.Module, target: Target) -> Regularisation:
+        """R-Drop: as set, or else the default of the strategy.
+
+        The default is 0 for a model without dropout, and for a target that does not support R-Drop.
 
         Raises:
             UserError: it is set, and the model has no dropout.
@@ -129,7 +131,8 @@ class TextModality(Modality[TextConfig]):
                 found=f"none in {config.model.model_name_or_path}",
                 do="leave --rdrop_alpha out",
             )
-        default = DEFAULT_RDROP_ALPHA.get(config.strategy.strategy, 0.0) * drops
+        supported = "rdrop_alpha" in target.supported_settings
+        default = DEFAULT_RDROP_ALPHA.get(config.strategy.strategy, 0.0) * (drops and supported)
         alpha = wanted if wanted is not None else default
         note = f"R-Drop: a step passes each text twice through the model (--rdrop_alpha {alpha:g})."
         return Regularisation(rdrop_alpha=alpha, notes=(note,) if alpha else ())

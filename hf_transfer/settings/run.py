@@ -1,7 +1,7 @@
 """The settings of a run: its topics, read and written as one flat list of names."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_type_hints
@@ -129,6 +129,24 @@ class RunConfig:
                 if lacking := [need for need in (*topic.needs, *one.metadata["needs"]) if not need.holds(self)]:
                     ineffective[one.name] = lacking[0]
         return ineffective
+
+    def refuse(self, names: Collection[str], reason: str) -> None:
+        """Refuse settings that turn out to have no effect once data or model are known.
+
+        Args:
+            names: of these settings; a kind of run may lack some of them.
+            reason: what the run has, with which they have no effect.
+
+        Raises:
+            UserError: one of them differs from its default.
+        """
+        for one in (one for topic in self.topics().values() for one in topic.given()):
+            if one.name in names:
+                raise user_error(
+                    expected=f"no --{one.name}",
+                    found=f"{reason}, with which --{one.name} has no effect",
+                    do=f"leave --{one.name} out",
+                )
 
     def without_ineffective(self) -> Self:
         """The same settings with the defaults in place of those that have no effect."""

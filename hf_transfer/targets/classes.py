@@ -16,6 +16,7 @@ from hf_transfer.errors import user_error
 from hf_transfer.targets.class_labels import check_classes, read_labels
 from hf_transfer.targets.intervals import bootstrap_interval, wilson_interval
 from hf_transfer.targets.target import (
+    OPTIONAL_SETTINGS,
     Details,
     Interval,
     LossOptions,
@@ -51,6 +52,7 @@ class Classes(Target):
     )
     main_metric: ClassVar[str] = "accuracy"
     solver: ClassVar[str | None] = "multinomial logistic"
+    supported_settings: ClassVar[frozenset[str]] = OPTIONAL_SETTINGS
     score_words: ClassVar[str] = "points of accuracy"
     limits: ClassVar[tuple[str, ...]] = ("It names one of its classes for every sample, even if none is right.",)
 

@@ -17,6 +17,8 @@ Values = npt.NDArray[Any]
 Metrics = dict[str, float]
 Interval = tuple[float, float]
 Strata = npt.NDArray[np.int64]
+# Settings of training that have an effect only with targets that support them.
+OPTIONAL_SETTINGS = frozenset({"label_smoothing_factor", "class_weights", "mixup_alpha", "cutmix_alpha", "rdrop_alpha"})
 
 
 class Metric(NamedTuple):
@@ -122,6 +124,8 @@ class Target(ABC):
         metrics: what its reports show, beside the loss.
         main_metric: the metric that selects the epoch to keep.
         solver: the name of the solver of a head on frozen features; None: such a head is trained.
+        supported_settings: which of `OPTIONAL_SETTINGS` have an effect on it: `loss` and `loss_weights` take the first
+            two, Mixup and CutMix need `mixed`, and R-Drop needs `disagreement`. A run rejects the others.
         score_words: what `sample_scores` are, for sentences on differences ("points of accuracy").
         limits: sentences for the model's card on what its answers cannot express.
     """
@@ -130,6 +134,7 @@ class Target(ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     main_metric: ClassVar[str]
     solver: ClassVar[str | None] = None
+    supported_settings: ClassVar[frozenset[str]] = frozenset()
     score_words: ClassVar[str] = "points"
     limits: ClassVar[tuple[str, ...]] = ()
 
@@ -204,8 +209,7 @@ class Target(ABC):
     def mixed(self, targets: Tensor, counted: Tensor) -> Tensor:
         """Targets as shares, which can be mixed, float [batch, outputs]; zeros for samples that do not count.
 
-        Raises:
-            UserError: samples of this target cannot be mixed.
+        Only for a target that supports Mixup or CutMix.
         """
         raise NotImplementedError
 
@@ -222,6 +226,8 @@ class Target(ABC):
 
     def disagreement(self, outputs: Tensor, counted: Tensor) -> Tensor:
         """How far apart the outputs of two passes over the same samples are: a scalar, the mean over the samples.
+
+        Only for a target that supports R-Drop.
 
         Args:
             outputs: float32 [2 * samples, outputs], both passes one after the other.

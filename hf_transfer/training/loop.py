@@ -58,8 +58,8 @@ def fit(
         regularisation: what the modality adds to the loss.
 
     Raises:
-        UserError: the loss or a gradient is not finite, memory or disk is full, or the checkpoint belongs to another
-            run.
+        UserError: a setting has no effect, the loss or a gradient is not finite, memory or disk is full, or the
+            checkpoint belongs to another run.
         Interrupted: a signal asked the run to end; a checkpoint has been written.
     """
     training = config.training
@@ -76,7 +76,7 @@ def fit(
         # A distributed wrapper averages only gradients that were required when it was built: a stage wraps anew.
         set_trainable(model, groups, stage.trainable)
         state.result.count_trainable()
-        solved = stage.solved and solvable_layer(model, groups[-1], loaders.target)
+        solved = _solved_layer(stage, model, groups, config, loaders)
         if number < state.position.stage:
             state.steps.skip(stage)
             continue
@@ -98,6 +98,18 @@ def fit(
     # Every module has its own class again: the model can be pickled and trained further like any other.
     set_trainable(model, groups, frozenset(name for name, _ in model.named_parameters()))
     return state.result.finished(soup, state.frozen.seconds, state.frozen.notes)
+
+
+def _solved_layer(
+    stage: Stage, model: nn.Module, groups: Sequence[Group], config: RunConfig, loaders: Loaders
+) -> str | None:
+    """The layer that a stage solves; None if it trains, and settings of probes are then refused."""
+    if not stage.solved:
+        return None
+    layer = solvable_layer(model, groups[-1], loaders.target)
+    if layer is None:
+        config.refuse({"probe", "feature_layers"}, "a head or a target for which there is no solver")
+    return layer
 
 
 def _start(
