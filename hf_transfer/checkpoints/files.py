@@ -1,4 +1,4 @@
-"""Files that are complete or absent, free disk space, and sizes in words."""
+"""Files that are complete or absent, free disk space, and sizes as text."""
 
 import shutil
 import uuid

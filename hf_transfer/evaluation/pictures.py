@@ -17,7 +17,7 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def kept_epochs(epochs: Sequence[int]) -> str:
-    """The epochs whose weights were saved, counted from 1, in words."""
+    """The epochs whose weights were saved, counted from 1, as text."""
     if len(epochs) == 1:
         return f"epoch {epochs[0]}"
     return f"the average of epochs {', '.join(map(str, sorted(epochs)))}"

@@ -1,4 +1,4 @@
-"""A finished run in words: report.md, and the table on the screen."""
+"""The report of a finished run: report.md, and the table on the screen."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
