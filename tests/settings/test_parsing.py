@@ -10,16 +10,9 @@ from hf_transfer.errors import UserError, user_error
 from hf_transfer.settings.fields import Effect, Range, choices_of, types_of
 from hf_transfer.settings.parsing import parse, run_recipe
 from hf_transfer.settings.run import VisionConfig
-from tests.conftest import REPOSITORY
 from tests.settings.command_lines import CONFIGS, REQUIRED, SETTINGS, parsed, parts_of
 
 # Flags in the documentation that belong to other programs, or to commands of `hf-transfer`.
-OTHER_FLAGS = {
-    "--config", "--help", "--top", "--json", "--num_processes", "--num_machines", "--nproc_per_node", "--nnodes",
-    "--no-deps", "--force-reinstall", "--editable", "--extra-index-url", "--index-url", "--upgrade", "--only", "--jobs",
-    "--mixed_precision", "--multi_gpu", "--cpu", "--config_file", "--machine_rank", "--main_process_ip", "--nodes",
-    "--signals-to-handle", "--image", "--text", "--mutants", "--examples", "--port", "--randomly-seed",
-}  # fmt: skip
 
 
 def test_an_error_says_what_was_expected_what_was_found_and_what_to_do() -> None:
@@ -329,9 +322,3 @@ def test_a_message_names_its_process(
     with pytest.raises(SystemExit):
         run_recipe(fails, VisionConfig, list(REQUIRED))
     assert capsys.readouterr().err.split("\n")[1] == first_line
-
-
-def test_readme_and_docs_name_only_settings_that_exist() -> None:
-    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
-    named = {flag for page in pages for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", page.read_text("utf-8"))}
-    assert named - {f"--{name}" for name in SETTINGS} - OTHER_FLAGS == set()
