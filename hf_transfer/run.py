@@ -262,7 +262,7 @@ class Run:
             languages=list(splits.languages),
             seed=config.training.seed,
             labels=splits.target.names,
-            parameters={"total": count_parameters(fitted.model), "trainable": fitted.trainable},
+            parameters={"total": count_parameters(self.model), "trainable": fitted.trainable},
             scores={
                 name: Scores(predictions.metrics(), predictions.intervals(), len(predictions), predictions.masked)
                 for name, predictions in judged.items()

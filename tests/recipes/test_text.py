@@ -239,6 +239,14 @@ def test_an_adapter_of_a_model_without_a_pad_token_is_saved_and_judged(
     assert results_of(tmp_path / "out")["metrics"]["test"]["loss"] > 0
 
 
+def test_a_merged_adapter_is_counted_as_the_plain_model_that_is_saved(
+    run: Run, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    run("--merge_adapter", strategy="lora", model_name_or_path=checkpoints["bert"], num_train_epochs=1)
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model")
+    assert results_of(tmp_path / "out")["parameters"]["total"] == saved.num_parameters()
+
+
 def test_the_recipe_runs_on_two_processes(data: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Each sample is judged once, which the loop asserts: 17 and 21 samples fill no two processes evenly.
 
