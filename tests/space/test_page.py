@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import fields
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -94,11 +95,12 @@ def test_the_head_says_what_the_model_is_and_how_good(hostile: Classifier) -> No
 
 @pytest.mark.parametrize(
     ("share", "words"),
-    [(0.0, "0.0 %"), (0.0004, "&lt; 0.1 %"), (0.5, "50.0 %"), (0.9996, "&gt; 99.9 %"), (1.0, "100.0 %")],
+    [(0.0, "0.0 %"), (0.0004, "< 0.1 %"), (0.5, "50.0 %"), (0.9996, "> 99.9 %"), (1.0, "100.0 %")],
 )
 def test_only_certain_predictions_are_shown_as_certain(share: float, words: str) -> None:
     """0.9996 would be rounded to 100 %."""
     assert page.percent(share) == words
+    assert f"<span>{escape(words)}</span>" in page.verdict(Answer([share, 0]), ["a", "b"], 0.1)
 
 
 def test_a_prediction_names_the_best_label_first_and_whether_it_is_right() -> None:
