@@ -1,9 +1,10 @@
 """What the page shows of its model; names from outside are escaped."""
 
+import copy
 import json
 import re
 from dataclasses import fields
-from html import escape
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -74,6 +75,19 @@ def test_names_from_outside_are_escaped_everywhere(hostile: Classifier) -> None:
         assert not [name for name in parsed.attributes if name.startswith("on")]
         assert "alert(1)</script>" not in piece
     assert sum(tags(piece).tags.count("img") for piece in pieces) == 1 + len(samples)
+
+
+def test_the_answer_in_the_documentation_of_the_api_is_complete(hostile: Classifier) -> None:
+    """Whatever a sample has."""
+    both, texts = copy.copy(hostile), copy.copy(hostile)
+    both.takes_text = texts.takes_text = True
+    both.max_length = texts.max_length = 9
+    texts.takes_picture = False
+    for classifier, last in ((hostile, "heat"), (both, "words"), (texts, "words")):
+        shown = unescape(re.findall(r"<pre[^>]*>(.*?)</pre>", page.api(classifier, (), 2, 32), re.DOTALL)[1])
+        lines = [line.split("  # ")[0] for line in shown.splitlines()]
+        assert lines[-1].startswith(f' "{last}"')
+        assert [line[-1] for line in lines] == [",", *"," * (len(lines) - 2), "}"]
 
 
 def test_the_head_says_what_the_model_is_and_how_good(hostile: Classifier) -> None:
