@@ -56,11 +56,12 @@ def _html(value: str, *, has_buttons: bool = False, visible: bool = True) -> gr.
 
 
 def _try_it(service: Service) -> None:
+    explains = service.explainer.method is not None or service.explainer.weighs_words
     with gr.Row(elem_classes="ask-and-answer"):
         with gr.Column(elem_classes="ask"):
             inputs = _inputs(service)
             with gr.Row(elem_classes="go"):
-                explain = gr.Checkbox(True, label="Explain the prediction", visible=service.explains)
+                explain = gr.Checkbox(True, label="Explain the prediction", visible=explains)
                 button = gr.Button("Classify", variant="primary", elem_id="classify")
         with gr.Column(elem_classes="answer-column"):
             answer = [_html(page.no_sample_yet(service.classifier, service.examples)), _html("")]

@@ -58,11 +58,6 @@ class Service:
 
         self._answer = answer
 
-    @property
-    def explains(self) -> bool:
-        """Whether predictions can be explained."""
-        return self.explainer.method is not None or self.explainer.weighs_words
-
     def show(
         self, picture: str | None = None, text: str = "", second_text: str = "", explain: bool = True
     ) -> tuple[str, str]:
