@@ -279,19 +279,19 @@ def weigh_words(texts: tuple[str, ...], tokens: Any, weights: npt.NDArray[np.flo
     """
     encoding = tokens.encodings[0]
     places = zip(encoding.sequence_ids, encoding.word_ids, encoding.offsets, weights.tolist(), strict=False)
-    sums: dict[tuple[int, int], list[float]] = {}
+    sums: dict[tuple[int, int], tuple[int, int, float]] = {}
     for text, word, (start, end), weight in places:
         if text is None or word is None or start == end:
             continue
-        known = sums.setdefault((text, word), [start, end, 0.0])
-        known[:] = [min(known[0], start), max(known[1], end), known[2] + weight]
+        first, last, total = sums.get((text, word), (start, end, 0.0))
+        sums[text, word] = (min(first, start), max(last, end), total + weight)
     strongest = max((abs(total) for _, _, total in sums.values()), default=0.0) or 1.0
     pieces: list[Weights] = [[] for _ in texts]
     done = [0] * len(texts)
     for (text, _), (first, last, total) in sorted(sums.items()):
-        start, end = max(int(first), done[text]), int(last)
-        pieces[text] += [(texts[text][done[text] : start], None), (texts[text][start:end], total / strongest)]
-        done[text] = max(done[text], end)
+        start = max(first, done[text])
+        pieces[text] += [(texts[text][done[text] : start], None), (texts[text][start:last], total / strongest)]
+        done[text] = max(done[text], last)
     for number, text in enumerate(texts):
         pieces[number].append((text[done[number] :], None))
     return tuple([(piece, weight) for piece, weight in of_text if piece] for of_text in pieces)

@@ -36,16 +36,13 @@ def data_url(picture: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _pieces() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"percent": percent, "data_url": data_url, "general": "{:.4g}".format, "json": json.dumps}
-    return environment.get_template("page.html").module
-
-
-PIECES = _pieces()
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+TEMPLATES.filters |= {"percent": percent, "data_url": data_url, "general": "{:.4g}".format, "json": json.dumps}
+# Its macros.
+PIECES: Any = TEMPLATES.get_template("page.html").module
 
 
 def masthead(settings: Settings, card: Card, classifier: Classifier) -> str:
