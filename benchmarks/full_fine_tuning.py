@@ -81,13 +81,13 @@ def trainers(
     return {"accuracy": float((judged.predictions.argmax(-1) == judged.label_ids).mean()), "seconds": seconds}
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: accuracy and seconds of each arm."""
-    lines = ["| arm | test accuracy | seconds |", "|---|---:|---:|"]
-    for arm, runs in results.items():
+def table(arms: dict[str, list[dict[str, float]]], what_took: str = "seconds", *, digits: int = 0) -> str:
+    """Markdown: accuracy and seconds of each arm, with so many digits after the point."""
+    lines = [f"| arm | test accuracy | {what_took} |", "|---|---:|---:|"]
+    for arm, runs in arms.items():
         score, half = mean_interval([100 * run["accuracy"] for run in runs])
         seconds = float(np.median([run["seconds"] for run in runs]))
-        lines.append(f"| {arm} | {score:.1f} ± {half:.1f} % | {seconds:.0f} |")
+        lines.append(f"| {arm} | {score:.1f} ± {half:.1f} % | {seconds:.{digits}f} |")
     return "\n".join(lines)
 
 

@@ -13,13 +13,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from benchmarks.full_fine_tuning import BACKBONE, trainers
-from benchmarks.intervals import mean_interval
+from benchmarks.full_fine_tuning import BACKBONE, table, trainers
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 EPOCHS = 3
@@ -63,16 +60,6 @@ def measure(folder: Path, seeds: tuple[int, ...]) -> dict[str, list[dict[str, fl
     return arms
 
 
-def table(arms: dict[str, Any]) -> str:
-    """Markdown: accuracy and seconds of each arm."""
-    lines = ["| arm | test accuracy | seconds after loading |", "|---|---:|---:|"]
-    for arm, runs in arms.items():
-        score, half = mean_interval([100 * run["accuracy"] for run in runs])
-        seconds = float(np.median([run["seconds"] for run in runs]))
-        lines.append(f"| {arm} | {score:.1f} ± {half:.1f} % | {seconds:.1f} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure, save, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,7 +69,7 @@ def main() -> None:
     arms = measure(arguments.folder, tuple(arguments.seeds))
     results = {"threads": torch.get_num_threads(), "seeds": arguments.seeds, "arms": arms}
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(table(arms))
+    print(table(arms, "seconds after loading", digits=1))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Settings:
     texts: tuple[str, ...] = ()
     max_length: int | None = None
     trust_remote_code: bool = False
-    examples: tuple[Example, ...] = field(default=())
+    examples: tuple[Example, ...] = ()
 
     @property
     def text_names(self) -> tuple[str, ...]:

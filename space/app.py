@@ -28,29 +28,14 @@ WAITING = 32
 AT_ONCE = 2
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 MONOSPACED = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-CHOOSE_EXAMPLE = """
-element.addEventListener("click", event => {
-  const button = event.target.closest("button[data-example]");
-  if (button) trigger("click", {index: button.dataset.example});
-});
-"""
 # On a phone the answer may be outside the screen; if it is visible nothing moves.
 INTO_VIEW = "() => document.querySelector('.verdict').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
-COPY = """
-element.addEventListener("click", event => {
-  const button = event.target.closest("button[data-copy]");
-  if (!button) return;
-  navigator.clipboard.writeText(button.parentElement.querySelector("pre").innerText);
-  button.innerText = "Copied";
-  setTimeout(() => { button.innerText = "Copy"; }, 2000);
-});
-"""
 
 
 def build(service: Service, settings: Settings, card: Card) -> gr.Blocks:
     """The page."""
-    names = service.text_names
-    with gr.Blocks(title=page.title_of(settings), analytics_enabled=False, delete_cache=(3600, 3600)) as whole:
+    demo = gr.Blocks(title=page.title_of(settings), analytics_enabled=False, delete_cache=(3600, 3600))
+    with demo:
         _html(page.masthead(settings, card, service.classifier))
         with gr.Tabs():
             with gr.Tab("Try it"):
@@ -60,28 +45,29 @@ def build(service: Service, settings: Settings, card: Card) -> gr.Blocks:
             with gr.Tab("About"):
                 gr.Markdown(card.text or "This model has no card.", elem_classes="card-text")
             with gr.Tab("API"):
-                _html(page.api(service.classifier, names, AT_ONCE, WAITING), script=COPY)
+                _html(page.api(service.classifier, service.text_names, AT_ONCE, WAITING), has_buttons=True)
         _html(page.FOOT)
-    demo: gr.Blocks = whole
     return demo
 
 
-def _html(value: str, *, script: str | None = None, visible: bool = True) -> gr.HTML:
+def _html(value: str, *, has_buttons: bool = False, visible: bool = True) -> gr.HTML:
+    script = (HERE / "page.js").read_text(encoding="utf-8") if has_buttons else None
     return gr.HTML(value, js_on_load=script, apply_default_css=False, visible=visible)
 
 
 def _try_it(service: Service) -> None:
+    explains = service.explainer.method is not None or service.explainer.weighs_words
     with gr.Row(elem_classes="ask-and-answer"):
         with gr.Column(elem_classes="ask"):
             inputs = _inputs(service)
             with gr.Row(elem_classes="go"):
-                explain = gr.Checkbox(True, label="Explain the prediction", visible=service.explains)
+                explain = gr.Checkbox(True, label="Explain the prediction", visible=explains)
                 button = gr.Button("Classify", variant="primary", elem_id="classify")
         with gr.Column(elem_classes="answer-column"):
             answer = [_html(page.no_sample_yet(service.classifier, service.examples)), _html("")]
         with gr.Column(elem_classes="examples-column"):
             shown = page.examples(service.examples, service.pictures)
-            examples = _html(shown, script=CHOOSE_EXAMPLE, visible=bool(service.examples))
+            examples = _html(shown, has_buttons=True, visible=bool(service.examples))
 
     model: dict[str, Any] = {"concurrency_limit": AT_ONCE, "concurrency_id": "model"}
     quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
@@ -133,12 +119,8 @@ def _many_at_once(service: Service) -> None:
             download = gr.DownloadButton("Download as CSV", interactive=False)
         table = _html("")
 
-    def classify_files(files: list[str] | None) -> tuple[str, Any]:
-        rows, path = service.classify_files(files)
-        return rows, gr.DownloadButton(value=path, interactive=True)
-
     button.click(
-        classify_files, files, [table, download], api_visibility="private", concurrency_limit=1,
+        service.classify_files, files, [table, download], api_visibility="private", concurrency_limit=1,
         concurrency_id="batch", show_progress="minimal", show_progress_on=table,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classifier import Classifier, Sample
-from pictures import BadPictureError, decode
+from pictures import BadInputError, decode
 
 MAX_ROWS = 1_000
 MAX_TEXT = 100_000
@@ -16,10 +16,6 @@ TABLES = (".csv", ".tsv")
 PICTURE_COLUMN = "image"
 # A spreadsheet takes a cell that starts with one of these for a formula.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
-
-
-class BadBatchError(ValueError):
-    """Files that cannot be classified; the message tells the visitor why."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +40,10 @@ class Row:
         """The sample as the model takes it.
 
         Raises:
-            BadBatchError: an empty text, or no such picture.
-            BadPictureError: a file that is no picture.
+            BadInputError: an empty text, no such picture, or a file that is no picture.
         """
         if self.name and self.picture is None:
-            raise BadBatchError("No picture with this name was uploaded.")
+            raise BadInputError("No picture with this name was uploaded.")
         check_sample(classifier, self.texts, has_picture=self.picture is not None)
         return Sample(decode(self.picture) if self.picture else None, self.texts)
 
@@ -68,27 +63,27 @@ def read_rows(paths: Sequence[str], classifier: Classifier, text_names: Sequence
         text_names: names of the columns of texts.
 
     Raises:
-        BadBatchError: the files do not suit the model, or there are too many samples.
+        BadInputError: the files do not suit the model, or there are too many samples.
     """
     files = [Path(path) for path in paths]
     tables = [path for path in files if path.suffix.lower() in TABLES]
     pictures = {path.name: path for path in files if path not in tables}
     if classifier.takes_text and len(tables) != 1 and not (classifier.either and pictures and not tables):
         columns = header(classifier, text_names)[:-3]
-        raise BadBatchError(f"Upload one CSV file with the column {' and '.join(columns)}.")
+        raise BadInputError(f"Upload one CSV file with the column {' and '.join(columns)}.")
     if not classifier.takes_text and tables:
-        raise BadBatchError("This model takes pictures: upload picture files, not a table.")
+        raise BadInputError("This model takes pictures: upload picture files, not a table.")
     if pictures and not classifier.takes_picture:
-        raise BadBatchError("This model takes texts: upload one CSV file, and nothing else.")
+        raise BadInputError("This model takes texts: upload one CSV file, and nothing else.")
     rows = (
         _table_rows(tables[0], pictures, classifier, text_names)
         if tables
         else [Row(("",) * classifier.texts, name, path) for name, path in pictures.items()]
     )
     if not rows:
-        raise BadBatchError("There is no sample in it.")
+        raise BadInputError("There is no sample in it.")
     if len(rows) > MAX_ROWS:
-        raise BadBatchError(f"That is more than {MAX_ROWS:,} at once: upload them in parts.")
+        raise BadInputError(f"That is more than {MAX_ROWS:,} at once: upload them in parts.")
     return rows
 
 
@@ -98,9 +93,9 @@ def _table_rows(table: Path, pictures: dict[str, Path], classifier: Classifier, 
         separator = "\t" if table.suffix.lower() == ".tsv" else ","
         lines = [line for line in csv.reader(io.StringIO(content, newline=""), delimiter=separator) if any(line)]
     except UnicodeDecodeError as error:
-        raise BadBatchError(f"{table.name} is no UTF-8 text (byte {error.start + 1}): save it as UTF-8.") from error
+        raise BadInputError(f"{table.name} is no UTF-8 text (byte {error.start + 1}): save it as UTF-8.") from error
     except csv.Error as error:
-        raise BadBatchError(f"{table.name} is no table: {error}.") from error
+        raise BadInputError(f"{table.name} is no table: {error}.") from error
     names = [name.strip().lower() for name in lines[0]] if lines else []
     needed = header(classifier, text_names)[:-3]
     places = [names.index(name.lower()) if name.lower() in names else None for name in needed]
@@ -108,7 +103,7 @@ def _table_rows(table: Path, pictures: dict[str, Path], classifier: Classifier, 
         places = [0]
     # A model of both takes a table without one of the columns.
     if places == [None] * len(needed) or (None in places and not classifier.either):
-        raise BadBatchError(f"Expected the column {' and '.join(needed)}, found {', '.join(names)[:200] or 'none'}.")
+        raise BadInputError(f"Expected the column {' and '.join(needed)}, found {', '.join(names)[:200] or 'none'}.")
     rows = []
     for line in lines[1 : MAX_ROWS + 2]:
         cells = [line[place] if place is not None and place < len(line) else "" for place in places]
@@ -128,18 +123,18 @@ def check_sample(classifier: Classifier, texts: Sequence[str], *, has_picture: b
         has_picture: whether it has a picture.
 
     Raises:
-        BadBatchError: no picture, or an empty or too long text.
+        BadInputError: no picture, or an empty or too long text.
     """
     if classifier.either and (has_picture or any(text.strip() for text in texts)):
         texts = [text for text in texts if text.strip()]
     elif classifier.either:
-        raise BadBatchError("Choose a picture, write its text, or both.")
+        raise BadInputError("Choose a picture, write its text, or both.")
     elif classifier.takes_picture and not has_picture:
-        raise BadBatchError("Choose a picture first.")
+        raise BadInputError("Choose a picture first.")
     if not all(text.strip() for text in texts):
-        raise BadBatchError("The text is empty." if len(texts) == 1 else "One of the texts is empty.")
+        raise BadInputError("The text is empty." if len(texts) == 1 else "One of the texts is empty.")
     if any(len(text) > MAX_TEXT for text in texts):
-        raise BadBatchError(f"The text has more than {MAX_TEXT:,} characters.")
+        raise BadInputError(f"The text has more than {MAX_TEXT:,} characters.")
 
 
 def classify_rows(rows: Sequence[Row], classifier: Classifier) -> Iterator[list[str | float]]:
@@ -151,7 +146,7 @@ def classify_rows(rows: Sequence[Row], classifier: Classifier) -> Iterator[list[
             try:
                 samples.append(row.sample(classifier))
                 problems.append("")
-            except (BadBatchError, BadPictureError) as error:
+            except BadInputError as error:
                 problems.append(str(error))
         answers = iter(classifier.probabilities(samples) if samples else ())
         for row, problem in zip(rows[start:], problems, strict=False):

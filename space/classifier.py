@@ -134,8 +134,7 @@ class Classifier:
     def from_logits(self, logits: Tensor) -> list[list[float]]:
         """Probabilities from the outputs of the model; they sum to 1, unless a sample can have several labels."""
         probabilities = logits.float().sigmoid() if self._several_labels else logits.float().softmax(-1)
-        answers: list[list[float]] = probabilities.tolist()
-        return answers
+        return probabilities.tolist()
 
 
 def _config(folder: Path, trust_remote_code: bool) -> Any:

@@ -11,8 +11,8 @@ Which method a model allows is determined from a forward pass, not from the mode
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,67 +62,69 @@ class Explainer:
         self._lock = threading.Lock()
         self._model = _with_visible_attention(classifier.model) if classifier.takes_picture else classifier.model
         modules = _modules_of_interest(classifier, self._model)
-        self._attention = [name for name, _ in modules.attention]
+        self._attention = [module for module, _ in modules.attention]
         self._features = modules.features[-1][0] if modules.features and not modules.attention else None
         # Only a fast tokenizer knows the place of a token in the text.
-        self._words = modules.words[0][0] if modules.words and classifier.tokenizer.is_fast else None
-        self.method = "attention rollout" if self._attention else "Grad-CAM" if self._features else None
+        self._words = modules.words[0] if modules.words and classifier.tokenizer.is_fast else None
+        self.method = "attention rollout" if self._attention else "Grad-CAM" if self._features is not None else None
         self.weighs_words = self._words is not None
 
     def answer(self, sample: Sample) -> Answer:
         """The probabilities of `Classifier.probabilities`, with heat map and words."""
         inputs, tokens = self.classifier.encode([sample])
-        size = _size(inputs) if "pixel_values" in inputs else (0, 0)
-        if self._words and tokens is not None:
+        if self._words is not None and tokens is not None:
             # The text itself, and the points between padding and text.
             inputs = {name: value.repeat_interleave(1 + STEPS, 0) for name, value in inputs.items()}
-        leaves: dict[str, Tensor] = {}
+        leaves: dict[nn.Module, Tensor] = {}
         attention: list[Tensor] = []
         # All requests share the model, and its hooks.
-        with (
-            self._lock,
-            _hooks(self._leaf_hooks(inputs, tokens, leaves)),
-            _hooks(self._attention_hooks(attention)),
-            torch.enable_grad(),
-        ):
+        with self._lock, _hooks(self._recorders(inputs, tokens, leaves, attention)), torch.enable_grad():
             logits = self._model(**inputs).logits
             best = logits[0].argmax()
-            gradients = torch.autograd.grad(logits[:, best].sum(), list(leaves.values())) if leaves else ()
-        by_name = dict(zip(leaves, gradients, strict=True))
+            found = torch.autograd.grad(logits[:, best].sum(), list(leaves.values())) if leaves else ()
+        gradients = dict(zip(leaves, found, strict=True))
         heat = None
         # Of a missing picture or text nothing was recorded.
         if attention:
-            heat = rollout(attention, size)
+            heat = rollout(attention, _size(inputs))
         elif self._features in leaves:
-            heat = grad_cam(leaves[self._features].detach()[:1], by_name[self._features][:1], size)
+            features, slopes = leaves[self._features].detach()[:1], gradients[self._features][:1]
+            heat = grad_cam(features, slopes, _size(inputs))
         words: tuple[Weights, ...] = ()
-        if self._words in leaves and tokens is not None:
+        if self._words in leaves:
             # The points lie on a straight line; from the second to the last it is one step shorter.
             points = leaves[self._words].detach()
             difference = (points[-1] - points[1]) * (STEPS / (STEPS - 1))
-            weights = (by_name[self._words][1:].mean(0) * difference).sum(-1)
+            weights = (gradients[self._words][1:].mean(0) * difference).sum(-1)
             words = weigh_words(sample.texts, tokens, weights.cpu().numpy())
         return Answer(self.classifier.from_logits(logits.detach()[:1])[0], heat, words)
 
-    def _leaf_hooks(self, inputs: dict[str, Tensor], tokens: Any, leaves: dict[str, Tensor]) -> list[Hook]:
-        """Hooks that make these outputs leaves: gradients are computed from here on, and no further back."""
+    def _recorders(
+        self, inputs: dict[str, Tensor], tokens: Any, leaves: dict[nn.Module, Tensor], attention: list[Tensor]
+    ) -> list[Hook]:
+        """Hooks that record attention, and make other outputs leaves: gradients are computed no further back."""
 
-        def leaf(name: str, value: Tensor) -> Tensor:
-            leaves[name] = value.detach().requires_grad_()
+        def leaf(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+            leaves[module] = output.detach().requires_grad_()
             # The next module may change it in place, which autograd forbids for a leaf.
-            return leaves[name].clone()
+            return leaves[module].clone()
 
         def words(table: nn.Module, arguments: Any, output: Tensor) -> Tensor | None:
             # GPT-2 looks up token types in the same table.
-            if not _same(arguments[0], inputs["input_ids"]):
+            if not _same(arguments[0], inputs.get("input_ids")):
                 return None
-            return leaf(str(self._words), self._with_points(output, tokens, table))
+            return leaf(table, arguments, self._with_points(output, tokens, table))
 
-        def features(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            return leaf(str(self._features), output)
+        def attend(_: nn.Module, __: Any, output: tuple[Tensor, Tensor]) -> None:
+            # Averaged at once: all heads of all layers would take gigabytes for large pictures.
+            attention.append(output[1].detach()[0].mean(0))
 
-        hooks = [(self._words, words), (self._features, features)]
-        return [(self._model.get_submodule(name), hook) for name, hook in hooks if name is not None]
+        hooks: list[Hook] = [(module, attend) for module in self._attention]
+        if self._features is not None:
+            hooks.append((self._features, leaf))
+        if self._words is not None:
+            hooks.append((self._words, words))
+        return hooks
 
     def _with_points(self, vectors: Tensor, tokens: Any, table: Any) -> Tensor:
         """The tokens' vectors, and points between padding and them; special tokens stay the same in all points."""
@@ -133,27 +135,20 @@ class Explainer:
         shares = (torch.arange(STEPS, device=vectors.device)[:, None, None] + 0.5) / STEPS
         return torch.cat([vectors[:1], start + shares * (vectors[:1] - start)])
 
-    def _attention_hooks(self, attention: list[Tensor]) -> list[Hook]:
-        def record(_: nn.Module, __: Any, output: tuple[Tensor, Tensor]) -> None:
-            # Averaged at once: all heads of all layers would take gigabytes for large pictures.
-            attention.append(output[1].detach()[0].mean(0))
-
-        return [(self._model.get_submodule(name), record) for name in self._attention]
-
 
 @dataclass
 class _Modules:
-    """Names of the modules of interest, with the shapes of their outputs.
+    """Modules of interest in the order of their execution; those of pictures with the shapes of their maps.
 
     Attributes:
         attention: modules with attention over a grid of patches.
-        features: modules with feature maps, in the order of their execution.
+        features: modules with feature maps.
         words: tables with a vector for each token.
     """
 
-    attention: list[tuple[str, torch.Size]] = field(default_factory=list)
-    features: list[tuple[str, torch.Size]] = field(default_factory=list)
-    words: list[tuple[str, torch.Size]] = field(default_factory=list)
+    attention: list[tuple[nn.Module, torch.Size]] = field(default_factory=list)
+    features: list[tuple[nn.Module, torch.Size]] = field(default_factory=list)
+    words: list[nn.Module] = field(default_factory=list)
 
 
 def _with_visible_attention(model: Any) -> Any:
@@ -180,37 +175,30 @@ def _modules_of_interest(classifier: Classifier, model: Any) -> _Modules:
 def _modules_of_one_pass(classifier: Classifier, model: Any, text: str) -> _Modules:
     picture = Image.new("RGB", (64, 64), "white") if classifier.takes_picture else None
     inputs, _ = classifier.encode([Sample(picture, (text,) * classifier.texts)])
-    size = _size(inputs) if picture else None
     modules = _Modules()
 
-    def hook(name: str) -> Callable[..., Any]:
-        def record(module: nn.Module, arguments: Any, output: Any) -> None:
-            ids = inputs.get("input_ids")
-            if isinstance(module, nn.Embedding) and ids is not None and _same(arguments[0], ids):
-                modules.words.append((name, output.shape))
-            if size is None:
-                return
-            if isinstance(output, tuple) and len(output) > 1 and _is_attention(output[1], size):
-                modules.attention.append((name, output[1].shape))
-            if isinstance(output, Tensor) and _feature_map(output, size) is not None:
-                modules.features.append((name, output.shape))
-
-        return record
+    def record(module: nn.Module, arguments: Any, output: Any) -> None:
+        if isinstance(module, nn.Embedding) and _same(arguments[0], inputs.get("input_ids")):
+            modules.words.append(module)
+        if picture is None:
+            return
+        if isinstance(output, tuple) and len(output) > 1 and _is_attention(output[1], _size(inputs)):
+            modules.attention.append((module, output[1].shape))
+        if isinstance(output, Tensor) and _feature_map(output, _size(inputs)) is not None:
+            modules.features.append((module, output.shape))
 
     # Submodules finish before their parents: the last one recorded is the closest to the head.
-    with _hooks([(module, hook(name)) for name, module in model.named_modules()]), torch.no_grad():
+    with _hooks((module, record) for module in model.modules()), torch.no_grad():
         model(**inputs)
     return modules
 
 
 @contextmanager
-def _hooks(pairs: list[Hook]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module, hook in pairs]
-    try:
+def _hooks(pairs: Iterable[Hook]) -> Iterator[None]:
+    with ExitStack() as handles:
+        for module, hook in pairs:
+            handles.enter_context(module.register_forward_hook(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _size(inputs: dict[str, Tensor]) -> tuple[int, int]:
@@ -219,8 +207,8 @@ def _size(inputs: dict[str, Tensor]) -> tuple[int, int]:
     return height, width
 
 
-def _same(one: Any, other: Tensor) -> bool:
-    return isinstance(one, Tensor) and one.shape == other.shape and bool((one == other).all())
+def _same(one: Any, other: Any) -> bool:
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
 
 
 def _is_attention(tensor: Any, size: tuple[int, int]) -> bool:
@@ -291,23 +279,19 @@ def weigh_words(texts: tuple[str, ...], tokens: Any, weights: npt.NDArray[np.flo
     """
     encoding = tokens.encodings[0]
     places = zip(encoding.sequence_ids, encoding.word_ids, encoding.offsets, weights.tolist(), strict=False)
-    sums: dict[tuple[int, int], list[float]] = {}
+    sums: dict[tuple[int, int], tuple[int, int, float]] = {}
     for text, word, (start, end), weight in places:
         if text is None or word is None or start == end:
             continue
-        known = sums.setdefault((text, word), [start, end, 0.0])
-        known[:] = [min(known[0], start), max(known[1], end), known[2] + weight]
+        first, last, total = sums.get((text, word), (start, end, 0.0))
+        sums[text, word] = (min(first, start), max(last, end), total + weight)
     strongest = max((abs(total) for _, _, total in sums.values()), default=0.0) or 1.0
     pieces: list[Weights] = [[] for _ in texts]
     done = [0] * len(texts)
     for (text, _), (first, last, total) in sorted(sums.items()):
-        start, end = max(int(first), done[text]), int(last)
-        if start > done[text]:
-            pieces[text].append((texts[text][done[text] : start], None))
-        if end > start:
-            pieces[text].append((texts[text][start:end], total / strongest))
-        done[text] = max(done[text], end)
+        start = max(first, done[text])
+        pieces[text] += [(texts[text][done[text] : start], None), (texts[text][start:last], total / strongest)]
+        done[text] = max(done[text], last)
     for number, text in enumerate(texts):
-        if done[number] < len(text):
-            pieces[number].append((text[done[number] :], None))
-    return tuple(pieces)
+        pieces[number].append((text[done[number] :], None))
+    return tuple([(piece, weight) for piece, weight in of_text if piece] for of_text in pieces)

@@ -3,6 +3,8 @@
 from typing import Any
 
 import gradio as gr
+from starlette.datastructures import MutableHeaders
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Whatever a model's card or name brings into the page, browsers load nothing from other machines.
@@ -20,11 +22,11 @@ POLICY = "; ".join(
         "form-action 'self'",
     )
 )
-HEADERS = [
-    (b"content-security-policy", POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-]
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
 # gradio would fetch addresses in these paths, decode videos, and accept files for other components.
 REFUSED = (
     "file=http",
@@ -59,22 +61,17 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *HEADERS]
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         path = scope["path"].lower().removeprefix("/gradio_api").lstrip("/")
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if path.startswith(REFUSED):
-            await _refuse(send_with_headers, 403, b"Not served here.")
+            await PlainTextResponse("Not served here.", 403)(scope, receive, send_with_headers)
         elif not length.isdigit() or int(length) > LONGEST_BODY:
-            await _refuse(send_with_headers, 413, b"Too much at once.")
+            await PlainTextResponse("Too much at once.", 413)(scope, receive, send_with_headers)
         else:
             await self.app(scope, receive, send_with_headers)
-
-
-async def _refuse(send: Send, status: int, message: bytes) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": message})
 
 
 def refuse_addresses(component: Any) -> None:

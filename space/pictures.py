@@ -13,19 +13,19 @@ MAX_PIXELS = 50_000_000
 MAX_BYTES = 10_000_000
 
 
-class BadPictureError(ValueError):
-    """A file that cannot be decoded; the message tells the visitor why."""
+class BadInputError(ValueError):
+    """What cannot be classified, such as a broken picture; the message tells the visitor why."""
 
 
 def decode(path: str | os.PathLike[str]) -> Image.Image:
     """The picture as RGB: first frame, EXIF orientation applied, alpha dropped, 16 bits scaled to 8.
 
     Raises:
-        BadPictureError: empty, truncated, corrupt, no picture, or larger than the limits.
+        BadInputError: empty, truncated, corrupt, no picture, or larger than the limits.
     """
     size = Path(path).stat().st_size
     if size > MAX_BYTES:
-        raise BadPictureError(f"It has {size / 1e6:.0f} MB, and the limit is {MAX_BYTES / 1e6:.0f} MB.")
+        raise BadInputError(f"It has {size / 1e6:.0f} MB, and the limit is {MAX_BYTES / 1e6:.0f} MB.")
     try:
         with warnings.catch_warnings():
             # The limit below is stricter than the one Pillow warns about.
@@ -33,19 +33,19 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
             picture = Image.open(path, formats=FORMATS)
         with picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise BadPictureError(
+                raise BadInputError(
                     f"It declares {picture.width} x {picture.height} pixels, more than this demo decodes."
                 )
             picture.seek(0)
             picture.load()
             return _eight_bits(ImageOps.exif_transpose(picture)).convert("RGB")
-    except BadPictureError:
+    except BadInputError:
         raise
     except Image.DecompressionBombError as error:
-        raise BadPictureError("It declares far more pixels than this demo decodes.") from error
+        raise BadInputError("It declares far more pixels than this demo decodes.") from error
     except Exception as error:
         # Decoders raise SyntaxError, struct.error, ZeroDivisionError and others on hostile bytes.
-        raise BadPictureError("It is empty or damaged, or no JPEG, PNG, WebP, BMP, GIF or TIFF picture.") from error
+        raise BadInputError("It is empty or damaged, or no JPEG, PNG, WebP, BMP, GIF or TIFF picture.") from error
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,11 +12,11 @@ from PIL import Image
 
 import page
 from about import Settings
-from batch import BadBatchError, check_sample, classify_rows, header, read_rows, write_table
+from batch import check_sample, classify_rows, header, read_rows, write_table
 from classifier import Classifier, Sample
 from explanation import Answer, Explainer
 from heat import overlay, seen_by
-from pictures import BadPictureError, decode
+from pictures import BadInputError, decode
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -57,11 +58,6 @@ class Service:
 
         self._answer = answer
 
-    @property
-    def explains(self) -> bool:
-        """Whether predictions can be explained."""
-        return self.explainer.method is not None or self.explainer.weighs_words
-
     def show(
         self, picture: str | None = None, text: str = "", second_text: str = "", explain: bool = True
     ) -> tuple[str, str]:
@@ -70,7 +66,7 @@ class Service:
             return page.no_sample_yet(self.classifier, self.examples), ""
         try:
             sample = self._sample(picture, text, second_text)
-        except (BadBatchError, BadPictureError) as error:
+        except BadInputError as error:
             return page.problem(error), ""
         started = time.perf_counter()
         answer = self._answer(sample, explain)
@@ -102,7 +98,7 @@ class Service:
         """
         try:
             sample = self._sample(picture, text, second_text)
-        except (BadBatchError, BadPictureError) as error:
+        except BadInputError as error:
             raise shown_error(error) from error
         answer = self._answer(sample, explain)
         scores = dict(zip(self.classifier.labels, answer.scores, strict=True))
@@ -113,18 +109,18 @@ class Service:
             content["words"] = [list(map(list, text)) for text in answer.words]
         return content
 
-    def classify_files(self, files: list[str] | None) -> tuple[str, str | None]:
-        """The table for the page, and the file to download."""
+    def classify_files(self, files: list[str] | None) -> tuple[str, gr.DownloadButton]:
+        """The table for the page, and the button to download it."""
         try:
             rows = read_rows(files or [], self.classifier, self.text_names)
             lines = list(classify_rows(rows, self.classifier))
-        except BadBatchError as error:
+        except BadInputError as error:
             raise shown_error(error) from error
         names = header(self.classifier, self.text_names)
         # Files in this folder can be downloaded, and are deleted after an hour.
         path = Path(tempfile.mkdtemp(dir=self._uploads)) / "predictions.csv"
         write_table(path, names, lines)
-        return page.table(names, lines), str(path)
+        return page.table(names, lines), gr.DownloadButton(value=str(path), interactive=True)
 
     def _true_class(self, sample: Sample) -> str | None:
         """The true class of a sample that is one of the examples."""
@@ -147,4 +143,4 @@ def _same(one: Image.Image | None, other: Image.Image | None) -> bool:
 
 def shown_error(error: Exception) -> gr.Error:
     """The error for the visitor; it is not written to the log of the server."""
-    return gr.Error(page.shown(error), duration=8, print_exception=False)
+    return gr.Error(escape(str(error)), duration=8, print_exception=False)

@@ -27,9 +27,9 @@ MODEL_FILES = (
     "confusion.png",
 )  # fmt: skip
 SPACE_FILES = (
-    "README.md", "*.py", "requirements.txt", "packages.txt", "*.css", "examples/*.png", "examples/*.jpg",
-    "examples/*.jpeg", "examples/*.webp", "examples/*.json", "examples/*.csv", "examples.json", "about.md",
-    "settings.json",
+    "README.md", "*.py", "requirements.txt", "packages.txt", "*.css", "*.html", "*.js", "examples/*.png",
+    "examples/*.jpg", "examples/*.jpeg", "examples/*.webp", "examples/*.json", "examples/*.csv", "examples.json",
+    "about.md", "settings.json",
 )  # fmt: skip
 ALLOWED: dict[Kind, tuple[str, ...]] = {
     "model": MODEL_FILES,

@@ -93,7 +93,7 @@ def assemble_space(
     config = load_settings(recipe_of(out / CONFIG_FILE), out / CONFIG_FILE)
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(demo_folder().iterdir()):
-        if path.suffix in (".py", ".css") or path.name == "requirements.txt":
+        if path.suffix in (".py", ".css", ".html", ".js") or path.name == "requirements.txt":
             shutil.copyfile(path, target / path.name)
     if model is None or is_adapter_folder(folder):
         _copy_model(folder, target / MODEL_FOLDER, config)

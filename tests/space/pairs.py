@@ -38,7 +38,7 @@ def pair_space(folder: Path) -> Path:
     save_pair(folder / "model")
     (folder / "examples").mkdir()
     for path in (REPOSITORY / "space").iterdir():
-        if path.suffix in (".py", ".css"):
+        if path.suffix in (".py", ".css", ".html", ".js"):
             shutil.copyfile(path, folder / path.name)
     examples: list[dict[str, object]] = []
     for number, text in enumerate(TEXTS):

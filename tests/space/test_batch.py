@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 import batch
-from batch import BadBatchError, Row, check_sample, classify_rows, header, read_rows, write_table
+from batch import Row, check_sample, classify_rows, header, read_rows, write_table
 from classifier import Classifier, Sample
+from pictures import BadInputError
 from tests.tiny_models import save_checkpoint
 from tests.tiny_text_models import save_text_checkpoint
 
@@ -75,7 +76,7 @@ def test_an_empty_text_is_an_error_of_its_row_only(of_texts: Classifier, tmp_pat
     path = table(tmp_path, "text,x\nword7,1\n  ,2\nword8,3\n")
     lines = list(classify_rows(read_rows([path], of_texts, ["text"]), of_texts))
     assert [line[-1] for line in lines] == ["", "The text is empty.", ""]
-    with pytest.raises(BadBatchError, match="more than 100,000 characters"):
+    with pytest.raises(BadInputError, match="more than 100,000 characters"):
         check_sample(of_texts, ["a" * 100_001], has_picture=False)
 
 
@@ -87,7 +88,7 @@ def test_a_table_cannot_name_files_of_this_machine(of_both: Classifier, tmp_path
     rows = read_rows([str(tmp_path / "mine.png"), path], of_both, ["text"])
     assert [row.picture for row in rows] == [tmp_path / "mine.png", None]
     assert header(of_both, ["text"]) == ["image", "text", "label", "probability", "note"]
-    with pytest.raises(BadBatchError, match="No picture with this name was uploaded"):
+    with pytest.raises(BadInputError, match="No picture with this name was uploaded"):
         rows[1].sample(of_both)
 
 
@@ -105,7 +106,7 @@ def test_a_table_that_does_not_suit_the_model_is_refused_with_the_reason(
     of_texts: Classifier, tmp_path: Path, content: str, words: str
 ) -> None:
     """Before anything is computed."""
-    with pytest.raises(BadBatchError) as error:
+    with pytest.raises(BadInputError) as error:
         read_rows([table(tmp_path, content)], of_texts, ["text"])
     assert words in str(error.value)
 
@@ -122,10 +123,10 @@ def test_files_that_do_not_suit_the_model_are_refused_with_the_reason(
         ([path], of_pictures, "This model takes pictures"),
         ([], of_pictures, "There is no sample in it."),
     ):
-        with pytest.raises(BadBatchError, match=words):
+        with pytest.raises(BadInputError, match=words):
             read_rows(files, model, ["text"])
     (tmp_path / "t.csv").write_bytes("text\nschön\n".encode("latin-1"))
-    with pytest.raises(BadBatchError, match=r"no UTF-8 text \(byte 9\): save it as UTF-8"):
+    with pytest.raises(BadInputError, match=r"no UTF-8 text \(byte 9\): save it as UTF-8"):
         read_rows([path], of_texts, ["text"])
 
 

@@ -198,6 +198,17 @@ def test_the_explanation_can_be_turned_off(texts: Visit) -> None:
     texts.page.locator(".weighed").wait_for()
 
 
+def test_the_code_in_the_documentation_of_the_api_can_be_copied(texts: Visit) -> None:
+    """And the button says so."""
+    texts.tab("API")
+    for name in ("Python", "Answer", "Shell"):
+        button = texts.page.get_by_label(f"Copy the {name} example")
+        button.click()
+        assert button.inner_text() == "Copied"
+        shown = texts.page.locator(".code", has=button).locator("pre").inner_text()
+        assert texts.page.evaluate("navigator.clipboard.readText()") == shown
+
+
 def test_an_empty_text_is_not_classified(texts: Visit) -> None:
     """The page says what to do."""
     texts.page.get_by_label("Text").fill("   ")

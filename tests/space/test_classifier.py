@@ -20,7 +20,7 @@ from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.models.pooling import pooled_classifier
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.targets.classes import Classes
-from pictures import BadPictureError, decode
+from pictures import BadInputError, decode
 from tests.tiny_models import save_checkpoint
 from tests.tiny_text_models import END, save_text_checkpoint
 
@@ -210,7 +210,7 @@ def bomb(side: int) -> bytes:
 def test_a_file_that_is_no_picture_is_refused_with_the_reason(tmp_path: Path, content: bytes, words: str) -> None:
     """Before it is decoded, if it is too large."""
     (tmp_path / "upload").write_bytes(content)
-    with pytest.raises(BadPictureError, match=words):
+    with pytest.raises(BadInputError, match=words):
         decode(tmp_path / "upload")
 
 

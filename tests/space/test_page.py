@@ -1,8 +1,10 @@
 """What the page shows of its model; names from outside are escaped."""
 
+import copy
 import json
 import re
 from dataclasses import fields
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -75,6 +77,19 @@ def test_names_from_outside_are_escaped_everywhere(hostile: Classifier) -> None:
     assert sum(tags(piece).tags.count("img") for piece in pieces) == 1 + len(samples)
 
 
+def test_the_answer_in_the_documentation_of_the_api_is_complete(hostile: Classifier) -> None:
+    """Whatever a sample has."""
+    both, texts = copy.copy(hostile), copy.copy(hostile)
+    both.takes_text = texts.takes_text = True
+    both.max_length = texts.max_length = 9
+    texts.takes_picture = False
+    for classifier, last in ((hostile, "heat"), (both, "words"), (texts, "words")):
+        shown = unescape(re.findall(r"<pre[^>]*>(.*?)</pre>", page.api(classifier, (), 2, 32), re.DOTALL)[1])
+        lines = [line.split("  # ")[0] for line in shown.splitlines()]
+        assert lines[-1].startswith(f' "{last}"')
+        assert [line[-1] for line in lines] == [",", *"," * (len(lines) - 2), "}"]
+
+
 def test_the_head_says_what_the_model_is_and_how_good(hostile: Classifier) -> None:
     score: dict[str, object] = {"title": "accuracy", "value": 0.9256505, "low": 0.8879, "high": 0.9513}
     score |= {"is_share": True, "samples": "268 of 269"}
@@ -94,11 +109,12 @@ def test_the_head_says_what_the_model_is_and_how_good(hostile: Classifier) -> No
 
 @pytest.mark.parametrize(
     ("share", "words"),
-    [(0.0, "0.0 %"), (0.0004, "&lt; 0.1 %"), (0.5, "50.0 %"), (0.9996, "&gt; 99.9 %"), (1.0, "100.0 %")],
+    [(0.0, "0.0 %"), (0.0004, "< 0.1 %"), (0.5, "50.0 %"), (0.9996, "> 99.9 %"), (1.0, "100.0 %")],
 )
 def test_only_certain_predictions_are_shown_as_certain(share: float, words: str) -> None:
     """0.9996 would be rounded to 100 %."""
     assert page.percent(share) == words
+    assert f"<span>{escape(words)}</span>" in page.verdict(Answer([share, 0]), ["a", "b"], 0.1)
 
 
 def test_a_prediction_names_the_best_label_first_and_whether_it_is_right() -> None:

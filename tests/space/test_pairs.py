@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from about import Settings, read_settings
-from batch import BadBatchError, classify_rows, read_rows
+from batch import classify_rows, read_rows
 from classifier import Classifier, Sample
 from explanation import Explainer
 from page import api, batch_help, no_sample_yet
+from pictures import BadInputError
 from service import Service
 from tests.space.pairs import a_picture, pair_space, save_pair
 
@@ -74,7 +75,7 @@ def test_a_batch_may_lack_pictures_or_texts_of_some_rows_or_of_all(classifier: C
         assert share == pytest.approx(max(scores), abs=1e-4)
         assert note == ""
     (tmp_path / "neither.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(BadBatchError, match=r"Expected the column image and text, found a, b\."):
+    with pytest.raises(BadInputError, match=r"Expected the column image and text, found a, b\."):
         read_rows([str(tmp_path / "neither.csv")], classifier, ["text"])
 
 
