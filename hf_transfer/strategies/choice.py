@@ -10,26 +10,10 @@ from hf_transfer.models.groups import Group, describe_frozen
 from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
 from hf_transfer.models.towers import groups_of, towers_of
 from hf_transfer.settings.strategy import PairStrategySettings, StrategySettings
+from hf_transfer.strategies import adapters, freezing
 from hf_transfer.strategies.adapter_files import adapter_of
-from hf_transfer.strategies.adapters import (
-    InfusedAdapters,
-    KroneckerAdaptation,
-    LowRankAdaptation,
-    OtherAdapters,
-    WeightDecomposedAdaptation,
-)
 from hf_transfer.strategies.each_tower import EachTower
-from hf_transfer.strategies.freezing import (
-    BiasTuning,
-    FromScratch,
-    FullFineTuning,
-    GradualUnfreezing,
-    LinearProbe,
-    LinearProbeThenFineTuning,
-    PartialFineTuning,
-    Strategy,
-    frozen_towers,
-)
+from hf_transfer.strategies.freezing import Strategy, frozen_towers
 from hf_transfer.targets.target import Target
 
 
@@ -49,18 +33,20 @@ def _strategy(name: str, settings: StrategySettings, larger_head: bool) -> Strat
     rank, alpha, dropout = settings.adapter_rank, settings.adapter_alpha, settings.adapter_dropout
     layers = settings.adapter_layers
     strategies: dict[str, Strategy] = {
-        "linear_probe": LinearProbe(),
-        "partial": PartialFineTuning(layers=settings.trainable_layers),
-        "gradual": GradualUnfreezing(),
-        "lp_ft": LinearProbeThenFineTuning(),
-        "full": FullFineTuning(larger_head=larger_head),
-        "scratch": FromScratch(),
-        "bitfit": BiasTuning(),
-        "lora": LowRankAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
-        "dora": WeightDecomposedAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
-        "ia3": InfusedAdapters(layers=layers),
-        "lokr": KroneckerAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
-        "adapter": OtherAdapters(peft_type=settings.peft_type, rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "linear_probe": freezing.LinearProbe(),
+        "partial": freezing.PartialFineTuning(layers=settings.trainable_layers),
+        "gradual": freezing.GradualUnfreezing(),
+        "lp_ft": freezing.LinearProbeThenFineTuning(),
+        "full": freezing.FullFineTuning(larger_head=larger_head),
+        "scratch": freezing.FromScratch(),
+        "bitfit": freezing.BiasTuning(),
+        "lora": adapters.LowRankAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "dora": adapters.WeightDecomposedAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "ia3": adapters.InfusedAdapters(layers=layers),
+        "lokr": adapters.KroneckerAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "adapter": adapters.OtherAdapters(
+            peft_type=settings.peft_type, rank=rank, alpha=alpha, dropout=dropout, layers=layers
+        ),
     }
     return strategies[name]
 
