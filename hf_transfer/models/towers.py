@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_transfer.models.fusion import FusionConfig, FusionModel, as_sequence, pooled
 from hf_transfer.models.groups import Group, Inputs, trace_groups
+from hf_transfer.models.pooling import without_task
 
 # Names of the inputs that only one tower reads.
 INPUTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
@@ -60,8 +61,8 @@ def fuse(image: Tower, text: Tower, *, image_size: int, labels: Mapping[str, Any
     text_width = int(text.backbone.config.hidden_size)
     widths = [len(tower.projection) for tower in (image, text) if tower.projection is not None]
     config = FusionConfig(
-        _without_task(image.backbone.config),
-        _without_task(text.backbone.config),
+        without_task(image.backbone.config),
+        without_task(text.backbone.config),
         image_width=image_width,
         text_width=text_width,
         image_pooling=image.pooling,
@@ -164,11 +165,3 @@ def _width(tower: Tower, size: int) -> int:
     with torch.no_grad():
         output = tower.backbone(pixel_values=pixels)
     return pooled(tower.pooling, output, as_sequence(output.last_hidden_state), None).shape[1]
-
-
-def _without_task(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration without classes of an earlier task and without its path: all of it is saved."""
-    config.id2label = None
-    config.num_labels = 2
-    config.name_or_path = ""
-    return config
