@@ -6,7 +6,7 @@ as further keyword arguments: a forward pre-hook removes them from the arguments
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,8 +16,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from hf_transfer.models.groups import Group, Inputs, check_boundary, evaluating, requiring_gradients
 
-# A dimension of a tensor: fixed, or that of the batch (how many samples, or tokens of the longest text).
-Size = int | Literal["samples", "tokens"]
+# A dimension of the batch: how many samples, or tokens of the longest text.
+Kind = Literal["samples", "tokens"]
+# A dimension of a tensor: fixed, or that of the batch.
+Size = int | Kind
 # How far logits from stored activations may differ from those of a live run: sums in float32 in another order.
 LARGEST_DIFFERENCE = 1e-4
 # Keyword argument of a cut model: one stored activation, counted from 0.
@@ -87,9 +89,9 @@ class Cut:
         # Two batches of different sizes show which dimensions are those of the batch.
         larger = _enlarged(inputs)
         first, second = (_outputs(model, names, batch) for batch in (inputs, larger))
-        self._outputs = {
-            name: _form(name, output, second[name], _sizes(inputs), _sizes(larger)) for name, output in first.items()
-        }
+        sizes, larger_sizes = _sizes(inputs), _sizes(larger)
+        kinds: dict[tuple[int, int], Size] = {(sizes[kind], larger_sizes[kind]): kind for kind in sizes}
+        self._outputs = {name: _form(name, output, second[name], kinds) for name, output in first.items()}
         needed = self._needed(model, inputs)
         leaves = self._outputs[self.module].leaves
         self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Crossing) and place in needed]
@@ -116,15 +118,11 @@ class Cut:
             recorded.extend(leaves[place].detach().clone() for place in self._places)
             raise _ReachedError
 
-        handle = model.get_submodule(self.module).register_forward_hook(reached)
-        try:
-            with evaluating(model), torch.no_grad():
-                model(**inputs)
-        except _ReachedError:
-            return recorded
-        finally:
-            handle.remove()
-        raise AssertionError(f"{self.module} was not called")
+        hook = model.get_submodule(self.module).register_forward_hook(reached)
+        with suppress(_ReachedError), evaluating(model), torch.no_grad(), hook:
+            model(**inputs)
+            raise AssertionError(f"{self.module} was not called")
+        return recorded
 
     @contextmanager
     def skipped(
@@ -146,8 +144,8 @@ class Cut:
         originals = {name: model.get_submodule(name) for name in self._outputs}
         stored = _StoredActivations(range(first, first + len(self.crossing)))
         with ExitStack() as hooks:
-            hooks.callback(model.register_forward_pre_hook(stored.take, with_kwargs=True).remove)
-            hooks.callback(model.register_forward_hook(stored.release, always_call=True).remove)
+            hooks.enter_context(model.register_forward_pre_hook(stored.take, with_kwargs=True))
+            hooks.enter_context(model.register_forward_hook(stored.release, always_call=True))
             try:
                 for name, original in originals.items():
                     places = self._places if name == self.module else []
@@ -161,13 +159,11 @@ class Cut:
 
     def blank(self, inputs: Inputs) -> dict[str, Tensor]:
         """The same inputs, with zeros that take no memory for what only the skipped groups read: pixels."""
+        skipped = inputs if self._skipped_inputs is None else self._skipped_inputs
         return {
-            name: value.new_zeros(()).expand(value.shape) if self._is_skipped(name, value) else value
+            name: value.new_zeros(()).expand(value.shape) if value.is_floating_point() and name in skipped else value
             for name, value in inputs.items()
         }
-
-    def _is_skipped(self, name: str, value: Tensor) -> bool:
-        return value.is_floating_point() and (self._skipped_inputs is None or name in self._skipped_inputs)
 
     def _needed(self, model: nn.Module, inputs: Inputs) -> set[int]:
         """Positions of the tensors in the boundary's output that the logits depend on."""
@@ -186,13 +182,10 @@ class Cut:
                     integers.add(place)
             return tree_unflatten(leaves, structure)
 
-        handle = model.get_submodule(self.module).register_forward_hook(require_gradients)
-        try:
-            with evaluating(model), requiring_gradients(model, set()):
-                logits = model(**inputs).logits
-                gradients = torch.autograd.grad(logits.sum(), list(floats.values()), allow_unused=True)
-        finally:
-            handle.remove()
+        hook = model.get_submodule(self.module).register_forward_hook(require_gradients)
+        with evaluating(model), requiring_gradients(model, set()), hook:
+            logits = model(**inputs).logits
+            gradients = torch.autograd.grad(logits.sum(), list(floats.values()), allow_unused=True)
         return integers | {place for place, gradient in zip(floats, gradients, strict=True) if gradient is not None}
 
     def _test(self, model: nn.Module, inputs: Inputs) -> None:
@@ -248,7 +241,7 @@ class _StoredActivations:
         return [self._arguments[name] for name in self._names]
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[Kind, int]:
         """How many samples and tokens the batch has."""
         return _sizes(self._arguments)
 
@@ -314,7 +307,7 @@ def _outputs(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str
                 outputs[name] = output
                 calls[name] = calls.get(name, 0) + 1
 
-            stack.callback(model.get_submodule(name).register_forward_hook(keep).remove)
+            stack.enter_context(model.get_submodule(name).register_forward_hook(keep))
         with evaluating(model), torch.no_grad():
             model(**inputs)
     if repeated := [name for name, count in calls.items() if count > 1]:
@@ -322,16 +315,20 @@ def _outputs(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str
     return outputs
 
 
-def _form(name: str, output: Any, larger: Any, sizes: Mapping[str, int], larger_sizes: Mapping[str, int]) -> _Output:
-    """The form of a module's output, from two batches of different sizes."""
+def _form(name: str, output: Any, larger: Any, kinds: Mapping[tuple[int, int], Size]) -> _Output:
+    """The form of a module's output, from two batches; `kinds` names the pairs of sizes in which these differ."""
     (leaves, structure), (others, other_structure) = tree_flatten(output), tree_flatten(larger)
     if structure != other_structure:
         raise CannotCutError(f"the structure of the output of {name} depends on the batch")
     forms: list[Any] = []
     for leaf, other in zip(leaves, others, strict=True):
         if isinstance(leaf, Tensor):
-            shape = [_size(name, *pair, sizes, larger_sizes) for pair in zip(leaf.shape, other.shape, strict=True)]
-            forms.append(Crossing(tuple(shape), leaf.dtype))
+            pairs = list(zip(leaf.shape, other.shape, strict=True))
+            if any(one != two and (one, two) not in kinds for one, two in pairs):
+                raise CannotCutError(
+                    f"the output of {name} has tensors whose sizes are neither fixed nor those of the batch"
+                )
+            forms.append(Crossing(tuple(kinds.get(pair, pair[0]) for pair in pairs), leaf.dtype))
         elif isinstance(leaf, int | float | str | bool | None) and leaf == other:
             forms.append(leaf)
         else:
@@ -339,18 +336,9 @@ def _form(name: str, output: Any, larger: Any, sizes: Mapping[str, int], larger_
     return _Output(structure, tuple(forms))
 
 
-def _size(name: str, size: int, larger: int, sizes: Mapping[str, int], larger_sizes: Mapping[str, int]) -> Size:
-    if size == larger:
-        return size
-    for kind in ("samples", "tokens"):
-        if kind in sizes and (size, larger) == (sizes[kind], larger_sizes[kind]):
-            return kind
-    raise CannotCutError(f"the output of {name} has tensors whose sizes are neither fixed nor those of the batch")
-
-
-def _sizes(inputs: Inputs) -> dict[str, int]:
+def _sizes(inputs: Inputs) -> dict[Kind, int]:
     """How many samples a batch has, and how many tokens the longest of them."""
-    sizes = {"samples": len(next(iter(inputs.values())))}
+    sizes: dict[Kind, int] = {"samples": len(next(iter(inputs.values())))}
     if "input_ids" in inputs:
         sizes["tokens"] = inputs["input_ids"].shape[1]
     return sizes
