@@ -12,9 +12,7 @@ from hf_transfer.data import hub_access, samples
 from hf_transfer.errors import UserError, user_error
 
 
-def read_weights(
-    load: Callable[..., Any], path: str, revision: str, **settings: Any
-) -> tuple[Any, frozenset[str]]:  # fmt: skip
+def read_weights(load: Callable[..., Any], path: str, revision: str, **settings: Any) -> tuple[Any, frozenset[str]]:
     """A model in float32, and the names of its weights that the checkpoint does not have, or has in another shape.
 
     Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -101,34 +101,32 @@ class SingleTower(nn.Module):
 
 
 def trace(model: nn.Module, inputs: Inputs) -> list[Group]:
-    """The groups of a classifier, of one tower or of two, in depth order; the last one is the head.
+    """The groups of a classifier in depth order; the last one is the head.
+
+    Of a classifier of two towers: those of the image tower, those of the text tower, and all layers that are not
+    pretrained.
 
     Args:
         model: a classifier.
-        inputs: a small batch.
+        inputs: a small batch; for two towers, of both.
     """
-    return trace_towers(model, inputs) if isinstance(model, FusionModel) else trace_groups(model, inputs)
+    if not isinstance(model, FusionModel):
+        return trace_groups(model, inputs)
+    # The projections belong to the head: they are new, too.
+    new = [name for name, _ in model.named_children() if not name.endswith("_tower")]
 
+    def pretrained(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name.split(".")[0] not in new)
 
-def trace_towers(model: FusionModel, inputs: Inputs) -> list[Group]:
-    """The groups of both towers in depth order, image first, then the head: all layers that are not pretrained.
-
-    Args:
-        model: a classifier of two towers.
-        inputs: a small batch of both.
-    """
     groups: list[Group] = []
     for tower, names in INPUTS.items():
         tower_inputs = {name: inputs[name] for name in names if name in inputs}
-        groups += [replace(group, tower=tower) for group in trace_groups(SingleTower(model, tower), tower_inputs)[:-1]]
-    # The projections belong to the head: they are new, too.
-    new = [name for name, _ in model.named_children() if not name.endswith("_tower")]
-    groups = [_without(group, new) for group in groups]
+        groups += [
+            Group(group.name, pretrained(group.modules), pretrained(group.parameters), tower)
+            for group in trace_groups(SingleTower(model, tower), tower_inputs)[:-1]
+        ]
     head = [name for name, _ in model.named_parameters() if name.split(".")[0] in new]
-    return [
-        *(group for group in groups if group.modules or group.parameters),
-        Group("head", tuple(new), tuple(head)),
-    ]
+    return [*(group for group in groups if group.modules or group.parameters), Group("head", tuple(new), tuple(head))]
 
 
 def towers_of(groups: Sequence[Group]) -> list[str]:
@@ -148,15 +146,6 @@ def renew_tower(model: nn.Module, tower: str) -> None:
     config: Any = deepcopy(model.config)
     fresh = FusionModel(config).get_submodule(name)
     model.get_submodule(name).load_state_dict(fresh.state_dict())
-
-
-def _without(group: Group, new: Sequence[str]) -> Group:
-    """The group without the new modules."""
-    return replace(
-        group,
-        modules=tuple(name for name in group.modules if name.split(".")[0] not in new),
-        parameters=tuple(name for name in group.parameters if name.split(".")[0] not in new),
-    )
 
 
 def _width(tower: Tower, size: int) -> int:

@@ -98,10 +98,8 @@ class Adapters(Strategy):
         tower = f"{groups[0].tower}_tower" if groups[0].tower else ""
         config = self.config([target.removeprefix(f"{tower}.") for target in targets])
         if not tower:
-            config.modules_to_save = _modules_to_save(model, groups)
-            if "input_ids" in inputs:
-                config.task_type = TaskType.SEQ_CLS
-                config.modules_to_save = [name for name in config.modules_to_save if not _is_saved_for_text(name)]
+            config.task_type = TaskType.SEQ_CLS if "input_ids" in inputs else None
+            config.modules_to_save = _modules_to_save(model, groups, SAVED_FOR_TEXT if "input_ids" in inputs else ())
         try:
             with seeded(seed), quiet_peft():
                 adapted: nn.Module = get_peft_model(model.get_submodule(tower), config)
@@ -229,18 +227,15 @@ def _layers(model: nn.Module, groups: Sequence[Group]) -> dict[str, nn.Module]:
     }
 
 
-def _modules_to_save(model: nn.Module, groups: Sequence[Group]) -> list[str]:
+def _modules_to_save(model: nn.Module, groups: Sequence[Group], by_peft: tuple[str, ...]) -> list[str]:
     """Modules that are saved whole with the adapter: the head, and the dense layers between the last block and it.
 
     Such a layer (a pooler, the inner layer of a two-layer head) may be missing in the checkpoint: whenever the base
-    model is loaded, its weights are random.
+    model is loaded, its weights are random. Modules whose names end in one of `by_peft` are saved anyway.
     """
     dense = _layers(model, [group for group in groups if group.name == "final"])
-    return [*groups[-1].modules, *(name for name, layer in dense.items() if isinstance(layer, nn.Linear))]
-
-
-def _is_saved_for_text(name: str) -> bool:
-    return any(part.endswith(SAVED_FOR_TEXT) for part in name.split("."))
+    saved = [*groups[-1].modules, *(name for name, layer in dense.items() if isinstance(layer, nn.Linear))]
+    return [name for name in saved if not any(part.endswith(by_peft) for part in name.split("."))]
 
 
 def _can_adapt(strategy: Adapters, layer: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """The strategy that the settings name, and the model prepared for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -155,7 +155,11 @@ def prepare_model(
             do="use --strategy partial, linear_probe or adapters with --adapter_layers, or --cache_frozen auto",
         )
     frozen = frozen_towers(groups, stages)
-    return Prepared(model, groups, frozen, [*_describe(model, groups, frozen, inputs), *loaded.notes])
+    notes = []
+    for tower, prefix in frozen.items():
+        sentence = describe_frozen(model, groups_of(tower, groups), len(prefix), inputs)
+        notes.append(f"{tower.capitalize()}: {sentence}" if tower else sentence)
+    return Prepared(model, groups, frozen, [*notes, *loaded.notes])
 
 
 def _refuse_missing_layers(layers: Sequence[int], groups: Sequence[Group]) -> None:
@@ -166,14 +170,3 @@ def _refuse_missing_layers(layers: Sequence[int], groups: Sequence[Group]) -> No
             found=" ".join(map(str, layers)),
             do="leave out higher numbers",
         )
-
-
-def _describe(
-    model: nn.Module, groups: list[Group], frozen: Mapping[str, list[Group]], inputs: dict[str, Tensor]
-) -> list[str]:
-    """A sentence for each tower on what is frozen in it."""
-    return [
-        f"{tower.capitalize()}{': ' if tower else ''}"
-        f"{describe_frozen(model, groups_of(tower, groups), len(prefix), inputs)}"
-        for tower, prefix in frozen.items()
-    ]

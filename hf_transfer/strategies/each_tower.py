@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import Tensor, nn
 
@@ -57,7 +58,8 @@ class EachTower:
         by_tower = [strategy.stages(groups_of(tower, groups), epochs) for tower, strategy in self.towers.items()]
         stages: list[Stage] = []
         start = 0
-        for end in sorted({end for tower_stages in by_tower for end in _ends(tower_stages)}):
+        ends = {end for tower_stages in by_tower for end in accumulate(stage.epochs for stage in tower_stages)}
+        for end in sorted(ends):
             learns = frozenset[str]().union(*(_at(tower_stages, start).trainable for tower_stages in by_tower))
             # If the parameters do not change, the stage before goes on.
             epochs_before = stages.pop().epochs if stages and stages[-1].trainable == learns else 0
@@ -66,11 +68,7 @@ class EachTower:
         return stages
 
 
-def _ends(stages: Sequence[Stage]) -> list[int]:
-    """The number of epochs after which each stage ends."""
-    return [sum(stage.epochs for stage in stages[: number + 1]) for number in range(len(stages))]
-
-
 def _at(stages: Sequence[Stage], epoch: int) -> Stage:
     """The stage of an epoch; after the last stage, the last one."""
-    return next((stage for stage, end in zip(stages, _ends(stages), strict=True) if epoch < end), stages[-1])
+    ends = accumulate(stage.epochs for stage in stages)
+    return next((stage for stage, end in zip(stages, ends, strict=True) if epoch < end), stages[-1])

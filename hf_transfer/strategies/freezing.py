@@ -5,8 +5,9 @@ the counts in the report, and how much of the model is frozen.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 
 import torch
@@ -254,19 +255,13 @@ def learning_parameters(stages: Sequence[Stage]) -> frozenset[str]:
     return frozenset[str]().union(*(stage.trainable for stage in stages))
 
 
-def frozen_prefix(groups: Sequence[Group], stages: Sequence[Stage]) -> int:
-    """How many groups of a tower, counted from the input, learn in no stage."""
-    learns = learning_parameters(stages)
-    for count, group in enumerate(groups):
-        if learns.intersection(group.parameters):
-            return count
-    return len(groups)
-
-
 def frozen_towers(groups: Sequence[Group], stages: Sequence[Stage]) -> dict[str, list[Group]]:
     """For each tower the groups, counted from the input, that learn in no stage; see `towers_of`."""
-    towers = {tower: groups_of(tower, groups) for tower in towers_of(groups)}
-    return {tower: of_tower[: frozen_prefix(of_tower, stages)] for tower, of_tower in towers.items()}
+    learns = learning_parameters(stages)
+    return {
+        tower: list(takewhile(lambda group: learns.isdisjoint(group.parameters), groups_of(tower, groups)))
+        for tower in towers_of(groups)
+    }
 
 
 class _Frozen:
@@ -299,13 +294,9 @@ def set_trainable(model: nn.Module, groups: Sequence[Group], names: Set[str]) ->
         # A group without parameters (pooling, dropout) has the mode of the group before it.
         if group.parameters:
             learns = not names.isdisjoint(group.parameters)
-        for module in _modules(model, group):
-            _unfreeze(module) if learns and not _keeps_statistics(module) else _freeze(module)
-
-
-def _modules(model: nn.Module, group: Group) -> Iterator[nn.Module]:
-    for name in group.modules:
-        yield from model.get_submodule(name).modules()
+        for name in group.modules:
+            for module in model.get_submodule(name).modules():
+                _unfreeze(module) if learns and not _keeps_statistics(module) else _freeze(module)
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
