@@ -1,20 +1,14 @@
 """A pretrained classifier with a new head, and the image processor or tokenizer it was trained with."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file
 
@@ -191,20 +185,14 @@ class Checkpoint(AnyCheckpoint):
 
     def processor(self) -> ImageProcessor:
         """The checkpoint's own image processor: its size, interpolation, mean and standard deviation."""
-        with loading_errors(self.name), hub_access.local_files_only(self.offline):
-            # The same pixels with and without torchvision.
-            processor: ImageProcessor = AutoImageProcessor.from_pretrained(
-                self.path, revision=self.revision, backend="pil", trust_remote_code=False
-            )
+        # The same pixels with and without torchvision.
+        processor: ImageProcessor = self._read(AutoImageProcessor.from_pretrained, backend="pil")
         return processor
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's own tokenizer."""
-        with loading_errors(self.name), hub_access.local_files_only(self.offline):
-            refuse_other_files(self.name, get_tokenizer_config(self.path, revision=self.revision))
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self.path, revision=self.revision, config=self._text_config, trust_remote_code=False
-            )
+        refuse_other_files(self.name, self._read(get_tokenizer_config))
+        tokenizer: PreTrainedTokenizerBase = self._read(AutoTokenizer.from_pretrained, config=self._text_config)
         return tokenizer
 
     @property
@@ -253,12 +241,13 @@ class Checkpoint(AnyCheckpoint):
     def finished_classifier(self) -> PreTrainedModel:
         """The model with its own head, for evaluation and prediction."""
         kind = self._task.classifier if pooling_of(self.config) is None else PooledForSequenceClassification
-        with loading_errors(self.name), hub_access.local_files_only(self.offline):
-            # The code beside the weights is not run.
-            model: PreTrainedModel = kind.from_pretrained(
-                self.path, revision=self.revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
+        model: PreTrainedModel = self._read(kind.from_pretrained, dtype=torch.float32, use_safetensors=True)
         return model
+
+    def _read(self, load: Callable[..., Any], **settings: Any) -> Any:
+        """Let transformers read a part of the checkpoint, without running code that is in it."""
+        with loading_errors(self.name), hub_access.local_files_only(self.offline):
+            return load(self.path, revision=self.revision, trust_remote_code=False, **settings)
 
 
 def load_classifier(
@@ -298,13 +287,12 @@ def load_classifier(
 def renew_head(model: nn.Module, head: Group, seed: int) -> None:
     """Draw the head's weights from N(0, 0.02²) with `seed`, and set its biases to 0."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name in head.modules:
-            layer = model.get_submodule(name)
-            assert isinstance(layer, nn.Linear)
-            layer.weight.normal_(0.0, HEAD_STANDARD_DEVIATION, generator=generator)
-            if layer.bias is not None:
-                layer.bias.zero_()
+    for name in head.modules:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        nn.init.normal_(layer.weight, 0.0, HEAD_STANDARD_DEVIATION, generator=generator)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def _locate(name: str, revision: str, setting: str) -> tuple[str, str | None, bool]:

@@ -292,13 +292,10 @@ def _nothing_to_adapt(strategy: Adapters, kinds: Mapping[str, nn.Module]) -> Use
         for other in PeftType
         if any(_can_adapt(OtherAdapters(peft_type=other.value), layer) for layer in kinds.values())
     ]
-    reason = f"{method}: {UNSUITABLE[method]}" if method in UNSUITABLE else method
-    return user_error(
-        expected=f"layers that {method} can adapt: {', '.join(possible)}"
-        if possible
-        else "a method of peft that adapts single layers and needs nothing else",
-        found=f"in this model {'; '.join(list(kinds)[:4]) or 'none'}" if possible else reason,
-        do=f"use --strategy adapter with --peft_type {', '.join(others)}"
-        if others
-        else "use --strategy linear_probe, partial or full",
-    )
+    expected = "a method of peft that adapts single layers and needs nothing else"
+    found = f"{method}: {UNSUITABLE[method]}" if method in UNSUITABLE else method
+    if possible:
+        expected = f"layers that {method} can adapt: {', '.join(possible)}"
+        found = f"in this model {'; '.join(list(kinds)[:4]) or 'none'}"
+    strategies = f"adapter with --peft_type {', '.join(others)}" if others else "linear_probe, partial or full"
+    return user_error(expected=expected, found=found, do=f"use --strategy {strategies}")

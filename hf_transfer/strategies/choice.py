@@ -116,7 +116,13 @@ def load_model(
         )
     outline, groups = checkpoint.outline(target, inputs)
     strategy.check(outline, groups)
-    _refuse_missing_layers(feature_layers, groups)
+    blocks = sum(group.is_block for group in groups)
+    if max(feature_layers, default=0) > blocks:
+        raise user_error(
+            expected=f"--feature_layers from 1 to {blocks}, the blocks of this model",
+            found=" ".join(map(str, feature_layers)),
+            do="leave out higher numbers",
+        )
     model, groups = load_classifier(
         checkpoint, target, inputs, seed=seed, fresh_weights=strategy.fresh_weights,
         gradient_checkpointing=gradient_checkpointing,
@@ -160,13 +166,3 @@ def prepare_model(
         sentence = describe_frozen(model, groups_of(tower, groups), len(prefix), inputs)
         notes.append(f"{tower.capitalize()}: {sentence}" if tower else sentence)
     return Prepared(model, groups, frozen, [*notes, *loaded.notes])
-
-
-def _refuse_missing_layers(layers: Sequence[int], groups: Sequence[Group]) -> None:
-    blocks = sum(group.is_block for group in groups)
-    if max(layers, default=0) > blocks:
-        raise user_error(
-            expected=f"--feature_layers from 1 to {blocks}, the blocks of this model",
-            found=" ".join(map(str, layers)),
-            do="leave out higher numbers",
-        )
