@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hf_transfer.models.groups import Group, Inputs, check_boundary, evaluating, requiring_gradients
 
@@ -46,14 +46,6 @@ class Crossing:
     def by_token(self) -> bool:
         """Whether it has the shape [samples, tokens, ...]."""
         return len(self.shape) > 1 and self.shape[1] == "tokens"
-
-
-@dataclass(frozen=True)
-class _Output:
-    """The form of a module's output: its structure, and a `Crossing` in the place of each tensor."""
-
-    structure: TreeSpec
-    leaves: tuple[Any, ...]
 
 
 class Cut:
@@ -91,9 +83,10 @@ class Cut:
         first, second = (_outputs(model, names, batch) for batch in (inputs, larger))
         sizes, larger_sizes = _sizes(inputs), _sizes(larger)
         kinds: dict[tuple[int, int], Size] = {(sizes[kind], larger_sizes[kind]): kind for kind in sizes}
+        # The forms of the outputs of the skipped modules.
         self._outputs = {name: _form(name, output, second[name], kinds) for name, output in first.items()}
         needed = self._needed(model, inputs)
-        leaves = self._outputs[self.module].leaves
+        leaves = tree_leaves(self._outputs[self.module])
         self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Crossing) and place in needed]
         self.crossing: tuple[Crossing, ...] = tuple(leaves[place] for place in self._places)
         if any(leaf.shape[:1] != ("samples",) for leaf in self.crossing):
@@ -262,7 +255,7 @@ class _Stub(nn.Module):
     in a tuple, so that it is not registered as a part of the model.
     """
 
-    def __init__(self, original: nn.Module, output: _Output, places: Sequence[int], stored: _StoredActivations) -> None:
+    def __init__(self, original: nn.Module, output: Any, places: Sequence[int], stored: _StoredActivations) -> None:
         super().__init__()
         self._original = (original,)
         self._output, self._places, self._stored = output, places, stored
@@ -279,7 +272,7 @@ class _Stub(nn.Module):
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
         tensors = self._stored.tensors
-        leaves = list(self._output.leaves)
+        leaves, structure = tree_flatten(self._output)
         recorded = dict(zip(self._places, tensors, strict=True)) if self._places else {}
         for place, leaf in enumerate(leaves):
             if place in recorded:
@@ -289,7 +282,7 @@ class _Stub(nn.Module):
                 sizes = self._stored.sizes
                 shape = [sizes[size] if isinstance(size, str) else size for size in leaf.shape]
                 leaves[place] = tensors[0].new_zeros((), dtype=leaf.dtype).expand(shape)
-        return tree_unflatten(leaves, self._output.structure)
+        return tree_unflatten(leaves, structure)
 
 
 class _ReachedError(Exception):
@@ -315,8 +308,11 @@ def _outputs(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str
     return outputs
 
 
-def _form(name: str, output: Any, larger: Any, kinds: Mapping[tuple[int, int], Size]) -> _Output:
-    """The form of a module's output, from two batches; `kinds` names the pairs of sizes in which these differ."""
+def _form(name: str, output: Any, larger: Any, kinds: Mapping[tuple[int, int], Size]) -> Any:
+    """The form of a module's output: with a `Crossing` in the place of each tensor.
+
+    It is found from the outputs for two batches; `kinds` names the pairs of sizes in which these differ.
+    """
     (leaves, structure), (others, other_structure) = tree_flatten(output), tree_flatten(larger)
     if structure != other_structure:
         raise CannotCutError(f"the structure of the output of {name} depends on the batch")
@@ -333,7 +329,7 @@ def _form(name: str, output: Any, larger: Any, kinds: Mapping[tuple[int, int], S
             forms.append(leaf)
         else:
             raise CannotCutError(f"the output of {name} contains {type(leaf).__name__}, which cannot be stored")
-    return _Output(structure, tuple(forms))
+    return tree_unflatten(forms, structure)
 
 
 def _sizes(inputs: Inputs) -> dict[Kind, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file
@@ -15,7 +15,7 @@ from transformers.utils.hub import cached_file
 from hf_transfer.data import hub_access, samples
 from hf_transfer.errors import user_error
 from hf_transfer.models.fusion import FusionConfig, FusionModel
-from hf_transfer.models.groups import Group
+from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.loading import loading_errors, quiet_loading, read_weights
 from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
 from hf_transfer.models.pooling import (
@@ -58,7 +58,7 @@ class AnyCheckpoint(ABC):
 
     name: str
     path: str
-    commit: str | None
+    commit: str | None = None
     commits: dict[str, str | None]
     task: str
     _missing: frozenset[str] = frozenset()
@@ -72,7 +72,7 @@ class AnyCheckpoint(ABC):
     def _build(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
         """The classifier, and the names of its weights that the checkpoint does not have; of fresh weights, none."""
 
-    def outline(self, target: Target, inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
+    def outline(self, target: Target, inputs: Inputs) -> tuple[PreTrainedModel, list[Group]]:
         """The architecture, without weights if possible, which takes little time and memory, and its groups.
 
         Args:
@@ -251,7 +251,7 @@ class Checkpoint(AnyCheckpoint):
 
 
 def load_classifier(
-    checkpoint: AnyCheckpoint, target: Target, inputs: dict[str, Tensor], *, seed: int, fresh_weights: bool,
+    checkpoint: AnyCheckpoint, target: Target, inputs: Inputs, *, seed: int, fresh_weights: bool,
     gradient_checkpointing: bool = False,
 ) -> tuple[PreTrainedModel, list[Group]]:  # fmt: skip
     """A model with a new head, and its groups in depth order.

@@ -16,7 +16,6 @@ from hf_transfer.models.towers import Tower, fuse, image_pooling_of
 from hf_transfer.settings.model import PairModelSettings
 from hf_transfer.targets.target import Target
 
-TASK = "image-text-classification"
 # Height and width of the images that a tower is tested with, if its configuration names no size.
 DEFAULT_SIZE = 64
 
@@ -42,6 +41,8 @@ class PairCheckpoint(AnyCheckpoint):
         UserError: a checkpoint does not exist, cannot be reached or read, or cannot be used as this tower.
     """
 
+    task = "image-text-classification"
+
     def __init__(self, models: PairModelSettings, *, fusion: str = "concat", modality_dropout: float = 0.0) -> None:
         self._fusion, self._modality_dropout = fusion, modality_dropout
         if models.model_name_or_path is not None:
@@ -57,9 +58,7 @@ class PairCheckpoint(AnyCheckpoint):
             )  # fmt: skip
             check_pooling(self.text.name, self.text.config, "mean")
         self.name = self.path = " + ".join(part.name for part in self.parts)
-        self.commit: str | None = None
         self.commits = self.image.commits | self.text.commits
-        self.task = TASK
 
     @property
     def parts(self) -> tuple[Checkpoint, ...]:

@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from hf_transfer.errors import UserError, user_error
-from hf_transfer.models.groups import Group
+from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.pretrained import seeded
 from hf_transfer.models.towers import trace
 from hf_transfer.strategies.adapter_files import quiet_peft
@@ -80,7 +80,7 @@ class Adapters(Strategy):
         self._targets(model, groups)
 
     def prepare(
-        self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int
+        self, model: nn.Module, groups: Sequence[Group], inputs: Inputs, seed: int
     ) -> tuple[nn.Module, list[Group]]:
         """The model with adapters in its blocks, whose head is saved with them, and its groups.
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from hf_transfer.errors import user_error
-from hf_transfer.models.groups import Group, describe_frozen
+from hf_transfer.models.groups import Group, Inputs, describe_frozen
 from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
 from hf_transfer.models.towers import groups_of, towers_of
 from hf_transfer.settings.strategy import PairStrategySettings, StrategySettings
@@ -90,7 +90,7 @@ class NewModel:
 
 
 def load_model(
-    checkpoint: AnyCheckpoint, strategy: Strategy, target: Target, inputs: dict[str, Tensor], *, seed: int,
+    checkpoint: AnyCheckpoint, strategy: Strategy, target: Target, inputs: Inputs, *, seed: int,
     feature_layers: Sequence[int] = (), gradient_checkpointing: bool = False,
 ) -> NewModel:  # fmt: skip
     """Load the backbone and give it a new head, if the strategy suits it.
@@ -131,13 +131,7 @@ def load_model(
 
 
 def prepare_model(
-    loaded: NewModel,
-    strategy: Strategy,
-    inputs: dict[str, Tensor],
-    *,
-    seed: int,
-    epochs: int,
-    cache_frozen: str = "auto",
+    loaded: NewModel, strategy: Strategy, inputs: Inputs, *, seed: int, epochs: int, cache_frozen: str = "auto"
 ) -> Prepared:
     """Prepare a model for a strategy: add adapters, and find the groups that never learn.
 

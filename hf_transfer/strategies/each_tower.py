@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from torch import Tensor, nn
+from torch import nn
 
-from hf_transfer.models.groups import Group
+from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.pretrained import seeded
 from hf_transfer.models.towers import groups_of, renew_tower, trace
 from hf_transfer.strategies.freezing import Stage, Strategy
@@ -43,7 +43,7 @@ class EachTower:
             strategy.check(model, groups_of(tower, groups))
 
     def prepare(
-        self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int
+        self, model: nn.Module, groups: Sequence[Group], inputs: Inputs, seed: int
     ) -> tuple[nn.Module, list[Group]]:
         """See `Strategy.prepare`; if only one tower starts from fresh weights, it gets them here."""
         for tower, strategy in self.towers.items():

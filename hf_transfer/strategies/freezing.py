@@ -5,17 +5,17 @@ the counts in the report, and how much of the model is frozen.
 """
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_transfer.errors import user_error
-from hf_transfer.models.groups import Group
+from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.inference_tensors import replace_inference_tensors
 from hf_transfer.models.towers import groups_of, towers_of
 
@@ -62,7 +62,7 @@ class Strategy(Protocol):
         self.stages(groups, 1)
 
     def prepare(
-        self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int  # noqa: ARG002
+        self, model: nn.Module, groups: Sequence[Group], inputs: Inputs, seed: int  # noqa: ARG002
     ) -> tuple[nn.Module, list[Group]]:  # fmt: skip
         """Add adapters or fresh weights; returns the model that is trained, and its groups.
 
@@ -136,8 +136,7 @@ class GradualUnfreezing(Strategy):
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """A stage for each unfreezing, of one epoch; the last stage has the remaining epochs."""
         # The layers after the blocks, a norm or a pooler, are unfrozen with the head.
-        top = next((number for number, group in enumerate(groups) if group.name in ("final", "head")), len(groups) - 1)
-        steps = top + 1
+        steps = 1 + next(number for number, group in enumerate(groups) if group.name in ("final", "head"))
         count = min(steps, epochs)
         stages = []
         for number in range(1, count + 1):
@@ -209,7 +208,7 @@ class FullFineTuning(Strategy):
     larger_head: bool = False
 
     def prepare(
-        self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int  # noqa: ARG002
+        self, model: nn.Module, groups: Sequence[Group], inputs: Inputs, seed: int  # noqa: ARG002
     ) -> tuple[nn.Module, list[Group]]:  # fmt: skip
         """The model; its last layer is drawn again with `seed` if `larger_head` is set."""
         if self.larger_head:
