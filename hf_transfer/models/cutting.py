@@ -209,11 +209,14 @@ class _StoredActivations:
 
     Args:
         numbers: of the stored activations; see `with_stored`.
+
+    Attributes:
+        arguments: of this run of the model, with the stored activations among them.
     """
 
     def __init__(self, numbers: range) -> None:
         self._numbers, self._names = numbers, [STORED.format(number) for number in numbers]
-        self._arguments: dict[str, Tensor] = {}
+        self.arguments: dict[str, Tensor] = {}
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> "_StoredActivations":
         # The hooks are methods: a copy of the model (FSDP trains one) gets its own object, for its own batches.
@@ -226,26 +229,21 @@ class _StoredActivations:
         Raises:
             ValueError: the model was run without them.
         """
-        if missing := [name for name in self._names if name not in self._arguments]:
+        if missing := [name for name in self._names if name not in self.arguments]:
             raise ValueError(
                 f"The first layers of this model are replaced by stored activations, and {', '.join(missing)} was not "
                 "among its inputs. Pass the stored activations of the batch, see with_stored(inputs, tensors)."
             )
-        return [self._arguments[name] for name in self._names]
-
-    @property
-    def sizes(self) -> dict[Kind, int]:
-        """How many samples and tokens the batch has."""
-        return _sizes(self._arguments)
+        return [self.arguments[name] for name in self._names]
 
     def take(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Forward pre-hook: keep the arguments for the stubs, and remove the stored activations from the model's."""
-        self._arguments = kwargs
+        self.arguments = kwargs
         return args, {name: value for name, value in kwargs.items() if name not in self._names}
 
     def release(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """Forward hook, also called after an error: the run is over."""
-        self._arguments = {}
+        self.arguments = {}
 
 
 class _Stub(nn.Module):
@@ -279,7 +277,7 @@ class _Stub(nn.Module):
                 leaves[place] = recorded[place]
             elif isinstance(leaf, Crossing):
                 # Its values are not read, but a parent may read its shape.
-                sizes = self._stored.sizes
+                sizes = _sizes(self._stored.arguments)
                 shape = [sizes[size] if isinstance(size, str) else size for size in leaf.shape]
                 leaves[place] = tensors[0].new_zeros((), dtype=leaf.dtype).expand(shape)
         return tree_unflatten(leaves, structure)

@@ -18,14 +18,7 @@ from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.loading import loading_errors, quiet_loading, read_weights
 from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
-from hf_transfer.models.pooling import (
-    Pooling,
-    backbone_config,
-    check_pooling,
-    pooled_classifier,
-    pooling_of,
-    read_config,
-)
+from hf_transfer.models.pooling import backbone_config, check_pooling, pooled_classifier, pooling_of, read_config
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.towers import trace
 from hf_transfer.models.trust import refuse_other_files
@@ -54,6 +47,7 @@ class AnyCheckpoint(ABC):
         commit: the commit on the Hub of all its files; None for a local folder, and for two towers.
         commits: the same, by the setting that names the checkpoint.
         task: one of `TASKS`.
+        parts: the single checkpoints.
     """
 
     name: str
@@ -61,12 +55,8 @@ class AnyCheckpoint(ABC):
     commit: str | None = None
     commits: dict[str, str | None]
     task: str
+    parts: "tuple[Checkpoint, ...]"
     _missing: frozenset[str] = frozenset()
-
-    @property
-    @abstractmethod
-    def parts(self) -> "tuple[Checkpoint, ...]":
-        """The single checkpoints."""
 
     @abstractmethod
     def _build(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
@@ -145,7 +135,7 @@ class Checkpoint(AnyCheckpoint):
         self, name: str, revision: str = "main", task: str = "image-classification",
         pooling: Literal["own", "cls", "mean"] = "own", setting: str = "model_name_or_path",
     ) -> None:  # fmt: skip
-        self.name = name
+        self.name, self.parts = name, (self,)
         self.task, self._task = task, TASKS[task]
         self.path, self.commit, self.offline = _locate(name, revision, setting)
         self.commits = {setting: self.commit}
@@ -159,7 +149,7 @@ class Checkpoint(AnyCheckpoint):
                 found=f"{name}, a {kind} model",
                 do=self._task.advice.format(setting=setting),
             )
-        self._pooling: Pooling | None = pooling_of(self.config) if pooling == "own" else pooling
+        self._pooling = pooling_of(self.config) if pooling == "own" else pooling
         if self._pooling is not None:
             check_pooling(name, self.config, self._pooling)
         if getattr(self.config, "num_channels", 3) != 3:
@@ -168,11 +158,6 @@ class Checkpoint(AnyCheckpoint):
                 found=f"{name} with {self.config.num_channels}",
                 do=f"choose another --{setting}",
             )
-
-    @property
-    def parts(self) -> "tuple[Checkpoint, ...]":
-        """The checkpoint itself."""
-        return (self,)
 
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint, downloaded if need be; None if it has none of that name."""

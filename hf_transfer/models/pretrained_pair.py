@@ -57,13 +57,9 @@ class PairCheckpoint(AnyCheckpoint):
                 setting="text_model_name_or_path",
             )  # fmt: skip
             check_pooling(self.text.name, self.text.config, "mean")
+        self.parts = (self.image,) if self.image is self.text else (self.image, self.text)
         self.name = self.path = " + ".join(part.name for part in self.parts)
         self.commits = self.image.commits | self.text.commits
-
-    @property
-    def parts(self) -> tuple[Checkpoint, ...]:
-        """The single checkpoints."""
-        return (self.image,) if self.image is self.text else (self.image, self.text)
 
     def _build(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
         load = self._dual_encoder if self.image is self.text else self._two_models
