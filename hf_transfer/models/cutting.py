@@ -6,18 +6,20 @@ as further keyword arguments: a forward pre-hook removes them from the arguments
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hf_transfer.models.groups import Group, Inputs, check_boundary, evaluating, requiring_gradients
 
-# A dimension of a tensor: fixed, or that of the batch (how many samples, or tokens of the longest text).
-Size = int | Literal["samples", "tokens"]
+# A dimension of the batch: how many samples, or tokens of the longest text.
+Kind = Literal["samples", "tokens"]
+# A dimension of a tensor: fixed, or that of the batch.
+Size = int | Kind
 # How far logits from stored activations may differ from those of a live run: sums in float32 in another order.
 LARGEST_DIFFERENCE = 1e-4
 # Keyword argument of a cut model: one stored activation, counted from 0.
@@ -44,14 +46,6 @@ class Crossing:
     def by_token(self) -> bool:
         """Whether it has the shape [samples, tokens, ...]."""
         return len(self.shape) > 1 and self.shape[1] == "tokens"
-
-
-@dataclass(frozen=True)
-class _Output:
-    """The form of a module's output: its structure, and a `Crossing` in the place of each tensor."""
-
-    structure: TreeSpec
-    leaves: tuple[Any, ...]
 
 
 class Cut:
@@ -87,11 +81,12 @@ class Cut:
         # Two batches of different sizes show which dimensions are those of the batch.
         larger = _enlarged(inputs)
         first, second = (_outputs(model, names, batch) for batch in (inputs, larger))
-        self._outputs = {
-            name: _form(name, output, second[name], _sizes(inputs), _sizes(larger)) for name, output in first.items()
-        }
+        sizes, larger_sizes = _sizes(inputs), _sizes(larger)
+        kinds: dict[tuple[int, int], Size] = {(sizes[kind], larger_sizes[kind]): kind for kind in sizes}
+        # The forms of the outputs of the skipped modules.
+        self._outputs = {name: _form(name, output, second[name], kinds) for name, output in first.items()}
         needed = self._needed(model, inputs)
-        leaves = self._outputs[self.module].leaves
+        leaves = tree_leaves(self._outputs[self.module])
         self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Crossing) and place in needed]
         self.crossing: tuple[Crossing, ...] = tuple(leaves[place] for place in self._places)
         if any(leaf.shape[:1] != ("samples",) for leaf in self.crossing):
@@ -116,15 +111,11 @@ class Cut:
             recorded.extend(leaves[place].detach().clone() for place in self._places)
             raise _ReachedError
 
-        handle = model.get_submodule(self.module).register_forward_hook(reached)
-        try:
-            with evaluating(model), torch.no_grad():
-                model(**inputs)
-        except _ReachedError:
-            return recorded
-        finally:
-            handle.remove()
-        raise AssertionError(f"{self.module} was not called")
+        hook = model.get_submodule(self.module).register_forward_hook(reached)
+        with suppress(_ReachedError), evaluating(model), torch.no_grad(), hook:
+            model(**inputs)
+            raise AssertionError(f"{self.module} was not called")
+        return recorded
 
     @contextmanager
     def skipped(
@@ -146,8 +137,8 @@ class Cut:
         originals = {name: model.get_submodule(name) for name in self._outputs}
         stored = _StoredActivations(range(first, first + len(self.crossing)))
         with ExitStack() as hooks:
-            hooks.callback(model.register_forward_pre_hook(stored.take, with_kwargs=True).remove)
-            hooks.callback(model.register_forward_hook(stored.release, always_call=True).remove)
+            hooks.enter_context(model.register_forward_pre_hook(stored.take, with_kwargs=True))
+            hooks.enter_context(model.register_forward_hook(stored.release, always_call=True))
             try:
                 for name, original in originals.items():
                     places = self._places if name == self.module else []
@@ -161,13 +152,11 @@ class Cut:
 
     def blank(self, inputs: Inputs) -> dict[str, Tensor]:
         """The same inputs, with zeros that take no memory for what only the skipped groups read: pixels."""
+        skipped = inputs if self._skipped_inputs is None else self._skipped_inputs
         return {
-            name: value.new_zeros(()).expand(value.shape) if self._is_skipped(name, value) else value
+            name: value.new_zeros(()).expand(value.shape) if value.is_floating_point() and name in skipped else value
             for name, value in inputs.items()
         }
-
-    def _is_skipped(self, name: str, value: Tensor) -> bool:
-        return value.is_floating_point() and (self._skipped_inputs is None or name in self._skipped_inputs)
 
     def _needed(self, model: nn.Module, inputs: Inputs) -> set[int]:
         """Positions of the tensors in the boundary's output that the logits depend on."""
@@ -186,13 +175,10 @@ class Cut:
                     integers.add(place)
             return tree_unflatten(leaves, structure)
 
-        handle = model.get_submodule(self.module).register_forward_hook(require_gradients)
-        try:
-            with evaluating(model), requiring_gradients(model, set()):
-                logits = model(**inputs).logits
-                gradients = torch.autograd.grad(logits.sum(), list(floats.values()), allow_unused=True)
-        finally:
-            handle.remove()
+        hook = model.get_submodule(self.module).register_forward_hook(require_gradients)
+        with evaluating(model), requiring_gradients(model, set()), hook:
+            logits = model(**inputs).logits
+            gradients = torch.autograd.grad(logits.sum(), list(floats.values()), allow_unused=True)
         return integers | {place for place, gradient in zip(floats, gradients, strict=True) if gradient is not None}
 
     def _test(self, model: nn.Module, inputs: Inputs) -> None:
@@ -223,11 +209,14 @@ class _StoredActivations:
 
     Args:
         numbers: of the stored activations; see `with_stored`.
+
+    Attributes:
+        arguments: of this run of the model, with the stored activations among them.
     """
 
     def __init__(self, numbers: range) -> None:
         self._numbers, self._names = numbers, [STORED.format(number) for number in numbers]
-        self._arguments: dict[str, Tensor] = {}
+        self.arguments: dict[str, Tensor] = {}
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> "_StoredActivations":
         # The hooks are methods: a copy of the model (FSDP trains one) gets its own object, for its own batches.
@@ -240,26 +229,21 @@ class _StoredActivations:
         Raises:
             ValueError: the model was run without them.
         """
-        if missing := [name for name in self._names if name not in self._arguments]:
+        if missing := [name for name in self._names if name not in self.arguments]:
             raise ValueError(
                 f"The first layers of this model are replaced by stored activations, and {', '.join(missing)} was not "
                 "among its inputs. Pass the stored activations of the batch, see with_stored(inputs, tensors)."
             )
-        return [self._arguments[name] for name in self._names]
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """How many samples and tokens the batch has."""
-        return _sizes(self._arguments)
+        return [self.arguments[name] for name in self._names]
 
     def take(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Forward pre-hook: keep the arguments for the stubs, and remove the stored activations from the model's."""
-        self._arguments = kwargs
+        self.arguments = kwargs
         return args, {name: value for name, value in kwargs.items() if name not in self._names}
 
     def release(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """Forward hook, also called after an error: the run is over."""
-        self._arguments = {}
+        self.arguments = {}
 
 
 class _Stub(nn.Module):
@@ -269,7 +253,7 @@ class _Stub(nn.Module):
     in a tuple, so that it is not registered as a part of the model.
     """
 
-    def __init__(self, original: nn.Module, output: _Output, places: Sequence[int], stored: _StoredActivations) -> None:
+    def __init__(self, original: nn.Module, output: Any, places: Sequence[int], stored: _StoredActivations) -> None:
         super().__init__()
         self._original = (original,)
         self._output, self._places, self._stored = output, places, stored
@@ -286,17 +270,17 @@ class _Stub(nn.Module):
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
         tensors = self._stored.tensors
-        leaves = list(self._output.leaves)
+        leaves, structure = tree_flatten(self._output)
         recorded = dict(zip(self._places, tensors, strict=True)) if self._places else {}
         for place, leaf in enumerate(leaves):
             if place in recorded:
                 leaves[place] = recorded[place]
             elif isinstance(leaf, Crossing):
                 # Its values are not read, but a parent may read its shape.
-                sizes = self._stored.sizes
+                sizes = _sizes(self._stored.arguments)
                 shape = [sizes[size] if isinstance(size, str) else size for size in leaf.shape]
                 leaves[place] = tensors[0].new_zeros((), dtype=leaf.dtype).expand(shape)
-        return tree_unflatten(leaves, self._output.structure)
+        return tree_unflatten(leaves, structure)
 
 
 class _ReachedError(Exception):
@@ -314,7 +298,7 @@ def _outputs(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str
                 outputs[name] = output
                 calls[name] = calls.get(name, 0) + 1
 
-            stack.callback(model.get_submodule(name).register_forward_hook(keep).remove)
+            stack.enter_context(model.get_submodule(name).register_forward_hook(keep))
         with evaluating(model), torch.no_grad():
             model(**inputs)
     if repeated := [name for name, count in calls.items() if count > 1]:
@@ -322,35 +306,33 @@ def _outputs(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str
     return outputs
 
 
-def _form(name: str, output: Any, larger: Any, sizes: Mapping[str, int], larger_sizes: Mapping[str, int]) -> _Output:
-    """The form of a module's output, from two batches of different sizes."""
+def _form(name: str, output: Any, larger: Any, kinds: Mapping[tuple[int, int], Size]) -> Any:
+    """The form of a module's output: with a `Crossing` in the place of each tensor.
+
+    It is found from the outputs for two batches; `kinds` names the pairs of sizes in which these differ.
+    """
     (leaves, structure), (others, other_structure) = tree_flatten(output), tree_flatten(larger)
     if structure != other_structure:
         raise CannotCutError(f"the structure of the output of {name} depends on the batch")
     forms: list[Any] = []
     for leaf, other in zip(leaves, others, strict=True):
         if isinstance(leaf, Tensor):
-            shape = [_size(name, *pair, sizes, larger_sizes) for pair in zip(leaf.shape, other.shape, strict=True)]
-            forms.append(Crossing(tuple(shape), leaf.dtype))
+            pairs = list(zip(leaf.shape, other.shape, strict=True))
+            if any(one != two and (one, two) not in kinds for one, two in pairs):
+                raise CannotCutError(
+                    f"the output of {name} has tensors whose sizes are neither fixed nor those of the batch"
+                )
+            forms.append(Crossing(tuple(kinds.get(pair, pair[0]) for pair in pairs), leaf.dtype))
         elif isinstance(leaf, int | float | str | bool | None) and leaf == other:
             forms.append(leaf)
         else:
             raise CannotCutError(f"the output of {name} contains {type(leaf).__name__}, which cannot be stored")
-    return _Output(structure, tuple(forms))
+    return tree_unflatten(forms, structure)
 
 
-def _size(name: str, size: int, larger: int, sizes: Mapping[str, int], larger_sizes: Mapping[str, int]) -> Size:
-    if size == larger:
-        return size
-    for kind in ("samples", "tokens"):
-        if kind in sizes and (size, larger) == (sizes[kind], larger_sizes[kind]):
-            return kind
-    raise CannotCutError(f"the output of {name} has tensors whose sizes are neither fixed nor those of the batch")
-
-
-def _sizes(inputs: Inputs) -> dict[str, int]:
+def _sizes(inputs: Inputs) -> dict[Kind, int]:
     """How many samples a batch has, and how many tokens the longest of them."""
-    sizes = {"samples": len(next(iter(inputs.values())))}
+    sizes: dict[Kind, int] = {"samples": len(next(iter(inputs.values())))}
     if "input_ids" in inputs:
         sizes["tokens"] = inputs["input_ids"].shape[1]
     return sizes

@@ -28,6 +28,8 @@ from transformers.utils import ModelOutput  # type: ignore[attr-defined]
 FUSIONS = ("concat", "gated", "product", "attention")
 # How the outputs of a tower are reduced to one vector.
 POOLINGS = ("pooler", "first", "mean")
+# In the order of the learned vectors that replace missing ones.
+MODALITIES = ("image", "text")
 
 
 class FusionConfig(PretrainedConfig):
@@ -141,8 +143,8 @@ class FusionModel(PreTrainedModel):
         self.image_projection = nn.Linear(config.image_width, width)
         self.text_projection = nn.Linear(config.text_width, width)
         self.image_norm, self.text_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        # Learned vectors that replace missing ones: row 0 for images, row 1 for texts.
-        self.missing = nn.Embedding(2, width)
+        # Learned vectors that replace missing ones.
+        self.missing = nn.Embedding(len(MODALITIES), width)
         self.image_classifier = nn.Linear(width, labels)
         self.text_classifier = nn.Linear(width, labels)
         self.mixture = _Fusion(config)
@@ -184,16 +186,15 @@ class FusionModel(PreTrainedModel):
             raise ValueError("pixel_values or input_ids must be given, or both")
         has_image = _present(image_present, pixel_values, given)
         has_text = _present(text_present, input_ids, given)
-        patches, image = self.image_features(pixel_values, has_image)
-        tokens, text = self.text_features(input_ids, attention_mask, token_type_ids, has_text)
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        patches, image = self._vectors("image", has_image, pixel_values=pixel_values)
+        tokens, text = self._vectors("text", has_text, input_ids=input_ids, attention_mask=attention_mask, **types)
         # Before modality dropout: the heads of single modalities learn from all samples.
         single_logits = self.image_classifier(image), self.text_classifier(text)
         if self.training and self.config.modality_dropout > 0.0:
             has_image, has_text = _dropped(has_image, has_text, self.config.modality_dropout)
-            (patches, image), (tokens, text) = (
-                (None if parts is None else self._masked(parts, present, row), self._masked(vector, present, row))
-                for row, (parts, vector, present) in enumerate(((patches, image, has_image), (tokens, text, has_text)))
-            )
+            patches, image = self._masked("image", has_image, patches, image)
+            tokens, text = self._masked("text", has_text, tokens, text)
         fused = self.mixture(image, text, has_image, has_text, patches, tokens, attention_mask)
         logits = self.classifier(self.inner(fused))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
@@ -201,32 +202,32 @@ class FusionModel(PreTrainedModel):
         as_output = self.config.return_dict if return_dict is None else return_dict
         return output if as_output else output.to_tuple()
 
-    def image_features(self, pixel_values: Tensor | None, present: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Vectors of the patches [batch, patches, width], for attention only, and of the images [batch, width]."""
-        if pixel_values is None:
-            return None, self.missing.weight[0].expand(len(present), -1)
-        output = self.image_tower(pixel_values=pixel_values)
+    def _vectors(self, modality: str, present: Tensor, **inputs: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Vectors of the parts [batch, length, width], for attention only, and of images or texts [batch, width].
+
+        Args:
+            modality: image, whose parts are patches, or text, whose parts are tokens.
+            present: whether a sample has an image or a text [batch].
+            **inputs: of the tower; the first is None if all images or texts are missing.
+        """
+        if next(iter(inputs.values())) is None:
+            return None, self.missing.weight[MODALITIES.index(modality)].expand(len(present), -1)
+        tower, projection, norm = (self.get_submodule(f"{modality}_{part}") for part in ("tower", "projection", "norm"))
+        output = tower(**inputs)
         hidden = as_sequence(output.last_hidden_state)
-        vector = self.image_norm(self.image_projection(pooled(self.config.image_pooling, output, hidden, None)))
-        patches = self.image_norm(self.image_projection(hidden)) if self.mixture.has_attention else None
-        return None if patches is None else self._masked(patches, present, 0), self._masked(vector, present, 0)
+        pooling = getattr(self.config, f"{modality}_pooling")
+        vector = norm(projection(pooled(pooling, output, hidden, inputs.get("attention_mask"))))
+        parts = norm(projection(hidden)) if self.mixture.has_attention else None
+        return self._masked(modality, present, parts, vector)
 
-    def text_features(
-        self, input_ids: Tensor | None, mask: Tensor | None, token_type_ids: Tensor | None, present: Tensor
+    def _masked(
+        self, modality: str, present: Tensor, parts: Tensor | None, vector: Tensor
     ) -> tuple[Tensor | None, Tensor]:
-        """Vectors of the tokens [batch, length, width], for attention only, and of the texts [batch, width]."""
-        if input_ids is None:
-            return None, self.missing.weight[1].expand(len(present), -1)
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        output = self.text_tower(input_ids=input_ids, attention_mask=mask, **types)
-        hidden = output.last_hidden_state
-        vector = self.text_norm(self.text_projection(pooled(self.config.text_pooling, output, hidden, mask)))
-        tokens = self.text_norm(self.text_projection(hidden)) if self.mixture.has_attention else None
-        return None if tokens is None else self._masked(tokens, present, 1), self._masked(vector, present, 1)
-
-    def _masked(self, vectors: Tensor, present: Tensor, row: int) -> Tensor:
-        """The vectors [batch, ..., width]; those of missing images or texts are replaced by the learned one."""
-        return torch.where(present.reshape(-1, *[1] * (vectors.ndim - 1)), vectors, self.missing.weight[row])
+        """The same vectors; those of missing images or texts are replaced by the learned one."""
+        row = MODALITIES.index(modality)
+        if parts is not None:
+            parts = torch.where(present[:, None, None], parts, self.missing.weight[row])
+        return parts, torch.where(present[:, None], vector, self.missing.weight[row])
 
     @torch.no_grad()
     def predict(self, image: Any = None, text: Any = None, *, top_k: int | None = 5) -> Any:
@@ -353,10 +354,8 @@ def _tower(config: PretrainedConfig, *, pooler: bool) -> PreTrainedModel:
 
 def _present(present: Tensor | None, values: Tensor | None, given: Tensor) -> Tensor:
     """Which samples have a modality [batch]; `values` are its inputs, `given` those of any modality."""
-    if values is None:
-        return torch.zeros(len(given), dtype=torch.bool, device=given.device)
-    if present is None:
-        return torch.ones(len(given), dtype=torch.bool, device=given.device)
+    if values is None or present is None:
+        return torch.full((len(given),), values is not None, device=given.device)
     return present.bool()
 
 

@@ -6,13 +6,14 @@ runs after the last is `final`, and the layers that compute the logits are the `
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hf_transfer.errors import user_error
 from hf_transfer.models.inference_tensors import replace_inference_tensors
@@ -94,7 +95,7 @@ def trace_groups(model: nn.Module, inputs: Inputs) -> list[Group]:
     heads = [*(name for name in others if not _feeds(model, inputs, name, last)), last]
     names = ["embeddings", *blocks, "final", "head"] if blocks else ["backbone", "head"]
     home = {name: _home(name, blocks, heads, trace) for name, _ in model.named_modules()}
-    learns = _reached_by_gradient(model, inputs)
+    learns = _reached_by_gradient(model, inputs, {name for name, _ in model.named_parameters()})
     groups = []
     for group in names:
         whole = [name for name, where in home.items() if where == group and not _shared(name, home)]
@@ -116,22 +117,16 @@ def check_boundary(model: nn.Module, groups: Sequence[Group], count: int, inputs
     """
     skipped = {name for group in groups[:count] for name in group.modules}
     trace, _ = _trace(model, inputs)
-    called = [name for name in skipped if name in trace.end and not _is_container(model, name)]
+    containers = (nn.ModuleList, nn.ModuleDict)
+    called = [name for name in skipped & trace.end.keys() if not isinstance(model.get_submodule(name), containers)]
     if not called:
         return Boundary("", False, (), "no module before this place is called")
     # A shared table of biases may be called last, but the boundary is where the data comes out.
     with_data = [name for name in called if name in trace.fed_by_data]
     module = max(with_data or called, key=lambda name: trace.end[name])
     names = {name for group in groups[:count] for name in group.parameters}
-    parameters = {name: value for name, value in model.named_parameters() if name in names}
-    with evaluating(model), requiring_gradients(model, names), _detached_output(model.get_submodule(module)):
-        logits = model(**inputs).logits
-        if not logits.requires_grad:
-            return Boundary(module, True, (), "")
-        gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
-    leaking = sorted(
-        {name.rpartition(".")[0] for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
-    )
+    with model.get_submodule(module).register_forward_hook(_detached):
+        leaking = sorted({name.rpartition(".")[0] for name in _reached_by_gradient(model, inputs, names)})
     if passing := [name for name in leaking if name in trace.fed_by_data]:
         return Boundary(module, False, (), f"later layers depend on {', '.join(passing[:3])} not only through {module}")
     return Boundary(module, True, tuple(leaking), "")
@@ -155,14 +150,21 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
     end: dict[str, int] = {}
     fed_by_data: set[str] = set()
     clock = iter(range(10**9))
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        # No parameter requires a gradient, so a tensor that does depends on the data.
-        stack.enter_context(requiring_gradients(model, set()))
+    # No parameter requires a gradient, so a tensor that does depends on the data.
+    with evaluating(model), requiring_gradients(model, set()), ExitStack() as stack:
         storages = {_storage(value) for value in inputs.values()}
+
+        def mark(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+            """Hook for an embedding: its output requires a gradient if it looks up inputs, such as token ids.
+
+            Integers have no gradient that would show it. An embedding of positions looks up no input.
+            """
+            looked_up = any(_storage(tensor) in storages for tensor in _tensors(args))
+            return output.detach().requires_grad_() if looked_up else output
+
         for name, module in model.named_modules():
             if isinstance(module, nn.Embedding):
-                stack.callback(module.register_forward_hook(_data_from(storages)).remove)
+                stack.enter_context(module.register_forward_hook(mark))
 
             def before(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
                 begin.setdefault(name, next(clock))
@@ -173,28 +175,14 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
             def after(*_: Any, name: str = name) -> None:
                 end.setdefault(name, next(clock))
 
-            handles = (module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after))
-            for handle in handles:
-                stack.callback(handle.remove)
+            stack.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+            stack.enter_context(module.register_forward_hook(after))
         data = {
             key: value.detach().clone().requires_grad_() if value.is_floating_point() else value
             for key, value in inputs.items()
         }
         logits = model(**data).logits
     return _Trace(begin, end, frozenset(fed_by_data)), int(logits.shape[-1])
-
-
-def _data_from(storages: set[int]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """A hook for an embedding: its output requires a gradient if it looks up inputs, such as token ids.
-
-    Integers have no gradient that would show it. An embedding of positions looks up no input.
-    """
-
-    def mark(_: nn.Module, args: Any, output: Tensor) -> Tensor:
-        looked_up = any(_storage(tensor) in storages for tensor in _tensors(args))
-        return output.detach().requires_grad_() if looked_up else output
-
-    return mark
 
 
 def _storage(tensor: Tensor) -> int:
@@ -261,10 +249,8 @@ def _feeds(model: nn.Module, inputs: Inputs, layer: str, other: str) -> bool:
         depends.append(any(tensor.requires_grad for tensor in _tensors((args, kwargs))))
 
     names = {f"{layer}.{name}" for name, _ in model.get_submodule(layer).named_parameters()}
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(requiring_gradients(model, names))
-        stack.callback(model.get_submodule(other).register_forward_pre_hook(look, with_kwargs=True).remove)
+    hook = model.get_submodule(other).register_forward_pre_hook(look, with_kwargs=True)
+    with evaluating(model), requiring_gradients(model, names), hook:
         model(**inputs)
     return any(depends)
 
@@ -292,55 +278,27 @@ def _shared(name: str, home: Mapping[str, str]) -> bool:
     return any(where != home[name] for other, where in home.items() if other.startswith(prefix))
 
 
-def _is_container(model: nn.Module, name: str) -> bool:
-    return isinstance(model.get_submodule(name), nn.ModuleList | nn.ModuleDict)
-
-
-def _reached_by_gradient(model: nn.Module, inputs: Inputs) -> set[str]:
-    """Names of the parameters that the loss depends on; a mask token, for example, is used in pretraining only.
+def _reached_by_gradient(model: nn.Module, inputs: Inputs, names: set[str]) -> set[str]:
+    """Those of the parameters that the loss depends on; a mask token, for example, is used in pretraining only.
 
     DistributedDataParallel would wait for the gradients of the others.
     """
-    parameters = dict(model.named_parameters())
-    with evaluating(model), requiring_gradients(model, set(parameters)):
+    parameters = {name: value for name, value in model.named_parameters() if name in names}
+    with evaluating(model), requiring_gradients(model, names):
         logits = model(**inputs).logits
+        if not logits.requires_grad:
+            return set()
         gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_detached, value))
-    if isinstance(value, list | tuple):
-        return type(value)(map(_detached, value))
-    if isinstance(value, dict):
-        detached = value.copy()
-        for key, item in value.items():
-            detached[key] = _detached(item)
-        return detached
-    return value
-
-
-@contextmanager
-def _detached_output(module: nn.Module) -> Iterator[None]:
-    handle = module.register_forward_hook(lambda _module, _args, output: _detached(output))
-    try:
-        yield
-    finally:
-        handle.remove()
+def _detached(_module: nn.Module, _args: Any, output: Any) -> Any:
+    """Forward hook: what flows out of the module has no gradient."""
+    return tree_map_only(Tensor, Tensor.detach, output)
 
 
 @contextmanager

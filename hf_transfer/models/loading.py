@@ -1,13 +1,32 @@
-"""Errors and output of transformers while it reads a checkpoint."""
+"""How transformers reads a checkpoint: its weights, its errors and its output."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers.utils import logging
 
 from hf_transfer.data import hub_access, samples
 from hf_transfer.errors import UserError, user_error
+
+
+def read_weights(load: Callable[..., Any], path: str, revision: str, **settings: Any) -> tuple[Any, frozenset[str]]:
+    """A model in float32, and the names of its weights that the checkpoint does not have, or has in another shape.
+
+    Args:
+        load: a `from_pretrained` of transformers.
+        path: a folder or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        settings: values that replace those of the checkpoint's configuration.
+    """
+    model, info = load(
+        path, revision=revision, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True,
+        # Pickles can run any code when they are read.
+        use_safetensors=True, trust_remote_code=False, **settings,
+    )  # fmt: skip
+    return model, frozenset(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}
 
 
 @contextmanager

@@ -118,9 +118,7 @@ class PooledForSequenceClassification(PreTrainedModel):
         hidden = output[0]
         pooled = first_token(hidden, attention_mask) if self.config.pooling == "cls" else mean(hidden, attention_mask)
         logits = self.classifier(self.dropout(pooled))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        loss = None if labels is None else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         result = SequenceClassifierOutput(
             loss=loss,
             logits=logits,

@@ -8,17 +8,15 @@ Sentence-BERT, EMNLP 2019, https://arxiv.org/abs/1908.10084
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
-import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_transfer.errors import user_error
 from hf_transfer.models.fusion import FusionConfig
+from hf_transfer.models.loading import read_weights
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification, without_pooler
 
 Pooling = Literal["cls", "mean"]
@@ -51,6 +49,14 @@ def pooling_of(config: PretrainedConfig) -> Pooling | None:
 def backbone_config(config: PretrainedConfig) -> PretrainedConfig:
     """The configuration of the backbone, with its number of positions and its type of tokenizer."""
     return config.text_config if isinstance(config, PooledConfig) else config
+
+
+def without_task(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration without the classes of an earlier task and the path on this machine: all of it is saved."""
+    config.id2label = None
+    config.num_labels = 2
+    config.name_or_path = ""
+    return config
 
 
 def check_pooling(name: str, config: PretrainedConfig, pooling: Pooling) -> None:
@@ -98,43 +104,16 @@ def pooled_classifier(
     config = read_config(path, revision=revision)
     if fresh_weights:
         return PooledForSequenceClassification(_pooled_config(config, pooling, labels, path)), frozenset()
-    settings: dict[str, Any] = {
-        "revision": revision,
-        "dtype": torch.float32,
-        "ignore_mismatched_sizes": True,
-        "output_loading_info": True,
-        # Pickles can run any code when they are read.
-        "use_safetensors": True,
-        "trust_remote_code": False,
-    }
     if isinstance(config, PooledConfig):
-        loaded: Any = PooledForSequenceClassification.from_pretrained(path, pooling=pooling, **labels, **settings)
-        return loaded[0], missing_weights(loaded[1])
-    backbone, info = without_pooler(AutoModel.from_pretrained, path, **settings)
+        return read_weights(PooledForSequenceClassification.from_pretrained, path, revision, pooling=pooling, **labels)
+    backbone, missing = read_weights(partial(without_pooler, AutoModel.from_pretrained), path, revision)
     model = PooledForSequenceClassification(_pooled_config(backbone.config, pooling, labels, path), backbone)
     head = {f"classifier.{name}" for name, _ in model.classifier.named_parameters()}
-    return model, frozenset({f"backbone.{name}" for name in missing_weights(info)} | head)
-
-
-def load_pooled(path: str, *, revision: str = "main") -> PreTrainedModel:
-    """A finished model of our type with its own head, in float32; the code beside its weights is not run.
-
-    Args:
-        path: a folder or a Hub id.
-        revision: branch, tag or commit on the Hub.
-    """
-    model: PreTrainedModel = PooledForSequenceClassification.from_pretrained(
-        path, revision=revision, dtype=torch.float32, use_safetensors=True
-    )
-    return model
+    return model, frozenset({f"backbone.{name}" for name in missing} | head)
 
 
 def _pooled_config(config: PretrainedConfig, pooling: Pooling, labels: Mapping[str, Any], path: str) -> PooledConfig:
-    backbone = backbone_config(config)
-    # All of it is saved: remove the classes of an earlier task, and the path on this machine.
-    backbone.id2label = None
-    backbone.num_labels = 2
-    backbone.name_or_path = ""
+    backbone = without_task(backbone_config(config))
     dropouts = [getattr(backbone, name, None) for name in DROPOUTS]
     dropout = next((value for value in dropouts if value is not None), 0.0)
     return PooledConfig(text_config=backbone, pooling=pooling, classifier_dropout=dropout, name_or_path=path, **labels)
@@ -145,8 +124,3 @@ def _looks_back_only(config: PretrainedConfig) -> bool:
     continues = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     fills = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return bool(getattr(config, "is_decoder", False)) or (continues and not fills)
-
-
-def missing_weights(loading_info: Mapping[str, Any]) -> frozenset[str]:
-    """Names of the weights that are missing in a checkpoint, or have another shape there."""
-    return frozenset(loading_info["missing_keys"]) | {name for name, *_ in loading_info["mismatched_keys"]}

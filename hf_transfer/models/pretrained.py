@@ -1,37 +1,24 @@
 """A pretrained classifier with a new head, and the image processor or tokenizer it was trained with."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from torch import nn
+from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file
 
 from hf_transfer.data import hub_access, samples
 from hf_transfer.errors import user_error
 from hf_transfer.models.fusion import FusionConfig, FusionModel
-from hf_transfer.models.groups import Group
-from hf_transfer.models.loading import loading_errors, quiet_loading
-from hf_transfer.models.pooling import (
-    Pooling,
-    backbone_config,
-    check_pooling,
-    load_pooled,
-    missing_weights,
-    pooled_classifier,
-    pooling_of,
-    read_config,
-)
+from hf_transfer.models.groups import Group, Inputs
+from hf_transfer.models.loading import loading_errors, quiet_loading, read_weights
+from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
+from hf_transfer.models.pooling import backbone_config, check_pooling, pooled_classifier, pooling_of, read_config
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.towers import trace
 from hf_transfer.models.trust import refuse_other_files
@@ -51,30 +38,81 @@ class ImageProcessor(Protocol):
         """Write `preprocessor_config.json`."""
 
 
-class AnyCheckpoint(Protocol):
-    """One checkpoint, or one for each tower of a classifier; see `Checkpoint`."""
+class AnyCheckpoint(ABC):
+    """One checkpoint, or one for each tower of a classifier; no weights are read yet.
+
+    Attributes:
+        name: a Hub id, a local folder, or sample:NAME; of two towers, both.
+        path: where it is loaded from.
+        commit: the commit on the Hub of all its files; None for a local folder, and for two towers.
+        commits: the same, by the setting that names the checkpoint.
+        task: one of `TASKS`.
+        parts: the single checkpoints.
+    """
 
     name: str
     path: str
-    commit: str | None
+    commit: str | None = None
     commits: dict[str, str | None]
     task: str
+    parts: "tuple[Checkpoint, ...]"
+    _missing: frozenset[str] = frozenset()
 
-    @property
-    def parts(self) -> "tuple[Checkpoint, ...]":
-        """The single checkpoints."""
+    @abstractmethod
+    def _build(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
+        """The classifier, and the names of its weights that the checkpoint does not have; of fresh weights, none."""
 
-    def outline(self, target: Target, inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
-        """See `Checkpoint.outline`."""
+    def outline(self, target: Target, inputs: Inputs) -> tuple[PreTrainedModel, list[Group]]:
+        """The architecture, without weights if possible, which takes little time and memory, and its groups.
+
+        Args:
+            target: what is predicted.
+            inputs: a small batch to trace the model with.
+        """
+        # Without the mask: models read its values, and tensors on the meta device have none.
+        meta_inputs = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
+        model = self._without_weights(target)
+        try:
+            return model, trace(model, meta_inputs)
+        except (RuntimeError, NotImplementedError):
+            # Some models read the values of their inputs: they need real weights, which may be random.
+            model, _ = self._build(target, fresh_weights=True)
+            return model, trace(model, inputs)
+
+    def _without_weights(self, target: Target) -> PreTrainedModel:
+        with torch.device("meta"):
+            return self._build(target, fresh_weights=True)[0]
 
     def classifier(self, target: Target, *, seed: int, fresh_weights: bool) -> PreTrainedModel:
-        """See `Checkpoint.classifier`."""
+        """The backbone, or two towers, with a head for the target, in float32.
+
+        Args:
+            target: what is predicted; it is saved in the model's config.
+            seed: seed of all weights that are not read from the checkpoint.
+            fresh_weights: use only the architecture; no weights are read.
+        """
+        with seeded(seed), quiet_loading():
+            model, self._missing = self._build(target, fresh_weights=fresh_weights)
+        return model
 
     def describe_missing(self, groups: Sequence[Group]) -> list[str]:
-        """See `Checkpoint.describe_missing`."""
+        """A sentence on missing weights between the blocks and the head, such as those of a norm or a pooler.
+
+        Raises:
+            UserError: weights of the backbone itself are missing, and would be random.
+        """
+        missing = [name for group in groups[:-1] for name in group.parameters if name in self._missing]
+        backbone = {name for group in groups[:-1] if group.name != "final" for name in group.parameters}
+        if in_backbone := [name for name in missing if name in backbone]:
+            raise user_error(
+                expected=f"in {self.name} all weights of its backbone, in the shapes of its config.json",
+                found=f"{len(in_backbone)} missing or of another shape: {', '.join(in_backbone[:3])}, ...",
+                do="use a complete checkpoint of this architecture, or --strategy scratch",
+            )
+        return [f"Not in the checkpoint, and initialised randomly: {', '.join(missing)}."] if missing else []
 
 
-class Checkpoint:
+class Checkpoint(AnyCheckpoint):
     """A checkpoint that was found and suits the task; no weights are read yet.
 
     Args:
@@ -86,9 +124,6 @@ class Checkpoint:
         setting: the setting in which the user names the checkpoint.
 
     Attributes:
-        path: where it is loaded from.
-        commit: the commit on the Hub of all its files; None for a local folder.
-        commits: the same, by the setting that names the checkpoint.
         revision: the revision of which files are requested: the commit, if it is known.
         offline: the Hub did not answer, and is not asked again.
 
@@ -100,9 +135,8 @@ class Checkpoint:
         self, name: str, revision: str = "main", task: str = "image-classification",
         pooling: Literal["own", "cls", "mean"] = "own", setting: str = "model_name_or_path",
     ) -> None:  # fmt: skip
-        self.name = name
+        self.name, self.parts = name, (self,)
         self.task, self._task = task, TASKS[task]
-        self._missing: frozenset[str] = frozenset()
         self.path, self.commit, self.offline = _locate(name, revision, setting)
         self.commits = {setting: self.commit}
         self.revision = self.commit or revision
@@ -115,7 +149,7 @@ class Checkpoint:
                 found=f"{name}, a {kind} model",
                 do=self._task.advice.format(setting=setting),
             )
-        self._pooling: Pooling | None = pooling_of(self.config) if pooling == "own" else pooling
+        self._pooling = pooling_of(self.config) if pooling == "own" else pooling
         if self._pooling is not None:
             check_pooling(name, self.config, self._pooling)
         if getattr(self.config, "num_channels", 3) != 3:
@@ -124,11 +158,6 @@ class Checkpoint:
                 found=f"{name} with {self.config.num_channels}",
                 do=f"choose another --{setting}",
             )
-
-    @property
-    def parts(self) -> "tuple[Checkpoint, ...]":
-        """The checkpoint itself."""
-        return (self,)
 
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint, downloaded if need be; None if it has none of that name."""
@@ -141,20 +170,14 @@ class Checkpoint:
 
     def processor(self) -> ImageProcessor:
         """The checkpoint's own image processor: its size, interpolation, mean and standard deviation."""
-        with loading_errors(self.name), hub_access.local_files_only(self.offline):
-            # The same pixels with and without torchvision.
-            processor: ImageProcessor = AutoImageProcessor.from_pretrained(
-                self.path, revision=self.revision, backend="pil", trust_remote_code=False
-            )
+        # The same pixels with and without torchvision.
+        processor: ImageProcessor = self._read(AutoImageProcessor.from_pretrained, backend="pil")
         return processor
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's own tokenizer."""
-        with loading_errors(self.name), hub_access.local_files_only(self.offline):
-            refuse_other_files(self.name, get_tokenizer_config(self.path, revision=self.revision))
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self.path, revision=self.revision, config=self._text_config, trust_remote_code=False
-            )
+        refuse_other_files(self.name, self._read(get_tokenizer_config))
+        tokenizer: PreTrainedTokenizerBase = self._read(AutoTokenizer.from_pretrained, config=self._text_config)
         return tokenizer
 
     @property
@@ -170,39 +193,26 @@ class Checkpoint:
         stated = getattr(self._text_config, "max_position_embeddings", None)
         if not stated or stated < 0:
             return None
-        model = _without_weights(lambda: self._from_config(Classes(("a", "b"))))
+        model = self._without_weights(Classes(("a", "b")))
         # RoBERTa and models like it number positions after the padding index: of 514 positions, 512 are for tokens.
         tables = (module for name, module in model.named_modules() if "position" in name)
         padding = (table.padding_idx for table in tables if isinstance(table, nn.Embedding))
         return int(stated) - max((index + 1 for index in padding if index is not None), default=0)
 
-    def outline(self, target: Target, inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
-        """The architecture without weights, which takes little time and memory, and its groups.
-
-        Args:
-            target: what is predicted.
-            inputs: a small batch to trace the model with.
-        """
-        return outlined(lambda: self._from_config(target), inputs)
-
-    def _from_config(self, target: Target) -> PreTrainedModel:
+    def _build(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
         with loading_errors(self.name), hub_access.local_files_only(self.offline):
             if self._pooling is not None:
-                return self._pooled(target, fresh_weights=True)[0]
-            config = read_config(self.path, revision=self.revision, **self._settings(target))
+                return pooled_classifier(
+                    self.path, pooling=self._pooling, labels=target.model_settings(), revision=self.revision,
+                    fresh_weights=fresh_weights,
+                )  # fmt: skip
+            kind, settings = self._task.classifier, self._settings(target)
+            if not fresh_weights:
+                return read_weights(kind.from_pretrained, self.path, self.revision, **settings)
+            config = read_config(self.path, revision=self.revision, **settings)
             if isinstance(config, FusionConfig):
-                return FusionModel(config)
-            model: PreTrainedModel = self._task.classifier.from_config(
-                config, dtype=torch.float32, trust_remote_code=False
-            )
-        return model
-
-    def _pooled(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
-        assert self._pooling is not None
-        return pooled_classifier(
-            self.path, pooling=self._pooling, labels=target.model_settings(), revision=self.revision,
-            fresh_weights=fresh_weights,
-        )  # fmt: skip
+                return FusionModel(config), frozenset()
+            return kind.from_config(config, dtype=torch.float32, trust_remote_code=False), frozenset()
 
     def _settings(self, target: Target) -> dict[str, Any]:
         """Values of the model's config for the target and, for texts, the padding token."""
@@ -213,63 +223,20 @@ class Checkpoint:
             settings["pad_token_id"] = tokenizer.pad_token_id if has_padding else tokenizer.eos_token_id
         return settings
 
-    def classifier(self, target: Target, *, seed: int, fresh_weights: bool) -> PreTrainedModel:
-        """The backbone with a head for the target, in float32.
-
-        Args:
-            target: what is predicted; it is saved in the model's config.
-            seed: seed of all weights that are not read from the checkpoint.
-            fresh_weights: use only the architecture; no weights are read.
-        """
-        with seeded(seed), loading_errors(self.name), hub_access.local_files_only(self.offline), quiet_loading():
-            if fresh_weights:
-                return self._from_config(target)
-            model: PreTrainedModel
-            if self._pooling is not None:
-                model, self._missing = self._pooled(target, fresh_weights=False)
-                return model
-            model, info = self._task.classifier.from_pretrained(
-                self.path, revision=self.revision, dtype=torch.float32, ignore_mismatched_sizes=True,
-                output_loading_info=True, use_safetensors=True, trust_remote_code=False, **self._settings(target),
-            )  # fmt: skip
-        self._missing = missing_weights(info)
-        return model
-
-    def describe_missing(self, groups: Sequence[Group]) -> list[str]:
-        """A sentence on missing weights between the blocks and the head, such as those of a norm or a pooler.
-
-        Raises:
-            UserError: weights of the backbone itself are missing, and would be random.
-        """
-        return describe_missing_weights(self.name, groups, self._missing)
-
     def finished_classifier(self) -> PreTrainedModel:
         """The model with its own head, for evaluation and prediction."""
-        with loading_errors(self.name), hub_access.local_files_only(self.offline):
-            if pooling_of(self.config) is not None:
-                return load_pooled(self.path, revision=self.revision)
-            model: PreTrainedModel = self._task.classifier.from_pretrained(
-                self.path, revision=self.revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
+        kind = self._task.classifier if pooling_of(self.config) is None else PooledForSequenceClassification
+        model: PreTrainedModel = self._read(kind.from_pretrained, dtype=torch.float32, use_safetensors=True)
         return model
 
-
-def describe_missing_weights(name: str, groups: Sequence[Group], missing: Set[str]) -> list[str]:
-    """See `Checkpoint.describe_missing`."""
-    without_head = [parameter for group in groups[:-1] for parameter in group.parameters if parameter in missing]
-    backbone = {parameter for group in groups[:-1] if group.name != "final" for parameter in group.parameters}
-    if in_backbone := [parameter for parameter in without_head if parameter in backbone]:
-        raise user_error(
-            expected=f"in {name} all weights of its backbone, in the shapes of its config.json",
-            found=f"{len(in_backbone)} missing or of another shape: {', '.join(in_backbone[:3])}, ...",
-            do="use a complete checkpoint of this architecture, or --strategy scratch",
-        )
-    names = ", ".join(without_head)
-    return [f"Not in the checkpoint, and initialised randomly: {names}."] if without_head else []
+    def _read(self, load: Callable[..., Any], **settings: Any) -> Any:
+        """Let transformers read a part of the checkpoint, without running code that is in it."""
+        with loading_errors(self.name), hub_access.local_files_only(self.offline):
+            return load(self.path, revision=self.revision, trust_remote_code=False, **settings)
 
 
 def load_classifier(
-    checkpoint: AnyCheckpoint, target: Target, inputs: dict[str, Tensor], *, seed: int, fresh_weights: bool,
+    checkpoint: AnyCheckpoint, target: Target, inputs: Inputs, *, seed: int, fresh_weights: bool,
     gradient_checkpointing: bool = False,
 ) -> tuple[PreTrainedModel, list[Group]]:  # fmt: skip
     """A model with a new head, and its groups in depth order.
@@ -302,34 +269,15 @@ def load_classifier(
     return model, groups
 
 
-def outlined(make: Callable[[], PreTrainedModel], inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
-    """The model that `make` returns, without weights if possible, and its groups; see `Checkpoint.outline`."""
-    # Without the mask: models read its values, and tensors on the meta device have none.
-    meta_inputs = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
-    model = _without_weights(make)
-    try:
-        return model, trace(model, meta_inputs)
-    except (RuntimeError, NotImplementedError):
-        # Some models read the values of their inputs: they need real weights, which may be random.
-        model = make()
-        return model, trace(model, inputs)
-
-
-def _without_weights(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    with torch.device("meta"):
-        return make()
-
-
 def renew_head(model: nn.Module, head: Group, seed: int) -> None:
     """Draw the head's weights from N(0, 0.02²) with `seed`, and set its biases to 0."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name in head.modules:
-            layer = model.get_submodule(name)
-            assert isinstance(layer, nn.Linear)
-            layer.weight.normal_(0.0, HEAD_STANDARD_DEVIATION, generator=generator)
-            if layer.bias is not None:
-                layer.bias.zero_()
+    for name in head.modules:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        nn.init.normal_(layer.weight, 0.0, HEAD_STANDARD_DEVIATION, generator=generator)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def _locate(name: str, revision: str, setting: str) -> tuple[str, str | None, bool]:

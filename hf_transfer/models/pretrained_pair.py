@@ -1,29 +1,26 @@
 """Classifiers of images with texts, made of two pretrained models or of a dual encoder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from hf_transfer.data import hub_access
-from hf_transfer.models.fusion import FusionModel
-from hf_transfer.models.groups import Group
-from hf_transfer.models.loading import loading_errors, quiet_loading
+from hf_transfer.models.loading import loading_errors, read_weights
 from hf_transfer.models.modeling_pooled import without_pooler
-from hf_transfer.models.pooling import check_pooling, load_pooled, missing_weights, pooling_of, read_config
-from hf_transfer.models.pretrained import Checkpoint, describe_missing_weights, outlined, seeded
+from hf_transfer.models.pooling import check_pooling, pooling_of, read_config
+from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 from hf_transfer.models.towers import Tower, fuse, image_pooling_of
 from hf_transfer.settings.model import PairModelSettings
 from hf_transfer.targets.target import Target
 
-TASK = "image-text-classification"
 # Height and width of the images that a tower is tested with, if its configuration names no size.
 DEFAULT_SIZE = 64
 
 
-class PairCheckpoint:
+class PairCheckpoint(AnyCheckpoint):
     """The checkpoints of both towers, which were found and are suitable; no weights are read yet.
 
     Args:
@@ -44,9 +41,10 @@ class PairCheckpoint:
         UserError: a checkpoint does not exist, cannot be reached or read, or cannot be used as this tower.
     """
 
+    task = "image-text-classification"
+
     def __init__(self, models: PairModelSettings, *, fusion: str = "concat", modality_dropout: float = 0.0) -> None:
         self._fusion, self._modality_dropout = fusion, modality_dropout
-        self._missing = frozenset[str]()
         if models.model_name_or_path is not None:
             self.image = self.text = Checkpoint(models.model_name_or_path, models.model_revision, "dual-encoder")
         else:
@@ -59,88 +57,57 @@ class PairCheckpoint:
                 setting="text_model_name_or_path",
             )  # fmt: skip
             check_pooling(self.text.name, self.text.config, "mean")
+        self.parts = (self.image,) if self.image is self.text else (self.image, self.text)
         self.name = self.path = " + ".join(part.name for part in self.parts)
-        self.commit: str | None = None
         self.commits = self.image.commits | self.text.commits
-        self.task = TASK
 
-    @property
-    def parts(self) -> tuple[Checkpoint, ...]:
-        """The single checkpoints."""
-        return (self.image,) if self.image is self.text else (self.image, self.text)
-
-    def outline(self, target: Target, inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[Group]]:
-        """See `Checkpoint.outline`."""
-        return outlined(lambda: self._build(target, fresh_weights=True), inputs)
-
-    def classifier(self, target: Target, *, seed: int, fresh_weights: bool) -> FusionModel:
-        """Both towers in float32, projections and a head; see `Checkpoint.classifier`."""
-        with seeded(seed), quiet_loading():
-            return self._build(target, fresh_weights=fresh_weights)
-
-    def describe_missing(self, groups: Sequence[Group]) -> list[str]:
-        """See `Checkpoint.describe_missing`."""
-        return describe_missing_weights(self.name, groups, self._missing)
-
-    def _build(self, target: Target, *, fresh_weights: bool) -> FusionModel:
+    def _build(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
         load = self._dual_encoder if self.image is self.text else self._two_models
-        image, text = load(fresh_weights)
+        image, text, missing = load(fresh_weights)
         size = getattr(image.backbone.config, "image_size", None) or DEFAULT_SIZE
-        return fuse(
+        model = fuse(
             image, text, image_size=max(size) if isinstance(size, list | tuple) else size,
             labels=target.model_settings(), fusion=self._fusion, modality_dropout=self._modality_dropout,
         )  # fmt: skip
+        return model, frozenset() if fresh_weights else missing
 
-    def _two_models(self, fresh_weights: bool) -> tuple[Tower, Tower]:
-        """The towers of two models."""
+    def _two_models(self, fresh_weights: bool) -> tuple[Tower, Tower, frozenset[str]]:
+        """The towers of two models, and the names of the classifier's weights that are missing there."""
         image, image_missing = _load_backbone(self.image, fresh_weights)
         pooling = image_pooling_of(image, image_missing)
         if pooling != "pooler" and hasattr(image, "pooler"):
             setattr(image, "pooler", None)  # noqa: B010 - the types of transformers do not allow None
         text, text_missing = _load_backbone(self.text, fresh_weights, pooler=False)
-        if not fresh_weights:
-            self._remember_missing({"image": image_missing, "text": text_missing})
-        return Tower(image, pooling), Tower(text, "mean")
+        missing = [f"image_tower.{name}" for name in image_missing] + [f"text_tower.{name}" for name in text_missing]
+        return Tower(image, pooling), Tower(text, "mean"), frozenset(missing)
 
-    def _dual_encoder(self, fresh_weights: bool) -> tuple[Tower, Tower]:
-        """The halves of a dual encoder, with the projections into the space that they share."""
+    def _dual_encoder(self, fresh_weights: bool) -> tuple[Tower, Tower, frozenset[str]]:
+        """The halves of a dual encoder, with the projections into the space that they share; and what is missing."""
         dual: Any
-        dual, missing = _load_backbone(self.image, fresh_weights)
-        if not fresh_weights:
-            prefixes = {"image": "vision_model.", "text": "text_model."}
-            self._remember_missing(
-                {
-                    tower: frozenset(name.removeprefix(prefix) for name in missing if name.startswith(prefix))
-                    for tower, prefix in prefixes.items()
-                }
-            )
+        dual, names = _load_backbone(self.image, fresh_weights)
+        missing = frozenset(
+            name.replace("vision_model.", "image_tower.", 1).replace("text_model.", "text_tower.", 1) for name in names
+        )
         if self.image.config.model_type == "siglip":
             # SigLIP takes the last token of a text, which must be padding up to a fixed length.
-            return Tower(dual.vision_model, "pooler"), Tower(dual.text_model, "mean")
-        return (
-            Tower(dual.vision_model, "pooler", dual.visual_projection.weight),
-            Tower(dual.text_model, "pooler", dual.text_projection.weight),
-        )
-
-    def _remember_missing(self, missing: Mapping[str, frozenset[str]]) -> None:
-        self._missing = frozenset(f"{tower}_tower.{name}" for tower, names in missing.items() for name in names)
+            return Tower(dual.vision_model, "pooler"), Tower(dual.text_model, "mean"), missing
+        image = Tower(dual.vision_model, "pooler", dual.visual_projection.weight)
+        return image, Tower(dual.text_model, "pooler", dual.text_projection.weight), missing
 
 
 def _load_backbone(
     checkpoint: Checkpoint, fresh_weights: bool, *, pooler: bool = True
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """The backbone of a checkpoint, and the names of its weights that are missing there; of fresh weights, all."""
-    make = (lambda load, *args, **options: load(*args, **options)) if pooler else without_pooler
+    if pooling_of(checkpoint.config) is not None:
+        finished: Any = checkpoint.finished_classifier()
+        return finished.backbone, frozenset()
+    load: Callable[..., Any] = AutoModel.from_config if fresh_weights else AutoModel.from_pretrained
+    if not pooler:
+        load = partial(without_pooler, load)
     with loading_errors(checkpoint.name), hub_access.local_files_only(checkpoint.offline):
-        if pooling_of(checkpoint.config) is not None:
-            pooled_model: Any = load_pooled(checkpoint.path, revision=checkpoint.revision)
-            return pooled_model.backbone, frozenset()
-        if fresh_weights:
-            config = read_config(checkpoint.path, revision=checkpoint.revision)
-            model = make(AutoModel.from_config, config, dtype=torch.float32, trust_remote_code=False)
-            return model, frozenset(name for name, _ in model.named_parameters())
-        model, info = make(
-            AutoModel.from_pretrained, checkpoint.path, revision=checkpoint.revision, dtype=torch.float32,
-            ignore_mismatched_sizes=True, output_loading_info=True, use_safetensors=True, trust_remote_code=False,
-        )  # fmt: skip
-    return model, missing_weights(info)
+        if not fresh_weights:
+            return read_weights(load, checkpoint.path, checkpoint.revision)
+        config = read_config(checkpoint.path, revision=checkpoint.revision)
+        model = load(config, dtype=torch.float32, trust_remote_code=False)
+    return model, frozenset(name for name, _ in model.named_parameters())

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_transfer.models.fusion import FusionConfig, FusionModel, as_sequence, pooled
 from hf_transfer.models.groups import Group, Inputs, trace_groups
+from hf_transfer.models.pooling import without_task
 
 # Names of the inputs that only one tower reads.
 INPUTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
@@ -60,8 +61,8 @@ def fuse(image: Tower, text: Tower, *, image_size: int, labels: Mapping[str, Any
     text_width = int(text.backbone.config.hidden_size)
     widths = [len(tower.projection) for tower in (image, text) if tower.projection is not None]
     config = FusionConfig(
-        _without_task(image.backbone.config),
-        _without_task(text.backbone.config),
+        without_task(image.backbone.config),
+        without_task(text.backbone.config),
         image_width=image_width,
         text_width=text_width,
         image_pooling=image.pooling,
@@ -100,34 +101,32 @@ class SingleTower(nn.Module):
 
 
 def trace(model: nn.Module, inputs: Inputs) -> list[Group]:
-    """The groups of a classifier, of one tower or of two, in depth order; the last one is the head.
+    """The groups of a classifier in depth order; the last one is the head.
+
+    Of a classifier of two towers: those of the image tower, those of the text tower, and all layers that are not
+    pretrained.
 
     Args:
         model: a classifier.
-        inputs: a small batch.
+        inputs: a small batch; for two towers, of both.
     """
-    return trace_towers(model, inputs) if isinstance(model, FusionModel) else trace_groups(model, inputs)
+    if not isinstance(model, FusionModel):
+        return trace_groups(model, inputs)
+    # The projections belong to the head: they are new, too.
+    new = [name for name, _ in model.named_children() if not name.endswith("_tower")]
 
+    def pretrained(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name.split(".")[0] not in new)
 
-def trace_towers(model: FusionModel, inputs: Inputs) -> list[Group]:
-    """The groups of both towers in depth order, image first, then the head: all layers that are not pretrained.
-
-    Args:
-        model: a classifier of two towers.
-        inputs: a small batch of both.
-    """
     groups: list[Group] = []
     for tower, names in INPUTS.items():
         tower_inputs = {name: inputs[name] for name in names if name in inputs}
-        groups += [replace(group, tower=tower) for group in trace_groups(SingleTower(model, tower), tower_inputs)[:-1]]
-    # The projections belong to the head: they are new, too.
-    new = [name for name, _ in model.named_children() if not name.endswith("_tower")]
-    groups = [_without(group, new) for group in groups]
+        groups += [
+            Group(group.name, pretrained(group.modules), pretrained(group.parameters), tower)
+            for group in trace_groups(SingleTower(model, tower), tower_inputs)[:-1]
+        ]
     head = [name for name, _ in model.named_parameters() if name.split(".")[0] in new]
-    return [
-        *(group for group in groups if group.modules or group.parameters),
-        Group("head", tuple(new), tuple(head)),
-    ]
+    return [*(group for group in groups if group.modules or group.parameters), Group("head", tuple(new), tuple(head))]
 
 
 def towers_of(groups: Sequence[Group]) -> list[str]:
@@ -149,26 +148,9 @@ def renew_tower(model: nn.Module, tower: str) -> None:
     model.get_submodule(name).load_state_dict(fresh.state_dict())
 
 
-def _without(group: Group, new: Sequence[str]) -> Group:
-    """The group without the new modules."""
-    return replace(
-        group,
-        modules=tuple(name for name in group.modules if name.split(".")[0] not in new),
-        parameters=tuple(name for name in group.parameters if name.split(".")[0] not in new),
-    )
-
-
 def _width(tower: Tower, size: int) -> int:
     pixels = torch.zeros(1, 3, size, size, device=tower.backbone.device)
     tower.backbone.train(False)
     with torch.no_grad():
         output = tower.backbone(pixel_values=pixels)
     return pooled(tower.pooling, output, as_sequence(output.last_hidden_state), None).shape[1]
-
-
-def _without_task(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration without classes of an earlier task and without its path: all of it is saved."""
-    config.id2label = None
-    config.num_labels = 2
-    config.name_or_path = ""
-    return config

@@ -99,23 +99,21 @@ def load_adapter(folder: Path, base_model: nn.Module) -> nn.Module:
             do="name the folder OUT/model of a run with adapters",
         )
     settings = adapter_settings(folder)
-    problem = ""
     try:
         with quiet_peft():
             model = PeftModel.from_pretrained(base_model, str(folder))
             # peft itself only warns about missing weights.
             expected = get_peft_model_state_dict(model, save_embedding_layers=False)
             if load_file(folder / ADAPTER_FILES[1]).keys() != expected.keys():
-                problem = "the adapter has weights of other layers"
+                raise ValueError("the adapter has weights of other layers")
     except Exception as error:
         # Damaged settings or weights can cause any error in peft.
         problem = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-    if problem:
         raise user_error(
             expected=f"the base model of the adapter in {folder}: {settings.get('base_model_name_or_path')}",
             found=f"{type(base_model).__name__} with other layers or classes: {problem}",
             do="load the base model that adapter_config.json names, with the labels in config.json",
-        )
+        ) from error
     return model.eval()
 
 

@@ -5,9 +5,8 @@ peft itself: a layer of the same kind is adapted, run forward and backward, merg
 """
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,11 +19,11 @@ from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from hf_transfer.errors import UserError, user_error
-from hf_transfer.models.groups import Group
+from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.pretrained import seeded
 from hf_transfer.models.towers import trace
 from hf_transfer.strategies.adapter_files import quiet_peft
-from hf_transfer.strategies.freezing import Stage, top_blocks
+from hf_transfer.strategies.freezing import Stage, Strategy, top_blocks
 
 # Endings of the names of modules that peft's model for text classification saves by itself.
 SAVED_FOR_TEXT = ("classifier", "score")
@@ -37,22 +36,40 @@ UNSUITABLE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Adapters(ABC):
+class Adapters(Strategy):
     """Base class of all methods.
 
     Attributes:
         layers: how many blocks get adapters, counted from the head; None for all.
+        rank: rows of LoRA's A and columns of its B; the same for other methods that have a rank.
+        alpha: scale of what is added to the weights, divided by the rank; None for twice the rank.
+        dropout: probability of dropout of the adapter's inputs; of LoKr, of rows of the product.
     """
 
     layers: int | None = None
-    fresh_weights: bool = False
+    rank: int = 8
+    alpha: float | None = None
+    dropout: float = 0.05
     learning_rate: float = 5e-4
-    head_learning_rate: ClassVar[float | None] = None
     peft_type: ClassVar[str]
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The settings of the method, under peft's names."""
+        """Those of rank, alpha and dropout that the method has, under peft's names."""
+        known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)])}
+        prefix = self.peft_type.lower()
+        # OFT takes either the rank or the size of its blocks.
+        values: dict[str, Any] = {"r": self.rank, "oft_block_size": 0}
+        # (IA)³ scales the outputs of every layer; by default peft scales the inputs of layers in its own table.
+        values["feedforward_modules"] = []
+        alpha = 2 * self.rank if self.alpha is None else self.alpha
+        values |= dict.fromkeys(("alpha", f"{prefix}_alpha", "lora_alpha"), alpha)
+        # Not peft's `module_dropout`, which drops whole adapters: with several processes, DDP would wait for their
+        # gradients.
+        values |= dict.fromkeys((f"{prefix}_dropout", "rank_dropout", "lora_dropout"), self.dropout)
+        # By default these two start with random adapters, which change the pretrained outputs.
+        if self.peft_type in ("FOURIERFT", "C3A"):
+            values["init_weights"] = True
+        return {name: value for name, value in values.items() if name in known}
 
     def check(self, model: nn.Module, groups: Sequence[Group]) -> None:
         """Refuse a model that has too few blocks, or no layer that the method can adapt; weights are not read.
@@ -63,7 +80,7 @@ class _Adapters(ABC):
         self._targets(model, groups)
 
     def prepare(
-        self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int
+        self, model: nn.Module, groups: Sequence[Group], inputs: Inputs, seed: int
     ) -> tuple[nn.Module, list[Group]]:
         """The model with adapters in its blocks, whose head is saved with them, and its groups.
 
@@ -77,22 +94,27 @@ class _Adapters(ABC):
             UserError: the model has too few blocks, or the method can adapt none of their layers.
         """
         targets = self._targets(model, groups)
-        if tower := groups[0].tower:
-            # The other tower may have another kind of adapters. They are merged before the model is saved.
-            name = f"{tower}_tower"
-            config = self.config([target.removeprefix(f"{name}.") for target in targets])
-            with _adapter_errors(self, model, seed):
-                model.set_submodule(name, get_peft_model(model.get_submodule(name), config))
-                return model, trace(model, inputs)
-        saved = _modules_to_save(model, groups)
-        config = self.config(targets)
-        if "input_ids" in inputs:
-            config.task_type = TaskType.SEQ_CLS
-            saved = [name for name in saved if not _is_saved_for_text(name)]
-        config.modules_to_save = saved
-        with _adapter_errors(self, model, seed):
-            adapted: nn.Module = get_peft_model(model, config)
-            return adapted, trace(adapted, inputs)
+        # The other tower may have another kind of adapters. They are merged before the model is saved.
+        tower = f"{groups[0].tower}_tower" if groups[0].tower else ""
+        config = self.config([target.removeprefix(f"{tower}.") for target in targets])
+        if not tower:
+            config.task_type = TaskType.SEQ_CLS if "input_ids" in inputs else None
+            config.modules_to_save = _modules_to_save(model, groups, SAVED_FOR_TEXT if "input_ids" in inputs else ())
+        try:
+            with seeded(seed), quiet_peft():
+                adapted: nn.Module = get_peft_model(model.get_submodule(tower), config)
+                if tower:
+                    model.set_submodule(tower, adapted)
+                    adapted = model
+                return adapted, trace(adapted, inputs)
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            # MobileNetV2 reads the strides of its layers, which peft's layers do not have. If we set them, the adapter
+            # still could not be loaded with peft alone.
+            raise user_error(
+                expected=f"a model that runs with the layers by which {self.peft_type} replaces its own",
+                found=f"{type(model).__name__}: {error}",
+                do="use another kind of adapter, or --strategy partial or full",
+            ) from error
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """One stage: the adapters, the head, and the dense layers between the last block and the head."""
@@ -122,35 +144,16 @@ class _Adapters(ABC):
         return targets
 
 
-@dataclass(frozen=True)
-class LowRankAdaptation(_Adapters):
+class LowRankAdaptation(Adapters):
     """LoRA: a product of two thin matrices is added to each layer's weight, W + (alpha / rank) B A; B starts at 0.
 
     Reference: Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang and Chen, "LoRA: Low-Rank Adaptation of Large Language
     Models", ICLR 2022, https://arxiv.org/abs/2106.09685.
-
-    Attributes:
-        rank: rows of A and columns of B.
-        alpha: scale of the product, divided by the rank; None for twice the rank.
-        dropout: probability of dropout of the adapter's inputs.
     """
 
-    rank: int = 8
-    alpha: float | None = None
-    dropout: float = 0.05
     peft_type = "LORA"
 
-    def settings(self) -> dict[str, Any]:
-        """Rank, alpha and dropout."""
-        return {"r": self.rank, "lora_alpha": self.scale, "lora_dropout": self.dropout}
 
-    @property
-    def scale(self) -> float:
-        """Alpha, or its default."""
-        return 2 * self.rank if self.alpha is None else self.alpha
-
-
-@dataclass(frozen=True)
 class WeightDecomposedAdaptation(LowRankAdaptation):
     """DoRA: LoRA changes only the direction of each weight vector; its magnitude is learned separately.
 
@@ -164,7 +167,7 @@ class WeightDecomposedAdaptation(LowRankAdaptation):
 
 
 @dataclass(frozen=True)
-class InfusedAdapters(_Adapters):
+class InfusedAdapters(Adapters):
     """(IA)³: each output of a layer is multiplied by a learned factor, which starts at 1.
 
     There are few factors, and each must change by tenths to have an effect: the paper trains them at 3e-3, six times
@@ -177,13 +180,8 @@ class InfusedAdapters(_Adapters):
     learning_rate: float = 3e-3
     peft_type = "IA3"
 
-    def settings(self) -> dict[str, Any]:
-        """Outputs are scaled in every layer; by default peft scales the inputs of layers in its own table."""
-        return {"feedforward_modules": []}
 
-
-@dataclass(frozen=True)
-class KroneckerAdaptation(LowRankAdaptation):
+class KroneckerAdaptation(Adapters):
     """LoKr: to each layer's weight a Kronecker product of two small matrices is added.
 
     Reference: Yeh, Hsieh, Gao, Yang, Oh and Gong, "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning
@@ -192,17 +190,9 @@ class KroneckerAdaptation(LowRankAdaptation):
 
     peft_type = "LOKR"
 
-    def settings(self) -> dict[str, Any]:
-        """Rank, alpha and dropout, which here drops rows of the product.
-
-        Not peft's `module_dropout`, which drops whole adapters: with several processes, DDP would wait for their
-        gradients.
-        """
-        return {"r": self.rank, "alpha": self.scale, "rank_dropout": self.dropout}
-
 
 @dataclass(frozen=True)
-class OtherAdapters(LowRankAdaptation):
+class OtherAdapters(Adapters):
     """Any other method of peft that adapts single layers, with peft's own default settings.
 
     Reference: Mangrulkar, Gugger, Debut, Belkada, Paul and Bossan, "PEFT: State-of-the-art Parameter-Efficient
@@ -210,41 +200,9 @@ class OtherAdapters(LowRankAdaptation):
 
     Attributes:
         peft_type: peft's name of the method.
-        rank: as for LoRA, if the method has a rank.
-        alpha: as for LoRA, if the method has an alpha.
-        dropout: as for LoRA, if the method has dropout.
     """
 
     peft_type: str = "LOHA"  # type: ignore[misc]
-
-    def settings(self) -> dict[str, Any]:
-        """Those of rank, alpha and dropout that the method has, under peft's names."""
-        known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)])}
-        prefix = self.peft_type.lower()
-        # OFT takes either the rank or the size of its blocks.
-        values: dict[str, Any] = {"r": self.rank, "oft_block_size": 0, "feedforward_modules": []}
-        values |= dict.fromkeys(("alpha", f"{prefix}_alpha", "lora_alpha"), self.scale)
-        values |= dict.fromkeys((f"{prefix}_dropout", "rank_dropout", "lora_dropout"), self.dropout)
-        # By default these two start with random adapters, which change the pretrained outputs.
-        if self.peft_type in ("FOURIERFT", "C3A"):
-            values["init_weights"] = True
-        return {name: value for name, value in values.items() if name in known}
-
-
-@contextmanager
-def _adapter_errors(strategy: _Adapters, model: nn.Module, seed: int) -> Iterator[None]:
-    """Seed the weights of adapters, and refuse a model that does not run with them."""
-    try:
-        with seeded(seed), quiet_peft():
-            yield
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        # MobileNetV2 reads the strides of its layers, which peft's layers do not have. If we set them, the adapter
-        # still could not be loaded with peft alone.
-        raise user_error(
-            expected=f"a model that runs with the layers by which {strategy.peft_type} replaces its own",
-            found=f"{type(model).__name__}: {error}",
-            do="use another kind of adapter, or --strategy partial or full",
-        ) from error
 
 
 def _adapted_groups(groups: Sequence[Group], layers: int | None) -> list[Group]:
@@ -269,39 +227,24 @@ def _layers(model: nn.Module, groups: Sequence[Group]) -> dict[str, nn.Module]:
     }
 
 
-def _modules_to_save(model: nn.Module, groups: Sequence[Group]) -> list[str]:
+def _modules_to_save(model: nn.Module, groups: Sequence[Group], by_peft: tuple[str, ...]) -> list[str]:
     """Modules that are saved whole with the adapter: the head, and the dense layers between the last block and it.
 
     Such a layer (a pooler, the inner layer of a two-layer head) may be missing in the checkpoint: whenever the base
-    model is loaded, its weights are random.
+    model is loaded, its weights are random. Modules whose names end in one of `by_peft` are saved anyway.
     """
     dense = _layers(model, [group for group in groups if group.name == "final"])
-    return [*groups[-1].modules, *(name for name, layer in dense.items() if isinstance(layer, nn.Linear))]
+    saved = [*groups[-1].modules, *(name for name, layer in dense.items() if isinstance(layer, nn.Linear))]
+    return [name for name in saved if not any(part.endswith(by_peft) for part in name.split("."))]
 
 
-def _is_saved_for_text(name: str) -> bool:
-    return any(part.endswith(SAVED_FOR_TEXT) for part in name.split("."))
-
-
-class _OneLayer(nn.Module):
-    """A model of one layer, for tests of adapters."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, batch: Tensor) -> Tensor:
-        output: Tensor = self.layer(batch)
-        return output
-
-
-def _can_adapt(strategy: _Adapters, layer: nn.Module) -> bool:
+def _can_adapt(strategy: Adapters, layer: nn.Module) -> bool:
     """Whether a method can adapt a layer: forward, backward, and merged into the weights to the same outputs."""
     if strategy.peft_type in UNSUITABLE:
         return False
     generator = torch.Generator().manual_seed(0)
     # The layer may be an outline without weights.
-    model = _OneLayer(deepcopy(layer).float().to_empty(device="cpu"))
+    model = nn.Sequential(OrderedDict(layer=deepcopy(layer).float().to_empty(device="cpu")))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
@@ -333,7 +276,7 @@ def _batch(layer: nn.Module, generator: torch.Generator) -> Tensor:
     return torch.randn(2, 3, width, generator=generator)
 
 
-def _nothing_to_adapt(strategy: _Adapters, kinds: Mapping[str, nn.Module]) -> UserError:
+def _nothing_to_adapt(strategy: Adapters, kinds: Mapping[str, nn.Module]) -> UserError:
     """The error that names the layers that the method can adapt, those of the model, and methods that suit them."""
     method = strategy.peft_type
     with seeded(0):
@@ -349,13 +292,10 @@ def _nothing_to_adapt(strategy: _Adapters, kinds: Mapping[str, nn.Module]) -> Us
         for other in PeftType
         if any(_can_adapt(OtherAdapters(peft_type=other.value), layer) for layer in kinds.values())
     ]
-    reason = f"{method}: {UNSUITABLE[method]}" if method in UNSUITABLE else method
-    return user_error(
-        expected=f"layers that {method} can adapt: {', '.join(possible)}"
-        if possible
-        else "a method of peft that adapts single layers and needs nothing else",
-        found=f"in this model {'; '.join(list(kinds)[:4]) or 'none'}" if possible else reason,
-        do=f"use --strategy adapter with --peft_type {', '.join(others)}"
-        if others
-        else "use --strategy linear_probe, partial or full",
-    )
+    expected = "a method of peft that adapts single layers and needs nothing else"
+    found = f"{method}: {UNSUITABLE[method]}" if method in UNSUITABLE else method
+    if possible:
+        expected = f"layers that {method} can adapt: {', '.join(possible)}"
+        found = f"in this model {'; '.join(list(kinds)[:4]) or 'none'}"
+    strategies = f"adapter with --peft_type {', '.join(others)}" if others else "linear_probe, partial or full"
+    return user_error(expected=expected, found=found, do=f"use --strategy {strategies}")

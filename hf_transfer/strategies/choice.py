@@ -1,35 +1,19 @@
 """The strategy that the settings name, and the model prepared for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from hf_transfer.errors import user_error
-from hf_transfer.models.groups import Group, describe_frozen
+from hf_transfer.models.groups import Group, Inputs, describe_frozen
 from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
 from hf_transfer.models.towers import groups_of, towers_of
 from hf_transfer.settings.strategy import PairStrategySettings, StrategySettings
+from hf_transfer.strategies import adapters, freezing
 from hf_transfer.strategies.adapter_files import adapter_of
-from hf_transfer.strategies.adapters import (
-    InfusedAdapters,
-    KroneckerAdaptation,
-    LowRankAdaptation,
-    OtherAdapters,
-    WeightDecomposedAdaptation,
-)
 from hf_transfer.strategies.each_tower import EachTower
-from hf_transfer.strategies.freezing import (
-    BiasTuning,
-    FromScratch,
-    FullFineTuning,
-    GradualUnfreezing,
-    LinearProbe,
-    LinearProbeThenFineTuning,
-    PartialFineTuning,
-    Strategy,
-    frozen_towers,
-)
+from hf_transfer.strategies.freezing import Strategy, frozen_towers
 from hf_transfer.targets.target import Target
 
 
@@ -49,18 +33,20 @@ def _strategy(name: str, settings: StrategySettings, larger_head: bool) -> Strat
     rank, alpha, dropout = settings.adapter_rank, settings.adapter_alpha, settings.adapter_dropout
     layers = settings.adapter_layers
     strategies: dict[str, Strategy] = {
-        "linear_probe": LinearProbe(),
-        "partial": PartialFineTuning(layers=settings.trainable_layers),
-        "gradual": GradualUnfreezing(),
-        "lp_ft": LinearProbeThenFineTuning(),
-        "full": FullFineTuning(larger_head=larger_head),
-        "scratch": FromScratch(),
-        "bitfit": BiasTuning(),
-        "lora": LowRankAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
-        "dora": WeightDecomposedAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
-        "ia3": InfusedAdapters(layers=layers),
-        "lokr": KroneckerAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
-        "adapter": OtherAdapters(peft_type=settings.peft_type, rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "linear_probe": freezing.LinearProbe(),
+        "partial": freezing.PartialFineTuning(layers=settings.trainable_layers),
+        "gradual": freezing.GradualUnfreezing(),
+        "lp_ft": freezing.LinearProbeThenFineTuning(),
+        "full": freezing.FullFineTuning(larger_head=larger_head),
+        "scratch": freezing.FromScratch(),
+        "bitfit": freezing.BiasTuning(),
+        "lora": adapters.LowRankAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "dora": adapters.WeightDecomposedAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "ia3": adapters.InfusedAdapters(layers=layers),
+        "lokr": adapters.KroneckerAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
+        "adapter": adapters.OtherAdapters(
+            peft_type=settings.peft_type, rank=rank, alpha=alpha, dropout=dropout, layers=layers
+        ),
     }
     return strategies[name]
 
@@ -104,7 +90,7 @@ class NewModel:
 
 
 def load_model(
-    checkpoint: AnyCheckpoint, strategy: Strategy, target: Target, inputs: dict[str, Tensor], *, seed: int,
+    checkpoint: AnyCheckpoint, strategy: Strategy, target: Target, inputs: Inputs, *, seed: int,
     feature_layers: Sequence[int] = (), gradient_checkpointing: bool = False,
 ) -> NewModel:  # fmt: skip
     """Load the backbone and give it a new head, if the strategy suits it.
@@ -130,7 +116,13 @@ def load_model(
         )
     outline, groups = checkpoint.outline(target, inputs)
     strategy.check(outline, groups)
-    _refuse_missing_layers(feature_layers, groups)
+    blocks = sum(group.is_block for group in groups)
+    if max(feature_layers, default=0) > blocks:
+        raise user_error(
+            expected=f"--feature_layers from 1 to {blocks}, the blocks of this model",
+            found=" ".join(map(str, feature_layers)),
+            do="leave out higher numbers",
+        )
     model, groups = load_classifier(
         checkpoint, target, inputs, seed=seed, fresh_weights=strategy.fresh_weights,
         gradient_checkpointing=gradient_checkpointing,
@@ -139,13 +131,7 @@ def load_model(
 
 
 def prepare_model(
-    loaded: NewModel,
-    strategy: Strategy,
-    inputs: dict[str, Tensor],
-    *,
-    seed: int,
-    epochs: int,
-    cache_frozen: str = "auto",
+    loaded: NewModel, strategy: Strategy, inputs: Inputs, *, seed: int, epochs: int, cache_frozen: str = "auto"
 ) -> Prepared:
     """Prepare a model for a strategy: add adapters, and find the groups that never learn.
 
@@ -169,25 +155,8 @@ def prepare_model(
             do="use --strategy partial, linear_probe or adapters with --adapter_layers, or --cache_frozen auto",
         )
     frozen = frozen_towers(groups, stages)
-    return Prepared(model, groups, frozen, [*_describe(model, groups, frozen, inputs), *loaded.notes])
-
-
-def _refuse_missing_layers(layers: Sequence[int], groups: Sequence[Group]) -> None:
-    blocks = sum(group.is_block for group in groups)
-    if max(layers, default=0) > blocks:
-        raise user_error(
-            expected=f"--feature_layers from 1 to {blocks}, the blocks of this model",
-            found=" ".join(map(str, layers)),
-            do="leave out higher numbers",
-        )
-
-
-def _describe(
-    model: nn.Module, groups: list[Group], frozen: Mapping[str, list[Group]], inputs: dict[str, Tensor]
-) -> list[str]:
-    """A sentence for each tower on what is frozen in it."""
-    return [
-        f"{tower.capitalize()}{': ' if tower else ''}"
-        f"{describe_frozen(model, groups_of(tower, groups), len(prefix), inputs)}"
-        for tower, prefix in frozen.items()
-    ]
+    notes = []
+    for tower, prefix in frozen.items():
+        sentence = describe_frozen(model, groups_of(tower, groups), len(prefix), inputs)
+        notes.append(f"{tower.capitalize()}: {sentence}" if tower else sentence)
+    return Prepared(model, groups, frozen, [*notes, *loaded.notes])

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from torch import Tensor, nn
+from torch import nn
 
-from hf_transfer.models.groups import Group
+from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.pretrained import seeded
 from hf_transfer.models.towers import groups_of, renew_tower, trace
-from hf_transfer.strategies.freezing import Stage, Strategy
+from hf_transfer.strategies.freezing import Stage, Strategy, learning_parameters
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class EachTower:
             strategy.check(model, groups_of(tower, groups))
 
     def prepare(
-        self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int
+        self, model: nn.Module, groups: Sequence[Group], inputs: Inputs, seed: int
     ) -> tuple[nn.Module, list[Group]]:
         """See `Strategy.prepare`; if only one tower starts from fresh weights, it gets them here."""
         for tower, strategy in self.towers.items():
@@ -54,23 +55,18 @@ class EachTower:
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """The stages of both towers together: a new stage begins whenever a new one begins in either tower."""
-        by_tower = [strategy.stages(groups_of(tower, groups), epochs) for tower, strategy in self.towers.items()]
-        stages: list[Stage] = []
-        start = 0
-        for end in sorted({end for tower_stages in by_tower for end in _ends(tower_stages)}):
-            learns = frozenset[str]().union(*(_at(tower_stages, start).trainable for tower_stages in by_tower))
-            # If the parameters do not change, the stage before goes on.
-            epochs_before = stages.pop().epochs if stages and stages[-1].trainable == learns else 0
-            stages.append(Stage(learns, epochs_before + end - start))
-            start = end
-        return stages
+        by_tower = [
+            _by_epoch(strategy.stages(groups_of(tower, groups), epochs)) for tower, strategy in self.towers.items()
+        ]
+        # A tower whose stages have ended stays in its last one.
+        learns = [
+            learning_parameters([stages[min(epoch, len(stages) - 1)] for stages in by_tower])
+            for epoch in range(max(map(len, by_tower)))
+        ]
+        # If the parameters do not change, the stage before goes on.
+        return [Stage(trainable, len(list(run))) for trainable, run in groupby(learns)]
 
 
-def _ends(stages: Sequence[Stage]) -> list[int]:
-    """The number of epochs after which each stage ends."""
-    return [sum(stage.epochs for stage in stages[: number + 1]) for number in range(len(stages))]
-
-
-def _at(stages: Sequence[Stage], epoch: int) -> Stage:
-    """The stage of an epoch; after the last stage, the last one."""
-    return next((stage for stage, end in zip(stages, _ends(stages), strict=True) if epoch < end), stages[-1])
+def _by_epoch(stages: Sequence[Stage]) -> list[Stage]:
+    """The stage of each epoch."""
+    return [stage for stage in stages for _ in range(stage.epochs)]

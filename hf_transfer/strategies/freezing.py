@@ -5,17 +5,17 @@ the counts in the report, and how much of the model is frozen.
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from itertools import takewhile
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_transfer.errors import user_error
-from hf_transfer.models.groups import Group
+from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.inference_tensors import replace_inference_tensors
 from hf_transfer.models.towers import groups_of, towers_of
 
@@ -37,11 +37,12 @@ class Stage:
 
 
 class Strategy(Protocol):
-    """What learns, and when."""
+    """What learns, and when. Unless a strategy says otherwise, it adds nothing to the model."""
 
     @property
     def fresh_weights(self) -> bool:
         """Whether the backbone starts from fresh weights."""
+        return False
 
     @property
     def learning_rate(self) -> float:
@@ -50,17 +51,19 @@ class Strategy(Protocol):
     @property
     def head_learning_rate(self) -> float | None:
         """Peak learning rate of the head, if the settings give none; None: the same as that of other layers."""
+        return None
 
-    def check(self, model: nn.Module, groups: Sequence[Group]) -> None:
+    def check(self, model: nn.Module, groups: Sequence[Group]) -> None:  # noqa: ARG002
         """Refuse a model that the strategy does not suit; the model may be an outline without weights.
 
         Raises:
             UserError: it has too few blocks, or no layer that can have adapters.
         """
+        self.stages(groups, 1)
 
     def prepare(
-        self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int
-    ) -> tuple[nn.Module, list[Group]]:
+        self, model: nn.Module, groups: Sequence[Group], inputs: Inputs, seed: int  # noqa: ARG002
+    ) -> tuple[nn.Module, list[Group]]:  # fmt: skip
         """Add adapters or fresh weights; returns the model that is trained, and its groups.
 
         Args:
@@ -69,44 +72,20 @@ class Strategy(Protocol):
             inputs: a small batch to trace the result with.
             seed: seed of the weights that are added.
         """
+        return model, list(groups)
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """The stages of a training of `epochs` epochs, for groups in depth order."""
 
 
-class _NothingAdded(ABC):
-    """A strategy that adds nothing to the model."""
-
-    head_learning_rate: ClassVar[float | None] = None
-
-    def check(self, model: nn.Module, groups: Sequence[Group]) -> None:  # noqa: ARG002
-        """See `Strategy.check`: making the stages raises the error."""
-        self.stages(groups, 1)
-
-    @abstractmethod
-    def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
-        """See `Strategy.stages`."""
-
-    def prepare(
-        self,
-        model: nn.Module,
-        groups: Sequence[Group],
-        inputs: Mapping[str, Tensor],  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-    ) -> tuple[nn.Module, list[Group]]:
-        """The model as it is."""
-        return model, list(groups)
-
-
 @dataclass(frozen=True)
-class LinearProbe(_NothingAdded):
+class LinearProbe(Strategy):
     """Only the head learns, on the outputs of the frozen backbone.
 
     Reference: Alain and Bengio, "Understanding intermediate layers using linear classifier probes", ICLR workshop
     2017, https://arxiv.org/abs/1610.01644.
     """
 
-    fresh_weights: bool = False
     learning_rate: float = 3e-3
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
@@ -115,7 +94,7 @@ class LinearProbe(_NothingAdded):
 
 
 @dataclass(frozen=True)
-class PartialFineTuning(_NothingAdded):
+class PartialFineTuning(Strategy):
     """The top blocks, the final norm and the head learn; the layers below stay as they were pretrained.
 
     Reference: Yosinski, Clune, Bengio and Lipson, "How transferable are features in deep neural networks?",
@@ -126,7 +105,6 @@ class PartialFineTuning(_NothingAdded):
     """
 
     layers: int
-    fresh_weights: bool = False
     learning_rate: float = 3e-4
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
@@ -143,7 +121,7 @@ class PartialFineTuning(_NothingAdded):
 
 
 @dataclass(frozen=True)
-class GradualUnfreezing(_NothingAdded):
+class GradualUnfreezing(Strategy):
     """The head learns first; then, from the top, one more block in each epoch; at the end the whole model.
 
     With fewer epochs than blocks, several blocks are unfrozen at a time. The paper also gives lower blocks a lower
@@ -153,14 +131,12 @@ class GradualUnfreezing(_NothingAdded):
     https://arxiv.org/abs/1801.06146.
     """
 
-    fresh_weights: bool = False
     learning_rate: float = 3e-4
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """A stage for each unfreezing, of one epoch; the last stage has the remaining epochs."""
         # The layers after the blocks, a norm or a pooler, are unfrozen with the head.
-        top = next((number for number, group in enumerate(groups) if group.name in ("final", "head")), len(groups) - 1)
-        steps = top + 1
+        steps = 1 + next(number for number, group in enumerate(groups) if group.name in ("final", "head"))
         count = min(steps, epochs)
         stages = []
         for number in range(1, count + 1):
@@ -171,7 +147,7 @@ class GradualUnfreezing(_NothingAdded):
 
 
 @dataclass(frozen=True)
-class LinearProbeThenFineTuning(_NothingAdded):
+class LinearProbeThenFineTuning(Strategy):
     """The head is solved on the frozen backbone; after that the whole model learns.
 
     A random head would at first distort the pretrained features.
@@ -180,7 +156,6 @@ class LinearProbeThenFineTuning(_NothingAdded):
     out-of-distribution", ICLR 2022, https://arxiv.org/abs/2202.10054.
     """
 
-    fresh_weights: bool = False
     learning_rate: float = 1e-4
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
@@ -190,14 +165,13 @@ class LinearProbeThenFineTuning(_NothingAdded):
 
 
 @dataclass(frozen=True)
-class BiasTuning(_NothingAdded):
+class BiasTuning(Strategy):
     """BitFit: only the biases and the head learn.
 
     Reference: Ben Zaken, Goldberg and Ravfogel, "BitFit: simple parameter-efficient fine-tuning for transformer-based
     masked language-models", ACL 2022, https://arxiv.org/abs/2106.10199.
     """
 
-    fresh_weights: bool = False
     learning_rate: float = 1e-3
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
@@ -218,11 +192,10 @@ class BiasTuning(_NothingAdded):
 
 
 @dataclass(frozen=True)
-class FullFineTuning(_NothingAdded):
+class FullFineTuning(Strategy):
     """The whole model learns, from the pretrained weights.
 
     Attributes:
-        fresh_weights: the backbone starts from fresh weights.
         learning_rate: peak rate.
         larger_head: the new head is drawn as Glorot and Bengio do, with weights a few times larger than those of
             transformers. Behind a head of small weights, small text models with a weak pooler learn late.
@@ -231,12 +204,11 @@ class FullFineTuning(_NothingAdded):
     2010, https://proceedings.mlr.press/v9/glorot10a.html.
     """
 
-    fresh_weights: bool = False
     learning_rate: float = 1e-4
     larger_head: bool = False
 
     def prepare(
-        self, model: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor], seed: int  # noqa: ARG002
+        self, model: nn.Module, groups: Sequence[Group], inputs: Inputs, seed: int  # noqa: ARG002
     ) -> tuple[nn.Module, list[Group]]:  # fmt: skip
         """The model; its last layer is drawn again with `seed` if `larger_head` is set."""
         if self.larger_head:
@@ -254,7 +226,7 @@ class FullFineTuning(_NothingAdded):
 class FromScratch(FullFineTuning):
     """The whole model learns, from fresh weights of the same architecture: the baseline without transfer."""
 
-    fresh_weights: bool = True
+    fresh_weights = True
     learning_rate: float = 1e-3
 
 
@@ -282,19 +254,13 @@ def learning_parameters(stages: Sequence[Stage]) -> frozenset[str]:
     return frozenset[str]().union(*(stage.trainable for stage in stages))
 
 
-def frozen_prefix(groups: Sequence[Group], stages: Sequence[Stage]) -> int:
-    """How many groups of a tower, counted from the input, learn in no stage."""
-    learns = learning_parameters(stages)
-    for count, group in enumerate(groups):
-        if learns.intersection(group.parameters):
-            return count
-    return len(groups)
-
-
 def frozen_towers(groups: Sequence[Group], stages: Sequence[Stage]) -> dict[str, list[Group]]:
     """For each tower the groups, counted from the input, that learn in no stage; see `towers_of`."""
-    towers = {tower: groups_of(tower, groups) for tower in towers_of(groups)}
-    return {tower: of_tower[: frozen_prefix(of_tower, stages)] for tower, of_tower in towers.items()}
+    learns = learning_parameters(stages)
+    return {
+        tower: list(takewhile(lambda group: learns.isdisjoint(group.parameters), groups_of(tower, groups)))
+        for tower in towers_of(groups)
+    }
 
 
 class _Frozen:
@@ -327,13 +293,9 @@ def set_trainable(model: nn.Module, groups: Sequence[Group], names: Set[str]) ->
         # A group without parameters (pooling, dropout) has the mode of the group before it.
         if group.parameters:
             learns = not names.isdisjoint(group.parameters)
-        for module in _modules(model, group):
-            _unfreeze(module) if learns and not _keeps_statistics(module) else _freeze(module)
-
-
-def _modules(model: nn.Module, group: Group) -> Iterator[nn.Module]:
-    for name in group.modules:
-        yield from model.get_submodule(name).modules()
+        for name in group.modules:
+            for module in model.get_submodule(name).modules():
+                _unfreeze(module) if learns and not _keeps_statistics(module) else _freeze(module)
 
 
 def _keeps_statistics(module: nn.Module) -> bool:

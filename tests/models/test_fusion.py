@@ -16,7 +16,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_transfer.models.fusion import FUSIONS, FusionConfig, FusionModel
 from hf_transfer.models.groups import trace_groups
-from hf_transfer.models.towers import SingleTower, fuse, groups_of, towers_of, trace_towers
+from hf_transfer.models.towers import SingleTower, fuse, groups_of, towers_of, trace
 from tests.conftest import REPOSITORY
 from tests.tiny_models import CLASSES, state
 from tests.tiny_pairs import CLIP_WIDTH, LABELS, PAIRS, pair_inputs, side, tiny_pair, towers
@@ -233,7 +233,7 @@ def test_a_single_tower_is_a_classifier_with_the_same_names(name: str) -> None:
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_groups_are_those_of_both_towers_and_have_each_trainable_parameter_once(name: str) -> None:
     model, inputs = tiny_pair(name), pair_inputs(name)
-    groups = trace_towers(model, inputs)
+    groups = trace(model, inputs)
     names = [parameter for group in groups for parameter in group.parameters]
     assert len(names) == len(set(names))
     loss = loss_of(model, inputs)

@@ -8,14 +8,14 @@ from hf_transfer.models.cutting import CannotCutError, with_stored
 from hf_transfer.models.fusion import FusionModel
 from hf_transfer.models.groups import evaluating
 from hf_transfer.models.joint_cut import JointCut
-from hf_transfer.models.towers import INPUTS, groups_of, trace_towers
+from hf_transfer.models.towers import INPUTS, groups_of, trace
 from tests.tiny_models import logits, state
 from tests.tiny_pairs import PAIRS, pair_inputs, tiny_pair
 
 
 def joint(model: FusionModel, inputs: dict[str, Tensor], left: tuple[int, int]) -> JointCut:
     """Both towers cut; so many groups of each, without the head, lie after the cuts."""
-    groups = trace_towers(model, inputs)
+    groups = trace(model, inputs)
     towers = []
     for (tower, names), after in zip(INPUTS.items(), left, strict=True):
         of_tower = groups_of(tower, groups)

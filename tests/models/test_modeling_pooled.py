@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from hf_transfer.models import modeling_pooled
 from hf_transfer.models.groups import check_boundary, trace_groups
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification, first_token, mean
-from hf_transfer.models.pooling import Pooling, load_pooled
+from hf_transfer.models.pooling import Pooling
+from hf_transfer.models.pretrained import Checkpoint
 from tests.tiny_models import logits, perturb
 from tests.tiny_text_models import CLASSES, PAD, TEXT_ARCHITECTURES, token_ids
 
@@ -177,7 +178,7 @@ def test_the_modelling_file_imports_only_torch_and_transformers() -> None:
 def test_a_saved_and_loaded_model_gives_the_same_logits(name: str, pooling: Pooling, tmp_path: Path) -> None:
     model = pooled(name, pooling)
     model.save_pretrained(tmp_path)
-    again = load_pooled(str(tmp_path))
+    again = Checkpoint(str(tmp_path), task="text-classification").finished_classifier()
     assert again.config.pooling == pooling
     assert torch.equal(logits(again.eval(), token_ids()), logits(model, token_ids()))
 

@@ -20,11 +20,11 @@ from hf_transfer.models.pooling import (
     Pooling,
     backbone_config,
     check_pooling,
-    load_pooled,
     pooled_classifier,
     pooling_of,
     read_config,
 )
+from hf_transfer.models.pretrained import Checkpoint
 from tests.tiny_models import logits, state
 from tests.tiny_text_models import (
     CLASSES,
@@ -43,6 +43,10 @@ TEXTS = ["word1 word2 word3 word9", "word7", "word4 word4"]
 def from_folder(folder: Path, pooling: Pooling = "mean", **more: Any) -> tuple[PreTrainedModel, frozenset[str]]:
     with torch.random.fork_rng():
         return pooled_classifier(str(folder), pooling=pooling, labels=LABELS, **more)
+
+
+def finished_model(folder: Path) -> PreTrainedModel:
+    return Checkpoint(str(folder), task="text-classification").finished_classifier()
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,7 @@ def test_half_precision_weights_are_loaded_in_single_precision(tmp_path: Path) -
         model, _ = from_folder(tmp_path / "half", fresh_weights=fresh)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     model.save_pretrained(tmp_path / "pooled")
-    assert {parameter.dtype for parameter in load_pooled(str(tmp_path / "pooled")).parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in finished_model(tmp_path / "pooled").parameters()} == {torch.float32}
 
 
 def test_fresh_weights_need_only_the_architecture_and_an_outline_takes_no_memory(checkpoint: Path) -> None:
@@ -183,13 +187,13 @@ def test_transformers_loads_the_folder_where_this_package_is_not_installed(finis
     printed = json.loads(done.stdout.splitlines()[-1])
     assert printed["ours"] == []
     assert printed["labels"] == [CLASSES, {str(number): name for number, name in enumerate(NAMES)}]
-    model = load_pooled(str(finished)).eval()
+    model = finished_model(finished).eval()
     expected = logits(model, dict(tiny_tokenizer()(TEXTS, padding=True, return_tensors="pt")))
     torch.testing.assert_close(torch.tensor(printed["logits"]), expected)
     scores = [{answer["label"]: answer["score"] for answer in answers} for answers in printed["answers"]]
     probabilities = torch.tensor([[score[name] for name in NAMES] for score in scores])
     torch.testing.assert_close(probabilities, expected.softmax(-1))
-    again = load_pooled(f"{finished}-again").eval()
+    again = finished_model(finished.with_name(f"{finished.name}-again")).eval()
     assert torch.equal(again.get_parameter("classifier.weight"), model.get_parameter("classifier.weight"))
 
 
@@ -204,7 +208,7 @@ def test_the_modelling_file_beside_the_weights_is_never_run(
     (tmp_path / "modeling_pooled.py").write_text("raise SystemExit('executed')\n", encoding="utf-8")
     config = read_config(str(tmp_path))
     assert pooling_of(config) == "mean"
-    assert type(load_pooled(str(tmp_path))) is PooledForSequenceClassification
+    assert type(finished_model(tmp_path)) is PooledForSequenceClassification
     from_folder(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, config=backbone_config(config))
     assert tokenizer("word1")["input_ids"] == tiny_tokenizer()("word1")["input_ids"]
@@ -234,7 +238,7 @@ def test_training_can_start_from_our_model_type_with_either_pooling_and_other_cl
     model, missing = pooled_classifier(str(finished), pooling=pooling, labels=labels)
     assert missing == (set() if classes == CLASSES else {"classifier.weight", "classifier.bias"})
     assert (model.config.pooling, model.config.num_labels) == (pooling, classes)
-    saved = state(load_pooled(str(finished)))
+    saved = state(finished_model(finished))
     backbone = [name for name in saved if name.startswith("backbone.")]
     assert all(torch.equal(state(model)[name], saved[name]) for name in backbone)
     fresh, _ = pooled_classifier(str(finished), pooling=pooling, labels=labels, fresh_weights=True)

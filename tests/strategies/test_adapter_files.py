@@ -28,13 +28,14 @@ from hf_transfer.errors import UserError
 from hf_transfer.models.groups import trace_groups
 from hf_transfer.strategies.adapter_files import is_adapter_folder, load_adapter, merged, save_adapter
 from hf_transfer.strategies.adapters import (
+    Adapters,
     InfusedAdapters,
     KroneckerAdaptation,
     LowRankAdaptation,
     WeightDecomposedAdaptation,
 )
 from hf_transfer.strategies.freezing import set_trainable
-from tests.strategies.test_adapters import Adapted, Adapters, adapt
+from tests.strategies.test_adapters import Adapted, adapt
 from tests.tiny_models import logits, save_checkpoint, state
 from tests.tiny_text_models import TEXT_ARCHITECTURES, model_and_inputs, save_text_checkpoint
 

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_transfer.errors import UserError
 from hf_transfer.models.groups import Group, trace_groups
 from hf_transfer.strategies.adapters import (
+    Adapters,
     InfusedAdapters,
     KroneckerAdaptation,
     LowRankAdaptation,
@@ -27,7 +28,6 @@ from hf_transfer.strategies.freezing import set_trainable
 from tests.tiny_models import ALL, logits, state
 from tests.tiny_text_models import TEXT_ARCHITECTURES, model_and_inputs
 
-Adapters = LowRankAdaptation | InfusedAdapters
 STRATEGIES: dict[str, Adapters] = {
     "lora": LowRankAdaptation(),
     "dora": WeightDecomposedAdaptation(),

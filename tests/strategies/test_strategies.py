@@ -16,7 +16,7 @@ from hf_transfer.strategies.freezing import (
     PartialFineTuning,
     Stage,
     Strategy,
-    frozen_prefix,
+    frozen_towers,
 )
 from tests.tiny_models import pixels, state, tiny_model
 from tests.tiny_text_models import tiny_text_model, token_ids
@@ -113,13 +113,13 @@ def test_partial_fine_tuning_needs_blocks() -> None:
     [(LinearProbe(), 5), (PartialFineTuning(1), 3), (PartialFineTuning(3), 1), (FullFineTuning(), 0)],
 )
 def test_the_frozen_prefix_ends_before_the_first_group_that_learns(strategy: Strategy, expected: int) -> None:
-    assert frozen_prefix(GROUPS, strategy.stages(GROUPS, 1)) == expected
+    assert len(frozen_towers(GROUPS, strategy.stages(GROUPS, 1))[""]) == expected
 
 
 def test_the_frozen_prefix_has_only_groups_that_learn_in_no_stage() -> None:
     late = [Stage(frozenset({"head.weight"}), 1), Stage(frozenset({"b.1.weight"}), 1)]
-    assert frozen_prefix(GROUPS, late) == 2
-    assert frozen_prefix(GROUPS, []) == len(GROUPS)
+    assert len(frozen_towers(GROUPS, late)[""]) == 2
+    assert len(frozen_towers(GROUPS, [])[""]) == len(GROUPS)
 
 
 def chain(blocks: int, *, final: bool = True, embeddings: bool = True) -> list[Group]:
