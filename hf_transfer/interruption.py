@@ -13,8 +13,6 @@ from types import FrameType
 SIGNALS = tuple(
     number for name in ("SIGTERM", "SIGUSR1", "SIGINT") if (number := getattr(signal, name, None)) is not None
 )
-INTERRUPTED = 130
-TERMINATED = 143
 
 
 class Interrupted(KeyboardInterrupt):
@@ -37,7 +35,7 @@ class Interrupted(KeyboardInterrupt):
     @property
     def exit_code(self) -> int:
         """130 after Ctrl-C, 143 after any other signal, as in a shell."""
-        return INTERRUPTED if self.number == signal.SIGINT else TERMINATED
+        return 130 if self.number == signal.SIGINT else 143
 
     def __str__(self) -> str:
         return f"{signal.Signals(self.number).name}. {self.kept}".rstrip()
@@ -113,11 +111,10 @@ def same_command(argv: Sequence[str] | None = None, without: Set[str] = frozense
         without: settings to leave out, with their values.
     """
     words = _without(sys.argv if argv is None else argv, without)
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if "TORCHELASTIC_RUN_ID" in os.environ and "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        return shlex.join(["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", processes), *words])
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return shlex.join(["accelerate", "launch", *words])
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return shlex.join(["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"], *words])
     return shlex.join(["python", *words])
 
 
