@@ -4,23 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hf_transfer.settings.fields import (
-    BELOW_ONE,
-    ENCODING,
-    NAME,
-    NOT_NEGATIVE,
-    REQUIRED,
-    SEED,
-    SHARE,
-    STEPS,
-    TRAINS,
-    Need,
-    Topic,
-    at_least,
-    exists,
-    setting,
-)
-from hf_transfer.settings.model import on_the_hub
+from hf_transfer.settings.fields import REQUIRED, STEPS, TRAINS, Need, Topic, setting
+from hf_transfer.settings.model import exists, on_the_hub
+from hf_transfer.settings.ranges import BELOW_ONE, ENCODING, NAME, NOT_NEGATIVE, SEED, SHARE, at_least
 
 ON_THE_HUB = on_the_hub("data", "dataset_name")
 LOCAL_FILES = Need(
@@ -28,11 +14,7 @@ LOCAL_FILES = Need(
     lambda config: _is_path(config.data.dataset_name),
     lambda config: f"--dataset_name {config.data.dataset_name}",
 )
-AUGMENTED = Need(
-    "augmented training images",
-    lambda config: config.image.augmentation != "none",
-    lambda _: "--augmentation none",
-)
+AUGMENTED = Need("augmented training images", lambda config: config.image.augmentation != "none", "--augmentation none")
 # Shorter, a model's special tokens leave no room for a text.
 SHORTEST_TEXT = 3
 

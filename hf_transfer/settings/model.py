@@ -1,12 +1,23 @@
 """Which pretrained model a run starts from."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from hf_transfer.settings.fields import NAME, REQUIRED, Need, Topic, exists, setting
+from hf_transfer.settings.fields import REQUIRED, Need, Topic, setting
+from hf_transfer.settings.ranges import NAME
 
 SAMPLE_PREFIX = "sample:"
 # What the settings of a run on data in memory call the data, with a digest of their content.
 MEMORY_PREFIX = "memory:"
+
+
+def exists(name: str) -> bool:
+    """Whether a name is a path on this machine."""
+    try:
+        return Path(name).expanduser().exists()
+    except OSError:
+        # It is too long for a path.
+        return False
 
 
 def is_here(name: str | None) -> bool:

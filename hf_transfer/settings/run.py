@@ -9,22 +9,8 @@ from typing import Any, ClassVar, Self, get_type_hints
 import yaml
 
 from hf_transfer.errors import UserError, user_error
-from hf_transfer.settings.data import (
-    CaptionSettings,
-    DataSettings,
-    FusionSettings,
-    ImageSettings,
-    SentenceSettings,
-)
-from hf_transfer.settings.fields import (
-    NOT_SAVED,
-    Need,
-    Topic,
-    converted,
-    default_of,
-    is_required,
-    unknown_settings,
-)
+from hf_transfer.settings.data import CaptionSettings, DataSettings, FusionSettings, ImageSettings, SentenceSettings
+from hf_transfer.settings.fields import NOT_SAVED, Need, Topic, converted, default_of, is_required, unknown_settings
 from hf_transfer.settings.model import ModelSettings, PairModelSettings
 from hf_transfer.settings.output import CheckpointSettings, OutputSettings
 from hf_transfer.settings.store import StoreSettings
@@ -63,7 +49,8 @@ class RunConfig:
     output: OutputSettings
 
     def __post_init__(self) -> None:
-        self._check_combinations()
+        for error in self._wrong_combinations():
+            raise error
 
     @classmethod
     def topic_types(cls) -> dict[str, type[Topic]]:
@@ -107,11 +94,9 @@ class RunConfig:
 
     def replaced(self, **values: Any) -> Self:
         """The same settings with other values for some, by their flat names."""
-        parts = {name: _part(type(topic), values) for name, topic in self.topics().items()}
-        assert sum(map(len, parts.values())) == len(values), f"settings that do not exist: {sorted(values)}"
-        return dataclasses.replace(
-            self, **{name: getattr(self, name).replaced(**part) for name, part in parts.items() if part}
-        )
+        assert values.keys() <= self.settings().keys(), f"settings that do not exist: {sorted(values)}"
+        topics = {name: dataclasses.replace(one, **_part(type(one), values)) for name, one in self.topics().items()}
+        return type(self)(**topics)
 
     def trains(self) -> bool:
         """Whether anything learns: a run can also evaluate a finished model."""
@@ -178,17 +163,11 @@ class RunConfig:
 
     def differences(self, other: Self) -> list[str]:
         """What makes two runs different, as `name: here -> there`; only settings that affect the result count."""
-        here, there = ({**one.for_result(), **one._left_open()} for one in (self, other))
+        here, there = self.for_result(), other.for_result()
+        for values in (here, there):
+            # What is left open is the default that version 0.1 wrote down.
+            values |= {name: None for name, value in EARLIER_DEFAULTS.items() if values[name] == value}
         return [f"{name}: {here[name]} -> {there[name]}" for name in here if here[name] != there[name]]
-
-    def _left_open(self) -> dict[str, None]:
-        """The settings that have a default of version 0.1, which wrote it down."""
-        values = self.flat()
-        return {name: None for name, value in EARLIER_DEFAULTS.items() if values[name] == value}
-
-    def _check_combinations(self) -> None:
-        for error in self._wrong_combinations():
-            raise error
 
     def _wrong_combinations(self) -> Iterator[UserError]:
         checkpoints, output = self.checkpoints, self.output
@@ -277,13 +256,6 @@ class MultimodalConfig(RunConfig):
 
     def _wrong_combinations(self) -> Iterator[UserError]:
         yield from super()._wrong_combinations()
-        yield from self._wrong_models()
-        if not self.strategy.merge_adapter:
-            yield user_error(
-                expected="--merge_adapter true: a model of two towers is saved whole", found="false", do="leave it out"
-            )
-
-    def _wrong_models(self) -> Iterator[UserError]:
         model = self.model
         given = [name for name in TOWERS if getattr(model, name) is not None]
         if model.model_name_or_path is not None and given:
@@ -305,6 +277,10 @@ class MultimodalConfig(RunConfig):
                 found="two models to start from",
                 do="name the folder OUT/model of a run there, and leave the two out",
             )
+        if not self.strategy.merge_adapter:
+            yield user_error(
+                expected="--merge_adapter true: a model of two towers is saved whole", found="false", do="leave it out"
+            )
 
 
 def without_effect(config: RunConfig, name: str, need: Need, origin: str = "") -> UserError:
@@ -316,9 +292,10 @@ def without_effect(config: RunConfig, name: str, need: Need, origin: str = "") -
         need: what the run lacks.
         origin: the file that it was given in.
     """
+    instead = need.otherwise if isinstance(need.otherwise, str) else need.otherwise(config)
     return user_error(
         expected=f"--{name} with {need.words}",
-        found=f"{need.otherwise(config)}, with which --{name} has no effect",
+        found=f"{instead}, with which --{name} has no effect",
         do=f"leave --{name} out" + (f" of {origin}" if origin else ""),
     )
 

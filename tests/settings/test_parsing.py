@@ -7,8 +7,9 @@ from typing import Any, get_args
 import pytest
 
 from hf_transfer.errors import UserError, user_error
-from hf_transfer.settings.fields import Effect, Range, choices_of, types_of
+from hf_transfer.settings.fields import Effect, choices_of, types_of
 from hf_transfer.settings.parsing import parse, run_recipe
+from hf_transfer.settings.ranges import Range
 from hf_transfer.settings.run import VisionConfig
 from tests.settings.command_lines import CONFIGS, REQUIRED, SETTINGS, parsed, parts_of
 
