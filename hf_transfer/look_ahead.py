@@ -125,12 +125,9 @@ def _room(run: Run, learning: Set[str]) -> Iterator[str]:
         f"{in_units(2 * changing)} more."
     )
     saved = 0 if config.checkpoints.save_steps == 0 else (config.checkpoints.save_total_limit + 1) * COPIES * changing
-    for what, folder, needed in (
-        ("--output_dir", Path(config.output.output_dir), model + saved),
-        ("--cache_dir", cache_folder(config.store.cache_dir), 0),
-    ):
-        up_to = f"up to {in_units(needed)} needed, " if needed else ""
-        yield f"Disk of {what} {folder}: {up_to}{in_units(free_bytes(folder))} free."
+    out, cache = Path(config.output.output_dir), cache_folder(config.store.cache_dir)
+    yield f"Disk of --output_dir {out}: up to {in_units(model + saved)} needed, {in_units(free_bytes(out))} free."
+    yield f"Disk of --cache_dir {cache}: {in_units(free_bytes(cache))} free."
 
 
 def _in_words(seconds: float) -> str:
