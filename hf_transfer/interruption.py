@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 # What schedulers send before they end a job, and what Ctrl-C sends.
-SIGNALS = tuple(
-    number for name in ("SIGTERM", "SIGUSR1", "SIGINT") if (number := getattr(signal, name, None)) is not None
-)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,9 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int, kept: str = "", *, saved: bool = False) -> None:
         super().__init__(number, kept)
-        self.number = number
-        self.kept = kept
-        self.saved = saved
+        self.number, self.kept, self.saved = number, kept, saved
 
     @property
     def exit_code(self) -> int:
@@ -110,19 +106,14 @@ def same_command(argv: Sequence[str] | None = None, without: Set[str] = frozense
         argv: its words; None: those of this process.
         without: settings to leave out, with their values.
     """
-    words = _without(sys.argv if argv is None else argv, without)
+    words, dropped = [], False
+    for word in sys.argv if argv is None else argv:
+        if word.startswith("--"):
+            dropped = word.removeprefix("--").partition("=")[0] in without
+        if not dropped:
+            words.append(word)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return shlex.join(["accelerate", "launch", *words])
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return shlex.join(["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"], *words])
     return shlex.join(["python", *words])
-
-
-def _without(words: Sequence[str], settings: Set[str]) -> list[str]:
-    left, dropped = [], False
-    for word in words:
-        if word.startswith("--"):
-            dropped = word.removeprefix("--").partition("=")[0] in settings
-        if not dropped:
-            left.append(word)
-    return left
