@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.settings.ranges import Range, can_encode
@@ -13,14 +13,12 @@ from hf_transfer.settings.ranges import Range, can_encode
 # result: another value is another run. speed: only how fast, or with how much memory. output: where and how it is
 # written and shown. publication: whether and where this result is published. command: this command only.
 Effect = Literal["result", "speed", "output", "publication", "command"]
-NOT_SAVED: tuple[Effect, ...] = ("publication", "command")
 REQUIRED = dataclasses.MISSING
 TYPE_WORDS: dict[Any, str] = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 TYPE_WORDS |= {list[str]: "a list of texts", list[int]: "a list of whole numbers"}
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """Without this, a setting has no effect on the run.
 
     Attributes:
@@ -70,8 +68,8 @@ class Topic:
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):
             if problem := _problem(one, getattr(self, one.name)):
-                expected, shown = problem
-                raise user_error(expected=f"--{one.name}: {expected}", found=shown, do=f"change --{one.name}")
+                expected, found = problem
+                raise user_error(expected=f"--{one.name}: {expected}", found=found, do=f"change --{one.name}")
 
     def given(self) -> Iterator[dataclasses.Field[Any]]:
         """The settings that differ from their defaults; required ones do not count."""

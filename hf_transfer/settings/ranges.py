@@ -1,13 +1,11 @@
 """The values that a setting may have."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """The values that a setting may have.
 
     Attributes:

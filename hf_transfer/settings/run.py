@@ -10,7 +10,7 @@ import yaml
 
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.settings.data import CaptionSettings, DataSettings, FusionSettings, ImageSettings, SentenceSettings
-from hf_transfer.settings.fields import NOT_SAVED, Need, Topic, converted, default_of, is_required, unknown_settings
+from hf_transfer.settings.fields import Effect, Need, Topic, converted, default_of, is_required, unknown_settings
 from hf_transfer.settings.model import ModelSettings, PairModelSettings
 from hf_transfer.settings.output import CheckpointSettings, OutputSettings
 from hf_transfer.settings.store import StoreSettings
@@ -82,20 +82,19 @@ class RunConfig:
             raise without_effect(config, *next(iter(ineffective.items())))
         return config
 
-    def topics(self) -> dict[str, Any]:
-        """The topics by name."""
-        return {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-
     def flat(self) -> dict[str, Any]:
         """All settings as plain values by name, in the order of `--help`."""
-        return {
-            one.name: getattr(topic, one.name) for topic in self.topics().values() for one in dataclasses.fields(topic)
-        }
+        return {name: value for topic in vars(self).values() for name, value in vars(topic).items()}
+
+    def affecting(self, *effects: Effect) -> dict[str, Any]:
+        """The settings that affect one of these, as plain values by name."""
+        known = self.settings()
+        return {name: value for name, value in self.flat().items() if known[name].metadata["affects"] in effects}
 
     def replaced(self, **values: Any) -> Self:
         """The same settings with other values for some, by their flat names."""
         assert values.keys() <= self.settings().keys(), f"settings that do not exist: {sorted(values)}"
-        topics = {name: dataclasses.replace(one, **_part(type(one), values)) for name, one in self.topics().items()}
+        topics = {name: dataclasses.replace(one, **_part(type(one), values)) for name, one in vars(self).items()}
         return type(self)(**topics)
 
     def trains(self) -> bool:
@@ -109,7 +108,7 @@ class RunConfig:
     def ineffective(self) -> dict[str, Need]:
         """The settings that differ from their defaults and have no effect on this run, each with what it lacks."""
         ineffective = {}
-        for topic in self.topics().values():
+        for topic in vars(self).values():
             for one in topic.given():
                 if lacking := [need for need in (*topic.needs, *one.metadata["needs"]) if not need.holds(self)]:
                     ineffective[one.name] = lacking[0]
@@ -125,7 +124,7 @@ class RunConfig:
         Raises:
             UserError: one of them differs from its default.
         """
-        for one in (one for topic in self.topics().values() for one in topic.given()):
+        for one in (one for topic in vars(self).values() for one in topic.given()):
             if one.name in names:
                 raise user_error(
                     expected=f"no --{one.name}",
@@ -135,18 +134,12 @@ class RunConfig:
 
     def without_ineffective(self) -> Self:
         """The same settings with the defaults in place of those that have no effect."""
-        known = self.settings()
-        return self.replaced(**{name: default_of(known[name]) for name in self.ineffective()})
+        return self.replaced(**{name: default_of(self.settings()[name]) for name in self.ineffective()})
 
     def saved(self) -> dict[str, Any]:
         """What a file of settings holds: what is for one command, or publishes one result, must be given again."""
-        known = self.settings()
-        values = {
-            name: value
-            for name, value in self.flat().items()
-            if value not in (None, []) and known[name].metadata["affects"] not in NOT_SAVED
-        }
-        return {"recipe": self.recipe, **values}
+        values = self.affecting("result", "speed", "output")
+        return {"recipe": self.recipe, **{name: value for name, value in values.items() if value not in (None, [])}}
 
     def save(self, path: Path) -> None:
         """Write the settings as a YAML file that `--config` reads."""
@@ -156,14 +149,9 @@ class RunConfig:
             text = yaml.safe_dump(self.saved(), sort_keys=False)
         path.write_text(text, encoding="utf-8")
 
-    def for_result(self) -> dict[str, Any]:
-        """The settings that the result depends on."""
-        known = self.settings()
-        return {name: value for name, value in self.flat().items() if known[name].metadata["affects"] == "result"}
-
     def differences(self, other: Self) -> list[str]:
         """What makes two runs different, as `name: here -> there`; only settings that affect the result count."""
-        here, there = self.for_result(), other.for_result()
+        here, there = self.affecting("result"), other.affecting("result")
         for values in (here, there):
             # What is left open is the default that version 0.1 wrote down.
             values |= {name: None for name, value in EARLIER_DEFAULTS.items() if values[name] == value}

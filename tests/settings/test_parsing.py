@@ -276,7 +276,7 @@ UNCOUNTED = {
 def test_only_these_settings_do_not_affect_the_result() -> None:
     for effect, names in UNCOUNTED.items():
         assert {name for name, one in SETTINGS.items() if one.metadata["affects"] == effect} == names
-    assert not set.union(*UNCOUNTED.values()) & parsed().for_result().keys()
+    assert not set.union(*UNCOUNTED.values()) & parsed().affecting("result").keys()
 
 
 def test_a_users_error_ends_with_code_2_and_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
