@@ -22,7 +22,7 @@ from hf_transfer.evaluation.report import results_table, write_report
 from hf_transfer.evaluation.results import PART, Results, Scores
 from hf_transfer.hub.publish import Published
 from hf_transfer.hub.runs import prepare_to_publish, publish_run, push_run
-from hf_transfer.modalities.modality import Modality, Preprocessing, Regularisation
+from hf_transfer.modalities.modality import Modality, Regularisation
 from hf_transfer.modalities.table import modality_named
 from hf_transfer.models.pretrained import AnyCheckpoint
 from hf_transfer.settings.run import RunConfig
@@ -86,7 +86,6 @@ class Run:
         config, modality = self.config, self.modality
         prepare_to_publish(config, self.accelerator)
         self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
-        self.preprocessing: Preprocessing
         if config.trains():
             self.preprocessing, data_config = modality.preprocessing(self.checkpoint, config), config
         else:

@@ -15,8 +15,6 @@ LOCAL_FILES = Need(
     lambda config: f"--dataset_name {config.data.dataset_name}",
 )
 AUGMENTED = Need("augmented training images", lambda config: config.image.augmentation != "none", "--augmentation none")
-# Shorter, a model's special tokens leave no room for a text.
-SHORTEST_TEXT = 3
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,9 @@ class TextSettings(Topic):
     """Samples that are texts, or have one."""
 
     text_column_name: str | None = setting("Column with the texts (default: chosen by name and type).", None)
+    # In fewer than 3, a model's special tokens leave no room for a text.
     max_seq_length: int | None = setting(
-        "Truncate texts to this many tokens (default: the model's limit).", None, at_least(SHORTEST_TEXT)
+        "Truncate texts to this many tokens (default: the model's limit).", None, at_least(3)
     )
     train_sampling_strategy: Literal["group_by_length", "random"] = setting(
         "Fill a batch with texts of similar length, or with any.", "group_by_length", STEPS

@@ -167,11 +167,10 @@ class RunConfig:
                 do="leave one of them out",
             )
         if resumes and (output.overwrite_output_dir or output.evaluate_only):
+            other = "--evaluate_only" if output.evaluate_only else "--overwrite_output_dir, which removes checkpoints"
             yield user_error(
                 expected="--resume_from_checkpoint with a run that resumes",
-                found="--evaluate_only"
-                if output.evaluate_only
-                else "--overwrite_output_dir, which removes checkpoints",
+                found=other,
                 do="leave one of them out, or resume in another --output_dir",
             )
         if output.push_to_hub != (output.hub_model_id is not None):
