@@ -15,30 +15,26 @@ from typing import Any
 __version__ = "0.2.0.dev0"
 
 _MODULES = {
-    "FusionModel": "models.fusion",
-    "Predictor": "evaluation.predictor",
-    "Results": "evaluation.results",
-    "Run": "run",
-    "UserError": "errors",
-    "VisionConfig": "settings.run",
-    "TextConfig": "settings.run",
-    "MultimodalConfig": "settings.run",
-    "check_boundary": "models.groups",
-    "choose_strategy": "strategies.choice",
-    "load": "evaluation.predictor",
-    "open_run": "run",
-    "prepare_for_trainer": "training.trainer_callback",
-    "set_trainable": "strategies.freezing",
-    "trace_groups": "models.groups",
-    "train": "whole_run",
+    "errors": ("UserError",),
+    "evaluation.predictor": ("Predictor", "load"),
+    "evaluation.results": ("Results",),
+    "models.fusion": ("FusionModel",),
+    "models.groups": ("check_boundary", "trace_groups"),
+    "run": ("Run", "open_run"),
+    "settings.run": ("MultimodalConfig", "TextConfig", "VisionConfig"),
+    "strategies.choice": ("choose_strategy",),
+    "strategies.freezing": ("set_trainable",),
+    "training.trainer_callback": ("prepare_for_trainer",),
+    "whole_run": ("train",),
 }
-__all__ = sorted(_MODULES)
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'hf_transfer' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"hf_transfer.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(f"hf_transfer.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

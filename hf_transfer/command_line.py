@@ -22,16 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         check_installation()
         arguments = _parser().parse_args(argv)
-        if arguments.command == "predict":
-            _predict(arguments)
-        elif arguments.command == "push":
-            _push(arguments.run, arguments.repository, private=arguments.hub_private_repo == "true")
-        elif arguments.command == "demo":
-            sys.exit(_demo(arguments.run, arguments.port, arguments.examples))
-        elif arguments.command == "space":
-            _space(arguments)
-        else:
-            _doctor(arguments.config)
+        arguments.run_command(arguments)
     except UserError as error:
         exit_with(error)
 
@@ -39,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> _Parser:
     parser = _Parser(prog="hf-transfer", description="Use or publish a finished model, or check this machine.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    _add_predict(commands.add_parser("predict", help="Classify pictures, texts or pairs with a finished model."))
+    predict = commands.add_parser("predict", help="Classify pictures, texts or pairs with a finished model.")
+    _add_samples(predict)
     push = commands.add_parser("push", help="Publish the model of a finished run on the Hub, with its card.")
     demo = commands.add_parser("demo", help="Open a demo of a finished run on this machine.")
     space = commands.add_parser("space", help="Publish a demo of a finished run as a Space on the Hub.")
@@ -68,24 +60,21 @@ def _parser() -> _Parser:
         "--config", type=Path,
         help="Settings of a run: print its data, its time, memory and disk space, without training.",
     )  # fmt: skip
+    for command, run in ((predict, _predict), (push, _push), (demo, _demo), (space, _space), (doctor, _doctor)):
+        command.set_defaults(run_command=run)
     return parser
 
 
-def _add_predict(predict: argparse.ArgumentParser) -> None:
-    predict.add_argument("model", help="The --output_dir of a run, a folder with a model, a Hub id, or sample:NAME.")
-    predict.add_argument("files", nargs="*", type=Path, help="Pictures, or tables of texts or of pairs (CSV, TSV).")
-    predict.add_argument(
-        "--image", type=Path, help="For a model of images with texts: a picture, alone or with --text."
-    )
-    predict.add_argument("--text", help="For a model of images with texts: a text, alone or with --image.")
-    predict.add_argument("--top", type=int, default=3, help="Number of labels to print for a sample (default: 3).")
-    predict.add_argument(
-        "--text_column_name", help="Column of a table with the texts (default: as in training, or found by its name)."
-    )
-    predict.add_argument("--text_pair_column_name", help="Column with the second texts, for pairs of texts.")
-    predict.add_argument(
-        "--image_column_name", help="Column with paths of images (default: as in training, or found by its name)."
-    )
+def _add_samples(predict: argparse.ArgumentParser) -> None:
+    add = predict.add_argument
+    add("model", help="The --output_dir of a run, a folder with a model, a Hub id, or sample:NAME.")
+    add("files", nargs="*", type=Path, help="Pictures, or tables of texts or of pairs (CSV, TSV).")
+    add("--image", type=Path, help="For a model of images with texts: a picture, alone or with --text.")
+    add("--text", help="For a model of images with texts: a text, alone or with --image.")
+    add("--top", type=int, default=3, help="Number of labels to print for a sample (default: 3).")
+    add("--text_column_name", help="Column of a table with the texts (default: as in training, or found by its name).")
+    add("--text_pair_column_name", help="Column with the second texts, for pairs of texts.")
+    add("--image_column_name", help="Column with paths of images (default: as in training, or found by its name).")
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -117,20 +106,20 @@ def _predict(arguments: argparse.Namespace) -> None:
         print(json.dumps(answer.as_json(), ensure_ascii=False))
 
 
-def _push(run: Path, repository: str, *, private: bool) -> None:
+def _push(arguments: argparse.Namespace) -> None:
     from hf_transfer.hub.runs import push_run
 
-    published = push_run(run, repository, private=private)
+    published = push_run(arguments.run, arguments.repository, private=arguments.hub_private_repo == "true")
     print(f"{published.url} at commit {published.revision}")
 
 
-def _demo(run: Path, port: int, examples: int) -> int:
-    if not 0 < port < 65536:
-        raise user_error(expected="--port from 1 to 65535", found=str(port), do="change --port")
-    _check_examples(examples)
+def _demo(arguments: argparse.Namespace) -> NoReturn:
+    if not 0 < arguments.port < 65536:
+        raise user_error(expected="--port from 1 to 65535", found=str(arguments.port), do="change --port")
+    _check_examples(arguments.examples)
     from hf_transfer.hub.space import serve_demo
 
-    return serve_demo(run, port=port, examples=examples)
+    sys.exit(serve_demo(arguments.run, port=arguments.port, examples=arguments.examples))
 
 
 def _space(arguments: argparse.Namespace) -> None:
@@ -149,16 +138,17 @@ def _check_examples(count: int) -> None:
         raise user_error(expected="--examples from 3 to 6, or 0 for none", found=str(count), do="change --examples")
 
 
-def _doctor(settings: Path | None) -> None:
+def _doctor(arguments: argparse.Namespace) -> None:
     from hf_transfer.look_ahead import look_ahead, machine
     from hf_transfer.modalities.table import recipe_of
 
     # Before anything else: an error in the settings is reported at once.
-    config = None if settings is None else load_settings(recipe_of(settings), settings)
+    path = arguments.config
+    config = None if path is None else load_settings(recipe_of(path), path)
     for name, value in machine():
         print(f"{name:22} {value}")
     if config is not None:
-        print(f"\n{settings}: the {config.recipe} recipe, --strategy {' and '.join(config.strategy.names())}")
+        print(f"\n{path}: the {config.recipe} recipe, {config.strategy.flag()}")
         for sentence in look_ahead(config):
             print(sentence)
 

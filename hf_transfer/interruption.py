@@ -10,11 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 # What schedulers send before they end a job, and what Ctrl-C sends.
-SIGNALS = tuple(
-    number for name in ("SIGTERM", "SIGUSR1", "SIGINT") if (number := getattr(signal, name, None)) is not None
-)
-INTERRUPTED = 130
-TERMINATED = 143
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -30,14 +26,12 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int, kept: str = "", *, saved: bool = False) -> None:
         super().__init__(number, kept)
-        self.number = number
-        self.kept = kept
-        self.saved = saved
+        self.number, self.kept, self.saved = number, kept, saved
 
     @property
     def exit_code(self) -> int:
         """130 after Ctrl-C, 143 after any other signal, as in a shell."""
-        return INTERRUPTED if self.number == signal.SIGINT else TERMINATED
+        return 130 if self.number == signal.SIGINT else 143
 
     def __str__(self) -> str:
         return f"{signal.Signals(self.number).name}. {self.kept}".rstrip()
@@ -112,20 +106,14 @@ def same_command(argv: Sequence[str] | None = None, without: Set[str] = frozense
         argv: its words; None: those of this process.
         without: settings to leave out, with their values.
     """
-    words = _without(sys.argv if argv is None else argv, without)
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if "TORCHELASTIC_RUN_ID" in os.environ and "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        return shlex.join(["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", processes), *words])
+    words, dropped = [], False
+    for word in sys.argv if argv is None else argv:
+        if word.startswith("--"):
+            dropped = word.removeprefix("--").partition("=")[0] in without
+        if not dropped:
+            words.append(word)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return shlex.join(["accelerate", "launch", *words])
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return shlex.join(["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"], *words])
     return shlex.join(["python", *words])
-
-
-def _without(words: Sequence[str], settings: Set[str]) -> list[str]:
-    left, dropped = [], False
-    for word in words:
-        if word.startswith("--"):
-            dropped = word.removeprefix("--").partition("=")[0] in settings
-        if not dropped:
-            left.append(word)
-    return left

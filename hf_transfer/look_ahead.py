@@ -66,12 +66,17 @@ def look_ahead(config: RunConfig) -> Iterator[str]:
 
 
 def _costs(run: Run) -> Iterator[str]:
-    """Time, memory and disk of the stages of a run."""
-    config, prepared, accelerator = run.config, run.prepared, run.accelerator
+    """Time, memory and disk of the stages of a run; time and memory of an evaluation."""
+    config, accelerator = run.config, run.accelerator
+    run.model.to(accelerator.device)
+    if not config.trains():
+        seconds = sum(_seconds_of_a_pass(run, split) for split in ("validation", "test"))
+        yield f"About {_in_words(seconds)} of evaluation.\nMemory: {_peak_memory()} for a few batches."
+        return
+    prepared = run.prepared
     stages = run.strategy.stages(prepared.groups, config.training.num_train_epochs)
     passes = Passes(run.loaders, accelerator, config.training.per_device_eval_batch_size, config.store)
     frozen = FrozenPrefix(prepared.model, prepared.groups, passes)
-    prepared.model.to(accelerator.device)
     yield f"About {_in_words(sum(_seconds(run, stage) for stage in stages))} of computing without a store."
     for stage in stages:
         if not stage.solved and (expected := frozen.expected(stage)):
@@ -91,7 +96,7 @@ def _seconds(run: Run, stage: Stage) -> float:
 
 def _seconds_of_a_pass(run: Run, split: str, *, learns: bool = False) -> float:
     """Of all batches, from the first few; what the very first one builds for all does not count."""
-    model, loaders, accelerator = run.prepared.model, run.loaders, run.accelerator
+    model, loaders, accelerator = run.model, run.loaders, run.accelerator
     objective = Objective(loaders.target, rdrop_alpha=run.regularisation.rdrop_alpha if learns else 0.0)
     batches, seconds = loaders.of(split), []
     model.train(learns)
@@ -118,19 +123,19 @@ def _room(run: Run, learning: Set[str]) -> Iterator[str]:
     config, prepared = run.config, run.prepared
     model = size_of(prepared.model, prepared.model.state_dict().keys())
     changing = size_of(prepared.model, learning)
-    used = peak_memory_bytes()
-    device = f" and {in_units(used['device'])} on the accelerator" if used["device"] else ""
     yield (
-        f"Memory: {in_units(used['host'])}{device} for a few steps without an optimizer, whose two moments take "
+        f"Memory: {_peak_memory()} for a few steps without an optimizer, whose two moments take "
         f"{in_units(2 * changing)} more."
     )
     saved = 0 if config.checkpoints.save_steps == 0 else (config.checkpoints.save_total_limit + 1) * COPIES * changing
-    for what, folder, needed in (
-        ("--output_dir", Path(config.output.output_dir), model + saved),
-        ("--cache_dir", cache_folder(config.store.cache_dir), 0),
-    ):
-        up_to = f"up to {in_units(needed)} needed, " if needed else ""
-        yield f"Disk of {what} {folder}: {up_to}{in_units(free_bytes(folder))} free."
+    out, cache = Path(config.output.output_dir), cache_folder(config.store.cache_dir)
+    yield f"Disk of --output_dir {out}: up to {in_units(model + saved)} needed, {in_units(free_bytes(out))} free."
+    yield f"Disk of --cache_dir {cache}: {in_units(free_bytes(cache))} free."
+
+
+def _peak_memory() -> str:
+    used = peak_memory_bytes()
+    return in_units(used["host"]) + (f" and {in_units(used['device'])} on the accelerator" if used["device"] else "")
 
 
 def _in_words(seconds: float) -> str:

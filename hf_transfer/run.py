@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,13 @@ from hf_transfer.data.batches import Loaders
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.splits import Splits
+from hf_transfer.evaluation import run_folder
 from hf_transfer.evaluation.parts import worth_of_parts
 from hf_transfer.evaluation.report import results_table, write_report
 from hf_transfer.evaluation.results import PART, Results, Scores
-from hf_transfer.evaluation.run_folder import (
-    finished_results,
-    load_finished,
-    open_run_folder,
-    peak_memory_bytes,
-    save_and_load,
-)
 from hf_transfer.hub.publish import Published
 from hf_transfer.hub.runs import prepare_to_publish, publish_run, push_run
-from hf_transfer.modalities.modality import Modality, Preprocessing, Regularisation
+from hf_transfer.modalities.modality import Modality, Regularisation
 from hf_transfer.modalities.table import modality_named
 from hf_transfer.models.pretrained import AnyCheckpoint
 from hf_transfer.settings.run import RunConfig
@@ -92,8 +86,12 @@ class Run:
         config, modality = self.config, self.modality
         prepare_to_publish(config, self.accelerator)
         self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
-        self.preprocessing: Preprocessing = self._preprocessing()
-        data_config = config if config.trains() else modality.as_trained(config, self.preprocessing)
+        if config.trains():
+            self.preprocessing, data_config = modality.preprocessing(self.checkpoint, config), config
+        else:
+            (part,) = self.checkpoint.parts
+            self.preprocessing = modality.saved_preprocessing(part, config)
+            data_config = modality.as_trained(config, self.preprocessing)
         with self.accelerator.main_process_first():
             self.splits = load_splits(data_config, modality, self._data)
         if config.trains():
@@ -110,7 +108,10 @@ class Run:
         """
         config, target = self.config, self.splits.target
         if not config.trains():
-            self.model = self._finished_model()
+            (part,) = self.checkpoint.parts
+            finished = target_of_model(part.config, target.problem_type)
+            target.check_finished(finished, part.name)
+            self.model = run_folder.load_finished(part, finished)
             return self.model
         self.strategy: Strategy = choose_strategy(config.strategy, larger_head=self.modality.larger_head)
         self._example = self.preprocessing.example()
@@ -149,8 +150,7 @@ class Run:
             UserError: the folder cannot be used, memory or disk is full, or a loss is not finite.
             Interrupted: a signal asked the run to end; a checkpoint has been written.
         """
-        folder = self._until_end.enter_context(open_run_folder(self.config, self.accelerator))
-        assert folder == Path(self.config.output.output_dir)
+        self._until_end.enter_context(run_folder.open_run_folder(self.config, self.accelerator))
         if not self.config.trains():
             self.fitted = Fit(self.model)
             return self.fitted
@@ -167,7 +167,7 @@ class Run:
             self.regularisation,
         )  # fmt: skip
         # From here on only what was saved counts: the figures are those of the files.
-        self.model = save_and_load(
+        self.model = run_folder.save_and_load(
             self.fitted.model, self.preprocessing, self.modality.name, self.splits.columns, self.splits.target,
             self.checkpoint, self.config, self.accelerator,
         )  # fmt: skip
@@ -219,18 +219,6 @@ class Run:
         """Release the folder of the run."""
         self._until_end.close()
 
-    def _preprocessing(self) -> Preprocessing:
-        if self.config.trains():
-            return self.modality.preprocessing(self.checkpoint, self.config)
-        (part,) = self.checkpoint.parts
-        return self.modality.saved_preprocessing(part, self.config)
-
-    def _finished_model(self) -> nn.Module:
-        (part,) = self.checkpoint.parts
-        target = target_of_model(part.config, self.splits.target.problem_type)
-        self.splits.target.check_finished(target, part.name)
-        return load_finished(part, target)
-
     def _loaders(self, *, frozen_prefix: bool) -> Loaders:
         loaders = self.modality.loaders(
             self.splits, self.preprocessing, self.config, self.accelerator, frozen_prefix=frozen_prefix
@@ -244,15 +232,12 @@ class Run:
 
     def _results(self, tables: Sequence[Table]) -> Results:
         config, splits, fitted, checkpoint = self.config, self.splits, self.fitted, self.checkpoint
-        test, parts = self.predictions["test"], {PART.format(part): alone for part, alone in self.parts.items()}
-        judged = {**self.predictions, **{f"test {part}": alone for part, alone in parts.items()}}
-        masked = {"train": len(splits.train.unreadable)} | {
-            split: predictions.masked for split, predictions in self.predictions.items()
-        }
-        strategies = " + ".join(config.strategy.names()) if config.trains() else "evaluate_only"
+        judged = self.predictions | {f"test {PART.format(part)}": alone for part, alone in self.parts.items()}
+        masked = {"train": len(splits.train.unreadable)}
+        masked |= {split: predictions.masked for split, predictions in self.predictions.items()}
         return Results(
             recipe=config.recipe,
-            strategy=strategies,
+            strategy=" + ".join(config.strategy.names()) if config.trains() else "evaluate_only",
             problem_type=splits.target.problem_type,
             predicts=splits.target.describe(),
             model_name_or_path=checkpoint.name,
@@ -274,7 +259,7 @@ class Run:
             soup=[epoch + 1 for epoch in fitted.soup],
             history=fitted.history,
             resumed_at_steps=fitted.resumed,
-            notes=[*self.notes, *worth_of_parts(test, self.parts)],
+            notes=[*self.notes, *worth_of_parts(self.predictions["test"], self.parts)],
             frozen_store=fitted.notes,
             copies_of_training=splits.copies,
             seconds={
@@ -282,7 +267,7 @@ class Run:
                 "train": fitted.seconds,
                 "frozen": fitted.frozen_seconds,
             },
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=run_folder.peak_memory_bytes(),
             threads=torch.get_num_threads(),
             processes=int(os.environ.get("WORLD_SIZE", "1")),
             versions=versions(),
@@ -290,12 +275,10 @@ class Run:
 
     def _commits(self) -> dict[str, str | None]:
         """By the settings that name something on the Hub: the commit that was loaded; None where it did not answer."""
-        values = self.config.flat()
-        loaded = self.checkpoint.commits | {"dataset_name": self.splits.commit}
-        in_memory = {"dataset_name"} if self._data is not None else set()
-        return {
-            name: commit for name, commit in loaded.items() if name not in in_memory and is_hub_id(str(values[name]))
-        }
+        loaded = dict(self.checkpoint.commits)
+        if self._data is None:
+            loaded["dataset_name"] = self.splits.commit
+        return {name: commit for name, commit in loaded.items() if is_hub_id(str(self.config.flat()[name]))}
 
 
 @contextmanager
@@ -311,11 +294,9 @@ def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahe
         UserError: the folder holds other files or another run, or the precision is not to be had on this machine.
     """
     with start_accelerator(config) as accelerator:
-        run = Run(config, accelerator, data, None if ahead else finished_results(config))
-        try:
+        results = None if ahead else run_folder.finished_results(config)
+        with closing(Run(config, accelerator, data, results)) as run:
             yield run
-        finally:
-            run.close()
 
 
 def count_parameters(model: nn.Module) -> int:

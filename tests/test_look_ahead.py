@@ -8,6 +8,7 @@ import pytest
 import yaml
 from torch import Tensor
 
+import hf_transfer as ht
 from hf_transfer import command_line
 from hf_transfer import look_ahead as looking
 from hf_transfer.modalities.table import recipe_of
@@ -73,6 +74,17 @@ def test_a_run_on_texts_is_measured_too(tmp_path: Path, capsys: pytest.CaptureFi
     output = "\n".join(printed(capsys, "--config", str(settings(tmp_path, "intents", max_train_samples_per_class=8))))
     assert "48 train, 150 validation, 480 test texts of 6 classes." in output
     assert "the text recipe, --strategy lp_ft" in output
+
+
+def test_an_evaluation_is_measured_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = {"strategy": "linear_probe", "max_train_samples_per_class": 4, "cache_dir": str(tmp_path)}
+    ht.train("sample:digits", "sample:vit-glyphs", output_dir=tmp_path / "run", augmentation="none", **few)
+    path = tmp_path / "settings.yaml"
+    values = {"recipe": "vision", "dataset_name": "sample:digits", "model_name_or_path": str(tmp_path / "run/model")}
+    path.write_text(yaml.safe_dump(values | {"evaluate_only": True, "output_dir": str(tmp_path / "out")}))
+    output = "\n".join(printed(capsys, "--config", str(path)))
+    assert re.search(r"\nAbout \d+ s of evaluation\.\nMemory: [\d.]+ [MG]B for a few batches\.$", output)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_time_grows_with_the_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,23 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hf_transfer.settings.fields import (
-    BELOW_ONE,
-    ENCODING,
-    NAME,
-    NOT_NEGATIVE,
-    REQUIRED,
-    SEED,
-    SHARE,
-    STEPS,
-    TRAINS,
-    Need,
-    Topic,
-    at_least,
-    exists,
-    setting,
-)
-from hf_transfer.settings.model import on_the_hub
+from hf_transfer.settings.fields import REQUIRED, STEPS, TRAINS, Need, Topic, setting
+from hf_transfer.settings.model import exists, on_the_hub
+from hf_transfer.settings.ranges import BELOW_ONE, ENCODING, NAME, NOT_NEGATIVE, SEED, SHARE, at_least
 
 ON_THE_HUB = on_the_hub("data", "dataset_name")
 LOCAL_FILES = Need(
@@ -28,13 +14,7 @@ LOCAL_FILES = Need(
     lambda config: _is_path(config.data.dataset_name),
     lambda config: f"--dataset_name {config.data.dataset_name}",
 )
-AUGMENTED = Need(
-    "augmented training images",
-    lambda config: config.image.augmentation != "none",
-    lambda _: "--augmentation none",
-)
-# Shorter, a model's special tokens leave no room for a text.
-SHORTEST_TEXT = 3
+AUGMENTED = Need("augmented training images", lambda config: config.image.augmentation != "none", "--augmentation none")
 
 
 @dataclass(frozen=True)
@@ -95,8 +75,9 @@ class TextSettings(Topic):
     """Samples that are texts, or have one."""
 
     text_column_name: str | None = setting("Column with the texts (default: chosen by name and type).", None)
+    # In fewer than 3, a model's special tokens leave no room for a text.
     max_seq_length: int | None = setting(
-        "Truncate texts to this many tokens (default: the model's limit).", None, at_least(SHORTEST_TEXT)
+        "Truncate texts to this many tokens (default: the model's limit).", None, at_least(3)
     )
     train_sampling_strategy: Literal["group_by_length", "random"] = setting(
         "Fill a batch with texts of similar length, or with any.", "group_by_length", STEPS

@@ -5,85 +5,42 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
 from hf_transfer.errors import UserError, user_error
+from hf_transfer.settings.ranges import Range, can_encode
 
 # result: another value is another run. speed: only how fast, or with how much memory. output: where and how it is
 # written and shown. publication: whether and where this result is published. command: this command only.
 Effect = Literal["result", "speed", "output", "publication", "command"]
-NOT_SAVED: tuple[Effect, ...] = ("publication", "command")
 REQUIRED = dataclasses.MISSING
 TYPE_WORDS: dict[Any, str] = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 TYPE_WORDS |= {list[str]: "a list of texts", list[int]: "a list of whole numbers"}
 
 
-@dataclass(frozen=True)
-class Range:
-    """The values that a setting may have.
-
-    Attributes:
-        words: what they are, for the error message.
-        holds: whether a value is one of them; it is not asked about None.
-    """
-
-    words: str
-    holds: Callable[[Any], bool]
-
-
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """Without this, a setting has no effect on the run.
 
     Attributes:
         words: what it is, for the error message.
         holds: whether a `RunConfig` has it.
-        otherwise: what the `RunConfig` has instead, for the error message.
+        otherwise: what the `RunConfig` has instead, for the error message: a text, or what makes one of it.
     """
 
     words: str
     holds: Callable[[Any], bool]
-    otherwise: Callable[[Any], str]
+    otherwise: str | Callable[[Any], str]
 
 
-@dataclass(frozen=True)
-class Affects:
-    """What changes with a setting that does not affect the result."""
-
-    what: Effect
-
-
-SPEED, OUTPUT, PUBLICATION, COMMAND = Affects("speed"), Affects("output"), Affects("publication"), Affects("command")
-
-
-def at_least(minimum: int) -> Range:
-    """Whole numbers from `minimum`."""
-    return Range(f"a whole number of at least {minimum}", lambda value: value >= minimum)
-
-
-TRAINS = Need("training", lambda config: config.trains(), lambda _: "--evaluate_only")
+TRAINS = Need("training", lambda config: config.trains(), "--evaluate_only")
 STEPS = Need(
     "a strategy that trains step by step",
     lambda config: config.trains_stepwise(),
-    lambda config: (
-        f"--strategy {' and '.join(config.strategy.names())}, whose head is solved"
-        if config.trains()
-        else "--evaluate_only"
-    ),
+    lambda config: f"{config.strategy.flag()}, whose head is solved" if config.trains() else "--evaluate_only",
 )
-NOT_NEGATIVE = Range("a number of at least 0", lambda value: 0 <= value < float("inf"))
-POSITIVE = Range("a number above 0", lambda value: 0 < value < float("inf"))
-BELOW_ONE = Range("a number from 0 to below 1", lambda value: 0 <= value < 1)
-RATE = Range("a number above 0 and at most 10", lambda value: 0 < value <= 10)
-SHARE = Range("a share above 0 and at most 0.5", lambda value: 0 < value <= 0.5)
-FACTOR = Range("a number above 0 and at most 1", lambda value: 0 < value <= 1)
-SEED = Range("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
-NAME = Range("a name or a path", lambda value: is_name(value))
-COUNTED_FROM_ONE = Range("numbers of at least 1", lambda values: min(values, default=1) >= 1)
-ENCODING = Range("the name of an encoding, such as utf-8 or latin-1", lambda name: can_encode("a", name))
 
 
-def setting(help: str, default: Any, *traits: Range | Need | Affects) -> Any:
+def setting(help: str, default: Any, *traits: Range | Need | Effect) -> Any:
     """A field of a topic.
 
     Args:
@@ -95,12 +52,11 @@ def setting(help: str, default: Any, *traits: Range | Need | Affects) -> Any:
     metadata = {
         "help": help,
         "within": next((trait for trait in traits if isinstance(trait, Range)), None),
-        "affects": next((trait.what for trait in traits if isinstance(trait, Affects)), "result"),
+        "affects": next((trait for trait in traits if isinstance(trait, str)), "result"),
         "needs": tuple(trait for trait in traits if isinstance(trait, Need)),
     }
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata, kw_only=True)
-    return dataclasses.field(default=default, metadata=metadata, kw_only=True)
+    value: dict[str, Any] = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return dataclasses.field(**value, metadata=metadata, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -112,18 +68,14 @@ class Topic:
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):
             if problem := _problem(one, getattr(self, one.name)):
-                expected, shown = problem
-                raise user_error(expected=f"--{one.name}: {expected}", found=shown, do=f"change --{one.name}")
+                expected, found = problem
+                raise user_error(expected=f"--{one.name}: {expected}", found=found, do=f"change --{one.name}")
 
     def given(self) -> Iterator[dataclasses.Field[Any]]:
         """The settings that differ from their defaults; required ones do not count."""
         for one in dataclasses.fields(self):
             if not is_required(one) and getattr(self, one.name) != default_of(one):
                 yield one
-
-    def replaced(self, **values: Any) -> Self:
-        """The same settings with other values for some."""
-        return dataclasses.replace(self, **values)
 
 
 def default_of(one: dataclasses.Field[Any]) -> Any:
@@ -164,34 +116,6 @@ def unknown_settings(names: Sequence[str], known: Sequence[str], path: Path | No
         found=f"{', '.join(hints)}" + (f" in {path}" if path else ""),
         do="use the nearest name, or see --help for all",
     )
-
-
-def is_name(text: str) -> bool:
-    """Whether a text can be a name or a path: it is not empty, and ~ stands for a folder that is known."""
-    try:
-        Path(text).expanduser()
-    except RuntimeError:
-        return False
-    return bool(text.strip())
-
-
-def exists(name: str) -> bool:
-    """Whether a name is a path on this machine."""
-    try:
-        return Path(name).expanduser().exists()
-    except OSError:
-        # It is too long for a path.
-        return False
-
-
-def can_encode(text: str, encoding: str) -> bool:
-    """Whether the encoding exists, is one of text, and can encode the text."""
-    # Not by the encoding's name alone: hex and rot13 are codecs, but not encodings of text.
-    try:
-        text.encode(encoding)
-    except (LookupError, ValueError):
-        return False
-    return True
 
 
 def _problem(one: dataclasses.Field[Any], value: Any) -> tuple[str, str] | None:

@@ -41,13 +41,9 @@ def run_recipe(main: Callable[[Config], object], config_class: type[Config], arg
 
 def exit_interrupted(interrupted: Interrupted, config_class: type[RunConfig]) -> NoReturn:
     """Print how the run is resumed, and end the process with the code that stands for the signal."""
-    known = config_class.settings()
+    for_one_command = {name for name, one in config_class.settings().items() if one.metadata["affects"] == "command"}
     # Given again, they would start over the run that has just been saved.
-    start_over = {
-        name
-        for name, one in known.items()
-        if one.metadata["affects"] == "command" and name != "allow_mismatch" and interrupted.saved
-    }
+    start_over = for_one_command - {"allow_mismatch"} if interrupted.saved else frozenset[str]()
     if os.environ.get("RANK", "0") == "0":
         command = same_command(without=start_over)
         print(f"\nInterrupted by {interrupted}\nTo resume:   {command}\n", file=sys.stderr, flush=True)

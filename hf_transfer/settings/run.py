@@ -9,22 +9,8 @@ from typing import Any, ClassVar, Self, get_type_hints
 import yaml
 
 from hf_transfer.errors import UserError, user_error
-from hf_transfer.settings.data import (
-    CaptionSettings,
-    DataSettings,
-    FusionSettings,
-    ImageSettings,
-    SentenceSettings,
-)
-from hf_transfer.settings.fields import (
-    NOT_SAVED,
-    Need,
-    Topic,
-    converted,
-    default_of,
-    is_required,
-    unknown_settings,
-)
+from hf_transfer.settings.data import CaptionSettings, DataSettings, FusionSettings, ImageSettings, SentenceSettings
+from hf_transfer.settings.fields import Effect, Need, Topic, converted, default_of, is_required, unknown_settings
 from hf_transfer.settings.model import ModelSettings, PairModelSettings
 from hf_transfer.settings.output import CheckpointSettings, OutputSettings
 from hf_transfer.settings.store import StoreSettings
@@ -63,7 +49,8 @@ class RunConfig:
     output: OutputSettings
 
     def __post_init__(self) -> None:
-        self._check_combinations()
+        for error in self._wrong_combinations():
+            raise error
 
     @classmethod
     def topic_types(cls) -> dict[str, type[Topic]]:
@@ -95,23 +82,20 @@ class RunConfig:
             raise without_effect(config, *next(iter(ineffective.items())))
         return config
 
-    def topics(self) -> dict[str, Any]:
-        """The topics by name."""
-        return {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-
     def flat(self) -> dict[str, Any]:
         """All settings as plain values by name, in the order of `--help`."""
-        return {
-            one.name: getattr(topic, one.name) for topic in self.topics().values() for one in dataclasses.fields(topic)
-        }
+        return {name: value for topic in vars(self).values() for name, value in vars(topic).items()}
+
+    def affecting(self, *effects: Effect) -> dict[str, Any]:
+        """The settings that affect one of these, as plain values by name."""
+        known = self.settings()
+        return {name: value for name, value in self.flat().items() if known[name].metadata["affects"] in effects}
 
     def replaced(self, **values: Any) -> Self:
         """The same settings with other values for some, by their flat names."""
-        parts = {name: _part(type(topic), values) for name, topic in self.topics().items()}
-        assert sum(map(len, parts.values())) == len(values), f"settings that do not exist: {sorted(values)}"
-        return dataclasses.replace(
-            self, **{name: getattr(self, name).replaced(**part) for name, part in parts.items() if part}
-        )
+        assert values.keys() <= self.settings().keys(), f"settings that do not exist: {sorted(values)}"
+        topics = {name: dataclasses.replace(one, **_part(type(one), values)) for name, one in vars(self).items()}
+        return type(self)(**topics)
 
     def trains(self) -> bool:
         """Whether anything learns: a run can also evaluate a finished model."""
@@ -124,7 +108,7 @@ class RunConfig:
     def ineffective(self) -> dict[str, Need]:
         """The settings that differ from their defaults and have no effect on this run, each with what it lacks."""
         ineffective = {}
-        for topic in self.topics().values():
+        for topic in vars(self).values():
             for one in topic.given():
                 if lacking := [need for need in (*topic.needs, *one.metadata["needs"]) if not need.holds(self)]:
                     ineffective[one.name] = lacking[0]
@@ -140,7 +124,7 @@ class RunConfig:
         Raises:
             UserError: one of them differs from its default.
         """
-        for one in (one for topic in self.topics().values() for one in topic.given()):
+        for one in (one for topic in vars(self).values() for one in topic.given()):
             if one.name in names:
                 raise user_error(
                     expected=f"no --{one.name}",
@@ -150,18 +134,12 @@ class RunConfig:
 
     def without_ineffective(self) -> Self:
         """The same settings with the defaults in place of those that have no effect."""
-        known = self.settings()
-        return self.replaced(**{name: default_of(known[name]) for name in self.ineffective()})
+        return self.replaced(**{name: default_of(self.settings()[name]) for name in self.ineffective()})
 
     def saved(self) -> dict[str, Any]:
         """What a file of settings holds: what is for one command, or publishes one result, must be given again."""
-        known = self.settings()
-        values = {
-            name: value
-            for name, value in self.flat().items()
-            if value not in (None, []) and known[name].metadata["affects"] not in NOT_SAVED
-        }
-        return {"recipe": self.recipe, **values}
+        values = self.affecting("result", "speed", "output")
+        return {"recipe": self.recipe, **{name: value for name, value in values.items() if value not in (None, [])}}
 
     def save(self, path: Path) -> None:
         """Write the settings as a YAML file that `--config` reads."""
@@ -171,24 +149,13 @@ class RunConfig:
             text = yaml.safe_dump(self.saved(), sort_keys=False)
         path.write_text(text, encoding="utf-8")
 
-    def for_result(self) -> dict[str, Any]:
-        """The settings that the result depends on."""
-        known = self.settings()
-        return {name: value for name, value in self.flat().items() if known[name].metadata["affects"] == "result"}
-
     def differences(self, other: Self) -> list[str]:
         """What makes two runs different, as `name: here -> there`; only settings that affect the result count."""
-        here, there = ({**one.for_result(), **one._left_open()} for one in (self, other))
+        here, there = self.affecting("result"), other.affecting("result")
+        for values in (here, there):
+            # What is left open is the default that version 0.1 wrote down.
+            values |= {name: None for name, value in EARLIER_DEFAULTS.items() if values[name] == value}
         return [f"{name}: {here[name]} -> {there[name]}" for name in here if here[name] != there[name]]
-
-    def _left_open(self) -> dict[str, None]:
-        """The settings that have a default of version 0.1, which wrote it down."""
-        values = self.flat()
-        return {name: None for name, value in EARLIER_DEFAULTS.items() if values[name] == value}
-
-    def _check_combinations(self) -> None:
-        for error in self._wrong_combinations():
-            raise error
 
     def _wrong_combinations(self) -> Iterator[UserError]:
         checkpoints, output = self.checkpoints, self.output
@@ -200,11 +167,10 @@ class RunConfig:
                 do="leave one of them out",
             )
         if resumes and (output.overwrite_output_dir or output.evaluate_only):
+            other = "--evaluate_only" if output.evaluate_only else "--overwrite_output_dir, which removes checkpoints"
             yield user_error(
                 expected="--resume_from_checkpoint with a run that resumes",
-                found="--evaluate_only"
-                if output.evaluate_only
-                else "--overwrite_output_dir, which removes checkpoints",
+                found=other,
                 do="leave one of them out, or resume in another --output_dir",
             )
         if output.push_to_hub != (output.hub_model_id is not None):
@@ -277,13 +243,6 @@ class MultimodalConfig(RunConfig):
 
     def _wrong_combinations(self) -> Iterator[UserError]:
         yield from super()._wrong_combinations()
-        yield from self._wrong_models()
-        if not self.strategy.merge_adapter:
-            yield user_error(
-                expected="--merge_adapter true: a model of two towers is saved whole", found="false", do="leave it out"
-            )
-
-    def _wrong_models(self) -> Iterator[UserError]:
         model = self.model
         given = [name for name in TOWERS if getattr(model, name) is not None]
         if model.model_name_or_path is not None and given:
@@ -305,6 +264,10 @@ class MultimodalConfig(RunConfig):
                 found="two models to start from",
                 do="name the folder OUT/model of a run there, and leave the two out",
             )
+        if not self.strategy.merge_adapter:
+            yield user_error(
+                expected="--merge_adapter true: a model of two towers is saved whole", found="false", do="leave it out"
+            )
 
 
 def without_effect(config: RunConfig, name: str, need: Need, origin: str = "") -> UserError:
@@ -316,9 +279,10 @@ def without_effect(config: RunConfig, name: str, need: Need, origin: str = "") -
         need: what the run lacks.
         origin: the file that it was given in.
     """
+    instead = need.otherwise if isinstance(need.otherwise, str) else need.otherwise(config)
     return user_error(
         expected=f"--{name} with {need.words}",
-        found=f"{need.otherwise(config)}, with which --{name} has no effect",
+        found=f"{instead}, with which --{name} has no effect",
         do=f"leave --{name} out" + (f" of {origin}" if origin else ""),
     )
 

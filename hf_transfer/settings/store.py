@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_transfer.settings.fields import SPEED, TRAINS, Need, Topic, at_least, setting
+from hf_transfer.settings.fields import TRAINS, Need, Topic, setting
+from hf_transfer.settings.ranges import at_least
 from hf_transfer.settings.strategy import SOLVED
 
 STORED = Need(
     "--cache_frozen auto or on, or a head that is solved",
     lambda config: config.store.cache_frozen != "off" or bool({*config.strategy.names()} & {*SOLVED}),
-    lambda _: "--cache_frozen off",
+    "--cache_frozen off",
 )
 
 
@@ -19,14 +20,14 @@ class StoreSettings(Topic):
 
     cache_frozen: Literal["auto", "on", "off"] = setting(
         "Run frozen layers once for each sample and store their outputs: if it saves time, always, or never.",
-        "auto", SPEED, TRAINS,
+        "auto", "speed", TRAINS,
     )  # fmt: skip
     cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "Data type of stored activations (default: that of the computation).", "auto", TRAINS, STORED
     )
     cache_dir: str | None = setting(
-        "Folder for verification results and outputs of frozen layers (default: HF_HOME/hf_transfer).", None, SPEED
+        "Folder for verification results and outputs of frozen layers (default: HF_HOME/hf_transfer).", None, "speed"
     )
     dataloader_num_workers: int | None = setting(
-        "Processes that decode samples (default: 0 for small data, else up to 4).", None, at_least(0), SPEED
+        "Processes that decode samples (default: 0 for small data, else up to 4).", None, at_least(0), "speed"
     )

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from hf_transfer.settings.fields import BELOW_ONE, COUNTED_FROM_ONE, POSITIVE, TRAINS, Need, Topic, at_least, setting
+from hf_transfer.settings.fields import TRAINS, Need, Topic, setting
+from hf_transfer.settings.ranges import BELOW_ONE, COUNTED_FROM_ONE, POSITIVE, at_least
 
 ADAPTERS = ("lora", "dora", "ia3", "lokr", "adapter")
 WITH_RANK = ("lora", "dora", "lokr", "adapter")
@@ -19,19 +20,19 @@ def one_of(*strategies: str) -> Need:
     return Need(
         f"--strategy {' or '.join(strategies)}",
         lambda config: bool({*config.strategy.names()} & {*strategies}),
-        lambda config: f"--strategy {' and '.join(config.strategy.names())}",
+        lambda config: config.strategy.flag(),
     )
 
 
 OPEN_TOWER = Need(
     "a tower that has no strategy of its own",
     lambda config: None in (config.strategy.image_strategy, config.strategy.text_strategy),
-    lambda _: "--image_strategy and --text_strategy",
+    "--image_strategy and --text_strategy",
 )
 ONE_LAYER = Need(
     "a head of one layer, which can be solved",
     lambda config: config.has_simple_head,
-    lambda _: "images with texts, whose head is trained",
+    "images with texts, whose head is trained",
 )
 
 
@@ -67,6 +68,10 @@ class StrategySettings(Topic):
     def names(self) -> Sequence[str]:
         """The strategies of the run: one for all, or one for each tower."""
         return [self.strategy]
+
+    def flag(self) -> str:
+        """The strategies of the run, for messages."""
+        return f"--strategy {' and '.join(self.names())}"
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_transfer.settings.fields import (
-    BELOW_ONE,
-    FACTOR,
-    NOT_NEGATIVE,
-    RATE,
-    SEED,
-    STEPS,
-    TRAINS,
-    Topic,
-    at_least,
-    setting,
-)
+from hf_transfer.settings.fields import STEPS, TRAINS, Topic, setting
+from hf_transfer.settings.ranges import BELOW_ONE, FACTOR, NOT_NEGATIVE, RATE, SEED, at_least
 from hf_transfer.settings.strategy import ADAPTERS, one_of
 
 # In which pretrained weights learn.

@@ -47,7 +47,7 @@ def run_identity(
     """
     frozen = identity(model, (), accelerator, changing)
     content = {
-        "settings": {"recipe": config.recipe, **config.for_result()},
+        "settings": {"recipe": config.recipe, **config.affecting("result")},
         "data": {split: loaders.fingerprint(split, None) for split in ("train", "validation")},
         "target": {"problem_type": loaders.target.problem_type, "names": loaders.target.names},
         "strategy": _strategy(strategy),

@@ -244,4 +244,4 @@ def test_required_settings_never_lack_an_effect() -> None:
     values: dict[str, Any] = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"}
     config = VisionConfig.of(**values)
     assert {name for name, one in config.settings().items() if is_required(one)} == values.keys()
-    assert not [one.name for topic in config.topics().values() for one in topic.given()]
+    assert not [one.name for topic in vars(config).values() for one in topic.given()]

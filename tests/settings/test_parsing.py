@@ -7,8 +7,9 @@ from typing import Any, get_args
 import pytest
 
 from hf_transfer.errors import UserError, user_error
-from hf_transfer.settings.fields import Effect, Range, choices_of, types_of
+from hf_transfer.settings.fields import Effect, choices_of, types_of
 from hf_transfer.settings.parsing import parse, run_recipe
+from hf_transfer.settings.ranges import Range
 from hf_transfer.settings.run import VisionConfig
 from tests.settings.command_lines import CONFIGS, REQUIRED, SETTINGS, parsed, parts_of
 
@@ -275,7 +276,7 @@ UNCOUNTED = {
 def test_only_these_settings_do_not_affect_the_result() -> None:
     for effect, names in UNCOUNTED.items():
         assert {name for name, one in SETTINGS.items() if one.metadata["affects"] == effect} == names
-    assert not set.union(*UNCOUNTED.values()) & parsed().for_result().keys()
+    assert not set.union(*UNCOUNTED.values()) & parsed().affecting("result").keys()
 
 
 def test_a_users_error_ends_with_code_2_and_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:

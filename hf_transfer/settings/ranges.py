@@ -1,0 +1,53 @@
+"""The values that a setting may have."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Range(NamedTuple):
+    """The values that a setting may have.
+
+    Attributes:
+        words: what they are, for the error message.
+        holds: whether a value is one of them; it is not asked about None.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(minimum: int) -> Range:
+    """Whole numbers from `minimum`."""
+    return Range(f"a whole number of at least {minimum}", lambda value: value >= minimum)
+
+
+def can_encode(text: str, encoding: str) -> bool:
+    """Whether the encoding exists, is one of text, and can encode the text."""
+    # Not by the encoding's name alone: hex and rot13 are codecs, but not encodings of text.
+    try:
+        text.encode(encoding)
+    except (LookupError, ValueError):
+        return False
+    return True
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can be a name or a path: it is not empty, and ~ stands for a folder that is known."""
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        return False
+    return bool(text.strip())
+
+
+NOT_NEGATIVE = Range("a number of at least 0", lambda value: 0 <= value < float("inf"))
+POSITIVE = Range("a number above 0", lambda value: 0 < value < float("inf"))
+BELOW_ONE = Range("a number from 0 to below 1", lambda value: 0 <= value < 1)
+RATE = Range("a number above 0 and at most 10", lambda value: 0 < value <= 10)
+SHARE = Range("a share above 0 and at most 0.5", lambda value: 0 < value <= 0.5)
+FACTOR = Range("a number above 0 and at most 1", lambda value: 0 < value <= 1)
+SEED = Range("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+NAME = Range("a name or a path", _is_name)
+COUNTED_FROM_ONE = Range("numbers of at least 1", lambda values: min(values, default=1) >= 1)
+ENCODING = Range("the name of an encoding, such as utf-8 or latin-1", lambda name: can_encode("a", name))
