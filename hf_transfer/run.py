@@ -28,7 +28,7 @@ from hf_transfer.evaluation.run_folder import (
 )
 from hf_transfer.hub.publish import Published
 from hf_transfer.hub.runs import prepare_to_publish, publish_run, push_run
-from hf_transfer.modalities.modality import Modality, Preprocessing, Regularisation
+from hf_transfer.modalities.modality import Modality, Preprocessing, Regularisation, saved_description
 from hf_transfer.modalities.table import modality_named
 from hf_transfer.models.pretrained import AnyCheckpoint
 from hf_transfer.settings.run import RunConfig
@@ -220,10 +220,8 @@ class Run:
         self._until_end.close()
 
     def _preprocessing(self) -> Preprocessing:
-        if self.config.trains():
-            return self.modality.preprocessing(self.checkpoint, self.config)
-        (part,) = self.checkpoint.parts
-        return self.modality.saved_preprocessing(part, self.config)
+        saved = {} if self.config.trains() else saved_description(self.checkpoint.parts[0])
+        return self.modality.preprocessing(self.checkpoint, self.config, saved)
 
     def _finished_model(self) -> nn.Module:
         (part,) = self.checkpoint.parts

@@ -2,11 +2,11 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import datasets
 from accelerate import Accelerator
@@ -28,6 +28,8 @@ SCHEMA = 1
 # Numbers of tokens in that file.
 LENGTHS = ("max_length", "tokenizer_limit")
 Config = TypeVar("Config", bound=RunConfig)
+# Mixes the samples of a batch with each other, by inputs, targets, mask, row numbers and epoch; see `mixing.Mixing`.
+Mixer = Callable[[Batch, Tensor, Tensor, Tensor, int], tuple[Batch, Tensor]]
 
 
 class Preprocessing(ABC):
@@ -54,15 +56,6 @@ class Preprocessing(ABC):
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """Everything else that predictions depend on, as JSON."""
-
-
-class Mixer(Protocol):
-    """Mixes the samples of a batch with each other."""
-
-    def __call__(
-        self, inputs: Batch, targets: Tensor, counted: Tensor, index: Tensor, epoch: int
-    ) -> tuple[Batch, Tensor]:
-        """The mixed inputs and targets; see `mixing.Mixing`."""
 
 
 @dataclass(frozen=True)
@@ -172,17 +165,20 @@ class Modality(ABC, Generic[Config]):
         return Checkpoint(config.model.model_name_or_path, config.model.model_revision, self.task)
 
     @abstractmethod
-    def preprocessing(self, checkpoint: AnyCheckpoint, config: Config) -> Preprocessing:
-        """The preprocessing of a run: the checkpoint's own processors, with the changes that the settings ask for."""
-
-    @abstractmethod
-    def saved_preprocessing(self, checkpoint: Checkpoint, config: Config | None = None) -> Preprocessing:
-        """The preprocessing that was saved with a finished model; without one, the checkpoint's own.
+    def preprocessing(
+        self, checkpoint: AnyCheckpoint, config: Config | None, saved: Mapping[str, Any]
+    ) -> Preprocessing:
+        """The checkpoint's own processors, with the changes that the settings ask for, or else those that were saved.
 
         Args:
-            checkpoint: of the model.
-            config: settings of an evaluation, which win over what was saved.
+            checkpoint: pretrained, or of a finished model.
+            config: settings of the run; None: there are none.
+            saved: of a finished model: `saved_description`; empty for a run that trains.
         """
+
+    def saved_preprocessing(self, checkpoint: Checkpoint) -> Any:
+        """The preprocessing that was saved with a finished model; without one, the checkpoint's own."""
+        return self.preprocessing(checkpoint, None, saved_description(checkpoint))
 
     def as_trained(self, config: Config, preprocessing: Any) -> Config:
         """The settings for the evaluation of a finished model: columns that are left open are those of its training.

@@ -1,7 +1,7 @@
 """Samples that are an image with a text, either of which may be missing."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,21 +15,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from hf_transfer.data import columns, verification
-from hf_transfer.data.batches import LABELS, Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
+from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
 from hf_transfer.data.checked import Selected
 from hf_transfer.data.rows import is_given
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
-from hf_transfer.modalities.image import (
-    DECODED_CACHE_BYTES,
-    BlankInputs,
-    ImageInputs,
-    ImageModality,
-    ImageRows,
-    choose_augmentation,
-    views_and_cycle,
-)
-from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, saved_description
+from hf_transfer.modalities.image import ImageInputs, ImageModality, ImageRows, image_inputs, image_rows
+from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation
 from hf_transfer.modalities.pair_tables import missing_parts, read_pairs, select_pairs
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.sample_tables import pairs_in
@@ -132,23 +124,22 @@ class PairInputs(InputMaker):
     """Makes model inputs of pairs; the pixels and their augmentation are the same as for images alone.
 
     Args:
-        images: makes the pixels, which are all zero if the first layers of the model are skipped.
+        images: makes the pixels.
         texts: the tokens of each split.
     """
 
-    def __init__(self, images: ImageInputs | BlankInputs, texts: Mapping[str, TextRows]) -> None:
+    def __init__(self, images: ImageInputs, texts: Mapping[str, TextRows]) -> None:
         self.images = images
         self.texts = texts
 
     def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
         """See `InputMaker`; for a missing image the model gets zeros."""
         labelled = self.images(batch, device, split, epoch)
-        done = ("pixel_values", *LABELS)
-        others = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if name not in done}
-        pixels = labelled.inputs["pixel_values"]
-        if isinstance(self.images, ImageInputs):
-            pixels = pixels.where(others["image_present"][:, None, None, None], 0.0)
-        return labelled._replace(inputs={"pixel_values": pixels} | others)
+        if "pixel_values" not in batch:
+            return labelled
+        present = labelled.inputs["image_present"][:, None, None, None]
+        pixels = labelled.inputs["pixel_values"].where(present, 0.0)
+        return labelled._replace(inputs=labelled.inputs | {"pixel_values": pixels})
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
         """See `InputMaker.fingerprint`."""
@@ -247,16 +238,12 @@ class PairModality(Modality[MultimodalConfig]):
             config.model, fusion=config.fusion.fusion, modality_dropout=config.fusion.modality_dropout
         )
 
-    def preprocessing(self, checkpoint: AnyCheckpoint, config: MultimodalConfig) -> PairPreprocessing:
-        """See `Modality.preprocessing`."""
-        image, text = checkpoint.parts[0], checkpoint.parts[-1]
-        return PairPreprocessing(PixelPreprocessing(image.processor()), tokens_of(text, config.text.max_seq_length))
-
-    def saved_preprocessing(self, checkpoint: Checkpoint, config: MultimodalConfig | None = None) -> PairPreprocessing:
-        """See `Modality.saved_preprocessing`."""
-        saved = saved_description(checkpoint)
-        tokens = tokens_of(checkpoint, (config.text.max_seq_length if config else None) or saved.get("max_length"))
-        return PairPreprocessing(PixelPreprocessing(checkpoint.processor()), tokens, saved.get("columns", {}))
+    def preprocessing(
+        self, checkpoint: AnyCheckpoint, config: MultimodalConfig | None, saved: Mapping[str, Any]
+    ) -> PairPreprocessing:
+        """See `Modality.preprocessing`; a finished model has both processors in its one folder."""
+        pixels = PixelPreprocessing(checkpoint.parts[0].processor())
+        return PairPreprocessing(pixels, tokens_of(checkpoint.parts[-1], config, saved), saved.get("columns"))
 
     def loaders(
         self, splits: Splits, preprocessing: PairPreprocessing, config: MultimodalConfig, accelerator: Accelerator,
@@ -268,31 +255,18 @@ class PairModality(Modality[MultimodalConfig]):
         tokenizer makes [batch, tokens], and `image_present` and `text_present`, bool [batch], of which each sample has
         at least one.
         """
-        pixels, tokens, training = preprocessing.pixels, preprocessing.tokens, config.training
-        augmentation = choose_augmentation(config.image, config.data, seed=training.seed, frozen_prefix=frozen_prefix)
+        pixels, tokens = preprocessing.pixels, preprocessing.tokens
         workers = workers_for(config.store.dataloader_num_workers, len(splits.train))
-        room = DECODED_CACHE_BYTES // max(1, workers)
+        images = image_inputs(splits, pixels, config, frozen_prefix=frozen_prefix)
+        pictures = image_rows(splits, pixels, workers)
         texts = {name: TextRows(split, tokens) for name, split in splits.items()}
-        images = ImageInputs(pixels, augmentation, splits, mask=config.data.on_bad_sample == "skip")
-        views, cycle = views_and_cycle(augmentation)
-
-        def loaders(
-            rows: Mapping[str, PairRows], to_inputs: PairInputs, workers: int,
-            without_first_layers: Callable[[], Loaders] | None = None,
-        ) -> Loaders:  # fmt: skip
-            return loaders_of(
-                rows, orders_of(texts, config.text, training), training, workers, accelerator,
-                partial(_collate, tokens), target=splits.target, to_inputs=to_inputs, views=views, cycle=cycle,
-                notes=(*tokens.notes, *describe_truncation(texts, tokens.max_length)),
-                without_first_layers=without_first_layers,
-            )  # fmt: skip
-
-        whole = {
-            name: PairRows(texts[name], ImageRows(split, pixels, keep_bytes=room)) for name, split in splits.items()
-        }
-        without_pixels = {name: PairRows(rows, None) for name, rows in texts.items()}
-        blank = PairInputs(BlankInputs(images), texts)
-        return loaders(whole, PairInputs(images, texts), workers, lambda: loaders(without_pixels, blank, 0))
+        return loaders_of(
+            {name: PairRows(texts[name], pictures[name]) for name in texts},
+            orders_of(texts, config.text, config.training), config.training, workers, accelerator,
+            partial(_collate, tokens), light_rows={name: PairRows(texts[name], None) for name in texts},
+            target=splits.target, to_inputs=PairInputs(images, texts), views=images.views, cycle=images.cycle,
+            notes=(*tokens.notes, *describe_truncation(texts, tokens.max_length)),
+        )  # fmt: skip
 
     def parts(self, loaders: Loaders) -> dict[str, Loaders]:
         """Loaders of the images alone, and of the texts alone."""
@@ -328,12 +302,7 @@ class PairModality(Modality[MultimodalConfig]):
 
 def part_alone(loaders: Loaders, part: str) -> Loaders:
     """The same batches with only one part of each pair, `image` or `text`."""
-    blank = loaders.without_first_layers
-    return replace(
-        loaders,
-        to_inputs=PartInputs(loaders.to_inputs, part),
-        without_first_layers=None if blank is None else lambda: part_alone(blank(), part),
-    )
+    return replace(loaders, to_inputs=PartInputs(loaders.to_inputs, part), without_first_layers=None)
 
 
 def _collate(preprocessing: TokenPreprocessing, samples: Sequence[Mapping[str, Any]]) -> Batch:

@@ -25,7 +25,7 @@ from hf_transfer.modalities.text_batches import (
 )
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
-from hf_transfer.settings.run import RunConfig, TextConfig
+from hf_transfer.settings.run import MultimodalConfig, RunConfig, TextConfig
 from hf_transfer.targets.target import Target
 
 # Measured on short texts: it improved accuracy with 160 texts of each class, and not with eight.
@@ -75,16 +75,11 @@ class TextModality(Modality[TextConfig]):
         """See `Modality.checkpoint`."""
         return Checkpoint(config.model.model_name_or_path, config.model.model_revision, self.task, config.text.pooling)
 
-    def preprocessing(self, checkpoint: AnyCheckpoint, config: TextConfig) -> TokenPreprocessing:
+    def preprocessing(
+        self, checkpoint: AnyCheckpoint, config: TextConfig | None, saved: Mapping[str, Any]
+    ) -> TokenPreprocessing:
         """See `Modality.preprocessing`."""
-        (part,) = checkpoint.parts
-        return tokens_of(part, config.text.max_seq_length)
-
-    def saved_preprocessing(self, checkpoint: Checkpoint, config: TextConfig | None = None) -> TokenPreprocessing:
-        """See `Modality.saved_preprocessing`."""
-        saved = saved_description(checkpoint)
-        length = (config.text.max_seq_length if config else None) or saved.get("max_length")
-        return tokens_of(checkpoint, length, saved.get("columns", {}))
+        return tokens_of(checkpoint.parts[0], config, saved)
 
     def as_trained(self, config: TextConfig, preprocessing: Any) -> TextConfig:
         """See `Modality.as_trained`; whether a sample is a pair is also as in the training.
@@ -169,12 +164,13 @@ class TextModality(Modality[TextConfig]):
 
 
 def tokens_of(
-    checkpoint: Checkpoint, max_seq_length: int | None, columns: Mapping[str, str] | None = None
+    checkpoint: Checkpoint, config: TextConfig | MultimodalConfig | None, saved: Mapping[str, Any]
 ) -> TokenPreprocessing:
-    """The preprocessing with a checkpoint's tokenizer, which truncates to this many tokens (None: the limit)."""
+    """The preprocessing with a checkpoint's tokenizer; it truncates as set, or else as saved, or else at the limit."""
     tokenizer = checkpoint.tokenizer()
     # A run saves its own length as the tokenizer's limit. The next run that starts from its model may use longer texts.
     tokenizer.model_max_length = saved_description(checkpoint).get("tokenizer_limit", tokenizer.model_max_length)
+    length = (config.text.max_seq_length if config else None) or saved.get("max_length")
     return TokenPreprocessing(
-        tokenizer, model_limit=checkpoint.longest_input, max_seq_length=max_seq_length, columns=columns
+        tokenizer, model_limit=checkpoint.longest_input, max_seq_length=length, columns=saved.get("columns")
     )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from hf_transfer.data.batches import LABELS, Batch, EpochSampler, InputMaker, LabelledInputs, LabelRows
+from hf_transfer.data.batches import LABELS, Batch, EpochSampler, InputMaker, LabelRows
 from hf_transfer.data.rows import texts_of
 from hf_transfer.data.splits import Split
 from hf_transfer.modalities.tokens import TokenPreprocessing
@@ -122,20 +122,12 @@ class TokenInputs(InputMaker):
     def __init__(self, rows: Mapping[str, TextRows]) -> None:
         self.rows = rows
 
-    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:  # noqa: ARG002
-        """See `InputMaker`."""
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        targets, counted, index = (moved.pop(name) for name in LABELS)
-        return LabelledInputs(moved, targets, counted, index)
-
     def fingerprint(self, split: str, epoch: int | None) -> str:  # noqa: ARG002
         """See `InputMaker.fingerprint`."""
         return self.rows[split].fingerprint()
 
 
-def orders_of(
-    rows: Mapping[str, TextRows], texts: TextSettings, training: TrainingSettings
-) -> dict[str, EpochSampler]:  # fmt: skip
+def orders_of(rows: Mapping[str, TextRows], texts: TextSettings, training: TrainingSettings) -> dict[str, EpochSampler]:
     """The order of each split: for training as set, else the longest text first."""
     lengths = rows["train"].lengths
     order = EpochSampler(len(lengths), training.seed)

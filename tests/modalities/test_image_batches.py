@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_transfer.data.batches import LabelledInputs, LabelRows, Loaders
+from hf_transfer.data.rows import encoded_image
 from hf_transfer.data.splits import Split, Splits
-from hf_transfer.modalities import augmentation
+from hf_transfer.modalities import augmentation, image
 from hf_transfer.modalities.augmentation import Augmentation
 from hf_transfer.modalities.image import ImageInputs, ImageModality, ImageRows
 from hf_transfer.modalities.pixels import PixelPreprocessing
@@ -225,13 +226,12 @@ def test_decoded_pixels_are_kept_up_to_the_given_room(
     rows = ImageRows(embedded(good(3, 0)), preprocessing, keep_bytes=2 * math.prod(preprocessing.shape) + 1)
     first = [rows[position]["pixel_values"] for position in range(3)]
     decoded: list[int] = []
-    original = rows._pixels
 
-    def counted(row: int) -> Tensor:
+    def counted(split: Split, row: int) -> dict[str, Any]:
         decoded.append(row)
-        return original(row)
+        return encoded_image(split, row)
 
-    monkeypatch.setattr(rows, "_pixels", counted)
+    monkeypatch.setattr(image, "encoded_image", counted)
     assert all(torch.equal(rows[position]["pixel_values"], first[position]) for position in range(3))
     assert decoded == [2]
 
