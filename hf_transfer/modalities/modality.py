@@ -102,6 +102,7 @@ class Modality(ABC, Generic[Config]):
         task: what the Hub and pipelines call the task.
         has_pipeline: whether `transformers.pipeline` knows the task.
         larger_head: whether a new head starts with larger weights when all of the model learns.
+        text_settings: the settings that name columns which are read as text even if their values look like numbers.
     """
 
     name: ClassVar[str]
@@ -111,14 +112,16 @@ class Modality(ABC, Generic[Config]):
     task: ClassVar[str]
     has_pipeline: ClassVar[bool] = True
     larger_head: ClassVar[bool] = False
+    text_settings: ClassVar[tuple[str, ...]] = ("label_column_name",)
 
     def read(self, path: Path, config: Config) -> datasets.DatasetDict:
         """The data set in a file or folder on this machine."""
         return read_files(path, config.data, self.text_columns(config))
 
     def text_columns(self, config: Config) -> list[str]:
-        """Columns that the settings name and that are read as text even if their values look like numbers."""
-        return [config.data.label_column_name] if config.data.label_column_name else []
+        """The columns that `text_settings` name, of those that are set."""
+        values = config.flat()
+        return [str(values[name]) for name in self.text_settings if values[name]]
 
     def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:
         """Notes on files of the data set that are in no split."""

@@ -17,14 +17,15 @@ from torch.utils.data import Dataset
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
 from hf_transfer.data.checked import Selected
+from hf_transfer.data.columns import IMAGE_NAMES, TEXT_NAMES
 from hf_transfer.data.rows import is_given
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.image import ImageInputs, ImageModality, ImageRows, image_inputs, image_rows
 from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation
-from hf_transfer.modalities.pair_tables import missing_parts, read_pairs, select_pairs
+from hf_transfer.modalities.pair_tables import PATH_NAME, missing_parts, read_pairs, select_pairs
 from hf_transfer.modalities.pixels import PixelPreprocessing
-from hf_transfer.modalities.sample_tables import pairs_in
+from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
 from hf_transfer.modalities.text import tokens_of
 from hf_transfer.modalities.text_batches import TextRows, collate_texts, describe_truncation, orders_of
 from hf_transfer.modalities.tokens import TokenPreprocessing
@@ -182,10 +183,7 @@ class PairModality(Modality[MultimodalConfig]):
     kind: ClassVar[str] = "An image and text"
     task: ClassVar[str] = "image-text-classification"
     has_pipeline: ClassVar[bool] = False
-
-    def text_columns(self, config: MultimodalConfig) -> list[str]:
-        """See `Modality.text_columns`."""
-        return [name for name in (config.data.label_column_name, config.text.text_column_name) if name]
+    text_settings: ClassVar[tuple[str, ...]] = ("label_column_name", "text_column_name")
 
     def read(self, path: Path, config: MultimodalConfig) -> datasets.DatasetDict:
         """See `Modality.read`."""
@@ -293,11 +291,21 @@ class PairModality(Modality[MultimodalConfig]):
         self, files: Sequence[Path], columns: Mapping[str, str | None], saved: PairPreprocessing
     ) -> list[LocatedSample]:
         """Each row of a table is a pair; paths of images are relative to the table."""
-        located = [pair for path in files for pair in pairs_in(path, columns, saved.columns)]
-        return [
-            LocatedSample(path, row, (None if image is None else ImageModality().sample_of(image), text))
-            for path, row, (image, text) in located
-        ]
+        usual = {"text_column_name": TEXT_NAMES, "image_column_name": (PATH_NAME, *IMAGE_NAMES)}
+        located = []
+        for path in files:
+            rows, existing = rows_in(path)
+            chosen = chosen_columns(existing, usual, columns, saved.columns)
+            refuse_missing(
+                path, chosen.values(), existing, expected="of texts, or one of paths of images",
+                do="name them in --text_column_name and --image_column_name",
+            )  # fmt: skip
+            text, image = (chosen.get(setting) for setting in usual)
+            for number, row in enumerate(rows, start=1):
+                words, file = (row[name] if name else "" for name in (text, image))
+                picture = ImageModality().sample_of(path.parent / file) if file else None
+                located.append(LocatedSample(path, number, (picture, words or None)))
+        return located
 
 
 def part_alone(loaders: Loaders, part: str) -> Loaders:

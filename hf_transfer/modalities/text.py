@@ -12,10 +12,11 @@ from torch import nn
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Loaders, loaders_of
 from hf_transfer.data.checked import Selected
+from hf_transfer.data.columns import TEXT_NAMES
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, saved_description
-from hf_transfer.modalities.sample_tables import chosen_columns, rows_in
+from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
 from hf_transfer.modalities.text_batches import (
     TextRows,
     TokenInputs,
@@ -41,11 +42,7 @@ class TextModality(Modality[TextConfig]):
     kind: ClassVar[str] = "A text"
     task: ClassVar[str] = "text-classification"
     larger_head: ClassVar[bool] = True
-
-    def text_columns(self, config: TextConfig) -> list[str]:
-        """See `Modality.text_columns`."""
-        named = (config.data.label_column_name, config.text.text_column_name, config.text.text_pair_column_name)
-        return [name for name in named if name]
+    text_settings: ClassVar[tuple[str, ...]] = ("label_column_name", "text_column_name", "text_pair_column_name")
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`."""
@@ -154,8 +151,20 @@ class TextModality(Modality[TextConfig]):
         located = []
         for path in files:
             rows, existing = rows_in(path)
-            text, pair = chosen_columns(path, existing, columns, saved)
-            names = [name for name in (text, pair) if name is not None]
+            only_column = existing[: len(existing) == 1]
+            usual = {"text_column_name": (*TEXT_NAMES, *only_column), "text_pair_column_name": ()}
+            chosen = chosen_columns(existing, usual, columns, saved.columns)
+            names = list(chosen.values()) if "text_column_name" in chosen else []
+            wanted = "name it in --text_column_name (and --text_pair_column_name)"
+            refuse_missing(path, names, existing, expected="of texts", do=wanted)
+            if saved.pair is not None and len(names) != 1 + saved.pair:
+                raise user_error(
+                    expected=f"{'pairs of texts' if saved.pair else 'single texts'}, as the model was trained on",
+                    found=f"{'one column' if saved.pair else 'two columns'} of {path}",
+                    do="name the second one in --text_pair_column_name"
+                    if saved.pair
+                    else "leave --text_pair_column_name out",
+                )
             located += [
                 LocatedSample(path, number, tuple(row[name] or "" for name in names))
                 for number, row in enumerate(rows, start=1)
