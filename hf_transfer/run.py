@@ -190,9 +190,9 @@ class Run:
         if not self.accelerator.is_main_process:
             return None
         test = self.predictions["test"]
-        details = test.target.details(test.outputs, test.targets)
-        self.results = self._results(details.tables)
-        write_report(Path(self.config.output.output_dir), self.results, details.pictures)
+        tables, pictures = test.target.details(test.outputs, test.targets)
+        self.results = self._results(tables)
+        write_report(Path(self.config.output.output_dir), self.results, pictures)
         return self.results
 
     def publish(self) -> None:

@@ -13,6 +13,7 @@ from hf_transfer.data.sources import SPLIT_NAMES, Loaded, load, rename_splits
 from hf_transfer.data.splits import Split, Splits, cut_stratified, few_per_stratum, with_unreadable
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
+from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.table import target_of
 
 
@@ -80,7 +81,7 @@ def load_splits(config: RunConfig, modality: SampleColumns, given: datasets.Data
     notes += selected.notes
     label_column = columns.label_column(data["train"], config.data.label_column_name)
     kind = target_of(config.data.problem_type, data["train"].features[label_column])
-    kind.ranking_metric(config.training.metric_for_best_model)
+    Ranking.of(kind, config.training.metric_for_best_model)
     target, values = kind.read(data, label_column)
 
     missing = [name for name in SPLIT_NAMES if name not in data]

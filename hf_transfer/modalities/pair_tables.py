@@ -16,10 +16,9 @@ from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.rows import is_given
 from hf_transfer.data.sources import SPLIT_NAMES, TABLE_BUILDERS, load_tables
 from hf_transfer.data.splits import Split
-from hf_transfer.errors import UserError, user_error
+from hf_transfer.errors import some, user_error
 from hf_transfer.settings.data import DataSettings
 
-LISTED = 5
 METADATA = "metadata"
 # The column of an imagefolder's metadata with the paths of images.
 PATH_NAME = "file_name"
@@ -121,7 +120,7 @@ def _tables(folder: Path) -> dict[Path, str]:
     if 0 < len(unknown) < len(tables):
         raise user_error(
             expected=f"tables in {folder} that all name their split, as train.csv or test/metadata.csv do",
-            found=f"{_some(unknown)}, beside others that do",
+            found=f"{some(unknown)}, beside others that do",
             do="rename these or move them elsewhere",
         )
     return {table: split or "train" for table, split in splits.items()}
@@ -203,13 +202,13 @@ def _image_files(tables: Tables, column: str, root: Path) -> dict[Path, list[str
     if outside:
         raise user_error(
             expected=f"paths of images that stay in {root}, relative to their table",
-            found=f"{len(outside)} that leave it: {_some(outside)}",
+            found=f"{len(outside)} that leave it: {some(outside)}",
             do="copy these images into the folder, and name them from there",
         )
     if missing:
         raise user_error(
             expected=f"files for all images that column '{column}' names",
-            found=f"{len(missing)} that do not exist: {_some(missing)}",
+            found=f"{len(missing)} that do not exist: {some(missing)}",
             do="correct these paths (rows are counted from 0); leave the field empty if there is no image",
         )
     return files
@@ -237,7 +236,7 @@ def _refuse_unnamed(folder: Path, named: set[str]) -> None:
     if unnamed:
         raise user_error(
             expected=f"for each image below {folder} a row that names it",
-            found=f"{len(unnamed)} of {len(images)} that no row names: {_some(unnamed)}",
+            found=f"{len(unnamed)} of {len(images)} that no row names: {some(unnamed)}",
             do="add rows for them, or move them elsewhere",
         )
 
@@ -253,17 +252,8 @@ def _refuse_paths(data: datasets.Dataset, column: str, roots: Sequence[str]) -> 
             continue
         file = _resolved(Path(path))
         if file is None or not any(file.is_relative_to(root) for root in allowed):
-            raise _path_instead(column, path, row)
-
-
-def _path_instead(column: str, path: str, row: int) -> UserError:
-    return user_error(
-        expected=f"embedded images in column '{column}'",
-        found=f"in row {row} the path {path}",
-        do="embed the images with their bytes, or give their paths in a column of text, relative to the table",
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+            raise user_error(
+                expected=f"embedded images in column '{column}'",
+                found=f"in row {row} the path {path}",
+                do="embed the images with their bytes, or give their paths in a column of text, relative to the table",
+            )

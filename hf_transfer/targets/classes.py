@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import datasets
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.utils import compute_class_weight
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
 
@@ -17,7 +19,6 @@ from hf_transfer.targets.class_labels import check_classes, read_labels
 from hf_transfer.targets.intervals import bootstrap_interval, wilson_interval
 from hf_transfer.targets.target import (
     OPTIONAL_SETTINGS,
-    Details,
     Interval,
     LossOptions,
     LossSums,
@@ -144,9 +145,8 @@ class Classes(Target):
         NeurIPS 2021, https://arxiv.org/abs/2106.14448.
         """
         first, second = log_softmax(outputs, -1).chunk(2)
-        both = kl_div(first, second, log_target=True, reduction="none") + kl_div(
-            second, first, log_target=True, reduction="none"
-        )
+        divergence = partial(kl_div, log_target=True, reduction="none")
+        both = divergence(first, second) + divergence(second, first)
         once = counted.chunk(2)[0]
         return (both.sum(-1) * once).sum() / (2 * once.sum().clamp(min=1))
 
@@ -173,7 +173,7 @@ class Classes(Target):
         scores: npt.NDArray[np.float64] = (outputs.argmax(-1).numpy() == targets).astype(float)
         return scores
 
-    def details(self, outputs: Tensor, targets: Values) -> Details:
+    def details(self, outputs: Tensor, targets: Values) -> tuple[list[Table], list[Picture]]:
         """Precision, recall and F1 of each class, and which classes are confused."""
         predicted, names = outputs.argmax(-1).numpy(), self.names
         matrix: npt.NDArray[np.int64] = confusion_matrix(targets, predicted, labels=range(len(names)))
@@ -184,13 +184,10 @@ class Classes(Target):
         ]
         titles = ("class", "precision", "recall", "F1", "samples")
         confused = most_confused(matrix, names)
-        return Details(
-            tables=[
-                Table("classes", "Classes (test)", CLASS_COLUMNS, titles, rows),
-                *([Table("confusions", "Most confused (test)", CONFUSED, CONFUSED, confused)] if confused else []),
-            ],
-            pictures=[Picture("confusion", "confusion.png", "Confusion matrix of the test split", (matrix, names))],
-        )
+        tables = [Table("classes", "Classes (test)", CLASS_COLUMNS, titles, rows)]
+        if confused:
+            tables.append(Table("confusions", "Most confused (test)", CONFUSED, CONFUSED, confused))
+        return tables, [Picture("confusion", "confusion.png", "Confusion matrix of the test split", (matrix, names))]
 
     def shown(self, value: Any) -> str:
         """The class name."""
@@ -229,13 +226,11 @@ def most_confused(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> list[d
         matrix: samples by true and predicted class [classes, classes].
         names: of the classes.
     """
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
+    wrong = matrix - np.diag(matrix.diagonal())
     most = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS_NAMED]
-    pairs = [tuple(map(int, np.unravel_index(place, wrong.shape))) for place in most]
     return [
-        {"true": names[true], "predicted": names[predicted], "samples": int(wrong[true, predicted])}
-        for true, predicted in pairs
+        dict(zip(CONFUSED, (names[true], names[predicted], int(wrong[true, predicted])), strict=True))
+        for true, predicted in zip(*np.unravel_index(most, wrong.shape), strict=True)
         if wrong[true, predicted]
     ]
 
@@ -254,9 +249,6 @@ def balanced_class_weights(labels: npt.NDArray[np.int64], classes: int) -> Tenso
         labels: class numbers [samples] of the training samples that count.
         classes: how many classes the model tells apart.
     """
-    counts = np.bincount(labels, minlength=classes)
-    assert len(counts) == classes, f"a class number is beyond the {classes} classes"
-    present = counts > 0
-    weights = np.ones(classes)
-    weights[present] = counts.sum() / (present.sum() * counts[present])
+    weights, present = np.ones(classes), np.unique(labels)
+    weights[present] = compute_class_weight("balanced", classes=present, y=labels)
     return torch.from_numpy(weights).float()
