@@ -161,7 +161,7 @@ class EpochSampler(Sampler[int]):
 
 
 def loader_of(
-    rows: Dataset[Any], batch_size: int, order: Sampler[int] | None, workers: int, accelerator: Accelerator,
+    rows: Dataset[Any], batch_size: int, order: Iterable[int] | None, workers: int, accelerator: Accelerator,
     collate: Callable[[Any], Batch] | None = None,
 ) -> Any:  # fmt: skip
     """A data loader whose batches are divided among the processes."""
@@ -182,7 +182,7 @@ def loader_of(
 
 
 def loaders_of(
-    rows: Mapping[str, Dataset[Any]], orders: Mapping[str, Sampler[int]], training: TrainingSettings, workers: int,
+    rows: Mapping[str, Dataset[Any]], orders: Mapping[str, Iterable[int]], training: TrainingSettings, workers: int,
     accelerator: Accelerator, collate: Callable[[Any], Batch] | None = None,
     light_rows: Mapping[str, Dataset[Any]] | None = None, **attributes: Any,
 ) -> Loaders:  # fmt: skip

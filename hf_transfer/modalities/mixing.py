@@ -53,12 +53,13 @@ class Mixing:
             The inputs with mixed pixels, and targets as shares, float32 [batch, outputs]; zeros for masked samples.
         """
         shares, pixels = self.target.mixed(targets, counted), inputs["pixel_values"]
-        kinds = [kind for kind in ("mixup", "cutmix") if self._alpha(kind) > 0]
+        alphas = {"mixup": self.mixup_alpha, "cutmix": self.cutmix_alpha}
+        kinds = [kind for kind, alpha in alphas.items() if alpha > 0]
         if not kinds or not len(targets):
             return inputs, shares
         draws = np.random.default_rng((self.seed, epoch, int(index[0]), STREAM))
         kind = kinds[draws.integers(len(kinds))]
-        kept = float(draws.beta(self._alpha(kind), self._alpha(kind)))
+        kept = float(draws.beta(alphas[kind], alphas[kind]))
         partners = pixels.flip(0)
         if kind == "mixup":
             mixed = kept * pixels + (1 - kept) * partners
@@ -75,9 +76,6 @@ class Mixing:
         pixels = torch.where(mixes[:, None, None, None], mixed, pixels)
         mixed_shares = torch.where(mixes[:, None], kept * shares + (1 - kept) * shares.flip(0), shares)
         return {**inputs, "pixel_values": pixels}, mixed_shares
-
-    def _alpha(self, kind: str) -> float:
-        return self.mixup_alpha if kind == "mixup" else self.cutmix_alpha
 
 
 def _box(draws: np.random.Generator, kept: float, height: int, width: int) -> tuple[int, int, int, int]:

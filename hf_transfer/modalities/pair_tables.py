@@ -92,12 +92,11 @@ def read_pairs(
     embedded = [(data, name) for data in tables.values() for name in _embedded(data)] if column is None else []
     for data, name in embedded:
         _refuse_paths(data, name, ())
-    files: dict[Path, list[str | None]] = {}
+    named: set[str] = set()
     if column is not None:
-        files = _image_files(tables, column, folder.resolve())
-        tables = {table: _with_files(data, column, files[table]) for table, data in tables.items()}
+        tables, named = _with_files(tables, column, folder.resolve())
     if path.is_dir() and (column is not None or embedded):
-        _refuse_unnamed(folder, {file for of_table in files.values() for file in of_table if file})
+        _refuse_unnamed(folder, named)
     parts = defaultdict(list)
     for table, data in tables.items():
         parts[split_of[table]].append(data)
@@ -179,18 +178,19 @@ def _names_an_image(value: str) -> bool:
     return value.lower().endswith(tuple(SUFFIXES))
 
 
-def _image_files(tables: Tables, column: str, root: Path) -> dict[Path, list[str | None]]:
-    """For each table the image file of each row, None for rows without one.
+def _with_files(tables: Tables, column: str, root: Path) -> tuple[dict[Path, datasets.Dataset], set[str]]:
+    """The tables with images in the place of their paths, None for rows without one; and the paths of all files.
 
     Raises:
         UserError: a path leaves the folder of the data, or there is no such file.
     """
     outside, missing = [], []
-    files: dict[Path, list[str | None]] = defaultdict(list)
+    changed, named = {}, set()
     for table, data in tables.items():
+        images: list[dict[str, str | None] | None] = []
         for row, name in enumerate(data[column][:]):
             if name is None or not str(name).strip():
-                files[table].append(None)
+                images.append(None)
                 continue
             file = _resolved(table.parent / str(name))
             where = f"{name} in row {row} of {table.name}"
@@ -198,7 +198,10 @@ def _image_files(tables: Tables, column: str, root: Path) -> dict[Path, list[str
                 outside.append(where)
             elif file is None or not file.is_file():
                 missing.append(where)
-            files[table].append(str(file))
+            images.append({"bytes": None, "path": str(file)})
+            named.add(str(file))
+        feature = datasets.Image(decode=False)
+        changed[table] = data.remove_columns(column).add_column(column, images, feature=feature)
     if outside:
         raise user_error(
             expected=f"paths of images that stay in {root}, relative to their table",
@@ -211,7 +214,7 @@ def _image_files(tables: Tables, column: str, root: Path) -> dict[Path, list[str
             found=f"{len(missing)} that do not exist: {some(missing)}",
             do="correct these paths (rows are counted from 0); leave the field empty if there is no image",
         )
-    return files
+    return changed, named
 
 
 def _resolved(path: Path) -> Path | None:
@@ -223,11 +226,6 @@ def _resolved(path: Path) -> Path | None:
     except (OSError, RuntimeError, ValueError):
         # It is too long, has a null byte, leads through a file, or its links form a loop: there is no such file.
         return None
-
-
-def _with_files(data: datasets.Dataset, column: str, files: Sequence[str | None]) -> datasets.Dataset:
-    images = [None if file is None else {"bytes": None, "path": file} for file in files]
-    return data.remove_columns(column).add_column(column, images, feature=datasets.Image(decode=False))
 
 
 def _refuse_unnamed(folder: Path, named: set[str]) -> None:

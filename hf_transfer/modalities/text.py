@@ -155,16 +155,10 @@ class TextModality(Modality[TextConfig]):
             usual = {"text_column_name": (*TEXT_NAMES, *only_column), "text_pair_column_name": ()}
             chosen = chosen_columns(existing, usual, columns, saved.columns)
             names = list(chosen.values()) if "text_column_name" in chosen else []
-            wanted = "name it in --text_column_name (and --text_pair_column_name)"
-            refuse_missing(path, names, existing, expected="of texts", do=wanted)
-            if saved.pair is not None and len(names) != 1 + saved.pair:
-                raise user_error(
-                    expected=f"{'pairs of texts' if saved.pair else 'single texts'}, as the model was trained on",
-                    found=f"{'one column' if saved.pair else 'two columns'} of {path}",
-                    do="name the second one in --text_pair_column_name"
-                    if saved.pair
-                    else "leave --text_pair_column_name out",
-                )
+            do = "name it in --text_column_name (and --text_pair_column_name)"
+            refuse_missing(path, names, existing, expected="of texts", do=do)
+            do = "name the second one in --text_pair_column_name" if saved.pair else "leave --text_pair_column_name out"
+            saved.refuse_other(len(names), found=f"{'one column' if saved.pair else 'two columns'} of {path}", do=do)
             located += [
                 LocatedSample(path, number, tuple(row[name] or "" for name in names))
                 for number, row in enumerate(rows, start=1)

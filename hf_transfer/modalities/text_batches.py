@@ -1,7 +1,7 @@
 """Batches of texts: tokens in memory, orders by length, padding to the longest text of a batch."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,17 +101,6 @@ class LengthGroupedSampler(EpochSampler):
         return iter(np.concatenate([*mixed, *rest]).tolist())
 
 
-class LongestFirst(EpochSampler):
-    """Positions from the longest text to the shortest, for evaluation, whose results do not depend on the order."""
-
-    def __init__(self, lengths: Lengths) -> None:
-        super().__init__(len(lengths), 0)
-        self.order = np.argsort(-lengths, kind="stable")
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order.tolist())
-
-
 class TokenInputs(InputMaker):
     """Makes model inputs of padded texts: they are moved to the device as they are.
 
@@ -127,13 +116,16 @@ class TokenInputs(InputMaker):
         return self.rows[split].fingerprint()
 
 
-def orders_of(rows: Mapping[str, TextRows], texts: TextSettings, training: TrainingSettings) -> dict[str, EpochSampler]:
-    """The order of each split: for training as set, else the longest text first."""
+def orders_of(
+    rows: Mapping[str, TextRows], texts: TextSettings, training: TrainingSettings
+) -> dict[str, Iterable[int]]:  # fmt: skip
+    """The order of each split: for training as set, else the longest text first, since results do not depend on it."""
     lengths = rows["train"].lengths
     order = EpochSampler(len(lengths), training.seed)
     if texts.train_sampling_strategy == "group_by_length":
         order = LengthGroupedSampler(lengths, training.per_device_train_batch_size, training.seed)
-    return {"train": order} | {name: LongestFirst(rows[name].lengths) for name in ("validation", "test")}
+    longest_first = {name: np.argsort(-rows[name].lengths, kind="stable").tolist() for name in ("validation", "test")}
+    return {"train": order, **longest_first}
 
 
 def collate_texts(preprocessing: TokenPreprocessing, samples: Sequence[Mapping[str, Any]]) -> Batch:
