@@ -29,7 +29,7 @@ from hf_transfer.data.batches import (
 from hf_transfer.data.checked import Selected
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import UserError
-from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation
+from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Wanted
 from hf_transfer.modalities.table import MODALITIES
 from hf_transfer.models.pretrained import AnyCheckpoint
 from hf_transfer.settings.fields import Topic, setting
@@ -138,9 +138,7 @@ class GreyModality(Modality[GreyConfig]):
     def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
         return {"validation": 0, "test": 0}
 
-    def preprocessing(
-        self, checkpoint: AnyCheckpoint, config: GreyConfig | None, saved: Mapping[str, Any]
-    ) -> GreyPreprocessing:
+    def preprocessing(self, checkpoint: AnyCheckpoint, config: GreyConfig | None, saved: Saved) -> GreyPreprocessing:
         return GreyPreprocessing()
 
     def loaders(
@@ -155,9 +153,7 @@ class GreyModality(Modality[GreyConfig]):
     def sample_of(self, value: Any) -> npt.NDArray[np.float32]:
         return np.load(value) if isinstance(value, str | Path) else np.asarray(value, np.float32)
 
-    def samples_in(
-        self, files: Sequence[Path], columns: Mapping[str, str | None], saved: Preprocessing
-    ) -> list[LocatedSample]:
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: Preprocessing) -> list[LocatedSample]:
         return [LocatedSample(path, None, self.sample_of(path)) for path in files]
 
 

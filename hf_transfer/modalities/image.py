@@ -23,7 +23,7 @@ from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.augmentation import Augmentation
 from hf_transfer.modalities.mixing import Mixing
-from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation
+from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Wanted
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.models.pretrained import AnyCheckpoint
 from hf_transfer.settings.run import MultimodalConfig, RunConfig, VisionConfig
@@ -167,9 +167,7 @@ class ImageModality(Modality[VisionConfig]):
         """See `Modality.copies`."""
         return verification.copies_of_images(splits)
 
-    def preprocessing(
-        self, checkpoint: AnyCheckpoint, config: VisionConfig | None, saved: Mapping[str, Any]  # noqa: ARG002
-    ) -> PixelPreprocessing:  # fmt: skip
+    def preprocessing(self, checkpoint: AnyCheckpoint, config: VisionConfig | None, saved: Saved) -> PixelPreprocessing:  # noqa: ARG002
         """See `Modality.preprocessing`."""
         return PixelPreprocessing(checkpoint.parts[0].processor(), saved.get("columns"))
 
@@ -205,9 +203,7 @@ class ImageModality(Modality[VisionConfig]):
                 do="correct or leave out this sample",
             ) from error
 
-    def samples_in(
-        self, files: Sequence[Path], columns: Mapping[str, str | None], saved: Any  # noqa: ARG002
-    ) -> list[LocatedSample]:  # fmt: skip
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: Any) -> list[LocatedSample]:  # noqa: ARG002
         """Each file is a picture; the error names all that cannot be read."""
         located, problems = [], []
         for path in files:

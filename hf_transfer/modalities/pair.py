@@ -17,12 +17,11 @@ from torch.utils.data import Dataset
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
 from hf_transfer.data.checked import Selected
-from hf_transfer.data.columns import IMAGE_NAMES, TEXT_NAMES
 from hf_transfer.data.rows import is_given
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.image import ImageInputs, ImageModality, ImageRows, image_inputs, image_rows
-from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation
+from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Wanted
 from hf_transfer.modalities.pair_tables import PATH_NAME, missing_parts, read_pairs, select_pairs
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
@@ -113,12 +112,11 @@ class PairRows(Dataset[dict[str, Any]]):
         sample = self.texts[position]
         with_image, with_text = bool(self._with_image[position]), bool(self._with_text[position])
         if self.images is not None and with_image:
-            image = self.images[position]
-            sample |= {"pixel_values": image["pixel_values"], "counted": image["counted"]}
+            sample |= self.images[position]
         elif self.images is not None:
             sample["pixel_values"] = torch.zeros(self.images.preprocessing.shape, dtype=torch.uint8)
-        counted = bool(sample["counted"])
-        return sample | dict(zip(PRESENT, (with_image and counted, with_text or not counted), strict=True))
+        present = (sample["counted"] & with_image, ~sample["counted"] | with_text)
+        return sample | dict(zip(PRESENT, present, strict=True))
 
 
 class PairInputs(InputMaker):
@@ -237,7 +235,7 @@ class PairModality(Modality[MultimodalConfig]):
         )
 
     def preprocessing(
-        self, checkpoint: AnyCheckpoint, config: MultimodalConfig | None, saved: Mapping[str, Any]
+        self, checkpoint: AnyCheckpoint, config: MultimodalConfig | None, saved: Saved
     ) -> PairPreprocessing:
         """See `Modality.preprocessing`; a finished model has both processors in its one folder."""
         pixels = PixelPreprocessing(checkpoint.parts[0].processor())
@@ -261,7 +259,7 @@ class PairModality(Modality[MultimodalConfig]):
         return loaders_of(
             {name: PairRows(texts[name], pictures[name]) for name in texts},
             orders_of(texts, config.text, config.training), config.training, workers, accelerator,
-            partial(_collate, tokens), light_rows={name: PairRows(texts[name], None) for name in texts},
+            partial(collate_texts, tokens), light_rows={name: PairRows(texts[name], None) for name in texts},
             target=splits.target, to_inputs=PairInputs(images, texts), views=images.views, cycle=images.cycle,
             notes=(*tokens.notes, *describe_truncation(texts, tokens.max_length)),
         )  # fmt: skip
@@ -287,15 +285,13 @@ class PairModality(Modality[MultimodalConfig]):
         image, text = value
         return None if image is None else ImageModality().sample_of(image), text
 
-    def samples_in(
-        self, files: Sequence[Path], columns: Mapping[str, str | None], saved: PairPreprocessing
-    ) -> list[LocatedSample]:
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: PairPreprocessing) -> list[LocatedSample]:
         """Each row of a table is a pair; paths of images are relative to the table."""
-        usual = {"text_column_name": TEXT_NAMES, "image_column_name": (PATH_NAME, *IMAGE_NAMES)}
+        usual = {"text_column_name": columns.TEXT_NAMES, "image_column_name": (PATH_NAME, *columns.IMAGE_NAMES)}
         located = []
         for path in files:
             rows, existing = rows_in(path)
-            chosen = chosen_columns(existing, usual, columns, saved.columns)
+            chosen = chosen_columns(existing, usual, wanted, saved.columns)
             refuse_missing(
                 path, chosen.values(), existing, expected="of texts, or one of paths of images",
                 do="name them in --text_column_name and --image_column_name",
@@ -311,11 +307,3 @@ class PairModality(Modality[MultimodalConfig]):
 def part_alone(loaders: Loaders, part: str) -> Loaders:
     """The same batches with only one part of each pair, `image` or `text`."""
     return replace(loaders, to_inputs=PartInputs(loaders.to_inputs, part), without_first_layers=None)
-
-
-def _collate(preprocessing: TokenPreprocessing, samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """A batch of samples; a function of the module, since spawned workers cannot be sent a closure."""
-    batch = collate_texts(preprocessing, samples)
-    if "pixel_values" in samples[0]:
-        batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in samples])
-    return batch | {name: torch.tensor([sample[name] for sample in samples]) for name in PRESENT}

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from hf_transfer.errors import user_error
+from hf_transfer.modalities.modality import Wanted
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 
@@ -31,9 +32,8 @@ def rows_in(path: Path) -> tuple[list[dict[str, str]], list[str]]:
 
 
 def chosen_columns(
-    existing: Sequence[str], usual: Mapping[str, Sequence[str]], wanted: Mapping[str, str | None],
-    saved: Mapping[str, str],
-) -> dict[str, str]:  # fmt: skip
+    existing: Sequence[str], usual: Mapping[str, Sequence[str]], wanted: Wanted, saved: Mapping[str, str]
+) -> dict[str, str]:
     """The columns of the samples, by the setting that names each; those that are not found are left out.
 
     Args:

@@ -12,10 +12,9 @@ from torch import nn
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Loaders, loaders_of
 from hf_transfer.data.checked import Selected
-from hf_transfer.data.columns import TEXT_NAMES
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
-from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, saved_description
+from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Wanted, saved_description
 from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
 from hf_transfer.modalities.text_batches import (
     TextRows,
@@ -72,9 +71,7 @@ class TextModality(Modality[TextConfig]):
         """See `Modality.checkpoint`."""
         return Checkpoint(config.model.model_name_or_path, config.model.model_revision, self.task, config.text.pooling)
 
-    def preprocessing(
-        self, checkpoint: AnyCheckpoint, config: TextConfig | None, saved: Mapping[str, Any]
-    ) -> TokenPreprocessing:
+    def preprocessing(self, checkpoint: AnyCheckpoint, config: TextConfig | None, saved: Saved) -> TokenPreprocessing:
         """See `Modality.preprocessing`."""
         return tokens_of(checkpoint.parts[0], config, saved)
 
@@ -144,16 +141,14 @@ class TextModality(Modality[TextConfig]):
             )
         return tuple(sample)
 
-    def samples_in(
-        self, files: Sequence[Path], columns: Mapping[str, str | None], saved: TokenPreprocessing
-    ) -> list[LocatedSample]:
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: TokenPreprocessing) -> list[LocatedSample]:
         """Each row of a table is a text, or a pair if the model takes pairs."""
         located = []
         for path in files:
             rows, existing = rows_in(path)
             only_column = existing[: len(existing) == 1]
-            usual = {"text_column_name": (*TEXT_NAMES, *only_column), "text_pair_column_name": ()}
-            chosen = chosen_columns(existing, usual, columns, saved.columns)
+            usual = {"text_column_name": (*columns.TEXT_NAMES, *only_column), "text_pair_column_name": ()}
+            chosen = chosen_columns(existing, usual, wanted, saved.columns)
             names = list(chosen.values()) if "text_column_name" in chosen else []
             do = "name it in --text_column_name (and --text_pair_column_name)"
             refuse_missing(path, names, existing, expected="of texts", do=do)
@@ -166,9 +161,7 @@ class TextModality(Modality[TextConfig]):
         return located
 
 
-def tokens_of(
-    checkpoint: Checkpoint, config: TextConfig | MultimodalConfig | None, saved: Mapping[str, Any]
-) -> TokenPreprocessing:
+def tokens_of(checkpoint: Checkpoint, config: TextConfig | MultimodalConfig | None, saved: Saved) -> TokenPreprocessing:
     """The preprocessing with a checkpoint's tokenizer; it truncates as set, or else as saved, or else at the limit."""
     tokenizer = checkpoint.tokenizer()
     # A run saves its own length as the tokenizer's limit. The next run that starts from its model may use longer texts.

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from hf_transfer.data.batches import LABELS, Batch, EpochSampler, InputMaker, LabelRows
+from hf_transfer.data.batches import Batch, EpochSampler, InputMaker, LabelRows
 from hf_transfer.data.rows import texts_of
 from hf_transfer.data.splits import Split
 from hf_transfer.modalities.tokens import TokenPreprocessing
@@ -129,9 +129,13 @@ def orders_of(
 
 
 def collate_texts(preprocessing: TokenPreprocessing, samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """A batch of padded texts; a function of the module, since spawned workers cannot be sent a closure."""
+    """A batch of padded texts and what else the samples have, which is all of one size.
+
+    It is a function of the module, since spawned workers cannot be sent a closure.
+    """
     batch = preprocessing.pad([sample["tokens"] for sample in samples])
-    return batch | {name: torch.stack([sample[name] for sample in samples]) for name in LABELS}
+    others = [name for name in samples[0] if name != "tokens"]
+    return batch | {name: torch.stack([sample[name] for sample in samples]) for name in others}
 
 
 def describe_truncation(rows: Mapping[str, TextRows], max_length: int) -> list[str]:
