@@ -121,12 +121,14 @@ def _crop_matrices(draws: Floats, scale: tuple[float, float], stretch: bool, fli
     # A crop may lie anywhere inside the image; "light" shifts by up to a tenth of the side, whose length is 2 here.
     reach_x, reach_y = (1 - width, 1 - height) if stretch else (np.full_like(width, 0.2), np.full_like(height, 0.2))
     mirrored = np.where(draws[:, 4] < 0.5, -1.0, 1.0) if flip else np.ones(len(draws))
-    matrices = np.zeros((len(draws), 2, 3))
-    matrices[:, 0, 0] = width * mirrored
-    matrices[:, 1, 1] = height
-    matrices[:, 0, 2] = (2 * draws[:, 2] - 1) * reach_x
-    matrices[:, 1, 2] = (2 * draws[:, 3] - 1) * reach_y
-    return matrices
+    shift_x, shift_y = (2 * draws[:, 2] - 1) * reach_x, (2 * draws[:, 3] - 1) * reach_y
+    return _matrices(len(draws), width * mirrored, 0, shift_x, 0, height, shift_y)
+
+
+def _matrices(count: int, *elements: Floats | float) -> Floats:
+    """Matrices of affine maps [count, 2, 3], by their six elements, row by row; a number stands for all of them."""
+    columns = [np.broadcast_to(element, count) for element in elements]
+    return np.stack(columns, axis=-1).reshape(count, 2, 3)
 
 
 def _warp(images: Tensor, matrices: Floats) -> Tensor:
@@ -179,9 +181,7 @@ def _by_image(values: Floats, images: Tensor) -> Tensor:
 
 
 def _affine(images: Tensor, *elements: Floats | float) -> Tensor:
-    """Sampling along affine maps, by the six elements of their matrices, row by row."""
-    columns = [np.broadcast_to(element, len(images)) for element in elements]
-    return _warp(images, np.stack(columns, axis=-1).reshape(-1, 2, 3))
+    return _warp(images, _matrices(len(images), *elements))
 
 
 def _rotate(images: Tensor, angle: Floats) -> Tensor:
