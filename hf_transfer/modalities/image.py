@@ -85,10 +85,7 @@ class ImageInputs(InputMaker):
     def __init__(
         self, preprocessing: PixelPreprocessing, augmentation: Augmentation, splits: Splits, *, mask: bool
     ) -> None:
-        self.preprocessing = preprocessing
-        self.augmentation = augmentation
-        self.splits = splits
-        self.mask = mask
+        self.preprocessing, self.augmentation, self.splits, self.mask = preprocessing, augmentation, splits, mask
         self.views, self.cycle = augmentation.views or DEFAULT_VIEWS, augmentation.views
         if augmentation.kind == "none":
             self.views, self.cycle = 0, 1
@@ -121,12 +118,9 @@ class ImageInputs(InputMaker):
 
     def _check_masked(self, batch: Batch, split: str) -> None:
         """Report masked samples that verification has not found: of a large data set it decodes only some images."""
-        if bool(batch["counted"].all()):
-            return
-        rows = self.splits.of(split)
-        for row in batch["index"][~batch["counted"]].tolist():
-            if row in self._unreadable[split]:
-                continue
+        rows, known = self.splits.of(split), self._unreadable[split]
+        masked = batch["index"][~batch["counted"]].tolist()
+        for row in (row for row in masked if row not in known):
             try:
                 decode(encoded_image(rows, row))
             except BadImageError as error:
@@ -136,8 +130,8 @@ class ImageInputs(InputMaker):
                         found=f"{describe_row(rows, row)}: {error}",
                         do="fix or remove it, or mask such images with --on_bad_sample skip",
                     ) from error
-                self._unreadable[split][row] = str(error)
-                verification.refuse_bad_share(self._unreadable[split], rows, split)
+                known[row] = str(error)
+                verification.refuse_bad_share(known, rows, split)
 
 
 class ImageModality(Modality[VisionConfig]):

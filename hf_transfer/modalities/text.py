@@ -130,16 +130,13 @@ class TextModality(Modality[TextConfig]):
         """A text, a pair of texts, or a mapping with `text` and `text_pair`, as a tuple."""
         if isinstance(value, Mapping):
             value = tuple(value[name] for name in ("text", "text_pair") if name in value)
-        sample = (value,) if isinstance(value, str) else value
-        if (
-            not isinstance(sample, tuple | list)
-            or len(sample) not in (1, 2)
-            or not all(isinstance(text, str) for text in sample)
-        ):
+        texts = (value,) if isinstance(value, str) else value
+        are_texts = isinstance(texts, tuple | list) and all(isinstance(text, str) for text in texts)
+        if not are_texts or len(texts) not in (1, 2):
             raise user_error(
                 expected="a text, or two texts in a tuple", found=f"{value!r:.200}", do="correct this sample"
             )
-        return tuple(sample)
+        return tuple(texts)
 
     def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: TokenPreprocessing) -> list[LocatedSample]:
         """Each row of a table is a text, or a pair if the model takes pairs."""
