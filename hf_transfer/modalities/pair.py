@@ -47,9 +47,8 @@ class PairPreprocessing(Preprocessing):
     """
 
     def __init__(
-        self, pixels: PixelPreprocessing, tokens: TokenPreprocessing,
-        columns: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
+        self, pixels: PixelPreprocessing, tokens: TokenPreprocessing, columns: Mapping[str, str] | None = None
+    ) -> None:
         self.pixels, self.tokens, self.columns = pixels, tokens, columns or {}
 
     def inputs(self, samples: Sequence[Pair]) -> Batch:
@@ -99,10 +98,8 @@ class PairRows(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, texts: TextRows, images: ImageRows | None) -> None:
-        self.texts = texts
-        self.images = images
-        self.split = texts.split
-        self.lengths = texts.lengths
+        self.texts, self.images = texts, images
+        self.split, self.lengths = texts.split, texts.lengths
         self._with_image, self._with_text = is_given(texts.split, "image"), is_given(texts.split, "text")
 
     def __len__(self) -> int:
@@ -128,8 +125,7 @@ class PairInputs(InputMaker):
     """
 
     def __init__(self, images: ImageInputs, texts: Mapping[str, TextRows]) -> None:
-        self.images = images
-        self.texts = texts
+        self.images, self.texts = images, texts
 
     def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
         """See `InputMaker`; for a missing image the model gets zeros."""

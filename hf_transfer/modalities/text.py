@@ -16,13 +16,7 @@ from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Wanted, saved_description
 from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
-from hf_transfer.modalities.text_batches import (
-    TextRows,
-    TokenInputs,
-    collate_texts,
-    describe_truncation,
-    orders_of,
-)
+from hf_transfer.modalities.text_batches import TextRows, TokenInputs, collate_texts, describe_truncation, orders_of
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 from hf_transfer.settings.run import MultimodalConfig, RunConfig, TextConfig
