@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -203,8 +204,9 @@ def loaders_of(
     light: Callable[[], Loaders] | None = None
     if light_rows is not None:
         light = partial(loaders_of, light_rows, orders, training, 0, accelerator, collate, **attributes)
+    # With copies of the orders: the epoch that is set for one loader must not change the order of another.
     loaders = {
-        split: loader_of(rows[split], size, orders.get(split), workers, accelerator, collate)
+        split: loader_of(rows[split], size, copy(orders.get(split)), workers, accelerator, collate)
         for split, size in sizes.items()
     }
     return Loaders(**loaders, **attributes, without_first_layers=light)

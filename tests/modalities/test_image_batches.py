@@ -297,6 +297,20 @@ def test_blank_loaders_have_the_same_samples_in_the_same_order_and_read_no_image
     assert blank.fingerprint("train", 1) == loaders.fingerprint("train", 1)
 
 
+def test_the_epoch_that_is_set_for_loaders_does_not_change_the_order_of_blank_ones(
+    settings: Settings, preprocessing: PixelPreprocessing
+) -> None:
+    """What is recorded for a later stage has the rounding of its batches."""
+    loaders = loaders_of(splits_of(embedded(good(50, 0))), preprocessing, settings())
+    assert loaders.without_first_layers is not None
+    before = loaders.without_first_layers()
+    loaders.train.set_epoch(5)
+    for blank in (before, loaders.without_first_layers()):
+        own = [batch["index"].tolist() for batch in blank.train]
+        blank.train.set_epoch(5)
+        assert own != [batch["index"].tolist() for batch in blank.train]
+
+
 def fingerprints(
     splits: Splits, preprocessing: PixelPreprocessing, config: VisionConfig, epochs: tuple[int | None, ...] = (None, 0)
 ) -> list[str]:
