@@ -1,5 +1,7 @@
 """Errors that the person running a command can fix."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """An error in settings, data or environment: commands print it without a traceback and exit with code 2.
@@ -12,6 +14,15 @@ class UserError(Exception):
     def __init__(self, message: str, *, found: str = "") -> None:
         super().__init__(message)
         self.found = found
+
+
+LISTED = 5
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, for an error message, and how many more there are."""
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def user_error(*, expected: str, found: str, do: str) -> UserError:

@@ -22,7 +22,7 @@ from hf_transfer.evaluation.report import results_table, write_report
 from hf_transfer.evaluation.results import PART, Results, Scores
 from hf_transfer.hub.publish import Published
 from hf_transfer.hub.runs import prepare_to_publish, publish_run, push_run
-from hf_transfer.modalities.modality import Modality, Regularisation
+from hf_transfer.modalities.modality import Modality, Regularisation, saved_description
 from hf_transfer.modalities.table import modality_named
 from hf_transfer.models.pretrained import AnyCheckpoint
 from hf_transfer.settings.run import RunConfig
@@ -86,12 +86,9 @@ class Run:
         config, modality = self.config, self.modality
         prepare_to_publish(config, self.accelerator)
         self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
-        if config.trains():
-            self.preprocessing, data_config = modality.preprocessing(self.checkpoint, config), config
-        else:
-            (part,) = self.checkpoint.parts
-            self.preprocessing = modality.saved_preprocessing(part, config)
-            data_config = modality.as_trained(config, self.preprocessing)
+        saved = {} if config.trains() else saved_description(self.checkpoint.parts[0])
+        self.preprocessing = modality.preprocessing(self.checkpoint, config, saved)
+        data_config = config if config.trains() else modality.as_trained(config, self.preprocessing)
         with self.accelerator.main_process_first():
             self.splits = load_splits(data_config, modality, self._data)
         if config.trains():
@@ -190,9 +187,9 @@ class Run:
         if not self.accelerator.is_main_process:
             return None
         test = self.predictions["test"]
-        details = test.target.details(test.outputs, test.targets)
-        self.results = self._results(details.tables)
-        write_report(Path(self.config.output.output_dir), self.results, details.pictures)
+        tables, pictures = test.target.details(test.outputs, test.targets)
+        self.results = self._results(tables)
+        write_report(Path(self.config.output.output_dir), self.results, pictures)
         return self.results
 
     def publish(self) -> None:

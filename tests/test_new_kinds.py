@@ -24,15 +24,14 @@ from hf_transfer.data.batches import (
     LabelledInputs,
     LabelRows,
     Loaders,
-    labels_on,
-    loader_of,
+    loaders_of,
 )
 from hf_transfer.data.checked import Selected
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import UserError
-from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation
+from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Wanted
 from hf_transfer.modalities.table import MODALITIES
-from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
+from hf_transfer.models.pretrained import AnyCheckpoint
 from hf_transfer.settings.fields import Topic, setting
 from hf_transfer.settings.parsing import parse
 from hf_transfer.settings.run import RunConfig
@@ -107,8 +106,8 @@ class GreyInputs(InputMaker):
         self.preprocessing, self.splits = preprocessing, splits
 
     def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
-        inputs = self.preprocessing.inputs([one.numpy() for one in batch["grey"]])
-        return LabelledInputs({"pixel_values": inputs["pixel_values"].to(device)}, *labels_on(batch, device))
+        inputs = self.preprocessing.inputs([one.numpy() for one in batch.pop("grey")])
+        return super().__call__(batch | inputs, device, split, epoch)
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
         return f"{split} {self.splits.of(split).dataset._fingerprint} {self.splits.of(split).rows.tolist()}"
@@ -139,32 +138,22 @@ class GreyModality(Modality[GreyConfig]):
     def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
         return {"validation": 0, "test": 0}
 
-    def preprocessing(self, checkpoint: AnyCheckpoint, config: GreyConfig) -> GreyPreprocessing:
-        return GreyPreprocessing()
-
-    def saved_preprocessing(self, checkpoint: Checkpoint, config: GreyConfig | None = None) -> GreyPreprocessing:
+    def preprocessing(self, checkpoint: AnyCheckpoint, config: GreyConfig | None, saved: Saved) -> GreyPreprocessing:
         return GreyPreprocessing()
 
     def loaders(
         self, splits: Splits, preprocessing: GreyPreprocessing, config: GreyConfig, accelerator: Accelerator,
         *, frozen_prefix: bool,
     ) -> Loaders:  # fmt: skip
-        order = EpochSampler(len(splits.train), config.training.seed)
-        size = config.training.per_device_train_batch_size
-        return Loaders(
-            target=splits.target,
-            train=loader_of(GreyRows(splits.train), size, order, 0, accelerator),
-            validation=loader_of(GreyRows(splits.validation), size, None, 0, accelerator),
-            test=loader_of(GreyRows(splits.test), size, None, 0, accelerator),
-            to_inputs=GreyInputs(preprocessing, splits),
-        )
+        rows = {name: GreyRows(split) for name, split in splits.items()}
+        orders = {"train": EpochSampler(len(splits.train), config.training.seed)}
+        to_inputs = GreyInputs(preprocessing, splits)
+        return loaders_of(rows, orders, config.training, 0, accelerator, target=splits.target, to_inputs=to_inputs)
 
     def sample_of(self, value: Any) -> npt.NDArray[np.float32]:
         return np.load(value) if isinstance(value, str | Path) else np.asarray(value, np.float32)
 
-    def samples_in(
-        self, files: Sequence[Path], columns: Mapping[str, str | None], saved: Preprocessing
-    ) -> list[LocatedSample]:
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: Preprocessing) -> list[LocatedSample]:
         return [LocatedSample(path, None, self.sample_of(path)) for path in files]
 
 

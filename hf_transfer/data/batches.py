@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,8 +46,8 @@ class InputMaker:
     A sample that cannot be decoded raises `UserError`, or is masked.
     """
 
-    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
-        """Model inputs of a batch.
+    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:  # noqa: ARG002
+        """Model inputs of a batch: here the batch as it is, moved to the device.
 
         Args:
             batch: on the CPU.
@@ -53,7 +55,9 @@ class InputMaker:
             split: train, validation or test.
             epoch: augment the samples as in this epoch; None: as in evaluation.
         """
-        raise NotImplementedError
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        targets, counted, index = (moved.pop(name) for name in LABELS)
+        return LabelledInputs(moved, targets, counted, index)
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
         """A hash of everything that the inputs and targets of a split depend on, except for versions of packages.
@@ -138,12 +142,6 @@ class LabelRows(Dataset[dict[str, Tensor]]):
         return [dict(zip(LABELS, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def labels_on(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Targets, mask and row numbers of a batch, on a device."""
-    targets, counted, index = (batch[name].to(device, non_blocking=True) for name in LABELS)
-    return targets, counted, index
-
-
 class EpochSampler(Sampler[int]):
     """Positions in an order that is a pure function of (seed, epoch)."""
 
@@ -164,7 +162,7 @@ class EpochSampler(Sampler[int]):
 
 
 def loader_of(
-    rows: Dataset[Any], batch_size: int, order: Sampler[int] | None, workers: int, accelerator: Accelerator,
+    rows: Dataset[Any], batch_size: int, order: Iterable[int] | None, workers: int, accelerator: Accelerator,
     collate: Callable[[Any], Batch] | None = None,
 ) -> Any:  # fmt: skip
     """A data loader whose batches are divided among the processes."""
@@ -185,8 +183,9 @@ def loader_of(
 
 
 def loaders_of(
-    rows: Mapping[str, Dataset[Any]], orders: Mapping[str, Sampler[int]], training: TrainingSettings, workers: int,
-    accelerator: Accelerator, collate: Callable[[Any], Batch] | None = None, **attributes: Any,
+    rows: Mapping[str, Dataset[Any]], orders: Mapping[str, Iterable[int]], training: TrainingSettings, workers: int,
+    accelerator: Accelerator, collate: Callable[[Any], Batch] | None = None,
+    light_rows: Mapping[str, Dataset[Any]] | None = None, **attributes: Any,
 ) -> Loaders:  # fmt: skip
     """Loaders of all splits.
 
@@ -197,17 +196,20 @@ def loaders_of(
         workers: how many processes read the samples of a split.
         accelerator: the processes that share the batches.
         collate: makes a batch of samples; None: as torch does.
+        light_rows: the samples without what only the first layers need; see `Loaders.without_first_layers`.
         **attributes: the other attributes of `Loaders`.
     """
     evaluation = training.per_device_eval_batch_size
     sizes = {"train": training.per_device_train_batch_size, "validation": evaluation, "test": evaluation}
-    return Loaders(
-        **{
-            split: loader_of(rows[split], size, orders.get(split), workers, accelerator, collate)
-            for split, size in sizes.items()
-        },
-        **attributes,
-    )
+    light: Callable[[], Loaders] | None = None
+    if light_rows is not None:
+        light = partial(loaders_of, light_rows, orders, training, 0, accelerator, collate, **attributes)
+    # With copies of the orders: the epoch that is set for one loader must not change the order of another.
+    loaders = {
+        split: loader_of(rows[split], size, copy(orders.get(split)), workers, accelerator, collate)
+        for split, size in sizes.items()
+    }
+    return Loaders(**loaders, **attributes, without_first_layers=light)
 
 
 def workers_for(wanted: int | None, rows: int) -> int:

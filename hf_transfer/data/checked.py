@@ -1,9 +1,10 @@
 """From a loaded data set to checked splits: columns, targets, missing splits, unreadable samples, copies."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, TypeVar
 
 import datasets
 import numpy as np
@@ -13,6 +14,7 @@ from hf_transfer.data.sources import SPLIT_NAMES, Loaded, load, rename_splits
 from hf_transfer.data.splits import Split, Splits, cut_stratified, few_per_stratum, with_unreadable
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
+from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.table import target_of
 
 
@@ -31,37 +33,56 @@ class Selected:
     notes: list[str] = field(default_factory=list)
 
 
-class SampleColumns(Protocol):
-    """How a modality finds its samples in the rows of a data set; see `modalities.modality.Modality`."""
+Config = TypeVar("Config", bound=RunConfig)
 
-    @property
-    def samples(self) -> str:
-        """What a sample is, in the plural."""
 
-    def read(self, path: Path, config: Any) -> datasets.DatasetDict:
+class SampleColumns(ABC, Generic[Config]):
+    """How a modality finds its samples in the rows of a data set; see `modalities.modality.Modality`.
+
+    Attributes:
+        samples: what a sample is, in the plural.
+    """
+
+    samples: ClassVar[str]
+
+    @abstractmethod
+    def read(self, path: Path, config: Config) -> datasets.DatasetDict:
         """The data set in a file or folder on this machine."""
 
+    @abstractmethod
     def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:
         """Notes on files of the data set that are in no split."""
 
-    def select(self, loaded: datasets.DatasetDict, config: Any) -> Selected:
-        """The columns of the samples alone, for each split."""
+    @abstractmethod
+    def select(self, loaded: datasets.DatasetDict, config: Config) -> Selected:
+        """Only the columns of the samples, for each split."""
 
-    def unreadable(self, split: Split, name: str, config: Any) -> dict[int, str]:
+    @abstractmethod
+    def unreadable(self, split: Split, name: str, config: Config) -> dict[int, str]:
         """Rows that cannot be used, each with the reason.
 
         Raises:
             UserError: there are some, and they are not to be masked, or they are too many.
         """
 
-    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, str]) -> list[str]:
-        """Notes on the checked samples."""
+    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, str]) -> list[str]:  # noqa: ARG002
+        """Notes on the checked samples.
 
+        Args:
+            splits: of the data set.
+            columns: the columns that were chosen, by the setting that names each.
+
+        Raises:
+            UserError: together they are no data to train on.
+        """
+        return []
+
+    @abstractmethod
     def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
         """For validation and test: how many rows have an exact copy in training."""
 
 
-def load_splits(config: RunConfig, modality: SampleColumns, given: datasets.DatasetDict | None = None) -> Splits:
+def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets.DatasetDict | None = None) -> Splits:
     """Load, check and divide the samples that the settings name.
 
     Args:
@@ -80,7 +101,7 @@ def load_splits(config: RunConfig, modality: SampleColumns, given: datasets.Data
     notes += selected.notes
     label_column = columns.label_column(data["train"], config.data.label_column_name)
     kind = target_of(config.data.problem_type, data["train"].features[label_column])
-    kind.ranking_metric(config.training.metric_for_best_model)
+    Ranking.of(kind, config.training.metric_for_best_model)
     target, values = kind.read(data, label_column)
 
     missing = [name for name in SPLIT_NAMES if name not in data]

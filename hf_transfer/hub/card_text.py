@@ -15,6 +15,7 @@ from hf_transfer.evaluation.results import Results
 from hf_transfer.hub.usage import code_file, lines_of_python, needs_own_code
 from hf_transfer.modalities.table import MODALITIES
 from hf_transfer.strategies.adapter_files import is_adapter_folder
+from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.table import TARGETS
 from hf_transfer.targets.target import Table
 
@@ -202,7 +203,7 @@ def _shortened(table: Table) -> Table:
 
 def _selection(results: Results, settings: Mapping[str, Any], pictures: Sequence[str]) -> Iterator[str]:
     history, kept = results.history, sorted(results.soup) or [results.best_epoch]
-    ranking = TARGETS[results.problem_type].ranking_metric(settings.get("metric_for_best_model"))
+    ranking = Ranking.of(TARGETS[results.problem_type], settings.get("metric_for_best_model")).metric
     yield "## Model selection"
     yield ""
     yield (

@@ -59,7 +59,8 @@ class Augmentation:
         scale = (0.5, 1.0) if self.kind == "standard" else (0.9, 1.1)
         images = _warp(images, _crop_matrices(draws, scale, self.kind == "standard", self.flip))
         if self.kind == "standard":
-            return _colour_jitter(images, draws[:, 6:9])
+            factors = 0.8 + 0.4 * draws[:, 6:9]
+            return _saturation(_contrast(_brightness(images, factors[:, 0]), factors[:, 1]), factors[:, 2])
         if self.kind == "trivial":
             return _trivial(images, draws[:, 6:9])
         return images
@@ -120,12 +121,14 @@ def _crop_matrices(draws: Floats, scale: tuple[float, float], stretch: bool, fli
     # A crop may lie anywhere inside the image; "light" shifts by up to a tenth of the side, whose length is 2 here.
     reach_x, reach_y = (1 - width, 1 - height) if stretch else (np.full_like(width, 0.2), np.full_like(height, 0.2))
     mirrored = np.where(draws[:, 4] < 0.5, -1.0, 1.0) if flip else np.ones(len(draws))
-    matrices = np.zeros((len(draws), 2, 3))
-    matrices[:, 0, 0] = width * mirrored
-    matrices[:, 1, 1] = height
-    matrices[:, 0, 2] = (2 * draws[:, 2] - 1) * reach_x
-    matrices[:, 1, 2] = (2 * draws[:, 3] - 1) * reach_y
-    return matrices
+    shift_x, shift_y = (2 * draws[:, 2] - 1) * reach_x, (2 * draws[:, 3] - 1) * reach_y
+    return _matrices(len(draws), width * mirrored, 0, shift_x, 0, height, shift_y)
+
+
+def _matrices(count: int, *elements: Floats | float) -> Floats:
+    """Matrices of affine maps [count, 2, 3], by their six elements, row by row; a number stands for all of them."""
+    columns = [np.broadcast_to(element, count) for element in elements]
+    return np.stack(columns, axis=-1).reshape(count, 2, 3)
 
 
 def _warp(images: Tensor, matrices: Floats) -> Tensor:
@@ -141,13 +144,6 @@ def _warp(images: Tensor, matrices: Floats) -> Tensor:
     )
 
 
-def _colour_jitter(images: Tensor, draws: Floats) -> Tensor:
-    factors = torch.from_numpy(0.8 + 0.4 * draws).to(images)
-    images = _brightness(images, factors[:, 0])
-    images = _contrast(images, factors[:, 1])
-    return _saturation(images, factors[:, 2])
-
-
 def _trivial(images: Tensor, draws: Floats) -> Tensor:
     """One operation for each image, drawn uniformly, with a strength drawn uniformly.
 
@@ -155,53 +151,51 @@ def _trivial(images: Tensor, draws: Floats) -> Tensor:
     https://arxiv.org/abs/2103.10158 (the "wide" space).
     """
     chosen = (draws[:, 0] * len(TRIVIAL_OPERATIONS)).astype(np.int64)
-    strength = draws[:, 1]
-    sign = np.where(draws[:, 2] < 0.5, -1.0, 1.0)
+    amount = draws[:, 1] * np.where(draws[:, 2] < 0.5, -1.0, 1.0)
     changed = images.clone()
     for number, operation in enumerate(TRIVIAL_OPERATIONS.values()):
         members = np.flatnonzero(chosen == number)
         if members.size:
             where = torch.from_numpy(members).to(images.device)
-            changed[where] = operation(images[where], strength[members], sign[members]).clamp(0, 1)
+            changed[where] = operation(images[where], amount[members]).clamp(0, 1)
     return changed
 
 
-def _brightness(images: Tensor, factors: Tensor) -> Tensor:
-    return (images * factors[:, None, None, None]).clamp(0, 1)
+def _brightness(images: Tensor, factors: Floats) -> Tensor:
+    return (images * _by_image(factors, images)).clamp(0, 1)
 
 
-def _contrast(images: Tensor, factors: Tensor) -> Tensor:
+def _contrast(images: Tensor, factors: Floats) -> Tensor:
     # Image by image: the order of summation, and so the rounding, may depend on the size of the batch.
     means = torch.stack([image.mean() for image in images])[:, None, None, None]
-    return (means + (images - means) * factors[:, None, None, None]).clamp(0, 1)
+    return (means + (images - means) * _by_image(factors, images)).clamp(0, 1)
 
 
-def _saturation(images: Tensor, factors: Tensor) -> Tensor:
+def _saturation(images: Tensor, factors: Floats) -> Tensor:
     grey = (0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2])[:, None]
-    return (grey + (images - grey) * factors[:, None, None, None]).clamp(0, 1)
+    return (grey + (images - grey) * _by_image(factors, images)).clamp(0, 1)
 
 
-def _affine(
-    images: Tensor, *, angle: Floats | float = 0.0, shear: tuple[Floats | float, Floats | float] = (0.0, 0.0),
-    shift: tuple[Floats | float, Floats | float] = (0.0, 0.0),
-) -> Tensor:  # fmt: skip
-    matrices = np.zeros((len(images), 2, 3))
-    matrices[:, 0, 0], matrices[:, 0, 1], matrices[:, 0, 2] = np.cos(angle), -np.sin(angle) + shear[0], shift[0]
-    matrices[:, 1, 0], matrices[:, 1, 1], matrices[:, 1, 2] = np.sin(angle) + shear[1], np.cos(angle), shift[1]
-    return _warp(images, matrices)
+def _by_image(values: Floats, images: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(images)[:, None, None, None]
 
 
-def _factors(strength: Floats, sign: Floats, images: Tensor) -> Tensor:
-    return torch.from_numpy(1 + 0.99 * strength * sign).to(images)
+def _affine(images: Tensor, *elements: Floats | float) -> Tensor:
+    return _warp(images, _matrices(len(images), *elements))
+
+
+def _rotate(images: Tensor, angle: Floats) -> Tensor:
+    sine, cosine = np.sin(angle), np.cos(angle)
+    return _affine(images, cosine, -sine, 0, sine, cosine, 0)
 
 
 def _one_by_one(operation: Callable[[Tensor, float], Tensor], images: Tensor, values: Floats) -> Tensor:
     return torch.cat([operation(image[None], float(value)) for image, value in zip(images, values, strict=True)])
 
 
-def _posterize(images: Tensor, strength: Floats) -> Tensor:
+def _posterize(image: Tensor, strength: float) -> Tensor:
     # From 8 bits down to 2, as in the paper's wide space.
-    return _one_by_one(lambda image, s: kornia.enhance.posterize(image, 8 - round(6 * s)), images, strength)
+    return kornia.enhance.posterize(image, 8 - round(6 * strength))
 
 
 def _autocontrast(images: Tensor) -> Tensor:
@@ -209,25 +203,21 @@ def _autocontrast(images: Tensor) -> Tensor:
     return torch.where(high > low, (images - low) / (high - low).clamp_min(1e-6), images)
 
 
-Operation = Callable[[Tensor, Floats, Floats], Tensor]
-TRIVIAL_OPERATIONS: dict[str, Operation] = {
-    "identity": lambda images, strength, sign: images,
-    "shear_x": lambda images, strength, sign: _affine(images, shear=(0.99 * strength * sign, 0.0)),
-    "shear_y": lambda images, strength, sign: _affine(images, shear=(0.0, 0.99 * strength * sign)),
+# Each takes images, and for each image the strength of the change from 0 to 1, with its sign.
+TRIVIAL_OPERATIONS: dict[str, Callable[[Tensor, Floats], Tensor]] = {
+    "identity": lambda images, amount: images,
+    "shear_x": lambda images, amount: _affine(images, 1, 0.99 * amount, 0, 0, 1, 0),
+    "shear_y": lambda images, amount: _affine(images, 1, 0, 0, 0.99 * amount, 1, 0),
     # The paper shifts by up to 32 of 32 pixels; 2 is the width of the coordinate system.
-    "translate_x": lambda images, strength, sign: _affine(images, shift=(2 * strength * sign, 0.0)),
-    "translate_y": lambda images, strength, sign: _affine(images, shift=(0.0, 2 * strength * sign)),
-    "rotate": lambda images, strength, sign: _affine(images, angle=np.deg2rad(135 * strength * sign)),
-    "brightness": lambda images, strength, sign: _brightness(images, _factors(strength, sign, images)),
-    "saturation": lambda images, strength, sign: _saturation(images, _factors(strength, sign, images)),
-    "contrast": lambda images, strength, sign: _contrast(images, _factors(strength, sign, images)),
-    "sharpness": lambda images, strength, sign: _one_by_one(
-        kornia.enhance.sharpness, images, 1 + 0.99 * strength * sign
-    ),
-    "posterize": lambda images, strength, sign: _posterize(images, strength),
-    "solarize": lambda images, strength, sign: _one_by_one(kornia.enhance.solarize, images, 1 - strength),
-    "autocontrast": lambda images, strength, sign: _autocontrast(images),
-    "equalize": lambda images, strength, sign: _one_by_one(
-        lambda image, _: kornia.enhance.equalize(image), images, strength
-    ),
+    "translate_x": lambda images, amount: _affine(images, 1, 0, 2 * amount, 0, 1, 0),
+    "translate_y": lambda images, amount: _affine(images, 1, 0, 0, 0, 1, 2 * amount),
+    "rotate": lambda images, amount: _rotate(images, np.deg2rad(135 * amount)),
+    "brightness": lambda images, amount: _brightness(images, 1 + 0.99 * amount),
+    "saturation": lambda images, amount: _saturation(images, 1 + 0.99 * amount),
+    "contrast": lambda images, amount: _contrast(images, 1 + 0.99 * amount),
+    "sharpness": lambda images, amount: _one_by_one(kornia.enhance.sharpness, images, 1 + 0.99 * amount),
+    "posterize": lambda images, amount: _one_by_one(_posterize, images, abs(amount)),
+    "solarize": lambda images, amount: _one_by_one(kornia.enhance.solarize, images, 1 - abs(amount)),
+    "autocontrast": lambda images, amount: _autocontrast(images),
+    "equalize": lambda images, amount: kornia.enhance.equalize(images),
 }

@@ -1,7 +1,7 @@
 """Samples that are images: columns, batches, augmentation, prediction."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,18 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from hf_transfer.data import columns, verification
-from hf_transfer.data.batches import (
-    Batch,
-    EpochSampler,
-    InputMaker,
-    LabelledInputs,
-    LabelRows,
-    Loaders,
-    labels_on,
-    loaders_of,
-    workers_for,
-)
+from hf_transfer.data import batches, columns, verification
+from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, LabelRows, Loaders
 from hf_transfer.data.checked import Selected
 from hf_transfer.data.pictures import BadImageError, decode, decode_picture
 from hf_transfer.data.rows import describe_row, encoded_image
@@ -33,11 +23,10 @@ from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.augmentation import Augmentation
 from hf_transfer.modalities.mixing import Mixing
-from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, saved_description
+from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Wanted
 from hf_transfer.modalities.pixels import PixelPreprocessing
-from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
-from hf_transfer.settings.data import DataSettings, ImageSettings
-from hf_transfer.settings.run import RunConfig, VisionConfig
+from hf_transfer.models.pretrained import AnyCheckpoint
+from hf_transfer.settings.run import MultimodalConfig, RunConfig, VisionConfig
 from hf_transfer.targets.target import Target
 
 DECODED_CACHE_BYTES = 1 << 30
@@ -62,52 +51,59 @@ class ImageRows(Dataset[dict[str, Tensor]]):
         return len(self.split)
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
-        row, sample = int(self.split.rows[position]), self._labels[position]
-        pixels = self._decoded.get(row)
-        if pixels is None:
-            try:
-                pixels = self._pixels(row)
-            except BadImageError:
-                pixels = torch.zeros(self.preprocessing.shape, dtype=torch.uint8)
-                sample["counted"] = torch.tensor(False)
-            else:
-                if len(self._decoded) < self._room:
-                    self._decoded[row] = pixels
-        return {"pixel_values": pixels, **sample}
+        try:
+            return self._labels[position] | {"pixel_values": self._pixels(int(self.split.rows[position]))}
+        except BadImageError:
+            black = torch.zeros(self.preprocessing.shape, dtype=torch.uint8)
+            return self._labels[position] | {"pixel_values": black, "counted": torch.tensor(False)}
 
     def _pixels(self, row: int) -> Tensor:
+        if row in self._decoded:
+            return self._decoded[row]
         if row in self.split.unreadable:
             raise BadImageError(self.split.unreadable[row])
-        return self.preprocessing.resize(decode(encoded_image(self.split, row)))
+        pixels = self.preprocessing.resize(decode(encoded_image(self.split, row)))
+        if len(self._decoded) < self._room:
+            self._decoded[row] = pixels
+        return pixels
 
 
 class ImageInputs(InputMaker):
-    """Makes model inputs of 8-bit pixels, augmented in training.
+    """Makes model inputs of 8-bit pixels, augmented in training; of batches without pixels they are all zero.
 
     Args:
         preprocessing: of the run.
         augmentation: random changes to training images.
         splits: of the run.
         mask: mask images that are found to be unreadable during training; else they are an error.
+
+    Attributes:
+        views: see `Loaders.views`.
+        cycle: see `Loaders.cycle`.
     """
 
     def __init__(
         self, preprocessing: PixelPreprocessing, augmentation: Augmentation, splits: Splits, *, mask: bool
     ) -> None:
-        self.preprocessing = preprocessing
-        self.augmentation = augmentation
-        self.splits = splits
-        self.mask = mask
+        self.preprocessing, self.augmentation, self.splits, self.mask = preprocessing, augmentation, splits, mask
+        self.views, self.cycle = augmentation.views or DEFAULT_VIEWS, augmentation.views
+        if augmentation.kind == "none":
+            self.views, self.cycle = 0, 1
         self._contents: dict[str, str] = {}
         self._unreadable: dict[str, dict[int, str]] = {name: dict(one.unreadable) for name, one in splits.items()}
 
     def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
         """See `InputMaker`."""
-        self._check_masked(batch, split)
-        pixels = batch["pixel_values"].to(device, non_blocking=True).float()
-        if epoch is not None and self.augmentation.kind != "none":
-            pixels = self.augmentation(pixels / 255.0, batch["index"], epoch) * 255.0
-        return LabelledInputs({"pixel_values": self.preprocessing.normalise(pixels)}, *labels_on(batch, device))
+        labelled = super().__call__(batch, device, split, epoch)
+        if "pixel_values" in batch:
+            self._check_masked(batch, split)
+            pixels = labelled.inputs["pixel_values"].float()
+            if epoch is not None and self.augmentation.kind != "none":
+                pixels = self.augmentation(pixels / 255.0, batch["index"], epoch) * 255.0
+            pixels = self.preprocessing.normalise(pixels)
+        else:
+            pixels = torch.zeros((), device=device).expand(len(batch["index"]), *self.preprocessing.shape)
+        return labelled._replace(inputs=labelled.inputs | {"pixel_values": pixels})
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
         """See `InputMaker.fingerprint`."""
@@ -122,12 +118,9 @@ class ImageInputs(InputMaker):
 
     def _check_masked(self, batch: Batch, split: str) -> None:
         """Report masked samples that verification has not found: of a large data set it decodes only some images."""
-        if bool(batch["counted"].all()):
-            return
-        rows = self.splits.of(split)
-        for row in batch["index"][~batch["counted"]].tolist():
-            if row in self._unreadable[split]:
-                continue
+        rows, known = self.splits.of(split), self._unreadable[split]
+        masked = batch["index"][~batch["counted"]].tolist()
+        for row in (row for row in masked if row not in known):
             try:
                 decode(encoded_image(rows, row))
             except BadImageError as error:
@@ -137,24 +130,8 @@ class ImageInputs(InputMaker):
                         found=f"{describe_row(rows, row)}: {error}",
                         do="fix or remove it, or mask such images with --on_bad_sample skip",
                     ) from error
-                self._unreadable[split][row] = str(error)
-                verification.refuse_bad_share(self._unreadable[split], rows, split)
-
-
-class BlankInputs(InputMaker):
-    """As another maker, but with pixels that are all zero: for models whose first layers are skipped."""
-
-    def __init__(self, images: ImageInputs) -> None:
-        self.images = images
-
-    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:  # noqa: ARG002
-        """See `InputMaker`."""
-        pixels = torch.zeros((), device=device).expand(len(batch["index"]), *self.images.preprocessing.shape)
-        return LabelledInputs({"pixel_values": pixels}, *labels_on(batch, device))
-
-    def fingerprint(self, split: str, epoch: int | None) -> str:
-        """See `InputMaker.fingerprint`."""
-        return self.images.fingerprint(split, epoch)
+                known[row] = str(error)
+                verification.refuse_bad_share(known, rows, split)
 
 
 class ImageModality(Modality[VisionConfig]):
@@ -184,42 +161,23 @@ class ImageModality(Modality[VisionConfig]):
         """See `Modality.copies`."""
         return verification.copies_of_images(splits)
 
-    def preprocessing(self, checkpoint: AnyCheckpoint, config: VisionConfig) -> PixelPreprocessing:  # noqa: ARG002
+    def preprocessing(self, checkpoint: AnyCheckpoint, config: VisionConfig | None, saved: Saved) -> PixelPreprocessing:  # noqa: ARG002
         """See `Modality.preprocessing`."""
-        (part,) = checkpoint.parts
-        return PixelPreprocessing(part.processor())
-
-    def saved_preprocessing(
-        self, checkpoint: Checkpoint, config: VisionConfig | None = None  # noqa: ARG002
-    ) -> PixelPreprocessing:  # fmt: skip
-        """See `Modality.saved_preprocessing`."""
-        return PixelPreprocessing(checkpoint.processor(), saved_description(checkpoint).get("columns", {}))
+        return PixelPreprocessing(checkpoint.parts[0].processor(), saved.get("columns"))
 
     def loaders(
         self, splits: Splits, preprocessing: PixelPreprocessing, config: VisionConfig, accelerator: Accelerator,
         *, frozen_prefix: bool,
     ) -> Loaders:  # fmt: skip
         """See `Modality.loaders`."""
-        training = config.training
-        augmentation = choose_augmentation(config.image, config.data, seed=training.seed, frozen_prefix=frozen_prefix)
-        workers = workers_for(config.store.dataloader_num_workers, len(splits.train))
-        room = DECODED_CACHE_BYTES // max(1, workers)
-        inputs = ImageInputs(preprocessing, augmentation, splits, mask=config.data.on_bad_sample == "skip")
-        views, cycle = views_and_cycle(augmentation)
-
-        def loaders(
-            rows: Mapping[str, Dataset[dict[str, Tensor]]], to_inputs: InputMaker, workers: int,
-            without_first_layers: Callable[[], Loaders] | None = None,
-        ) -> Loaders:  # fmt: skip
-            return loaders_of(
-                rows, {"train": EpochSampler(len(splits.train), training.seed)}, training, workers, accelerator,
-                target=splits.target, to_inputs=to_inputs, views=views, cycle=cycle,
-                without_first_layers=without_first_layers,
-            )  # fmt: skip
-
-        labels = {name: LabelRows(split) for name, split in splits.items()}
-        pictures = {name: ImageRows(split, preprocessing, keep_bytes=room) for name, split in splits.items()}
-        return loaders(pictures, inputs, workers, lambda: loaders(labels, BlankInputs(inputs), 0))
+        workers = batches.workers_for(config.store.dataloader_num_workers, len(splits.train))
+        images = image_inputs(splits, preprocessing, config, frozen_prefix=frozen_prefix)
+        order = batches.EpochSampler(len(splits.train), config.training.seed)
+        return batches.loaders_of(
+            image_rows(splits, preprocessing, workers), {"train": order}, config.training, workers, accelerator,
+            light_rows={name: LabelRows(split) for name, split in splits.items()},
+            target=splits.target, to_inputs=images, views=images.views, cycle=images.cycle,
+        )  # fmt: skip
 
     def regularisation(self, config: VisionConfig, model: nn.Module, target: Target) -> Regularisation:  # noqa: ARG002
         """Mixup and CutMix, if the settings ask for them."""
@@ -239,46 +197,44 @@ class ImageModality(Modality[VisionConfig]):
                 do="correct or leave out this sample",
             ) from error
 
-    def samples_in(
-        self, files: Sequence[Path], columns: Mapping[str, str | None], saved: Any  # noqa: ARG002
-    ) -> list[LocatedSample]:  # fmt: skip
-        """Each file is a picture."""
-        return [LocatedSample(path, None, picture) for path, picture in zip(files, pictures_in(files), strict=True)]
-
-
-def pictures_in(paths: Sequence[Path]) -> list[Image.Image]:
-    """The pictures in files.
-
-    Raises:
-        UserError: some of them cannot be read; the message names all of these.
-    """
-    pictures, problems = [], []
-    for path in paths:
-        try:
-            pictures.append(decode(_raw(path)))
-        except BadImageError as error:
-            problems.append(f"{path} ({error})")
-    if problems:
-        raise user_error(expected="readable pictures", found="; ".join(problems), do="correct or leave out these paths")
-    return pictures
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: Any) -> list[LocatedSample]:  # noqa: ARG002
+        """Each file is a picture; the error names all that cannot be read."""
+        located, problems = [], []
+        for path in files:
+            try:
+                located.append(LocatedSample(path, None, decode(_raw(path))))
+            except BadImageError as error:
+                problems.append(f"{path} ({error})")
+        if problems:
+            raise user_error(
+                expected="readable pictures", found="; ".join(problems), do="correct or leave out these paths"
+            )
+        return located
 
 
 def _raw(path: Path) -> dict[str, Any]:
     return {"bytes": None, "path": str(path)}
 
 
-def choose_augmentation(images: ImageSettings, data: DataSettings, *, seed: int, frozen_prefix: bool) -> Augmentation:
-    """The augmentation of a run; behind a frozen prefix an image has few views, whose activations can be stored."""
-    keeps_class = data.dataset_name not in NOT_TO_BE_MIRRORED
+def image_rows(splits: Splits, preprocessing: PixelPreprocessing, workers: int) -> dict[str, ImageRows]:
+    """The images of all splits, for this many worker processes, each of which keeps pixels of its own."""
+    room = DECODED_CACHE_BYTES // max(1, workers)
+    return {name: ImageRows(split, preprocessing, keep_bytes=room) for name, split in splits.items()}
+
+
+def image_inputs(
+    splits: Splits, preprocessing: PixelPreprocessing, config: VisionConfig | MultimodalConfig, *, frozen_prefix: bool
+) -> ImageInputs:
+    """Model inputs with the augmentation that the settings ask for.
+
+    Behind a frozen prefix an image has few views, whose activations can be stored.
+    """
+    images, keeps_class = config.image, config.data.dataset_name not in NOT_TO_BE_MIRRORED
     views = DEFAULT_VIEWS if frozen_prefix else 0
-    return Augmentation(
+    augmentation = Augmentation(
         kind=images.augmentation,
         flip=keeps_class if images.horizontal_flip is None else images.horizontal_flip,
-        seed=seed,
+        seed=config.training.seed,
         views=views if images.cache_views is None else images.cache_views,
     )
-
-
-def views_and_cycle(augmentation: Augmentation) -> tuple[int, int]:
-    """See `Loaders.views` and `Loaders.cycle`."""
-    return (0, 1) if augmentation.kind == "none" else (augmentation.views or DEFAULT_VIEWS, augmentation.views)
+    return ImageInputs(preprocessing, augmentation, splits, mask=config.data.on_bad_sample == "skip")

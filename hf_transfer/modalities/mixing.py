@@ -1,6 +1,7 @@
 """Mixtures of two samples of a batch, a pure function of (seed, epoch, first row of the batch)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,22 +54,22 @@ class Mixing:
             The inputs with mixed pixels, and targets as shares, float32 [batch, outputs]; zeros for masked samples.
         """
         shares, pixels = self.target.mixed(targets, counted), inputs["pixel_values"]
-        kinds = [kind for kind in ("mixup", "cutmix") if self._alpha(kind) > 0]
+        alphas = {"mixup": self.mixup_alpha, "cutmix": self.cutmix_alpha}
+        kinds = [kind for kind, alpha in alphas.items() if alpha > 0]
         if not kinds or not len(targets):
             return inputs, shares
         draws = np.random.default_rng((self.seed, epoch, int(index[0]), STREAM))
         kind = kinds[draws.integers(len(kinds))]
-        kept = float(draws.beta(self._alpha(kind), self._alpha(kind)))
+        kept = float(draws.beta(alphas[kind], alphas[kind]))
         partners = pixels.flip(0)
         if kind == "mixup":
             mixed = kept * pixels + (1 - kept) * partners
         else:
-            height, width = pixels.shape[-2:]
-            top, bottom, left, right = _box(draws, kept, height, width)
+            rows, columns = _box(draws, kept, pixels.shape[-2:])
             mixed = pixels.clone()
-            mixed[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
+            mixed[..., rows, columns] = partners[..., rows, columns]
             # The border may have clipped the box: the share is that of the area that was pasted.
-            kept = 1 - (bottom - top) * (right - left) / (height * width)
+            kept = 1 - mixed[..., rows, columns].numel() / mixed.numel()
         # The middle sample of an odd batch is its own partner, which rounding must not change.
         place = torch.arange(len(targets), device=targets.device)
         mixes = counted & counted.flip(0) & (place != place.flip(0))
@@ -76,17 +77,13 @@ class Mixing:
         mixed_shares = torch.where(mixes[:, None], kept * shares + (1 - kept) * shares.flip(0), shares)
         return {**inputs, "pixel_values": pixels}, mixed_shares
 
-    def _alpha(self, kind: str) -> float:
-        return self.mixup_alpha if kind == "mixup" else self.cutmix_alpha
 
-
-def _box(draws: np.random.Generator, kept: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of a box with 1 - `kept` of the area, centred anywhere and clipped at the border."""
+def _box(draws: np.random.Generator, kept: float, sizes: Sequence[int]) -> list[slice]:
+    """A box with 1 - `kept` of the area, centred anywhere and clipped at the border, as a slice of each axis."""
     side = math.sqrt(1 - kept)
-    edges = []
-    for size in (height, width):
+    box = []
+    for size in sizes:
         length, centre = int(size * side), int(draws.integers(size))
         start = centre - length // 2
-        edges += [max(0, start), min(size, start + length)]
-    top, bottom, left, right = edges
-    return top, bottom, left, right
+        box.append(slice(max(0, start), min(size, start + length)))
+    return box

@@ -2,20 +2,20 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import datasets
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_transfer.data.batches import Batch, Loaders
-from hf_transfer.data.checked import Selected
+from hf_transfer.data.checked import Config, SampleColumns
 from hf_transfer.data.sources import read_files, unused_files
-from hf_transfer.data.splits import Split, Splits
+from hf_transfer.data.splits import Splits
 from hf_transfer.errors import user_error
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 from hf_transfer.settings.run import RunConfig
@@ -27,7 +27,11 @@ PREPROCESSING_FILE = "preprocessing.json"
 SCHEMA = 1
 # Numbers of tokens in that file.
 LENGTHS = ("max_length", "tokenizer_limit")
-Config = TypeVar("Config", bound=RunConfig)
+# The content of such a file, and the settings that name columns, by name; None where they are left open.
+Saved = Mapping[str, Any]
+Wanted = Mapping[str, str | None]
+# Mixes the samples of a batch with each other, by inputs, targets, mask, row numbers and epoch; see `mixing.Mixing`.
+Mixer = Callable[[Batch, Tensor, Tensor, Tensor, int], tuple[Batch, Tensor]]
 
 
 class Preprocessing(ABC):
@@ -54,15 +58,6 @@ class Preprocessing(ABC):
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """Everything else that predictions depend on, as JSON."""
-
-
-class Mixer(Protocol):
-    """Mixes the samples of a batch with each other."""
-
-    def __call__(
-        self, inputs: Batch, targets: Tensor, counted: Tensor, index: Tensor, epoch: int
-    ) -> tuple[Batch, Tensor]:
-        """The mixed inputs and targets; see `mixing.Mixing`."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class LocatedSample(NamedTuple):
     sample: Any
 
 
-class Modality(ABC, Generic[Config]):
+class Modality(SampleColumns[Config]):
     """What a sample is.
 
     A new modality is a subclass in a file of its own, its settings, and a line in `table.MODALITIES`.
@@ -104,28 +99,29 @@ class Modality(ABC, Generic[Config]):
     Attributes:
         name: of the modality.
         config: the settings of its runs.
-        samples: what a sample is, in the plural.
         kind: what a classifier of it is called ("An image").
         task: what the Hub and pipelines call the task.
         has_pipeline: whether `transformers.pipeline` knows the task.
         larger_head: whether a new head starts with larger weights when all of the model learns.
+        text_settings: the settings that name columns which are read as text even if their values look like numbers.
     """
 
     name: ClassVar[str]
     config: ClassVar[type[RunConfig]]
-    samples: ClassVar[str]
     kind: ClassVar[str]
     task: ClassVar[str]
     has_pipeline: ClassVar[bool] = True
     larger_head: ClassVar[bool] = False
+    text_settings: ClassVar[tuple[str, ...]] = ("label_column_name",)
 
     def read(self, path: Path, config: Config) -> datasets.DatasetDict:
         """The data set in a file or folder on this machine."""
         return read_files(path, config.data, self.text_columns(config))
 
     def text_columns(self, config: Config) -> list[str]:
-        """Columns that the settings name and that are read as text even if their values look like numbers."""
-        return [config.data.label_column_name] if config.data.label_column_name else []
+        """The columns that `text_settings` name, of those that are set."""
+        values = config.flat()
+        return [str(values[name]) for name in self.text_settings if values[name]]
 
     def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:
         """Notes on files of the data set that are in no split."""
@@ -134,34 +130,6 @@ class Modality(ABC, Generic[Config]):
     @abstractmethod
     def suits(self, features: datasets.Features) -> bool:
         """Whether a data set with these columns has such samples."""
-
-    @abstractmethod
-    def select(self, loaded: datasets.DatasetDict, config: Config) -> Selected:
-        """Only the columns of the samples, for each split."""
-
-    @abstractmethod
-    def unreadable(self, split: Split, name: str, config: Config) -> dict[int, str]:
-        """Rows that cannot be used, each with the reason.
-
-        Raises:
-            UserError: there are some, and they are not to be masked, or they are too many.
-        """
-
-    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, str]) -> list[str]:  # noqa: ARG002
-        """Notes on the checked samples.
-
-        Args:
-            splits: of the data set.
-            columns: the columns that were chosen, by the setting that names each.
-
-        Raises:
-            UserError: together they are no data to train on.
-        """
-        return []
-
-    @abstractmethod
-    def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
-        """For validation and test: how many rows have an exact copy in training."""
 
     def checkpoint(self, config: Config) -> AnyCheckpoint:
         """The pretrained model that the settings name; no weights are read yet.
@@ -172,17 +140,18 @@ class Modality(ABC, Generic[Config]):
         return Checkpoint(config.model.model_name_or_path, config.model.model_revision, self.task)
 
     @abstractmethod
-    def preprocessing(self, checkpoint: AnyCheckpoint, config: Config) -> Preprocessing:
-        """The preprocessing of a run: the checkpoint's own processors, with the changes that the settings ask for."""
-
-    @abstractmethod
-    def saved_preprocessing(self, checkpoint: Checkpoint, config: Config | None = None) -> Preprocessing:
-        """The preprocessing that was saved with a finished model; without one, the checkpoint's own.
+    def preprocessing(self, checkpoint: AnyCheckpoint, config: Config | None, saved: Saved) -> Preprocessing:
+        """The checkpoint's own processors, with the changes that the settings ask for, or else those that were saved.
 
         Args:
-            checkpoint: of the model.
-            config: settings of an evaluation, which win over what was saved.
+            checkpoint: pretrained, or of a finished model.
+            config: settings of the run; None: there are none.
+            saved: of a finished model: `saved_description`; empty for a run that trains.
         """
+
+    def saved_preprocessing(self, checkpoint: Checkpoint) -> Any:
+        """The preprocessing that was saved with a finished model; without one, the checkpoint's own."""
+        return self.preprocessing(checkpoint, None, saved_description(checkpoint))
 
     def as_trained(self, config: Config, preprocessing: Any) -> Config:
         """The settings for the evaluation of a finished model: columns that are left open are those of its training.
@@ -231,12 +200,12 @@ class Modality(ABC, Generic[Config]):
         """
 
     @abstractmethod
-    def samples_in(self, files: Sequence[Path], columns: Mapping[str, str | None], saved: Any) -> list[LocatedSample]:
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: Any) -> list[LocatedSample]:
         """The samples in files.
 
         Args:
             files: pictures, or tables.
-            columns: the settings that name columns, by name; None where they are left open.
+            wanted: the settings that name columns, by name; None where they are left open.
             saved: the preprocessing of the model.
 
         Raises:

@@ -1,7 +1,7 @@
 """Samples that are an image with a text, either of which may be missing."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,24 +15,16 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from hf_transfer.data import columns, verification
-from hf_transfer.data.batches import LABELS, Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
+from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
 from hf_transfer.data.checked import Selected
 from hf_transfer.data.rows import is_given
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
-from hf_transfer.modalities.image import (
-    DECODED_CACHE_BYTES,
-    BlankInputs,
-    ImageInputs,
-    ImageModality,
-    ImageRows,
-    choose_augmentation,
-    views_and_cycle,
-)
-from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, saved_description
-from hf_transfer.modalities.pair_tables import missing_parts, read_pairs, select_pairs
+from hf_transfer.modalities.image import ImageInputs, ImageModality, ImageRows, image_inputs, image_rows
+from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Wanted
+from hf_transfer.modalities.pair_tables import PATH_NAME, missing_parts, read_pairs, select_pairs
 from hf_transfer.modalities.pixels import PixelPreprocessing
-from hf_transfer.modalities.sample_tables import pairs_in
+from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
 from hf_transfer.modalities.text import tokens_of
 from hf_transfer.modalities.text_batches import TextRows, collate_texts, describe_truncation, orders_of
 from hf_transfer.modalities.tokens import TokenPreprocessing
@@ -55,9 +47,8 @@ class PairPreprocessing(Preprocessing):
     """
 
     def __init__(
-        self, pixels: PixelPreprocessing, tokens: TokenPreprocessing,
-        columns: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
+        self, pixels: PixelPreprocessing, tokens: TokenPreprocessing, columns: Mapping[str, str] | None = None
+    ) -> None:
         self.pixels, self.tokens, self.columns = pixels, tokens, columns or {}
 
     def inputs(self, samples: Sequence[Pair]) -> Batch:
@@ -107,10 +98,8 @@ class PairRows(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, texts: TextRows, images: ImageRows | None) -> None:
-        self.texts = texts
-        self.images = images
-        self.split = texts.split
-        self.lengths = texts.lengths
+        self.texts, self.images = texts, images
+        self.split, self.lengths = texts.split, texts.lengths
         self._with_image, self._with_text = is_given(texts.split, "image"), is_given(texts.split, "text")
 
     def __len__(self) -> int:
@@ -120,35 +109,32 @@ class PairRows(Dataset[dict[str, Any]]):
         sample = self.texts[position]
         with_image, with_text = bool(self._with_image[position]), bool(self._with_text[position])
         if self.images is not None and with_image:
-            image = self.images[position]
-            sample |= {"pixel_values": image["pixel_values"], "counted": image["counted"]}
+            sample |= self.images[position]
         elif self.images is not None:
             sample["pixel_values"] = torch.zeros(self.images.preprocessing.shape, dtype=torch.uint8)
-        counted = bool(sample["counted"])
-        return sample | dict(zip(PRESENT, (with_image and counted, with_text or not counted), strict=True))
+        present = (sample["counted"] & with_image, ~sample["counted"] | with_text)
+        return sample | dict(zip(PRESENT, present, strict=True))
 
 
 class PairInputs(InputMaker):
     """Makes model inputs of pairs; the pixels and their augmentation are the same as for images alone.
 
     Args:
-        images: makes the pixels, which are all zero if the first layers of the model are skipped.
+        images: makes the pixels.
         texts: the tokens of each split.
     """
 
-    def __init__(self, images: ImageInputs | BlankInputs, texts: Mapping[str, TextRows]) -> None:
-        self.images = images
-        self.texts = texts
+    def __init__(self, images: ImageInputs, texts: Mapping[str, TextRows]) -> None:
+        self.images, self.texts = images, texts
 
     def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
         """See `InputMaker`; for a missing image the model gets zeros."""
         labelled = self.images(batch, device, split, epoch)
-        done = ("pixel_values", *LABELS)
-        others = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if name not in done}
-        pixels = labelled.inputs["pixel_values"]
-        if isinstance(self.images, ImageInputs):
-            pixels = pixels.where(others["image_present"][:, None, None, None], 0.0)
-        return labelled._replace(inputs={"pixel_values": pixels} | others)
+        if "pixel_values" not in batch:
+            return labelled
+        present = labelled.inputs["image_present"][:, None, None, None]
+        pixels = labelled.inputs["pixel_values"].where(present, 0.0)
+        return labelled._replace(inputs=labelled.inputs | {"pixel_values": pixels})
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
         """See `InputMaker.fingerprint`."""
@@ -191,10 +177,7 @@ class PairModality(Modality[MultimodalConfig]):
     kind: ClassVar[str] = "An image and text"
     task: ClassVar[str] = "image-text-classification"
     has_pipeline: ClassVar[bool] = False
-
-    def text_columns(self, config: MultimodalConfig) -> list[str]:
-        """See `Modality.text_columns`."""
-        return [name for name in (config.data.label_column_name, config.text.text_column_name) if name]
+    text_settings: ClassVar[tuple[str, ...]] = ("label_column_name", "text_column_name")
 
     def read(self, path: Path, config: MultimodalConfig) -> datasets.DatasetDict:
         """See `Modality.read`."""
@@ -247,16 +230,12 @@ class PairModality(Modality[MultimodalConfig]):
             config.model, fusion=config.fusion.fusion, modality_dropout=config.fusion.modality_dropout
         )
 
-    def preprocessing(self, checkpoint: AnyCheckpoint, config: MultimodalConfig) -> PairPreprocessing:
-        """See `Modality.preprocessing`."""
-        image, text = checkpoint.parts[0], checkpoint.parts[-1]
-        return PairPreprocessing(PixelPreprocessing(image.processor()), tokens_of(text, config.text.max_seq_length))
-
-    def saved_preprocessing(self, checkpoint: Checkpoint, config: MultimodalConfig | None = None) -> PairPreprocessing:
-        """See `Modality.saved_preprocessing`."""
-        saved = saved_description(checkpoint)
-        tokens = tokens_of(checkpoint, (config.text.max_seq_length if config else None) or saved.get("max_length"))
-        return PairPreprocessing(PixelPreprocessing(checkpoint.processor()), tokens, saved.get("columns", {}))
+    def preprocessing(
+        self, checkpoint: AnyCheckpoint, config: MultimodalConfig | None, saved: Saved
+    ) -> PairPreprocessing:
+        """See `Modality.preprocessing`; a finished model has both processors in its one folder."""
+        pixels = PixelPreprocessing(checkpoint.parts[0].processor())
+        return PairPreprocessing(pixels, tokens_of(checkpoint.parts[-1], config, saved), saved.get("columns"))
 
     def loaders(
         self, splits: Splits, preprocessing: PairPreprocessing, config: MultimodalConfig, accelerator: Accelerator,
@@ -268,31 +247,18 @@ class PairModality(Modality[MultimodalConfig]):
         tokenizer makes [batch, tokens], and `image_present` and `text_present`, bool [batch], of which each sample has
         at least one.
         """
-        pixels, tokens, training = preprocessing.pixels, preprocessing.tokens, config.training
-        augmentation = choose_augmentation(config.image, config.data, seed=training.seed, frozen_prefix=frozen_prefix)
+        pixels, tokens = preprocessing.pixels, preprocessing.tokens
         workers = workers_for(config.store.dataloader_num_workers, len(splits.train))
-        room = DECODED_CACHE_BYTES // max(1, workers)
+        images = image_inputs(splits, pixels, config, frozen_prefix=frozen_prefix)
+        pictures = image_rows(splits, pixels, workers)
         texts = {name: TextRows(split, tokens) for name, split in splits.items()}
-        images = ImageInputs(pixels, augmentation, splits, mask=config.data.on_bad_sample == "skip")
-        views, cycle = views_and_cycle(augmentation)
-
-        def loaders(
-            rows: Mapping[str, PairRows], to_inputs: PairInputs, workers: int,
-            without_first_layers: Callable[[], Loaders] | None = None,
-        ) -> Loaders:  # fmt: skip
-            return loaders_of(
-                rows, orders_of(texts, config.text, training), training, workers, accelerator,
-                partial(_collate, tokens), target=splits.target, to_inputs=to_inputs, views=views, cycle=cycle,
-                notes=(*tokens.notes, *describe_truncation(texts, tokens.max_length)),
-                without_first_layers=without_first_layers,
-            )  # fmt: skip
-
-        whole = {
-            name: PairRows(texts[name], ImageRows(split, pixels, keep_bytes=room)) for name, split in splits.items()
-        }
-        without_pixels = {name: PairRows(rows, None) for name, rows in texts.items()}
-        blank = PairInputs(BlankInputs(images), texts)
-        return loaders(whole, PairInputs(images, texts), workers, lambda: loaders(without_pixels, blank, 0))
+        return loaders_of(
+            {name: PairRows(texts[name], pictures[name]) for name in texts},
+            orders_of(texts, config.text, config.training), config.training, workers, accelerator,
+            partial(collate_texts, tokens), light_rows={name: PairRows(texts[name], None) for name in texts},
+            target=splits.target, to_inputs=PairInputs(images, texts), views=images.views, cycle=images.cycle,
+            notes=(*tokens.notes, *describe_truncation(texts, tokens.max_length)),
+        )  # fmt: skip
 
     def parts(self, loaders: Loaders) -> dict[str, Loaders]:
         """Loaders of the images alone, and of the texts alone."""
@@ -315,30 +281,25 @@ class PairModality(Modality[MultimodalConfig]):
         image, text = value
         return None if image is None else ImageModality().sample_of(image), text
 
-    def samples_in(
-        self, files: Sequence[Path], columns: Mapping[str, str | None], saved: PairPreprocessing
-    ) -> list[LocatedSample]:
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: PairPreprocessing) -> list[LocatedSample]:
         """Each row of a table is a pair; paths of images are relative to the table."""
-        located = [pair for path in files for pair in pairs_in(path, columns, saved.columns)]
-        return [
-            LocatedSample(path, row, (None if image is None else ImageModality().sample_of(image), text))
-            for path, row, (image, text) in located
-        ]
+        usual = {"text_column_name": columns.TEXT_NAMES, "image_column_name": (PATH_NAME, *columns.IMAGE_NAMES)}
+        located = []
+        for path in files:
+            rows, existing = rows_in(path)
+            chosen = chosen_columns(existing, usual, wanted, saved.columns)
+            refuse_missing(
+                path, chosen.values(), existing, expected="of texts, or one of paths of images",
+                do="name them in --text_column_name and --image_column_name",
+            )  # fmt: skip
+            text, image = (chosen.get(setting) for setting in usual)
+            for number, row in enumerate(rows, start=1):
+                words, file = (row[name] if name else "" for name in (text, image))
+                picture = ImageModality().sample_of(path.parent / file) if file else None
+                located.append(LocatedSample(path, number, (picture, words or None)))
+        return located
 
 
 def part_alone(loaders: Loaders, part: str) -> Loaders:
     """The same batches with only one part of each pair, `image` or `text`."""
-    blank = loaders.without_first_layers
-    return replace(
-        loaders,
-        to_inputs=PartInputs(loaders.to_inputs, part),
-        without_first_layers=None if blank is None else lambda: part_alone(blank(), part),
-    )
-
-
-def _collate(preprocessing: TokenPreprocessing, samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """A batch of samples; a function of the module, since spawned workers cannot be sent a closure."""
-    batch = collate_texts(preprocessing, samples)
-    if "pixel_values" in samples[0]:
-        batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in samples])
-    return batch | {name: torch.tensor([sample[name] for sample in samples]) for name in PRESENT}
+    return replace(loaders, to_inputs=PartInputs(loaders.to_inputs, part), without_first_layers=None)

@@ -16,10 +16,9 @@ from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.rows import is_given
 from hf_transfer.data.sources import SPLIT_NAMES, TABLE_BUILDERS, load_tables
 from hf_transfer.data.splits import Split
-from hf_transfer.errors import UserError, user_error
+from hf_transfer.errors import some, user_error
 from hf_transfer.settings.data import DataSettings
 
-LISTED = 5
 METADATA = "metadata"
 # The column of an imagefolder's metadata with the paths of images.
 PATH_NAME = "file_name"
@@ -93,12 +92,11 @@ def read_pairs(
     embedded = [(data, name) for data in tables.values() for name in _embedded(data)] if column is None else []
     for data, name in embedded:
         _refuse_paths(data, name, ())
-    files: dict[Path, list[str | None]] = {}
+    named: set[str] = set()
     if column is not None:
-        files = _image_files(tables, column, folder.resolve())
-        tables = {table: _with_files(data, column, files[table]) for table, data in tables.items()}
+        tables, named = _with_files(tables, column, folder.resolve())
     if path.is_dir() and (column is not None or embedded):
-        _refuse_unnamed(folder, {file for of_table in files.values() for file in of_table if file})
+        _refuse_unnamed(folder, named)
     parts = defaultdict(list)
     for table, data in tables.items():
         parts[split_of[table]].append(data)
@@ -121,7 +119,7 @@ def _tables(folder: Path) -> dict[Path, str]:
     if 0 < len(unknown) < len(tables):
         raise user_error(
             expected=f"tables in {folder} that all name their split, as train.csv or test/metadata.csv do",
-            found=f"{_some(unknown)}, beside others that do",
+            found=f"{some(unknown)}, beside others that do",
             do="rename these or move them elsewhere",
         )
     return {table: split or "train" for table, split in splits.items()}
@@ -180,18 +178,19 @@ def _names_an_image(value: str) -> bool:
     return value.lower().endswith(tuple(SUFFIXES))
 
 
-def _image_files(tables: Tables, column: str, root: Path) -> dict[Path, list[str | None]]:
-    """For each table the image file of each row, None for rows without one.
+def _with_files(tables: Tables, column: str, root: Path) -> tuple[dict[Path, datasets.Dataset], set[str]]:
+    """The tables with images in the place of their paths, None for rows without one; and the paths of all files.
 
     Raises:
         UserError: a path leaves the folder of the data, or there is no such file.
     """
     outside, missing = [], []
-    files: dict[Path, list[str | None]] = defaultdict(list)
+    changed, named = {}, set()
     for table, data in tables.items():
+        images: list[dict[str, str | None] | None] = []
         for row, name in enumerate(data[column][:]):
             if name is None or not str(name).strip():
-                files[table].append(None)
+                images.append(None)
                 continue
             file = _resolved(table.parent / str(name))
             where = f"{name} in row {row} of {table.name}"
@@ -199,20 +198,23 @@ def _image_files(tables: Tables, column: str, root: Path) -> dict[Path, list[str
                 outside.append(where)
             elif file is None or not file.is_file():
                 missing.append(where)
-            files[table].append(str(file))
+            images.append({"bytes": None, "path": str(file)})
+            named.add(str(file))
+        feature = datasets.Image(decode=False)
+        changed[table] = data.remove_columns(column).add_column(column, images, feature=feature)
     if outside:
         raise user_error(
             expected=f"paths of images that stay in {root}, relative to their table",
-            found=f"{len(outside)} that leave it: {_some(outside)}",
+            found=f"{len(outside)} that leave it: {some(outside)}",
             do="copy these images into the folder, and name them from there",
         )
     if missing:
         raise user_error(
             expected=f"files for all images that column '{column}' names",
-            found=f"{len(missing)} that do not exist: {_some(missing)}",
+            found=f"{len(missing)} that do not exist: {some(missing)}",
             do="correct these paths (rows are counted from 0); leave the field empty if there is no image",
         )
-    return files
+    return changed, named
 
 
 def _resolved(path: Path) -> Path | None:
@@ -226,18 +228,13 @@ def _resolved(path: Path) -> Path | None:
         return None
 
 
-def _with_files(data: datasets.Dataset, column: str, files: Sequence[str | None]) -> datasets.Dataset:
-    images = [None if file is None else {"bytes": None, "path": file} for file in files]
-    return data.remove_columns(column).add_column(column, images, feature=datasets.Image(decode=False))
-
-
 def _refuse_unnamed(folder: Path, named: set[str]) -> None:
     images = [file for file in files_below(folder) if _names_an_image(file.name) and not _is_hidden(file, folder)]
     unnamed = [str(file.relative_to(folder)) for file in images if str(file.resolve()) not in named]
     if unnamed:
         raise user_error(
             expected=f"for each image below {folder} a row that names it",
-            found=f"{len(unnamed)} of {len(images)} that no row names: {_some(unnamed)}",
+            found=f"{len(unnamed)} of {len(images)} that no row names: {some(unnamed)}",
             do="add rows for them, or move them elsewhere",
         )
 
@@ -253,17 +250,8 @@ def _refuse_paths(data: datasets.Dataset, column: str, roots: Sequence[str]) -> 
             continue
         file = _resolved(Path(path))
         if file is None or not any(file.is_relative_to(root) for root in allowed):
-            raise _path_instead(column, path, row)
-
-
-def _path_instead(column: str, path: str, row: int) -> UserError:
-    return user_error(
-        expected=f"embedded images in column '{column}'",
-        found=f"in row {row} the path {path}",
-        do="embed the images with their bytes, or give their paths in a column of text, relative to the table",
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+            raise user_error(
+                expected=f"embedded images in column '{column}'",
+                found=f"in row {row} the path {path}",
+                do="embed the images with their bytes, or give their paths in a column of text, relative to the table",
+            )

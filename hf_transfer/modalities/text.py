@@ -14,18 +14,12 @@ from hf_transfer.data.batches import Loaders, loaders_of
 from hf_transfer.data.checked import Selected
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
-from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, saved_description
-from hf_transfer.modalities.sample_tables import chosen_columns, rows_in
-from hf_transfer.modalities.text_batches import (
-    TextRows,
-    TokenInputs,
-    collate_texts,
-    describe_truncation,
-    orders_of,
-)
+from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Wanted, saved_description
+from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
+from hf_transfer.modalities.text_batches import TextRows, TokenInputs, collate_texts, describe_truncation, orders_of
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
-from hf_transfer.settings.run import RunConfig, TextConfig
+from hf_transfer.settings.run import MultimodalConfig, RunConfig, TextConfig
 from hf_transfer.targets.target import Target
 
 # Measured on short texts: it improved accuracy with 160 texts of each class, and not with eight.
@@ -41,11 +35,7 @@ class TextModality(Modality[TextConfig]):
     kind: ClassVar[str] = "A text"
     task: ClassVar[str] = "text-classification"
     larger_head: ClassVar[bool] = True
-
-    def text_columns(self, config: TextConfig) -> list[str]:
-        """See `Modality.text_columns`."""
-        named = (config.data.label_column_name, config.text.text_column_name, config.text.text_pair_column_name)
-        return [name for name in named if name]
+    text_settings: ClassVar[tuple[str, ...]] = ("label_column_name", "text_column_name", "text_pair_column_name")
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`."""
@@ -75,16 +65,9 @@ class TextModality(Modality[TextConfig]):
         """See `Modality.checkpoint`."""
         return Checkpoint(config.model.model_name_or_path, config.model.model_revision, self.task, config.text.pooling)
 
-    def preprocessing(self, checkpoint: AnyCheckpoint, config: TextConfig) -> TokenPreprocessing:
+    def preprocessing(self, checkpoint: AnyCheckpoint, config: TextConfig | None, saved: Saved) -> TokenPreprocessing:
         """See `Modality.preprocessing`."""
-        (part,) = checkpoint.parts
-        return tokens_of(part, config.text.max_seq_length)
-
-    def saved_preprocessing(self, checkpoint: Checkpoint, config: TextConfig | None = None) -> TokenPreprocessing:
-        """See `Modality.saved_preprocessing`."""
-        saved = saved_description(checkpoint)
-        length = (config.text.max_seq_length if config else None) or saved.get("max_length")
-        return tokens_of(checkpoint, length, saved.get("columns", {}))
+        return tokens_of(checkpoint.parts[0], config, saved)
 
     def as_trained(self, config: TextConfig, preprocessing: Any) -> TextConfig:
         """See `Modality.as_trained`; whether a sample is a pair is also as in the training.
@@ -141,26 +124,27 @@ class TextModality(Modality[TextConfig]):
         """A text, a pair of texts, or a mapping with `text` and `text_pair`, as a tuple."""
         if isinstance(value, Mapping):
             value = tuple(value[name] for name in ("text", "text_pair") if name in value)
-        sample = (value,) if isinstance(value, str) else value
-        if (
-            not isinstance(sample, tuple | list)
-            or len(sample) not in (1, 2)
-            or not all(isinstance(text, str) for text in sample)
-        ):
+        texts = (value,) if isinstance(value, str) else value
+        are_texts = isinstance(texts, tuple | list) and all(isinstance(text, str) for text in texts)
+        if not are_texts or len(texts) not in (1, 2):
             raise user_error(
                 expected="a text, or two texts in a tuple", found=f"{value!r:.200}", do="correct this sample"
             )
-        return tuple(sample)
+        return tuple(texts)
 
-    def samples_in(
-        self, files: Sequence[Path], columns: Mapping[str, str | None], saved: TokenPreprocessing
-    ) -> list[LocatedSample]:
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: TokenPreprocessing) -> list[LocatedSample]:
         """Each row of a table is a text, or a pair if the model takes pairs."""
         located = []
         for path in files:
             rows, existing = rows_in(path)
-            text, pair = chosen_columns(path, existing, columns, saved)
-            names = [name for name in (text, pair) if name is not None]
+            only_column = existing[: len(existing) == 1]
+            usual = {"text_column_name": (*columns.TEXT_NAMES, *only_column), "text_pair_column_name": ()}
+            chosen = chosen_columns(existing, usual, wanted, saved.columns)
+            names = list(chosen.values()) if "text_column_name" in chosen else []
+            do = "name it in --text_column_name (and --text_pair_column_name)"
+            refuse_missing(path, names, existing, expected="of texts", do=do)
+            do = "name the second one in --text_pair_column_name" if saved.pair else "leave --text_pair_column_name out"
+            saved.refuse_other(len(names), found=f"{'one column' if saved.pair else 'two columns'} of {path}", do=do)
             located += [
                 LocatedSample(path, number, tuple(row[name] or "" for name in names))
                 for number, row in enumerate(rows, start=1)
@@ -168,13 +152,12 @@ class TextModality(Modality[TextConfig]):
         return located
 
 
-def tokens_of(
-    checkpoint: Checkpoint, max_seq_length: int | None, columns: Mapping[str, str] | None = None
-) -> TokenPreprocessing:
-    """The preprocessing with a checkpoint's tokenizer, which truncates to this many tokens (None: the limit)."""
+def tokens_of(checkpoint: Checkpoint, config: TextConfig | MultimodalConfig | None, saved: Saved) -> TokenPreprocessing:
+    """The preprocessing with a checkpoint's tokenizer; it truncates as set, or else as saved, or else at the limit."""
     tokenizer = checkpoint.tokenizer()
     # A run saves its own length as the tokenizer's limit. The next run that starts from its model may use longer texts.
     tokenizer.model_max_length = saved_description(checkpoint).get("tokenizer_limit", tokenizer.model_max_length)
+    length = (config.text.max_seq_length if config else None) or saved.get("max_length")
     return TokenPreprocessing(
-        tokenizer, model_limit=checkpoint.longest_input, max_seq_length=max_seq_length, columns=columns
+        tokenizer, model_limit=checkpoint.longest_input, max_seq_length=length, columns=saved.get("columns")
     )

@@ -1,7 +1,7 @@
 """Batches of texts: tokens in memory, orders by length, padding to the longest text of a batch."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from hf_transfer.data.batches import LABELS, Batch, EpochSampler, InputMaker, LabelledInputs, LabelRows
+from hf_transfer.data.batches import Batch, EpochSampler, InputMaker, LabelRows
 from hf_transfer.data.rows import texts_of
 from hf_transfer.data.splits import Split
 from hf_transfer.modalities.tokens import TokenPreprocessing
@@ -101,17 +101,6 @@ class LengthGroupedSampler(EpochSampler):
         return iter(np.concatenate([*mixed, *rest]).tolist())
 
 
-class LongestFirst(EpochSampler):
-    """Positions from the longest text to the shortest, for evaluation, whose results do not depend on the order."""
-
-    def __init__(self, lengths: Lengths) -> None:
-        super().__init__(len(lengths), 0)
-        self.order = np.argsort(-lengths, kind="stable")
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order.tolist())
-
-
 class TokenInputs(InputMaker):
     """Makes model inputs of padded texts: they are moved to the device as they are.
 
@@ -122,12 +111,6 @@ class TokenInputs(InputMaker):
     def __init__(self, rows: Mapping[str, TextRows]) -> None:
         self.rows = rows
 
-    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:  # noqa: ARG002
-        """See `InputMaker`."""
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        targets, counted, index = (moved.pop(name) for name in LABELS)
-        return LabelledInputs(moved, targets, counted, index)
-
     def fingerprint(self, split: str, epoch: int | None) -> str:  # noqa: ARG002
         """See `InputMaker.fingerprint`."""
         return self.rows[split].fingerprint()
@@ -135,19 +118,24 @@ class TokenInputs(InputMaker):
 
 def orders_of(
     rows: Mapping[str, TextRows], texts: TextSettings, training: TrainingSettings
-) -> dict[str, EpochSampler]:  # fmt: skip
-    """The order of each split: for training as set, else the longest text first."""
+) -> dict[str, Iterable[int]]:  # fmt: skip
+    """The order of each split: for training as set, else the longest text first, since results do not depend on it."""
     lengths = rows["train"].lengths
     order = EpochSampler(len(lengths), training.seed)
     if texts.train_sampling_strategy == "group_by_length":
         order = LengthGroupedSampler(lengths, training.per_device_train_batch_size, training.seed)
-    return {"train": order} | {name: LongestFirst(rows[name].lengths) for name in ("validation", "test")}
+    longest_first = {name: np.argsort(-rows[name].lengths, kind="stable").tolist() for name in ("validation", "test")}
+    return {"train": order, **longest_first}
 
 
 def collate_texts(preprocessing: TokenPreprocessing, samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """A batch of padded texts; a function of the module, since spawned workers cannot be sent a closure."""
+    """A batch of padded texts and what else the samples have, which is all of one size.
+
+    It is a function of the module, since spawned workers cannot be sent a closure.
+    """
     batch = preprocessing.pad([sample["tokens"] for sample in samples])
-    return batch | {name: torch.stack([sample[name] for sample in samples]) for name in LABELS}
+    others = [name for name in samples[0] if name != "tokens"]
+    return batch | {name: torch.stack([sample[name] for sample in samples]) for name in others}
 
 
 def describe_truncation(rows: Mapping[str, TextRows], max_length: int) -> list[str]:

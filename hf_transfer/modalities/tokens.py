@@ -94,14 +94,17 @@ class TokenPreprocessing(Preprocessing):
         Raises:
             UserError: the model was trained on pairs, and a sample is a single text, or the other way round.
         """
+        found = f"{'a single text' if self.pair else 'a pair'}: "
+        do = 'give each sample as ("text", "second text")' if self.pair else "give each sample as one text"
         for sample in samples:
-            if self.pair is not None and len(sample) != 1 + self.pair:
-                raise user_error(
-                    expected=f"{'pairs of texts' if self.pair else 'single texts'}, as the model was trained on",
-                    found=f"{'a single text' if self.pair else 'a pair'}: {sample!r:.200}",
-                    do='give each sample as ("text", "second text")' if self.pair else "give each sample as one text",
-                )
+            self.refuse_other(len(sample), found=f"{found}{sample!r:.200}", do=do)
         return self.pad(self.encode(samples)[0])
+
+    def refuse_other(self, texts: int, *, found: str, do: str) -> None:
+        """Refuse samples of another number of texts than the model was trained on, if that is known."""
+        if self.pair is not None and texts != 1 + self.pair:
+            kind = "pairs of texts" if self.pair else "single texts"
+            raise user_error(expected=f"{kind}, as the model was trained on", found=found, do=do)
 
     def example(self) -> Batch:
         """Model inputs of two short texts of different length, to trace a model with."""

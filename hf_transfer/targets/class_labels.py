@@ -1,17 +1,16 @@
 """Labels: from a column of any type to class numbers and names that all splits share."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import datasets
 import numpy as np
 import numpy.typing as npt
 
-from hf_transfer.errors import UserError, user_error
+from hf_transfer.errors import LISTED, UserError, some, user_error
 
 Labels = npt.NDArray[np.int64]
-LISTED_ROWS = 5
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")
 WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
@@ -31,19 +30,18 @@ def read_labels(splits: Mapping[str, datasets.Dataset], column: str) -> tuple[li
         _refuse_missing(column_values, column, name)
     if isinstance(feature, datasets.ClassLabel):
         names = [str(name) for name in feature.names]
-        numbers = {name: np.asarray(column_values, dtype=np.int64) for name, column_values in values.items()}
-        for name, split_numbers in numbers.items():
-            _refuse_out_of_range(split_numbers, len(names), column, name)
-        return names, numbers
-    _refuse_fractions(values["train"], column)
-    keys = _in_order(set(values["train"]))
-    _refuse_unknown(values, set(keys), column)
-    number_of = {key: number for number, key in enumerate(keys)}
-    numbers = {
-        name: np.asarray([number_of[value] for value in column_values], dtype=np.int64)
-        for name, column_values in values.items()
+        number_of = {number: number for number in range(len(names))}
+        _refuse_out_of_range(values, len(names), column)
+    else:
+        _refuse_fractions(values["train"], column)
+        keys = _in_order(set(values["train"]))
+        names = [class_name(key) for key in keys]
+        number_of = {key: number for number, key in enumerate(keys)}
+        _refuse_unknown(values, number_of, column)
+    return names, {
+        split: np.asarray([number_of[one] for one in column_values], dtype=np.int64)
+        for split, column_values in values.items()
     }
-    return [class_name(key) for key in keys], numbers
 
 
 def check_classes(names: list[str], labels: Mapping[str, Labels], *, splits_to_cut: int) -> None:
@@ -71,7 +69,7 @@ def check_classes(names: list[str], labels: Mapping[str, Labels], *, splits_to_c
         raise user_error(
             expected=f"at least {max(2, needed)} training samples of each class"
             + (f", to cut {splits_to_cut} more split(s) from them" if splits_to_cut else ""),
-            found=f"too few of {_some(few)}",
+            found=f"too few of {some(few)}",
             do="add samples of these classes, merge or remove them, or bring your own validation and test splits",
         )
     for name, numbers in labels.items():
@@ -79,7 +77,7 @@ def check_classes(names: list[str], labels: Mapping[str, Labels], *, splits_to_c
         if lacking:
             raise user_error(
                 expected=f"in split '{name}' only classes that training has",
-                found=f"{_some([repr(label) for label in lacking])} in '{name}', of which training has no sample",
+                found=f"{some([repr(label) for label in lacking])} in '{name}', of which training has no sample",
                 do="add training samples of these classes, or remove these rows",
             )
 
@@ -119,7 +117,7 @@ def _refuse_missing(values: list[object], column: str, split: str) -> None:
     if rows:
         raise user_error(
             expected=f"a label in every row of column '{column}'",
-            found=f"none in {len(rows)} rows of split '{split}', first in rows {rows[:LISTED_ROWS]}",
+            found=f"none in {len(rows)} rows of split '{split}', first in rows {rows[:LISTED]}",
             do="fill in or remove these rows (rows count from 0)",
         )
     if values and all(value in (-1, "-1") for value in values):
@@ -130,23 +128,23 @@ def _refuse_missing(values: list[object], column: str, split: str) -> None:
         )
 
 
-def _refuse_out_of_range(numbers: Labels, classes: int, column: str, split: str) -> None:
-    rows = np.flatnonzero((numbers < 0) | (numbers >= classes))
-    if rows.size:
-        raise user_error(
-            expected=f"class numbers from 0 to {classes - 1} in column '{column}'",
-            found=f"{numbers[rows[0]]} in row {rows[0]} of split '{split}' ({rows.size} such rows)",
-            do="correct or remove these rows",
-        )
+def _refuse_out_of_range(values: Mapping[str, list[Any]], classes: int, column: str) -> None:
+    for split, numbers in values.items():
+        if rows := [row for row, number in enumerate(numbers) if not 0 <= number < classes]:
+            raise user_error(
+                expected=f"class numbers from 0 to {classes - 1} in column '{column}'",
+                found=f"{numbers[rows[0]]} in row {rows[0]} of split '{split}' ({len(rows)} such rows)",
+                do="correct or remove these rows",
+            )
 
 
-def _refuse_unknown(values: Mapping[str, list[object]], known: set[object], column: str) -> None:
+def _refuse_unknown(values: Mapping[str, list[Any]], known: Collection[object], column: str) -> None:
     for split, split_values in values.items():
         unknown = sorted({class_name(value) for value in split_values if value not in known})
         if unknown:
             raise user_error(
-                expected=f"in split '{split}' only labels that training has ({_some(sorted(map(class_name, known)))})",
-                found=f"{_some([repr(label) for label in unknown])} in column '{column}'",
+                expected=f"in split '{split}' only labels that training has ({some(sorted(map(class_name, known)))})",
+                found=f"{some([repr(label) for label in unknown])} in column '{column}'",
                 do="add training samples of these classes, or remove these rows",
             )
 
@@ -160,9 +158,3 @@ def _in_order(values: set[Any]) -> list[Any]:
 def class_name(value: object) -> str:
     """The name of the class that a value of the label column stands for."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:LISTED_ROWS]) + (
-        f" and {len(items) - LISTED_ROWS} more" if len(items) > LISTED_ROWS else ""
-    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import datasets
@@ -9,26 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.utils import compute_class_weight
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
 
 from hf_transfer.errors import user_error
+from hf_transfer.targets import target
 from hf_transfer.targets.class_labels import check_classes, read_labels
 from hf_transfer.targets.intervals import bootstrap_interval, wilson_interval
-from hf_transfer.targets.target import (
-    OPTIONAL_SETTINGS,
-    Details,
-    Interval,
-    LossOptions,
-    LossSums,
-    Metric,
-    Metrics,
-    Picture,
-    Strata,
-    Table,
-    Target,
-    Values,
-)
 
 CONFUSIONS_NAMED = 5
 # The class number that torch ignores; it is used in this file alone.
@@ -38,7 +27,7 @@ CONFUSED = ("true", "predicted", "samples")
 
 
 @dataclass(frozen=True)
-class Classes(Target):
+class Classes(target.Target):
     """One class number for each sample, int64.
 
     Attributes:
@@ -46,13 +35,15 @@ class Classes(Target):
     """
 
     problem_type: ClassVar[str] = "single_label_classification"
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("accuracy", "accuracy", hub=("accuracy", "Accuracy", {}), is_share=True, interval="Wilson's"),
-        Metric("f1_macro", "macro F1", hub=("f1", "Macro F1", {"average": "macro"}), interval="bootstrap percentiles"),
+    metrics: ClassVar[tuple[target.Metric, ...]] = (
+        target.Metric("accuracy", "accuracy", hub=("accuracy", "Accuracy", {}), is_share=True, interval="Wilson's"),
+        target.Metric(
+            "f1_macro", "macro F1", hub=("f1", "Macro F1", {"average": "macro"}), interval="bootstrap percentiles"
+        ),
     )
     main_metric: ClassVar[str] = "accuracy"
     solver: ClassVar[str | None] = "multinomial logistic"
-    supported_settings: ClassVar[frozenset[str]] = OPTIONAL_SETTINGS
+    supported_settings: ClassVar[frozenset[str]] = target.OPTIONAL_SETTINGS
     score_words: ClassVar[str] = "points of accuracy"
     limits: ClassVar[tuple[str, ...]] = ("It names one of its classes for every sample, even if none is right.",)
 
@@ -64,7 +55,7 @@ class Classes(Target):
         return isinstance(feature, datasets.ClassLabel)
 
     @classmethod
-    def read(cls, splits: Mapping[str, datasets.Dataset], column: str) -> tuple[Self, dict[str, Values]]:
+    def read(cls, splits: Mapping[str, datasets.Dataset], column: str) -> tuple[Self, dict[str, target.Values]]:
         """See `Target.read`."""
         names, numbers = read_labels(splits, column)
         return cls(tuple(names)), dict(numbers)
@@ -79,11 +70,11 @@ class Classes(Target):
         """The class names."""
         return list(self.label_names)
 
-    def check(self, values: Mapping[str, Values], *, splits_to_cut: int) -> None:
+    def check(self, values: Mapping[str, target.Values], *, splits_to_cut: int) -> None:
         """See `Target.check`: one class only, a class with too few samples, a class that only evaluation has."""
         check_classes(self.names, values, splits_to_cut=splits_to_cut)
 
-    def strata(self, values: Values) -> Strata:
+    def strata(self, values: target.Values) -> target.Strata:
         """The class numbers."""
         return np.asarray(values, dtype=np.int64)
 
@@ -100,7 +91,7 @@ class Classes(Target):
             "problem_type": self.problem_type,
         }
 
-    def check_finished(self, finished: Target, name: str) -> None:
+    def check_finished(self, finished: target.Target, name: str) -> None:
         """Refuse a finished model whose classes are not those of the data, in their order."""
         if finished != self:
             raise user_error(
@@ -109,7 +100,7 @@ class Classes(Target):
                 do="name the folder OUT/model of a run on this data set, or train first (without --evaluate_only)",
             )
 
-    def loss_weights(self, values: Values, balanced: bool) -> Tensor | None:
+    def loss_weights(self, values: target.Values, balanced: bool) -> Tensor | None:
         """Weights with which every class counts the same, float32 [classes]; None, if they are not asked for."""
         return balanced_class_weights(values, len(self.label_names)) if balanced else None
 
@@ -117,7 +108,7 @@ class Classes(Target):
         """Shares of the classes, float32 [batch, classes]; zeros for a sample that does not count."""
         return one_hot(targets.where(counted, 0), len(self.label_names)).float() * counted[:, None]
 
-    def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: LossOptions) -> LossSums:
+    def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: target.LossOptions) -> target.LossSums:
         """Cross-entropy, smoothed and weighted by class.
 
         The weight of a sample does not depend on the smoothing.
@@ -133,9 +124,9 @@ class Classes(Target):
             outputs, numbers, weights, ignore_index=IGNORED, reduction="sum", label_smoothing=options.smoothing
         )
         if weights is None:
-            return LossSums(total, counted.sum())
+            return target.LossSums(total, counted.sum())
         # Not targets[counted]: its size is unknown until the GPU has finished, so the CPU would wait.
-        return LossSums(total, (weights[torch.where(counted, targets, 0)] * counted).sum())
+        return target.LossSums(total, (weights[torch.where(counted, targets, 0)] * counted).sum())
 
     def disagreement(self, outputs: Tensor, counted: Tensor) -> Tensor:
         """The mean of KL(first, second) and KL(second, first), in nats.
@@ -144,13 +135,12 @@ class Classes(Target):
         NeurIPS 2021, https://arxiv.org/abs/2106.14448.
         """
         first, second = log_softmax(outputs, -1).chunk(2)
-        both = kl_div(first, second, log_target=True, reduction="none") + kl_div(
-            second, first, log_target=True, reduction="none"
-        )
+        divergence = partial(kl_div, log_target=True, reduction="none")
+        both = divergence(first, second) + divergence(second, first)
         once = counted.chunk(2)[0]
         return (both.sum(-1) * once).sum() / (2 * once.sum().clamp(min=1))
 
-    def evaluate(self, outputs: Tensor, targets: Values, only: str | None = None) -> Metrics:
+    def evaluate(self, outputs: Tensor, targets: target.Values, only: str | None = None) -> target.Metrics:
         """Accuracy, macro F1 (the plain mean over the classes that occur), and mean cross-entropy."""
         predicted = outputs.argmax(-1).numpy()
         metrics = {"accuracy": float((predicted == targets).mean())}
@@ -158,7 +148,7 @@ class Classes(Target):
             metrics["f1_macro"] = macro_f1(targets, predicted, len(self.label_names))
         return {**metrics, "loss": cross_entropy(outputs, torch.from_numpy(targets)).item()}
 
-    def intervals(self, outputs: Tensor, targets: Values) -> dict[str, Interval]:
+    def intervals(self, outputs: Tensor, targets: target.Values) -> dict[str, target.Interval]:
         """Wilson's for accuracy, bootstrap percentiles for macro F1."""
         predicted, classes = outputs.argmax(-1).numpy(), len(self.label_names)
         return {
@@ -168,12 +158,12 @@ class Classes(Target):
             ),
         }
 
-    def sample_scores(self, outputs: Tensor, targets: Values) -> npt.NDArray[np.float64]:
+    def sample_scores(self, outputs: Tensor, targets: target.Values) -> npt.NDArray[np.float64]:
         """1 for a right answer, 0 for a wrong one."""
         scores: npt.NDArray[np.float64] = (outputs.argmax(-1).numpy() == targets).astype(float)
         return scores
 
-    def details(self, outputs: Tensor, targets: Values) -> Details:
+    def details(self, outputs: Tensor, targets: target.Values) -> tuple[list[target.Table], list[target.Picture]]:
         """Precision, recall and F1 of each class, and which classes are confused."""
         predicted, names = outputs.argmax(-1).numpy(), self.names
         matrix: npt.NDArray[np.int64] = confusion_matrix(targets, predicted, labels=range(len(names)))
@@ -184,13 +174,12 @@ class Classes(Target):
         ]
         titles = ("class", "precision", "recall", "F1", "samples")
         confused = most_confused(matrix, names)
-        return Details(
-            tables=[
-                Table("classes", "Classes (test)", CLASS_COLUMNS, titles, rows),
-                *([Table("confusions", "Most confused (test)", CONFUSED, CONFUSED, confused)] if confused else []),
-            ],
-            pictures=[Picture("confusion", "confusion.png", "Confusion matrix of the test split", (matrix, names))],
-        )
+        tables = [target.Table("classes", "Classes (test)", CLASS_COLUMNS, titles, rows)]
+        if confused:
+            tables.append(target.Table("confusions", "Most confused (test)", CONFUSED, CONFUSED, confused))
+        return tables, [
+            target.Picture("confusion", "confusion.png", "Confusion matrix of the test split", (matrix, names))
+        ]
 
     def shown(self, value: Any) -> str:
         """The class name."""
@@ -205,13 +194,13 @@ class Classes(Target):
         ]
 
 
-def _loss_of_shares(outputs: Tensor, shares: Tensor, weights: Tensor | None, smoothing: float) -> LossSums:
+def _loss_of_shares(outputs: Tensor, shares: Tensor, weights: Tensor | None, smoothing: float) -> target.LossSums:
     # A masked row has nothing to spread: it stays all zeros.
     spread = shares.sum(-1, keepdim=True) / shares.shape[-1]
     smooth = (1 - smoothing) * shares + smoothing * spread
     if weights is not None:
         smooth, shares = smooth * weights, shares * weights
-    return LossSums(-(smooth * log_softmax(outputs, -1)).sum(), shares.sum())
+    return target.LossSums(-(smooth * log_softmax(outputs, -1)).sum(), shares.sum())
 
 
 def macro_f1(true: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int) -> float:
@@ -229,13 +218,11 @@ def most_confused(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> list[d
         matrix: samples by true and predicted class [classes, classes].
         names: of the classes.
     """
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
+    wrong = matrix - np.diag(matrix.diagonal())
     most = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS_NAMED]
-    pairs = [tuple(map(int, np.unravel_index(place, wrong.shape))) for place in most]
     return [
-        {"true": names[true], "predicted": names[predicted], "samples": int(wrong[true, predicted])}
-        for true, predicted in pairs
+        dict(zip(CONFUSED, (names[true], names[predicted], int(wrong[true, predicted])), strict=True))
+        for true, predicted in zip(*np.unravel_index(most, wrong.shape), strict=True)
         if wrong[true, predicted]
     ]
 
@@ -254,9 +241,6 @@ def balanced_class_weights(labels: npt.NDArray[np.int64], classes: int) -> Tenso
         labels: class numbers [samples] of the training samples that count.
         classes: how many classes the model tells apart.
     """
-    counts = np.bincount(labels, minlength=classes)
-    assert len(counts) == classes, f"a class number is beyond the {classes} classes"
-    present = counts > 0
-    weights = np.ones(classes)
-    weights[present] = counts.sum() / (present.sum() * counts[present])
+    weights, present = np.ones(classes), np.unique(labels)
+    weights[present] = compute_class_weight("balanced", classes=present, y=labels)
     return torch.from_numpy(weights).float()

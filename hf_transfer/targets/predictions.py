@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from hf_transfer.errors import user_error
 from hf_transfer.targets.target import Interval, Metrics, Target, Values
 
 
@@ -58,10 +59,21 @@ class Ranking:
     lower_is_better: bool
 
     @classmethod
-    def of(cls, target: Target, metric: str | None) -> "Ranking":
-        """The ranking by a metric, or by the target's own if it is None."""
-        name = target.ranking_metric(metric)
-        return cls(name, target.lower_is_better(name))
+    def of(cls, target: Target | type[Target], metric: str | None) -> "Ranking":
+        """The ranking by a metric, or by the target's own if it is None.
+
+        Raises:
+            UserError: the target has no such metric.
+        """
+        lower_is_better = {one.name: one.lower_is_better for one in target.metrics} | {"loss": True}
+        name = target.main_metric if metric is None else metric
+        if name not in lower_is_better:
+            raise user_error(
+                expected=f"for --metric_for_best_model one of {', '.join(lower_is_better)}",
+                found=name,
+                do="use one of these, or leave it out",
+            )
+        return cls(name, lower_is_better[name])
 
     def scores(self, row: Metrics) -> tuple[float, float]:
         """What epochs are compared by, higher is better; of equal ones the lower loss wins."""

@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from hf_transfer.errors import user_error
-
 # One row for each sample: class numbers [samples], say, or numbers [samples, outputs].
 Values = npt.NDArray[Any]
 Metrics = dict[str, float]
@@ -99,19 +97,6 @@ class Picture:
     file: str
     title: str
     data: Any
-
-
-@dataclass(frozen=True)
-class Details:
-    """What a report says of a target beside its metrics.
-
-    Attributes:
-        tables: in the order of the report.
-        pictures: likewise.
-    """
-
-    tables: Sequence[Table] = ()
-    pictures: Sequence[Picture] = ()
 
 
 class Target(ABC):
@@ -253,9 +238,9 @@ class Target(ABC):
     def sample_scores(self, outputs: Tensor, targets: Values) -> npt.NDArray[np.float64]:
         """How good the answer to each sample is, higher is better [samples]."""
 
-    def details(self, outputs: Tensor, targets: Values) -> Details:  # noqa: ARG002
-        """Tables and pictures of the test split."""
-        return Details()
+    def details(self, outputs: Tensor, targets: Values) -> tuple[list[Table], list[Picture]]:  # noqa: ARG002
+        """Tables and pictures of the test split, in the order of the report."""
+        return [], []
 
     @abstractmethod
     def answers(self, outputs: Tensor, top: int) -> list[list[tuple[str, float]]]:
@@ -269,23 +254,3 @@ class Target(ABC):
     def shown(self, value: Any) -> str:
         """The true value of a sample, for people."""
         return str(value)
-
-    def lower_is_better(self, metric: str) -> bool:
-        """Whether a smaller value of a metric is the better one."""
-        return metric == "loss" or any(one.name == metric and one.lower_is_better for one in self.metrics)
-
-    @classmethod
-    def ranking_metric(cls, wanted: str | None) -> str:
-        """The metric that selects the epoch to keep: the wanted one, or the target's own.
-
-        Raises:
-            UserError: the target has no such metric.
-        """
-        known = [one.name for one in cls.metrics] + ["loss"]
-        if wanted is not None and wanted not in known:
-            raise user_error(
-                expected=f"for --metric_for_best_model one of {', '.join(known)}",
-                found=wanted,
-                do="use one of these, or leave it out",
-            )
-        return wanted or cls.main_metric

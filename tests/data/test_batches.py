@@ -21,7 +21,6 @@ from hf_transfer.data.batches import (
     LabelledInputs,
     LabelRows,
     Loaders,
-    labels_on,
     loaders_of,
     workers_for,
 )
@@ -59,7 +58,7 @@ class LabelsAlone(InputMaker):
     """Inputs that are the row numbers."""
 
     def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
-        return LabelledInputs({"index": batch["index"]}, *labels_on(batch, device))
+        return super().__call__(batch, device, split, epoch)._replace(inputs={"index": batch["index"]})
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
         return f"{split} {epoch}"

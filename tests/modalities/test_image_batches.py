@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_transfer.data.batches import LabelledInputs, LabelRows, Loaders
+from hf_transfer.data.rows import encoded_image
 from hf_transfer.data.splits import Split, Splits
-from hf_transfer.modalities import augmentation
+from hf_transfer.modalities import augmentation, image
 from hf_transfer.modalities.augmentation import Augmentation
 from hf_transfer.modalities.image import ImageInputs, ImageModality, ImageRows
 from hf_transfer.modalities.pixels import PixelPreprocessing
@@ -225,13 +226,12 @@ def test_decoded_pixels_are_kept_up_to_the_given_room(
     rows = ImageRows(embedded(good(3, 0)), preprocessing, keep_bytes=2 * math.prod(preprocessing.shape) + 1)
     first = [rows[position]["pixel_values"] for position in range(3)]
     decoded: list[int] = []
-    original = rows._pixels
 
-    def counted(row: int) -> Tensor:
+    def counted(split: Split, row: int) -> dict[str, Any]:
         decoded.append(row)
-        return original(row)
+        return encoded_image(split, row)
 
-    monkeypatch.setattr(rows, "_pixels", counted)
+    monkeypatch.setattr(image, "encoded_image", counted)
     assert all(torch.equal(rows[position]["pixel_values"], first[position]) for position in range(3))
     assert decoded == [2]
 
@@ -295,6 +295,20 @@ def test_blank_loaders_have_the_same_samples_in_the_same_order_and_read_no_image
         assert light.inputs["pixel_values"].shape == whole.inputs["pixel_values"].shape
         assert not light.inputs["pixel_values"].any()
     assert blank.fingerprint("train", 1) == loaders.fingerprint("train", 1)
+
+
+def test_the_epoch_that_is_set_for_loaders_does_not_change_the_order_of_blank_ones(
+    settings: Settings, preprocessing: PixelPreprocessing
+) -> None:
+    """What is recorded for a later stage has the rounding of its batches."""
+    loaders = loaders_of(splits_of(embedded(good(50, 0))), preprocessing, settings())
+    assert loaders.without_first_layers is not None
+    before = loaders.without_first_layers()
+    loaders.train.set_epoch(5)
+    for blank in (before, loaders.without_first_layers()):
+        own = [batch["index"].tolist() for batch in blank.train]
+        blank.train.set_epoch(5)
+        assert own != [batch["index"].tolist() for batch in blank.train]
 
 
 def fingerprints(

@@ -12,7 +12,13 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_transfer.modalities.image import ImageModality
-from hf_transfer.modalities.modality import PREPROCESSING_FILE, Modality, Preprocessing, save_preprocessing
+from hf_transfer.modalities.modality import (
+    PREPROCESSING_FILE,
+    Modality,
+    Preprocessing,
+    save_preprocessing,
+    saved_description,
+)
 from hf_transfer.modalities.pair import PairModality, PairPreprocessing
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.text import TextModality
@@ -96,13 +102,14 @@ def test_a_length_that_an_evaluation_sets_wins_over_the_saved_one(
     checkpoint = text_model(tmp_path / "model", 5, {})
     for asked, length in ((9, 9), (None, 5)):
         config = text_settings(max_seq_length=asked)
-        assert TextModality().saved_preprocessing(checkpoint, config).max_length == length
+        assert TextModality().preprocessing(checkpoint, config, saved_description(checkpoint)).max_length == length
     tiny_pair().save_pretrained(tmp_path / "pair")
     save(PairPreprocessing(pixels(), tokens(7)), PairModality(), {}, tmp_path / "pair")
     checkpoint = Checkpoint(str(tmp_path / "pair"), task="image-text-classification")
     for asked, length in ((9, 9), (None, 7)):
         pair_config = pair_settings(max_seq_length=asked)
-        assert PairModality().saved_preprocessing(checkpoint, pair_config).tokens.max_length == length
+        of_pairs = PairModality().preprocessing(checkpoint, pair_config, saved_description(checkpoint))
+        assert of_pairs.tokens.max_length == length
 
 
 def test_a_program_without_this_package_truncates_at_the_same_length(tmp_path: Path) -> None:
@@ -147,13 +154,13 @@ def test_a_run_that_starts_from_a_finished_model_can_use_longer_texts_again(
     checkpoint = text_model(tmp_path / "model", 5, {"text_column_name": "body"}, model_max_length=limit)
     for asked, length in ((None, longest), (20, 20)):
         config = text_settings(model_name_or_path=str(tmp_path / "model"), max_seq_length=asked)
-        preprocessing = TextModality().preprocessing(checkpoint, config)
+        preprocessing = TextModality().preprocessing(checkpoint, config, {})
         assert preprocessing.max_length == length
         assert preprocessing.inputs([(LONG_TEXT,)])["input_ids"].shape[1] == length
         assert preprocessing.columns == {}
     with user_error_with(expected=f"of at most {longest}, which", found=str(longest + 1), do="lower it"):
         config = text_settings(model_name_or_path=str(tmp_path / "model"), max_seq_length=longest + 1)
-        TextModality().preprocessing(checkpoint, config)
+        TextModality().preprocessing(checkpoint, config, {})
 
 
 def test_a_model_without_a_stated_number_of_positions_gets_its_tokenizers_limit_again(
@@ -161,7 +168,7 @@ def test_a_model_without_a_stated_number_of_positions_gets_its_tokenizers_limit_
 ) -> None:
     checkpoint = text_model(tmp_path / "model", 5, {})
     monkeypatch.setattr(Checkpoint, "longest_input", None)
-    assert TextModality().preprocessing(checkpoint, text_settings()).max_length == 32
+    assert TextModality().preprocessing(checkpoint, text_settings(), {}).max_length == 32
     assert TextModality().saved_preprocessing(checkpoint).max_length == 5
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -125,11 +124,11 @@ def test_the_loss_of_one_sample_does_not_depend_on_the_weight_of_its_class() -> 
     torch.testing.assert_close(weighted, objective()(some_logits(1), labels, everyone(1)))
 
 
-def test_balanced_weights_are_scikit_learns() -> None:
+def test_balanced_weights_let_every_class_count_the_same() -> None:
     labels = np.array([4, 0, 0, 4, 4, 4, 1, 4])
     weights = balanced_class_weights(labels, CLASSES)
-    expected = compute_class_weight("balanced", classes=np.array([0, 1, 4]), y=labels)
-    assert weights[[0, 1, 4]].numpy() == pytest.approx(expected)
+    # Samples divided by the number of classes and by the samples of the class.
+    assert weights[[0, 1, 4]].numpy() == pytest.approx([8 / (3 * 2), 8 / (3 * 1), 8 / (3 * 5)])
     assert weights.dtype == torch.float32
     assert weights[labels].mean().item() == pytest.approx(1)
 
@@ -139,5 +138,5 @@ def test_a_class_without_training_samples_has_a_weight_of_one() -> None:
 
 
 def test_a_label_beyond_the_classes_is_a_bug() -> None:
-    with pytest.raises(AssertionError, match="beyond the 3 classes"):
+    with pytest.raises(IndexError):
         balanced_class_weights(np.array([0, 3]), 3)

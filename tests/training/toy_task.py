@@ -14,14 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
 from hf_transfer.data.batches import (
-    LABELS,
     Batch,
     EpochSampler,
     InputMaker,
-    LabelledInputs,
     LabelRows,
     Loaders,
-    labels_on,
 )
 from hf_transfer.data.splits import Split
 from hf_transfer.modalities.table import modality_named
@@ -113,11 +110,6 @@ class RowInputs(InputMaker):
 
     def __init__(self, rows: Mapping[str, Rows]) -> None:
         self.rows = rows
-
-    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
-        """See `InputMaker`."""
-        inputs = {name: column.to(device) for name, column in batch.items() if name not in LABELS}
-        return LabelledInputs(inputs, *labels_on(batch, device))
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
         """See `InputMaker.fingerprint`."""

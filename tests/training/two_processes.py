@@ -24,7 +24,7 @@ EPOCHS = (0, 3)
 def augmented_pixels(accelerator: Accelerator, config: VisionConfig) -> dict[str, Tensor]:
     """Every training image as the model gets it, by epoch and row number."""
     modality = ImageModality()
-    preprocessing = modality.preprocessing(modality.checkpoint(config), config)
+    preprocessing = modality.preprocessing(modality.checkpoint(config), config, {})
     with accelerator.main_process_first():
         splits = load_splits(config, modality)
     loaders = modality.loaders(splits, preprocessing, config, accelerator, frozen_prefix=False)
