@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def probe_layers(
     metric = next(one for one in target.metrics if one.name == target.main_metric)
     with evaluating(model), torch.no_grad():
         model.to(passes.accelerator.device)
-        pooled = _Pooled(model, [group.modules[0] for group in chosen])
+        pooled = partial(_pooled, model, [group.modules[0] for group in chosen])
         example = passes.loaders.some_samples("validation", [0], None, passes.accelerator.device)
         widths = [tensor.shape[1] for tensor in pooled(example.inputs)]
         material = {
@@ -60,10 +61,8 @@ def probe_layers(
                 combinations.append(tuple(range(len(chosen))))
             for places in combinations:
                 some = replace(features, columns=places)
-                problem = SOLVERS[target.solver](
-                    some.blocks, head.out_features, intercept=True, balanced=options.balanced
-                )
-                row = some.predictions(best_solution(problem, some, options.ranking)).metrics(metric.name)
+                best = best_solution(SOLVERS[target.solver], some, head.out_features, options, intercept=True)
+                row = some.predictions(best).metrics(metric.name)
                 names = " + ".join(str(layers[place]) for place in places)
                 report(
                     f"Probe of layer {names} of {len(blocks)}: validation {metric.title} {row[metric.name]:.4f}, "
@@ -71,23 +70,18 @@ def probe_layers(
                 )
 
 
-class _Pooled:
-    """Computes the outputs of some modules for a batch, averaged over tokens or places [samples, features]."""
+def _pooled(model: nn.Module, names: Sequence[str], inputs: Batch) -> list[Tensor]:
+    """The outputs of some modules for a batch, averaged over tokens or places [samples, features]."""
+    means: dict[str, Tensor] = {}
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self.model, self.names = model, names
+    def keep(name: str, _module: nn.Module, _args: object, output: object) -> None:
+        means[name] = _mean(output, inputs.get("attention_mask"))
 
-    def __call__(self, inputs: Batch) -> list[Tensor]:
-        means: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            for name in self.names:
-
-                def keep(_module: nn.Module, _args: object, output: object, name: str = name) -> None:
-                    means[name] = _mean(output, inputs.get("attention_mask"))
-
-                stack.callback(self.model.get_submodule(name).register_forward_hook(keep).remove)
-            self.model(**inputs)
-        return [means[name] for name in self.names]
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(model.get_submodule(name).register_forward_hook(partial(keep, name)).remove)
+        model(**inputs)
+    return [means[name] for name in names]
 
 
 def _mean(output: object, mask: Tensor | None) -> Tensor:

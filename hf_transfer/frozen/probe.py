@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from hf_transfer.frozen.features import Features, best_solution, features_of
@@ -57,11 +57,10 @@ def solve_head(
     loaders = passes.loaders
     # Asked before the passes: it may be an error.
     options.solver(loaders.target)
-    layer = _linear(model, layer_name)
     model.to(passes.accelerator.device)
     material = {"what enters": layer_name, **identity(model, (layer_name,), passes.accelerator)}
     with (
-        _without(model, layer_name),
+        _without(model, layer_name) as layer,
         features_of(
             lambda inputs: [model(**inputs).logits], [layer.in_features], loaders.views, material, passes
         ) as features,
@@ -90,35 +89,24 @@ def solve_head(
 
 def _solved(features: Features, layer: nn.Linear, passes: Passes, options: SolverOptions) -> Solution:
     """The best solution, on every process."""
-    accelerator = passes.accelerator
     # One process solves and sends the solution to the others: another machine may round otherwise.
-    packed = torch.zeros(layer.out_features, layer.in_features + 3, dtype=torch.float64)
-    if accelerator.is_main_process:
-        problem = options.solver(features.target)(
-            features.blocks, layer.out_features, intercept=layer.bias is not None, balanced=options.balanced
-        )
-        best = best_solution(problem, features, options.ranking)
-        numbers = torch.tensor([best.regularisation, best.loss], dtype=torch.float64).expand(layer.out_features, 2)
-        packed = torch.cat([best.weight, best.bias[:, None], numbers], dim=1)
-    if accelerator.num_processes > 1:
-        # Not for one process: Apple's GPUs have no double precision.
-        packed = broadcast(packed.to(accelerator.device)).cpu()
-    return Solution(packed[:, :-3], packed[:, -3], packed[0, -2].item(), packed[0, -1].item())
-
-
-def _linear(model: nn.Module, layer_name: str) -> nn.Linear:
-    layer = model.get_submodule(layer_name)
-    assert isinstance(layer, nn.Linear)
-    return layer
+    best: list[Solution | None] = [None]
+    if passes.accelerator.is_main_process:
+        solver, intercept = options.solver(features.target), layer.bias is not None
+        best = [best_solution(solver, features, layer.out_features, options, intercept=intercept)]
+    broadcast_object_list(best)
+    assert best[0] is not None
+    return best[0]
 
 
 @contextmanager
-def _without(model: nn.Module, layer_name: str) -> Iterator[None]:
+def _without(model: nn.Module, layer_name: str) -> Iterator[nn.Linear]:
     """Inside, the logits of the model are the inputs of its last layer; afterwards the model is as it was."""
     layer = model.get_submodule(layer_name)
+    assert isinstance(layer, nn.Linear)
     with evaluating(model), torch.no_grad():
         model.set_submodule(layer_name, nn.Identity())
         try:
-            yield
+            yield layer
         finally:
             model.set_submodule(layer_name, layer)

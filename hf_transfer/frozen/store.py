@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,8 +88,7 @@ class Store:
     ) -> None:  # fmt: skip
         assert lengths is not None or not any(column.by_token for column in columns)
         self.columns, self.samples = tuple(columns), samples
-        # `counted` takes a byte.
-        self._label_bytes = target_bytes + 1
+        self._target_bytes = target_bytes
         self._lengths = lengths if lengths is not None else np.ones(samples, dtype=np.int64)
         self._material = {"format": FORMAT, **material, "columns": [repr(column) for column in columns]}
         text = json.dumps(self._material, sort_keys=True)
@@ -101,7 +100,8 @@ class Store:
     def bytes(self) -> int:
         """Size on disk, without the headers of the chunks."""
         tokens = int(self._lengths.sum())
-        each = self._label_bytes + sum(column.bytes for column in self.columns if not column.by_token)
+        # `counted` takes a byte.
+        each = self._target_bytes + 1 + sum(column.bytes for column in self.columns if not column.by_token)
         return each * self.samples + tokens * sum(column.bytes for column in self.columns if column.by_token)
 
     @cached_property
@@ -121,16 +121,10 @@ class Store:
         order = chunk[np.argsort(-self._lengths[chunk], kind="stable")].tolist()
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def empty_chunk(self, number: int) -> "Chunk":
-        """Memory for a chunk that is being computed."""
-        positions = self.chunks[number]
-        return Chunk(self.columns, positions, self._lengths[positions.start : positions.stop])
-
     def first_samples(self, count: int) -> "Store":
         """A temporary store of the first samples, to measure costs; the caller removes it."""
-        material, target_bytes = {**self._material, "trial": uuid.uuid4().hex}, self._label_bytes - 1
-        lengths = self._lengths[:count]
-        return Store(self.folder.parent, material, self.columns, count, lengths, target_bytes=target_bytes)
+        material, lengths = {**self._material, "trial": uuid.uuid4().hex}, self._lengths[:count]
+        return Store(self.folder.parent, material, self.columns, count, lengths, target_bytes=self._target_bytes)
 
     def sweep(self) -> None:
         """Delete the unfinished files of killed runs. A recent one may belong to a run that is still writing it."""
@@ -176,7 +170,10 @@ class Store:
         content = safetensors.torch.save(named, metadata={"digest": self._digest(number, named)})
         with disk_errors_explained(self.folder, self.bytes):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._describe()
+            # For people.
+            note = self.folder / "contents.json"
+            if not note.is_file():
+                put(note, (json.dumps({**self._material, "bytes": self.bytes}, indent=2) + "\n").encode())
             put(self._path(number), content)
         self._open.pop(number, None)
 
@@ -234,40 +231,17 @@ class Store:
             digest.update(raw_bytes(tensors[name]))
         return digest.hexdigest()
 
-    def _describe(self) -> None:
-        """Write down for people what the folder contains."""
-        note = self.folder / "contents.json"
-        if not note.is_file():
-            put(note, (json.dumps({**self._material, "bytes": self.bytes}, indent=2) + "\n").encode())
-
 
 class Chunk:
-    """A chunk whose samples are computed batch by batch, in any order.
+    """The samples of a chunk, which are computed batch by batch in any order.
 
-    Attributes:
-        tensors: for each column [samples, ...], or [tokens of all samples, ...].
+    Args:
+        columns: the tensors of a sample.
     """
 
-    def __init__(self, columns: Sequence[Column], positions: range, lengths: Counts) -> None:
-        ends = lengths.cumsum()
-        rows = [int(ends[-1]) if column.by_token else len(positions) for column in columns]
-        self.tensors = [
-            torch.empty(count, *column.shape, dtype=column.dtype) for count, column in zip(rows, columns, strict=True)
-        ]
-        self._labels: Labels | None = None
-        self._columns, self._first, self._missing = columns, positions.start, len(positions)
-        self._spans = np.stack([ends - lengths, ends], axis=1)
-
-    @property
-    def labels(self) -> Labels:
-        """The labels of the samples, once a batch was put in."""
-        assert self._labels is not None
-        return self._labels
-
-    @property
-    def full(self) -> bool:
-        """Whether every sample was put in."""
-        return self._missing == 0
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self._columns = columns
+        self._samples: dict[int, Sequence[Tensor]] = {}
 
     def put(self, positions: Sequence[int], tensors: Sequence[Tensor], labels: Labels, mask: Tensor | None) -> None:
         """Put in a batch.
@@ -278,23 +252,25 @@ class Chunk:
             labels: of its samples.
             mask: 1 for tokens and 0 for padding [samples, tokens].
         """
-        places = torch.tensor(positions) - self._first
-        if self._labels is None:
-            size = self._missing
-            self._labels = Labels(*(torch.empty(size, *part.shape[1:], dtype=part.dtype) for part in labels))
-        for stored, part in zip(self._labels, labels, strict=True):
-            stored[places] = part.cpu()
-        for column, stored, computed in zip(self._columns, self.tensors, tensors, strict=True):
+        # Copies: memory that is shared with the process of a loader has an open file for each batch.
+        parts: list[Iterable[Tensor]] = [part.cpu().clone() for part in labels]
+        for column, computed in zip(self._columns, tensors, strict=True):
             values = _rounded(computed.cpu(), column.dtype)
-            if not column.by_token:
-                stored[places] = values
-                continue
-            assert mask is not None
-            present = mask.cpu().bool()
-            for place, sample, tokens in zip(places.tolist(), values, present, strict=True):
-                start, end = self._spans[place]
-                stored[start:end] = sample[tokens]
-        self._missing -= len(positions)
+            if column.by_token:
+                assert mask is not None
+                parts.append(sample[tokens] for sample, tokens in zip(values, mask.cpu().bool(), strict=True))
+            else:
+                parts.append(values)
+        self._samples.update(zip(positions, zip(*parts, strict=True), strict=True))
+
+    def in_order(self) -> tuple[list[Tensor], Labels]:
+        """For each column the tensors of all samples [samples, ...], or of all their tokens; and the labels."""
+        targets, counted, *parts = zip(*(self._samples[position] for position in sorted(self._samples)), strict=True)
+        tensors = [
+            torch.cat(part) if column.by_token else torch.stack(part)
+            for column, part in zip(self._columns, parts, strict=True)
+        ]
+        return tensors, Labels(torch.stack(targets), torch.stack(counted))
 
 
 def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:

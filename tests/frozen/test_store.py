@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_transfer.frozen import store as store_module
-from hf_transfer.frozen.store import Column, Labels, Store
+from hf_transfer.frozen.store import Chunk, Column, Labels, Store
 from tests.frozen.stored_samples import COLUMNS, Samples, chunk_files, samples
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -89,9 +89,8 @@ def test_the_division_into_chunks_depends_on_the_data_alone(tmp_path: Path, monk
 def fill(given: Samples, store: Store, batch_size: int, side: str = "right") -> None:
     """Write a store from padded batches, as a model computes them."""
     for number in range(len(store.chunks)):
-        chunk = store.empty_chunk(number)
+        chunk = Chunk(store.columns)
         for positions in store.batches(number, batch_size):
-            assert not chunk.full
             longest = int(given.lengths[positions].max())
             mask = torch.arange(longest) < torch.from_numpy(given.lengths[positions])[:, None]
             if side == "left":
@@ -105,8 +104,7 @@ def fill(given: Samples, store: Store, batch_size: int, side: str = "right") -> 
             # A model may compute in another type than that of the store.
             batch[0] = batch[0].double()
             chunk.put(positions, batch, given.labels_of(positions), mask.long())
-        assert chunk.full
-        store.write(number, chunk.tensors, chunk.labels)
+        store.write(number, *chunk.in_order())
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])

@@ -20,7 +20,7 @@ from benchmarks.large_store import anonymous_bytes
 from hf_transfer.checkpoints.files import can_be_written, free_bytes, in_units
 from hf_transfer.errors import UserError
 from hf_transfer.frozen import store as store_module
-from hf_transfer.frozen.store import Column, Labels, Store
+from hf_transfer.frozen.store import Chunk, Column, Labels, Store
 from tests.frozen.stored_samples import Samples, chunk_files, samples, temporary_files
 from tests.training.memory import in_a_process
 
@@ -171,11 +171,11 @@ def write_and_read_many(folder: str, count: int) -> None:
     store = Store(Path(folder), {}, [Column((384,), torch.float32)], count)
     levels = []
     for number in range(len(store.chunks)):
-        chunk = store.empty_chunk(number)
+        chunk = Chunk(store.columns)
         for batch in store.batches(number, 1024):
             rows = torch.tensor(batch)[:, None] + torch.arange(384.0)
             chunk.put(batch, [rows], Labels(torch.tensor(batch), torch.ones(len(batch), dtype=torch.bool)), None)
-        store.write(number, chunk.tensors, chunk.labels)
+        store.write(number, *chunk.in_order())
         del chunk
         levels.append(anonymous_bytes())
     generator = np.random.default_rng(0)
