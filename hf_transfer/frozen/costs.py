@@ -40,8 +40,8 @@ def measured_costs(store: Store, compute: Compute, passes: Passes) -> Costs:
             chunks = list(computed(trial, range(len(trial.chunks)), compute, passes, ("train", 0)))
             compute_seconds = time.perf_counter() - started
         started = time.perf_counter()
-        for number, tensors, labels in chunks:
-            trial.write(number, tensors, labels)
+        for number, tensors in chunks:
+            trial.write(number, tensors)
         write_seconds = time.perf_counter() - started
         started = time.perf_counter()
         for batch in np.array_split(np.arange(count)[::-1], BATCHES_MEASURED):

@@ -85,7 +85,7 @@ class Features:
     def _counted(self, store: Store) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and targets of a store, chunk by chunk, without masked samples."""
         for number in range(len(store.chunks)):
-            tensors, (targets, counted) = store.chunk(number)
+            *tensors, targets, counted = store.chunk(number)
             chosen = [tensors[column] for column in self.columns]
             features = chosen[0] if len(chosen) == 1 else torch.cat(chosen, 1)
             yield (features, targets) if bool(counted.all()) else (features[counted], targets[counted])

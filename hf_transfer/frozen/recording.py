@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.data.hub_access import cache_folder
-from hf_transfer.frozen.store import Chunk, Column, Labels, Store, raw_bytes
+from hf_transfer.frozen.store import Chunk, Column, Store, digest_of
 from hf_transfer.settings.store import StoreSettings
 from hf_transfer.versions import versions
 
@@ -80,8 +80,9 @@ def stores_of(
     for split, view in parts:
         dataset, samples = passes.loaders.of(split).dataset, passes.loaders.fingerprint(split, view)
         content = {**material, "versions": related, "samples": samples, "view": view}
-        lengths, size = getattr(dataset, "lengths", None), dataset.split.targets[:1].nbytes
-        stores[split, view] = Store(passes.folder, content, columns, len(dataset), lengths, target_bytes=size)
+        lengths, targets = getattr(dataset, "lengths", None), torch.tensor(dataset.split.targets[:1])
+        target = Column(tuple(targets.shape[1:]), targets.dtype)
+        stores[split, view] = Store(passes.folder, content, columns, len(dataset), lengths, target=target)
     return stores
 
 
@@ -93,19 +94,14 @@ def identity(model: nn.Module, later: Collection[str], accelerator: Accelerator)
         later: names of the modules, and of single parameters, that do not belong to these layers.
         accelerator: device and precision.
     """
-    modules = tuple(f"{name}." for name in later)
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if name in later or name.startswith(modules):
-            continue
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(raw_bytes(value.detach().cpu()))
+    modules, state = tuple(f"{name}." for name in later), model.state_dict()
+    first = {name: value for name, value in state.items() if name not in later and not name.startswith(modules)}
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if config is not None else {}
     # A backbone computes the same whatever its name and those of the classes are.
     relevant = {key: value for key, value in settings.items() if "label" not in key and not key.startswith("_")}
     return {
-        "weights": digest.hexdigest(),
+        "weights": digest_of(first),
         "settings": hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest(),
         "precision": str(accelerator.mixed_precision),
         "device": accelerator.device.type,
@@ -130,17 +126,17 @@ def fill(stores: Mapping[Part, Store], compute: Compute, passes: Passes) -> floa
         hidden = not accelerator.is_main_process or not sys.stderr.isatty() or not missing
         title = f"frozen layers, {split}" if view is None else f"frozen layers, {split}, view {view + 1}"
         with tqdm(total=total, desc=title, unit=" samples", leave=False, disable=hidden) as progress:
-            for number, tensors, labels in computed(store, missing, compute, passes, (split, view)):
-                store.write(number, tensors, labels)
-                progress.update(len(labels.counted))
+            for number, tensors in computed(store, missing, compute, passes, (split, view)):
+                store.write(number, tensors)
+                progress.update(len(store.chunks[number]))
         accelerator.wait_for_everyone()
     return time.perf_counter() - started
 
 
 def computed(
     store: Store, numbers: Sequence[int], compute: Compute, passes: Passes, part: Part
-) -> Iterator[tuple[int, list[Tensor], Labels]]:
-    """Compute chunks of a store: the number, the columns and the labels of each.
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Compute chunks of a store: the number and the columns of each.
 
     Within a chunk, texts of similar length share a batch. No batch belongs to two chunks, so the content of a chunk
     does not depend on which others are missing.
@@ -163,7 +159,7 @@ def computed(
             inputs, targets, counted, _ = loaders.to_inputs(next(collated), accelerator.device, split, view)
             with accelerator.autocast():
                 tensors = compute(inputs)
-            chunk.put(positions, tensors, Labels(targets, counted), inputs.get("attention_mask"))
-        yield number, *chunk.in_order()
+            chunk.put(positions, [*tensors, targets, counted], inputs.get("attention_mask"))
+        yield number, chunk.in_order()
     # At the end of the samples the loader's processes end; else they would with its last reference.
     next(collated, None)

@@ -34,12 +34,12 @@ class StoredInputs(InputMaker):
         """See `InputMaker`."""
         labelled = self._light(batch, device, split, epoch)
         store = self._stores[split, None if epoch is None else epoch % self._views]
-        columns, labels = store.read(np.searchsorted(self._rows[split], batch["index"].numpy()))
+        *columns, targets, counted = store.read(np.searchsorted(self._rows[split], batch["index"].numpy()))
         tensors = []
         for crossing, column in zip(self._crossing, columns, strict=True):
             values = column.to(device, non_blocking=True).to(crossing.dtype)
             tensors.append(_padded(values, labelled.inputs["attention_mask"]) if crossing.by_token else values)
-        targets, counted = (part.to(device, non_blocking=True) for part in labels)
+        targets, counted = (part.to(device, non_blocking=True) for part in (targets, counted))
         return LabelledInputs(with_stored(labelled.inputs, tensors), targets, counted, labelled.rows)
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
