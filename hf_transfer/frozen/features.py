@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_transfer.checkpoints.files import can_be_written, free_bytes
 from hf_transfer.frozen.linear_classifier import Solution
-from hf_transfer.frozen.recording import Compute, Part, Passes, fill, stores_of
+from hf_transfer.frozen.recording import Compute, Part, Passes, fill, from_main_process, stores_of
 from hf_transfer.frozen.solvers import Solver, SolverOptions
 from hf_transfer.frozen.store import Column, Store
 from hf_transfer.targets.predictions import Predictions
@@ -46,11 +45,6 @@ class Features:
         """Features and targets of the training samples, without masked ones."""
         for store in self.train:
             yield from self._counted(store)
-
-    @property
-    def samples(self) -> int:
-        """The number of training samples; each view counts."""
-        return sum(len(targets) for _, targets in self.blocks())
 
     def predictions(self, solution: Solution) -> Predictions:
         """The predictions of a solution on validation."""
@@ -91,19 +85,17 @@ class Features:
             yield (features, targets) if bool(counted.all()) else (features[counted], targets[counted])
 
 
-def best_solution(
-    solver: Solver, features: Features, outputs: int, options: SolverOptions, *, intercept: bool
-) -> Solution:
+def best_solution(solver: Solver, features: Features, options: SolverOptions, *, intercept: bool) -> Solution:
     """The solution that is best on validation; weaker regularisations are tried until two decades bring no gain.
 
     Args:
         solver: of the head.
         features: of training and validation.
-        outputs: of the head.
         options: what selects the regularisation, and what each class counts.
         intercept: whether the head has a bias.
     """
-    problem, ranking = solver(features.blocks, outputs, intercept=intercept, balanced=options.balanced), options.ranking
+    outputs, ranking = len(features.target.names), options.ranking
+    problem = solver(features.blocks, outputs, intercept=intercept, balanced=options.balanced)
     rows: list[Metrics] = []
     best = -1
     for solution in problem.path(rough=True):
@@ -144,14 +136,14 @@ def features_of(
 @contextmanager
 def _with_room(passes: Passes, needed: int) -> Iterator[Passes]:
     """The same, with a temporary folder of stores if features are not to be kept, or if there is no room for them."""
-    wanted, kept = passes.settings.cache_frozen, passes.folder
-    usable = [wanted == "auto" and can_be_written(kept) and needed < free_bytes(kept)]
-    broadcast_object_list(usable)
-    if wanted == "on" or usable[0]:
+    wanted, kept, accelerator = passes.settings.cache_frozen, passes.folder, passes.accelerator
+    if wanted == "on" or from_main_process(
+        accelerator, lambda: wanted == "auto" and can_be_written(kept) and needed < free_bytes(kept)
+    ):
         yield passes
         return
     with tempfile.TemporaryDirectory() as temporary:
-        (folder,) = broadcast_object_list([temporary])
+        folder = from_main_process(accelerator, lambda: temporary)
         yield replace(passes, settings=replace(passes.settings, cache_dir=folder))
         # Other processes may still be reading.
-        passes.accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()

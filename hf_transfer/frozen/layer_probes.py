@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hf_transfer.data.batches import Batch
 from hf_transfer.frozen.features import best_solution, features_of
 from hf_transfer.frozen.recording import Passes, identity
-from hf_transfer.frozen.solvers import SOLVERS, SolverOptions
+from hf_transfer.frozen.solvers import SolverOptions
 from hf_transfer.models.groups import Group, evaluating
 
 
@@ -38,21 +38,17 @@ def probe_layers(
     target = passes.loaders.target
     if not layers:
         return
-    assert target.solver is not None
+    solver = replace(options, probe="logistic").solver(target)
     blocks = [group for group in groups if group.is_block]
     chosen = [blocks[layer - 1] for layer in layers]
-    head = model.get_submodule(groups[-1].modules[0])
-    assert isinstance(head, nn.Linear)
     metric = next(one for one in target.metrics if one.name == target.main_metric)
     with evaluating(model), torch.no_grad():
         model.to(passes.accelerator.device)
         pooled = partial(_pooled, model, [group.modules[0] for group in chosen])
         example = passes.loaders.some_samples("validation", [0], None, passes.accelerator.device)
         widths = [tensor.shape[1] for tensor in pooled(example.inputs)]
-        material = {
-            "means of": [group.name for group in chosen],
-            **identity(model, groups[-1].modules, passes.accelerator),
-        }
+        weights = identity(model, groups[-1].modules, passes.accelerator)
+        material = {"means of": [group.name for group in chosen], **weights}
         with features_of(pooled, widths, 0, material, passes) as features:
             if not passes.accelerator.is_main_process:
                 return
@@ -61,7 +57,7 @@ def probe_layers(
                 combinations.append(tuple(range(len(chosen))))
             for places in combinations:
                 some = replace(features, columns=places)
-                best = best_solution(SOLVERS[target.solver], some, head.out_features, options, intercept=True)
+                best = best_solution(solver, some, options, intercept=True)
                 row = some.predictions(best).metrics(metric.name)
                 names = " + ".join(str(layers[place]) for place in places)
                 report(

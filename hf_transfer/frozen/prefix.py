@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from hf_transfer.checkpoints.checkpoint import Checkpoints
@@ -17,7 +15,7 @@ from hf_transfer.checkpoints.files import free_bytes, in_units
 from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.frozen.costs import measured_costs
-from hf_transfer.frozen.recording import Part, Passes, fill, identity, stores_of
+from hf_transfer.frozen.recording import Part, Passes, fill, from_main_process, identity, stores_of
 from hf_transfer.frozen.store import Column, Store, no_room
 from hf_transfer.frozen.stored_batches import stored_loaders
 from hf_transfer.models.cutting import CannotCutError, Cut
@@ -124,7 +122,7 @@ class FrozenPrefix:
         groups = self._frozen(stage)
         if not _is_worth_it(groups) or self._passes.settings.cache_frozen == "off":
             return None
-        frozen = self._described(groups)
+        frozen = f"{len(groups)} of {len(self._groups)} groups"
         try:
             return self._estimate(self._cut(groups), stage, frozen)[1]
         except CannotCutError as reason:
@@ -143,7 +141,7 @@ class FrozenPrefix:
         self._refuse_change(groups)
         if wanted == "off":
             return None
-        frozen = self._described(groups)
+        frozen = f"{len(groups)} of {len(self._groups)} groups"
         try:
             plan = self._cut(groups)
             if wanted == "auto" and not self._decide(plan, stage, frozen):
@@ -165,9 +163,6 @@ class FrozenPrefix:
     def _frozen(self, stage: Stage) -> list[Group]:
         """The groups below the first one that learns, in all towers."""
         return [group for groups in frozen_towers(self._groups, [stage]).values() for group in groups]
-
-    def _described(self, groups: Sequence[Group]) -> str:
-        return f"{len(groups)} of {len(self._groups)} groups"
 
     def _refuse_change(self, groups: Sequence[Group]) -> None:
         """A resumed run must keep its decision: stored activations may be rounded."""
@@ -196,14 +191,11 @@ class FrozenPrefix:
         if "attention_mask" in inputs and not bool(inputs["attention_mask"][:, 0].all()):
             raise CannotCutError("texts are padded on the left, so the outputs for one text depend on the others")
         groups, cut = self._tried(groups, inputs)
-        columns = [
-            Column(
-                tuple(size for size in crossing.shape if isinstance(size, int)),
-                self._passes.dtype if crossing.dtype.is_floating_point else crossing.dtype,
-                crossing.by_token,
-            )
-            for crossing in cut.crossing
-        ]
+        columns = []
+        for crossing in cut.crossing:
+            shape = tuple(size for size in crossing.shape if isinstance(size, int))
+            dtype = self._passes.dtype if crossing.dtype.is_floating_point else crossing.dtype
+            columns.append(Column(shape, dtype, crossing.by_token))
         behind = [group for group in self._groups if group not in groups]
         later = {name for group in behind for name in (*group.modules, *group.parameters)}
         material = {"cut behind": cut.module, **identity(self._model, later, accelerator)}
@@ -232,13 +224,11 @@ class FrozenPrefix:
         """Whether storing takes less time than computing; one process measures, and all do the same."""
         if not _is_worth_it(plan.frozen):
             return False
-        answer: list[Any] = [None]
-        if self._passes.accelerator.is_main_process:
-            answer = [self._remembered_decision(plan, stage, frozen)]
-        broadcast_object_list(answer)
-        ((used, sentence),) = answer
+        used, sentence = from_main_process(
+            self._passes.accelerator, lambda: self._remembered_decision(plan, stage, frozen)
+        )
         self.note(sentence)
-        return bool(used)
+        return used
 
     def _remembered_decision(self, plan: _Plan, stage: Stage, frozen: str) -> tuple[bool, str]:
         """The decision of an earlier process of the run, or else a new one; and a sentence."""

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from hf_transfer.frozen.features import Features, best_solution, features_of
-from hf_transfer.frozen.linear_classifier import Solution
-from hf_transfer.frozen.recording import Passes, identity
+from hf_transfer.frozen.features import best_solution, features_of
+from hf_transfer.frozen.recording import Passes, from_main_process, identity
 from hf_transfer.frozen.solvers import SolverOptions
 from hf_transfer.models.groups import Group, evaluating
 from hf_transfer.targets.target import Metrics, Target
@@ -54,11 +53,11 @@ def solve_head(
         UserError: the probe does not suit the target, or features cannot be stored.
     """
     started = time.perf_counter()
-    loaders = passes.loaders
+    loaders, accelerator = passes.loaders, passes.accelerator
     # Asked before the passes: it may be an error.
-    options.solver(loaders.target)
-    model.to(passes.accelerator.device)
-    material = {"what enters": layer_name, **identity(model, (layer_name,), passes.accelerator)}
+    solver = options.solver(loaders.target)
+    model.to(accelerator.device)
+    material = {"what enters": layer_name, **identity(model, (layer_name,), accelerator)}
     with (
         _without(model, layer_name) as layer,
         features_of(
@@ -66,11 +65,13 @@ def solve_head(
         ) as features,
     ):
         frozen_seconds = time.perf_counter() - started
-        best = _solved(features, layer, passes, options)
+        solve = partial(best_solution, solver, features, options, intercept=layer.bias is not None)
+        best = from_main_process(accelerator, solve)
         if options.probe == "knn":
             accuracy, count = features.nearest_neighbours()
             report(f"Nearest neighbours: validation accuracy {accuracy:.4f} by a vote of {count}; not saved.")
-        metrics, samples = features.predictions(best).metrics(), features.samples
+        metrics = features.predictions(best).metrics()
+        samples = sum(len(targets) for _, targets in features.blocks())  # Each view counts.
     with torch.no_grad():
         layer.weight.copy_(best.weight)
         if layer.bias is not None:
@@ -85,18 +86,6 @@ def solve_head(
         "regularisation": best.regularisation,
         **metrics,
     }
-
-
-def _solved(features: Features, layer: nn.Linear, passes: Passes, options: SolverOptions) -> Solution:
-    """The best solution, on every process."""
-    # One process solves and sends the solution to the others: another machine may round otherwise.
-    best: list[Solution | None] = [None]
-    if passes.accelerator.is_main_process:
-        solver, intercept = options.solver(features.target), layer.bias is not None
-        best = [best_solution(solver, features, layer.out_features, options, intercept=intercept)]
-    broadcast_object_list(best)
-    assert best[0] is not None
-    return best[0]
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Outputs of frozen layers, computed chunk by chunk into a store."""
 
 import hashlib
-import itertools
 import json
 import os
 import sys
@@ -9,10 +8,11 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -27,6 +27,7 @@ from hf_transfer.versions import versions
 Compute = Callable[[Batch], Sequence[Tensor]]
 # A split, and the epoch of training as in which its samples are seen; None: as in evaluation.
 Part = tuple[str, int | None]
+Answer = TypeVar("Answer")
 # Any other package may change pixels, tokens or activations: another version of it makes another store.
 UNRELATED = ("python", "accelerate", "datasets", "peft", "scikit-learn", "scipy")
 # By the names in --cache_dtype, and by Accelerate's names of mixed precisions.
@@ -62,6 +63,14 @@ class Passes:
         """The type in which floating-point activations are stored; by default that of the computation."""
         name = self.settings.cache_dtype
         return DTYPES[str(self.accelerator.mixed_precision) if name == "auto" else name]
+
+
+def from_main_process(accelerator: Accelerator, compute: Callable[[], Answer]) -> Answer:
+    """What one process computes, on all of them: each might measure otherwise, or round otherwise."""
+    answers: list[Any] = [compute() if accelerator.is_main_process else None]
+    broadcast_object_list(answers)
+    answer: Answer = answers[0]
+    return answer
 
 
 def stores_of(
@@ -143,17 +152,17 @@ def computed(
     """
     loaders, accelerator, (split, view) = passes.loaders, passes.accelerator, part
     source = loaders.of(split)
-    batches = [store.batches(number, passes.batch_size) for number in numbers]
+    batches = {number: store.batches(number, passes.batch_size) for number in numbers}
     samples: DataLoader[Batch] = DataLoader(
         source.dataset,
-        batch_sampler=list(itertools.chain.from_iterable(batches)),
+        batch_sampler=[positions for batches_of_chunk in batches.values() for positions in batches_of_chunk],
         num_workers=source.num_workers,
         collate_fn=source.collate_fn,
         # Without a generator the loader draws from torch's global one, as dropout does: the store would change a run.
         generator=torch.Generator(),
     )
     collated = iter(samples)
-    for number, batches_of_chunk in zip(numbers, batches, strict=True):
+    for number, batches_of_chunk in batches.items():
         chunk = Chunk(store.columns)
         for positions in batches_of_chunk:
             inputs, targets, counted, _ = loaders.to_inputs(next(collated), accelerator.device, split, view)
