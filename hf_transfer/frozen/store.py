@@ -153,6 +153,10 @@ class Store:
         Raises:
             UserError: the disk is full, or the folder cannot be written to.
         """
+        positions = self.chunks[number]
+        tokens = int(self._lengths[positions.start : positions.stop].sum())
+        rows = [tokens if column.by_token else len(positions) for column in self.columns.values()]
+        assert [len(tensor) for tensor in tensors] == rows, "samples or tokens are missing, or are too many"
         named = {name: tensor.contiguous() for name, tensor in zip(self.columns, tensors, strict=True)}
         digest = digest_of(named, f"{self.key}/{self.chunks[number]}")
         content = safetensors.torch.save(named, metadata={"digest": digest})

@@ -218,6 +218,17 @@ def test_a_chunk_that_was_written_again_is_read_again(tmp_path: Path) -> None:
     assert not any(tensor.any() for tensor in store.read(np.arange(7, 14)))
 
 
+def test_a_chunk_without_some_tokens_is_not_written(tmp_path: Path) -> None:
+    """It would give the tokens of one sample to the next."""
+    given = samples()
+    store = given.store(tmp_path)
+    tensors = [*given.joined(store.chunks[0]), *given.labels_of(store.chunks[0])]
+    tensors[1] = tensors[1][1:]
+    with pytest.raises(AssertionError, match="tokens are missing"):
+        store.write(0, tensors)
+    assert not store.check(0)
+
+
 def test_a_change_of_any_byte_is_detected(tmp_path: Path) -> None:
     """A chunk that passes the check reads the same: in a header, one kind of white space may replace another."""
     given = samples(2)
