@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from hf_transfer.frozen.linear_classifier import LinearProblem
-from hf_transfer.frozen.store import Column, Labels, Store
+from hf_transfer.frozen.store import Column, Store
 
 FEATURES, CLASSES, BATCH_SIZE = 384, 12, 256
 RESULTS = Path(__file__).parent / "results" / "large_store.json"
@@ -29,7 +29,8 @@ def anonymous_bytes() -> int:
 
 def measure(samples: int, folder: Path) -> dict[str, object]:
     """Write, check, read in random batches, and solve with one regularisation; the memory meanwhile, in MiB."""
-    store = Store(folder, {"synthetic": samples}, [Column((FEATURES,), torch.float32)], samples)
+    columns, target = [Column((FEATURES,), torch.float32)], Column((), torch.int64)
+    store = Store(folder, {"synthetic": samples}, columns, samples, target=target)
     generator = torch.Generator().manual_seed(0)
     memory: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
@@ -40,9 +41,8 @@ def measure(samples: int, folder: Path) -> dict[str, object]:
     started = time.perf_counter()
     for number, positions in enumerate(store.chunks):
         features = torch.randn(len(positions), FEATURES, generator=generator)
-        store.write(
-            number, [features], Labels(features[:, :CLASSES].argmax(1), torch.ones(len(positions), dtype=torch.bool))
-        )
+        targets, counted = features[:, :CLASSES].argmax(1), torch.ones(len(positions), dtype=torch.bool)
+        store.write(number, [features, targets, counted])
         note("write")
     seconds["write"] = time.perf_counter() - started
     started = time.perf_counter()
@@ -61,9 +61,9 @@ def measure(samples: int, folder: Path) -> dict[str, object]:
 
     def blocks() -> object:
         for number in range(len(store.chunks)):
-            (features,), labels = store.chunk(number)
+            features, targets, _ = store.chunk(number)
             note("solve")
-            yield features, labels.targets
+            yield features, targets
 
     next(LinearProblem(blocks, CLASSES, intercept=True).path([1e-2]))  # type: ignore[arg-type]
     seconds["solve"] = time.perf_counter() - started

@@ -28,7 +28,7 @@ from tests.conftest import REPOSITORY, load_recipe
 from tests.training.launched import be_rank, forks, free_port, quietly, wait_for
 
 # The phases in which runs are killed, and how often a run enters each at least, if it enters it at all.
-PHASES = {"loading": 1, "store": 2, "step": 4, "evaluation": 4, "saving": 5, "rotation": 3, "finishing": 2}
+PHASES = {"loading": 1, "store": 3, "step": 4, "evaluation": 4, "saving": 5, "rotation": 3, "finishing": 2}
 NUMBERS = {name: number for number, name in enumerate(PHASES, start=1)}
 STEPS_DONE = len(PHASES) + 1
 STRATEGIES = ("linear_probe", "partial", "full", "gradual", "lora")
@@ -92,7 +92,7 @@ def _note_phases(shared: Any) -> None:
     from hf_transfer import run
     from hf_transfer.checkpoints.checkpoint import Checkpoints
     from hf_transfer.evaluation import run_folder
-    from hf_transfer.frozen import features, prefix
+    from hf_transfer.frozen import features, prefix, store
     from hf_transfer.training import guard, loop, resuming
 
     def note(home: Any, function: str, phase: str) -> None:
@@ -107,6 +107,8 @@ def _note_phases(shared: Any) -> None:
     note(run, "load_splits", "loading")
     note(prefix, "fill", "store")
     note(features, "fill", "store")
+    # At least one chunk of training and one of validation.
+    note(store.Store, "check", "store")
     note(loop, "train_epoch", "step")
     note(loop, "predict_split", "evaluation")
     note(run, "predict_split", "evaluation")

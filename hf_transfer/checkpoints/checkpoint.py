@@ -8,6 +8,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,23 +87,24 @@ class Checkpoints:
         remembered = self.remembered().get("run")
         if isinstance(remembered, str) and remembered:
             return remembered
-        name = self._run_of_newest() or uuid.uuid4().hex
+        known = (run for folder in reversed(self._by_step()) if (run := _run_of(folder)))
+        name = next(known, uuid.uuid4().hex)
         self.remember("run", name)
         return name
 
     def begin(self, **remembered: Any) -> None:
         """Start another run with these decisions; until it first saves, the folder stays that of the earlier run."""
-        self._unsaved = {**remembered, "run": uuid.uuid4().hex}
-        self.__dict__["run"] = self._unsaved["run"]
+        self.run = uuid.uuid4().hex
+        self._unsaved = {**remembered, "run": self.run}
 
     def remembered(self) -> dict[str, Any]:
         """Decisions of this run, to which it must keep when it is resumed."""
         if self._unsaved is not None:
             return dict(self._unsaved)
-        path = self.folder / RUN_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            content = json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))
         except (ValueError, OSError):
+            # It is missing or damaged.
             content = {}
         return content if isinstance(content, dict) else {}
 
@@ -133,7 +135,7 @@ class Checkpoints:
             UserError: the disk is full, or the folder cannot be written to; earlier checkpoints are not changed.
         """
         final = self.folder / f"{PREFIX}{step:08d}"
-        if self._is_of_this_run(final):
+        if _run_of(final) == self.run:
             # Runs repeat exactly: a second checkpoint after the same step has the same weights.
             return final
         partial = self.folder / f".partial-{step}-{uuid.uuid4().hex[:8]}"
@@ -202,7 +204,7 @@ class Checkpoints:
         Raises:
             BrokenCheckpointError: a file is missing or damaged.
         """
-        manifest = self._manifest_of(folder)
+        manifest = _manifest_of(folder)
         try:
             for name, expected in manifest["files"].items():
                 _verify(folder / name, expected["bytes"], expected["sha256"])
@@ -222,48 +224,19 @@ class Checkpoints:
         }
         return _signed({"format": FORMAT, "run": self.run, "step": step, "files": files})
 
-    def _manifest_of(self, folder: Path) -> dict[str, Any]:
-        path = folder / MANIFEST
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            intact = manifest == _signed({key: manifest[key] for key in ("format", "run", "step", "files")})
-            # A name with a folder in it could lead out of the checkpoint.
-            safe = all(Path(name).name == name for name in manifest["files"])
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise BrokenCheckpointError(f"{MANIFEST} is missing or cannot be read") from error
-        if not intact or not safe or _step_of(folder) not in (-1, manifest["step"]):
-            raise BrokenCheckpointError(f"{MANIFEST} has other content than was written")
-        if manifest["format"] != FORMAT:
-            raise OtherFormatError(f"it has format {manifest['format']}, and this version reads {FORMAT}")
-        return dict(manifest)
-
     def folders(self) -> list[Path]:
         """Folders of this run's checkpoints by step; not by time, since clocks may be wrong.
 
         Damaged ones are among them: their run is unknown, and `newest` reports them.
         """
-        return [folder for folder in self._by_step() if self._is_of_this_run(folder, if_broken=True)]
+        return [folder for folder in self._by_step() if _run_of(folder) in (None, self.run)]
 
     def _by_step(self) -> list[Path]:
         return sorted((folder for folder in self.folder.glob(f"{PREFIX}*") if _step_of(folder) >= 0), key=_step_of)
 
-    def _is_of_this_run(self, folder: Path, *, if_broken: bool = False) -> bool:
-        try:
-            return bool(self._manifest_of(folder)["run"] == self.run)
-        except BrokenCheckpointError:
-            return if_broken
-
-    def _run_of_newest(self) -> str:
-        for folder in reversed(self._by_step()):
-            try:
-                return str(self._manifest_of(folder)["run"])
-            except BrokenCheckpointError:
-                continue
-        return ""
-
     def _rotate(self, newest: Path) -> None:
         """Remove the oldest undamaged ones; damaged ones do not count, and the newest stays whatever its step."""
-        older = [folder for folder in self.folders() if self._is_of_this_run(folder) and folder != newest]
+        older = [folder for folder in self._by_step() if _run_of(folder) == self.run and folder != newest]
         for folder in older[: 1 - self.keep]:
             self._discard(folder)
 
@@ -275,35 +248,46 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-class Writer:
-    """A thread that does some work, and keeps its error."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint")
-        self._thread.start()
-
-    def _run(self, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> None:
-        """Wait until the work is done.
-
-        Raises:
-            BaseException: the error of the work.
-        """
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
+def in_background(work: Callable[[], object]) -> Future[object]:
+    """Do some work in a thread, which ends with it; the result of the future is awaited, and raises its error."""
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+    future = executor.submit(work)
+    executor.shutdown(wait=False)
+    return future
 
 
 def _step_of(folder: Path) -> int:
     """The number of steps in the name of a checkpoint's folder; -1 if it has another name."""
     step = folder.name.removeprefix(PREFIX)
     return int(step) if folder.is_dir() and folder.name != step and step.isdecimal() else -1
+
+
+def _manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        BrokenCheckpointError: it is missing or damaged, or of another version.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        intact = manifest == _signed({key: manifest[key] for key in ("format", "run", "step", "files")})
+        # A name with a folder in it could lead out of the checkpoint.
+        safe = all(Path(name).name == name for name in manifest["files"])
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise BrokenCheckpointError(f"{MANIFEST} is missing or cannot be read") from error
+    if not intact or not safe or _step_of(folder) not in (-1, manifest["step"]):
+        raise BrokenCheckpointError(f"{MANIFEST} has other content than was written")
+    if manifest["format"] != FORMAT:
+        raise OtherFormatError(f"it has format {manifest['format']}, and this version reads {FORMAT}")
+    return manifest
+
+
+def _run_of(folder: Path) -> str | None:
+    """The run of a checkpoint; None if its manifest is missing or damaged, or of another version."""
+    try:
+        return str(_manifest_of(folder)["run"])
+    except BrokenCheckpointError:
+        return None
 
 
 def _signed(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Files that are complete or absent, free disk space, and sizes as text."""
 
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -26,11 +27,9 @@ def free_bytes(folder: Path) -> int:
 
 def can_be_written(folder: Path) -> bool:
     """Whether files can be written to a folder; a missing folder is created."""
-    probe = folder / f".{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError:
         return False
     return True

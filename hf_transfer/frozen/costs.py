@@ -1,7 +1,7 @@
 """What stored activations cost and save, measured on a few batches."""
 
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,8 +11,7 @@ from hf_transfer.frozen.store import Store
 BATCHES_MEASURED = 3
 
 
-@dataclass(frozen=True)
-class Costs:
+class Costs(NamedTuple):
     """Seconds for one sample: to compute the frozen groups, to write their outputs, and to read them.
 
     Attributes:
@@ -24,14 +23,6 @@ class Costs:
     compute: float
     write: float
     read: float
-
-    def live(self, *, epochs: int, samples: int) -> float:
-        """Seconds for the frozen groups in a run that computes them in every epoch."""
-        return epochs * samples * self.compute
-
-    def stored(self, *, epochs: int, samples: int, to_write: int) -> float:
-        """Seconds for the same with a store, in which `to_write` samples are still missing."""
-        return to_write * (self.compute + self.write) + epochs * samples * self.read
 
 
 def measured_costs(store: Store, compute: Compute, passes: Passes) -> Costs:
@@ -46,11 +37,11 @@ def measured_costs(store: Store, compute: Compute, passes: Passes) -> Costs:
         # The second pass counts: later epochs, too, may find decoded samples in a cache.
         for _ in range(2):
             started = time.perf_counter()
-            chunks = list(computed(trial, range(len(trial.chunks)), compute, passes, "train", 0))
+            chunks = list(computed(trial, range(len(trial.chunks)), compute, passes, ("train", 0)))
             compute_seconds = time.perf_counter() - started
         started = time.perf_counter()
-        for number, tensors, labels in chunks:
-            trial.write(number, tensors, labels)
+        for number, tensors in chunks:
+            trial.write(number, tensors)
         write_seconds = time.perf_counter() - started
         started = time.perf_counter()
         for batch in np.array_split(np.arange(count)[::-1], BATCHES_MEASURED):

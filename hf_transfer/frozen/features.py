@@ -3,21 +3,20 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from hf_transfer.checkpoints.files import can_be_written, free_bytes
 from hf_transfer.frozen.linear_classifier import Solution
-from hf_transfer.frozen.recording import Compute, Passes, fill, store_of
-from hf_transfer.frozen.solvers import Problem
+from hf_transfer.frozen.recording import Compute, Part, Passes, fill, from_main_process, stores_of
+from hf_transfer.frozen.solvers import Solver, SolverOptions
 from hf_transfer.frozen.store import Column, Store
-from hf_transfer.targets.predictions import Predictions, Ranking
+from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.target import Metrics, Target
 
 # Regularisations are half a decade apart: the search ends when weakening by two decades has not improved validation.
@@ -47,11 +46,6 @@ class Features:
         for store in self.train:
             yield from self._counted(store)
 
-    @property
-    def samples(self) -> int:
-        """The number of training samples; each view counts."""
-        return sum(len(targets) for _, targets in self.blocks())
-
     def predictions(self, solution: Solution) -> Predictions:
         """The predictions of a solution on validation."""
         weight, bias = solution.weight, solution.bias
@@ -71,7 +65,8 @@ class Features:
         for queries, labels in self._counted(self.validation):
             nearest, votes = torch.empty(len(labels), 0), torch.empty(len(labels), 0, dtype=torch.int64)
             for features, classes in self.blocks():
-                nearest = torch.cat([nearest, _unit(queries) @ _unit(features).T], 1)
+                similar = normalize(queries.float()) @ normalize(features.float()).T
+                nearest = torch.cat([nearest, similar], 1)
                 votes = torch.cat([votes, classes.expand(len(labels), -1)], 1)
                 nearest, places = nearest.topk(min(max(NEIGHBOURS), nearest.shape[1]), dim=1)
                 votes = votes.gather(1, places)
@@ -84,14 +79,23 @@ class Features:
     def _counted(self, store: Store) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and targets of a store, chunk by chunk, without masked samples."""
         for number in range(len(store.chunks)):
-            tensors, (targets, counted) = store.chunk(number)
+            *tensors, targets, counted = store.chunk(number)
             chosen = [tensors[column] for column in self.columns]
             features = chosen[0] if len(chosen) == 1 else torch.cat(chosen, 1)
             yield (features, targets) if bool(counted.all()) else (features[counted], targets[counted])
 
 
-def best_solution(problem: Problem, features: Features, ranking: Ranking) -> Solution:
-    """The solution that is best on validation; weaker regularisations are tried until two decades bring no gain."""
+def best_solution(solver: Solver, features: Features, options: SolverOptions, *, intercept: bool) -> Solution:
+    """The solution that is best on validation; weaker regularisations are tried until two decades bring no gain.
+
+    Args:
+        solver: of the head.
+        features: of training and validation.
+        options: what selects the regularisation, and what each class counts.
+        intercept: whether the head has a bias.
+    """
+    outputs, ranking = len(features.target.names), options.ranking
+    problem = solver(features.blocks, outputs, intercept=intercept, balanced=options.balanced)
     rows: list[Metrics] = []
     best = -1
     for solution in problem.path(rough=True):
@@ -120,31 +124,26 @@ def features_of(
     # Features are small: by default they are not rounded to the precision of the computation.
     dtype = torch.float32 if passes.settings.cache_dtype == "auto" else passes.dtype
     columns = [Column((width,), dtype) for width in widths]
-    parts: list[tuple[str, int | None]] = [("train", view) for view in (None, *range(views))]
-    parts.append(("validation", None))
-    kept = [store_of(passes, split, view, columns, material) for split, view in parts]
-    with _folder(passes, sum(store.bytes for store in kept if not store.complete)) as folder:
-        stores = [store_of(passes, split, view, columns, material, folder) for split, view in parts]
-        for store, (split, view) in zip(stores, parts, strict=True):
-            fill(store, compute, passes, split, view)
-        yield Features(stores[:-1], stores[-1], passes.loaders.target)
+    parts: list[Part] = [*(("train", view) for view in (None, *range(views))), ("validation", None)]
+    kept = stores_of(passes, parts, columns, material).values()
+    with _with_room(passes, sum(store.bytes for store in kept if not store.complete)) as stored:
+        stores = stores_of(stored, parts, columns, material)
+        fill(stores, compute, stored)
+        *train, validation = stores.values()
+        yield Features(train, validation, passes.loaders.target)
 
 
 @contextmanager
-def _folder(passes: Passes, needed: int) -> Iterator[Path]:
-    """The folder of the stores: a temporary one if features are not to be kept, or if there is no room for them."""
-    wanted, kept = passes.settings.cache_frozen, passes.folder
-    usable = [wanted == "auto" and can_be_written(kept) and needed < free_bytes(kept)]
-    broadcast_object_list(usable)
-    if wanted == "on" or usable[0]:
-        yield kept
+def _with_room(passes: Passes, needed: int) -> Iterator[Passes]:
+    """The same, with a temporary folder of stores if features are not to be kept, or if there is no room for them."""
+    wanted, kept, accelerator = passes.settings.cache_frozen, passes.folder, passes.accelerator
+    if wanted == "on" or from_main_process(
+        accelerator, lambda: wanted == "auto" and can_be_written(kept) and needed < free_bytes(kept)
+    ):
+        yield passes
         return
     with tempfile.TemporaryDirectory() as temporary:
-        (folder,) = broadcast_object_list([temporary])
-        yield Path(folder)
+        folder = from_main_process(accelerator, lambda: temporary)
+        yield replace(passes, settings=replace(passes.settings, cache_dir=folder))
         # Other processes may still be reading.
-        passes.accelerator.wait_for_everyone()
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(vectors.float(), dim=1)
+        accelerator.wait_for_everyone()

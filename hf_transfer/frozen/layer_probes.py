@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from hf_transfer.data.batches import Batch
 from hf_transfer.frozen.features import best_solution, features_of
 from hf_transfer.frozen.recording import Passes, identity
-from hf_transfer.frozen.solvers import SOLVERS, SolverOptions
+from hf_transfer.frozen.solvers import SolverOptions
 from hf_transfer.models.groups import Group, evaluating
 
 
@@ -37,21 +38,17 @@ def probe_layers(
     target = passes.loaders.target
     if not layers:
         return
-    assert target.solver is not None
+    solver = replace(options, probe="logistic").solver(target)
     blocks = [group for group in groups if group.is_block]
     chosen = [blocks[layer - 1] for layer in layers]
-    head = model.get_submodule(groups[-1].modules[0])
-    assert isinstance(head, nn.Linear)
     metric = next(one for one in target.metrics if one.name == target.main_metric)
     with evaluating(model), torch.no_grad():
         model.to(passes.accelerator.device)
-        pooled = _Pooled(model, [group.modules[0] for group in chosen])
+        pooled = partial(_pooled, model, [group.modules[0] for group in chosen])
         example = passes.loaders.some_samples("validation", [0], None, passes.accelerator.device)
         widths = [tensor.shape[1] for tensor in pooled(example.inputs)]
-        material = {
-            "means of": [group.name for group in chosen],
-            **identity(model, groups[-1].modules, passes.accelerator),
-        }
+        weights = identity(model, groups[-1].modules, passes.accelerator)
+        material = {"means of": [group.name for group in chosen], **weights}
         with features_of(pooled, widths, 0, material, passes) as features:
             if not passes.accelerator.is_main_process:
                 return
@@ -60,10 +57,8 @@ def probe_layers(
                 combinations.append(tuple(range(len(chosen))))
             for places in combinations:
                 some = replace(features, columns=places)
-                problem = SOLVERS[target.solver](
-                    some.blocks, head.out_features, intercept=True, balanced=options.balanced
-                )
-                row = some.predictions(best_solution(problem, some, options.ranking)).metrics(metric.name)
+                best = best_solution(solver, some, options, intercept=True)
+                row = some.predictions(best).metrics(metric.name)
                 names = " + ".join(str(layers[place]) for place in places)
                 report(
                     f"Probe of layer {names} of {len(blocks)}: validation {metric.title} {row[metric.name]:.4f}, "
@@ -71,23 +66,18 @@ def probe_layers(
                 )
 
 
-class _Pooled:
-    """Computes the outputs of some modules for a batch, averaged over tokens or places [samples, features]."""
+def _pooled(model: nn.Module, names: Sequence[str], inputs: Batch) -> list[Tensor]:
+    """The outputs of some modules for a batch, averaged over tokens or places [samples, features]."""
+    means: dict[str, Tensor] = {}
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self.model, self.names = model, names
+    def keep(name: str, _module: nn.Module, _args: object, output: object) -> None:
+        means[name] = _mean(output, inputs.get("attention_mask"))
 
-    def __call__(self, inputs: Batch) -> list[Tensor]:
-        means: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            for name in self.names:
-
-                def keep(_module: nn.Module, _args: object, output: object, name: str = name) -> None:
-                    means[name] = _mean(output, inputs.get("attention_mask"))
-
-                stack.callback(self.model.get_submodule(name).register_forward_hook(keep).remove)
-            self.model(**inputs)
-        return [means[name] for name in self.names]
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(model.get_submodule(name).register_forward_hook(partial(keep, name)).remove)
+        model(**inputs)
+    return [means[name] for name in names]
 
 
 def _mean(output: object, mask: Tensor | None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -34,6 +33,7 @@ BLOCK_SAMPLES = 4_096
 # Standardised features are kept in memory up to this size; larger ones are computed again in each pass.
 KEPT_BYTES = 32 << 20
 Loss = Literal["logistic", "svm"]
+Floats = npt.NDArray[np.float64]
 # Features [samples, features] and class numbers [samples], block by block; each call starts a new pass.
 Blocks = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
@@ -47,14 +47,14 @@ class Solution:
         bias: float64 [classes].
         regularisation: the one with which it was solved.
         loss: mean cross-entropy of the training samples.
-        point: weight and bias for standardised features, float64 [(features + 1) x classes with training samples].
+        point: weight and bias for standardised features [(features + 1) x classes with training samples].
     """
 
     weight: Tensor
     bias: Tensor
     regularisation: float
     loss: float
-    point: npt.NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
+    point: Floats = field(repr=False, compare=False)
 
 
 class LinearProblem:
@@ -93,67 +93,48 @@ class LinearProblem:
         Reference: Park and Hastie, "L1-regularization path algorithm for generalized linear models", Journal of the
         Royal Statistical Society B 2007, https://doi.org/10.1111/j.1467-9868.2007.00607.x (predictor and corrector).
         """
-        points: list[npt.NDArray[np.float64]] = []
-        for place, regularisation in enumerate(regularisations):
-            start = self._extrapolated(points, regularisations[: place + 1])
-            points = [*points[-1:], self._minimum(start, regularisation, rough=rough)]
-            yield self._solution(points[-1], regularisation, torch.float32 if rough else torch.float64)
+        solved: list[Solution] = []
+        for regularisation in regularisations:
+            start = self._extrapolated(solved, regularisation)
+            solved = [*solved[-1:], self._solution(start, regularisation, rough=rough)]
+            yield solved[-1]
 
-    def _extrapolated(
-        self, points: Sequence[npt.NDArray[np.float64]], regularisations: Sequence[float]
-    ) -> npt.NDArray[np.float64]:
-        """A starting point for the last of these regularisations, on the line through the last two points."""
-        if not points:
-            return np.zeros(len(self._present) * (self._features + 1))
-        if len(points) == 1:
-            return points[0]
+    def _extrapolated(self, solved: Sequence[Solution], regularisation: float) -> Floats:
+        """A starting point on the line through the last two solutions."""
+        if len(solved) < 2:
+            return solved[0].point if solved else np.zeros(len(self._present) * (self._features + 1))
         # As a function of the logarithm of the regularisation the path is almost straight.
-        before, last, this = np.log(regularisations[-3:])
-        line: npt.NDArray[np.float64] = points[1] + (this - last) / (last - before) * (points[1] - points[0])
-        return line
+        before, last, this = np.log([*(solution.regularisation for solution in solved), regularisation])
+        share = float((this - last) / (last - before))
+        return solved[1].point + share * (solved[1].point - solved[0].point)
 
     def sharpened(self, solution: Solution) -> Solution:
         """The exact solution in double precision with the regularisation of a rough one."""
-        assert solution.point is not None
-        point = self._minimum(solution.point, solution.regularisation, rough=False)
-        return self._solution(point, solution.regularisation, torch.float64)
+        return self._solution(solution.point, solution.regularisation, rough=False)
 
-    def _minimum(
-        self, start: npt.NDArray[np.float64], regularisation: float, *, rough: bool
-    ) -> npt.NDArray[np.float64]:
-        # The squared hinge is flat beyond its margin: much smaller gradients still bring progress.
-        smallest = SMALLEST_GRADIENT if self._loss == "logistic" else 0.0
-        gradient = max(smallest, min(LARGEST_GRADIENT, SHARE_OF_REGULARISATION * regularisation))
+    def _solution(self, start: Floats, regularisation: float, *, rough: bool) -> Solution:
         if rough:
+            dtype, progress = torch.float32, SMALLEST_ROUGH_PROGRESS
             gradient = max(SMALLEST_ROUGH_GRADIENT, min(ROUGH_GRADIENT, regularisation))
-        result = minimize(
-            self._objective,
-            start,
-            args=(regularisation, torch.float32 if rough else torch.float64),
-            jac=True,
-            method="L-BFGS-B",
-            options={
-                "maxiter": MAX_ITERATIONS,
-                "maxls": 50,
-                "gtol": gradient,
-                "ftol": SMALLEST_ROUGH_PROGRESS if rough else SMALLEST_PROGRESS,
-            },
-        )
-        point: npt.NDArray[np.float64] = result.x
-        return point
+        else:
+            dtype, progress = torch.float64, SMALLEST_PROGRESS
+            # The squared hinge is flat beyond its margin: much smaller gradients still bring progress.
+            smallest = SMALLEST_GRADIENT if self._loss == "logistic" else 0.0
+            gradient = max(smallest, min(LARGEST_GRADIENT, SHARE_OF_REGULARISATION * regularisation))
+        options = {"maxiter": MAX_ITERATIONS, "maxls": 50, "gtol": gradient, "ftol": progress}
+        result = minimize(self._objective, start, (regularisation, dtype), "L-BFGS-B", jac=True, options=options)
+        return self._unpacked(result.x, regularisation, dtype)
 
     def _measure(self) -> None:
         """Count the classes, and find mean and spread of the features.
 
         In two passes, since squares of features whose mean is far from zero would lose their digits.
         """
-        counts, total, samples = torch.zeros(self._classes, dtype=torch.int64), None, 0
+        counts, total = torch.zeros(self._classes, dtype=torch.int64), torch.zeros((), dtype=torch.float64)
         for features, labels in self._blocks():
             counts += torch.bincount(labels, minlength=self._classes)
-            summed = features.double().sum(0)
-            total = summed if total is None else total + summed
-            samples += len(labels)
-        assert total is not None, "no training sample"
+            total = total + features.double().sum(0)
+        samples = int(counts.sum())
         mean = total / samples
         if not bool(mean.isfinite().all()):
             raise user_error(
@@ -172,15 +153,11 @@ class LinearProblem:
         self._centre = mean if self._intercept else torch.zeros_like(mean)
         self._spread = spread
 
-    @cached_property
-    def _numbers(self) -> Tensor:
-        """The place of each class among those with training samples."""
-        numbers = torch.full((self._classes,), -1)
-        numbers[self._present] = torch.arange(len(self._present))
-        return numbers
-
     def _pass(self, dtype: torch.dtype) -> Iterable[tuple[Tensor, Tensor]]:
-        """Standardised features and labels, block by block; small ones are kept in memory."""
+        """Standardised features and labels, block by block; small ones are kept in memory.
+
+        A label is the place of its class among those with training samples.
+        """
         if self._samples * self._features * dtype.itemsize > KEPT_BYTES:
             return self._standardised(dtype)
         if dtype not in self._kept:
@@ -194,13 +171,11 @@ class LinearProblem:
             for part, part_labels in zip(features.split(BLOCK_SAMPLES), labels.split(BLOCK_SAMPLES), strict=True):
                 standard = buffer[: len(part)]
                 standard.copy_(part).sub_(self._centre).div_(self._spread)
-                yield standard.to(dtype), self._numbers[part_labels]
+                yield standard.to(dtype), torch.searchsorted(self._present, part_labels)
 
-    def _objective(
-        self, flat: npt.NDArray[np.float64], regularisation: float, dtype: torch.dtype
-    ) -> tuple[float, npt.NDArray[np.float64]]:
+    def _objective(self, flat: Floats, regularisation: float, dtype: torch.dtype) -> tuple[float, Floats]:
         """Value and gradient: computed in this precision within a block, and summed in double precision."""
-        weight, bias = self._unpacked(flat)
+        weight, bias = self._split(flat)
         value, slope = regularisation / 2 * weight.square().sum(), regularisation * weight
         bias_slope = torch.zeros_like(bias)
         pointwise = _logistic if self._loss == "logistic" else _squared_hinge
@@ -216,12 +191,14 @@ class LinearProblem:
             bias_slope.zero_()
         return value.item(), torch.cat([slope.reshape(-1), bias_slope]).numpy()
 
-    def _unpacked(self, flat: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    def _split(self, flat: Floats) -> tuple[Tensor, Tensor]:
+        """Weight and bias for standardised features."""
         values, classes = torch.from_numpy(flat), len(self._present)
         return values[:-classes].view(classes, self._features), values[-classes:]
 
-    def _solution(self, flat: npt.NDArray[np.float64], regularisation: float, dtype: torch.dtype) -> Solution:
-        standard, intercepts = self._unpacked(flat)
+    def _unpacked(self, flat: Floats, regularisation: float, dtype: torch.dtype) -> Solution:
+        """The solution for features that are not standardised."""
+        standard, intercepts = self._split(flat)
         weight = torch.zeros(self._classes, self._features, dtype=torch.float64)
         bias = torch.full((self._classes,), NEVER if self._intercept else 0.0, dtype=torch.float64)
         weight[self._present] = standard / self._spread

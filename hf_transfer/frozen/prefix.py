@@ -1,14 +1,13 @@
 """No frozen layer is computed twice: the outputs of the groups below the first one that learns are stored."""
 
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from hf_transfer.checkpoints.checkpoint import Checkpoints
@@ -16,13 +15,13 @@ from hf_transfer.checkpoints.files import free_bytes, in_units
 from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.frozen.costs import measured_costs
-from hf_transfer.frozen.recording import Passes, fill, identity, store_of
+from hf_transfer.frozen.recording import Part, Passes, fill, from_main_process, identity, stores_of
 from hf_transfer.frozen.store import Column, Store, no_room
 from hf_transfer.frozen.stored_batches import stored_loaders
 from hf_transfer.models.cutting import CannotCutError, Cut
 from hf_transfer.models.groups import Group, evaluating
 from hf_transfer.models.joint_cut import JointCut
-from hf_transfer.models.towers import INPUTS, groups_of, towers_of
+from hf_transfer.models.towers import INPUTS, groups_of
 from hf_transfer.strategies.freezing import Stage, frozen_towers
 from hf_transfer.targets.target import LossOptions
 
@@ -37,23 +36,19 @@ class _Plan:
     Attributes:
         cut: of the model, or of each of its towers.
         frozen: the groups below the cut.
-        stores: by split; of training one for each view.
+        stores: of training one for each view, and one of validation.
         images: whether the layers below the cut look at pixels.
     """
 
     cut: Cut | JointCut
-    frozen: list[Group]
-    stores: dict[str, list[Store]]
+    frozen: Sequence[Group]
+    stores: Mapping[Part, Store]
     images: bool
 
-    @property
-    def all_stores(self) -> list[tuple[str, int | None, Store]]:
-        """Split, view (the epoch of training; None: as in evaluation), and store."""
-        return [
-            (split, view if split == "train" else None, store)
-            for split, stores in self.stores.items()
-            for view, store in enumerate(stores)
-        ]
+    def room(self) -> tuple[int, int]:
+        """Bytes that are still to be written, and bytes that are free."""
+        missing = sum(store.bytes for store in self.stores.values() if not store.complete)
+        return missing, free_bytes(self.stores["train", 0].folder)
 
 
 class FrozenPrefix:
@@ -111,8 +106,7 @@ class FrozenPrefix:
             yield passes.loaders
             return
         compute = partial(plan.cut.record, self._model)
-        for split, view, store in plan.all_stores:
-            self.seconds += fill(store, compute, passes, split, view)
+        self.seconds += fill(plan.stores, compute, passes)
         live = self._first_loss(passes.loaders)
         with plan.cut.skipped(self._model, passes.accelerator.device) as modules:
             batches = stored_loaders(passes.loaders, plan.cut.crossing, plan.stores, images=plan.images)
@@ -128,7 +122,7 @@ class FrozenPrefix:
         groups = self._frozen(stage)
         if not _is_worth_it(groups) or self._passes.settings.cache_frozen == "off":
             return None
-        frozen = self._described(groups)
+        frozen = f"{len(groups)} of {len(self._groups)} groups"
         try:
             return self._estimate(self._cut(groups), stage, frozen)[1]
         except CannotCutError as reason:
@@ -147,12 +141,11 @@ class FrozenPrefix:
         self._refuse_change(groups)
         if wanted == "off":
             return None
-        frozen = self._described(groups)
+        frozen = f"{len(groups)} of {len(self._groups)} groups"
         try:
             plan = self._cut(groups)
             if wanted == "auto" and not self._decide(plan, stage, frozen):
                 return None
-            self._refuse_if_too_large(plan)
         except CannotCutError as reason:
             if wanted == "on":
                 raise user_error(
@@ -162,14 +155,14 @@ class FrozenPrefix:
                 ) from reason
             self.note(f"Frozen store: not used for {frozen}; {reason}.")
             return None
+        size, free = plan.room()
+        if size >= free:
+            raise no_room(plan.stores["train", 0].folder.parent, size)
         return plan
 
     def _frozen(self, stage: Stage) -> list[Group]:
         """The groups below the first one that learns, in all towers."""
         return [group for groups in frozen_towers(self._groups, [stage]).values() for group in groups]
-
-    def _described(self, groups: Sequence[Group]) -> str:
-        return f"{len(groups)} of {len(self._groups)} groups"
 
     def _refuse_change(self, groups: Sequence[Group]) -> None:
         """A resumed run must keep its decision: stored activations may be rounded."""
@@ -198,23 +191,16 @@ class FrozenPrefix:
         if "attention_mask" in inputs and not bool(inputs["attention_mask"][:, 0].all()):
             raise CannotCutError("texts are padded on the left, so the outputs for one text depend on the others")
         groups, cut = self._tried(groups, inputs)
-        columns = [
-            Column(
-                tuple(size for size in crossing.shape if isinstance(size, int)),
-                self._passes.dtype if crossing.dtype.is_floating_point else crossing.dtype,
-                crossing.by_token,
-            )
-            for crossing in cut.crossing
-        ]
+        columns = []
+        for crossing in cut.crossing:
+            shape = tuple(size for size in crossing.shape if isinstance(size, int))
+            dtype = self._passes.dtype if crossing.dtype.is_floating_point else crossing.dtype
+            columns.append(Column(shape, dtype, crossing.by_token))
         behind = [group for group in self._groups if group not in groups]
-        modules = [name for group in behind for name in group.modules]
-        parameters = {name for group in behind for name in group.parameters}
-        material = {"cut behind": cut.module, **identity(self._model, modules, accelerator, parameters)}
-        stores = {
-            split: [store_of(self._passes, split, view, columns, material) for view in views]
-            for split, views in (("train", range(cycle)), ("validation", [None]))
-        }
-        return _Plan(cut, groups, stores, images)
+        later = {name for group in behind for name in (*group.modules, *group.parameters)}
+        material = {"cut behind": cut.module, **identity(self._model, later, accelerator)}
+        parts: list[Part] = [*(("train", view) for view in range(cycle)), ("validation", None)]
+        return _Plan(cut, groups, stores_of(self._passes, parts, columns, material), images)
 
     def _tried(self, groups: list[Group], inputs: Batch) -> tuple[list[Group], Cut | JointCut]:
         """The groups that are stored, the first ones of one tower or of each, and the cut behind them."""
@@ -230,23 +216,19 @@ class FrozenPrefix:
             return lower, self._joint(lower, inputs)
 
     def _joint(self, groups: Sequence[Group], inputs: Batch) -> JointCut:
-        counts = {tower: sum(group.tower == tower for group in groups) for tower in towers_of(groups)}
-        return JointCut(
-            self._model, [(groups_of(tower, self._groups), count, INPUTS[tower]) for tower, count in counts.items()],
-            inputs,
-        )  # fmt: skip
+        counts = Counter(group.tower for group in groups)
+        towers = [(groups_of(tower, self._groups), count, INPUTS[tower]) for tower, count in counts.items()]
+        return JointCut(self._model, towers, inputs)
 
     def _decide(self, plan: _Plan, stage: Stage, frozen: str) -> bool:
         """Whether storing takes less time than computing; one process measures, and all do the same."""
         if not _is_worth_it(plan.frozen):
             return False
-        answer: list[Any] = [None]
-        if self._passes.accelerator.is_main_process:
-            answer = [self._remembered_decision(plan, stage, frozen)]
-        broadcast_object_list(answer)
-        ((used, sentence),) = answer
+        used, sentence = from_main_process(
+            self._passes.accelerator, lambda: self._remembered_decision(plan, stage, frozen)
+        )
         self.note(sentence)
-        return bool(used)
+        return used
 
     def _remembered_decision(self, plan: _Plan, stage: Stage, frozen: str) -> tuple[bool, str]:
         """The decision of an earlier process of the run, or else a new one; and a sentence."""
@@ -261,27 +243,22 @@ class FrozenPrefix:
 
     def _estimate(self, plan: _Plan, stage: Stage, frozen: str) -> tuple[bool, str]:
         """Whether storing takes less time than computing, and a sentence on it."""
-        if all(store.complete for _, _, store in plan.all_stores):
+        if all(store.complete for store in plan.stores.values()):
             return True, f"Frozen store: {frozen}, as an earlier run left it."
         try:
-            costs = measured_costs(plan.stores["train"][0], partial(plan.cut.record, self._model), self._passes)
+            costs = measured_costs(plan.stores["train", 0], partial(plan.cut.record, self._model), self._passes)
         except UserError as error:
             return False, f"Frozen store: not used for {frozen}; {error.found}."
-        samples = sum(stores[0].samples for stores in plan.stores.values())
-        to_write = sum(store.samples for _, _, store in plan.all_stores)
-        stored = costs.stored(epochs=stage.epochs, samples=samples, to_write=to_write)
-        live = costs.live(epochs=stage.epochs, samples=samples)
-        size, free = _room(plan)
+        samples = plan.stores["train", 0].samples + plan.stores["validation", None].samples
+        to_write = sum(store.samples for store in plan.stores.values())
+        stored = to_write * (costs.compute + costs.write) + stage.epochs * samples * costs.read
+        live = stage.epochs * samples * costs.compute
+        size, free = plan.room()
         used = stored < live and size < free
         return used, (
             f"Frozen store: {'' if used else 'not used, '}{frozen}, {in_units(size)} ({in_units(free)} free), about "
             f"{stored:.1f} s with it and {live:.1f} s without for these groups in {stage.epochs} epochs."
         )
-
-    def _refuse_if_too_large(self, plan: _Plan) -> None:
-        size, free = _room(plan)
-        if size >= free:
-            raise no_room(plan.stores["train"][0].folder.parent, size)
 
     def _test_inputs(self) -> Batch:
         """Model inputs of two samples; of texts the longest and the shortest, so that one is padded."""
@@ -312,12 +289,6 @@ class FrozenPrefix:
             )
 
 
-def _room(plan: _Plan) -> tuple[int, int]:
-    """Bytes that are still to be written, and bytes that are free."""
-    missing = [store for _, _, store in plan.all_stores if not store.complete]
-    return sum(store.bytes for store in missing), free_bytes(plan.stores["train"][0].folder)
-
-
 def _is_worth_it(groups: Sequence[Group]) -> bool:
     """Whether there is more than embeddings, which cost too little to be measured."""
     return any(group.is_block or group.name == "backbone" for group in groups)
@@ -325,7 +296,6 @@ def _is_worth_it(groups: Sequence[Group]) -> bool:
 
 def _decision(groups: Sequence[Group]) -> str:
     """The name under which it is remembered whether these groups are stored."""
-    if not groups[0].tower:
-        return f"store {len(groups)} groups"
-    counts = [f"{sum(group.tower == tower for group in groups)} {tower}" for tower in towers_of(groups)]
+    # A model of one tower has no name for it.
+    counts = [f"{count} {tower}".rstrip() for tower, count in Counter(group.tower for group in groups).items()]
     return f"store {' and '.join(counts)} groups"

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from accelerate.utils import broadcast
 from torch import nn
 
-from hf_transfer.frozen.features import Features, best_solution, features_of
-from hf_transfer.frozen.linear_classifier import Solution
-from hf_transfer.frozen.recording import Passes, identity
+from hf_transfer.frozen.features import best_solution, features_of
+from hf_transfer.frozen.recording import Passes, from_main_process, identity
 from hf_transfer.frozen.solvers import SolverOptions
 from hf_transfer.models.groups import Group, evaluating
 from hf_transfer.targets.target import Metrics, Target
@@ -54,24 +53,25 @@ def solve_head(
         UserError: the probe does not suit the target, or features cannot be stored.
     """
     started = time.perf_counter()
-    loaders = passes.loaders
+    loaders, accelerator = passes.loaders, passes.accelerator
     # Asked before the passes: it may be an error.
-    options.solver(loaders.target)
-    layer = _linear(model, layer_name)
-    model.to(passes.accelerator.device)
-    material = {"what enters": layer_name, **identity(model, (layer_name,), passes.accelerator)}
+    solver = options.solver(loaders.target)
+    model.to(accelerator.device)
+    material = {"what enters": layer_name, **identity(model, (layer_name,), accelerator)}
     with (
-        _without(model, layer_name),
+        _without(model, layer_name) as layer,
         features_of(
             lambda inputs: [model(**inputs).logits], [layer.in_features], loaders.views, material, passes
         ) as features,
     ):
         frozen_seconds = time.perf_counter() - started
-        best = _solved(features, layer, passes, options)
+        solve = partial(best_solution, solver, features, options, intercept=layer.bias is not None)
+        best = from_main_process(accelerator, solve)
         if options.probe == "knn":
             accuracy, count = features.nearest_neighbours()
             report(f"Nearest neighbours: validation accuracy {accuracy:.4f} by a vote of {count}; not saved.")
-        metrics, samples = features.predictions(best).metrics(), features.samples
+        metrics = features.predictions(best).metrics()
+        samples = sum(len(targets) for _, targets in features.blocks())  # Each view counts.
     with torch.no_grad():
         layer.weight.copy_(best.weight)
         if layer.bias is not None:
@@ -88,37 +88,14 @@ def solve_head(
     }
 
 
-def _solved(features: Features, layer: nn.Linear, passes: Passes, options: SolverOptions) -> Solution:
-    """The best solution, on every process."""
-    accelerator = passes.accelerator
-    # One process solves and sends the solution to the others: another machine may round otherwise.
-    packed = torch.zeros(layer.out_features, layer.in_features + 3, dtype=torch.float64)
-    if accelerator.is_main_process:
-        problem = options.solver(features.target)(
-            features.blocks, layer.out_features, intercept=layer.bias is not None, balanced=options.balanced
-        )
-        best = best_solution(problem, features, options.ranking)
-        numbers = torch.tensor([best.regularisation, best.loss], dtype=torch.float64).expand(layer.out_features, 2)
-        packed = torch.cat([best.weight, best.bias[:, None], numbers], dim=1)
-    if accelerator.num_processes > 1:
-        # Not for one process: Apple's GPUs have no double precision.
-        packed = broadcast(packed.to(accelerator.device)).cpu()
-    return Solution(packed[:, :-3], packed[:, -3], packed[0, -2].item(), packed[0, -1].item())
-
-
-def _linear(model: nn.Module, layer_name: str) -> nn.Linear:
-    layer = model.get_submodule(layer_name)
-    assert isinstance(layer, nn.Linear)
-    return layer
-
-
 @contextmanager
-def _without(model: nn.Module, layer_name: str) -> Iterator[None]:
+def _without(model: nn.Module, layer_name: str) -> Iterator[nn.Linear]:
     """Inside, the logits of the model are the inputs of its last layer; afterwards the model is as it was."""
     layer = model.get_submodule(layer_name)
+    assert isinstance(layer, nn.Linear)
     with evaluating(model), torch.no_grad():
         model.set_submodule(layer_name, nn.Identity())
         try:
-            yield
+            yield layer
         finally:
             model.set_submodule(layer_name, layer)

@@ -5,25 +5,29 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.data.hub_access import cache_folder
-from hf_transfer.frozen.store import Column, Labels, Store, raw_bytes
+from hf_transfer.frozen.store import Chunk, Column, Store, digest_of
 from hf_transfer.settings.store import StoreSettings
 from hf_transfer.versions import versions
 
 # Computes the columns of a store from the model inputs of a batch.
 Compute = Callable[[Batch], Sequence[Tensor]]
+# A split, and the epoch of training as in which its samples are seen; None: as in evaluation.
+Part = tuple[str, int | None]
+Answer = TypeVar("Answer")
 # Any other package may change pixels, tokens or activations: another version of it makes another store.
 UNRELATED = ("python", "accelerate", "datasets", "peft", "scikit-learn", "scipy")
 # By the names in --cache_dtype, and by Accelerate's names of mixed precisions.
@@ -61,63 +65,60 @@ class Passes:
         return DTYPES[str(self.accelerator.mixed_precision) if name == "auto" else name]
 
 
-def store_of(
-    passes: Passes, split: str, view: int | None, columns: Sequence[Column], material: Mapping[str, Any],
-    folder: Path | None = None,
-) -> Store:  # fmt: skip
-    """The store of one view of a split.
+def from_main_process(accelerator: Accelerator, compute: Callable[[], Answer]) -> Answer:
+    """What one process computes, on all of them: each might measure otherwise, or round otherwise."""
+    answers: list[Any] = [compute() if accelerator.is_main_process else None]
+    broadcast_object_list(answers)
+    answer: Answer = answers[0]
+    return answer
+
+
+def stores_of(
+    passes: Passes, parts: Iterable[Part], columns: Sequence[Column], material: Mapping[str, Any]
+) -> dict[Part, Store]:
+    """The stores of parts of the samples.
 
     Args:
         passes: the samples, and where stores are kept.
-        split: train or validation.
-        view: the epoch of training whose view it is; None: as in evaluation.
+        parts: of training and validation.
         columns: the tensors of a sample.
         material: what is computed, and with which weights.
-        folder: keep it here instead.
     """
-    dataset = passes.loaders.of(split).dataset
-    content = {
-        **material,
-        "versions": {name: version for name, version in versions().items() if name not in UNRELATED},
-        "samples": passes.loaders.fingerprint(split, view),
-        "view": view,
-    }
-    lengths, targets = getattr(dataset, "lengths", None), dataset.split.targets
-    return Store(folder or passes.folder, content, columns, len(dataset), lengths, target_bytes=targets[:1].nbytes)
+    related = {name: version for name, version in versions().items() if name not in UNRELATED}
+    stores = {}
+    for split, view in parts:
+        dataset, samples = passes.loaders.of(split).dataset, passes.loaders.fingerprint(split, view)
+        content = {**material, "versions": related, "samples": samples, "view": view}
+        lengths, targets = getattr(dataset, "lengths", None), torch.tensor(dataset.split.targets[:1])
+        target = Column(tuple(targets.shape[1:]), targets.dtype)
+        stores[split, view] = Store(passes.folder, content, columns, len(dataset), lengths, target=target)
+    return stores
 
 
-def identity(
-    model: nn.Module, later: Sequence[str], accelerator: Accelerator, later_parameters: Set[str] = frozenset()
-) -> dict[str, Any]:
+def identity(model: nn.Module, later: Collection[str], accelerator: Accelerator) -> dict[str, Any]:
     """What the outputs of a model's first layers depend on, beside versions: weights, settings, arithmetic.
 
     Args:
         model: the model, not wrapped.
-        later: names of the modules that do not belong to these layers.
+        later: names of the modules, and of single parameters, that do not belong to these layers.
         accelerator: device and precision.
-        later_parameters: names of further parameters that do not.
     """
-    modules = tuple(f"{name}." for name in later)
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if name in later_parameters or name.startswith(modules):
-            continue
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(raw_bytes(value.detach().cpu()))
+    modules, state = tuple(f"{name}." for name in later), model.state_dict()
+    first = {name: value for name, value in state.items() if name not in later and not name.startswith(modules)}
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if config is not None else {}
     # A backbone computes the same whatever its name and those of the classes are.
     relevant = {key: value for key, value in settings.items() if "label" not in key and not key.startswith("_")}
     return {
-        "weights": digest.hexdigest(),
+        "weights": digest_of(first),
         "settings": hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest(),
         "precision": str(accelerator.mixed_precision),
         "device": accelerator.device.type,
     }
 
 
-def fill(store: Store, compute: Compute, passes: Passes, split: str, view: int | None) -> float:
-    """Compute and write the missing and the damaged chunks of a store; the processes of a machine share them.
+def fill(stores: Mapping[Part, Store], compute: Compute, passes: Passes) -> float:
+    """Compute and write the missing and the damaged chunks of stores; the processes of a machine share them.
 
     Returns:
         Seconds.
@@ -127,44 +128,47 @@ def fill(store: Store, compute: Compute, passes: Passes, split: str, view: int |
     # chunks, so each computes all of them.
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
     rank = accelerator.local_process_index % sharing
-    missing = [number for number in range(rank, len(store.chunks), sharing) if not store.check(number)]
-    store.sweep()
-    total = sum(len(store.chunks[number]) for number in missing)
-    hidden = not accelerator.is_main_process or not sys.stderr.isatty() or not missing
-    title = f"frozen layers, {split}" if view is None else f"frozen layers, {split}, view {view + 1}"
-    with tqdm(total=total, desc=title, unit=" samples", leave=False, disable=hidden) as progress:
-        for number, tensors, labels in computed(store, missing, compute, passes, split, view):
-            store.write(number, tensors, labels)
-            progress.update(len(labels.counted))
-    accelerator.wait_for_everyone()
+    for (split, view), store in stores.items():
+        missing = [number for number in range(rank, len(store.chunks), sharing) if not store.check(number)]
+        store.sweep()
+        total = sum(len(store.chunks[number]) for number in missing)
+        hidden = not accelerator.is_main_process or not sys.stderr.isatty() or not missing
+        title = f"frozen layers, {split}" if view is None else f"frozen layers, {split}, view {view + 1}"
+        with tqdm(total=total, desc=title, unit=" samples", leave=False, disable=hidden) as progress:
+            for number, tensors in computed(store, missing, compute, passes, (split, view)):
+                store.write(number, tensors)
+                progress.update(len(store.chunks[number]))
+        accelerator.wait_for_everyone()
     return time.perf_counter() - started
 
 
 def computed(
-    store: Store, numbers: Sequence[int], compute: Compute, passes: Passes, split: str, view: int | None
-) -> Iterator[tuple[int, list[Tensor], Labels]]:
-    """Compute chunks of a store: the number, the columns and the labels of each.
+    store: Store, numbers: Sequence[int], compute: Compute, passes: Passes, part: Part
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Compute chunks of a store: the number and the columns of each.
 
     Within a chunk, texts of similar length share a batch. No batch belongs to two chunks, so the content of a chunk
     does not depend on which others are missing.
     """
-    loaders, accelerator = passes.loaders, passes.accelerator
+    loaders, accelerator, (split, view) = passes.loaders, passes.accelerator, part
     source = loaders.of(split)
-    batches = [batch for number in numbers for batch in store.batches(number, passes.batch_size)]
+    batches = {number: store.batches(number, passes.batch_size) for number in numbers}
     samples: DataLoader[Batch] = DataLoader(
         source.dataset,
-        batch_sampler=batches,
+        batch_sampler=[positions for batches_of_chunk in batches.values() for positions in batches_of_chunk],
         num_workers=source.num_workers,
         collate_fn=source.collate_fn,
         # Without a generator the loader draws from torch's global one, as dropout does: the store would change a run.
         generator=torch.Generator(),
     )
-    collated, positions = iter(samples), iter(batches)
-    for number in numbers:
-        chunk = store.empty_chunk(number)
-        while not chunk.full:
+    collated = iter(samples)
+    for number, batches_of_chunk in batches.items():
+        chunk = Chunk(store.columns)
+        for positions in batches_of_chunk:
             inputs, targets, counted, _ = loaders.to_inputs(next(collated), accelerator.device, split, view)
             with accelerator.autocast():
                 tensors = compute(inputs)
-            chunk.put(next(positions), tensors, Labels(targets, counted), inputs.get("attention_mask"))
-        yield number, chunk.tensors, chunk.labels
+            chunk.put(positions, [*tensors, targets, counted], inputs.get("attention_mask"))
+        yield number, chunk.in_order()
+    # At the end of the samples the loader's processes end; else they would with its last reference.
+    next(collated, None)

@@ -7,12 +7,12 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,18 +54,6 @@ class Column:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-class Labels(NamedTuple):
-    """The labels of some samples.
-
-    Attributes:
-        targets: true values, of any type [samples, ...].
-        counted: bool [samples], False for masked samples.
-    """
-
-    targets: Tensor
-    counted: Tensor
-
-
 class Store:
     """Stored activations of one view of one split.
 
@@ -73,23 +61,25 @@ class Store:
     write it. A digest in the chunk detects damage. Which samples a chunk holds depends on the data alone, so that a
     later run completes what an interrupted run has left.
 
+    The last two of its columns are the targets of the samples, and whether they count: False for masked samples.
+
     Args:
         folder: the folder of all stores; each has a subfolder that is named by its key.
         material: everything that the content depends on; another value makes another store.
         columns: the tensors of a sample.
         samples: the number of samples.
         lengths: tokens of each sample [samples], needed if a column is by token.
-        target_bytes: size of the target of a sample.
+        target: the column of the true values, of any type.
     """
 
     def __init__(
         self, folder: Path, material: Mapping[str, Any], columns: Sequence[Column], samples: int,
-        lengths: Counts | None = None, *, target_bytes: int = 8,
+        lengths: Counts | None = None, *, target: Column,
     ) -> None:  # fmt: skip
         assert lengths is not None or not any(column.by_token for column in columns)
-        self.columns, self.samples = tuple(columns), samples
-        # `counted` takes a byte.
-        self._label_bytes = target_bytes + 1
+        self.samples, self._computed, self._target = samples, columns, target
+        self.columns = {str(place): column for place, column in enumerate(columns)}
+        self.columns |= {TARGETS: target, COUNTED: Column((), torch.bool)}
         self._lengths = lengths if lengths is not None else np.ones(samples, dtype=np.int64)
         self._material = {"format": FORMAT, **material, "columns": [repr(column) for column in columns]}
         text = json.dumps(self._material, sort_keys=True)
@@ -101,8 +91,7 @@ class Store:
     def bytes(self) -> int:
         """Size on disk, without the headers of the chunks."""
         tokens = int(self._lengths.sum())
-        each = self._label_bytes + sum(column.bytes for column in self.columns if not column.by_token)
-        return each * self.samples + tokens * sum(column.bytes for column in self.columns if column.by_token)
+        return sum(column.bytes * (tokens if column.by_token else self.samples) for column in self.columns.values())
 
     @cached_property
     def chunks(self) -> list[range]:
@@ -121,16 +110,10 @@ class Store:
         order = chunk[np.argsort(-self._lengths[chunk], kind="stable")].tolist()
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def empty_chunk(self, number: int) -> "Chunk":
-        """Memory for a chunk that is being computed."""
-        positions = self.chunks[number]
-        return Chunk(self.columns, positions, self._lengths[positions.start : positions.stop])
-
     def first_samples(self, count: int) -> "Store":
         """A temporary store of the first samples, to measure costs; the caller removes it."""
-        material, target_bytes = {**self._material, "trial": uuid.uuid4().hex}, self._label_bytes - 1
-        lengths = self._lengths[:count]
-        return Store(self.folder.parent, material, self.columns, count, lengths, target_bytes=target_bytes)
+        material, lengths = {**self._material, "trial": uuid.uuid4().hex}, self._lengths[:count]
+        return Store(self.folder.parent, material, self._computed, count, lengths, target=self._target)
 
     def sweep(self) -> None:
         """Delete the unfinished files of killed runs. A recent one may belong to a run that is still writing it."""
@@ -154,39 +137,44 @@ class Store:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError):
             digest, tensors = None, {}
-        if digest == self._digest(number, tensors):
+        if digest == digest_of(tensors, f"{self.key}/{self.chunks[number]}"):
             return True
         with disk_errors_explained(self.folder, self.bytes):
             path.unlink(missing_ok=True)
         return False
 
-    def write(self, number: int, tensors: Sequence[Tensor], labels: Labels) -> None:
+    def write(self, number: int, tensors: Sequence[Tensor]) -> None:
         """Write a chunk.
 
         Args:
             number: of the chunk.
             tensors: for each column [samples of the chunk, ...], or [tokens of all its samples, ...].
-            labels: of the samples of the chunk.
 
         Raises:
             UserError: the disk is full, or the folder cannot be written to.
         """
-        named = {str(place): tensor.contiguous() for place, tensor in enumerate(tensors)}
-        named |= {TARGETS: labels.targets.contiguous(), COUNTED: labels.counted.contiguous()}
-        content = safetensors.torch.save(named, metadata={"digest": self._digest(number, named)})
+        positions = self.chunks[number]
+        tokens = int(self._lengths[positions.start : positions.stop].sum())
+        rows = [tokens if column.by_token else len(positions) for column in self.columns.values()]
+        assert [len(tensor) for tensor in tensors] == rows, "samples or tokens are missing, or are too many"
+        named = {name: tensor.contiguous() for name, tensor in zip(self.columns, tensors, strict=True)}
+        digest = digest_of(named, f"{self.key}/{self.chunks[number]}")
+        content = safetensors.torch.save(named, metadata={"digest": digest})
         with disk_errors_explained(self.folder, self.bytes):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._describe()
+            # For people.
+            note = self.folder / "contents.json"
+            if not note.is_file():
+                put(note, (json.dumps({**self._material, "bytes": self.bytes}, indent=2) + "\n").encode())
             put(self._path(number), content)
         self._open.pop(number, None)
 
-    def read(self, positions: Counts) -> tuple[list[Tensor], Labels]:
-        """The columns and labels of some samples, in this order; the tokens of all samples are concatenated."""
-        tensors = [
-            self._tokens(str(place), positions) if column.by_token else self._rows(str(place), positions)
-            for place, column in enumerate(self.columns)
+    def read(self, positions: Counts) -> list[Tensor]:
+        """The columns of some samples, in this order; the tokens of all samples are concatenated."""
+        return [
+            self._tokens(name, positions) if column.by_token else self._rows(name, positions)
+            for name, column in self.columns.items()
         ]
-        return tensors, Labels(self._rows(TARGETS, positions), self._rows(COUNTED, positions))
 
     def _rows(self, name: str, positions: Counts) -> Tensor:
         """A column of some samples."""
@@ -207,11 +195,10 @@ class Store:
             parts.append(self._chunk(number)[name][start : start + int(self._lengths[position])])
         return torch.cat(parts)
 
-    def chunk(self, number: int) -> tuple[list[Tensor], Labels]:
-        """All columns of a chunk in the order on disk, and its labels."""
+    def chunk(self, number: int) -> list[Tensor]:
+        """All columns of a chunk, in the order on disk."""
         tensors = self._chunk(number)
-        labels = Labels(tensors[TARGETS], tensors[COUNTED])
-        return [tensors[str(column)] for column in range(len(self.columns))], labels
+        return [tensors[name] for name in self.columns]
 
     @cached_property
     def _starts(self) -> Counts:
@@ -227,78 +214,48 @@ class Store:
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"
 
-    def _digest(self, number: int, tensors: Mapping[str, Tensor]) -> str:
-        digest = hashlib.sha256(f"{self.key}/{self.chunks[number]}".encode())
-        for name in sorted(tensors):
-            digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
-            digest.update(raw_bytes(tensors[name]))
-        return digest.hexdigest()
-
-    def _describe(self) -> None:
-        """Write down for people what the folder contains."""
-        note = self.folder / "contents.json"
-        if not note.is_file():
-            put(note, (json.dumps({**self._material, "bytes": self.bytes}, indent=2) + "\n").encode())
-
 
 class Chunk:
-    """A chunk whose samples are computed batch by batch, in any order.
+    """The samples of a chunk, which are computed batch by batch in any order.
 
-    Attributes:
-        tensors: for each column [samples, ...], or [tokens of all samples, ...].
+    Args:
+        columns: of its store.
     """
 
-    def __init__(self, columns: Sequence[Column], positions: range, lengths: Counts) -> None:
-        ends = lengths.cumsum()
-        rows = [int(ends[-1]) if column.by_token else len(positions) for column in columns]
-        self.tensors = [
-            torch.empty(count, *column.shape, dtype=column.dtype) for count, column in zip(rows, columns, strict=True)
-        ]
-        self._labels: Labels | None = None
-        self._columns, self._first, self._missing = columns, positions.start, len(positions)
-        self._spans = np.stack([ends - lengths, ends], axis=1)
+    def __init__(self, columns: Mapping[str, Column]) -> None:
+        self._columns = columns.values()
+        self._samples: dict[int, Sequence[Tensor]] = {}
 
-    @property
-    def labels(self) -> Labels:
-        """The labels of the samples, once a batch was put in."""
-        assert self._labels is not None
-        return self._labels
-
-    @property
-    def full(self) -> bool:
-        """Whether every sample was put in."""
-        return self._missing == 0
-
-    def put(self, positions: Sequence[int], tensors: Sequence[Tensor], labels: Labels, mask: Tensor | None) -> None:
+    def put(self, positions: Sequence[int], tensors: Sequence[Tensor], mask: Tensor | None) -> None:
         """Put in a batch.
 
         Args:
             positions: of its samples.
             tensors: for each column [samples, ...], or [samples, tokens, ...].
-            labels: of its samples.
             mask: 1 for tokens and 0 for padding [samples, tokens].
         """
-        places = torch.tensor(positions) - self._first
-        if self._labels is None:
-            size = self._missing
-            self._labels = Labels(*(torch.empty(size, *part.shape[1:], dtype=part.dtype) for part in labels))
-        for stored, part in zip(self._labels, labels, strict=True):
-            stored[places] = part.cpu()
-        for column, stored, computed in zip(self._columns, self.tensors, tensors, strict=True):
+        parts: list[Iterable[Tensor]] = []
+        for column, computed in zip(self._columns, tensors, strict=True):
             values = _rounded(computed.cpu(), column.dtype)
-            if not column.by_token:
-                stored[places] = values
-                continue
-            assert mask is not None
-            present = mask.cpu().bool()
-            for place, sample, tokens in zip(places.tolist(), values, present, strict=True):
-                start, end = self._spans[place]
-                stored[start:end] = sample[tokens]
-        self._missing -= len(positions)
+            if column.by_token:
+                assert mask is not None
+                parts.append(sample[tokens] for sample, tokens in zip(values, mask.cpu().bool(), strict=True))
+            else:
+                parts.append(values)
+        self._samples.update(zip(positions, zip(*parts, strict=True), strict=True))
+
+    def in_order(self) -> list[Tensor]:
+        """For each column the tensors of all samples [samples, ...], or [tokens of all samples, ...]."""
+        parts = zip(*(self._samples[position] for position in sorted(self._samples)), strict=True)
+        return [
+            torch.cat(part) if column.by_token else torch.stack(part)
+            for column, part in zip(self._columns, parts, strict=True)
+        ]
 
 
 def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    rounded = values.to(dtype)
+    # A copy: what is shared with the process of a loader, such as targets, keeps a file open for each batch.
+    rounded = values.to(dtype, copy=True)
     if dtype == torch.float16 and not torch.equal(rounded.isfinite(), values.isfinite()):
         raise user_error(
             expected="activations that float16 can hold, up to 65,504",
@@ -323,9 +280,13 @@ def disk_errors_explained(folder: Path, needed: int) -> Iterator[None]:
         ) from error
 
 
-def raw_bytes(tensor: Tensor) -> Any:
-    """The bytes of a tensor on the CPU, for hashing; not a copy."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+def digest_of(tensors: Mapping[str, Tensor], begin: str = "") -> str:
+    """A hash of tensors with their names, shapes and types; `begin` is hashed before them."""
+    digest = hashlib.sha256(begin.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def no_room(folder: Path, needed: int) -> UserError:

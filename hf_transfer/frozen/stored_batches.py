@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders
 from hf_transfer.data.splits import Rows
+from hf_transfer.frozen.recording import Part
 from hf_transfer.frozen.store import Store
 from hf_transfer.models.cutting import Crossing, with_stored
 
@@ -19,28 +20,26 @@ class StoredInputs(InputMaker):
     Args:
         light: makes the inputs that the groups behind the cut need beside the activations.
         crossing: the tensors that are stored.
-        stores: by split; of training one for each view.
+        stores: of training one for each view, and one of validation.
         rows: row numbers by split.
     """
 
     def __init__(
-        self, light: InputMaker, crossing: Sequence[Crossing], stores: Mapping[str, Sequence[Store]],
-        rows: Mapping[str, Rows],
-    ) -> None:  # fmt: skip
+        self, light: InputMaker, crossing: Sequence[Crossing], stores: Mapping[Part, Store], rows: Mapping[str, Rows]
+    ) -> None:
         self._light, self._crossing, self._stores, self._rows = light, crossing, stores, rows
+        self._views = len(stores) - 1
 
     def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
         """See `InputMaker`."""
         labelled = self._light(batch, device, split, epoch)
-        stores = self._stores[split]
-        store = stores[0 if epoch is None else epoch % len(stores)]
-        columns, labels = store.read(np.searchsorted(self._rows[split], batch["index"].numpy()))
+        store = self._stores[split, None if epoch is None else epoch % self._views]
+        *columns, targets, counted = store.read(np.searchsorted(self._rows[split], batch["index"].numpy()))
         tensors = []
         for crossing, column in zip(self._crossing, columns, strict=True):
             values = column.to(device, non_blocking=True).to(crossing.dtype)
-            mask = labelled.inputs["attention_mask"] if crossing.by_token else None
-            tensors.append(values if mask is None else _padded(values, mask))
-        targets, counted = (part.to(device, non_blocking=True) for part in labels)
+            tensors.append(_padded(values, labelled.inputs["attention_mask"]) if crossing.by_token else values)
+        targets, counted = (part.to(device, non_blocking=True) for part in (targets, counted))
         return LabelledInputs(with_stored(labelled.inputs, tensors), targets, counted, labelled.rows)
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
@@ -49,18 +48,18 @@ class StoredInputs(InputMaker):
 
 
 def stored_loaders(
-    loaders: Loaders, crossing: Sequence[Crossing], stores: Mapping[str, Sequence[Store]], *, images: bool
+    loaders: Loaders, crossing: Sequence[Crossing], stores: Mapping[Part, Store], *, images: bool
 ) -> Loaders:
     """Loaders of the same batches in the same order, with stored activations.
 
     Args:
         loaders: of the run.
         crossing: the tensors that are stored.
-        stores: by split; of training one for each view.
+        stores: of training one for each view, and one of validation.
         images: whether the layers that look at pixels are skipped: then images are not even read.
     """
     light = loaders.without_first_layers() if loaders.without_first_layers and images else loaders
-    rows = {split: loaders.of(split).dataset.split.rows for split in stores}
+    rows = {split: loaders.of(split).dataset.split.rows for split, _ in stores}
     return replace(light, to_inputs=StoredInputs(light.to_inputs, crossing, stores, rows))
 
 

@@ -45,7 +45,7 @@ def run_identity(
         config: settings.
         accelerator: device, precision, processes.
     """
-    frozen = identity(model, (), accelerator, changing)
+    frozen = identity(model, changing, accelerator)
     content = {
         "settings": {"recipe": config.recipe, **config.affecting("result")},
         "data": {split: loaders.fingerprint(split, None) for split in ("train", "validation")},

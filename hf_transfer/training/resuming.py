@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from hf_transfer.checkpoints.checkpoint import BrokenCheckpointError, Checkpoints, Saved, Tensors, Writer
+from hf_transfer.checkpoints.checkpoint import BrokenCheckpointError, Checkpoints, Saved, Tensors, in_background
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.settings.output import CheckpointSettings
 from hf_transfer.settings.run import RunConfig
@@ -64,7 +65,7 @@ class Checkpointing:
         self._checkpoints, self._settings, self._accelerator = checkpoints, settings, accelerator
         self._started = self._last = time.perf_counter()
         self._pause, self._writing = 0.0, SHARE_OF_WRITING * SECONDS_BETWEEN
-        self._writer: Writer | None = None
+        self._writer: Future[object] | None = None
         self._loaded: LoadedCheckpoint | None = None
 
     @property
@@ -146,7 +147,7 @@ class Checkpointing:
             tensors = {name: copied(values) for name, values in contents.items()}
             numbers = copy.deepcopy(self._numbers(state, [numbers for numbers, _ in processes]))
             steps = state.position.steps
-            self._writer = Writer(lambda: self._write(steps, tensors, numbers))
+            self._writer = in_background(lambda: self._write(steps, tensors, numbers))
             if self._settings.save_steps is not None:
                 self.wait()
         self._last = time.perf_counter()

@@ -164,7 +164,7 @@ class Task:
         with start_accelerator(config) as accelerator:
             plan = FrozenPrefix(model, groups, self.passes(accelerator, config))._plan(stage)
         assert plan is not None
-        return {f"{split} {view or 0}": store for split, view, store in plan.all_stores}
+        return {f"{split} {view or 0}": store for (split, view), store in plan.stores.items()}
 
     def passes(self, accelerator: Accelerator, config: RunConfig) -> Passes:
         """What passes over the samples need."""

@@ -17,10 +17,10 @@ from hf_transfer.frozen.recording import Passes
 from hf_transfer.frozen.solvers import SolverOptions
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
-from hf_transfer.targets.target import Metrics
+from hf_transfer.targets.target import Metrics, Target
 from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.predictions import predict_split
-from tests.training.toy_task import Rows, loaders_of, settings, tiny
+from tests.training.toy_task import TARGET, Rows, loaders_of, settings, tiny
 
 Floats = npt.NDArray[np.float64]
 HEADS = {
@@ -80,14 +80,14 @@ def options_of(loaders: Loaders, config: RunConfig) -> SolverOptions:
     return SolverOptions(ranking, config.strategy.probe, balanced=config.training.class_weights == "balanced")
 
 
-def solve(name: str, rows: Rows, validation: Rows, *, edit: Any = None, **more: Any) -> Solved:
+def solve(name: str, rows: Rows, validation: Rows, *, edit: Any = None, target: Target = TARGET, **more: Any) -> Solved:
     """Solve the head of a tiny model."""
     model, groups, _ = tiny(name)
     if edit is not None:
         edit(model)
     config = settings(**more)
     with start_accelerator(config) as accelerator:
-        loaders = loaders_of(accelerator, rows, validation, 4)
+        loaders = loaders_of(accelerator, rows, validation, 4, target=target)
         layer = solvable_layer(model, groups[-1], loaders.target)
         assert layer == HEADS[name]
         row = solve_head(model, layer, passes_of(loaders, accelerator, config), options_of(loaders, config))

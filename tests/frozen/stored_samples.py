@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hf_transfer.frozen.store import Column, Counts, Labels, Store
+from hf_transfer.frozen.store import Column, Counts, Store
 
 COLUMNS = (
     Column((3, 2), torch.float32),
@@ -17,6 +18,13 @@ COLUMNS = (
     Column((4,), torch.float16),
     Column((), torch.int64, by_token=True),
 )
+
+
+class Labels(NamedTuple):
+    """What a store keeps of samples beside what is computed."""
+
+    targets: Tensor
+    counted: Tensor
 
 
 @dataclass
@@ -39,7 +47,7 @@ class Samples:
         """A store for these samples."""
         return Store(
             folder, {"model": "m", **material}, self.columns, len(self.labels.targets), self.lengths,
-            target_bytes=self.labels.targets[0].nbytes,
+            target=Column(self.labels.targets.shape[1:], self.labels.targets.dtype),
         )  # fmt: skip
 
     def joined(self, positions: Sequence[int] | range) -> list[Tensor]:
@@ -57,14 +65,13 @@ class Samples:
         """Write some chunks, or all."""
         for number in range(len(store.chunks)) if numbers is None else numbers:
             positions = store.chunks[number]
-            store.write(number, self.joined(positions), self.labels_of(positions))
+            store.write(number, [*self.joined(positions), *self.labels_of(positions)])
         return store
 
     def assert_read(self, store: Store, positions: Sequence[int] | range) -> None:
         """The store returns what was written, bit for bit and with its type."""
-        tensors, labels = store.read(np.asarray(positions))
         expected = [*self.joined(positions), *self.labels_of(positions)]
-        for tensor, other in zip([*tensors, *labels], expected, strict=True):
+        for tensor, other in zip(store.read(np.asarray(positions)), expected, strict=True):
             assert tensor.dtype == other.dtype
             assert torch.equal(tensor, other)
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, ConvBertConfig, FNe
 from hf_transfer.data.batches import Batch
 from hf_transfer.errors import UserError
 from hf_transfer.frozen import recording, store
+from hf_transfer.frozen.recording import Part
 from hf_transfer.frozen.store import Store
 from hf_transfer.models.cutting import Cut
 from tests.frozen.frozen_task import SAMPLES, Task, assert_equal, damage, set_costs, texts
@@ -91,8 +92,8 @@ def chunks(monkeypatch: pytest.MonkeyPatch) -> Chunks:
     monkeypatch.setattr(store, "CHUNK_SAMPLES", 8)
     chunks, compute = Chunks(), recording.computed
 
-    def record_chunks(given: Store, numbers: Sequence[int], record: Any, passes: Any, split: str, view: Any) -> Any:
-        chunks.computed.extend((split, number) for number in numbers)
+    def record_chunks(given: Store, numbers: Sequence[int], record: Any, passes: Any, part: Part) -> Any:
+        chunks.computed.extend((part[0], number) for number in numbers)
 
         def counted(inputs: Batch) -> Any:
             chunks.left -= 1
@@ -100,7 +101,7 @@ def chunks(monkeypatch: pytest.MonkeyPatch) -> Chunks:
                 raise KilledError
             return record(inputs)
 
-        yield from compute(given, numbers, counted, passes, split, view)
+        yield from compute(given, numbers, counted, passes, part)
 
     monkeypatch.setattr(recording, "computed", record_chunks)
     return chunks

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from hf_transfer.errors import UserError
 from hf_transfer.frozen import store
 from hf_transfer.frozen.probe import solve_head
-from hf_transfer.frozen.store import Labels
 from hf_transfer.targets.target import Metrics
 from hf_transfer.training.devices import start_accelerator
 from tests.frozen.solved_heads import HEADS, options_of, passes_of
@@ -118,7 +117,7 @@ def test_features_are_not_read_after_they_were_deleted(monkeypatch: pytest.Monke
     """With several processes, only the first could still read them: it has them mapped into memory."""
     chunk = store.Store.chunk
 
-    def present(self: store.Store, number: int) -> tuple[list[Tensor], Labels]:
+    def present(self: store.Store, number: int) -> list[Tensor]:
         assert self.folder.is_dir()
         return chunk(self, number)
 

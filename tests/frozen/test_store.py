@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from hf_transfer.frozen import store as store_module
-from hf_transfer.frozen.store import Column, Labels, Store
-from tests.frozen.stored_samples import COLUMNS, Samples, chunk_files, samples
+from hf_transfer.frozen.store import Chunk, Column, Store
+from tests.frozen.stored_samples import COLUMNS, Labels, Samples, chunk_files, samples
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 LARGEST_HEADER = 1024
+CLASS_NUMBER = Column((), torch.int64)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +68,8 @@ def test_chunks_are_read_as_they_lie_on_disk(tmp_path: Path) -> None:
     given = samples()
     store = given.write(given.store(tmp_path))
     for number, positions in enumerate(store.chunks):
-        tensors, labels = store.chunk(number)
         expected = [*given.joined(positions), *given.labels_of(positions)]
-        assert all(torch.equal(*pair) for pair in zip([*tensors, *labels], expected, strict=True))
+        assert all(torch.equal(*pair) for pair in zip(store.chunk(number), expected, strict=True))
 
 
 def test_the_division_into_chunks_depends_on_the_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,15 +83,14 @@ def test_the_division_into_chunks_depends_on_the_data_alone(tmp_path: Path, monk
     assert [len(chunk) for chunk in given.store(tmp_path).chunks] == [3] * 10
     monkeypatch.setattr(store_module, "CHUNK_BYTES", 1)
     assert [len(chunk) for chunk in given.store(tmp_path).chunks] == [1] * 30
-    assert Store(tmp_path, {}, COLUMNS[:1], 0).chunks == []
+    assert Store(tmp_path, {}, COLUMNS[:1], 0, target=CLASS_NUMBER).chunks == []
 
 
 def fill(given: Samples, store: Store, batch_size: int, side: str = "right") -> None:
     """Write a store from padded batches, as a model computes them."""
     for number in range(len(store.chunks)):
-        chunk = store.empty_chunk(number)
+        chunk = Chunk(store.columns)
         for positions in store.batches(number, batch_size):
-            assert not chunk.full
             longest = int(given.lengths[positions].max())
             mask = torch.arange(longest) < torch.from_numpy(given.lengths[positions])[:, None]
             if side == "left":
@@ -104,9 +103,8 @@ def fill(given: Samples, store: Store, batch_size: int, side: str = "right") -> 
                 batch.append(padded if column.by_token else joined)
             # A model may compute in another type than that of the store.
             batch[0] = batch[0].double()
-            chunk.put(positions, batch, given.labels_of(positions), mask.long())
-        assert chunk.full
-        store.write(number, chunk.tensors, chunk.labels)
+            chunk.put(positions, [*batch, *given.labels_of(positions)], mask.long())
+        store.write(number, chunk.in_order())
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
@@ -215,10 +213,20 @@ def test_a_chunk_that_was_written_again_is_read_again(tmp_path: Path) -> None:
     given = samples()
     store = given.write(given.store(tmp_path))
     given.assert_read(store, range(14))
-    second = Labels(torch.zeros(7, dtype=torch.int64), torch.zeros(7, dtype=torch.bool))
-    store.write(1, [tensor.zero_() for tensor in given.joined(range(7, 14))], second)
-    tensors, labels = store.read(np.arange(7, 14))
-    assert not any(tensor.any() for tensor in [*tensors, *labels])
+    second = [*given.joined(range(7, 14)), *given.labels_of(range(7, 14))]
+    store.write(1, [torch.zeros_like(tensor) for tensor in second])
+    assert not any(tensor.any() for tensor in store.read(np.arange(7, 14)))
+
+
+def test_a_chunk_without_some_tokens_is_not_written(tmp_path: Path) -> None:
+    """It would give the tokens of one sample to the next."""
+    given = samples()
+    store = given.store(tmp_path)
+    tensors = [*given.joined(store.chunks[0]), *given.labels_of(store.chunks[0])]
+    tensors[1] = tensors[1][1:]
+    with pytest.raises(AssertionError, match="tokens are missing"):
+        store.write(0, tensors)
+    assert not store.check(0)
 
 
 def test_a_change_of_any_byte_is_detected(tmp_path: Path) -> None:
@@ -260,7 +268,7 @@ def test_everything_that_the_content_depends_on_makes_another_store(
         (*COLUMNS[:1], *COLUMNS[:1]),
         COLUMNS[::-1],
     ]
-    keys += [Store(tmp_path, {"model": "m"}, columns, 30, given.lengths).key for columns in others]
+    keys += [Store(tmp_path, {"model": "m"}, columns, 30, given.lengths, target=CLASS_NUMBER).key for columns in others]
     monkeypatch.setattr(store_module, "FORMAT", store_module.FORMAT + 1)
     keys.append(given.store(tmp_path).key)
     assert len(set(keys)) == len(keys) == 13
@@ -268,8 +276,8 @@ def test_everything_that_the_content_depends_on_makes_another_store(
 
 
 def test_the_order_of_the_material_and_the_folder_do_not_change_the_key(tmp_path: Path) -> None:
-    one = Store(tmp_path / "one", {"a": 1, "b": 2}, COLUMNS[:1], 3)
-    assert one.key == Store(tmp_path / "other", {"b": 2, "a": 1}, COLUMNS[:1], 3).key
+    one = Store(tmp_path / "one", {"a": 1, "b": 2}, COLUMNS[:1], 3, target=CLASS_NUMBER)
+    assert one.key == Store(tmp_path / "other", {"b": 2, "a": 1}, COLUMNS[:1], 3, target=CLASS_NUMBER).key
 
 
 def test_a_folder_describes_its_content(tmp_path: Path) -> None:

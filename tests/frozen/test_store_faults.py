@@ -20,7 +20,7 @@ from benchmarks.large_store import anonymous_bytes
 from hf_transfer.checkpoints.files import can_be_written, free_bytes, in_units
 from hf_transfer.errors import UserError
 from hf_transfer.frozen import store as store_module
-from hf_transfer.frozen.store import Column, Labels, Store
+from hf_transfer.frozen.store import Chunk, Column, Store
 from tests.frozen.stored_samples import Samples, chunk_files, samples, temporary_files
 from tests.training.memory import in_a_process
 
@@ -168,22 +168,22 @@ def test_sizes_have_three_digits_and_a_unit(size: int, words: str) -> None:
 
 def write_and_read_many(folder: str, count: int) -> None:
     """In a separate process: print anonymous memory after each written chunk, and while batches are read."""
-    store = Store(Path(folder), {}, [Column((384,), torch.float32)], count)
+    store = Store(Path(folder), {}, [Column((384,), torch.float32)], count, target=Column((), torch.int64))
     levels = []
     for number in range(len(store.chunks)):
-        chunk = store.empty_chunk(number)
+        chunk = Chunk(store.columns)
         for batch in store.batches(number, 1024):
             rows = torch.tensor(batch)[:, None] + torch.arange(384.0)
-            chunk.put(batch, [rows], Labels(torch.tensor(batch), torch.ones(len(batch), dtype=torch.bool)), None)
-        store.write(number, chunk.tensors, chunk.labels)
+            chunk.put(batch, [rows, torch.tensor(batch), torch.ones(len(batch), dtype=torch.bool)], None)
+        store.write(number, chunk.in_order())
         del chunk
         levels.append(anonymous_bytes())
     generator = np.random.default_rng(0)
     for _ in range(100):
         positions = generator.integers(0, count, 64)
-        (rows,), labels = store.read(positions)
-        assert torch.equal(labels.targets, torch.from_numpy(positions))
-        assert torch.equal(rows[:, 5], labels.targets + 5.0)
+        rows, targets, _ = store.read(positions)
+        assert torch.equal(targets, torch.from_numpy(positions))
+        assert torch.equal(rows[:, 5], targets + 5.0)
         levels.append(anonymous_bytes())
     assert all(store.check(number) for number in range(len(store.chunks)))
     levels.append(anonymous_bytes())
