@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from hf_transfer.data.splits import shown_count
 from hf_transfer.errors import user_error
-from hf_transfer.targets.target import Interval, Metrics, Table
+from hf_transfer.targets.table import TARGETS
+from hf_transfer.targets.target import Interval, Metrics, Table, Target
 
 RESULTS_FILE = "results.json"
 SCHEMA = 2
@@ -103,6 +104,11 @@ class Results:
     threads: int
     processes: int
     versions: dict[str, str]
+
+    @property
+    def target(self) -> type[Target]:
+        """What the model predicts: metrics and sentences for reports."""
+        return TARGETS[self.problem_type]
 
     @property
     def test(self) -> Scores:

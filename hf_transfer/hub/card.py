@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_transfer.evaluation.report import metrics_of
 from hf_transfer.evaluation.results import Results
 from hf_transfer.evaluation.run_folder import CONFIG_FILE
-from hf_transfer.hub.card_text import bases, body, hub_id, shown_name
-from hf_transfer.hub.usage import NOWHERE
+from hf_transfer.evaluation.templates import render
+from hf_transfer.hub.card_text import Source, bases_of, shown_settings, source_of
+from hf_transfer.hub.usage import NOWHERE, code_file, lines_of_python
 from hf_transfer.modalities.table import MODALITIES
 from hf_transfer.settings.strategy import ADAPTERS
 from hf_transfer.strategies.adapter_files import is_adapter_folder
@@ -69,11 +69,24 @@ def model_card(
         emissions: see `read_emissions`.
     """
     data = metadata(results, settings, model, repository=repository, emissions=emissions)
-    pictures = [name for name in PICTURES if (model / name).is_file()]
-    text = body(results, settings, model, repository=repository, pictures=pictures)
-    if emissions:
-        text += f"\n## Carbon\n\nAbout {emissions['emissions']:.3g} g CO2 equivalent, measured by CodeCarbon.\n"
-    return f"---\n{data.to_yaml()}\n---\n\n{text}"
+    modality, is_pair = MODALITIES[results.recipe], bool(settings.get("text_pair_column_name"))
+    return render(
+        "hub/card.md.jinja",
+        metadata=data.to_yaml(),
+        name=repository.split("/")[-1],
+        results=results,
+        modality=modality,
+        is_adapter=is_adapter_folder(model),
+        bases=bases_of(results),
+        dataset=source_of(results, "dataset_name"),
+        program=lines_of_python(model, modality, pairs=is_pair, name=repository),
+        code_file=code_file(model),
+        ranking=results.target.ranking_metric(settings.get("metric_for_best_model")),
+        kept=sorted(results.soup) or [results.best_epoch],
+        settings=shown_settings(results, settings),
+        pictures=[name for name in PICTURES if (model / name).is_file()],
+        emissions=emissions,
+    )
 
 
 def metadata(
@@ -82,9 +95,9 @@ def metadata(
 ) -> ModelCardData:  # fmt: skip
     """What the Hub reads of a card. The license is left to whoever publishes the model."""
     adapter, strategies = is_adapter_folder(model), results.strategy.split(" + ")
-    names = [name for setting in bases(results) if (name := hub_id(results, setting))]
+    names = [base.hub_id for base in bases_of(results) if base.hub_id]
     base = None if strategies == ["scratch"] or not names else names[0] if len(names) == 1 else names
-    dataset, modality = hub_id(results, "dataset_name"), MODALITIES[results.recipe]
+    dataset, modality = source_of(results, "dataset_name"), MODALITIES[results.recipe]
     more: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if base else {}
     if emissions:
         more["co2_eq_emissions"] = dict(emissions)
@@ -93,9 +106,9 @@ def metadata(
         # The Hub would take a task that it does not know for another.
         pipeline_tag=modality.task if modality.has_pipeline else None,
         base_model=base,
-        datasets=[dataset] if dataset else None,
+        datasets=[dataset.hub_id] if dataset.hub_id else None,
         language=results.languages or None,
-        metrics=[metric.hub[0] for metric in metrics_of(results) if metric.hub is not None] or None,
+        metrics=[metric.hub[0] for metric in results.target.metrics if metric.hub is not None] or None,
         tags=["hf_transfer", "transfer-learning", *(name for name in strategies if name in ADAPTERS)],
         model_name=repository.split("/")[-1],
         eval_results=_eval_results(results, settings, modality.task, dataset) or None,
@@ -103,15 +116,15 @@ def metadata(
     )
 
 
-def _eval_results(results: Results, settings: Mapping[str, Any], task: str, dataset: str | None) -> list[EvalResult]:
+def _eval_results(results: Results, settings: Mapping[str, Any], task: str, dataset: Source) -> list[EvalResult]:
     shared: dict[str, Any] = {
         "task_type": task,
         "task_name": task.replace("-", " ").title(),
-        "dataset_type": dataset or "other",
-        "dataset_name": as_line(shown_name(results, "dataset_name")),
+        "dataset_type": dataset.hub_id or "other",
+        "dataset_name": as_line(dataset.shown),
         "dataset_config": settings.get("dataset_config_name"),
         "dataset_split": "test",
-        "dataset_revision": results.commits.get("dataset_name"),
+        "dataset_revision": dataset.commit,
         # Nobody but the run itself has measured them.
         "verified": False,
     }
@@ -120,7 +133,7 @@ def _eval_results(results: Results, settings: Mapping[str, Any], task: str, data
             metric_type=metric.hub[0], metric_name=metric.hub[1],
             metric_value=round(results.test.metrics[metric.name], 6), metric_args=dict(metric.hub[2]) or None, **shared,
         )
-        for metric in metrics_of(results)
+        for metric in results.target.metrics
         if metric.hub is not None
     ]  # fmt: skip
 

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from huggingface_hub import HfApi, SpaceCardData
+from huggingface_hub import HfApi, SpaceCard
 from PIL import Image
 
 from hf_transfer.data.checked import load_splits
@@ -26,13 +26,13 @@ from hf_transfer.data.pictures import BadImageError, decode
 from hf_transfer.data.rows import encoded_image, texts_of
 from hf_transfer.data.splits import Split
 from hf_transfer.errors import UserError, user_error
-from hf_transfer.evaluation.report import metrics_of
 from hf_transfer.evaluation.results import Results
 from hf_transfer.evaluation.run_folder import CONFIG_FILE, MODEL_FOLDER, finished_run, load_finished
+from hf_transfer.evaluation.templates import render
 from hf_transfer.hub.card import CARD_FILE, as_line
-from hf_transfer.hub.card_text import hub_id, shown_name
+from hf_transfer.hub.card_text import source_of
 from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder, visibility
-from hf_transfer.hub.usage import needs_own_code
+from hf_transfer.hub.usage import code_file
 from hf_transfer.interruption import Interrupted, ending_at_once
 from hf_transfer.modalities.modality import PREPROCESSING_FILE, saved_description
 from hf_transfer.modalities.table import modality_named, recipe_of
@@ -48,7 +48,6 @@ SETTINGS_FILE = "settings.json"
 MOST_EXAMPLES = 6
 # Larger than the page shows a picture, and than most models take.
 EXAMPLE_SIDE = 1024
-PYTHON_VERSION = "3.12"
 
 
 def demo_folder() -> Path:
@@ -102,8 +101,8 @@ def assemble_space(
         "model": model,
         "revision": revision,
         "title": title or as_line(re.sub(r"[-_]+", " ", out.resolve().name)).capitalize(),
-        "base_model": shown_name(results, "model_name_or_path"),
-        "dataset": shown_name(results, "dataset_name"),
+        "base_model": source_of(results, "model_name_or_path").shown,
+        "dataset": source_of(results, "dataset_name").shown,
         "score": _score(results),
         "trust_remote_code": _has_own_code(folder),
         "examples": _examples(config, results, target, examples),
@@ -229,7 +228,7 @@ def _has_own_code(folder: Path) -> bool:
     Raises:
         UserError: it is not the file that this version saves with a model.
     """
-    if is_adapter_folder(folder) or not needs_own_code(folder):
+    if is_adapter_folder(folder) or code_file(folder) is None:
         return False
     files = [Path(module.__file__ or "") for module in (modeling_pooled, fusion)]
     known = {path.name: path.read_bytes() for path in files}
@@ -245,7 +244,7 @@ def _has_own_code(folder: Path) -> bool:
 
 def _score(results: Results) -> dict[str, Any]:
     """The main metric of the test split, for the page."""
-    metric, test = metrics_of(results)[0], results.test
+    metric, test = results.target.metrics[0], results.test
     low, high = test.intervals[metric.name]
     score = {"title": metric.title, "value": test.metrics[metric.name], "low": low, "high": high}
     return {**score, "is_share": metric.is_share, "samples": test.shown_samples}
@@ -325,36 +324,11 @@ def choose_examples(split: Split, strata: Strata, count: int) -> list[int]:
 
 
 def _space_card(settings: Mapping[str, Any], results: Results) -> str:
-    """README.md of the Space, which tells the Hub how to run it, and names the model and its commit."""
+    """README.md of the Space: metadata as the demo's own, which tell the Hub how to run it; the model and its commit."""
+    data = SpaceCard.load(demo_folder() / CARD_FILE).data
     on_hub = settings["model"] if settings["revision"] else None
-    dataset = hub_id(results, "dataset_name")
-    more: dict[str, Any] = {"preload_from_hub": [on_hub]} if on_hub else {}
-    data = SpaceCardData(
-        title=settings["title"],
-        emoji="🔎",
-        colorFrom="green",
-        colorTo="gray",
-        sdk="gradio",
-        sdk_version=pinned_version("gradio"),
-        python_version=PYTHON_VERSION,
-        app_file="app.py",
-        pinned=False,
-        short_description="What a fine-tuned model predicts, and why",
-        models=[on_hub] if on_hub else None,
-        datasets=[dataset] if dataset else None,
-        tags=["hf_transfer", "transfer-learning"],
-        **more,
-    )
-    where = f"[{on_hub}](https://huggingface.co/{on_hub}) at commit `{settings['revision']}`" if on_hub else "`./model`"
-    return (
-        f"---\n{data.to_yaml()}\n---\n\nThe demo of a fine-tuned model. It loads the model from {where} and needs no "
-        f"token. It also runs on your machine:\n\n```bash\npip install -r requirements.txt\npython app.py\n```\n"
-    )
-
-
-def pinned_version(package: str) -> str:
-    """The version of a package in the demo's requirements.txt."""
-    text = (demo_folder() / "requirements.txt").read_text(encoding="utf-8")
-    pin = re.search(rf"^{re.escape(package)}==(\S+)", text, re.MULTILINE)
-    assert pin is not None, f"requirements.txt pins {package}"
-    return pin[1]
+    dataset = source_of(results, "dataset_name").hub_id
+    data.title, data.tags = settings["title"], ["hf_transfer", "transfer-learning"]
+    data.models = data["preload_from_hub"] = [on_hub] if on_hub else None
+    data.datasets = [dataset] if dataset else None
+    return render("hub/space.md.jinja", metadata=data.to_yaml(), on_hub=on_hub, revision=settings["revision"])
