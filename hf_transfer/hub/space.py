@@ -324,7 +324,7 @@ def choose_examples(split: Split, strata: Strata, count: int) -> list[int]:
 
 
 def _space_card(settings: Mapping[str, Any], results: Results) -> str:
-    """README.md of the Space: metadata as the demo's own, which tell the Hub how to run it; the model and its commit."""
+    """README.md of the Space: metadata as the demo's own, which tell the Hub how to run it; model and commit."""
     data = SpaceCard.load(demo_folder() / CARD_FILE).data
     on_hub = settings["model"] if settings["revision"] else None
     dataset = source_of(results, "dataset_name").hub_id
