@@ -147,8 +147,6 @@ def modalities_of_model(model: str) -> list[Modality[Any]]:
     """
     model_type = _json_file(model, "config.json").get("model_type")
     types = {"pair": {*TASKS["image-text-classification"].model_types, *TASKS["dual-encoder"].model_types}}
-    if model_type in types["pair"] and model_type not in TASKS["image-classification"].model_types:
-        return [one for one in MODALITIES.values() if one.name == "pair"]
     return [one for one in MODALITIES.values() if model_type in types.get(one.name, TASKS[one.task].model_types)]
 
 

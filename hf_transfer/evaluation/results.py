@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from hf_transfer.checkpoints.files import put
 from hf_transfer.data.splits import shown_count
 from hf_transfer.errors import user_error
 from hf_transfer.targets.table import TARGETS
@@ -144,9 +145,8 @@ class Results:
 
     def write(self, folder: Path) -> None:
         """Write `results.json`, whole or not at all: it marks a finished run."""
-        partial = folder / ".results-partial"
-        partial.write_text(json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(folder / RESULTS_FILE)
+        text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
+        put(folder / RESULTS_FILE, text.encode())
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,15 @@ def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Iterator[Pat
     if not accelerator.is_main_process:
         yield folder
         return
-    with _refused_by_disk():
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        with _refused_by_disk():
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder))
             _prepare(folder, config)
+        except OSError as error:
+            raise user_error(
+                expected="an --output_dir that can be written to", found=str(error), do="name another folder"
+            ) from error
         yield folder
 
 
@@ -128,16 +132,6 @@ def _prepare(folder: Path, config: RunConfig) -> None:
             path.unlink(missing_ok=True)
     config.save(folder / PARTIAL_CONFIG)
     (folder / PARTIAL_CONFIG).replace(folder / CONFIG_FILE)
-
-
-@contextmanager
-def _refused_by_disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise user_error(
-            expected="an --output_dir that can be written to", found=str(error), do="name another folder"
-        ) from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from hf_transfer.checkpoints.files import put
 from hf_transfer.evaluation.results import Results
 from hf_transfer.evaluation.run_folder import CONFIG_FILE
 from hf_transfer.evaluation.templates import render
@@ -48,10 +49,8 @@ def write_card(out: Path, repository: str = NOWHERE) -> Path:
     results = Results.read(out)
     settings = yaml.safe_load((out / CONFIG_FILE).read_text(encoding="utf-8"))
     text = model_card(results, settings, out / "model", repository=repository, emissions=read_emissions(out))
-    partial = path.with_name(".card-partial")
-    partial.write_text(text, encoding="utf-8")
     hash_file.write_text(_hash(text))
-    partial.replace(path)
+    put(path, text.encode())
     return path
 
 
@@ -82,7 +81,6 @@ def model_card(
         program=lines_of_python(model, modality, pairs=is_pair, name=repository),
         code_file=code_file(model),
         ranking=results.target.ranking_metric(settings.get("metric_for_best_model")),
-        kept=sorted(results.soup) or [results.best_epoch],
         settings=shown_settings(results, settings),
         pictures=[name for name in PICTURES if (model / name).is_file()],
         emissions=emissions,
@@ -98,9 +96,6 @@ def metadata(
     names = [base.hub_id for base in bases_of(results) if base.hub_id]
     base = None if strategies == ["scratch"] or not names else names[0] if len(names) == 1 else names
     dataset, modality = source_of(results, "dataset_name"), MODALITIES[results.recipe]
-    more: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if base else {}
-    if emissions:
-        more["co2_eq_emissions"] = dict(emissions)
     return ModelCardData(
         library_name="peft" if adapter else "transformers",
         # The Hub would take a task that it does not know for another.
@@ -112,7 +107,8 @@ def metadata(
         tags=["hf_transfer", "transfer-learning", *(name for name in strategies if name in ADAPTERS)],
         model_name=repository.split("/")[-1],
         eval_results=_eval_results(results, settings, modality.task, dataset) or None,
-        **more,
+        base_model_relation=("adapter" if adapter else "finetune") if base else None,
+        co2_eq_emissions=emissions,
     )
 
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
+import pandas
 from huggingface_hub import HfApi, SpaceCard
-from PIL import Image
 
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.hub_account import explaining_hub_errors
@@ -100,7 +99,7 @@ def assemble_space(
     settings: dict[str, Any] = {
         "model": model,
         "revision": revision,
-        "title": title or as_line(re.sub(r"[-_]+", " ", out.resolve().name)).capitalize(),
+        "title": title or _title(out.resolve().name),
         "base_model": source_of(results, "model_name_or_path").shown,
         "dataset": source_of(results, "dataset_name").shown,
         "score": _score(results),
@@ -136,7 +135,9 @@ def publish_space(
     """
     model_is_private = False
     if model is not None:
-        revision, model_is_private = _commit_and_privacy(model, revision)
+        with explaining_hub_errors(f"the model {model} on the Hub"):
+            info = HfApi().model_info(model, revision=revision)
+        revision, model_is_private = info.sha, bool(info.private)
     if model_is_private and not private:
         raise user_error(
             expected=f"a private Space, as the private model {model} is copied into it",
@@ -145,8 +146,8 @@ def publish_space(
         )
     with TemporaryDirectory() as scratch:
         folder = assemble_space(
-            out, Path(scratch) / "space", title=_title(repository), model=None if model_is_private else model,
-            revision=revision, examples=examples,
+            out, Path(scratch) / "space", title=_title(repository.split("/")[-1]),
+            model=None if model_is_private else model, revision=revision, examples=examples,
         )  # fmt: skip
         try:
             return publish_folder(folder, repository, kind="space", private=private, message="Demo of the model")
@@ -187,16 +188,8 @@ def serve_demo(out: Path, *, port: int, examples: int = MOST_EXAMPLES) -> int:
             process.kill()
 
 
-def _title(repository: str) -> str:
-    return re.sub(r"[-_]+", " ", repository.split("/")[-1]).strip().capitalize()
-
-
-def _commit_and_privacy(model: str, revision: str | None) -> tuple[str, bool]:
-    """The commit of a revision of a model on the Hub, and whether the model is private."""
-    with explaining_hub_errors(f"the model {model} on the Hub"):
-        info = HfApi().model_info(model, revision=revision)
-    assert info.sha is not None
-    return info.sha, bool(info.private)
+def _title(name: str) -> str:
+    return as_line(re.sub(r"[-_]+", " ", name)).capitalize()
 
 
 def _copy_model(folder: Path, target: Path, config: RunConfig) -> None:
@@ -230,8 +223,7 @@ def _has_own_code(folder: Path) -> bool:
     """
     if is_adapter_folder(folder) or code_file(folder) is None:
         return False
-    files = [Path(module.__file__ or "") for module in (modeling_pooled, fusion)]
-    known = {path.name: path.read_bytes() for path in files}
+    known = {path.name: path.read_bytes() for path in map(Path, (modeling_pooled.__file__, fusion.__file__))}
     foreign = [path.name for path in folder.glob("*.py") if known.get(path.name) != path.read_bytes()]
     if foreign:
         raise user_error(
@@ -284,21 +276,18 @@ def _examples(config: RunConfig, results: Results, target: Path, count: int) -> 
         raw = encoded_image(split, int(split.rows[position])) if "image" in columns else {}
         if any(raw.values()):
             try:
-                example["picture"] = _saved(decode(raw), target, f"examples/{len(examples) + 1}.png")
+                picture = decode(raw)
             except BadImageError:
                 continue
+            picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+            example["picture"] = f"examples/{len(examples) + 1}.png"
+            (target / "examples").mkdir(exist_ok=True)
+            # Without its metadata, which may tell who took it, and where.
+            picture.save(target / example["picture"])
         if texts is not None:
             example["texts"] = [text or "" for text in texts[position]]
         examples.append(example)
     return examples
-
-
-def _saved(picture: Image.Image, target: Path, name: str) -> str:
-    """Save a picture without its metadata, which may tell who took it, and where."""
-    (target / name).parent.mkdir(exist_ok=True)
-    picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
-    picture.save(target / name)
-    return name
 
 
 def choose_examples(split: Split, strata: Strata, count: int) -> list[int]:
@@ -309,18 +298,15 @@ def choose_examples(split: Split, strata: Strata, count: int) -> list[int]:
         strata: a number for each sample, such as its class.
         count: how many to choose, at most.
     """
-    members: dict[int, list[int]] = {}
-    for position in np.flatnonzero(split.counted).tolist():
-        members.setdefault(int(strata[position]), []).append(position)
-    numbers = sorted(members)
+    samples = pandas.DataFrame({"stratum": strata, "position": range(len(strata))})[split.counted]
+    numbers = sorted(set(samples.stratum))
     if len(numbers) > count:
         numbers = [numbers[place * len(numbers) // count] for place in range(count)]
-    chosen: list[int] = []
-    turn = 0
-    while len(chosen) < min(count, sum(len(members[number]) for number in numbers)):
-        chosen += [members[number][turn] for number in numbers if turn < len(members[number])]
-        turn += 1
-    return sorted(chosen[:count], key=lambda position: (int(strata[position]), position))
+    samples = samples[samples.stratum.isin(numbers)]
+    samples["turn"] = samples.groupby("stratum").cumcount()
+    chosen = samples.sort_values(["turn", "stratum"])[:count]
+    positions: list[int] = chosen.sort_values(["stratum", "position"]).position.tolist()
+    return positions
 
 
 def _space_card(settings: Mapping[str, Any], results: Results) -> str:
