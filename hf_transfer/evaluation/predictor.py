@@ -49,6 +49,7 @@ class Predictor:
     """A finished model that makes predictions; made by `load`.
 
     Attributes:
+        model: on the device on which it runs.
         modality: what a sample is.
         target: what is predicted.
         preprocessing: as in the training of the model.
@@ -59,7 +60,7 @@ class Predictor:
     ) -> None:
         self.modality, self.target, self.preprocessing = modality, target, preprocessing
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = model.eval().to(self._device)
+        self.model = model.eval().to(self._device)
 
     def __call__(self, samples: Sequence[Any], top: int = 3) -> list[dict[str, float]]:
         """Predict samples: for each of them the names with their numbers, most important first.
@@ -98,7 +99,7 @@ class Predictor:
         for start in range(0, len(samples), BATCH_SIZE):
             inputs = self.preprocessing.inputs(samples[start : start + BATCH_SIZE])
             moved = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-            yield from self.target.answers(self._model(**moved).logits.float().cpu(), top)
+            yield from self.target.answers(self.model(**moved).logits.float().cpu(), top)
 
 
 def load(model_name_or_path: str | Path, *, modality: str | None = None) -> Predictor:

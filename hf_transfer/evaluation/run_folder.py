@@ -44,7 +44,9 @@ def finished_results(config: RunConfig) -> Results | None:
         raise user_error(expected="a folder for --output_dir", found=f"a file, {folder}", do="name another folder")
     if not folder.exists() or all(path.name in WITHOUT_SETTINGS for path in folder.iterdir()):
         return None
-    if not _is_a_run(folder):
+    settings = folder / CONFIG_FILE
+    # Other programs write a config.yaml, too.
+    if not settings.is_file() or not settings.read_bytes().startswith(b"recipe: "):
         raise user_error(
             expected="an empty or new folder for --output_dir, or one with an earlier run",
             found=f"{folder} with other files and no {CONFIG_FILE} of ours",
@@ -52,8 +54,7 @@ def finished_results(config: RunConfig) -> Results | None:
         )
     if config.output.overwrite_output_dir:
         return None
-    differences = load_settings(type(config), folder / CONFIG_FILE).differences(config)
-    if differences:
+    if differences := load_settings(type(config), settings).differences(config):
         raise user_error(
             expected=f"the settings of the run in {folder}",
             found=f"other settings (there -> here): {'; '.join(differences)}",
@@ -79,12 +80,6 @@ def finished_run(out: Path) -> tuple[Results, Path]:
             do="name the --output_dir of a run, and finish the run first: the same command resumes it",
         )
     return Results.read(out), model
-
-
-def _is_a_run(folder: Path) -> bool:
-    """Whether the folder is that of a run: other programs write a config.yaml, too."""
-    path = folder / CONFIG_FILE
-    return path.is_file() and path.read_bytes().startswith(b"recipe: ")
 
 
 @contextmanager

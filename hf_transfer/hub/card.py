@@ -4,6 +4,7 @@ import csv
 import hashlib
 import shutil
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from hf_transfer.checkpoints.files import put
 from hf_transfer.evaluation.results import Results
 from hf_transfer.evaluation.run_folder import CONFIG_FILE
 from hf_transfer.evaluation.templates import render
-from hf_transfer.hub.card_text import Source, bases_of, shown_settings, source_of
-from hf_transfer.hub.usage import NOWHERE, code_file, lines_of_python
+from hf_transfer.hub.card_text import Source, bases_of, code_file, shown_settings, source_of
 from hf_transfer.modalities.table import MODALITIES
 from hf_transfer.settings.strategy import ADAPTERS
 from hf_transfer.strategies.adapter_files import is_adapter_folder
 
 CARD_FILE = "README.md"
+# Stands in a card for the model's name on the Hub, until it has one.
+NOWHERE = "OWNER/NAME"
 # Holds the hash of the card as it was written: a card that was edited since is not overwritten.
 HASH_FILE = ".card"
 PICTURES = ("curves.png", "confusion.png")
@@ -68,17 +70,16 @@ def model_card(
         emissions: see `read_emissions`.
     """
     data = metadata(results, settings, model, repository=repository, emissions=emissions)
-    modality, is_pair = MODALITIES[results.recipe], bool(settings.get("text_pair_column_name"))
     return render(
         "hub/card.md.jinja",
         metadata=data.to_yaml(),
-        name=repository.split("/")[-1],
+        repository=repository,
         results=results,
-        modality=modality,
+        modality=MODALITIES[results.recipe],
         is_adapter=is_adapter_folder(model),
         bases=bases_of(results),
         dataset=source_of(results, "dataset_name"),
-        program=lines_of_python(model, modality, pairs=is_pair, name=repository),
+        pairs=bool(settings.get("text_pair_column_name")),
         code_file=code_file(model),
         ranking=results.target.ranking_metric(settings.get("metric_for_best_model")),
         settings=shown_settings(results, settings),
@@ -141,10 +142,8 @@ def as_line(text: str) -> str:
 
 def read_emissions(out: Path) -> dict[str, Any] | None:
     """What codecarbon has written into the run's folder, in the Hub's form (grams); None if there is nothing."""
-    if not (out / EMISSIONS).is_file():
-        return None
-    with (out / EMISSIONS).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = (out / EMISSIONS).read_text(encoding="utf-8") if (out / EMISSIONS).is_file() else ""
+    rows = list(csv.DictReader(StringIO(text)))
     if not rows:
         return None
     grams = sum(float(row["emissions"]) for row in rows) * 1000

@@ -1,5 +1,6 @@
 """What a model card shows of a run; its words are in card.md.jinja, where names from outside are escaped."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,14 @@ def shown_settings(results: Results, settings: Mapping[str, Any]) -> str:
             revision = "dataset_revision" if name == "dataset_name" else name.replace("name_or_path", "revision")
             shown[revision] = commit
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+
+
+def code_file(model: Path) -> str | None:
+    """The file with the model's own code; None, if transformers has a class for the model."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    if "auto_map" not in config:
+        return None
+    return str(next(iter(config["auto_map"].values()), "modeling_*")).split(".")[0] + ".py"
 
 
 def _shown_path(name: str) -> str:

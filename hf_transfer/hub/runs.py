@@ -9,10 +9,9 @@ from hf_transfer.data.hub_access import ask_hub, is_hub_id, is_valid_name
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation.results import RESULTS_FILE
 from hf_transfer.evaluation.run_folder import MODEL_FOLDER, finished_run
-from hf_transfer.hub.card import write_card
+from hf_transfer.hub.card import NOWHERE, write_card
 from hf_transfer.hub.publish import Published, create_repository, publish_folder, visibility
 from hf_transfer.hub.space import publish_space
-from hf_transfer.hub.usage import NOWHERE
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import ADAPTERS
 from hf_transfer.strategies.adapter_files import adapter_settings, is_adapter_folder

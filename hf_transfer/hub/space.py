@@ -25,13 +25,13 @@ from hf_transfer.data.pictures import BadImageError, decode
 from hf_transfer.data.rows import encoded_image, texts_of
 from hf_transfer.data.splits import Split
 from hf_transfer.errors import UserError, user_error
+from hf_transfer.evaluation.predictor import load
 from hf_transfer.evaluation.results import Results
-from hf_transfer.evaluation.run_folder import CONFIG_FILE, MODEL_FOLDER, finished_run, load_finished
+from hf_transfer.evaluation.run_folder import CONFIG_FILE, MODEL_FOLDER, finished_run
 from hf_transfer.evaluation.templates import render
 from hf_transfer.hub.card import CARD_FILE, as_line
-from hf_transfer.hub.card_text import source_of
+from hf_transfer.hub.card_text import code_file, source_of
 from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder, visibility
-from hf_transfer.hub.usage import code_file
 from hf_transfer.interruption import Interrupted, ending_at_once
 from hf_transfer.modalities.modality import PREPROCESSING_FILE, saved_description
 from hf_transfer.modalities.table import modality_named, recipe_of
@@ -40,7 +40,6 @@ from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.adapter_files import is_adapter_folder, merged
-from hf_transfer.targets.table import target_of_model
 from hf_transfer.targets.target import Strata
 
 SETTINGS_FILE = "settings.json"
@@ -204,12 +203,10 @@ def _copy_model(folder: Path, target: Path, config: RunConfig) -> None:
             for path in folder.glob(pattern):
                 shutil.copyfile(path, target / path.name)
         return
-    modality = modality_named(config.recipe)
-    checkpoint = Checkpoint(str(folder), task=modality.task)
-    predicted = target_of_model(checkpoint.config, saved_description(checkpoint).get("problem_type"))
-    whole: Any = merged(load_finished(checkpoint, predicted))
+    finished = load(folder, modality=config.recipe)
+    whole: Any = merged(finished.model.cpu())
     whole.save_pretrained(target)
-    modality.saved_preprocessing(checkpoint).save(target)
+    finished.preprocessing.save(target)
     for name in (PREPROCESSING_FILE, CARD_FILE):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)

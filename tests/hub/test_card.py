@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as draws
 
 from hf_transfer.evaluation.results import Scores
-from hf_transfer.evaluation.templates import TEMPLATES, as_text, fenced
-from hf_transfer.hub.card import model_card, read_emissions, write_card
-from hf_transfer.hub.usage import NOWHERE, lines_of_python
+from hf_transfer.evaluation.templates import TEMPLATES, as_text, fenced, render
+from hf_transfer.hub.card import NOWHERE, model_card, read_emissions, write_card
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.settings.parsing import parse
 from hf_transfer.settings.run import VisionConfig
@@ -291,12 +290,13 @@ def test_a_model_with_its_own_code_warns_that_it_must_be_trusted(tmp_path: Path)
     assert "read it before you trust it" in text
 
 
-def test_a_modality_without_a_pipeline_is_used_with_this_package(tmp_path: Path) -> None:
+def test_a_modality_without_a_pipeline_is_used_with_this_package() -> None:
     class Grey(ImageModality):
         has_pipeline = False
 
-    (tmp_path / "config.json").write_text("{}")
-    program = lines_of_python(tmp_path, Grey(), pairs=False, name="alice/grey")
+    program = render(
+        "hub/usage.py.jinja", modality=Grey(), repository="alice/grey", pairs=False, is_adapter=False, code_file=None
+    )
     assert 'predict = hf_transfer.load("alice/grey")' in program
     assert "transformers" not in program
 
