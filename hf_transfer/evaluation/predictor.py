@@ -118,8 +118,7 @@ def load(model_name_or_path: str | Path, *, modality: str | None = None) -> Pred
     name = _model_of(model_name_or_path)
     chosen = modality_named(modality) if modality else modality_of(name)
     checkpoint = Checkpoint(name, task=chosen.task)
-    saved = saved_description(checkpoint)
-    target = target_of_model(checkpoint.config, saved.get("problem_type"))
+    target = target_of_model(checkpoint.config, saved_description(checkpoint).get("problem_type"))
     return Predictor(load_finished(checkpoint, target), chosen, target, chosen.saved_preprocessing(checkpoint))
 
 
@@ -161,10 +160,9 @@ def _json_file(model: str, name: str) -> dict[str, Any]:
         )  # fmt: skip
         path = Path(cached) if cached else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def classify_files(

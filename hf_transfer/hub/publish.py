@@ -122,8 +122,7 @@ def files_to_publish(folder: Path, kind: Kind) -> dict[str, Path]:
     Raises:
         UserError: there is nothing to publish, or a file contains a secret.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    by_name = {path.relative_to(folder).as_posix(): path for path in paths}
+    by_name = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     allowed = {name: path for name, path in by_name.items() if _allowed(name, kind)}
     if not allowed:
         raise user_error(

@@ -168,9 +168,9 @@ def serve_demo(out: Path, *, port: int, examples: int = MOST_EXAMPLES) -> int:
     Raises:
         UserError: as `assemble_space`.
     """
-    _, folder = finished_run(out)
     with TemporaryDirectory() as scratch:
-        space = assemble_space(out, Path(scratch) / "space", model=str(folder.resolve()), examples=examples)
+        model = str((out / MODEL_FOLDER).resolve())
+        space = assemble_space(out, Path(scratch) / "space", model=model, examples=examples)
         # Uploads are deleted when the demo ends. MODEL_ID would name another model than that of this run.
         environment = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "MODEL_REVISION")}
         environment |= {"GRADIO_TEMP_DIR": str(Path(scratch) / "uploads"), "GRADIO_SERVER_PORT": str(port)}
