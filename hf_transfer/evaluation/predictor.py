@@ -49,6 +49,7 @@ class Predictor:
     """A finished model that makes predictions; made by `load`.
 
     Attributes:
+        model: on the device on which it runs.
         modality: what a sample is.
         target: what is predicted.
         preprocessing: as in the training of the model.
@@ -59,7 +60,7 @@ class Predictor:
     ) -> None:
         self.modality, self.target, self.preprocessing = modality, target, preprocessing
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = model.eval().to(self._device)
+        self.model = model.eval().to(self._device)
 
     def __call__(self, samples: Sequence[Any], top: int = 3) -> list[dict[str, float]]:
         """Predict samples: for each of them the names with their numbers, most important first.
@@ -98,7 +99,7 @@ class Predictor:
         for start in range(0, len(samples), BATCH_SIZE):
             inputs = self.preprocessing.inputs(samples[start : start + BATCH_SIZE])
             moved = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-            yield from self.target.answers(self._model(**moved).logits.float().cpu(), top)
+            yield from self.target.answers(self.model(**moved).logits.float().cpu(), top)
 
 
 def load(model_name_or_path: str | Path, *, modality: str | None = None) -> Predictor:
@@ -117,8 +118,7 @@ def load(model_name_or_path: str | Path, *, modality: str | None = None) -> Pred
     name = _model_of(model_name_or_path)
     chosen = modality_named(modality) if modality else modality_of(name)
     checkpoint = Checkpoint(name, task=chosen.task)
-    saved = saved_description(checkpoint)
-    target = target_of_model(checkpoint.config, saved.get("problem_type"))
+    target = target_of_model(checkpoint.config, saved_description(checkpoint).get("problem_type"))
     return Predictor(load_finished(checkpoint, target), chosen, target, chosen.saved_preprocessing(checkpoint))
 
 
@@ -147,8 +147,6 @@ def modalities_of_model(model: str) -> list[Modality[Any]]:
     """
     model_type = _json_file(model, "config.json").get("model_type")
     types = {"pair": {*TASKS["image-text-classification"].model_types, *TASKS["dual-encoder"].model_types}}
-    if model_type in types["pair"] and model_type not in TASKS["image-classification"].model_types:
-        return [one for one in MODALITIES.values() if one.name == "pair"]
     return [one for one in MODALITIES.values() if model_type in types.get(one.name, TASKS[one.task].model_types)]
 
 
@@ -162,10 +160,9 @@ def _json_file(model: str, name: str) -> dict[str, Any]:
         )  # fmt: skip
         path = Path(cached) if cached else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def classify_files(

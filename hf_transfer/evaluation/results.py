@@ -6,9 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from hf_transfer.checkpoints.files import put
 from hf_transfer.data.splits import shown_count
 from hf_transfer.errors import user_error
-from hf_transfer.targets.target import Interval, Metrics, Table
+from hf_transfer.targets.table import TARGETS
+from hf_transfer.targets.target import Interval, Metrics, Table, Target
 
 RESULTS_FILE = "results.json"
 SCHEMA = 2
@@ -105,6 +107,11 @@ class Results:
     versions: dict[str, str]
 
     @property
+    def target(self) -> type[Target]:
+        """What the model predicts: metrics and sentences for reports."""
+        return TARGETS[self.problem_type]
+
+    @property
     def test(self) -> Scores:
         """The scores of the test split: of whole samples."""
         return self.scores["test"]
@@ -117,30 +124,24 @@ class Results:
     @property
     def metrics(self) -> dict[str, Any]:
         """Metrics by split; for samples of several parts `test` has those of `both` and of each part alone."""
-        metrics: dict[str, Any] = {name: scores.metrics for name, scores in self.scores.items() if " " not in name}
-        parts = {name: scores for name, scores in self.scores.items() if " " in name}
-        for name, scores in parts.items():
-            split, part = name.split(" ")
-            whole = metrics[split] if WHOLE in metrics[split] else {WHOLE: _with_samples(self.scores[split])}
-            metrics[split] = {**whole, part: _with_samples(scores)}
+        divided = {name.split(" ")[0] for name in self.scores if " " in name}
+        metrics: dict[str, Any] = {}
+        for name, scores in self.scores.items():
+            split, _, part = name.partition(" ")
+            if split in divided:
+                metrics.setdefault(split, {})[part or WHOLE] = {**scores.metrics, "samples": scores.samples}
+            else:
+                metrics[split] = scores.metrics
         return metrics
-
-    def as_json(self) -> dict[str, Any]:
-        """What `results.json` holds."""
-        values = {name: getattr(self, name) for name in _plain_fields(type(self))}
-        tables = {table.key: list(table.rows) for table in self.tables}
-        headings = {
-            table.key: {"title": table.title, "columns": table.columns, "titles": table.titles}
-            for table in self.tables
-        }  # fmt: skip
-        intervals = {name: scores.intervals for name, scores in self.scores.items()}
-        return {**values, "metrics": self.metrics, "intervals": intervals, **tables, "tables": headings}
 
     def write(self, folder: Path) -> None:
         """Write `results.json`, whole or not at all: it marks a finished run."""
-        partial = folder / ".results-partial"
-        partial.write_text(json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(folder / RESULTS_FILE)
+        values = {name: getattr(self, name) for name in _plain_fields(type(self))}
+        tables = {one.key: list(one.rows) for one in self.tables}
+        headings = {one.key: {"title": one.title, "columns": one.columns, "titles": one.titles} for one in self.tables}
+        intervals = {name: scores.intervals for name, scores in self.scores.items()}
+        content = {**values, "metrics": self.metrics, "intervals": intervals, **tables, "tables": headings}
+        put(folder / RESULTS_FILE, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -187,10 +188,6 @@ class Results:
 def _plain_fields(results: type[Results]) -> list[str]:
     """The fields that stand in the file as they are."""
     return [one.name for one in fields(results) if one.name not in ("scores", "tables")]
-
-
-def _with_samples(scores: Scores) -> dict[str, float]:
-    return {**scores.metrics, "samples": scores.samples}
 
 
 def _of_schema_1(content: Mapping[str, Any]) -> dict[str, Any]:

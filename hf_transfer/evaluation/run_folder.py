@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,9 @@ def finished_results(config: RunConfig) -> Results | None:
         raise user_error(expected="a folder for --output_dir", found=f"a file, {folder}", do="name another folder")
     if not folder.exists() or all(path.name in WITHOUT_SETTINGS for path in folder.iterdir()):
         return None
-    if not _is_a_run(folder):
+    settings = folder / CONFIG_FILE
+    # Other programs write a config.yaml, too.
+    if not settings.is_file() or not settings.read_bytes().startswith(b"recipe: "):
         raise user_error(
             expected="an empty or new folder for --output_dir, or one with an earlier run",
             found=f"{folder} with other files and no {CONFIG_FILE} of ours",
@@ -52,8 +54,7 @@ def finished_results(config: RunConfig) -> Results | None:
         )
     if config.output.overwrite_output_dir:
         return None
-    differences = load_settings(type(config), folder / CONFIG_FILE).differences(config)
-    if differences:
+    if differences := load_settings(type(config), settings).differences(config):
         raise user_error(
             expected=f"the settings of the run in {folder}",
             found=f"other settings (there -> here): {'; '.join(differences)}",
@@ -81,12 +82,6 @@ def finished_run(out: Path) -> tuple[Results, Path]:
     return Results.read(out), model
 
 
-def _is_a_run(folder: Path) -> bool:
-    """Whether the folder is that of a run: other programs write a config.yaml, too."""
-    path = folder / CONFIG_FILE
-    return path.is_file() and path.read_bytes().startswith(b"recipe: ")
-
-
 @contextmanager
 def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Iterator[Path]:
     """Lock and prepare the folder: files of an earlier run are removed, all others stay, the settings are written.
@@ -102,11 +97,15 @@ def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Iterator[Pat
     if not accelerator.is_main_process:
         yield folder
         return
-    with _refused_by_disk():
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        with _refused_by_disk():
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder))
             _prepare(folder, config)
+        except OSError as error:
+            raise user_error(
+                expected="an --output_dir that can be written to", found=str(error), do="name another folder"
+            ) from error
         yield folder
 
 
@@ -128,16 +127,6 @@ def _prepare(folder: Path, config: RunConfig) -> None:
             path.unlink(missing_ok=True)
     config.save(folder / PARTIAL_CONFIG)
     (folder / PARTIAL_CONFIG).replace(folder / CONFIG_FILE)
-
-
-@contextmanager
-def _refused_by_disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise user_error(
-            expected="an --output_dir that can be written to", found=str(error), do="name another folder"
-        ) from error
 
 
 @contextmanager

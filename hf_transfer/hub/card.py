@@ -4,22 +4,26 @@ import csv
 import hashlib
 import shutil
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_transfer.evaluation.report import metrics_of
+from hf_transfer.checkpoints.files import put
 from hf_transfer.evaluation.results import Results
 from hf_transfer.evaluation.run_folder import CONFIG_FILE
-from hf_transfer.hub.card_text import bases, body, hub_id, shown_name
-from hf_transfer.hub.usage import NOWHERE
+from hf_transfer.evaluation.templates import render
+from hf_transfer.hub.card_text import Source, bases_of, code_file, shown_settings, source_of
 from hf_transfer.modalities.table import MODALITIES
 from hf_transfer.settings.strategy import ADAPTERS
 from hf_transfer.strategies.adapter_files import is_adapter_folder
+from hf_transfer.targets.predictions import Ranking
 
 CARD_FILE = "README.md"
+# Stands in a card for the model's name on the Hub, until it has one.
+NOWHERE = "OWNER/NAME"
 # Holds the hash of the card as it was written: a card that was edited since is not overwritten.
 HASH_FILE = ".card"
 PICTURES = ("curves.png", "confusion.png")
@@ -48,10 +52,8 @@ def write_card(out: Path, repository: str = NOWHERE) -> Path:
     results = Results.read(out)
     settings = yaml.safe_load((out / CONFIG_FILE).read_text(encoding="utf-8"))
     text = model_card(results, settings, out / "model", repository=repository, emissions=read_emissions(out))
-    partial = path.with_name(".card-partial")
-    partial.write_text(text, encoding="utf-8")
     hash_file.write_text(_hash(text))
-    partial.replace(path)
+    put(path, text.encode())
     return path
 
 
@@ -69,11 +71,22 @@ def model_card(
         emissions: see `read_emissions`.
     """
     data = metadata(results, settings, model, repository=repository, emissions=emissions)
-    pictures = [name for name in PICTURES if (model / name).is_file()]
-    text = body(results, settings, model, repository=repository, pictures=pictures)
-    if emissions:
-        text += f"\n## Carbon\n\nAbout {emissions['emissions']:.3g} g CO2 equivalent, measured by CodeCarbon.\n"
-    return f"---\n{data.to_yaml()}\n---\n\n{text}"
+    return render(
+        "hub/card.md.jinja",
+        metadata=data.to_yaml(),
+        repository=repository,
+        results=results,
+        modality=MODALITIES[results.recipe],
+        is_adapter=is_adapter_folder(model),
+        bases=bases_of(results),
+        dataset=source_of(results, "dataset_name"),
+        pairs=bool(settings.get("text_pair_column_name")),
+        code_file=code_file(model),
+        ranking=Ranking.of(results.target, settings.get("metric_for_best_model")).metric,
+        settings=shown_settings(results, settings),
+        pictures=[name for name in PICTURES if (model / name).is_file()],
+        emissions=emissions,
+    )
 
 
 def metadata(
@@ -82,36 +95,34 @@ def metadata(
 ) -> ModelCardData:  # fmt: skip
     """What the Hub reads of a card. The license is left to whoever publishes the model."""
     adapter, strategies = is_adapter_folder(model), results.strategy.split(" + ")
-    names = [name for setting in bases(results) if (name := hub_id(results, setting))]
+    names = [base.hub_id for base in bases_of(results) if base.hub_id]
     base = None if strategies == ["scratch"] or not names else names[0] if len(names) == 1 else names
-    dataset, modality = hub_id(results, "dataset_name"), MODALITIES[results.recipe]
-    more: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if base else {}
-    if emissions:
-        more["co2_eq_emissions"] = dict(emissions)
+    dataset, modality = source_of(results, "dataset_name"), MODALITIES[results.recipe]
     return ModelCardData(
         library_name="peft" if adapter else "transformers",
         # The Hub would take a task that it does not know for another.
         pipeline_tag=modality.task if modality.has_pipeline else None,
         base_model=base,
-        datasets=[dataset] if dataset else None,
+        datasets=[dataset.hub_id] if dataset.hub_id else None,
         language=results.languages or None,
-        metrics=[metric.hub[0] for metric in metrics_of(results) if metric.hub is not None] or None,
+        metrics=[metric.hub[0] for metric in results.target.metrics if metric.hub is not None] or None,
         tags=["hf_transfer", "transfer-learning", *(name for name in strategies if name in ADAPTERS)],
         model_name=repository.split("/")[-1],
         eval_results=_eval_results(results, settings, modality.task, dataset) or None,
-        **more,
+        base_model_relation=("adapter" if adapter else "finetune") if base else None,
+        co2_eq_emissions=emissions,
     )
 
 
-def _eval_results(results: Results, settings: Mapping[str, Any], task: str, dataset: str | None) -> list[EvalResult]:
+def _eval_results(results: Results, settings: Mapping[str, Any], task: str, dataset: Source) -> list[EvalResult]:
     shared: dict[str, Any] = {
         "task_type": task,
         "task_name": task.replace("-", " ").title(),
-        "dataset_type": dataset or "other",
-        "dataset_name": as_line(shown_name(results, "dataset_name")),
+        "dataset_type": dataset.hub_id or "other",
+        "dataset_name": as_line(dataset.shown),
         "dataset_config": settings.get("dataset_config_name"),
         "dataset_split": "test",
-        "dataset_revision": results.commits.get("dataset_name"),
+        "dataset_revision": dataset.commit,
         # Nobody but the run itself has measured them.
         "verified": False,
     }
@@ -120,7 +131,7 @@ def _eval_results(results: Results, settings: Mapping[str, Any], task: str, data
             metric_type=metric.hub[0], metric_name=metric.hub[1],
             metric_value=round(results.test.metrics[metric.name], 6), metric_args=dict(metric.hub[2]) or None, **shared,
         )
-        for metric in metrics_of(results)
+        for metric in results.target.metrics
         if metric.hub is not None
     ]  # fmt: skip
 
@@ -132,10 +143,8 @@ def as_line(text: str) -> str:
 
 def read_emissions(out: Path) -> dict[str, Any] | None:
     """What codecarbon has written into the run's folder, in the Hub's form (grams); None if there is nothing."""
-    if not (out / EMISSIONS).is_file():
-        return None
-    with (out / EMISSIONS).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = (out / EMISSIONS).read_text(encoding="utf-8") if (out / EMISSIONS).is_file() else ""
+    rows = list(csv.DictReader(StringIO(text)))
     if not rows:
         return None
     grams = sum(float(row["emissions"]) for row in rows) * 1000

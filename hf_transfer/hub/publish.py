@@ -1,12 +1,11 @@
 """Publish a folder on the Hub in one commit: only files of an allow-list, and none that contains a secret."""
 
-import fnmatch
 import re
 import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import httpx2
@@ -14,7 +13,7 @@ import huggingface_hub
 import huggingface_hub.constants
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
 
-from hf_transfer.data.hub_account import Destination, Kind, explaining_hub_errors, find_destination, is_temporary
+from hf_transfer.data.hub_account import Kind, explaining_hub_errors, find_destination, is_temporary
 from hf_transfer.errors import user_error
 
 # What loading a model needs, and its card. No pickle is among these files, and nothing that is there by accident.
@@ -88,23 +87,27 @@ def publish_folder(folder: Path, repository: str, *, kind: Kind, private: bool, 
     """
     files = files_to_publish(folder, kind)
     with explaining_hub_errors(f"{folder} on the Hub as {repository}"):
-        create_repository(find_destination(repository, kind=kind, private=private), private=private)
+        create_repository(repository, kind=kind, private=private)
         return with_retries(lambda: _commit(files, repository, kind, message))
 
 
-def create_repository(destination: Destination, *, private: bool) -> None:
-    """Create the repository if it does not exist; the Hub then says whether the token may."""
-    if destination.exists:
+def create_repository(repository: str, *, kind: Kind, private: bool) -> None:
+    """Create the repository if it does not exist; the Hub then says whether the token may.
+
+    Args:
+        repository: OWNER/NAME.
+        kind: model or space.
+        private: hide it from others.
+
+    Raises:
+        UserError: see `find_destination`; or the Hub refuses.
+    """
+    if find_destination(repository, kind=kind, private=private).exists:
         return
-    with explaining_hub_errors(f"a new repository {destination.name} on the Hub"):
+    sdk = "gradio" if kind == "space" else None
+    with explaining_hub_errors(f"a new repository {repository} on the Hub"):
         with_retries(
-            lambda: HfApi().create_repo(
-                destination.name,
-                repo_type=destination.kind,
-                private=private,
-                exist_ok=True,
-                space_sdk="gradio" if destination.kind == "space" else None,
-            )
+            lambda: HfApi().create_repo(repository, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)
         )
 
 
@@ -119,8 +122,7 @@ def files_to_publish(folder: Path, kind: Kind) -> dict[str, Path]:
     Raises:
         UserError: there is nothing to publish, or a file contains a secret.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    by_name = {path.relative_to(folder).as_posix(): path for path in paths}
+    by_name = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     allowed = {name: path for name, path in by_name.items() if _allowed(name, kind)}
     if not allowed:
         raise user_error(
@@ -161,13 +163,8 @@ def _text_of(path: Path) -> str:
 
 
 def _allowed(name: str, kind: Kind) -> bool:
-    # Folder by folder: a star must not match a slash.
-    parts = name.split("/")
-    return any(
-        len(parts) == len(pattern.split("/"))
-        and all(map(fnmatch.fnmatchcase, parts, pattern.split("/")))
-        for pattern in ALLOWED[kind]
-    )  # fmt: skip
+    # From the root, a pattern is compared folder by folder: a star does not match a slash.
+    return any(PurePosixPath("/", name).match(f"/{pattern}") for pattern in ALLOWED[kind])
 
 
 def with_retries(request: Callable[[], Result]) -> Result:
@@ -191,13 +188,9 @@ def _commit(files: dict[str, Path], repository: str, kind: Kind, message: str) -
     assert head.sha is not None, "every repository has a commit"
     existing = api.list_repo_files(repository, repo_type=kind, revision=head.sha)
     stale = [path for path in existing if path not in files and _allowed(path, kind)]
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
-        *(CommitOperationDelete(path_in_repo=path) for path in stale),
-    ]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(path) for path in stale]
+    operations += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
     # `HfApi.upload_folder` would make several commits. The parent makes the Hub refuse if others have pushed since.
-    commit = api.create_commit(
-        repository, list(operations), repo_type=kind, commit_message=message, parent_commit=head.sha
-    )  # fmt: skip
+    commit = api.create_commit(repository, operations, repo_type=kind, commit_message=message, parent_commit=head.sha)
     prefix = "spaces/" if kind == "space" else ""
     return Published(f"{huggingface_hub.constants.ENDPOINT}/{prefix}{repository}", commit.oid)

@@ -1,23 +1,20 @@
 """Publish a run: what is checked before it is trained, and what is published when it is finished."""
 
-import json
 import shlex
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from hf_transfer.data.hub_access import ask_hub, is_hub_id, is_valid_name
-from hf_transfer.data.hub_account import Kind, find_destination
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation.results import RESULTS_FILE
 from hf_transfer.evaluation.run_folder import MODEL_FOLDER, finished_run
-from hf_transfer.hub.card import write_card
+from hf_transfer.hub.card import NOWHERE, write_card
 from hf_transfer.hub.publish import Published, create_repository, publish_folder, visibility
 from hf_transfer.hub.space import publish_space
-from hf_transfer.hub.usage import NOWHERE
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import ADAPTERS
-from hf_transfer.strategies.adapter_files import ADAPTER_FILES, is_adapter_folder
+from hf_transfer.strategies.adapter_files import adapter_settings, is_adapter_folder
 
 
 def prepare_to_publish(config: RunConfig, accelerator: Accelerator) -> None:
@@ -28,27 +25,13 @@ def prepare_to_publish(config: RunConfig, accelerator: Accelerator) -> None:
     """
     if not config.output.push_to_hub or not accelerator.is_main_process:
         return
-    refuse_unloadable_adapter(config)
-    private = config.output.hub_private_repo
-    for kind in published_kinds(config):
-        create_repository(
-            find_destination(str(config.output.hub_model_id), kind=kind, private=private), private=private
-        )
-
-
-def published_kinds(config: RunConfig) -> tuple[Kind, ...]:
-    """What is published as `--hub_model_id`; the Space last, since the Hub may refuse it to those who do not pay."""
-    return ("model", "space") if config.output.push_space else ("model",)
-
-
-def refuse_unloadable_adapter(config: RunConfig) -> None:
-    """Refuse to publish an adapter whose base model is not on the Hub, where others can load it."""
-    if (
-        config.strategy.strategy in ADAPTERS
-        and not config.strategy.merge_adapter
-        and not is_hub_id(config.model.model_name_or_path)
-    ):
-        raise _base_not_on_hub(config.model.model_name_or_path)
+    output, base = config.output, config.model.model_name_or_path
+    if config.strategy.strategy in ADAPTERS and not config.strategy.merge_adapter and not is_hub_id(base):
+        raise _base_not_on_hub(base)
+    create_repository(str(output.hub_model_id), kind="model", private=output.hub_private_repo)
+    # Last, since the Hub may refuse it to those who do not pay.
+    if output.push_space:
+        create_repository(str(output.hub_model_id), kind="space", private=output.hub_private_repo)
 
 
 def _base_not_on_hub(base: str) -> UserError:
@@ -102,19 +85,14 @@ def push_run(out: Path, repository: str, *, private: bool) -> Published:
         message = f"{results.strategy}: {results.predicts}, seed {results.seed}"
         return publish_folder(model, repository, kind="model", private=private, message=message)
     except UserError as error:
-        command = push_command(out, repository, private=private)
+        command = shlex.join(["hf-transfer", "push", str(out), repository, *visibility(private)])
         raise UserError(f"{error}\nThe run is complete in {out}. To publish it: {command}") from error
-
-
-def push_command(out: Path, repository: str, *, private: bool) -> str:
-    """The command that publishes a finished run."""
-    return shlex.join(["hf-transfer", "push", str(out), repository, *visibility(private)])
 
 
 def _refuse_adapter_of_local_base(model: Path) -> None:
     if not is_adapter_folder(model):
         return
-    settings = json.loads((model / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    settings = adapter_settings(model)
     base = str(settings["base_model_name_or_path"])
     if Path(base).expanduser().exists() or not is_valid_name(base):
         raise _base_not_on_hub(base)

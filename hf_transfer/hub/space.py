@@ -16,9 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from huggingface_hub import HfApi, SpaceCardData
-from PIL import Image
+import pandas
+from huggingface_hub import HfApi, SpaceCard
 
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.hub_account import explaining_hub_errors
@@ -26,13 +25,13 @@ from hf_transfer.data.pictures import BadImageError, decode
 from hf_transfer.data.rows import encoded_image, texts_of
 from hf_transfer.data.splits import Split
 from hf_transfer.errors import UserError, user_error
-from hf_transfer.evaluation.report import metrics_of
+from hf_transfer.evaluation.predictor import load
 from hf_transfer.evaluation.results import Results
-from hf_transfer.evaluation.run_folder import CONFIG_FILE, MODEL_FOLDER, finished_run, load_finished
+from hf_transfer.evaluation.run_folder import CONFIG_FILE, MODEL_FOLDER, finished_run
+from hf_transfer.evaluation.templates import render
 from hf_transfer.hub.card import CARD_FILE, as_line
-from hf_transfer.hub.card_text import hub_id, shown_name
+from hf_transfer.hub.card_text import code_file, source_of
 from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder, visibility
-from hf_transfer.hub.usage import needs_own_code
 from hf_transfer.interruption import Interrupted, ending_at_once
 from hf_transfer.modalities.modality import PREPROCESSING_FILE, saved_description
 from hf_transfer.modalities.table import modality_named, recipe_of
@@ -41,14 +40,12 @@ from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.adapter_files import is_adapter_folder, merged
-from hf_transfer.targets.table import target_of_model
 from hf_transfer.targets.target import Strata
 
 SETTINGS_FILE = "settings.json"
 MOST_EXAMPLES = 6
 # Larger than the page shows a picture, and than most models take.
 EXAMPLE_SIDE = 1024
-PYTHON_VERSION = "3.12"
 
 
 def demo_folder() -> Path:
@@ -101,9 +98,9 @@ def assemble_space(
     settings: dict[str, Any] = {
         "model": model,
         "revision": revision,
-        "title": title or as_line(re.sub(r"[-_]+", " ", out.resolve().name)).capitalize(),
-        "base_model": shown_name(results, "model_name_or_path"),
-        "dataset": shown_name(results, "dataset_name"),
+        "title": title or _title(out.resolve().name),
+        "base_model": source_of(results, "model_name_or_path").shown,
+        "dataset": source_of(results, "dataset_name").shown,
         "score": _score(results),
         "trust_remote_code": _has_own_code(folder),
         "examples": _examples(config, results, target, examples),
@@ -137,7 +134,9 @@ def publish_space(
     """
     model_is_private = False
     if model is not None:
-        revision, model_is_private = _commit_and_privacy(model, revision)
+        with explaining_hub_errors(f"the model {model} on the Hub"):
+            info = HfApi().model_info(model, revision=revision)
+        revision, model_is_private = info.sha, bool(info.private)
     if model_is_private and not private:
         raise user_error(
             expected=f"a private Space, as the private model {model} is copied into it",
@@ -146,8 +145,8 @@ def publish_space(
         )
     with TemporaryDirectory() as scratch:
         folder = assemble_space(
-            out, Path(scratch) / "space", title=_title(repository), model=None if model_is_private else model,
-            revision=revision, examples=examples,
+            out, Path(scratch) / "space", title=_title(repository.split("/")[-1]),
+            model=None if model_is_private else model, revision=revision, examples=examples,
         )  # fmt: skip
         try:
             return publish_folder(folder, repository, kind="space", private=private, message="Demo of the model")
@@ -169,9 +168,9 @@ def serve_demo(out: Path, *, port: int, examples: int = MOST_EXAMPLES) -> int:
     Raises:
         UserError: as `assemble_space`.
     """
-    _, folder = finished_run(out)
     with TemporaryDirectory() as scratch:
-        space = assemble_space(out, Path(scratch) / "space", model=str(folder.resolve()), examples=examples)
+        model = str((out / MODEL_FOLDER).resolve())
+        space = assemble_space(out, Path(scratch) / "space", model=model, examples=examples)
         # Uploads are deleted when the demo ends. MODEL_ID would name another model than that of this run.
         environment = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "MODEL_REVISION")}
         environment |= {"GRADIO_TEMP_DIR": str(Path(scratch) / "uploads"), "GRADIO_SERVER_PORT": str(port)}
@@ -188,16 +187,8 @@ def serve_demo(out: Path, *, port: int, examples: int = MOST_EXAMPLES) -> int:
             process.kill()
 
 
-def _title(repository: str) -> str:
-    return re.sub(r"[-_]+", " ", repository.split("/")[-1]).strip().capitalize()
-
-
-def _commit_and_privacy(model: str, revision: str | None) -> tuple[str, bool]:
-    """The commit of a revision of a model on the Hub, and whether the model is private."""
-    with explaining_hub_errors(f"the model {model} on the Hub"):
-        info = HfApi().model_info(model, revision=revision)
-    assert info.sha is not None
-    return info.sha, bool(info.private)
+def _title(name: str) -> str:
+    return as_line(re.sub(r"[-_]+", " ", name)).capitalize()
 
 
 def _copy_model(folder: Path, target: Path, config: RunConfig) -> None:
@@ -212,12 +203,10 @@ def _copy_model(folder: Path, target: Path, config: RunConfig) -> None:
             for path in folder.glob(pattern):
                 shutil.copyfile(path, target / path.name)
         return
-    modality = modality_named(config.recipe)
-    checkpoint = Checkpoint(str(folder), task=modality.task)
-    predicted = target_of_model(checkpoint.config, saved_description(checkpoint).get("problem_type"))
-    whole: Any = merged(load_finished(checkpoint, predicted))
+    finished = load(folder, modality=config.recipe)
+    whole: Any = merged(finished.model.cpu())
     whole.save_pretrained(target)
-    modality.saved_preprocessing(checkpoint).save(target)
+    finished.preprocessing.save(target)
     for name in (PREPROCESSING_FILE, CARD_FILE):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
@@ -229,10 +218,9 @@ def _has_own_code(folder: Path) -> bool:
     Raises:
         UserError: it is not the file that this version saves with a model.
     """
-    if is_adapter_folder(folder) or not needs_own_code(folder):
+    if is_adapter_folder(folder) or code_file(folder) is None:
         return False
-    files = [Path(module.__file__ or "") for module in (modeling_pooled, fusion)]
-    known = {path.name: path.read_bytes() for path in files}
+    known = {path.name: path.read_bytes() for path in map(Path, (modeling_pooled.__file__, fusion.__file__))}
     foreign = [path.name for path in folder.glob("*.py") if known.get(path.name) != path.read_bytes()]
     if foreign:
         raise user_error(
@@ -245,7 +233,7 @@ def _has_own_code(folder: Path) -> bool:
 
 def _score(results: Results) -> dict[str, Any]:
     """The main metric of the test split, for the page."""
-    metric, test = metrics_of(results)[0], results.test
+    metric, test = results.target.metrics[0], results.test
     low, high = test.intervals[metric.name]
     score = {"title": metric.title, "value": test.metrics[metric.name], "low": low, "high": high}
     return {**score, "is_share": metric.is_share, "samples": test.shown_samples}
@@ -285,21 +273,18 @@ def _examples(config: RunConfig, results: Results, target: Path, count: int) -> 
         raw = encoded_image(split, int(split.rows[position])) if "image" in columns else {}
         if any(raw.values()):
             try:
-                example["picture"] = _saved(decode(raw), target, f"examples/{len(examples) + 1}.png")
+                picture = decode(raw)
             except BadImageError:
                 continue
+            picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+            example["picture"] = f"examples/{len(examples) + 1}.png"
+            (target / "examples").mkdir(exist_ok=True)
+            # Without its metadata, which may tell who took it, and where.
+            picture.save(target / example["picture"])
         if texts is not None:
             example["texts"] = [text or "" for text in texts[position]]
         examples.append(example)
     return examples
-
-
-def _saved(picture: Image.Image, target: Path, name: str) -> str:
-    """Save a picture without its metadata, which may tell who took it, and where."""
-    (target / name).parent.mkdir(exist_ok=True)
-    picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
-    picture.save(target / name)
-    return name
 
 
 def choose_examples(split: Split, strata: Strata, count: int) -> list[int]:
@@ -310,51 +295,23 @@ def choose_examples(split: Split, strata: Strata, count: int) -> list[int]:
         strata: a number for each sample, such as its class.
         count: how many to choose, at most.
     """
-    members: dict[int, list[int]] = {}
-    for position in np.flatnonzero(split.counted).tolist():
-        members.setdefault(int(strata[position]), []).append(position)
-    numbers = sorted(members)
+    samples = pandas.DataFrame({"stratum": strata, "position": range(len(strata))})[split.counted]
+    numbers = sorted(set(samples.stratum))
     if len(numbers) > count:
         numbers = [numbers[place * len(numbers) // count] for place in range(count)]
-    chosen: list[int] = []
-    turn = 0
-    while len(chosen) < min(count, sum(len(members[number]) for number in numbers)):
-        chosen += [members[number][turn] for number in numbers if turn < len(members[number])]
-        turn += 1
-    return sorted(chosen[:count], key=lambda position: (int(strata[position]), position))
+    samples = samples[samples.stratum.isin(numbers)]
+    samples["turn"] = samples.groupby("stratum").cumcount()
+    chosen = samples.sort_values(["turn", "stratum"])[:count]
+    positions: list[int] = chosen.sort_values(["stratum", "position"]).position.tolist()
+    return positions
 
 
 def _space_card(settings: Mapping[str, Any], results: Results) -> str:
-    """README.md of the Space, which tells the Hub how to run it, and names the model and its commit."""
+    """README.md of the Space: metadata as the demo's own, which tell the Hub how to run it; model and commit."""
+    data = SpaceCard.load(demo_folder() / CARD_FILE).data
     on_hub = settings["model"] if settings["revision"] else None
-    dataset = hub_id(results, "dataset_name")
-    more: dict[str, Any] = {"preload_from_hub": [on_hub]} if on_hub else {}
-    data = SpaceCardData(
-        title=settings["title"],
-        emoji="🔎",
-        colorFrom="green",
-        colorTo="gray",
-        sdk="gradio",
-        sdk_version=pinned_version("gradio"),
-        python_version=PYTHON_VERSION,
-        app_file="app.py",
-        pinned=False,
-        short_description="What a fine-tuned model predicts, and why",
-        models=[on_hub] if on_hub else None,
-        datasets=[dataset] if dataset else None,
-        tags=["hf_transfer", "transfer-learning"],
-        **more,
-    )
-    where = f"[{on_hub}](https://huggingface.co/{on_hub}) at commit `{settings['revision']}`" if on_hub else "`./model`"
-    return (
-        f"---\n{data.to_yaml()}\n---\n\nThe demo of a fine-tuned model. It loads the model from {where} and needs no "
-        f"token. It also runs on your machine:\n\n```bash\npip install -r requirements.txt\npython app.py\n```\n"
-    )
-
-
-def pinned_version(package: str) -> str:
-    """The version of a package in the demo's requirements.txt."""
-    text = (demo_folder() / "requirements.txt").read_text(encoding="utf-8")
-    pin = re.search(rf"^{re.escape(package)}==(\S+)", text, re.MULTILINE)
-    assert pin is not None, f"requirements.txt pins {package}"
-    return pin[1]
+    dataset = source_of(results, "dataset_name").hub_id
+    data.title, data.tags = settings["title"], ["hf_transfer", "transfer-learning"]
+    data.models = data["preload_from_hub"] = [on_hub] if on_hub else None
+    data.datasets = [dataset] if dataset else None
+    return render("hub/space.md.jinja", metadata=data.to_yaml(), on_hub=on_hub, revision=settings["revision"])

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hf_transfer.evaluation.pictures import draw_confusion
-from hf_transfer.evaluation.report import plain, write_report
+from hf_transfer.evaluation.report import write_report
+from hf_transfer.evaluation.templates import plain
 from tests.evaluation.examples import class_tables, results_of
 
 HOSTILE = [

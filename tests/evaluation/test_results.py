@@ -16,8 +16,8 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from hf_transfer.errors import UserError
-from hf_transfer.evaluation.report import plain
 from hf_transfer.evaluation.results import Results, Scores
+from hf_transfer.evaluation.templates import plain
 from tests.blocked_imports import BLOCK_HF_TRANSFER
 from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import CLASSES, COUNTS, Run, start

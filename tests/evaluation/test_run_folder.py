@@ -110,15 +110,15 @@ def test_an_interrupted_run_is_repeated(copied_run: Run) -> None:
 def test_results_are_written_whole_or_not_at_all(copied_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the machine stops while they are written, the run must not look finished."""
     (copied_run.out / "results.json").unlink()
-    write = Path.write_text
+    write = Path.write_bytes
 
-    def interrupted(path: Path, text: str, *more: Any, **options: Any) -> int:
-        if '"metrics"' in text:
-            write(path, text[:50], *more, **options)
+    def interrupted(path: Path, content: bytes) -> int:
+        if b'"metrics"' in content:
+            write(path, content[:50])
             raise KeyboardInterrupt
-        return write(path, text, *more, **options)
+        return write(path, content)
 
-    monkeypatch.setattr(Path, "write_text", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         start(copied_run.argv(num_train_epochs=1, output_dir=copied_run.out / "inner"))
     assert not (copied_run.out / "inner/results.json").exists()

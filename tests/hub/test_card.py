@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as draws
 
 from hf_transfer.evaluation.results import Scores
-from hf_transfer.hub.card import model_card, read_emissions, write_card
-from hf_transfer.hub.card_text import STRATEGIES, as_text, fenced
-from hf_transfer.hub.usage import NOWHERE, lines_of_python
+from hf_transfer.evaluation.templates import TEMPLATES, as_text, fenced, render
+from hf_transfer.hub.card import NOWHERE, model_card, read_emissions, write_card
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.settings.parsing import parse
 from hf_transfer.settings.run import VisionConfig
@@ -151,9 +150,10 @@ def test_the_card_contains(tmp_path: Path, sentence: str) -> None:
 
 
 def test_every_strategy_is_explained(tmp_path: Path) -> None:
-    assert set(get_type_hints(StrategySettings)["strategy"].__args__) == STRATEGIES.keys()
-    for strategy in STRATEGIES:
-        assert f"`{strategy}`: {STRATEGIES[strategy]}." in card(tmp_path, strategy=strategy).text
+    explained: Any = TEMPLATES.get_template("hub/strategies.md.jinja").module
+    assert set(get_type_hints(StrategySettings)["strategy"].__args__) == explained.strategies.keys()
+    for strategy, words in explained.strategies.items():
+        assert f"`{strategy}`: {words}." in card(tmp_path, strategy=strategy).text
 
 
 def test_copies_of_training_and_unreadable_samples_are_among_the_limits(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def shape(text: str) -> list[str]:
 
 @given(text=draws.text(alphabet=draws.sampled_from("`~ab\n "), max_size=60))
 def test_no_text_ends_its_block_of_code(text: str) -> None:
-    opening, *inside, closing = fenced(text, "yaml")
+    opening, *inside, closing = fenced(text, "yaml").split("\n")
     assert opening == f"{closing}yaml"
     assert not any(line.strip().startswith(closing) for line in inside)
 
@@ -290,12 +290,13 @@ def test_a_model_with_its_own_code_warns_that_it_must_be_trusted(tmp_path: Path)
     assert "read it before you trust it" in text
 
 
-def test_a_modality_without_a_pipeline_is_used_with_this_package(tmp_path: Path) -> None:
+def test_a_modality_without_a_pipeline_is_used_with_this_package() -> None:
     class Grey(ImageModality):
         has_pipeline = False
 
-    (tmp_path / "config.json").write_text("{}")
-    program = lines_of_python(tmp_path, Grey(), pairs=False, name="alice/grey")
+    program = render(
+        "hub/usage.py.jinja", modality=Grey(), repository="alice/grey", pairs=False, is_adapter=False, code_file=None
+    )
     assert 'predict = hf_transfer.load("alice/grey")' in program
     assert "transformers" not in program
 
