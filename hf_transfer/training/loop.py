@@ -245,12 +245,11 @@ def _load_best(
 
     # In a run that was resumed after its last stage nothing has moved it yet.
     model.to(accelerator.device)
-    candidates = best.candidates
-    weights, averaged = greedy_soup(candidates, evaluate)
-    load(weights, averaged=len(averaged) > 1)
-    if len(candidates) > 1:
-        accelerator.print(f"soup: {len(averaged)} of the {len(candidates)} best epochs")
-    return [candidates[place].epoch for place in averaged]
+    weights, epochs = greedy_soup(best.candidates, evaluate)
+    load(weights, averaged=len(epochs) > 1)
+    if len(best.candidates) > 1:
+        accelerator.print(f"soup: {len(epochs)} of the {len(best.candidates)} best epochs")
+    return epochs
 
 
 def _end_stage(accelerator: Accelerator, steps: Steps, wrapped: nn.Module, model: nn.Module) -> None:

@@ -63,8 +63,8 @@ class Steps:
         self._steps_per_epoch = math.ceil(len(loaders.train) / training.gradient_accumulation_steps)
         self._total = sum(self._steps_of(stage) for stage in stages)
         self._done = 0
-        self._start: StartingPoint | None = None
-        self._average: ExponentialMovingAverage | None = None
+        self._start = StartingPoint(groups, training.l2_sp) if training.l2_sp > 0 else None
+        self._average = ExponentialMovingAverage(training.ema_decay) if training.ema_decay > 0 else None
         # The model that the optimizer updates: the model itself, or its sharded copy.
         self._updated = model
         self._optimizer: Any = None
@@ -94,7 +94,10 @@ class Steps:
         # Moments, averages and starting points go to the device of the parameters, so these move first.
         model = sharded_copy(self._model, self._groups, accelerator) if sharded else self._model.to(accelerator.device)
         self._updated = model
-        self._extend_averages(saved or {})
+        for name, follower in self._followers.items():
+            if saved and saved.get(name):
+                follower.load_state_dict(saved[name])
+            follower.extend(model)
         groups = parameter_groups(
             model, self._groups, learning_rate=self.learning_rate, weight_decay=training.weight_decay,
             layer_lr_decay=training.layer_lr_decay, head_learning_rate=self._head_rate,
@@ -127,19 +130,11 @@ class Steps:
             self._moments = moments_of(self._optimizer, self._updated)
         self._updated, self._optimizer = self._model, None
 
-    def _extend_averages(self, saved: TensorFiles) -> None:
-        """Let L2-SP and the moving average cover the parameters that have become trainable."""
-        model, training = self._updated, self._training
-        if training.l2_sp > 0:
-            self._start = self._start or StartingPoint(model, self._groups, training.l2_sp)
-            if saved.get("start"):
-                self._start.load_state_dict(saved["start"])
-            self._start.extend(model)
-        if training.ema_decay > 0:
-            self._average = self._average or ExponentialMovingAverage(model, training.ema_decay)
-            if saved.get("average"):
-                self._average.load_state_dict(saved["average"])
-            self._average.extend(model)
+    @property
+    def _followers(self) -> dict[str, StartingPoint | ExponentialMovingAverage]:
+        """What follows the parameters from stage to stage, by its file in a checkpoint."""
+        both = {"start": self._start, "average": self._average}
+        return {name: follower for name, follower in both.items() if follower is not None}
 
     def after_step(self) -> None:
         """Call it after each step of the optimizer, before that of the schedule."""
