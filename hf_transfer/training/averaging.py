@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -100,10 +100,7 @@ class ExponentialMovingAverage:
         for name, average in self._averages.items():
             value = present[name].detach()
             average = self._averages[name] = placed_like(average, value)
-            if name in statistics:
-                average.copy_(value)
-            else:
-                average.lerp_(value, share)
+            average.lerp_(value, 1.0 if name in statistics else share)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -147,8 +144,7 @@ def _write(values: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
         values[name].copy_(placed_like(value, values[name]))
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """The weights of an epoch.
 
     Attributes:

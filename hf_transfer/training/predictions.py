@@ -13,9 +13,8 @@ from hf_transfer.training.sharding import to_device
 
 @torch.no_grad()
 def predict_split(
-    model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator, view: int | None = None,
-    poll: Callable[[], object] = bool,
-) -> Predictions:  # fmt: skip
+    model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator, poll: Callable[[], object] = bool
+) -> Predictions:
     """Outputs for every sample of a split, computed by all processes together.
 
     Args:
@@ -23,7 +22,6 @@ def predict_split(
         loaders: the loaders of the run.
         split: train, validation or test.
         accelerator: devices and processes.
-        view: augment the samples as in this epoch of training; None: as in evaluation.
         poll: called before each batch, on all processes.
     """
     model.eval()
@@ -32,7 +30,7 @@ def predict_split(
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for batch in loader:
         poll()
-        inputs, targets, counted, index = loaders.to_inputs(batch, accelerator.device, split, view)
+        inputs, targets, counted, index = loaders.to_inputs(batch, accelerator.device, split, None)
         with accelerator.autocast():
             outputs = model(**inputs).logits.float()
         gathered = accelerator.gather_for_metrics((outputs, targets, counted, index))

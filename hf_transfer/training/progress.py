@@ -1,9 +1,7 @@
 """Where a run stands, and what it has produced so far."""
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from torch import nn
 
@@ -39,19 +37,6 @@ class Fit:
     resumed: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    @classmethod
-    def restored(cls, model: nn.Module, numbers: Mapping[str, Any], *, steps: int, seconds: float) -> Self:
-        """The result so far of a run that is resumed.
-
-        Args:
-            model: with the weights of the checkpoint.
-            numbers: of the checkpoint.
-            steps: optimizer steps of the checkpoint.
-            seconds: what the run took up to the checkpoint.
-        """
-        resumed = [*numbers["resumed"], steps]
-        return cls(model, **copy.deepcopy({**numbers, "resumed": resumed, "earlier_seconds": seconds}))
-
     @property
     def epochs(self) -> int:
         """How many epochs have been evaluated."""
@@ -74,10 +59,6 @@ class Fit:
     def finished(self, soup: list[int], frozen_seconds: float, notes: list[str]) -> Self:
         """The result with what is known only at the end; `frozen_seconds` are added."""
         return replace(self, soup=soup, frozen_seconds=self.frozen_seconds + frozen_seconds, notes=notes)
-
-    def numbers(self) -> dict[str, Any]:
-        """Everything but the model, for a checkpoint."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "model"}
 
 
 @dataclass
@@ -124,11 +105,6 @@ class Position:
     def set_loss(self, total: float, samples: float) -> None:
         """Note the sum of the losses of the epoch so far, and of how many samples it is."""
         self.loss, self.seen = total, samples
-
-    def end_epoch(self, total: float, samples: float, seconds: float) -> None:
-        """Note loss and time of an epoch that has been trained, and is to be evaluated."""
-        self.set_loss(total, samples)
-        self.seconds = seconds
 
     def next_epoch(self, *, gained: bool) -> None:
         """Move to the start of the next epoch."""

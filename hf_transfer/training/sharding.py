@@ -94,9 +94,8 @@ def sharded_copy(model: nn.Module, groups: Sequence[Group], accelerator: Acceler
     part = copy.deepcopy(model.to("cpu"))
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for group in groups:
-        block = part.get_submodule(group.name) if group.is_block else None
-        if block is not None and any(True for _ in block.parameters()):
-            fully_shard(block, mesh=mesh)
+        if group.is_block and any(True for _ in part.get_submodule(group.name).parameters()):
+            fully_shard(part.get_submodule(group.name), mesh=mesh)
     # Gathered weights would not see later changes of the parts: they are freed after each forward pass.
     fully_shard(part, mesh=mesh, reshard_after_forward=True)
     return part

@@ -6,14 +6,13 @@ prepared before Trainer gets it, and a callback freezes and unfreezes groups of 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.training_args import OptimizerNames
 
@@ -62,13 +61,7 @@ class StrategyCallback(TrainerCallback):
         self._frozen: list[nn.Parameter] = []
         self._handles: list[RemovableHandle] = []
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Enter the stage in which training starts or resumes.
 
         Raises:
@@ -114,12 +107,8 @@ class StrategyCallback(TrainerCallback):
             parameter.requires_grad_(name in trainable)
 
     def _stage(self) -> Stage:
-        before = 0
-        for stage in self._stages:
-            before += stage.epochs
-            if self._epoch < before:
-                return stage
-        return self._stages[-1]
+        by_epoch = [stage for stage in self._stages for _ in range(stage.epochs)]
+        return by_epoch[min(self._epoch, len(by_epoch) - 1)]
 
     def _enter(self, stage: Stage) -> None:
         for handle in self._handles:
@@ -133,8 +122,7 @@ class StrategyCallback(TrainerCallback):
         self._handles = [parameter.register_hook(torch.zeros_like) for parameter in self._frozen]
 
 
-@dataclass(frozen=True)
-class PreparedForTrainer:
+class PreparedForTrainer(NamedTuple):
     """The arguments of a Trainer.
 
     Attributes:
