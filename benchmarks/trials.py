@@ -157,7 +157,7 @@ def epochs_of_ours(run: "Run", loaders: "Loaders | None" = None) -> Callable[[in
     identity = partial(run_identity, model, changing, strategy, stages, batches, config, accelerator)
     checkpointing = Checkpointing(model, changing, identity, checkpoints_of(config), config.checkpoints, accelerator)
     ranking = Ranking.of(batches.target, training.metric_for_best_model)
-    learner = steps.prepare(stages[0], accelerator, Position(), {})
+    learner = steps.prepare(stages[0], accelerator, Position())
 
     def epoch(number: int) -> Any:
         so_far = Fit(model, history=[{} for _ in range(number)])

@@ -25,8 +25,6 @@ Identity = Mapping[str, Any]
 BINDING = ("settings", "data", "target", "strategy", "stages", "rates", "frozen weights", "processes")
 # Compared value by value.
 BY_NAME = ("settings", "versions", "rates")
-# Compared, but not shown: hashes and long lists.
-NOT_SHOWN = ("data", "frozen weights", "target", "stages")
 
 
 def run_identity(
@@ -101,10 +99,10 @@ def accelerator_name(accelerator: Accelerator) -> str:
 
 
 def _difference(name: str, saved: Any, present: Any) -> list[str]:
-    """Sentences on one difference."""
+    """Sentences on one difference; hashes and long lists are not shown."""
     if name in BY_NAME and isinstance(saved, dict):
         return [f"{key}: {saved.get(key)} -> {value}" for key, value in present.items() if saved.get(key) != value]
-    if name in NOT_SHOWN:
+    if isinstance(present, dict | list):
         return [f"other {name}"]
     return [f"{name}: {saved} -> {present}"]
 

@@ -83,14 +83,14 @@ def fit(
             _add_epoch(state, row, loaders.target, accelerator)
         else:
             with state.frozen.skipped(stage) as batches:
-                learner = state.steps.prepare(stage, accelerator, state.position, checkpointing.loaded_tensors)
+                learner = state.steps.prepare(stage, accelerator, state.position)
                 checkpointing.restore_random_numbers()
                 run_stage(learner, stage, batches, state, checkpointing, training, accelerator)
                 _end_stage(accelerator, state.steps, learner.model, model)
         state.position.next_stage()
         checkpointing.save_if_due(state)
     checkpointing.wait()
-    soup = _load_best(model, state.best, loaders, state.ranking, accelerator)
+    soup = _load_best(state, loaders, accelerator)
     # Every module has its own class again: the model can be pickled and trained further like any other.
     set_trainable(model, groups, frozenset(name for name, _ in model.named_parameters()))
     return state.result.finished(soup, state.frozen.seconds, state.frozen.notes)
@@ -199,22 +199,21 @@ def remaining_batches(loaders: Loaders, epoch: int, done: int) -> Iterable[Batch
 
 def _add_epoch(state: RunState, row: Metrics, target: Target, accelerator: Accelerator) -> bool:
     """Add an epoch to the history, and keep its weights if it is one of the best; whether it is the best."""
-    result = state.result
-    is_best = result.add_epoch(row, state.ranking)
-    state.best.offer(state.frozen.state_of(state.changing), state.ranking.scores(row), result.epochs - 1)
-    accelerator.log(row, step=result.epochs - 1)
+    epoch = state.result.epochs
+    state.best.offer(state.frozen.state_of(state.changing), state.ranking.scores(row), epoch)
+    is_best = state.best.candidates[0].epoch == epoch
+    state.result.add_epoch(row, is_best=is_best)
+    accelerator.log(row, step=epoch)
     validation = "  ".join(f"{metric.title} {row[metric.name]:.4f}" for metric in target.metrics)
     accelerator.print(
-        f"epoch {result.epochs:3d}  loss {row['train_loss']:.4f}  rate {row['learning_rate']:.1e}  "
+        f"epoch {epoch + 1:3d}  loss {row['train_loss']:.4f}  rate {row['learning_rate']:.1e}  "
         f"{row['samples_per_second']:6.0f} samples/s  |  validation: {validation}  loss {row['loss']:.4f}"
         f"{'  *' if is_best else ''}"
     )
     return is_best
 
 
-def _load_best(
-    model: nn.Module, best: BestEpochs, loaders: Loaders, ranking: Ranking, accelerator: Accelerator
-) -> list[int]:
+def _load_best(state: RunState, loaders: Loaders, accelerator: Accelerator) -> list[int]:
     """Load the weights of the best epoch or, if asked for, of a soup; the epochs that were averaged."""
 
     def load(weights: dict[str, Tensor], *, averaged: bool) -> None:
@@ -229,14 +228,15 @@ def _load_best(
 
     def evaluate(weights: dict[str, Tensor]) -> tuple[float, ...]:
         load(weights, averaged=True)
-        return ranking.scores(predict_split(model, loaders, "validation", accelerator).metrics())
+        return state.ranking.scores(predict_split(model, loaders, "validation", accelerator).metrics())
 
+    model, candidates = state.result.model, state.best.candidates
     # In a run that was resumed after its last stage nothing has moved it yet.
     model.to(accelerator.device)
-    weights, epochs = greedy_soup(best.candidates, evaluate)
+    weights, epochs = greedy_soup(candidates, evaluate)
     load(weights, averaged=len(epochs) > 1)
-    if len(best.candidates) > 1:
-        accelerator.print(f"soup: {len(epochs)} of the {len(best.candidates)} best epochs")
+    if len(candidates) > 1:
+        accelerator.print(f"soup: {len(epochs)} of the {len(candidates)} best epochs")
     return epochs
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from hf_transfer.data.batches import Loaders
 from hf_transfer.targets.predictions import Predictions
-from hf_transfer.training.sharding import to_device
 
 
 @torch.no_grad()
@@ -25,7 +25,9 @@ def predict_split(
         poll: called before each batch, on all processes.
     """
     model.eval()
-    to_device(model, accelerator.device)
+    # A sharded model is on its device already, and must not be moved.
+    if not isinstance(model, FSDPModule):
+        model.to(accelerator.device)
     loader = loaders.of(split)
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for batch in loader:

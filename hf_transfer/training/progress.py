@@ -5,7 +5,6 @@ from typing import Self
 
 from torch import nn
 
-from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.target import Metrics
 
 
@@ -42,14 +41,12 @@ class Fit:
         """How many epochs have been evaluated."""
         return len(self.history)
 
-    def add_epoch(self, row: Metrics, ranking: Ranking) -> bool:
-        """Append an evaluated epoch to the history; whether it is the best so far."""
-        is_best = ranking.is_better(row, self.history, self.best_epoch)
+    def add_epoch(self, row: Metrics, *, is_best: bool) -> None:
+        """Append an evaluated epoch to the history; `is_best`: of all so far."""
         self.best_epoch = len(self.history) if is_best else self.best_epoch
         self.history.append({"epoch": float(len(self.history)), **row})
         self.seconds += row["seconds"]
         self.frozen_seconds += row.get("frozen_seconds", 0.0)
-        return is_best
 
     def count_trainable(self) -> None:
         """Count the parameters that require a gradient now; the largest count of all stages is kept."""

@@ -91,12 +91,13 @@ class RunState:
     def restore(self, checkpoint: LoadedCheckpoint, rank: int) -> None:
         """Continue from a checkpoint; the model has its weights already.
 
-        Moments and averages are restored when the stage is prepared, random numbers right before its first step.
+        Random numbers are restored right before the first step.
         """
         state, fit, process = checkpoint.state, checkpoint.state["fit"], checkpoint.state["ranks"][rank]
         self.position = Position(**{**state["position"], "loss": process["loss"], "seen": process["seen"]})
         resumed = [*fit["resumed"], self.position.steps]
         self.result = replace(self.result, **{**fit, "resumed": resumed, "earlier_seconds": state["elapsed"]})
+        self.steps.restore(checkpoint.tensors)
         self.frozen.restore_notes(fit["notes"])
         for number, epoch in enumerate(state["best"]):
             self.best.offer(checkpoint.tensors[f"best-{number}"], tuple(epoch["scores"]), epoch["epoch"])
@@ -137,15 +138,10 @@ class Checkpointing:
         self._writer: Writer | None = None
         self._loaded: LoadedCheckpoint | None = None
 
-    @property
-    def loaded_tensors(self) -> Mapping[str, Tensors]:
-        """The tensors of the checkpoint that the run resumes from, by file, until its first step."""
-        return {} if self._loaded is None else self._loaded.tensors
-
     def resume(self, state: RunState) -> None:
         """Restore the state and the weights of a run from its newest checkpoint, if there is one.
 
-        The optimizer and the random numbers follow when the stage begins.
+        The random numbers follow when the stage begins.
 
         Raises:
             UserError: the checkpoint that the settings name is damaged, or a checkpoint belongs to another run.

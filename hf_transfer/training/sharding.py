@@ -16,7 +16,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, DynamoBackend, broadcast
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_transfer.errors import user_error
@@ -135,9 +135,3 @@ def placed_like(value: Tensor, other: Tensor) -> Tensor:
     if isinstance(value, DTensor) or not isinstance(other, DTensor) or value.shape != other.shape:
         return value.to(other.device)
     return distribute_tensor(value.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
-
-
-def to_device(model: nn.Module, device: torch.device) -> None:
-    """Move a model to its device; a sharded one is there already, and must not be moved."""
-    if not isinstance(model, FSDPModule):
-        model.to(device)

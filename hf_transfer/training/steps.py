@@ -85,25 +85,26 @@ class Steps:
     def _steps_of(self, stage: Stage) -> int:
         return 0 if self.solved_layer(stage) else self._steps_per_epoch * stage.epochs
 
-    def prepare(
-        self, stage: Stage, accelerator: Accelerator, position: Position, saved: Mapping[str, Tensors]
-    ) -> Learner:
+    def restore(self, saved: Mapping[str, Tensors]) -> None:
+        """Continue with what `tensors` returned in an earlier process, from a checkpoint."""
+        self._moments = saved.get("optimizer", {})
+        for name in self._followers.keys() & saved.keys():
+            self._followers[name].load_state_dict(saved[name])
+
+    def prepare(self, stage: Stage, accelerator: Accelerator, position: Position) -> Learner:
         """The wrapped model, its optimizer and its schedule for a stage whose parameters require a gradient.
 
         Args:
             stage: what learns.
             accelerator: devices and processes.
             position: how far the run has come.
-            saved: what `tensors` returned in an earlier process, from a checkpoint; empty if there was none.
         """
         training, sharded = self._training, is_sharded(accelerator)
         self.end_stage()
         # Moments, averages and starting points go to the device of the parameters, so these move first.
         model = sharded_copy(self._model, self._groups, accelerator) if sharded else self._model.to(accelerator.device)
         self._updated = model
-        for name, follower in self._followers.items():
-            if name in saved:
-                follower.load_state_dict(saved[name])
+        for follower in self._followers.values():
             follower.extend(model)
         groups = rates.parameter_groups(
             model, self._groups, learning_rate=self.learning_rate, weight_decay=training.weight_decay,
@@ -111,7 +112,7 @@ class Steps:
             decayed_elsewhere=training.l2_sp > 0,
         )  # fmt: skip
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
-        rates.set_moments(optimizer, model, self._moments | saved.get("optimizer", {}))
+        rates.set_moments(optimizer, model, self._moments)
         self._optimizer, self._moments = optimizer, {}
         # Within a stage the schedule may be behind the planned steps: steps that the float16 scaler skips do not count.
         done = self._done if (position.epoch, position.batches) == (0, 0) else position.schedule

@@ -62,7 +62,7 @@ class StrategyCallback(TrainerCallback):
         self._handles: list[RemovableHandle] = []
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Enter the stage in which training starts or resumes.
+        """Find the epoch in which training starts or resumes.
 
         Raises:
             UserError: Trainer has another model, optimizer or number of epochs than the prepared ones.
@@ -84,11 +84,11 @@ class StrategyCallback(TrainerCallback):
         self._distributed = args.world_size > 1
         # Rounded down, if training resumes in the middle of an epoch.
         self._epoch = int(state.epoch)
-        self._enter(self._stage())
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         """Enter the epoch's stage."""
-        self._enter(self._stage())
+        by_epoch = [stage for stage in self._stages for _ in range(stage.epochs)]
+        self._enter(by_epoch[min(self._epoch, len(by_epoch) - 1)])
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
         """Count the epoch: `state.epoch` is not a whole number if an epoch was stopped early."""
@@ -105,10 +105,6 @@ class StrategyCallback(TrainerCallback):
         trainable = learning_parameters(self._stages)
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(name in trainable)
-
-    def _stage(self) -> Stage:
-        by_epoch = [stage for stage in self._stages for _ in range(stage.epochs)]
-        return by_epoch[min(self._epoch, len(by_epoch) - 1)]
 
     def _enter(self, stage: Stage) -> None:
         for handle in self._handles:
