@@ -135,10 +135,12 @@ def explained_failures(training: TrainingSettings, checkpointing: Checkpointing)
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if str(error).startswith("DataLoader worker"):
+        # Python's own error on full memory has no message.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if reason.startswith("DataLoader worker"):
             raise user_error(
                 expected="loader workers that run until the end",
-                found=f"{str(error).splitlines()[0]} {checkpointing.last_checkpoint().sentence}",
+                found=f"{reason} {checkpointing.last_checkpoint().sentence}",
                 do="run it again; if it happens again the host is out of memory: use fewer --dataloader_num_workers, "
                 "or 0",
             ) from error
@@ -147,7 +149,7 @@ def explained_failures(training: TrainingSettings, checkpointing: Checkpointing)
         raise user_error(
             expected=f"memory for batches of {training.per_device_train_batch_size} in training and of "
             f"{training.per_device_eval_batch_size} in evaluation",
-            found=f"{str(error).splitlines()[0]}; {checkpointing.last_checkpoint().sentence}",
+            found=f"{reason}; {checkpointing.last_checkpoint().sentence}",
             do="add --auto_batch_size, or halve --per_device_train_batch_size and double "
             "--gradient_accumulation_steps: a step has as many samples; --gradient_checkpointing and --bf16 also save "
             "memory",
