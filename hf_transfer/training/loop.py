@@ -86,7 +86,6 @@ def fit(
                 learner = state.steps.prepare(stage, accelerator, state.position)
                 checkpointing.restore_random_numbers()
                 run_stage(learner, stage, batches, state, checkpointing, training, accelerator)
-                _end_stage(accelerator, state.steps, learner.model, model)
         state.position.next_stage()
         checkpointing.save_if_due(state)
     checkpointing.wait()
@@ -120,7 +119,7 @@ def run_stage(
     learner: Learner, stage: Stage, loaders: Loaders, state: RunState, checkpointing: Checkpointing,
     training: TrainingSettings, accelerator: Accelerator,
 ) -> None:  # fmt: skip
-    """Train the remaining epochs of a stage."""
+    """Train the remaining epochs of a stage, and release what it was trained with."""
     position = state.position
     with explained_failures(training, checkpointing), ending_when_asked() as request:
         guard = Guard(request, state, checkpointing, training, accelerator)
@@ -132,6 +131,11 @@ def run_stage(
             position.next_epoch(gained=gained)
         with guard.saved_if_interrupted():
             guard.poll()
+    state.steps.end_stage()
+    _refuse_drift(accelerator, state.result.model)
+    # Removes the wrapper of mixed precision, which the next stage would put around this one's.
+    accelerator.unwrap_model(learner.model, keep_fp32_wrapper=False)
+    _free_memory(accelerator)
 
 
 def train_epoch(learner: Learner, loaders: Loaders, state: RunState, guard: Guard, accelerator: Accelerator) -> Metrics:
@@ -238,14 +242,6 @@ def _load_best(state: RunState, loaders: Loaders, accelerator: Accelerator) -> l
     if len(candidates) > 1:
         accelerator.print(f"soup: {len(epochs)} of the {len(candidates)} best epochs")
     return epochs
-
-
-def _end_stage(accelerator: Accelerator, steps: Steps, wrapped: nn.Module, model: nn.Module) -> None:
-    steps.end_stage()
-    _refuse_drift(accelerator, model)
-    # Removes the wrapper of mixed precision, which the next stage would put around this one's.
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    _free_memory(accelerator)
 
 
 def _free_memory(accelerator: Accelerator) -> None:
