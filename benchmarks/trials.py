@@ -141,9 +141,8 @@ def epochs_of_ours(run: "Run", loaders: "Loaders | None" = None) -> Callable[[in
     from hf_transfer.training.guard import Guard
     from hf_transfer.training.identity import run_identity
     from hf_transfer.training.loop import train_epoch
-    from hf_transfer.training.progress import Fit
-    from hf_transfer.training.resuming import Checkpointing, checkpoints_of
-    from hf_transfer.training.run_state import RunState
+    from hf_transfer.training.progress import Fit, Position
+    from hf_transfer.training.resuming import Checkpointing, RunState, checkpoints_of
     from hf_transfer.training.steps import Steps
 
     config, accelerator, strategy = run.config, run.accelerator, run.strategy
@@ -158,7 +157,7 @@ def epochs_of_ours(run: "Run", loaders: "Loaders | None" = None) -> Callable[[in
     identity = partial(run_identity, model, changing, strategy, stages, batches, config, accelerator)
     checkpointing = Checkpointing(model, changing, identity, checkpoints_of(config), config.checkpoints, accelerator)
     ranking = Ranking.of(batches.target, training.metric_for_best_model)
-    learner = steps.prepare(stages[0], accelerator)
+    learner = steps.prepare(stages[0], accelerator, Position())
 
     def epoch(number: int) -> Any:
         so_far = Fit(model, history=[{} for _ in range(number)])

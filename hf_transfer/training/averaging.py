@@ -1,16 +1,15 @@
 """L2-SP, moving averages of weights, the best epochs, and soups of them."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from hf_transfer.models.groups import Group
+from hf_transfer.models.groups import Group, evaluating
 from hf_transfer.training.sharding import placed_like
 
 Weights = dict[str, Tensor]
@@ -27,19 +26,17 @@ class StartingPoint:
     Networks", ICML 2018, https://arxiv.org/abs/1802.01483.
 
     Args:
-        model: the model with its pretrained values, not wrapped; the trainable ones below the head are copied.
-        groups: its groups in depth order, the head last.
+        groups: the model's groups in depth order, the head last.
         alpha: strength of the pull; 0.01 to 0.1 are usual.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], alpha: float) -> None:
+    def __init__(self, groups: Sequence[Group], alpha: float) -> None:
         self.alpha = alpha
         self._head = frozenset(groups[-1].parameters)
         self._start: Weights = {}
-        self.extend(model)
 
     def extend(self, model: nn.Module) -> None:
-        """Copy the present values of parameters that have become trainable; call it before a later stage is trained."""
+        """Copy the present values of parameters that have become trainable; call it before each stage is trained."""
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and name not in self._head and name not in self._start:
                 self._start[name] = parameter.detach().clone()
@@ -75,19 +72,21 @@ class ExponentialMovingAverage:
     models", NeurIPS 2017, https://arxiv.org/abs/1703.01780 (exponential, for deep networks).
 
     Args:
-        model: the model, not wrapped.
         decay: share that the average keeps of itself in each later step; 0.999 below 10,000 steps, else 0.9999.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, decay: float) -> None:
         self.decay = decay
         self.steps = 0
         self._averages: Weights = {}
-        self.extend(model)
 
     def extend(self, model: nn.Module) -> None:
-        """Also average parameters that have become trainable, starting at their present values."""
-        for name, value in _averaged(model).items():
+        """Also average parameters that have become trainable, starting at their present values.
+
+        Call it before each stage is trained, with the model itself, not wrapped.
+        """
+        trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        for name, value in (trainable | _statistics(model)).items():
             if name not in self._averages:
                 self._averages[name] = value.detach().clone()
 
@@ -101,18 +100,15 @@ class ExponentialMovingAverage:
         for name, average in self._averages.items():
             value = present[name].detach()
             average = self._averages[name] = placed_like(average, value)
-            if name in statistics:
-                average.copy_(value)
-            else:
-                average.lerp_(value, share)
+            average.lerp_(value, 1.0 if name in statistics else share)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """The model has the averages; afterwards, also after an error, exactly the weights from before."""
-        values = dict(model.named_parameters()) | dict(model.named_buffers())
-        # All statistics, also those that are not averaged: they may be recomputed for the averages.
-        changed = self._averages.keys() | _statistics(model, counts=True).keys()
-        before = {name: values[name].detach().clone() for name in changed}
+        buffers = dict(model.named_buffers())
+        values = dict(model.named_parameters()) | buffers
+        # All buffers, also those that are not averaged: statistics may be recomputed for the averages.
+        before = {name: values[name].detach().clone() for name in self._averages.keys() | buffers.keys()}
         try:
             _write(values, self._averages)
             yield
@@ -121,10 +117,8 @@ class ExponentialMovingAverage:
 
     def state_dict(self) -> Weights:
         """The averages and the number of steps, for a checkpoint; not copies."""
-        return {
-            **{f"average.{name}": value for name, value in self._averages.items()},
-            "steps": torch.tensor(self.steps),
-        }
+        averages = {f"average.{name}": value for name, value in self._averages.items()}
+        return {**averages, "steps": torch.tensor(self.steps)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a checkpoint."""
@@ -134,20 +128,12 @@ class ExponentialMovingAverage:
         }
 
 
-def _averaged(model: nn.Module) -> Weights:
-    """Trainable parameters and BatchNorm's running means and variances, by name."""
-    trainable: Weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    return trainable | _statistics(model)
-
-
-def _statistics(model: nn.Module, *, counts: bool = False) -> Weights:
-    """Buffers of BatchNorm by name: running means and variances and, with `counts`, the number of batches."""
+def _statistics(model: nn.Module) -> Weights:
+    """Running means and variances of BatchNorm, by name."""
     return {
-        f"{name}.{key}" if name else key: buffer
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm)
-        for key, buffer in module.named_buffers(recurse=False)
-        if counts or buffer.is_floating_point()
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if buffer.is_floating_point() and isinstance(model.get_submodule(name.rpartition(".")[0]), _BatchNorm)
     }
 
 
@@ -158,8 +144,7 @@ def _write(values: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
         values[name].copy_(placed_like(value, values[name]))
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """The weights of an epoch.
 
     Attributes:
@@ -178,28 +163,22 @@ class BestEpochs:
 
     Args:
         size: how many are kept.
+
+    Attributes:
+        candidates: the best first; of equal ones the earlier.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._candidates: list[Candidate] = []
+        self.candidates: list[Candidate] = []
 
-    @property
-    def candidates(self) -> list[Candidate]:
-        """The best first; of equal ones the earlier."""
-        return list(self._candidates)
-
-    def offer(self, weights: Mapping[str, Tensor], scores: Scores, epoch: int) -> bool:
-        """Keep a copy of the weights if they are among the best so far; whether they are."""
-        # NaN compares with no number: it is worse than any.
-        scores = tuple(-math.inf if math.isnan(score) else score for score in scores)
-        place = sum(candidate.scores >= scores for candidate in self._candidates)
-        if place >= self.size:
-            return False
-        copies = {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
-        candidates = [*self._candidates[:place], Candidate(copies, scores, epoch), *self._candidates[place:]]
-        self._candidates = candidates[: self.size]
-        return True
+    def offer(self, weights: Mapping[str, Tensor], scores: Scores, epoch: int) -> None:
+        """Keep a copy of the weights if they are among the best so far; no score is NaN."""
+        place = sum(candidate.scores >= scores for candidate in self.candidates)
+        if place < self.size:
+            copies = {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
+            self.candidates.insert(place, Candidate(copies, scores, epoch))
+            del self.candidates[self.size :]
 
 
 def greedy_soup(candidates: Sequence[Candidate], evaluate: Callable[[Weights], Scores]) -> tuple[Weights, list[int]]:
@@ -213,26 +192,24 @@ def greedy_soup(candidates: Sequence[Candidate], evaluate: Callable[[Weights], S
     without increasing inference time", ICML 2022, https://arxiv.org/abs/2203.05482.
 
     Args:
-        candidates: at least one, all with the same names.
+        candidates: at least one, all with the same names; the best first, as in `BestEpochs`.
         evaluate: returns the scores of weights, comparable with those of the candidates.
 
     Returns:
-        The averaged weights (integers from the best candidate), and the positions in `candidates` of those averaged.
+        The averaged weights (integers from the best candidate), and the epochs of those averaged.
     """
-    order = sorted(range(len(candidates)), key=lambda position: candidates[position].scores, reverse=True)
-    best = candidates[order[0]]
-    assert all(candidate.weights.keys() == best.weights.keys() for candidate in candidates), "weights of other names"
-    scores, chosen, soup = best.scores, order[:1], best.weights
+    best, *others = candidates
+    scores, epochs, soup = best.scores, [best.epoch], best.weights
     # In double precision: a single candidate is returned exactly, and many do not lose digits.
     mean = {name: value.double() for name, value in best.weights.items() if value.is_floating_point()}
-    for position in order[1:]:
-        added = candidates[position].weights
-        trial_mean = {name: value.lerp(added[name].double(), 1 / (len(chosen) + 1)) for name, value in mean.items()}
+    for other in others:
+        share = 1 / (len(epochs) + 1)
+        trial_mean = {name: value.lerp(other.weights[name].double(), share) for name, value in mean.items()}
         trial = best.weights | {name: value.to(best.weights[name].dtype) for name, value in trial_mean.items()}
         if (trial_scores := evaluate(trial)) >= scores:
             scores, soup, mean = trial_scores, trial, trial_mean
-            chosen.append(position)
-    return soup, chosen
+            epochs.append(other.epoch)
+    return soup, epochs
 
 
 @torch.no_grad()
@@ -250,34 +227,20 @@ def recompute_batch_norm(model: nn.Module, batches: Iterable[Mapping[str, Tensor
     Args:
         model: the model, not wrapped, on the device of the batches. If several processes share the batches, average
             the statistics over the processes afterwards.
-        batches: the model's keyword arguments; every batch has the same weight.
+        batches: the model's keyword arguments, at least one; every batch has the same weight.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.training and module.running_mean is not None
-    ]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    try:
-        for norm in norms:
-            norm.train()
-        if norms:
-            _update_statistics(model, norms, batches)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes:
-            module.training = mode
-
-
-def _update_statistics(model: nn.Module, norms: Sequence[_BatchNorm], batches: Iterable[Mapping[str, Tensor]]) -> None:
-    for position, batch in enumerate(batches):
-        # Only once there is a batch: without any, the old statistics stay.
-        for norm in norms if position == 0 else ():
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    momenta = {norm: norm.momentum for norm in norms}
+    with evaluating(model):
+        # `train()` leaves those that are frozen in evaluation mode.
+        learning = [norm for norm in norms if norm.train().training]
+        for norm in learning:
             norm.reset_running_stats()
             # For torch this means the plain mean over all batches.
             norm.momentum = None
-        model(**batch)
+        try:
+            for batch in batches if learning else ():
+                model(**batch)
+        finally:
+            for norm, momentum in momenta.items():
+                norm.momentum = momentum

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,23 +12,20 @@ from torch import Tensor, nn
 
 from hf_transfer.data.batches import Loaders
 from hf_transfer.errors import user_error
-from hf_transfer.models.groups import Group, evaluating
+from hf_transfer.models.groups import Group, evaluating, requiring_gradients
 from hf_transfer.settings.run import RunConfig
-from hf_transfer.settings.training import TrainingSettings
 from hf_transfer.strategies.choice import Prepared
 from hf_transfer.strategies.freezing import Strategy, learning_parameters, set_trainable
-from hf_transfer.training.guard import is_out_of_memory
-from hf_transfer.training.resuming import checkpoints_of
+from hf_transfer.training import guard, random_numbers, resuming
 
-Config = TypeVar("Config", bound=RunConfig)
 # The name under which the sizes are remembered: other batches round differently, so a resumed run must keep them.
 REMEMBERED = "batch sizes"
 
 
 def find_batch_sizes(
-    prepared: Prepared, strategy: Strategy, loaders: Loaders, config: Config, accelerator: Accelerator, *,
+    prepared: Prepared, strategy: Strategy, loaders: Loaders, config: RunConfig, accelerator: Accelerator, *,
     twice: bool = False,
-) -> tuple[Config, str]:  # fmt: skip
+) -> tuple[RunConfig, str]:  # fmt: skip
     """Try steps on the longest samples, from a whole step in one batch downwards, until one fits on every process.
 
     The model, its statistics and the random numbers are not changed. A resumed run keeps its sizes.
@@ -49,44 +45,36 @@ def find_batch_sizes(
     Raises:
         UserError: not even one sample fits.
     """
-    decisions = None if config.checkpoints.save_steps == 0 else checkpoints_of(config)
-    remembered: list[Any] = [None]
-    if decisions and accelerator.is_main_process:
-        remembered = [decisions.remembered().get(REMEMBERED)]
-    broadcast_object_list(remembered)
-    sizes = remembered[0] or _measured(prepared, strategy, loaders, config, accelerator, twice)
-    if decisions and accelerator.is_main_process and not remembered[0]:
+    samples = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
+    saves = config.checkpoints.save_steps != 0 and accelerator.is_main_process
+    decisions = resuming.checkpoints_of(config)
+    (earlier,) = broadcast_object_list([decisions.remembered().get(REMEMBERED) if saves else None])
+    sizes = earlier or _measured(prepared, strategy, loaders, config, samples, accelerator, twice)
+    if saves and not earlier:
         decisions.remember(REMEMBERED, sizes)
     train, evaluation = sizes
-    samples = _samples_of_a_step(config.training)
-    accelerator.gradient_accumulation_steps = samples // train
-    note = (
-        f"Batches that fit: {train} samples in training, {samples // train} for a step of {samples}; "
-        f"{evaluation} in evaluation{', as when the run began' if remembered[0] else ''}."
-    )
+    accelerator.gradient_accumulation_steps = steps = samples // train
     chosen = config.replaced(
-        per_device_train_batch_size=train, gradient_accumulation_steps=samples // train,
-        per_device_eval_batch_size=evaluation,
-    )  # fmt: skip
-    return chosen, note
-
-
-def _samples_of_a_step(training: TrainingSettings) -> int:
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps
+        per_device_train_batch_size=train, gradient_accumulation_steps=steps, per_device_eval_batch_size=evaluation
+    )
+    return chosen, (
+        f"Batches that fit: {train} samples in training, {steps} for a step of {samples}; "
+        f"{evaluation} in evaluation{', as when the run began' if earlier else ''}."
+    )
 
 
 def _measured(
-    prepared: Prepared, strategy: Strategy, loaders: Loaders, config: RunConfig, accelerator: Accelerator, twice: bool
-) -> list[int]:
+    prepared: Prepared, strategy: Strategy, loaders: Loaders, config: RunConfig, samples: int,
+    accelerator: Accelerator, twice: bool,
+) -> list[int]:  # fmt: skip
     model, groups = prepared.model, prepared.groups
     learning = learning_parameters(strategy.stages(groups, config.training.num_train_epochs))
-    # With R-Drop the model gets batches of twice the size.
-    passes = 2 if twice else 1
     model.to(accelerator.device)
 
     def step(size: int) -> None:
         reserved = _reserved(model, config, accelerator)
-        _forward(model, loaders, "train", 0, passes * size, accelerator).sum().backward()
+        # With R-Drop the model gets batches of twice the size.
+        _forward(model, loaders, "train", 0, 2 * size if twice else size, accelerator).sum().backward()
         del reserved
 
     def evaluate(size: int) -> None:
@@ -94,10 +82,10 @@ def _measured(
             for split in ("train", "validation", "test"):
                 _forward(model, loaders, split, None, size, accelerator)
 
-    with _unchanged(model, groups):
+    with _unchanged(model, groups), random_numbers.unchanged_random_state(accelerator.device):
         set_trainable(model, groups, learning)
         model.train()
-        train = _largest(step, divisors(_samples_of_a_step(config.training)), model)
+        train = _largest(step, divisors(samples), model)
         evaluation = _largest(evaluate, divisors(config.training.per_device_eval_batch_size), model)
     gathered: Tensor = accelerator.gather(torch.tensor([[train, evaluation]], device=accelerator.device))
     smallest: list[int] = gathered.amin(0).tolist()
@@ -122,11 +110,10 @@ def _largest(trial: Callable[[int], None], sizes: Sequence[int], model: nn.Modul
         clear_device_cache(garbage_collection=True)
         try:
             trial(size)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        else:
             return size
+        except (MemoryError, RuntimeError) as error:
+            if not guard.is_out_of_memory(error):
+                raise
         finally:
             model.zero_grad(set_to_none=True)
     return 0
@@ -162,18 +149,12 @@ def _reserved(model: nn.Module, config: RunConfig, accelerator: Accelerator) -> 
 
 @contextmanager
 def _unchanged(model: nn.Module, groups: Sequence[Group]) -> Iterator[None]:
-    """Afterwards the model is as it was: what is trainable, its statistics, its mode; so are the random numbers."""
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    """Afterwards the model is as it was: what is trainable, its statistics, its mode."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    training = model.training
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices):
+    with requiring_gradients(model, set()), evaluating(model):
+        try:
             yield
-    finally:
-        set_trainable(model, groups, frozenset(trainable))
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable[name])
-        model.train(training)
+        finally:
+            set_trainable(model, groups, frozenset(name for name, _ in model.named_parameters()))
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])

@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-import torch
+import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from hf_transfer.errors import user_error
-from hf_transfer.settings.output import OutputSettings
 from hf_transfer.settings.run import RunConfig
-from hf_transfer.settings.training import TrainingSettings
 from hf_transfer.training.random_numbers import unchanged_random_state
 from hf_transfer.training.sharding import start_sharding
 
@@ -31,7 +29,7 @@ def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
     """
     training = config.training
     with _own_shared_state():
-        accelerator = _accelerator(training, config.output)
+        accelerator = _accelerator(config)
         start_sharding(training, accelerator)
         if training.fp16 and accelerator.device.type == "cpu":
             raise user_error(
@@ -45,14 +43,14 @@ def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
                     tracker.finish()
 
 
-def _accelerator(training: TrainingSettings, output: OutputSettings) -> Accelerator:
-    trackers = [name for name in output.report_to if name != "none"]
+def _accelerator(config: RunConfig) -> Accelerator:
+    training, trackers = config.training, [name for name in config.output.report_to if name != "none"]
     try:
         return Accelerator(
             mixed_precision="bf16" if training.bf16 else "fp16" if training.fp16 else "no",
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             log_with=trackers or None,
-            project_dir=output.output_dir if trackers else None,
+            project_dir=config.output.output_dir if trackers else None,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
         )
     except (ValueError, ImportError) as error:
@@ -71,18 +69,14 @@ def _own_shared_state() -> Iterator[None]:
     """
     shared = [AcceleratorState._shared_state, GradientState._shared_state, PartialState._shared_state]
     before = [dict(state) for state in shared]
-    were_connected = _are_connected()
+    were_connected = dist.is_available() and dist.is_initialized()
     for state in shared[:2]:
         state.clear()
     try:
         yield
     finally:
-        if _are_connected() and not were_connected:
+        if dist.is_available() and dist.is_initialized() and not were_connected:
             PartialState().destroy_process_group()
         for state, values in zip(shared, before, strict=True):
             state.clear()
             state.update(values)
-
-
-def _are_connected() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,5 +1,6 @@
 """Checks after every step: non-finite loss or gradients, termination signals, due checkpoints."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 from hf_transfer.errors import user_error
 from hf_transfer.interruption import Interrupted, Request
 from hf_transfer.settings.training import TrainingSettings
-from hf_transfer.training.resuming import Checkpointing, LastCheckpoint, largest_of_all
-from hf_transfer.training.run_state import RunState
+from hf_transfer.training.resuming import Checkpointing, LastCheckpoint, RunState, largest_of_all
 from hf_transfer.training.sharding import whole
 
 ROWS_NAMED = 10
@@ -51,7 +51,10 @@ class Guard:
         Raises:
             UserError: a loss or the gradient is not finite, so that the weights would not be either.
         """
-        norm = self._clipped(model)
+        # Without a limit the gradient is multiplied by 1.
+        limit = self._training.max_grad_norm or math.inf
+        gradient_norm: Any = self._accelerator.clip_grad_norm_(model.parameters(), limit)
+        norm = whole(torch.as_tensor(gradient_norm))
         finite = torch.stack([loss for loss, _, _ in self._batches]).isfinite().all()
         # A float16 scaler detects non-finite gradients itself, and skips the step.
         if self._accelerator.scaler is None:
@@ -76,7 +79,7 @@ class Guard:
             self._stop(self._signal)
 
     def poll(self) -> None:
-        """Call it between batches of evaluation.
+        """Call it between batches of evaluation, and after a stage.
 
         Raises:
             Interrupted: a process was asked to end.
@@ -87,19 +90,12 @@ class Guard:
 
     @contextmanager
     def saved_if_interrupted(self) -> Iterator[None]:
-        """Around evaluation: if it is interrupted, the state from before it is saved."""
+        """Around evaluation and the end of a stage: if it is interrupted, the state from before it is saved."""
         try:
             yield
         except Interrupted as interruption:
             self._checkpointing.save(self._state)
             self._stop(interruption.number)
-
-    def stop_if_requested(self) -> None:
-        """Save, and end the run, if a signal asked for it; call it after a stage."""
-        (number,) = largest_of_all(self._accelerator, self._request.number)
-        if number:
-            self._checkpointing.save(self._state)
-            self._stop(number)
 
     def _stop(self, number: int) -> NoReturn:
         last = self._last_checkpoint()
@@ -111,21 +107,9 @@ class Guard:
         self._accelerator.wait_for_everyone()
         return last
 
-    def _clipped(self, model: nn.Module) -> Tensor:
-        if self._training.max_grad_norm > 0:
-            norm: Any = self._accelerator.clip_grad_norm_(model.parameters(), self._training.max_grad_norm)
-            return whole(torch.as_tensor(norm))
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        return whole(torch.nn.utils.get_total_norm(gradients))
-
     def _refuse(self, norm: Tensor) -> NoReturn:
-        batches = [
-            batch for process in gather_object([[_rows(*batch) for batch in self._batches]]) for batch in process
-        ]
-        suspects = {row for _, non_finite in batches for row in non_finite} or {
-            row for rows, _ in batches for row in rows
-        }
-        rows = sorted(suspects)
+        samples = gather_object([row for _, outputs, index in self._batches for row in _rows(outputs, index)])
+        rows = sorted({row for row, finite in samples if not finite} or {row for row, _ in samples})
         losses = ", ".join(f"{loss.item():.4g}" for loss, _, _ in self._batches)
         position, rate = self._state.position, self._state.steps.learning_rate
         more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
@@ -139,10 +123,10 @@ class Guard:
         )
 
 
-def _rows(_: Tensor, outputs: Tensor, index: Tensor) -> tuple[list[int], list[int]]:
-    """Row numbers of a batch, and of those among them whose outputs are not finite."""
-    non_finite = ~outputs.flatten(1).isfinite().all(dim=1)
-    return index.tolist(), index[non_finite.to(index.device)].tolist()
+def _rows(outputs: Tensor, index: Tensor) -> Iterator[tuple[int, bool]]:
+    """Row numbers of a batch, and whether the outputs for each are finite."""
+    finite = outputs.flatten(1).isfinite().all(dim=1)
+    return zip(index.tolist(), finite.tolist(), strict=True)
 
 
 @contextmanager
@@ -150,11 +134,13 @@ def explained_failures(training: TrainingSettings, checkpointing: Checkpointing)
     """Turn torch's errors on full memory and on dead loader workers into messages that say what to do."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if str(error).startswith("DataLoader worker"):
+    except (MemoryError, RuntimeError) as error:
+        # Python's own error on full memory has no message.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if reason.startswith("DataLoader worker"):
             raise user_error(
                 expected="loader workers that run until the end",
-                found=f"{str(error).splitlines()[0]} {checkpointing.last_checkpoint().sentence}",
+                found=f"{reason} {checkpointing.last_checkpoint().sentence}",
                 do="run it again; if it happens again the host is out of memory: use fewer --dataloader_num_workers, "
                 "or 0",
             ) from error
@@ -163,7 +149,7 @@ def explained_failures(training: TrainingSettings, checkpointing: Checkpointing)
         raise user_error(
             expected=f"memory for batches of {training.per_device_train_batch_size} in training and of "
             f"{training.per_device_eval_batch_size} in evaluation",
-            found=f"{str(error).splitlines()[0]}; {checkpointing.last_checkpoint().sentence}",
+            found=f"{reason}; {checkpointing.last_checkpoint().sentence}",
             do="add --auto_batch_size, or halve --per_device_train_batch_size and double "
             "--gradient_accumulation_steps: a step has as many samples; --gradient_checkpointing and --bf16 also save "
             "memory",

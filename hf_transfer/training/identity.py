@@ -15,7 +15,6 @@ from hf_transfer.data.batches import Loaders
 from hf_transfer.errors import user_error
 from hf_transfer.frozen.recording import identity
 from hf_transfer.settings.run import RunConfig
-from hf_transfer.settings.training import TrainingSettings
 from hf_transfer.strategies.freezing import Stage, Strategy
 from hf_transfer.training.rates import peak_rates
 from hf_transfer.training.sharding import is_sharded
@@ -26,8 +25,6 @@ Identity = Mapping[str, Any]
 BINDING = ("settings", "data", "target", "strategy", "stages", "rates", "frozen weights", "processes")
 # Compared value by value.
 BY_NAME = ("settings", "versions", "rates")
-# Compared, but not shown: hashes and long lists.
-NOT_SHOWN = ("data", "frozen weights", "target", "stages")
 
 
 def run_identity(
@@ -45,14 +42,19 @@ def run_identity(
         config: settings.
         accelerator: device, precision, processes.
     """
-    frozen = identity(model, changing, accelerator)
+    frozen, training = identity(model, changing, accelerator), config.training
+    rate, head_rate = peak_rates(strategy, training)
     content = {
         "settings": {"recipe": config.recipe, **config.affecting("result")},
         "data": {split: loaders.fingerprint(split, None) for split in ("train", "validation")},
         "target": {"problem_type": loaders.target.problem_type, "names": loaders.target.names},
         "strategy": _strategy(strategy),
         "stages": [_stage(stage, model) for stage in stages],
-        "rates": _rates(strategy, config.training),
+        # Those of the strategy, where the settings leave them open.
+        "rates": {
+            "learning_rate": rate if training.learning_rate is None else None,
+            "head_learning_rate": head_rate if training.head_learning_rate is None else None,
+        },
         "frozen weights": [frozen.pop("weights"), frozen.pop("settings")],
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
@@ -61,8 +63,7 @@ def run_identity(
         **frozen,
     }
     # As it comes back from a file: lists in place of tuples.
-    decoded: Identity = json.loads(json.dumps(content))
-    return decoded
+    return dict(json.loads(json.dumps(content)))
 
 
 def refuse_other_run(folder: Path, saved: Identity, present: Identity, *, allow_mismatch: bool) -> None:
@@ -98,10 +99,10 @@ def accelerator_name(accelerator: Accelerator) -> str:
 
 
 def _difference(name: str, saved: Any, present: Any) -> list[str]:
-    """Sentences on one difference."""
+    """Sentences on one difference; hashes and long lists are not shown."""
     if name in BY_NAME and isinstance(saved, dict):
         return [f"{key}: {saved.get(key)} -> {value}" for key, value in present.items() if saved.get(key) != value]
-    if name in NOT_SHOWN:
+    if isinstance(present, dict | list):
         return [f"other {name}"]
     return [f"{name}: {saved} -> {present}"]
 
@@ -118,17 +119,7 @@ def _strategy(strategy: Strategy) -> str:
 
 
 def _stage(stage: Stage, model: nn.Module) -> dict[str, Any]:
-    parameters = dict(model.named_parameters())
-    names = "\n".join(f"{name} {tuple(parameters[name].shape)}" for name in sorted(stage.trainable))
+    names = "\n".join(f"{name} {tuple(model.get_parameter(name).shape)}" for name in sorted(stage.trainable))
     return {
         "parameters": hashlib.sha256(names.encode()).hexdigest(), "epochs": stage.epochs, "solved": stage.solved
     }  # fmt: skip
-
-
-def _rates(strategy: Strategy, training: TrainingSettings) -> dict[str, float | None]:
-    """The learning rates of the strategy, where the settings leave them open."""
-    rate, head_rate = peak_rates(strategy, training)
-    return {
-        "learning_rate": None if training.learning_rate is not None else rate,
-        "head_learning_rate": None if training.head_learning_rate is not None else head_rate,
-    }

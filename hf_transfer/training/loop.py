@@ -1,11 +1,9 @@
 """The training loop: stages of epochs on Accelerate, with checkpoints; the best epoch is kept."""
 
 import gc
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
@@ -14,11 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hf_transfer.data.batches import Batch, Loaders
-from hf_transfer.frozen.layer_probes import probe_layers
-from hf_transfer.frozen.prefix import FrozenPrefix
-from hf_transfer.frozen.probe import solvable_layer, solve_head
-from hf_transfer.frozen.recording import Passes
-from hf_transfer.frozen.solvers import SolverOptions
+from hf_transfer.frozen import layer_probes, prefix, recording, solvers
+from hf_transfer.frozen.probe import solve_head
 from hf_transfer.interruption import ending_when_asked
 from hf_transfer.modalities.modality import Regularisation
 from hf_transfer.models.groups import Group
@@ -32,8 +27,7 @@ from hf_transfer.training.guard import Guard, explained_failures
 from hf_transfer.training.identity import run_identity
 from hf_transfer.training.predictions import predict_split
 from hf_transfer.training.progress import Fit
-from hf_transfer.training.resuming import Checkpointing, checkpoints_of
-from hf_transfer.training.run_state import RunState
+from hf_transfer.training.resuming import Checkpointing, RunState, checkpoints_of
 from hf_transfer.training.steps import Learner, Steps
 
 NO_REGULARISATION = Regularisation()
@@ -68,7 +62,7 @@ def fit(
     # Only once the folder of the run has been prepared: trackers write into it.
     accelerator.init_trackers("trackers")
     stages = strategy.stages(groups, training.num_train_epochs)
-    passes = Passes(loaders, accelerator, training.per_device_eval_batch_size, config.store)
+    passes = recording.Passes(loaders, accelerator, training.per_device_eval_batch_size, config.store)
     state, checkpointing = _start(model, strategy, stages, groups, passes, config, regularisation)
     checkpointing.resume(state)
 
@@ -76,59 +70,45 @@ def fit(
         # A distributed wrapper averages only gradients that were required when it was built: a stage wraps anew.
         set_trainable(model, groups, stage.trainable)
         state.result.count_trainable()
-        solved = _solved_layer(stage, model, groups, config, loaders)
+        solved = state.steps.solved_layer(stage)
+        if stage.solved and not solved:
+            config.refuse({"probe", "feature_layers"}, "a head or a target for which there is no solver")
         if number < state.position.stage:
             state.steps.skip(stage)
             continue
         if solved:
-            options = SolverOptions(state.ranking, config.strategy.probe, training.class_weights == "balanced")
-            probe_layers(model, groups, config.strategy.feature_layers, passes, options, state.frozen.note)
+            options = solvers.SolverOptions(state.ranking, config.strategy.probe, training.class_weights == "balanced")
+            layer_probes.probe_layers(model, groups, config.strategy.feature_layers, passes, options, state.frozen.note)
             row = solve_head(model, solved, passes, options, state.frozen.note)
             _add_epoch(state, row, loaders.target, accelerator)
         else:
             with state.frozen.skipped(stage) as batches:
-                learner = state.steps.prepare(stage, accelerator, checkpointing.loaded_tensors, state.position)
+                learner = state.steps.prepare(stage, accelerator, state.position)
                 checkpointing.restore_random_numbers()
                 run_stage(learner, stage, batches, state, checkpointing, training, accelerator)
-                _end_stage(accelerator, state.steps, learner.model, model)
         state.position.next_stage()
         checkpointing.save_if_due(state)
     checkpointing.wait()
-    soup = _load_best(model, state.best, loaders, state.ranking, accelerator)
+    soup = _load_best(state, loaders, accelerator)
     # Every module has its own class again: the model can be pickled and trained further like any other.
     set_trainable(model, groups, frozenset(name for name, _ in model.named_parameters()))
     return state.result.finished(soup, state.frozen.seconds, state.frozen.notes)
 
 
-def _solved_layer(
-    stage: Stage, model: nn.Module, groups: Sequence[Group], config: RunConfig, loaders: Loaders
-) -> str | None:
-    """The layer that a stage solves; None if it trains, and settings of probes are then refused."""
-    if not stage.solved:
-        return None
-    layer = solvable_layer(model, groups[-1], loaders.target)
-    if layer is None:
-        config.refuse({"probe", "feature_layers"}, "a head or a target for which there is no solver")
-    return layer
-
-
 def _start(
-    model: nn.Module, strategy: Strategy, stages: Sequence[Stage], groups: Sequence[Group], passes: Passes,
+    model: nn.Module, strategy: Strategy, stages: Sequence[Stage], groups: Sequence[Group], passes: recording.Passes,
     config: RunConfig, regularisation: Regularisation,
 ) -> tuple[RunState, Checkpointing]:  # fmt: skip
     """The state of a run that has not been trained yet, and what saves and restores it."""
-    loaders, accelerator, training, checkpoints = (
-        passes.loaders,
-        passes.accelerator,
-        config.training,
-        config.checkpoints,
-    )
+    loaders, accelerator, training = passes.loaders, passes.accelerator, config.training
     changing = learning_parameters(stages) | {name for name, _ in model.named_buffers()}
     identity = partial(run_identity, model, changing, strategy, stages, loaders, config, accelerator)
-    checkpointing = Checkpointing(model, changing, identity, checkpoints_of(config), checkpoints, accelerator)
-    frozen = FrozenPrefix(
-        model, groups, passes, checkpointing.decisions, mixes=regularisation.mixer is not None,
-        allow_mismatch=checkpoints.allow_mismatch,
+    checkpoints = checkpoints_of(config)
+    checkpointing = Checkpointing(model, changing, identity, checkpoints, config.checkpoints, accelerator)
+    decisions = None if config.checkpoints.save_steps == 0 else checkpoints
+    frozen = prefix.FrozenPrefix(
+        model, groups, passes, decisions, mixes=regularisation.mixer is not None,
+        allow_mismatch=config.checkpoints.allow_mismatch,
     )  # fmt: skip
     steps = Steps(model, groups, loaders, training, strategy, stages, regularisation)
     ranking = Ranking.of(loaders.target, training.metric_for_best_model)
@@ -139,7 +119,7 @@ def run_stage(
     learner: Learner, stage: Stage, loaders: Loaders, state: RunState, checkpointing: Checkpointing,
     training: TrainingSettings, accelerator: Accelerator,
 ) -> None:  # fmt: skip
-    """Train the remaining epochs of a stage."""
+    """Train the remaining epochs of a stage, and release what it was trained with."""
     position = state.position
     with explained_failures(training, checkpointing), ending_when_asked() as request:
         guard = Guard(request, state, checkpointing, training, accelerator)
@@ -149,7 +129,13 @@ def run_stage(
                 row |= predict_split(learner.model, loaders, "validation", accelerator, poll=guard.poll).metrics()
                 gained = _add_epoch(state, row, loaders.target, accelerator)
             position.next_epoch(gained=gained)
-        guard.stop_if_requested()
+        with guard.saved_if_interrupted():
+            guard.poll()
+    state.steps.end_stage()
+    _refuse_drift(accelerator, state.result.model)
+    # Removes the wrapper of mixed precision, which the next stage would put around this one's.
+    accelerator.unwrap_model(learner.model, keep_fp32_wrapper=False)
+    _free_memory(accelerator)
 
 
 def train_epoch(learner: Learner, loaders: Loaders, state: RunState, guard: Guard, accelerator: Accelerator) -> Metrics:
@@ -164,12 +150,14 @@ def train_epoch(learner: Learner, loaders: Loaders, state: RunState, guard: Guar
     model.train()
     started = time.perf_counter() - position.seconds
     total, seen = torch.tensor(position.loss, device=accelerator.device), position.seen
-    progress = _progress(accelerator, len(loaders.train.dataset), f"epoch {epoch + 1}")
+    # None if the output is a file, where the line after each epoch is enough.
+    hidden = None if accelerator.is_main_process else True
+    title, size = f"epoch {epoch + 1}", len(loaders.train.dataset)
+    progress = tqdm(total=size, desc=title, unit=" samples", leave=False, disable=hidden)
     for batch in remaining_batches(loaders, epoch, position.batches):
         samples = len(batch["index"])
-        inputs, targets, counted, index = loaders.to_inputs(
-            steps.objective.repeated(batch), accelerator.device, "train", epoch
-        )
+        passed = steps.objective.repeated(batch)
+        inputs, targets, counted, index = loaders.to_inputs(passed, accelerator.device, "train", epoch)
         if steps.mixer is not None:
             inputs, targets = steps.mixer(inputs, targets, counted, index, epoch)
         with accelerator.accumulate(model):
@@ -196,7 +184,7 @@ def train_epoch(learner: Learner, loaders: Loaders, state: RunState, guard: Guar
             progress.update(samples * accelerator.num_processes)
     progress.close()
     seconds = time.perf_counter() - started
-    position.end_epoch(total.item(), seen, seconds)
+    position.set_loss(total.item(), seen)
     sums = accelerator.reduce(torch.stack([total, total.new_tensor(float(seen))]))
     return {
         "train_loss": (sums[0] / sums[1]).item(),
@@ -215,18 +203,21 @@ def remaining_batches(loaders: Loaders, epoch: int, done: int) -> Iterable[Batch
 
 def _add_epoch(state: RunState, row: Metrics, target: Target, accelerator: Accelerator) -> bool:
     """Add an epoch to the history, and keep its weights if it is one of the best; whether it is the best."""
-    result = state.result
-    is_best = result.add_epoch(row, state.ranking)
-    epoch, scores = result.epochs - 1, state.ranking.scores(row)
-    state.best.offer(state.frozen.state_of(state.changing), scores, epoch)
+    epoch = state.result.epochs
+    state.best.offer(state.frozen.state_of(state.changing), state.ranking.scores(row), epoch)
+    is_best = state.best.candidates[0].epoch == epoch
+    state.result.add_epoch(row, is_best=is_best)
     accelerator.log(row, step=epoch)
-    _print_epoch(accelerator, result.history[-1], target, is_best=is_best)
+    validation = "  ".join(f"{metric.title} {row[metric.name]:.4f}" for metric in target.metrics)
+    accelerator.print(
+        f"epoch {epoch + 1:3d}  loss {row['train_loss']:.4f}  rate {row['learning_rate']:.1e}  "
+        f"{row['samples_per_second']:6.0f} samples/s  |  validation: {validation}  loss {row['loss']:.4f}"
+        f"{'  *' if is_best else ''}"
+    )
     return is_best
 
 
-def _load_best(
-    model: nn.Module, best: BestEpochs, loaders: Loaders, ranking: Ranking, accelerator: Accelerator
-) -> list[int]:
+def _load_best(state: RunState, loaders: Loaders, accelerator: Accelerator) -> list[int]:
     """Load the weights of the best epoch or, if asked for, of a soup; the epochs that were averaged."""
 
     def load(weights: dict[str, Tensor], *, averaged: bool) -> None:
@@ -241,24 +232,16 @@ def _load_best(
 
     def evaluate(weights: dict[str, Tensor]) -> tuple[float, ...]:
         load(weights, averaged=True)
-        return ranking.scores(predict_split(model, loaders, "validation", accelerator).metrics())
+        return state.ranking.scores(predict_split(model, loaders, "validation", accelerator).metrics())
 
+    model, candidates = state.result.model, state.best.candidates
     # In a run that was resumed after its last stage nothing has moved it yet.
     model.to(accelerator.device)
-    candidates = best.candidates
-    weights, averaged = greedy_soup(candidates, evaluate)
-    load(weights, averaged=len(averaged) > 1)
+    weights, epochs = greedy_soup(candidates, evaluate)
+    load(weights, averaged=len(epochs) > 1)
     if len(candidates) > 1:
-        accelerator.print(f"soup: {len(averaged)} of the {len(candidates)} best epochs")
-    return [candidates[place].epoch for place in averaged]
-
-
-def _end_stage(accelerator: Accelerator, steps: Steps, wrapped: nn.Module, model: nn.Module) -> None:
-    steps.end_stage()
-    _refuse_drift(accelerator, model)
-    # Removes the wrapper of mixed precision, which the next stage would put around this one's.
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    _free_memory(accelerator)
+        accelerator.print(f"soup: {len(epochs)} of the {len(candidates)} best epochs")
+    return epochs
 
 
 def _free_memory(accelerator: Accelerator) -> None:
@@ -286,18 +269,3 @@ def _refuse_drift(accelerator: Accelerator, model: nn.Module) -> None:
     gathered = accelerator.gather(sums[None].to(accelerator.device))
     if not bool((gathered == gathered[0]).all()):
         raise RuntimeError("The processes hold different weights after training: please report this as a bug.")
-
-
-def _progress(accelerator: Accelerator, samples: int, title: str) -> Any:
-    """A progress bar; none if the output is a file, where the line after each epoch is enough."""
-    hidden = not accelerator.is_main_process or not sys.stderr.isatty()
-    return tqdm(total=samples, desc=title, unit=" samples", leave=False, disable=hidden)
-
-
-def _print_epoch(accelerator: Accelerator, row: Metrics, target: Target, *, is_best: bool) -> None:
-    validation = "  ".join(f"{metric.title} {row[metric.name]:.4f}" for metric in target.metrics)
-    accelerator.print(
-        f"epoch {int(row['epoch']) + 1:3d}  loss {row['train_loss']:.4f}  rate {row['learning_rate']:.1e}  "
-        f"{row['samples_per_second']:6.0f} samples/s  |  validation: {validation}  loss {row['loss']:.4f}"
-        f"{'  *' if is_best else ''}"
-    )

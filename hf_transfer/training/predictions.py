@@ -5,17 +5,16 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from hf_transfer.data.batches import Loaders
 from hf_transfer.targets.predictions import Predictions
-from hf_transfer.training.sharding import to_device
 
 
 @torch.no_grad()
 def predict_split(
-    model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator, view: int | None = None,
-    poll: Callable[[], object] = bool,
-) -> Predictions:  # fmt: skip
+    model: nn.Module, loaders: Loaders, split: str, accelerator: Accelerator, poll: Callable[[], object] = bool
+) -> Predictions:
     """Outputs for every sample of a split, computed by all processes together.
 
     Args:
@@ -23,16 +22,17 @@ def predict_split(
         loaders: the loaders of the run.
         split: train, validation or test.
         accelerator: devices and processes.
-        view: augment the samples as in this epoch of training; None: as in evaluation.
         poll: called before each batch, on all processes.
     """
     model.eval()
-    to_device(model, accelerator.device)
+    # A sharded model is on its device already, and must not be moved.
+    if not isinstance(model, FSDPModule):
+        model.to(accelerator.device)
     loader = loaders.of(split)
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for batch in loader:
         poll()
-        inputs, targets, counted, index = loaders.to_inputs(batch, accelerator.device, split, view)
+        inputs, targets, counted, index = loaders.to_inputs(batch, accelerator.device, split, None)
         with accelerator.autocast():
             outputs = model(**inputs).logits.float()
         gathered = accelerator.gather_for_metrics((outputs, targets, counted, index))

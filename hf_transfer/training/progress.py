@@ -1,13 +1,10 @@
 """Where a run stands, and what it has produced so far."""
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from torch import nn
 
-from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.target import Metrics
 
 
@@ -39,32 +36,17 @@ class Fit:
     resumed: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    @classmethod
-    def restored(cls, model: nn.Module, numbers: Mapping[str, Any], *, steps: int, seconds: float) -> Self:
-        """The result so far of a run that is resumed.
-
-        Args:
-            model: with the weights of the checkpoint.
-            numbers: of the checkpoint.
-            steps: optimizer steps of the checkpoint.
-            seconds: what the run took up to the checkpoint.
-        """
-        resumed = [*numbers["resumed"], steps]
-        return cls(model, **copy.deepcopy({**numbers, "resumed": resumed, "earlier_seconds": seconds}))
-
     @property
     def epochs(self) -> int:
         """How many epochs have been evaluated."""
         return len(self.history)
 
-    def add_epoch(self, row: Metrics, ranking: Ranking) -> bool:
-        """Append an evaluated epoch to the history; whether it is the best so far."""
-        is_best = ranking.is_better(row, self.history, self.best_epoch)
+    def add_epoch(self, row: Metrics, *, is_best: bool) -> None:
+        """Append an evaluated epoch to the history; `is_best`: of all so far."""
         self.best_epoch = len(self.history) if is_best else self.best_epoch
         self.history.append({"epoch": float(len(self.history)), **row})
         self.seconds += row["seconds"]
         self.frozen_seconds += row.get("frozen_seconds", 0.0)
-        return is_best
 
     def count_trainable(self) -> None:
         """Count the parameters that require a gradient now; the largest count of all stages is kept."""
@@ -74,10 +56,6 @@ class Fit:
     def finished(self, soup: list[int], frozen_seconds: float, notes: list[str]) -> Self:
         """The result with what is known only at the end; `frozen_seconds` are added."""
         return replace(self, soup=soup, frozen_seconds=self.frozen_seconds + frozen_seconds, notes=notes)
-
-    def numbers(self) -> dict[str, Any]:
-        """Everything but the model, for a checkpoint."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "model"}
 
 
 @dataclass
@@ -124,11 +102,6 @@ class Position:
     def set_loss(self, total: float, samples: float) -> None:
         """Note the sum of the losses of the epoch so far, and of how many samples it is."""
         self.loss, self.seen = total, samples
-
-    def end_epoch(self, total: float, samples: float, seconds: float) -> None:
-        """Note loss and time of an epoch that has been trained, and is to be evaluated."""
-        self.set_loss(total, samples)
-        self.seconds = seconds
 
     def next_epoch(self, *, gained: bool) -> None:
         """Move to the start of the next epoch."""

@@ -3,50 +3,35 @@
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-class RandomState(NamedTuple):
-    """The state of all generators.
+def random_state(device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The present state of all generators.
 
-    Attributes:
-        plain: of Python and numpy, as JSON.
-        tensors: of torch: on the CPU and, if there is one, on the accelerator.
+    Returns:
+        That of Python and numpy, as JSON; that of torch on the CPU and, if there is one, on the accelerator.
     """
-
-    plain: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-
-def random_state(device: torch.device) -> RandomState:
-    """The present state."""
     numpy_state: Any = np.random.get_state(legacy=True)
-    name, keys, position, has_gauss, gauss = numpy_state
+    name, keys, *rest = numpy_state
     tensors = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        tensors["cuda"] = torch.cuda.get_rng_state(device)
-    if device.type == "mps":
-        tensors["mps"] = torch.mps.get_rng_state()
-    return RandomState(
-        {"python": random.getstate(), "numpy": (name, keys.tolist(), position, has_gauss, gauss)}, tensors
-    )
+    if device.type in ("cuda", "mps"):
+        tensors[device.type] = torch.get_device_module(device).get_rng_state()
+    return {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest)}, tensors
 
 
-def set_random_state(plain: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device) -> None:
+def set_random_state(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Go back to an earlier state, also one that was written to JSON and read again."""
     version, numbers, gauss = plain["python"]
     random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = plain["numpy"]
-    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
+    np.random.set_state(plain["numpy"])
     torch.set_rng_state(tensors["cpu"])
-    if "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"], device)
-    if "mps" in tensors:
-        torch.mps.set_rng_state(tensors["mps"])
+    for kind in tensors.keys() - {"cpu"}:
+        torch.get_device_module(kind).set_rng_state(tensors[kind])
 
 
 @contextmanager
@@ -56,4 +41,4 @@ def unchanged_random_state(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        set_random_state(*before, device)
+        set_random_state(*before)

@@ -1,16 +1,13 @@
 """Learning rates: the optimizer's parameter groups, the schedule of a run, and moments carried from stage to stage."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import (
-    get_constant_schedule_with_warmup,
-    get_cosine_schedule_with_warmup,
-    get_linear_schedule_with_warmup,
-)
+from transformers import SchedulerType
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from hf_transfer.models.groups import Group
 from hf_transfer.models.towers import groups_of, towers_of
@@ -53,55 +50,35 @@ def parameter_groups(
         decayed_elsewhere: L2-SP replaces the decay below the head; only the head decays.
 
     Returns:
-        Dictionaries with `params` in model order, `lr`, `weight_decay` and `name`, in depth order, none of them empty.
-        With one rate for all there are two: matrices, then norms and biases.
+        Dictionaries with `params` in model order, `lr` and `weight_decay`, none of them empty. With one rate for all
+        there are two: matrices, and norms and biases.
     """
-    places = _places(groups, learning_rate, layer_lr_decay, head_learning_rate, decayed_elsewhere)
+    rates = _rates(groups, learning_rate, layer_lr_decay, head_learning_rate)
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    lost = [name for name, _ in trainable if name not in places]
+    lost = [name for name, _ in trainable if name not in rates]
     assert not lost, f"trainable, but in no group, so they would never learn: {lost}"
 
-    titles = dict.fromkeys(place.title for place in places.values())
-    by_title: dict[tuple[str, bool], dict[str, Any]] = {}
+    made: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in trainable:
-        place = places[name]
-        decays = place.decays and parameter.ndim > 1
-        label = place.title if decays else f"{place.title}, no decay"
-        decay = weight_decay if decays else 0.0
-        new = {"params": [], "lr": place.rate, "weight_decay": decay, "name": label}
-        by_title.setdefault((place.title, decays), new)["params"].append(parameter)
-    return [by_title[title, decays] for title in titles for decays in (True, False) if (title, decays) in by_title]
+        decays = parameter.ndim > 1 and (not decayed_elsewhere or name in groups[-1].parameters)
+        rate, decay = rates[name], weight_decay if decays else 0.0
+        group = made.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+    return list(made.values())
 
 
-class _Place(NamedTuple):
-    """What a parameter has because of its group."""
-
-    title: str
-    rate: float
-    decays: bool
-
-
-def _places(
-    groups: Sequence[Group], rate: float, layer_decay: float, head_rate: float | None, only_head_decays: bool
-) -> dict[str, _Place]:
-    """The place of each parameter, in depth order."""
-    by_layer = layer_decay != 1.0
-    one_rate = not by_layer and head_rate is None and not only_head_decays
-    places: dict[str, _Place] = {}
+def _rates(
+    groups: Sequence[Group], learning_rate: float, layer_lr_decay: float, head_learning_rate: float | None
+) -> dict[str, float]:
+    """The peak rate of each parameter."""
+    rates: dict[str, float] = {}
     for tower in towers_of(groups):
         deep = [group for group in groups_of(tower, groups) if group.parameters]
-        for position, group in enumerate(deep):
-            distance = len(deep) - 1 - position
-            if distance == 0:
-                place = _Place("model" if one_rate else group.name, rate if head_rate is None else head_rate, True)
-            else:
-                title = f"{tower} {group.name}".strip() if by_layer else "model" if one_rate else "backbone"
-                place = _Place(title, rate * layer_decay**distance, not only_head_decays)
-            # The head belongs to every tower, and comes last.
-            for name in group.parameters:
-                places.pop(name, None)
-                places[name] = place
-    return places
+        for distance, group in enumerate(reversed(deep)):
+            rates |= dict.fromkeys(group.parameters, learning_rate * layer_lr_decay**distance)
+    if head_learning_rate is not None:
+        rates |= dict.fromkeys(groups[-1].parameters, head_learning_rate)
+    return rates
 
 
 def learning_rate_schedule(
@@ -121,20 +98,14 @@ def learning_rate_schedule(
         total_steps: optimizer steps of the whole run.
         steps_done: optimizer steps taken before; the rates continue after them.
     """
-    if steps_done:
-        # torch takes the peaks from here if a schedule does not start at step 0.
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+    # torch takes the peaks from here if a schedule does not start at step 0.
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
     warmup = round(warmup_steps * total_steps if warmup_steps < 1 else warmup_steps)
-    last = steps_done - 1
-    schedule: LambdaLR
-    match kind:
-        case "cosine":
-            schedule = get_cosine_schedule_with_warmup(optimizer, warmup, total_steps, last_epoch=last)
-        case "linear":
-            schedule = get_linear_schedule_with_warmup(optimizer, warmup, total_steps, last_epoch=last)
-        case "constant_with_warmup":
-            schedule = get_constant_schedule_with_warmup(optimizer, warmup, last_epoch=last)
+    total = {} if kind == "constant_with_warmup" else {"num_training_steps": total_steps}
+    # Not `get_scheduler`, which begins a constant at step 0.
+    make: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(kind)]
+    schedule: LambdaLR = make(optimizer, num_warmup_steps=warmup, **total, last_epoch=steps_done - 1)
     return schedule
 
 

@@ -1,25 +1,31 @@
-"""Saving the state of a run in checkpoints, and resuming it from one."""
+"""The state of a run, saving it in checkpoints, and resuming it from one."""
 
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, get_data_structure, recursively_apply
+from accelerate.utils.operations import is_tensor_information
 from torch import Tensor, nn
 
 from hf_transfer.checkpoints.checkpoint import BrokenCheckpointError, Checkpoints, Saved, Tensors, in_background
 from hf_transfer.errors import UserError, user_error
+from hf_transfer.frozen.prefix import FrozenPrefix
 from hf_transfer.settings.output import CheckpointSettings
 from hf_transfer.settings.run import RunConfig
+from hf_transfer.targets.predictions import Ranking
+from hf_transfer.training.averaging import BestEpochs
 from hf_transfer.training.identity import Identity, refuse_other_run
+from hf_transfer.training.progress import Fit, Position
 from hf_transfer.training.random_numbers import random_state, set_random_state
-from hf_transfer.training.run_state import LoadedCheckpoint, RunState
+from hf_transfer.training.steps import Steps
 
 FOLDER = "checkpoints"
 # In the file of a run that resumed from a checkpoint that the user named: which one.
@@ -31,6 +37,71 @@ SECONDS_BETWEEN = 60.0
 SHARE_OF_TIME = 0.05
 # The share of these seconds that writing is expected to take, until it has been measured.
 SHARE_OF_WRITING = 0.1
+
+
+class LoadedCheckpoint(NamedTuple):
+    """A checkpoint that was read, on every process.
+
+    Attributes:
+        state: everything but tensors.
+        tensors: by file and name.
+    """
+
+    state: Mapping[str, Any]
+    tensors: Mapping[str, Tensors]
+
+
+@dataclass
+class RunState:
+    """The state of a run in training.
+
+    Attributes:
+        result: what it has produced so far.
+        steps: moments, averages, rates.
+        frozen: the frozen layers, which may be skipped at the moment.
+        best: the weights of the best epochs.
+        changing: names of the parameters and buffers that training can change.
+        ranking: how epochs are compared.
+        position: how far it has come.
+    """
+
+    result: Fit
+    steps: Steps
+    frozen: FrozenPrefix
+    best: BestEpochs
+    changing: Set[str]
+    ranking: Ranking
+    position: Position = field(default_factory=Position)
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything but tensors, for a checkpoint."""
+        fit = {name: value for name, value in vars(self.result).items() if name != "model"}
+        return {
+            "position": asdict(self.position),
+            "fit": {**fit, "notes": self.frozen.notes},
+            "best": [{"scores": epoch.scores, "epoch": epoch.epoch} for epoch in self.best.candidates],
+        }
+
+    def tensors(self) -> dict[str, Tensors]:
+        """Tensors by file and name, for a checkpoint; not copies. All processes call it together."""
+        best = {f"best-{number}": epoch.weights for number, epoch in enumerate(self.best.candidates)}
+        # First, because it updates the model from its sharded copy.
+        self.steps.gather()
+        return {"model": self.frozen.state_of(self.changing), **self.steps.tensors(), **best}
+
+    def restore(self, checkpoint: LoadedCheckpoint, rank: int) -> None:
+        """Continue from a checkpoint; the model has its weights already.
+
+        Random numbers are restored right before the first step.
+        """
+        state, fit, process = checkpoint.state, checkpoint.state["fit"], checkpoint.state["ranks"][rank]
+        self.position = Position(**{**state["position"], "loss": process["loss"], "seen": process["seen"]})
+        resumed = [*fit["resumed"], self.position.steps]
+        self.result = replace(self.result, **{**fit, "resumed": resumed, "earlier_seconds": state["elapsed"]})
+        self.steps.restore(checkpoint.tensors)
+        self.frozen.restore_notes(fit["notes"])
+        for number, epoch in enumerate(state["best"]):
+            self.best.offer(checkpoint.tensors[f"best-{number}"], tuple(epoch["scores"]), epoch["epoch"])
 
 
 class LastCheckpoint(NamedTuple):
@@ -61,27 +132,17 @@ class Checkpointing:
         self, model: nn.Module, changing: Set[str], identity: Callable[[], Identity], checkpoints: Checkpoints,
         settings: CheckpointSettings, accelerator: Accelerator,
     ) -> None:  # fmt: skip
-        self._model, self._changing, self._read_identity = model, changing, identity
+        self._model, self._changing, self._identity = model, changing, cache(identity)
         self._checkpoints, self._settings, self._accelerator = checkpoints, settings, accelerator
         self._started = self._last = time.perf_counter()
         self._pause, self._writing = 0.0, SHARE_OF_WRITING * SECONDS_BETWEEN
         self._writer: Future[object] | None = None
         self._loaded: LoadedCheckpoint | None = None
 
-    @property
-    def decisions(self) -> Checkpoints | None:
-        """Where decisions of the run are remembered for resuming; None if nothing is to be written."""
-        return None if self._settings.save_steps == 0 else self._checkpoints
-
-    @property
-    def loaded_tensors(self) -> Mapping[str, Tensors] | None:
-        """The tensors of the checkpoint that the run resumes from, until its first step."""
-        return None if self._loaded is None else self._loaded.tensors
-
     def resume(self, state: RunState) -> None:
         """Restore the state and the weights of a run from its newest checkpoint, if there is one.
 
-        The optimizer and the random numbers follow when the stage begins.
+        The random numbers follow when the stage begins.
 
         Raises:
             UserError: the checkpoint that the settings name is damaged, or a checkpoint belongs to another run.
@@ -98,15 +159,12 @@ class Checkpointing:
         """Continue the random numbers of a run that is resumed; call it right before its first step."""
         if self._loaded is None:
             return
+        state, generators = self._loaded.state, self._loaded.tensors["random"].items()
         rank, scaler = self._accelerator.process_index, self._accelerator.scaler
-        generators = {
-            name.removesuffix(f".{rank}"): generator
-            for name, generator in self._loaded.tensors["random"].items()
-            if name.endswith(f".{rank}")
-        }
-        set_random_state(self._loaded.state["ranks"][rank], generators, self._accelerator.device)
-        if scaler is not None and self._loaded.state["scaler"]:
-            scaler.load_state_dict(self._loaded.state["scaler"])
+        own = {name.removesuffix(f".{rank}"): value for name, value in generators if name.endswith(f".{rank}")}
+        set_random_state(state["ranks"][rank], own)
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
         self._loaded = None
 
     def due(self, steps: int) -> bool:
@@ -132,18 +190,15 @@ class Checkpointing:
         """
         if self._settings.save_steps == 0:
             return
-        started = time.perf_counter()
+        started, rank = time.perf_counter(), self._accelerator.process_index
         plain, generators = random_state(self._accelerator.device)
         process = {**plain, "loss": state.position.loss, "seen": state.position.seen}
-        processes: list[tuple[dict[str, Any], Tensors]] = gather_object([(process, generators)])
+        own = {f"{kind}.{rank}": generator for kind, generator in generators.items()}
+        processes: list[tuple[dict[str, Any], Tensors]] = gather_object([(process, own)])
         contents = state.tensors()
         if self._accelerator.is_main_process:
             self.wait()
-            contents["random"] = {
-                f"{kind}.{rank}": generator
-                for rank, (_, tensors) in enumerate(processes)
-                for kind, generator in tensors.items()
-            }
+            contents["random"] = {name: value for _, named in processes for name, value in named.items()}
             tensors = {name: copied(values) for name, values in contents.items()}
             numbers = copy.deepcopy(self._numbers(state, [numbers for numbers, _ in processes]))
             steps = state.position.steps
@@ -192,13 +247,9 @@ class Checkpointing:
             "ranks": processes,
             "scaler": scaler.state_dict() if scaler is not None else {},
             "elapsed": state.result.earlier_seconds + time.perf_counter() - self._started,
-            "run": self._identity,
+            "run": self._identity(),
             "remembered": {name: value for name, value in decisions if name not in ("run", BEGAN_FROM)},
         }
-
-    @cached_property
-    def _identity(self) -> Identity:
-        return self._read_identity()
 
     def _read(self) -> LoadedCheckpoint | None:
         """On the main process: the checkpoint to resume from, if it belongs to this run."""
@@ -207,27 +258,25 @@ class Checkpointing:
             return None
         self._checkpoints.sweep()
         named = named and str(Path(named).resolve())
-        saved = None
+        saved, begins = None, False
         # If a run that resumed from a named checkpoint is interrupted, the same command resumes from its newest one.
         if not named or self._checkpoints.remembered().get(BEGAN_FROM) == named:
             saved, notes = self._checkpoints.newest()
             for note in notes:
                 print(note)
         if saved is None and named:
-            saved = self._named(Path(named))
-            self._compare(saved)
-            self._checkpoints.begin(**saved.state["remembered"], **{BEGAN_FROM: named})
-        elif saved is None:
-            # Identity and name are found now: later some layers may be skipped, or a checkpoint is just being written.
-            assert self._identity
+            saved, begins = self._named(Path(named)), True
+        # Identity and name are found now: later some layers may be skipped, or a checkpoint is just being written.
+        identity = self._identity()
+        if saved is None:
             self._checkpoints.refuse_without_room(COPIES * size_of(self._model, self._changing))
             assert self._checkpoints.run
             return None
-        else:
-            self._compare(saved)
+        refuse_other_run(saved.folder, saved.state["run"], identity, allow_mismatch=self._settings.allow_mismatch)
+        if begins:
+            self._checkpoints.begin(**saved.state["remembered"], **{BEGAN_FROM: named})
         names = [path.stem for path in saved.folder.glob("*.safetensors")]
-        empty: dict[str, Tensors] = {"optimizer": {}, "average": {}, "start": {}}
-        return LoadedCheckpoint(saved.state, empty | {name: saved.tensors(name) for name in names})
+        return LoadedCheckpoint(saved.state, {name: saved.tensors(name) for name in names})
 
     def _named(self, folder: Path) -> Saved:
         try:
@@ -239,35 +288,16 @@ class Checkpointing:
                 do="name another one, or leave it out to resume from the newest intact one in --output_dir",
             ) from reason
 
-    def _compare(self, saved: Saved) -> None:
-        refuse_other_run(saved.folder, saved.state["run"], self._identity, allow_mismatch=self._settings.allow_mismatch)
-
     def _shared(self, loaded: LoadedCheckpoint | None) -> LoadedCheckpoint | None:
         """What the main process has read, on all processes: the others may have no access to its disk."""
         if self._accelerator.num_processes == 1:
             return loaded
-        message: list[Any] = [None]
-        if loaded is not None:
-            shapes = {
-                name: {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
-                for name, tensors in loaded.tensors.items()
-            }
-            message = [(loaded.state, shapes)]
-        broadcast_object_list(message)
-        if message[0] is None:
-            return None
-        state, shapes = message[0]
+        (outline,) = broadcast_object_list([get_data_structure(loaded)])
+        own = loaded or recursively_apply(_empty, outline, test_type=is_tensor_information)
         device = self._accelerator.device
-
-        def received(name: str, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            value = loaded.tensors[name][key] if loaded is not None else torch.empty(shape, dtype=dtype)
-            sent: Tensor = broadcast(value.to(device))
-            return sent.cpu()
-
-        tensors = {
-            name: {key: received(name, key, *shape) for key, shape in group.items()} for name, group in shapes.items()
-        }
-        return LoadedCheckpoint(state, tensors)
+        # One after the other: the device need not have room for all of them.
+        shared: LoadedCheckpoint | None = recursively_apply(lambda value: broadcast(value.to(device)).cpu(), own)
+        return shared
 
 
 def checkpoints_of(config: RunConfig) -> Checkpoints:
@@ -279,9 +309,12 @@ def largest_of_all(accelerator: Accelerator, *numbers: int) -> list[int]:
     """For each number the largest value on any process."""
     if accelerator.num_processes == 1:
         return list(numbers)
-    gathered: Tensor = accelerator.gather(torch.tensor([numbers], device=accelerator.device))
-    largest: list[int] = gathered.amax(0).tolist()
+    largest: list[int] = accelerator.reduce(torch.tensor(numbers, device=accelerator.device), "max").tolist()
     return largest
+
+
+def _empty(outline: Any) -> Tensor:
+    return torch.empty(outline.shape, dtype=outline.dtype)
 
 
 def size_of(model: nn.Module, names: Set[str]) -> int:

@@ -16,7 +16,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, DynamoBackend, broadcast
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_transfer.errors import user_error
@@ -94,9 +94,8 @@ def sharded_copy(model: nn.Module, groups: Sequence[Group], accelerator: Acceler
     part = copy.deepcopy(model.to("cpu"))
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for group in groups:
-        block = part.get_submodule(group.name) if group.is_block else None
-        if block is not None and any(True for _ in block.parameters()):
-            fully_shard(block, mesh=mesh)
+        if group.is_block and any(True for _ in part.get_submodule(group.name).parameters()):
+            fully_shard(part.get_submodule(group.name), mesh=mesh)
     # Gathered weights would not see later changes of the parts: they are freed after each forward pass.
     fully_shard(part, mesh=mesh, reshard_after_forward=True)
     return part
@@ -136,9 +135,3 @@ def placed_like(value: Tensor, other: Tensor) -> Tensor:
     if isinstance(value, DTensor) or not isinstance(other, DTensor) or value.shape != other.shape:
         return value.to(other.device)
     return distribute_tensor(value.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
-
-
-def to_device(model: nn.Module, device: torch.device) -> None:
-    """Move a model to its device; a sharded one is there already, and must not be moved."""
-    if not isinstance(model, FSDPModule):
-        model.to(device)

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hf_transfer.checkpoints.checkpoint import Tensors
 from hf_transfer.data.batches import Loaders
 from hf_transfer.frozen.probe import solvable_layer
 from hf_transfer.modalities.modality import Regularisation
@@ -16,13 +17,10 @@ from hf_transfer.models.groups import Group
 from hf_transfer.settings.training import TrainingSettings
 from hf_transfer.strategies.freezing import Stage, Strategy
 from hf_transfer.targets.target import LossOptions
-from hf_transfer.training.averaging import ExponentialMovingAverage, StartingPoint
+from hf_transfer.training import averaging, rates
 from hf_transfer.training.objective import Objective
 from hf_transfer.training.progress import Position
-from hf_transfer.training.rates import learning_rate_schedule, moments_of, parameter_groups, peak_rates, set_moments
 from hf_transfer.training.sharding import gather, is_sharded, sharded_copy, whole_on_first
-
-TensorFiles = Mapping[str, Mapping[str, Tensor]]
 
 
 class Learner(NamedTuple):
@@ -55,16 +53,22 @@ class Steps:
         self, model: nn.Module, groups: Sequence[Group], loaders: Loaders, training: TrainingSettings,
         strategy: Strategy, stages: Sequence[Stage], regularisation: Regularisation,
     ) -> None:  # fmt: skip
-        self.learning_rate, self._head_rate = peak_rates(strategy, training)
-        self.objective = _objective(training, loaders, regularisation)
+        self.learning_rate, self._head_rate = rates.peak_rates(strategy, training)
+        split, target = loaders.train.dataset.split, loaders.target
+        weights = target.loss_weights(split.targets[split.counted], training.class_weights == "balanced")
+        options = LossOptions(training.label_smoothing_factor, weights)
+        self.objective = Objective(target, options, regularisation.auxiliary_weight, regularisation.rdrop_alpha)
         self.mixer = regularisation.mixer
-        self._target = loaders.target
+        self._target = target
         self._model, self._groups, self._training = model, groups, training
         self._steps_per_epoch = math.ceil(len(loaders.train) / training.gradient_accumulation_steps)
         self._total = sum(self._steps_of(stage) for stage in stages)
         self._done = 0
-        self._start: StartingPoint | None = None
-        self._average: ExponentialMovingAverage | None = None
+        self._start = averaging.StartingPoint(groups, training.l2_sp) if training.l2_sp > 0 else None
+        self._average = averaging.ExponentialMovingAverage(training.ema_decay) if training.ema_decay > 0 else None
+        both = {"start": self._start, "average": self._average}
+        # By their files in a checkpoint.
+        self._followers = {name: follower for name, follower in both.items() if follower is not None}
         # The model that the optimizer updates: the model itself, or its sharded copy.
         self._updated = model
         self._optimizer: Any = None
@@ -74,39 +78,45 @@ class Steps:
         """Count the steps of a stage that an earlier process has trained."""
         self._done += self._steps_of(stage)
 
-    def _steps_of(self, stage: Stage) -> int:
-        solved = stage.solved and solvable_layer(self._model, self._groups[-1], self._target)
-        return 0 if solved else self._steps_per_epoch * stage.epochs
+    def solved_layer(self, stage: Stage) -> str | None:
+        """The layer that is solved in a stage; None if the stage trains."""
+        return solvable_layer(self._model, self._groups[-1], self._target) if stage.solved else None
 
-    def prepare(
-        self, stage: Stage, accelerator: Accelerator, saved: TensorFiles | None = None, position: Position | None = None
-    ) -> Learner:
+    def _steps_of(self, stage: Stage) -> int:
+        return 0 if self.solved_layer(stage) else self._steps_per_epoch * stage.epochs
+
+    def restore(self, saved: Mapping[str, Tensors]) -> None:
+        """Continue with what `tensors` returned in an earlier process, from a checkpoint."""
+        self._moments = saved.get("optimizer", {})
+        for name in self._followers.keys() & saved.keys():
+            self._followers[name].load_state_dict(saved[name])
+
+    def prepare(self, stage: Stage, accelerator: Accelerator, position: Position) -> Learner:
         """The wrapped model, its optimizer and its schedule for a stage whose parameters require a gradient.
 
         Args:
             stage: what learns.
             accelerator: devices and processes.
-            saved: what `tensors` returned in an earlier process, from a checkpoint.
-            position: how far the run had come then.
+            position: how far the run has come.
         """
         training, sharded = self._training, is_sharded(accelerator)
         self.end_stage()
         # Moments, averages and starting points go to the device of the parameters, so these move first.
         model = sharded_copy(self._model, self._groups, accelerator) if sharded else self._model.to(accelerator.device)
         self._updated = model
-        self._extend_averages(saved or {})
-        groups = parameter_groups(
+        for follower in self._followers.values():
+            follower.extend(model)
+        groups = rates.parameter_groups(
             model, self._groups, learning_rate=self.learning_rate, weight_decay=training.weight_decay,
             layer_lr_decay=training.layer_lr_decay, head_learning_rate=self._head_rate,
             decayed_elsewhere=training.l2_sp > 0,
         )  # fmt: skip
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
-        set_moments(optimizer, model, self._moments | dict((saved or {}).get("optimizer", {})))
+        rates.set_moments(optimizer, model, self._moments)
         self._optimizer, self._moments = optimizer, {}
         # Within a stage the schedule may be behind the planned steps: steps that the float16 scaler skips do not count.
-        within = position is not None and (position.epoch, position.batches) != (0, 0)
-        done = position.schedule if position is not None and within else self._done
-        schedule = learning_rate_schedule(
+        done = self._done if (position.epoch, position.batches) == (0, 0) else position.schedule
+        schedule = rates.learning_rate_schedule(
             optimizer, training.lr_scheduler_type, training.warmup_steps, self._total, done
         )
         self.skip(stage)
@@ -124,22 +134,8 @@ class Steps:
         """Update the model, and keep the moments for the next stage."""
         self.gather()
         if self._optimizer is not None:
-            self._moments = moments_of(self._optimizer, self._updated)
+            self._moments = rates.moments_of(self._optimizer, self._updated)
         self._updated, self._optimizer = self._model, None
-
-    def _extend_averages(self, saved: TensorFiles) -> None:
-        """Let L2-SP and the moving average cover the parameters that have become trainable."""
-        model, training = self._updated, self._training
-        if training.l2_sp > 0:
-            self._start = self._start or StartingPoint(model, self._groups, training.l2_sp)
-            if saved.get("start"):
-                self._start.load_state_dict(saved["start"])
-            self._start.extend(model)
-        if training.ema_decay > 0:
-            self._average = self._average or ExponentialMovingAverage(model, training.ema_decay)
-            if saved.get("average"):
-                self._average.load_state_dict(saved["average"])
-            self._average.extend(model)
 
     def after_step(self) -> None:
         """Call it after each step of the optimizer, before that of the schedule."""
@@ -148,15 +144,13 @@ class Steps:
         if self._average is not None:
             self._average.update(self._updated)
 
-    def tensors(self) -> TensorFiles:
+    def tensors(self) -> dict[str, Tensors]:
         """Moments, averages and starting point, by file of a checkpoint and name; not copies.
 
         All processes call it together; sharded tensors are gathered on the first.
         """
-        moments = self._moments if self._optimizer is None else moments_of(self._optimizer, self._updated)
-        average = {} if self._average is None else self._average.state_dict()
-        start = {} if self._start is None else self._start.state_dict()
-        files = {"optimizer": moments, "average": average, "start": start}
+        moments = self._moments if self._optimizer is None else rates.moments_of(self._optimizer, self._updated)
+        files = {"optimizer": moments} | {name: follower.state_dict() for name, follower in self._followers.items()}
         return {
             file: {name: whole_on_first(value) for name, value in tensors.items()} for file, tensors in files.items()
         }
@@ -167,10 +161,3 @@ class Steps:
         with nullcontext() if self._average is None else self._average.applied(self._updated):
             self.gather()
             yield
-
-
-def _objective(training: TrainingSettings, loaders: Loaders, regularisation: Regularisation) -> Objective:
-    split, target = loaders.train.dataset.split, loaders.target
-    weights = target.loss_weights(split.targets[split.counted], training.class_weights == "balanced")
-    options = LossOptions(training.label_smoothing_factor, weights)
-    return Objective(target, options, regularisation.auxiliary_weight, regularisation.rdrop_alpha)

@@ -6,14 +6,13 @@ prepared before Trainer gets it, and a callback freezes and unfreezes groups of 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.training_args import OptimizerNames
 
@@ -62,14 +61,8 @@ class StrategyCallback(TrainerCallback):
         self._frozen: list[nn.Parameter] = []
         self._handles: list[RemovableHandle] = []
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,
-    ) -> None:
-        """Enter the stage in which training starts or resumes.
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        """Find the epoch in which training starts or resumes.
 
         Raises:
             UserError: Trainer has another model, optimizer or number of epochs than the prepared ones.
@@ -91,11 +84,11 @@ class StrategyCallback(TrainerCallback):
         self._distributed = args.world_size > 1
         # Rounded down, if training resumes in the middle of an epoch.
         self._epoch = int(state.epoch)
-        self._enter(self._stage())
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         """Enter the epoch's stage."""
-        self._enter(self._stage())
+        by_epoch = [stage for stage in self._stages for _ in range(stage.epochs)]
+        self._enter(by_epoch[min(self._epoch, len(by_epoch) - 1)])
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
         """Count the epoch: `state.epoch` is not a whole number if an epoch was stopped early."""
@@ -113,14 +106,6 @@ class StrategyCallback(TrainerCallback):
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(name in trainable)
 
-    def _stage(self) -> Stage:
-        before = 0
-        for stage in self._stages:
-            before += stage.epochs
-            if self._epoch < before:
-                return stage
-        return self._stages[-1]
-
     def _enter(self, stage: Stage) -> None:
         for handle in self._handles:
             handle.remove()
@@ -133,8 +118,7 @@ class StrategyCallback(TrainerCallback):
         self._handles = [parameter.register_hook(torch.zeros_like) for parameter in self._frozen]
 
 
-@dataclass(frozen=True)
-class PreparedForTrainer:
+class PreparedForTrainer(NamedTuple):
     """The arguments of a Trainer.
 
     Attributes:

@@ -45,6 +45,20 @@ def trainable_names(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def starting_point(model: nn.Module, groups: list[Group], alpha: float) -> StartingPoint:
+    """For a model whose first stage begins."""
+    start = StartingPoint(groups, alpha)
+    start.extend(model)
+    return start
+
+
+def moving_average(model: nn.Module, decay: float) -> ExponentialMovingAverage:
+    """For a model whose first stage begins."""
+    average = ExponentialMovingAverage(decay)
+    average.extend(model)
+    return average
+
+
 def equal(weights: Weights, expected: Weights) -> bool:
     return weights.keys() == expected.keys() and all(
         torch.equal(weights[name], value) for name, value in expected.items()
@@ -58,7 +72,7 @@ def test_a_pull_moves_by_a_share_of_the_way_back_at_the_rate_of_each_group() -> 
     """w - rate * alpha * (w - w0), in numpy; the head does not change."""
     model, groups = prepared("vit")
     start = state(model)
-    pull = StartingPoint(model, groups, alpha=0.3)
+    pull = starting_point(model, groups, alpha=0.3)
     head = {"classifier.weight", "classifier.bias"}
     slow = {name for name in start if name.startswith("vit.embeddings")}
     parameters = dict(model.named_parameters())
@@ -83,7 +97,7 @@ def test_a_pull_of_one_moves_all_the_way_back() -> None:
     model, groups = prepared("vit")
     start = state(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    pull = StartingPoint(model, groups, alpha=2.0)
+    pull = starting_point(model, groups, alpha=2.0)
     learn(model, "vit", optimizer, 0)
     pull.pull(model, optimizer)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
@@ -93,7 +107,7 @@ def test_a_pull_of_one_moves_all_the_way_back() -> None:
 def test_only_trainable_values_are_copied_and_a_later_stage_adds_its_own() -> None:
     model, groups = prepared("vit", layers=1)
     start = state(model)
-    pull = StartingPoint(model, groups, alpha=0.3)
+    pull = starting_point(model, groups, alpha=0.3)
     first = trainable_names(model) - {"classifier.weight", "classifier.bias"}
     assert pull.state_dict().keys() == first
     learn(model, "vit", torch.optim.SGD(model.parameters(), lr=0.5), 0)
@@ -106,7 +120,7 @@ def test_only_trainable_values_are_copied_and_a_later_stage_adds_its_own() -> No
 
 def test_parameters_that_the_optimizer_does_not_have_are_not_pulled() -> None:
     model, groups = prepared("vit")
-    pull = StartingPoint(model, groups, alpha=1.0)
+    pull = starting_point(model, groups, alpha=1.0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
@@ -120,9 +134,9 @@ def test_parameters_that_the_optimizer_does_not_have_are_not_pulled() -> None:
 
 def test_a_starting_point_can_be_saved_and_restored() -> None:
     model, groups = prepared("vit")
-    saved = {name: value.clone() for name, value in StartingPoint(model, groups, alpha=0.3).state_dict().items()}
+    saved = {name: value.clone() for name, value in starting_point(model, groups, alpha=0.3).state_dict().items()}
     learn(model, "vit", torch.optim.SGD(model.parameters(), lr=0.5), 0)
-    resumed = StartingPoint(model, groups, alpha=0.3)
+    resumed = starting_point(model, groups, alpha=0.3)
     assert not equal(resumed.state_dict(), saved)
     resumed.load_state_dict(saved)
     assert equal(resumed.state_dict(), saved)
@@ -135,7 +149,7 @@ def test_a_starting_point_can_be_saved_and_restored() -> None:
 def test_the_average_follows_its_recursion(decay: float) -> None:
     """In numpy, with a decay that grows up to its limit; statistics of BatchNorm are the latest ones."""
     model, _ = prepared("resnet_basic")
-    average = ExponentialMovingAverage(model, decay)
+    average = moving_average(model, decay)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     expected = {name: value.double().numpy() for name, value in state(model).items()}
     for step in range(1, 6):
@@ -153,13 +167,13 @@ def test_the_average_follows_its_recursion(decay: float) -> None:
 
 def test_only_what_learns_is_averaged() -> None:
     model, _ = prepared("vit", layers=1)
-    averaged = {name.removeprefix("average.") for name in ExponentialMovingAverage(model, 0.9).state_dict()}
+    averaged = {name.removeprefix("average.") for name in moving_average(model, 0.9).state_dict()}
     assert averaged == {*trainable_names(model), "steps"}
 
 
 def averaged_resnet() -> tuple[nn.Module, ExponentialMovingAverage]:
     model, _ = prepared("resnet_basic")
-    average = ExponentialMovingAverage(model, 0.9)
+    average = moving_average(model, 0.9)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(3):
         learn(model, "resnet_basic", optimizer, step)
@@ -208,7 +222,7 @@ def test_a_copy_of_the_model_has_the_same_average() -> None:
 
 def test_a_stage_with_more_trainable_parameters_continues_the_average() -> None:
     model, groups = prepared("vit", layers=1)
-    average = ExponentialMovingAverage(model, 0.9)
+    average = moving_average(model, 0.9)
     first = trainable_names(model)
     learn(model, "vit", torch.optim.SGD(model.parameters(), lr=0.5), 0)
     average.update(model)
@@ -225,7 +239,7 @@ def test_a_stage_with_more_trainable_parameters_continues_the_average() -> None:
 def test_an_average_can_be_saved_and_restored() -> None:
     model, average = averaged_resnet()
     saved = {name: value.clone() for name, value in average.state_dict().items()}
-    resumed = ExponentialMovingAverage(model, 0.9)
+    resumed = moving_average(model, 0.9)
     resumed.load_state_dict(saved)
     learn(model, "resnet_basic", torch.optim.SGD(model.parameters(), lr=0.1), 5)
     average.update(model)
@@ -284,13 +298,6 @@ def test_momenta_and_modes_are_as_before_also_after_an_error(training: bool, bro
     except KeyboardInterrupt:
         assert broken
     assert modes() == before
-
-
-def test_without_batches_the_statistics_do_not_change() -> None:
-    model, _ = prepared("resnet_basic")
-    before = statistics(model)
-    recompute_batch_norm(model, [])
-    assert equal(statistics(model), before)
 
 
 def test_for_a_model_without_batch_norm_no_batch_is_read() -> None:

@@ -75,12 +75,13 @@ def test_a_non_finite_gradient_stops_the_run_although_the_loss_is_finite(
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(HOST_MEMORY), MemoryError("m")]
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(HOST_MEMORY), MemoryError("m"), MemoryError()],
 )
 def test_a_full_memory_is_an_error_that_says_what_to_do(
     tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the batch sizes."""
+    """With the batch sizes; the error that Python itself raises has no message."""
 
     def full(*_: Any, **__: Any) -> Any:
         raise error
@@ -88,7 +89,7 @@ def test_a_full_memory_is_an_error_that_says_what_to_do(
     monkeypatch.setattr(torch.Tensor, "backward", full)
     expected, found, do = message(tmp_path)
     assert expected == "Expected: memory for batches of 4 in training and of 64 in evaluation"
-    assert found == f"Found:    {error}; no checkpoint had been written"
+    assert found == f"Found:    {str(error) or 'MemoryError'}; no checkpoint had been written"
     assert "halve --per_device_train_batch_size and double --gradient_accumulation_steps" in do
 
 

@@ -14,6 +14,7 @@ from hf_transfer.models.groups import trace_groups
 from hf_transfer.strategies.freezing import BiasTuning, FromScratch, FullFineTuning, Stage, set_trainable
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.training import loop
+from hf_transfer.training.averaging import BestEpochs
 from hf_transfer.training.devices import start_accelerator
 from tests.tiny_models import pixels, state, tiny_model
 from tests.training.toy_task import TARGET, HeadAlone, Rows, loaders_of, settings, train_vit, vit
@@ -121,11 +122,10 @@ def test_each_metric_selects_its_epoch_and_ties_go_to_the_lower_loss(metric: str
         "loss": [1.0, 0.9, 0.8, 0.7, 0.1, 0.7],
     }
     history = [{name: column[epoch] for name, column in columns.items()} for epoch in range(6)]
-    kept = -1
+    kept = BestEpochs(1)
     for epoch, row in enumerate(history):
-        if Ranking.of(TARGET, metric).is_better(row, history[: epoch + 1], kept):
-            kept = epoch
-    assert kept == best
+        kept.offer({}, Ranking.of(TARGET, metric).scores(row), epoch)
+    assert kept.candidates[0].epoch == best
 
 
 @pytest.fixture

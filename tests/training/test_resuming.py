@@ -18,8 +18,7 @@ from hf_transfer.errors import UserError, user_error
 from hf_transfer.frozen.prefix import FrozenPrefix
 from hf_transfer.training import loop
 from hf_transfer.training.devices import start_accelerator
-from hf_transfer.training.resuming import Checkpointing, LastCheckpoint, checkpoints_of
-from hf_transfer.training.run_state import RunState
+from hf_transfer.training.resuming import Checkpointing, LastCheckpoint, RunState, checkpoints_of
 from tests.training.resumed_runs import CASES, STEPS, killed, run_to_the_end, weights
 from tests.training.toy_task import tiny
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from hf_transfer.targets.predictions import Ranking
 from hf_transfer.training.averaging import BestEpochs, Candidate, Weights, greedy_soup
 
 
@@ -24,10 +25,10 @@ def weights(*numbers: float) -> Weights:
 def test_the_best_epochs_are_kept_and_of_equal_ones_the_earlier() -> None:
     best = BestEpochs(3)
     scores = [(0.5, -1.0), (0.8, -0.4), (0.8, -0.4), (0.2, 0.0), (0.8, -0.5), (0.9, -2.0), (0.8, -0.4)]
-    answers = [best.offer(weights(epoch), score, epoch) for epoch, score in enumerate(scores)]
+    for epoch, score in enumerate(scores):
+        best.offer(weights(epoch), score, epoch)
     assert [(kept.epoch, kept.scores) for kept in best.candidates] == [(e, scores[e]) for e in (5, 1, 2)]
     assert all(kept.weights["w"].item() == kept.epoch for kept in best.candidates)
-    assert answers == [True, True, True, False, True, True, False]
 
 
 def test_kept_weights_are_copies() -> None:
@@ -40,10 +41,10 @@ def test_kept_weights_are_copies() -> None:
     assert not kept.weights["w"].requires_grad
 
 
-def test_a_score_of_nan_is_the_worst() -> None:
-    best = BestEpochs(2)
-    for epoch, score in enumerate([0.3, math.nan, 0.1]):
-        best.offer(weights(epoch), (score,), epoch)
+def test_a_loss_of_nan_is_the_worst() -> None:
+    best, ranking = BestEpochs(2), Ranking("loss", lower_is_better=True)
+    for epoch, loss in enumerate([0.3, math.nan, 0.5]):
+        best.offer(weights(epoch), ranking.scores({"loss": loss}), epoch)
     assert [kept.epoch for kept in best.candidates] == [0, 2]
 
 
@@ -64,7 +65,7 @@ def test_a_soup_is_the_greedy_mean_of_the_paper(seed: int) -> None:
     candidates = [
         Candidate(weights(*row), evaluate(weights(*row)), epoch) for epoch, row in enumerate(points.astype(np.float32))
     ]
-    soup, chosen = greedy_soup(candidates, evaluate)
+    soup, chosen = greedy_soup(sorted(candidates, key=lambda one: one.scores, reverse=True), evaluate)
 
     ingredients: list[int] = []
     reached = -math.inf
@@ -81,7 +82,7 @@ def test_a_soup_is_the_greedy_mean_of_the_paper(seed: int) -> None:
 
 
 def test_without_a_better_soup_the_result_is_the_best_candidate_to_the_bit() -> None:
-    candidates = [Candidate(weights(0.1), (0.1,), 0), Candidate(weights(1 / 3), (0.9,), 1)]
+    candidates = [Candidate(weights(1 / 3), (0.9,), 1), Candidate(weights(0.1), (0.1,), 0)]
     soup, chosen = greedy_soup(candidates, lambda _: (0.8,))
     assert chosen == [1]
     assert equal(soup, weights(1 / 3))
@@ -102,6 +103,6 @@ def test_a_single_candidate_is_not_evaluated() -> None:
 
 
 def test_a_soup_does_not_change_the_candidates() -> None:
-    candidates = [Candidate(weights(number), (number,), 0) for number in (1.0, 2.0, 4.0)]
+    candidates = [Candidate(weights(number), (number,), 0) for number in (4.0, 2.0, 1.0)]
     greedy_soup(candidates, lambda _: (9.0,))
-    assert [candidate.weights["w"].item() for candidate in candidates] == [1, 2, 4]
+    assert [candidate.weights["w"].item() for candidate in candidates] == [4, 2, 1]
