@@ -3,8 +3,7 @@
 import csv
 import difflib
 import importlib.util
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -12,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from hf_transfer.data import glyph_names
 from hf_transfer.errors import UserError, user_error
 
 PREFIX = "sample:"
@@ -29,20 +27,14 @@ GLYPH_CANVAS = 64
 GLYPH_SIZES = (8, 8, 8, 10, 12, 16, 24, 32)
 # Lower-case letters only if they differ from their capitals in shape; symbols and Greek letters add other shapes.
 GLYPH_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghijmnqrtyαβγδεζηθλμξπρστφψωΓΔΘΛΞΠΣΦΨΩ&@#$%?!+=<>{}[]()/*~^"
-GLYPH_FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-Italic",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralItalic",
-)
+GLYPH_STYLES = {
+    "DejaVuSans": ("", "-Bold", "-Oblique"),
+    "DejaVuSansMono": ("", "-Bold", "-Oblique"),
+    "DejaVuSerif": ("", "-Bold", "-Italic"),
+    "STIXGeneral": ("", "Bol", "Italic"),
+}
+GLYPH_FONTS = [family + style for family, styles in GLYPH_STYLES.items() for style in styles]
+GLYPH_NAMES_SEED = 30_011
 
 
 def is_sample(name: str) -> bool:
@@ -146,7 +138,7 @@ def _digits() -> datasets.DatasetDict:
 
     digits = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)
-    return _as_dataset(map(Image.fromarray, images), digits.target, [str(digit) for digit in range(10)])
+    return _as_dataset([Image.fromarray(image) for image in images], digits.target, [str(digit) for digit in range(10)])
 
 
 def _glyphs() -> datasets.DatasetDict:
@@ -155,33 +147,12 @@ def _glyphs() -> datasets.DatasetDict:
     generator = np.random.default_rng(GLYPH_SEED)
     characters = [character for character in GLYPH_CHARACTERS for _ in range(GLYPHS_PER_CLASS)]
     chosen_fonts = generator.choice(len(GLYPH_FONTS), size=len(characters))
-    images = (
+    images = [
         render_glyph(character, fonts / f"{GLYPH_FONTS[font]}.ttf", generator)
         for character, font in zip(characters, chosen_fonts, strict=True)
-    )
+    ]
     labels = np.repeat(np.arange(len(GLYPH_CHARACTERS)), GLYPHS_PER_CLASS)
     return _as_dataset(images, labels, list(GLYPH_CHARACTERS))
-
-
-def _glyph_names() -> datasets.DatasetDict:
-    """Pictures of letters that look the same in three scripts, and texts on where they were seen; some lack one."""
-    fonts = _fonts()
-    label = datasets.ClassLabel(names=glyph_names.LABEL_NAMES)
-    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string"), "label": label})
-    splits = {}
-    for number, split in enumerate(glyph_names.ROWS):
-        generator = np.random.default_rng((glyph_names.SEED, number, GLYPH_CANVAS))
-        rows = glyph_names.rows_of(split)
-        pictures = [
-            row.character and _as_png(render_glyph(row.character, fonts / f"{row.font}.ttf", generator)) for row in rows
-        ]
-        columns = {
-            "image": [picture and {"bytes": picture, "path": None} for picture in pictures],
-            "text": [row.text for row in rows],
-            "label": [row.label for row in rows],
-        }
-        splits[split] = datasets.Dataset.from_dict(columns, features=features)
-    return datasets.DatasetDict(splits)
 
 
 def _fonts() -> Path:
@@ -190,35 +161,57 @@ def _fonts() -> Path:
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
-def _as_dataset(images: Iterator[Image.Image], labels: npt.NDArray[np.int64], names: list[str]) -> datasets.DatasetDict:
+def _as_dataset(images: list[Image.Image], labels: npt.NDArray[np.int64], names: list[str]) -> datasets.DatasetDict:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    rows = {"image": [{"bytes": _as_png(image), "path": None} for image in images], "label": labels.tolist()}
+    rows = {"image": images, "label": labels.tolist()}
     return datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features)})
 
 
 def _intents() -> datasets.DatasetDict:
     """Messages to a small bookshop, written for this project, with the intent of each."""
-    splits = {}
-    for name in ("train", "validation", "test"):
-        with (TEXT_FOLDER / "intents" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-            splits[name] = list(csv.DictReader(file))
-    names = sorted({row["label"] for row in splits["train"]})
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
-    return datasets.DatasetDict(
-        {name: datasets.Dataset.from_list(rows, features=features) for name, rows in splits.items()}
+    features = datasets.Features({"text": datasets.Value("string"), "label": _labels("intents")})
+    tables = _tables("intents").items()
+    return datasets.DatasetDict({name: datasets.Dataset.from_list(rows, features=features) for name, rows in tables})
+
+
+def _glyph_names() -> datasets.DatasetDict:
+    """Pictures of letters that look the same in three scripts, and texts on where they were seen; some lack one."""
+    fonts = _fonts()
+    features = datasets.Features(
+        {"image": datasets.Image(), "text": datasets.Value("string"), "label": _labels("glyph-names")}
     )
+    splits = {}
+    for number, (split, rows) in enumerate(_tables("glyph-names").items()):
+        generator = np.random.default_rng((GLYPH_NAMES_SEED, number, GLYPH_CANVAS))
+        columns = {
+            "image": [
+                render_glyph(row["character"], fonts / f"{row['font']}.ttf", generator) if row["character"] else None
+                for row in rows
+            ],
+            "text": [row["text"] or None for row in rows],
+            "label": [row["label"] for row in rows],
+        }
+        splits[split] = datasets.Dataset.from_dict(columns, features=features)
+    return datasets.DatasetDict(splits)
 
 
-def _as_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+def _tables(name: str) -> dict[str, list[dict[str, str]]]:
+    """The rows of each split of a sample that is shipped in tables."""
+    tables = {}
+    for split in ("train", "validation", "test"):
+        with (TEXT_FOLDER / name / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+            tables[split] = list(csv.DictReader(file))
+    return tables
+
+
+def _labels(name: str) -> datasets.ClassLabel:
+    return datasets.ClassLabel(names=(TEXT_FOLDER / name / "labels.txt").read_text(encoding="utf-8").splitlines())
 
 
 def _no_such_sample(name: str, known: list[str], setting: str) -> UserError:
-    near = difflib.get_close_matches(name, [PREFIX + short for short in known], n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(name, [PREFIX + short for short in known], n=1, cutoff=0.0)
     return user_error(
         expected=f"for {setting} one of {', '.join(PREFIX + short for short in known)}",
         found=name,
-        do=f"use {near[0]}" if near else "use one of these",
+        do=f"use {nearest[0]}",
     )
