@@ -1,5 +1,6 @@
 """From a name to a data set: Hub ids, folders, files, samples and data in memory."""
 
+import codecs
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,16 @@ def _refuse_other_encoding(path: Path, encoding: str) -> None:
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
         if TABLE_BUILDERS.get(file.suffix.lower()) not in ("csv", "json"):
             continue
+        decoder = codecs.getincrementaldecoder(encoding)()
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
-                    line.decode(encoding)
+                    # In UTF-16 the byte of a line feed is half of a character: only the last line is complete.
+                    decoder.decode(line, final=not line.endswith(b"\n"))
                 except UnicodeDecodeError as error:
                     raise user_error(
                         expected=f"text in {encoding} in {file}",
-                        found=f"line {number}: byte 0x{line[error.start]:02x} at column {error.start + 1}",
+                        found=f"line {number}: byte 0x{error.object[error.start]:02x} at column {error.start + 1}",
                         do="name the file's encoding, for example --encoding latin-1 or cp1252, or save it as UTF-8",
                     ) from error
 
