@@ -121,7 +121,7 @@ def unused_files(name: str, loaded: datasets.DatasetDict) -> list[str]:
         return []
     images, tables = _images_and_tables(folder)
     if images:
-        return files.unused_images(folder, SUFFIXES, loaded)
+        return files.unused_images(images, loaded)
     return files.unused_tables(folder, TABLE_BUILDERS[tables[0].suffix.lower()], tables)
 
 
