@@ -64,18 +64,16 @@ def backbone_folder(name: str) -> Path:
     """The folder of the pretrained model `sample:NAME`.
 
     Raises:
-        UserError: there is no such sample.
+        UserError: there is no such sample, or the package that carries it is not installed.
     """
     short = name.removeprefix(PREFIX)
-    included = sorted(path.name for path in BACKBONE_FOLDER.iterdir() if path.is_dir())
-    if short not in [*included, *PACKAGED_BACKBONES]:
+    included = {path.name: path for path in sorted(BACKBONE_FOLDER.iterdir()) if path.is_dir()}
+    if short in included:
+        return included[short]
+    if short not in PACKAGED_BACKBONES:
         raise _no_such_sample(name, [*included, *PACKAGED_BACKBONES], "--model_name_or_path")
-    return BACKBONE_FOLDER / short if short in included else _packaged_backbone(short)
-
-
-def _packaged_backbone(short: str) -> Path:
-    """The folder of a model in an installed package; the package itself is not imported."""
     package = PACKAGED_BACKBONES[short]
+    # The package itself is not imported.
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise user_error(
@@ -86,13 +84,16 @@ def _packaged_backbone(short: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def render_glyph(character: str, font_path: Path, generator: np.random.Generator) -> Image.Image:
+def render_glyph(character: str, font_name: str, generator: np.random.Generator) -> Image.Image:
     """One printed character as a grey image, light on dark, as irregular as handwriting.
 
-    Size, stroke width, slant, rotation, position, sharpness and resolution are drawn from `generator`.
+    The font is one of those that come with matplotlib. Size, stroke width, slant, rotation, position, sharpness and
+    resolution are drawn from `generator`.
     """
-    size = int(generator.integers(34, 46))
-    font = ImageFont.truetype(str(font_path), size)
+    import matplotlib
+
+    font_path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font_name}.ttf")
+    font = ImageFont.truetype(str(font_path), int(generator.integers(34, 46)))
     canvas = Image.new("L", (GLYPH_CANVAS, GLYPH_CANVAS), 0)
     ImageDraw.Draw(canvas).text(
         (GLYPH_CANVAS / 2, GLYPH_CANVAS / 2), character, fill=255, font=font, anchor="mm",
@@ -102,8 +103,7 @@ def render_glyph(character: str, font_path: Path, generator: np.random.Generator
     canvas = canvas.filter(ImageFilter.GaussianBlur(float(generator.uniform(0.0, 1.2))))
     side = int(generator.choice(GLYPH_SIZES))
     pixels = np.asarray(canvas.resize((side, side), Image.Resampling.BOX), dtype=np.float64)
-    brightest = max(pixels.max(), 1.0)
-    contrast = generator.uniform(0.75, 1.0) * 255.0 / brightest
+    contrast = generator.uniform(0.75, 1.0) * 255.0 / max(pixels.max(), 1.0)
     noise = generator.normal(0.0, generator.uniform(0.0, 8.0), pixels.shape)
     return Image.fromarray((pixels * contrast + noise).clip(0, 255).astype(np.uint8))
 
@@ -143,22 +143,15 @@ def _digits() -> datasets.DatasetDict:
 
 def _glyphs() -> datasets.DatasetDict:
     """Printed letters and symbols, and no digits, rendered from the fonts that come with matplotlib."""
-    fonts = _fonts()
     generator = np.random.default_rng(GLYPH_SEED)
     characters = [character for character in GLYPH_CHARACTERS for _ in range(GLYPHS_PER_CLASS)]
     chosen_fonts = generator.choice(len(GLYPH_FONTS), size=len(characters))
     images = [
-        render_glyph(character, fonts / f"{GLYPH_FONTS[font]}.ttf", generator)
+        render_glyph(character, GLYPH_FONTS[font], generator)
         for character, font in zip(characters, chosen_fonts, strict=True)
     ]
     labels = np.repeat(np.arange(len(GLYPH_CHARACTERS)), GLYPHS_PER_CLASS)
     return _as_dataset(images, labels, list(GLYPH_CHARACTERS))
-
-
-def _fonts() -> Path:
-    import matplotlib
-
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 def _as_dataset(images: list[Image.Image], labels: npt.NDArray[np.int64], names: list[str]) -> datasets.DatasetDict:
@@ -176,7 +169,6 @@ def _intents() -> datasets.DatasetDict:
 
 def _glyph_names() -> datasets.DatasetDict:
     """Pictures of letters that look the same in three scripts, and texts on where they were seen; some lack one."""
-    fonts = _fonts()
     features = datasets.Features(
         {"image": datasets.Image(), "text": datasets.Value("string"), "label": _labels("glyph-names")}
     )
@@ -185,8 +177,7 @@ def _glyph_names() -> datasets.DatasetDict:
         generator = np.random.default_rng((GLYPH_NAMES_SEED, number, GLYPH_CANVAS))
         columns = {
             "image": [
-                render_glyph(row["character"], fonts / f"{row['font']}.ttf", generator) if row["character"] else None
-                for row in rows
+                render_glyph(row["character"], row["font"], generator) if row["character"] else None for row in rows
             ],
             "text": [row["text"] or None for row in rows],
             "label": [row["label"] for row in rows],
