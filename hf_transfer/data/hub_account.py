@@ -7,9 +7,7 @@ from json import JSONDecodeError
 from typing import Any, Literal
 
 import httpx2
-import huggingface_hub
-import huggingface_hub.constants
-from huggingface_hub import HfApi, get_session, is_offline_mode
+from huggingface_hub import HfApi, constants, get_session, get_token, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
@@ -71,7 +69,7 @@ def find_destination(repository: str, *, kind: Kind = "model", private: bool = T
             found="HF_HUB_OFFLINE, which turns it off",
             do="unset it, or publish later: `hf-transfer push OUT OWNER/NAME`",
         )
-    token = huggingface_hub.get_token()
+    token = get_token()
     if token is None:
         raise _no_right(repository, "no token")
     with explaining_hub_errors(f"an answer from the Hub before anything is published as {repository}"):
@@ -113,7 +111,7 @@ def _exists(repository: str, kind: Kind, private: bool) -> bool:
 
 def describe_token() -> str:
     """Whether there is a token, whose it is and what it may do, as far as the Hub says; never the token itself."""
-    token = huggingface_hub.get_token()
+    token = get_token()
     if token is None or is_offline_mode():
         return "none" if token is None else "present"
     try:
@@ -125,9 +123,7 @@ def describe_token() -> str:
 
 def _owner(token: str) -> dict[str, Any]:
     answer = get_session().get(
-        f"{huggingface_hub.constants.ENDPOINT}/api/whoami-v2",
-        headers=build_hf_headers(token=token),
-        timeout=ANSWER_WITHIN_SECONDS,
+        f"{constants.ENDPOINT}/api/whoami-v2", headers=build_hf_headers(token=token), timeout=ANSWER_WITHIN_SECONDS
     )
     hf_raise_for_status(answer)
     user: dict[str, Any] = answer.json()
@@ -163,8 +159,7 @@ def explanation(error: BaseException) -> tuple[str, str]:
     if answer is None:
         late = isinstance(network, httpx2.TimeoutException)
         problem = "no answer" if late else f"no connection ({type(network).__name__})"
-        endpoint = huggingface_hub.constants.ENDPOINT
-        return f"{problem} from {endpoint}", "connect to the network, or wait until the Hub answers"
+        return f"{problem} from {constants.ENDPOINT}", "connect to the network, or wait until the Hub answers"
     status = answer.status_code
     message = answer.headers.get("X-Error-Message") or getattr(error, "server_message", None) or answer.reason_phrase
     found = f"{status}: {_in_a_line(message)}"
@@ -192,6 +187,6 @@ def _cause(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> B
 
 def _in_a_line(message: object) -> str:
     """The message without this user's token."""
-    token = huggingface_hub.get_token()
+    token = get_token()
     text = str(message).replace(token, "***") if token else str(message)
     return " ".join(text.split())
