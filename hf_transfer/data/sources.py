@@ -1,6 +1,5 @@
 """From a name to a data set: Hub ids, folders, files, samples and data in memory."""
 
-import codecs
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,18 +67,16 @@ def _refuse_other_encoding(path: Path, encoding: str) -> None:
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
         if TABLE_BUILDERS.get(file.suffix.lower()) not in ("csv", "json"):
             continue
-        decoder = codecs.getincrementaldecoder(encoding)()
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    # In UTF-16 the byte of a line feed is half of a character: only the last line is complete.
-                    decoder.decode(line, final=not line.endswith(b"\n"))
-                except UnicodeDecodeError as error:
-                    raise user_error(
-                        expected=f"text in {encoding} in {file}",
-                        found=f"line {number}: byte 0x{error.object[error.start]:02x} at column {error.start + 1}",
-                        do="name the file's encoding, for example --encoding latin-1 or cp1252, or save it as UTF-8",
-                    ) from error
+        try:
+            # Not line by line: in UTF-16 the byte of a line feed is half of a character.
+            file.read_bytes().decode(encoding)
+        except UnicodeDecodeError as error:
+            lines = error.object[: error.start].split(b"\n")
+            raise user_error(
+                expected=f"text in {encoding} in {file}",
+                found=f"line {len(lines)}: byte 0x{error.object[error.start]:02x} at column {len(lines[-1]) + 1}",
+                do="name the file's encoding, for example --encoding latin-1 or cp1252, or save it as UTF-8",
+            ) from error
 
 
 def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) -> datasets.DatasetDict:
