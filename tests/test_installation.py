@@ -128,6 +128,7 @@ def our_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     done = subprocess.run([*command, "-w", str(folder), str(copy)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "BuildBackendWarning" not in done.stderr
     (wheel,) = folder.glob("*.whl")
     return wheel
 

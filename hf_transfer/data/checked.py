@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -10,8 +10,8 @@ import datasets
 import numpy as np
 
 from hf_transfer.data import columns
-from hf_transfer.data.sources import SPLIT_NAMES, Loaded, load, rename_splits
-from hf_transfer.data.splits import Split, Splits, cut_stratified, few_per_stratum, with_unreadable
+from hf_transfer.data.sources import SPLIT_NAMES, load, rename_splits
+from hf_transfer.data.splits import Split, Splits, cut_stratified, few_per_stratum
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
@@ -93,8 +93,8 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     Raises:
         UserError: anything that a person must fix in the data or in the settings about them.
     """
-    loaded = Loaded(given) if given is not None else load(config.data, lambda path: modality.read(path, config))
-    data, notes = rename_splits(loaded.data)
+    loaded, info = (given, None) if given is not None else load(config.data, lambda path: modality.read(path, config))
+    data, notes = rename_splits(loaded)
     if given is None:
         notes += modality.notes_on_files(config.data.dataset_name, data)
     selected = modality.select(data, config)
@@ -114,8 +114,9 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
         notes.append(f"No {name} split: {len(splits[name])} rows were split off training, by class.")
     if (limit := config.data.max_train_samples_per_class) is not None:
         splits["train"] = few_per_stratum(splits["train"], limit, config.training.seed, target)
-    ordered = {name: splits[name] for name in SPLIT_NAMES}
-    checked = with_unreadable(ordered, {name: modality.unreadable(one, name, config) for name, one in ordered.items()})
+    checked = {
+        name: replace(splits[name], unreadable=modality.unreadable(splits[name], name, config)) for name in SPLIT_NAMES
+    }
     notes += modality.notes_on_samples(checked, selected.columns)
     return Splits(
         **checked,
@@ -124,8 +125,8 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
         samples=modality.samples,
         copies=modality.copies(checked),
         notes=notes,
-        commit=loaded.info.commit if loaded.info else None,
-        languages=loaded.info.languages if loaded.info else (),
+        commit=info.commit if info else None,
+        languages=info.languages if info else (),
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from lzma import LZMAError
 from pathlib import Path
 
@@ -85,27 +85,24 @@ def text_or_none(field: str) -> str | None:
     return field or None
 
 
-def unused_images(folder: Path, suffixes: Iterable[str], loaded: Mapping[str, datasets.Dataset]) -> list[str]:
-    """A note on images in a folder that are in no split: `datasets` skips files whose names it does not expect."""
+def unused_images(images: Iterable[Path], loaded: Mapping[str, datasets.Dataset]) -> list[str]:
+    """A note on images that are in no split: `datasets` skips files whose names it does not expect."""
     used = set()
     for split in loaded.values():
         for column in (name for name, kind in split.features.items() if isinstance(kind, datasets.Image)):
             paths = pyarrow.compute.struct_field(split.with_format("arrow")[:][column], "path").to_pylist()
             used |= {os.path.normpath(path) for path in paths if path}
-    images = [
-        path for path in files_below(Path(os.path.normpath(folder.absolute()))) if path.suffix.lower() in suffixes
-    ]
-    return _note([path for path in images if os.path.normpath(path) not in used], "images")
+    return _note([Path(os.path.normpath(image.absolute())) for image in images], used, "images")
 
 
 def unused_tables(folder: Path, builder: str, files: Iterable[Path]) -> list[str]:
     """A note on tables in a folder that are in no split."""
     data_files = datasets.load_dataset_builder(builder, data_dir=str(folder)).config.data_files
     used = {os.path.normpath(path) for paths in data_files.values() for path in paths}
-    return _note([file for file in files if os.path.normpath(file.absolute()) not in used], "tables")
+    return _note(files, used, "tables")
 
 
-def _note(unused: list[Path], kind: str) -> list[str]:
-    # Files that begin with a dot are hidden on purpose.
-    unused = [path for path in unused if not path.name.startswith(".")]
+def _note(files: Iterable[Path], used: Set[str], kind: str) -> list[str]:
+    """A note on the files that are not used; those that begin with a dot are hidden on purpose."""
+    unused = [file for file in files if os.path.normpath(file.absolute()) not in used and not file.name.startswith(".")]
     return [f"Not used, since they are in no split: {len(unused)} {kind}, such as {unused[0]}."] if unused else []

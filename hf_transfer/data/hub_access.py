@@ -9,8 +9,7 @@ from unittest.mock import patch
 
 import datasets.config
 import httpx2
-import huggingface_hub.constants
-from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub import HfApi, constants, is_offline_mode
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -29,7 +28,7 @@ ANSWER_WITHIN_SECONDS = 3.0
 
 def cache_folder(named: str | None) -> Path:
     """The folder for results of checks and for activations: the one in the settings, or one beside the Hub's cache."""
-    return Path(named) if named else Path(huggingface_hub.constants.HF_HOME) / "hf_transfer"
+    return Path(named) if named else Path(constants.HF_HOME) / "hf_transfer"
 
 
 def is_valid_name(repository: str) -> bool:
@@ -76,10 +75,11 @@ def ask_hub(repository: str, *, kind: Literal["model", "dataset"], revision: str
     try:
         info = HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=ANSWER_WITHIN_SECONDS)
     except GatedRepoError as error:
+        page = f"{constants.ENDPOINT}/{constants.REPO_TYPES_URL_PREFIXES.get(kind, '')}{repository}"
         raise user_error(
             expected=f"a {kind} that your account may read",
             found=f"{repository} is gated, and your account has no access yet",
-            do=f"accept its terms on its page on the Hub, then `hf auth login` (page: {_page(repository, kind)})",
+            do=f"accept its terms on its page on the Hub, then `hf auth login` (page: {page})",
         ) from error
     except RevisionNotFoundError as error:
         raise user_error(
@@ -120,7 +120,7 @@ def unreachable(repository: str, *, kind: Literal["model", "dataset"], setting: 
     """The error for a repository that is neither reachable nor in the local cache."""
     return user_error(
         expected=f"the {kind} {repository} on the Hub or in the local cache",
-        found=f"no answer from {huggingface_hub.constants.ENDPOINT} and no copy in {huggingface_hub.constants.HF_HOME}",
+        found=f"no answer from {constants.ENDPOINT} and no copy in {constants.HF_HOME}",
         do=f"connect to the network, or point --{setting} at a local folder",
     )
 
@@ -132,13 +132,5 @@ def local_files_only(enabled: bool) -> Iterator[None]:
         yield
         return
     # The libraries read the environment only when they are imported: after that, only their constants count.
-    with (
-        patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True),
-        patch.object(datasets.config, "HF_HUB_OFFLINE", True),
-    ):
+    with patch.object(constants, "HF_HUB_OFFLINE", True), patch.object(datasets.config, "HF_HUB_OFFLINE", True):
         yield
-
-
-def _page(repository: str, kind: str) -> str:
-    prefix = "datasets/" if kind == "dataset" else ""
-    return f"{huggingface_hub.constants.ENDPOINT}/{prefix}{repository}"

@@ -7,9 +7,7 @@ from json import JSONDecodeError
 from typing import Any, Literal
 
 import httpx2
-import huggingface_hub
-import huggingface_hub.constants
-from huggingface_hub import HfApi, get_session, is_offline_mode
+from huggingface_hub import HfApi, constants, get_session, get_token, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
@@ -21,7 +19,16 @@ MAY_WRITE = ("admin", "write", "contributor")
 LOG_IN = "`hf auth login` with a token that may write, from https://huggingface.co/settings/tokens, or set HF_TOKEN"
 # Status codes of temporary trouble, and of too many requests.
 TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+WHAT_TO_DO = {
+    402: "subscribe (https://huggingface.co/pricing), or leave out what has to be paid for",
+    403: LOG_IN,
+    413: "make room (https://huggingface.co/settings/storage), or subscribe",
+    **dict.fromkeys(TEMPORARY, "wait until the Hub has recovered"),
+}
 WORDS_FOR_FULL = ("storage", "quota", "limit")
+# An answer that is not JSON was sent by a proxy, and not by the Hub.
+NETWORK_ERRORS = (httpx2.TransportError, ConnectionError, TimeoutError, JSONDecodeError)
+REFUSALS = (HfHubHTTPError, httpx2.HTTPStatusError)
 
 
 @dataclass(frozen=True)
@@ -52,41 +59,59 @@ def find_destination(repository: str, *, kind: Kind = "model", private: bool = T
     Raises:
         UserError: no token, or one that may not write there; a public repository; no answer.
     """
-    _check_name(repository)
-    owner = repository.split("/")[0]
+    if repository.count("/") != 1 or not is_valid_name(repository):
+        raise user_error(
+            expected="a repository to publish to: OWNER/NAME", found=repr(repository), do="correct the name"
+        )
     if is_offline_mode():
         raise user_error(
             expected="the Hub, to publish to it",
             found="HF_HUB_OFFLINE, which turns it off",
             do="unset it, or publish later: `hf-transfer push OUT OWNER/NAME`",
         )
-    user = whoami(repository)
-    token = user.get("auth", {}).get("accessToken", {})
-    teams = {team["name"]: team.get("roleInOrg") for team in user.get("orgs", [])}
-    if token.get("role") == "read":
-        raise _no_right(repository, "a token that may only read")
-    # A fine-grained token does not say what it may do: the request below finds out.
-    if token.get("role") == "write" and owner != user["name"] and teams.get(owner) not in MAY_WRITE:
-        raise _no_right(repository, f"a token of {user['name']}, who may not write for {owner}")
-    return Destination(repository, kind, user["name"], _exists(repository, kind, private))
-
-
-def whoami(repository: str) -> dict[str, Any]:
-    """What the Hub says of the owner of the token.
-
-    Raises:
-        UserError: there is no token, or one that the Hub does not know, or no answer.
-    """
-    token = huggingface_hub.get_token()
+    token = get_token()
     if token is None:
-        raise user_error(expected=f"a token for the Hub that may write to {repository}", found="no token", do=LOG_IN)
+        raise _no_right(repository, "no token")
     with explaining_hub_errors(f"an answer from the Hub before anything is published as {repository}"):
-        return _owner(token)
+        account = _owner(token)
+        _refuse_without_right(repository, account)
+        exists = _exists(repository, kind, private)
+    return Destination(repository, kind, account["name"], exists)
+
+
+def _refuse_without_right(repository: str, account: dict[str, Any]) -> None:
+    owner, name = repository.split("/")[0], account["name"]
+    role = account.get("auth", {}).get("accessToken", {}).get("role")
+    teams = {team["name"]: team.get("roleInOrg") for team in account.get("orgs", [])}
+    if role == "read":
+        raise _no_right(repository, "a token that may only read")
+    # A fine-grained token does not say what it may do: the next request finds out.
+    if role == "write" and owner != name and teams.get(owner) not in MAY_WRITE:
+        raise _no_right(repository, f"a token of {name}, who may not write for {owner}")
+
+
+def _no_right(repository: str, found: str) -> UserError:
+    return user_error(expected=f"a token for the Hub that may write to {repository}", found=found, do=LOG_IN)
+
+
+def _exists(repository: str, kind: Kind, private: bool) -> bool:
+    try:
+        info = HfApi().repo_info(repository, repo_type=kind, timeout=ANSWER_WITHIN_SECONDS)
+        HfApi().auth_check(repository, repo_type=kind, write=True)
+    except RepositoryNotFoundError:
+        return False
+    if private and not info.private:
+        raise user_error(
+            expected=f"a private repository {repository}",
+            found="a public one",
+            do="make it private in its settings on the Hub, or publish openly: --hub_private_repo false",
+        )
+    return True
 
 
 def describe_token() -> str:
     """Whether there is a token, whose it is and what it may do, as far as the Hub says; never the token itself."""
-    token = huggingface_hub.get_token()
+    token = get_token()
     if token is None or is_offline_mode():
         return "none" if token is None else "present"
     try:
@@ -98,40 +123,11 @@ def describe_token() -> str:
 
 def _owner(token: str) -> dict[str, Any]:
     answer = get_session().get(
-        f"{huggingface_hub.constants.ENDPOINT}/api/whoami-v2",
-        headers=build_hf_headers(token=token),
-        timeout=ANSWER_WITHIN_SECONDS,
+        f"{constants.ENDPOINT}/api/whoami-v2", headers=build_hf_headers(token=token), timeout=ANSWER_WITHIN_SECONDS
     )
     hf_raise_for_status(answer)
     user: dict[str, Any] = answer.json()
     return user
-
-
-def _check_name(repository: str) -> None:
-    if repository.count("/") != 1 or not is_valid_name(repository):
-        raise user_error(
-            expected="a repository to publish to: OWNER/NAME", found=repr(repository), do="correct the name"
-        )
-
-
-def _exists(repository: str, kind: Kind, private: bool) -> bool:
-    with explaining_hub_errors(f"an answer from the Hub before anything is published as {repository}"):
-        try:
-            info = HfApi().repo_info(repository, repo_type=kind, timeout=ANSWER_WITHIN_SECONDS)
-            HfApi().auth_check(repository, repo_type=kind, write=True)
-        except RepositoryNotFoundError:
-            return False
-    if private and not info.private:
-        raise user_error(
-            expected=f"a private repository {repository}",
-            found="a public one",
-            do="make it private in its settings on the Hub, or publish openly: --hub_private_repo false",
-        )
-    return True
-
-
-def _no_right(repository: str, found: str) -> UserError:
-    return user_error(expected=f"a token for the Hub that may write to {repository}", found=found, do=LOG_IN)
 
 
 @contextmanager
@@ -151,62 +147,46 @@ def explaining_hub_errors(expected: str) -> Iterator[None]:
 def is_temporary(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     answer = _answer(error)
-    return answer.status_code in TEMPORARY if answer is not None else _network_error(error) is not None
+    return answer.status_code in TEMPORARY if answer is not None else _cause(error, NETWORK_ERRORS) is not None
 
 
 def explanation(error: BaseException) -> tuple[str, str]:
     """What went wrong at the Hub or on the way to it, and what to do."""
-    answer, network = _answer(error), _network_error(error)
+    answer, network = _answer(error), _cause(error, NETWORK_ERRORS)
     if answer is None and network is None:
         # From the client itself: metadata that are not valid YAML, for example.
-        message = " ".join(without_token(str(error)).split())
-        return f"{type(error).__name__}: {message}", "fix what this message names, and repeat the command"
+        return f"{type(error).__name__}: {_in_a_line(error)}", "fix what this message names, and repeat the command"
     if answer is None:
         late = isinstance(network, httpx2.TimeoutException)
         problem = "no answer" if late else f"no connection ({type(network).__name__})"
-        endpoint = huggingface_hub.constants.ENDPOINT
-        return f"{problem} from {endpoint}", "connect to the network, or wait until the Hub answers"
-    status, message = answer.status_code, without_token(_message(error, answer))
-    full = status == 413 or any(word in message.lower() for word in WORDS_FOR_FULL)
+        return f"{problem} from {constants.ENDPOINT}", "connect to the network, or wait until the Hub answers"
+    status = answer.status_code
+    message = answer.headers.get("X-Error-Message") or getattr(error, "server_message", None) or answer.reason_phrase
+    found = f"{status}: {_in_a_line(message)}"
     if status == 401:
-        return f"a token that the Hub does not know (401: {message})", LOG_IN
-    if status == 402:
-        return f"402: {message}", "subscribe (https://huggingface.co/pricing), or leave out what has to be paid for"
-    if status in (403, 413) and full:
-        return f"{status}: {message}", "make room (https://huggingface.co/settings/storage), or subscribe"
-    if status == 403:
-        return f"403: {message}", LOG_IN
+        return f"a token that the Hub does not know ({found})", LOG_IN
     if status == 412:
         return "another commit, made at the same time", "repeat the command"
-    if status in TEMPORARY:
-        return f"{status}: {message}", "wait until the Hub has recovered"
-    return f"{status}: {message}", "fix what the Hub names"
+    if status == 403 and any(word in found.lower() for word in WORDS_FOR_FULL):
+        return found, WHAT_TO_DO[413]
+    return found, WHAT_TO_DO.get(status, "fix what the Hub names")
 
 
-def _answer(error: BaseException | None) -> httpx2.Response | None:
+def _answer(error: BaseException) -> httpx2.Response | None:
     """The Hub's answer in an error; the client wraps it in other errors while it uploads."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError | httpx2.HTTPStatusError):
-            return error.response
+    answer: httpx2.Response | None = getattr(_cause(error, REFUSALS), "response", None)
+    return answer
+
+
+def _cause(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> BaseException | None:
+    """The error, or the first of its causes that is of one of these kinds."""
+    while error is not None and not isinstance(error, kinds):
         error = error.__cause__
-    return None
+    return error
 
 
-def _network_error(error: BaseException | None) -> Exception | None:
-    """The error of the network; also an answer that is not JSON, since a proxy and not the Hub has sent it."""
-    while error is not None:
-        if isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError | JSONDecodeError):
-            return error
-        error = error.__cause__
-    return None
-
-
-def _message(error: BaseException, answer: httpx2.Response) -> str:
-    message = answer.headers.get("X-Error-Message") or getattr(error, "server_message", None) or answer.reason_phrase
-    return " ".join(str(message).split())
-
-
-def without_token(text: str) -> str:
-    """The text without this user's token."""
-    token = huggingface_hub.get_token()
-    return text.replace(token, "***") if token else text
+def _in_a_line(message: object) -> str:
+    """The message without this user's token."""
+    token = get_token()
+    text = str(message).replace(token, "***") if token else str(message)
+    return " ".join(text.split())

@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,8 @@ def decode(raw: dict[str, Any]) -> Image.Image:
     Raises:
         BadImageError: it is empty, truncated, corrupt, not an image, or has more than `MAX_PIXELS`.
     """
-    try:
-        with _open(raw) as picture:
-            return _upright_rgb(picture)
-    except BadImageError:
-        raise
-    except Exception as error:
-        # On damaged bytes decoders raise SyntaxError, struct.error, ZeroDivisionError and others: all mean the same.
-        raise BadImageError(_reason(raw, error)) from error
+    with _opened(raw) as picture:
+        return _upright_rgb(picture)
 
 
 def decode_picture(picture: Image.Image) -> Image.Image:
@@ -45,8 +41,7 @@ def decode_picture(picture: Image.Image) -> Image.Image:
     Raises:
         BadImageError: it cannot be decoded, or has more than `MAX_PIXELS`.
     """
-    if picture.width * picture.height > MAX_PIXELS:
-        raise BadImageError(_too_large(f"{picture.width} x {picture.height}"))
+    _refuse_too_large(picture)
     try:
         return _upright_rgb(picture)
     except Exception as error:
@@ -64,13 +59,8 @@ def check_header(raw: dict[str, Any]) -> None:
     Raises:
         BadImageError: as `decode`, except for damage behind the header.
     """
-    try:
-        with _open(raw):
-            pass
-    except BadImageError:
-        raise
-    except Exception as error:
-        raise BadImageError(_reason(raw, error)) from error
+    with _opened(raw):
+        pass
 
 
 def content(raw: dict[str, Any]) -> bytes:
@@ -88,16 +78,28 @@ def content_size(raw: dict[str, Any]) -> int:
     return path.stat().st_size if path.is_file() else -1
 
 
-def _open(raw: dict[str, Any]) -> Image.Image:
-    source = io.BytesIO(raw["bytes"]) if raw.get("bytes") is not None else raw["path"]
-    with warnings.catch_warnings():
-        # The limit below is stricter than the one that Pillow warns about.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        picture = Image.open(source, formats=FORMATS)
+@contextmanager
+def _opened(raw: dict[str, Any]) -> Iterator[Image.Image]:
+    """The picture, whose header was checked; all that goes wrong while it is used is a `BadImageError`."""
+    try:
+        source = io.BytesIO(raw["bytes"]) if raw.get("bytes") is not None else raw["path"]
+        with warnings.catch_warnings():
+            # The limit below is stricter than the one that Pillow warns about.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(source, formats=FORMATS)
+        with picture:
+            _refuse_too_large(picture)
+            yield picture
+    except BadImageError:
+        raise
+    except Exception as error:
+        # On damaged bytes decoders raise SyntaxError, struct.error, ZeroDivisionError and others: all mean the same.
+        raise BadImageError(_reason(raw, error)) from error
+
+
+def _refuse_too_large(picture: Image.Image) -> None:
     if picture.width * picture.height > MAX_PIXELS:
-        picture.close()
         raise BadImageError(_too_large(f"{picture.width} x {picture.height}"))
-    return picture
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:

@@ -3,8 +3,7 @@
 import csv
 import difflib
 import importlib.util
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -12,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from hf_transfer.data import glyph_names
 from hf_transfer.errors import UserError, user_error
 
 PREFIX = "sample:"
@@ -29,20 +27,14 @@ GLYPH_CANVAS = 64
 GLYPH_SIZES = (8, 8, 8, 10, 12, 16, 24, 32)
 # Lower-case letters only if they differ from their capitals in shape; symbols and Greek letters add other shapes.
 GLYPH_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghijmnqrtyαβγδεζηθλμξπρστφψωΓΔΘΛΞΠΣΦΨΩ&@#$%?!+=<>{}[]()/*~^"
-GLYPH_FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-Italic",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralItalic",
-)
+GLYPH_STYLES = {
+    "DejaVuSans": ("", "-Bold", "-Oblique"),
+    "DejaVuSansMono": ("", "-Bold", "-Oblique"),
+    "DejaVuSerif": ("", "-Bold", "-Italic"),
+    "STIXGeneral": ("", "Bol", "Italic"),
+}
+GLYPH_FONTS = [family + style for family, styles in GLYPH_STYLES.items() for style in styles]
+GLYPH_NAMES_SEED = 30_011
 
 
 def is_sample(name: str) -> bool:
@@ -72,18 +64,16 @@ def backbone_folder(name: str) -> Path:
     """The folder of the pretrained model `sample:NAME`.
 
     Raises:
-        UserError: there is no such sample.
+        UserError: there is no such sample, or the package that carries it is not installed.
     """
     short = name.removeprefix(PREFIX)
-    included = sorted(path.name for path in BACKBONE_FOLDER.iterdir() if path.is_dir())
-    if short not in [*included, *PACKAGED_BACKBONES]:
+    included = {path.name: path for path in sorted(BACKBONE_FOLDER.iterdir()) if path.is_dir()}
+    if short in included:
+        return included[short]
+    if short not in PACKAGED_BACKBONES:
         raise _no_such_sample(name, [*included, *PACKAGED_BACKBONES], "--model_name_or_path")
-    return BACKBONE_FOLDER / short if short in included else _packaged_backbone(short)
-
-
-def _packaged_backbone(short: str) -> Path:
-    """The folder of a model in an installed package; the package itself is not imported."""
     package = PACKAGED_BACKBONES[short]
+    # The package itself is not imported.
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise user_error(
@@ -94,13 +84,16 @@ def _packaged_backbone(short: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def render_glyph(character: str, font_path: Path, generator: np.random.Generator) -> Image.Image:
+def render_glyph(character: str, font_name: str, generator: np.random.Generator) -> Image.Image:
     """One printed character as a grey image, light on dark, as irregular as handwriting.
 
-    Size, stroke width, slant, rotation, position, sharpness and resolution are drawn from `generator`.
+    The font is one of those that come with matplotlib. Size, stroke width, slant, rotation, position, sharpness and
+    resolution are drawn from `generator`.
     """
-    size = int(generator.integers(34, 46))
-    font = ImageFont.truetype(str(font_path), size)
+    import matplotlib
+
+    font_path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font_name}.ttf")
+    font = ImageFont.truetype(str(font_path), int(generator.integers(34, 46)))
     canvas = Image.new("L", (GLYPH_CANVAS, GLYPH_CANVAS), 0)
     ImageDraw.Draw(canvas).text(
         (GLYPH_CANVAS / 2, GLYPH_CANVAS / 2), character, fill=255, font=font, anchor="mm",
@@ -110,8 +103,7 @@ def render_glyph(character: str, font_path: Path, generator: np.random.Generator
     canvas = canvas.filter(ImageFilter.GaussianBlur(float(generator.uniform(0.0, 1.2))))
     side = int(generator.choice(GLYPH_SIZES))
     pixels = np.asarray(canvas.resize((side, side), Image.Resampling.BOX), dtype=np.float64)
-    brightest = max(pixels.max(), 1.0)
-    contrast = generator.uniform(0.75, 1.0) * 255.0 / brightest
+    contrast = generator.uniform(0.75, 1.0) * 255.0 / max(pixels.max(), 1.0)
     noise = generator.normal(0.0, generator.uniform(0.0, 8.0), pixels.shape)
     return Image.fromarray((pixels * contrast + noise).clip(0, 255).astype(np.uint8))
 
@@ -146,79 +138,71 @@ def _digits() -> datasets.DatasetDict:
 
     digits = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)
-    return _as_dataset(map(Image.fromarray, images), digits.target, [str(digit) for digit in range(10)])
+    return _as_dataset([Image.fromarray(image) for image in images], digits.target, [str(digit) for digit in range(10)])
 
 
 def _glyphs() -> datasets.DatasetDict:
     """Printed letters and symbols, and no digits, rendered from the fonts that come with matplotlib."""
-    fonts = _fonts()
     generator = np.random.default_rng(GLYPH_SEED)
     characters = [character for character in GLYPH_CHARACTERS for _ in range(GLYPHS_PER_CLASS)]
     chosen_fonts = generator.choice(len(GLYPH_FONTS), size=len(characters))
-    images = (
-        render_glyph(character, fonts / f"{GLYPH_FONTS[font]}.ttf", generator)
+    images = [
+        render_glyph(character, GLYPH_FONTS[font], generator)
         for character, font in zip(characters, chosen_fonts, strict=True)
-    )
+    ]
     labels = np.repeat(np.arange(len(GLYPH_CHARACTERS)), GLYPHS_PER_CLASS)
     return _as_dataset(images, labels, list(GLYPH_CHARACTERS))
 
 
-def _glyph_names() -> datasets.DatasetDict:
-    """Pictures of letters that look the same in three scripts, and texts on where they were seen; some lack one."""
-    fonts = _fonts()
-    label = datasets.ClassLabel(names=glyph_names.LABEL_NAMES)
-    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string"), "label": label})
-    splits = {}
-    for number, split in enumerate(glyph_names.ROWS):
-        generator = np.random.default_rng((glyph_names.SEED, number, GLYPH_CANVAS))
-        rows = glyph_names.rows_of(split)
-        pictures = [
-            row.character and _as_png(render_glyph(row.character, fonts / f"{row.font}.ttf", generator)) for row in rows
-        ]
-        columns = {
-            "image": [picture and {"bytes": picture, "path": None} for picture in pictures],
-            "text": [row.text for row in rows],
-            "label": [row.label for row in rows],
-        }
-        splits[split] = datasets.Dataset.from_dict(columns, features=features)
-    return datasets.DatasetDict(splits)
-
-
-def _fonts() -> Path:
-    import matplotlib
-
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-
-
-def _as_dataset(images: Iterator[Image.Image], labels: npt.NDArray[np.int64], names: list[str]) -> datasets.DatasetDict:
+def _as_dataset(images: list[Image.Image], labels: npt.NDArray[np.int64], names: list[str]) -> datasets.DatasetDict:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    rows = {"image": [{"bytes": _as_png(image), "path": None} for image in images], "label": labels.tolist()}
+    rows = {"image": images, "label": labels.tolist()}
     return datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features)})
 
 
 def _intents() -> datasets.DatasetDict:
     """Messages to a small bookshop, written for this project, with the intent of each."""
-    splits = {}
-    for name in ("train", "validation", "test"):
-        with (TEXT_FOLDER / "intents" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-            splits[name] = list(csv.DictReader(file))
-    names = sorted({row["label"] for row in splits["train"]})
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
-    return datasets.DatasetDict(
-        {name: datasets.Dataset.from_list(rows, features=features) for name, rows in splits.items()}
+    features = datasets.Features({"text": datasets.Value("string"), "label": _labels("intents")})
+    tables = _tables("intents").items()
+    return datasets.DatasetDict({name: datasets.Dataset.from_list(rows, features=features) for name, rows in tables})
+
+
+def _glyph_names() -> datasets.DatasetDict:
+    """Pictures of letters that look the same in three scripts, and texts on where they were seen; some lack one."""
+    features = datasets.Features(
+        {"image": datasets.Image(), "text": datasets.Value("string"), "label": _labels("glyph-names")}
     )
+    splits = {}
+    for number, (split, rows) in enumerate(_tables("glyph-names").items()):
+        generator = np.random.default_rng((GLYPH_NAMES_SEED, number, GLYPH_CANVAS))
+        columns = {
+            "image": [
+                render_glyph(row["character"], row["font"], generator) if row["character"] else None for row in rows
+            ],
+            "text": [row["text"] or None for row in rows],
+            "label": [row["label"] for row in rows],
+        }
+        splits[split] = datasets.Dataset.from_dict(columns, features=features)
+    return datasets.DatasetDict(splits)
 
 
-def _as_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+def _tables(name: str) -> dict[str, list[dict[str, str]]]:
+    """The rows of each split of a sample that is shipped in tables."""
+    tables = {}
+    for split in ("train", "validation", "test"):
+        with (TEXT_FOLDER / name / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+            tables[split] = list(csv.DictReader(file))
+    return tables
+
+
+def _labels(name: str) -> datasets.ClassLabel:
+    return datasets.ClassLabel(names=(TEXT_FOLDER / name / "labels.txt").read_text(encoding="utf-8").splitlines())
 
 
 def _no_such_sample(name: str, known: list[str], setting: str) -> UserError:
-    near = difflib.get_close_matches(name, [PREFIX + short for short in known], n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(name, [PREFIX + short for short in known], n=1, cutoff=0.0)
     return user_error(
         expected=f"for {setting} one of {', '.join(PREFIX + short for short in known)}",
         found=name,
-        do=f"use {near[0]}" if near else "use one of these",
+        do=f"use {nearest[0]}",
     )

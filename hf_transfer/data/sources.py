@@ -1,7 +1,6 @@
 """From a name to a data set: Hub ids, folders, files, samples and data in memory."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,9 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval"),
 }
+# A data set as it was read, and what the Hub says of it: None for other data, and without an answer.
+Loaded = tuple[datasets.DatasetDict, hub_access.RepositoryInfo | None]
 TABLE_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A data set as it was read.
-
-    Attributes:
-        data: its splits, by their own names.
-        info: what the Hub says of it; None for data that are not from the Hub, and without an answer.
-    """
-
-    data: datasets.DatasetDict
-    info: hub_access.RepositoryInfo | None = None
 
 
 def load(settings: DataSettings, read: Callable[[Path], datasets.DatasetDict]) -> Loaded:
@@ -46,12 +34,12 @@ def load(settings: DataSettings, read: Callable[[Path], datasets.DatasetDict]) -
     """
     name = settings.dataset_name
     if samples.is_sample(name):
-        return Loaded(samples.load_sample(name))
+        return samples.load_sample(name), None
     path = Path(name).expanduser()
     try:
         if path.exists():
             files.refuse_patterns(path)
-            loaded = Loaded(read(path))
+            data, info = read(path), None
         elif _looks_like_a_path(name):
             raise user_error(
                 expected="a data set: a folder or file here, a Hub id, or sample:NAME",
@@ -59,11 +47,11 @@ def load(settings: DataSettings, read: Callable[[Path], datasets.DatasetDict]) -
                 do="correct --dataset_name",
             )
         else:
-            loaded = _load_from_hub(settings)
-        for split in loaded.data.values():
+            data, info = _load_from_hub(settings)
+        for split in data.values():
             # Arrow accepts invalid text, and would fail later, wherever that sample is read.
             split.data.table.validate(full=True)
-        return loaded
+        return data, info
     except (DatasetGenerationError, OSError, ValueError, TypeError, RuntimeError, StopIteration) as error:
         _refuse_other_encoding(path, settings.encoding)
         empty = isinstance(error, StopIteration)
@@ -79,16 +67,16 @@ def _refuse_other_encoding(path: Path, encoding: str) -> None:
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
         if TABLE_BUILDERS.get(file.suffix.lower()) not in ("csv", "json"):
             continue
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    line.decode(encoding)
-                except UnicodeDecodeError as error:
-                    raise user_error(
-                        expected=f"text in {encoding} in {file}",
-                        found=f"line {number}: byte 0x{line[error.start]:02x} at column {error.start + 1}",
-                        do="name the file's encoding, for example --encoding latin-1 or cp1252, or save it as UTF-8",
-                    ) from error
+        try:
+            # Not line by line: in UTF-16 the byte of a line feed is half of a character.
+            file.read_bytes().decode(encoding)
+        except UnicodeDecodeError as error:
+            lines = error.object[: error.start].split(b"\n")
+            raise user_error(
+                expected=f"text in {encoding} in {file}",
+                found=f"line {len(lines)}: byte 0x{error.object[error.start]:02x} at column {len(lines[-1]) + 1}",
+                do="name the file's encoding, for example --encoding latin-1 or cp1252, or save it as UTF-8",
+            ) from error
 
 
 def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) -> datasets.DatasetDict:
@@ -99,24 +87,18 @@ def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) 
         settings: how it is read.
         text_columns: columns whose values are text also where they look like numbers.
     """
-    if path.is_dir():
-        return _load_folder(path, settings, text_columns)
-    return load_tables(path, [path], settings, text_columns)
-
-
-def _load_folder(folder: Path, settings: DataSettings, text_columns: Sequence[str]) -> datasets.DatasetDict:
-    images, tables = _images_and_tables(folder)
+    images, tables = _images_and_tables(path) if path.is_dir() else ([], [path])
     if images:
-        _refuse_capital_splits(folder)
+        _refuse_capital_splits(path)
         # `datasets` would unpack them.
-        files.refuse_compressed(file for file in files.files_below(folder) if file.suffix.lower() == ".zip")
-        files.refuse_guessed_labels(folder, (settings.label_column_name or "", *columns.LABEL_NAMES))
-        return datasets.load_dataset("imagefolder", data_dir=str(folder))
+        files.refuse_compressed(file for file in files.files_below(path) if file.suffix.lower() == ".zip")
+        files.refuse_guessed_labels(path, (settings.label_column_name or "", *columns.LABEL_NAMES))
+        return datasets.load_dataset("imagefolder", data_dir=str(path))
     if tables:
-        return load_tables(folder, tables, settings, text_columns)
+        return load_tables(path, tables, settings, text_columns)
     raise user_error(
-        expected=f"images ({', '.join(sorted(SUFFIXES))}) or tables ({', '.join(TABLE_BUILDERS)}) below {folder}",
-        found=f"{len(files.files_below(folder))} files, and none of these kinds",
+        expected=f"images ({', '.join(sorted(SUFFIXES))}) or tables ({', '.join(TABLE_BUILDERS)}) below {path}",
+        found=f"{len(files.files_below(path))} files, and none of these kinds",
         do="for images put each class in a folder of its own, as in FOLDER/cat/1.jpg; for texts write a train.csv",
     )
 
@@ -136,7 +118,7 @@ def unused_files(name: str, loaded: datasets.DatasetDict) -> list[str]:
         return []
     images, tables = _images_and_tables(folder)
     if images:
-        return files.unused_images(folder, SUFFIXES, loaded)
+        return files.unused_images(images, loaded)
     return files.unused_tables(folder, TABLE_BUILDERS[tables[0].suffix.lower()], tables)
 
 
@@ -191,7 +173,7 @@ def _load_from_hub(settings: DataSettings) -> Loaded:
         if info:
             raise
         raise hub_access.unreachable(name, kind="dataset", setting="dataset_name") from error
-    return Loaded(data, info)
+    return data, info
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import datasets
@@ -125,11 +124,6 @@ def part_of(split: Split, positions: Rows) -> Split:
     rows = split.rows[positions]
     unreadable = {row: split.unreadable[row] for row in rows.tolist() if row in split.unreadable}
     return dataclasses.replace(split, rows=rows, targets=split.targets[positions], unreadable=unreadable)
-
-
-def with_unreadable(splits: Mapping[str, Split], unreadable: Mapping[str, dict[int, str]]) -> dict[str, Split]:
-    """The same splits with these rows masked, each with the reason."""
-    return {name: dataclasses.replace(split, unreadable=unreadable[name]) for name, split in splits.items()}
 
 
 def _members(strata: Strata) -> list[Rows]:

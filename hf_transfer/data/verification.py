@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hf_transfer.settings.data import DataSettings
 
 MAX_BAD_SHARE = 0.01
 LISTED_SAMPLES = 5
-Groups = Mapping[Hashable, list[int]]
+Groups = dict[Hashable, list[int]]
 
 
 def unreadable_images(
@@ -34,10 +35,8 @@ def unreadable_images(
     Raises:
         UserError: with `on_bad_sample="error"` for any such row, with `"skip"` above 1 % of the rows.
     """
-    bad = _unreadable(split, settings, cache_dir)
-    if bad:
-        _refuse(bad, split, split_name, settings, "images that can be read", "that cannot be read")
-    return bad
+    bad = _bad_images(split, settings, cache_dir)
+    return _masked(bad, split, split_name, settings, "images that can be read", "that cannot be read")
 
 
 def unreadable_texts(split: Split, split_name: str, settings: DataSettings) -> dict[int, str]:
@@ -54,9 +53,7 @@ def unreadable_texts(split: Split, split_name: str, settings: DataSettings) -> d
             bad[row] = "empty"
         elif any(not str(text).strip() for text in texts):
             bad[row] = "white space only"
-    if bad:
-        _refuse(bad, split, split_name, settings, "a text in every row", "without one")
-    return bad
+    return _masked(bad, split, split_name, settings, "a text in every row", "without one")
 
 
 def unreadable_pairs(
@@ -69,10 +66,9 @@ def unreadable_pairs(
     """
     with_image, with_text = is_given(split, "image"), is_given(split, "text")
     bad = dict.fromkeys(split.rows[~(with_image | with_text)].tolist(), "neither an image nor a text")
-    bad |= _unreadable(part_of(split, np.flatnonzero(with_image)), settings, cache_dir)
-    if bad:
-        _refuse(bad, split, split_name, settings, "rows with an image that can be read, a text, or both", "others")
-    return bad
+    bad |= _bad_images(part_of(split, np.flatnonzero(with_image)), settings, cache_dir)
+    expected = "rows with an image that can be read, a text, or both"
+    return _masked(bad, split, split_name, settings, expected, "others")
 
 
 def refuse_bad_share(bad: Mapping[int, str], split: Split, split_name: str) -> None:
@@ -87,101 +83,80 @@ def refuse_bad_share(bad: Mapping[int, str], split: Split, split_name: str) -> N
 
 def copies_of_texts(splits: Mapping[str, Split]) -> dict[str, int]:
     """For validation and test: how many of their rows have an exact copy among the training texts."""
-
-    def readable(split: Split) -> list[tuple[str | None, ...]]:
-        return [
-            texts
-            for row, texts in zip(split.rows.tolist(), texts_of(split), strict=True)
-            if row not in split.unreadable
-        ]
-
-    known = set(readable(splits["train"]))
-    return {name: sum(texts in known for texts in readable(splits[name])) for name in ("validation", "test")}
+    readable = {name: list(compress(texts_of(split), split.counted)) for name, split in splits.items()}
+    known = set(readable["train"])
+    return {name: sum(texts in known for texts in readable[name]) for name in ("validation", "test")}
 
 
 def copies_of_images(splits: Mapping[str, Split]) -> dict[str, int]:
-    """For validation and test: how many of their rows have an exact copy among the training images.
+    """For validation and test: how many of their rows have an exact copy in training.
 
-    Only images that agree in size are read and hashed.
+    A copy has the same image and, where samples have texts, the same text. Only images of rows that agree in their text
+    and in the size of their image are read and hashed.
     """
-    return _count_copies(splits, {name: _by_size(split) for name, split in splits.items()})
-
-
-def copies_of_pairs(splits: Mapping[str, Split]) -> dict[str, int]:
-    """For validation and test: how many of their rows have a copy in training with the same image and text."""
-    groups: dict[str, dict[Hashable, list[int]]] = {}
-    for name, split in splits.items():
-        texts = dict(zip(split.rows.tolist(), texts_of(split), strict=True))
-        groups[name] = defaultdict(list)
-        for size, rows in _by_size(split).items():
-            for row in rows:
-                groups[name][size, texts[row]].append(row)
-    return _count_copies(splits, groups)
-
-
-def _count_copies(splits: Mapping[str, Split], groups: Mapping[str, Groups]) -> dict[str, int]:
-    """How many rows have a copy in training: a row of the same group whose image has the same content."""
+    groups = {name: _by_size_and_text(split) for name, split in splits.items()}
     counts = {}
     for name in ("validation", "test"):
-        shared = sorted(groups["train"].keys() & groups[name].keys(), key=repr)
+        shared = groups["train"].keys() & groups[name].keys()
         known = set(_digests(splits["train"], groups["train"], shared))
         counts[name] = sum(digest in known for digest in _digests(splits[name], groups[name], shared))
     return counts
 
 
-def _unreadable(split: Split, settings: DataSettings, cache_dir: str | None) -> dict[int, str]:
-    """See `unreadable_images`."""
+def _bad_images(split: Split, settings: DataSettings, cache_dir: str | None) -> dict[int, str]:
+    """The rows whose image cannot be read; see `unreadable_images`."""
     generator = np.random.default_rng(settings.split_seed)
     decoded = set(generator.permutation(split.rows)[: settings.verify_samples].tolist())
-    cached = _cache_file(split, decoded, cache_dir)
+    key = hashlib.sha256(image_fingerprint(split).encode())
+    key.update(np.asarray(sorted(decoded), dtype=np.int64).tobytes())
+    cached = cache_folder(cache_dir) / "verified" / f"{key.hexdigest()}.json"
     if cached.is_file():
-        bad = {int(row): reason for row, reason in json.loads(cached.read_text(encoding="utf-8")).items()}
-    else:
-        bad = _check_rows(split, decoded)
-        _write_cache(cached, bad)
+        return {int(row): reason for row, reason in json.loads(cached.read_text(encoding="utf-8")).items()}
+    bad = _check_rows(split, decoded)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed once it is complete: another process must not read half of it.
+    partial = cached.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(bad), encoding="utf-8")
+    partial.replace(cached)
     return bad
 
 
 def _check_rows(split: Split, decoded: set[int]) -> dict[int, str]:
     def problem(row: int) -> str | None:
-        raw = encoded_image(split, row)
         check: Callable[[dict[str, Any]], object] = decode if row in decoded else check_header
         try:
-            check(raw)
+            check(encoded_image(split, row))
         except BadImageError as error:
             return str(error)
         return None
 
     rows = split.rows.tolist()
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        problems = pool.map(problem, rows, chunksize=64)
-        return {row: reason for row, reason in zip(rows, problems, strict=True) if reason is not None}
+        return {row: reason for row, reason in zip(rows, pool.map(problem, rows), strict=True) if reason is not None}
 
 
-def _refuse(
+def _masked(
     bad: dict[int, str], split: Split, split_name: str, settings: DataSettings, expected: str, lacking: str
-) -> None:
-    if settings.on_bad_sample == "skip":
-        refuse_bad_share(bad, split, split_name)
-        return
-    raise user_error(
-        expected=f"{expected} in split '{split_name}'",
-        found=f"{len(bad)} {lacking}: {_list(bad, split)}",
-        do="fix or remove them, or mask them with --on_bad_sample skip",
-    )
+) -> dict[int, str]:
+    """The bad rows, if there are none or they may be masked.
+
+    Raises:
+        UserError: they may not be masked, or they are too many.
+    """
+    if bad and settings.on_bad_sample == "error":
+        raise user_error(
+            expected=f"{expected} in split '{split_name}'",
+            found=f"{len(bad)} {lacking}: {_list(bad, split)}",
+            do="fix or remove them, or mask them with --on_bad_sample skip",
+        )
+    refuse_bad_share(bad, split, split_name)
+    return bad
 
 
 def _list(bad: Mapping[int, str], split: Split) -> str:
     listed = [f"{describe_row(split, row)} ({bad[row]})" for row in sorted(bad)[:LISTED_SAMPLES]]
     more = len(bad) - len(listed)
     return "; ".join(listed) + (f"; and {more} more" if more else "")
-
-
-def _cache_file(split: Split, decoded: set[int], cache_dir: str | None) -> Path:
-    """The file that the result of a check is cached in."""
-    key = hashlib.sha256(image_fingerprint(split).encode())
-    key.update(np.asarray(sorted(decoded), dtype=np.int64).tobytes())
-    return cache_folder(cache_dir) / "verified" / f"{key.hexdigest()}.json"
 
 
 def image_fingerprint(split: Split) -> str:
@@ -200,32 +175,25 @@ def image_fingerprint(split: Split) -> str:
     return key.hexdigest()
 
 
-def _write_cache(cached: Path, bad: dict[int, str]) -> None:
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed once it is complete: another process must not read half of it.
-    partial = cached.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(bad), encoding="utf-8")
-    partial.replace(cached)
+def _by_size_and_text(split: Split) -> Groups:
+    """The rows that can be read, by what is known before an image is: its size, and the text of the row."""
+    # Not each modality has texts.
+    texts = dict(zip(split.rows.tolist(), texts_of(split), strict=False))
+    groups: Groups = defaultdict(list)
+    for row in split.rows[split.counted].tolist():
+        groups[content_size(encoded_image(split, row)), texts.get(row)].append(row)
+    return groups
 
 
-def _by_size(split: Split) -> dict[Hashable, list[int]]:
-    rows: dict[Hashable, list[int]] = defaultdict(list)
-    for row in split.rows.tolist():
-        if row not in split.unreadable:
-            rows[content_size(encoded_image(split, row))].append(row)
-    return rows
-
-
-def _digests(split: Split, groups: Groups, shared: Sequence[Hashable]) -> list[tuple[Hashable, bytes]]:
+def _digests(split: Split, groups: Groups, shared: Iterable[Hashable]) -> list[tuple[Hashable, bytes]]:
     """Group and hash of the image for all rows of the shared groups."""
 
-    def digest(row: int) -> bytes:
+    def digest(member: tuple[Hashable, int]) -> tuple[Hashable, bytes]:
+        group, row = member
         raw = encoded_image(split, row)
         # A pair may have no image.
         encoded = b"" if raw["bytes"] is raw["path"] is None else content(raw)
-        return hashlib.blake2b(encoded, digest_size=16).digest()
+        return group, hashlib.blake2b(encoded, digest_size=16).digest()
 
-    members = [(group, row) for group in shared for row in groups[group]]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        digests = pool.map(digest, [row for _, row in members], chunksize=64)
-        return [(group, value) for (group, _), value in zip(members, digests, strict=True)]
+        return list(pool.map(digest, [(group, row) for group in shared for row in groups[group]]))

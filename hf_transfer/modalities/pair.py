@@ -220,7 +220,7 @@ class PairModality(Modality[MultimodalConfig]):
 
     def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
         """See `Modality.copies`."""
-        return verification.copies_of_pairs(splits)
+        return verification.copies_of_images(splits)
 
     def checkpoint(self, config: MultimodalConfig) -> AnyCheckpoint:
         """Both towers; with `--evaluate_only`, a finished model."""

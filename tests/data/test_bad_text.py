@@ -148,6 +148,31 @@ def test_a_file_of_another_encoding_is_refused_with_line_and_byte_and_read_with_
         refused(dataset_name=path, encoding="latin-1", expected="", found="", do="")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_another_error_in_a_file_is_not_taken_for_its_encoding(encoding: str, refused: Refused, tmp_path: Path) -> None:
+    """In UTF-16 a line feed has two bytes, and a line that ends after the first of them is no text."""
+    path = tmp_path / "a.csv"
+    path.write_bytes("text,label\nfine,yes\nsurplus,fields,in,it\n".encode(encoding))
+    refused(
+        dataset_name=path,
+        encoding=encoding,
+        expected=f"a data set that can be read at {path}",
+        found="Error tokenizing data. C error: Expected 2 fields in line 3, saw 4",
+        do="fix or remove the file that this names",
+    )
+
+
+def test_a_file_that_ends_within_a_character_is_refused(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("text,label\nfine,yes\ncaf\u00e9".encode()[:-1])
+    refused(
+        dataset_name=path,
+        expected=f"text in utf-8 in {path}",
+        found="line 3: byte 0xc3 at column 4",
+        do="name the file's encoding",
+    )
+
+
 def test_an_encoding_that_does_not_exist(refused: Refused) -> None:
     refused(encoding="utf-9", expected="--encoding: the name of an encoding", found="utf-9", do="change --encoding")
 

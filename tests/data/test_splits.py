@@ -1,5 +1,6 @@
 """Dividing and reducing splits by stratum: nothing is lost, nothing is shared, each stratum is on each side."""
 
+import dataclasses
 from typing import Any
 
 import datasets
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_transfer.data.rows import describe_row, encoded_image
-from hf_transfer.data.splits import Split, cut_stratified, few_per_stratum, part_of, with_unreadable
+from hf_transfer.data.splits import Split, cut_stratified, few_per_stratum, part_of
 from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.target import Strata, Values
 
@@ -117,7 +118,7 @@ def test_targets_that_are_vectors_stay_with_their_rows_unchanged() -> None:
 
 def test_an_unreadable_row_keeps_its_target_and_does_not_count_in_any_part() -> None:
     whole = split_of([0, 1, 2, 0, 1, 2])
-    masked = with_unreadable({"train": whole}, {"train": {3: "empty", 12: "empty"}})["train"]
+    masked = dataclasses.replace(whole, unreadable={3: "empty", 12: "empty"})
     assert masked.targets.tolist() == whole.targets.tolist()
     assert masked.counted.tolist() == [True, False, True, True, False, True]
     part = part_of(masked, np.asarray([1, 2, 3]))

@@ -134,9 +134,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[datasets.Dataset], None]:
     """What the Hub is to give for any name: a data set with a training split."""
 
     def gives(data: datasets.Dataset) -> None:
-        monkeypatch.setattr(
-            sources, "_load_from_hub", lambda settings: sources.Loaded(datasets.DatasetDict(train=data))
-        )
+        monkeypatch.setattr(sources, "_load_from_hub", lambda settings: (datasets.DatasetDict(train=data), None))
 
     return gives
 
