@@ -9,15 +9,7 @@ from unittest.mock import patch
 
 import datasets.config
 import httpx2
-from huggingface_hub import HfApi, constants, is_offline_mode
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    RevisionResolutionError,
-)
+from huggingface_hub import HfApi, constants, errors, is_offline_mode
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hf_transfer.data.samples import is_sample
@@ -35,7 +27,7 @@ def is_valid_name(repository: str) -> bool:
     """Whether the Hub allows the name."""
     try:
         validate_repo_id(repository)
-    except HFValidationError:
+    except errors.HFValidationError:
         return False
     return True
 
@@ -74,24 +66,24 @@ def ask_hub(repository: str, *, kind: Literal["model", "dataset"], revision: str
         return None
     try:
         info = HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=ANSWER_WITHIN_SECONDS)
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         page = f"{constants.ENDPOINT}/{constants.REPO_TYPES_URL_PREFIXES.get(kind, '')}{repository}"
         raise user_error(
             expected=f"a {kind} that your account may read",
             found=f"{repository} is gated, and your account has no access yet",
             do=f"accept its terms on its page on the Hub, then `hf auth login` (page: {page})",
         ) from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise user_error(
             expected=f"a branch, tag or commit of {repository}", found=revision, do=f"correct --{kind}_revision"
         ) from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise user_error(
             expected=f"a {kind} on the Hub, a local path, or sample:NAME",
             found=f"{repository}: no such folder here, and no such {kind} on the Hub (or it is private)",
             do="correct the name, or `hf auth login` if the repository is private",
         ) from error
-    except (HfHubHTTPError, httpx2.HTTPError, OSError):
+    except (errors.HfHubHTTPError, httpx2.HTTPError, OSError):
         return None
     card = getattr(info, "card_data", None)
     languages = (card.get("language") if card else None) or []
@@ -112,7 +104,7 @@ def commit_of(model: str, revision: str, info: RepositoryInfo | None) -> str | N
     """
     try:
         return HfApi().resolve_revision(model, revision=revision, local_files_only=info is None).resolved
-    except (RevisionResolutionError, HfHubHTTPError, httpx2.HTTPError):
+    except (errors.RevisionResolutionError, errors.HfHubHTTPError, httpx2.HTTPError):
         return None
 
 

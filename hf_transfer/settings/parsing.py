@@ -151,10 +151,7 @@ def _parsed(config_class: type[Config], arguments: list[str]) -> Config:
 
 
 def _config_path(argv: Sequence[str]) -> Path | None:
-    path = None
-    for position, argument in enumerate(argv):
-        if argument.startswith("--config="):
-            path = Path(argument.removeprefix("--config="))
-        if argument == "--config" and position + 1 < len(argv):
-            path = Path(argv[position + 1])
-    return path
+    """The file of settings that a command line names; a missing name is an error of the whole command line."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, nargs="?")
+    return parser.parse_known_args(argv)[0].config  # type: ignore[no-any-return]

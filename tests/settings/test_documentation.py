@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from hf_transfer.settings.documentation import documentation
+from docs.write_settings import documentation
 from tests.conftest import REPOSITORY
 from tests.settings.command_lines import CONFIGS
 
@@ -18,13 +18,13 @@ def rows() -> list[list[str]]:
 
 
 def test_the_page_is_what_the_settings_say() -> None:
-    """If this fails: python -m hf_transfer.settings.documentation > docs/settings.md."""
+    """If this fails: python docs/write_settings.py > docs/settings.md."""
     assert PAGE.read_text(encoding="utf-8") == documentation()
 
 
 def test_the_command_prints_the_page() -> None:
     """In a process of its own: settings that tests define are not on the page."""
-    command = [sys.executable, "-m", "hf_transfer.settings.documentation"]
+    command = [sys.executable, "docs/write_settings.py"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == documentation()
 

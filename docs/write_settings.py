@@ -1,14 +1,24 @@
-"""All settings as a page in Markdown: `python -m hf_transfer.settings.documentation > docs/settings.md`."""
+"""All settings as a page in Markdown: `python docs/write_settings.py > docs/settings.md`."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from hf_transfer.settings.fields import TYPE_WORDS, Topic, choices_of, default_of, is_required, types_of
 from hf_transfer.settings.run import RunConfig
 
-# What stands above the tables.
-HEAD = Path(__file__).with_suffix(".md")
+HEAD = """# Settings
+
+This page is generated: `python docs/write_settings.py > docs/settings.md`.
+
+Each setting is a flag of its recipes, a line of a YAML file (`--config FILE.yaml`) and an argument of
+`hf_transfer.train`. A flag wins over the file, and the file over the default. A setting that differs from its default
+and has no effect on the run is an error that names it; if a flag takes the effect of a setting in the file away, the
+setting is ignored, and a message says so.
+
+What a setting **affects**: the *result*; only the *speed*, or the memory and disk that a run takes; the *output*, that
+is where and how results are written; the *publication* on the Hub; or this *command* alone. Only settings that affect
+the result tell two runs apart. Those of a publication or a command are not saved with the run.
+"""
 COLUMNS = ("Setting", "Default", "Values", "Recipes", "Affects", "Has an effect with", "Meaning")
 Cells = tuple[str, ...]
 # By setting: its variants, each with the recipes that have it.
@@ -25,7 +35,7 @@ def documentation() -> str:
                 variants = topics.setdefault(name, {}).setdefault(one.name, {})
                 variants.setdefault(_cells(topic, one), []).append(config.recipe)
     tables = (f"\n## {name.capitalize()}\n\n{_table(settings)}" for name, settings in topics.items())
-    return HEAD.read_text(encoding="utf-8") + "".join(tables)
+    return HEAD + "".join(tables)
 
 
 def _table(settings: Variants) -> str:
