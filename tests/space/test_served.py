@@ -287,6 +287,7 @@ def test_the_demo_runs_in_the_repository(tmp_path: Path) -> None:
         assert "my-model" in connection.getresponse().read().decode()
 
 
+@pytest.mark.slow
 def test_it_is_ready_as_soon_as_its_libraries_are(tmp_path: Path) -> None:
     """Seconds depend on the machine (`make bench-space` shows them); the ratio to the imports that the demo needs does
     not, except for the load of other processes: hence the best of three.

@@ -167,6 +167,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "data", save_wide(folder / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit needs Linux")
 def test_under_a_real_limit_a_recipe_finds_its_batches_and_trains(task: tuple[Path, Path], tmp_path: Path) -> None:
     data, checkpoint = task

@@ -38,6 +38,7 @@ def test_a_run_that_is_killed_twice_ends_with_the_same_weights(
     assert weights(tmp_path) == uninterrupted(name)
 
 
+@pytest.mark.slow
 @hypothesis_settings(
     max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
