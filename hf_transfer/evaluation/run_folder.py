@@ -165,7 +165,7 @@ def _write_holder(descriptor: int) -> None:
 
 def save_model(
     model: Any, folder: Path, *, base: str | None = None, revision: str = "main", merge: bool = False
-) -> Path:
+) -> None:
     """Write a model as plain transformers or peft files into a new folder.
 
     Args:
@@ -186,7 +186,6 @@ def save_model(
         adapted = any(isinstance(module, PeftModel) for module in model.modules())
         whole: Any = merged(model) if adapted else model
         whole.save_pretrained(folder)
-    return folder
 
 
 def save_and_load(

@@ -14,8 +14,7 @@ from hf_transfer.checkpoints.checkpoint import Checkpoints
 from hf_transfer.checkpoints.files import free_bytes, in_units
 from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.errors import UserError, user_error
-from hf_transfer.frozen.costs import measured_costs
-from hf_transfer.frozen.recording import Part, Passes, fill, from_main_process, identity, stores_of
+from hf_transfer.frozen.recording import Part, Passes, fill, from_main_process, identity, measured_costs, stores_of
 from hf_transfer.frozen.store import Column, Store, no_room
 from hf_transfer.frozen.stored_batches import stored_loaders
 from hf_transfer.models.cutting import CannotCutError, Cut
@@ -67,6 +66,7 @@ class FrozenPrefix:
 
     Attributes:
         seconds: time spent on filling stores.
+        notes: what was decided, in sentences for the report; those of an earlier process of the same run come first.
     """
 
     def __init__(
@@ -76,21 +76,12 @@ class FrozenPrefix:
         self._model, self._groups, self._passes, self._decisions = model, groups, passes, decisions
         self._mixes, self._allow_mismatch = mixes, allow_mismatch
         self.seconds = 0.0
-        self._notes: list[str] = []
+        self.notes: list[str] = []
         self._skipped_state: dict[str, Tensor] = {}
-
-    @property
-    def notes(self) -> list[str]:
-        """What was decided, in sentences for the report; a copy."""
-        return list(self._notes)
-
-    def restore_notes(self, notes: Sequence[str]) -> None:
-        """Begin with the notes of an earlier process of the same run."""
-        self._notes = list(notes)
 
     def note(self, sentence: str) -> None:
         """Print a sentence, and keep it for the report."""
-        self._notes.append(sentence)
+        self.notes = [*self.notes, sentence]
         self._passes.accelerator.print(sentence)
 
     @contextmanager
@@ -224,9 +215,8 @@ class FrozenPrefix:
         """Whether storing takes less time than computing; one process measures, and all do the same."""
         if not _is_worth_it(plan.frozen):
             return False
-        used, sentence = from_main_process(
-            self._passes.accelerator, lambda: self._remembered_decision(plan, stage, frozen)
-        )
+        decide = partial(self._remembered_decision, plan, stage, frozen)
+        used, sentence = from_main_process(self._passes.accelerator, decide)
         self.note(sentence)
         return used
 
@@ -246,13 +236,14 @@ class FrozenPrefix:
         if all(store.complete for store in plan.stores.values()):
             return True, f"Frozen store: {frozen}, as an earlier run left it."
         try:
-            costs = measured_costs(plan.stores["train", 0], partial(plan.cut.record, self._model), self._passes)
+            record = partial(plan.cut.record, self._model)
+            compute, write, read = measured_costs(plan.stores["train", 0], record, self._passes)
         except UserError as error:
             return False, f"Frozen store: not used for {frozen}; {error.found}."
         samples = plan.stores["train", 0].samples + plan.stores["validation", None].samples
         to_write = sum(store.samples for store in plan.stores.values())
-        stored = to_write * (costs.compute + costs.write) + stage.epochs * samples * costs.read
-        live = stage.epochs * samples * costs.compute
+        stored = to_write * (compute + write) + stage.epochs * samples * read
+        live = stage.epochs * samples * compute
         size, free = plan.room()
         used = stored < live and size < free
         return used, (

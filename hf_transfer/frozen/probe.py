@@ -1,13 +1,18 @@
-"""A head on a frozen backbone is solved: it is a convex problem, which needs no training step by step."""
+"""A head on a frozen backbone is solved: it is a convex problem, which needs no training step by step.
+
+Probes of earlier layers are only reported, since the head of the model reads the last layer alone.
+"""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hf_transfer.data.batches import Batch
 from hf_transfer.frozen.features import best_solution, features_of
 from hf_transfer.frozen.recording import Passes, from_main_process, identity
 from hf_transfer.frozen.solvers import SolverOptions
@@ -99,3 +104,78 @@ def _without(model: nn.Module, layer_name: str) -> Iterator[nn.Linear]:
             yield layer
         finally:
             model.set_submodule(layer_name, layer)
+
+
+def probe_layers(
+    model: nn.Module, groups: Sequence[Group], layers: Sequence[int], passes: Passes, options: SolverOptions,
+    report: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Solve a probe on each of some layers, and one on all of them together; report how good they are.
+
+    The features of a layer are the mean of its outputs over all tokens or all places of an image. The model is not
+    changed, and every process has to call this.
+
+    Reference: Alain and Bengio, "Understanding intermediate layers using linear classifier probes", ICLR workshop
+    2017, https://arxiv.org/abs/1610.01644.
+
+    Args:
+        model: classifier, not wrapped, whose target has a solver.
+        groups: its groups in depth order.
+        layers: blocks, counted from 1 at the input; none: nothing is done.
+        passes: the samples of training and validation, and where features are stored.
+        options: how probes are solved; their solver is always the one that the target names.
+        report: takes the sentences.
+    """
+    target = passes.loaders.target
+    if not layers:
+        return
+    solver = replace(options, probe="logistic").solver(target)
+    blocks = [group for group in groups if group.is_block]
+    chosen = [blocks[layer - 1] for layer in layers]
+    metric = next(one for one in target.metrics if one.name == target.main_metric)
+    with evaluating(model), torch.no_grad():
+        model.to(passes.accelerator.device)
+        pooled = partial(_pooled, model, [group.modules[0] for group in chosen])
+        example = passes.loaders.some_samples("validation", [0], None, passes.accelerator.device)
+        widths = [tensor.shape[1] for tensor in pooled(example.inputs)]
+        weights = identity(model, groups[-1].modules, passes.accelerator)
+        material = {"means of": [group.name for group in chosen], **weights}
+        with features_of(pooled, widths, 0, material, passes) as features:
+            if not passes.accelerator.is_main_process:
+                return
+            combinations: list[tuple[int, ...]] = [(place,) for place in range(len(chosen))]
+            if len(chosen) > 1:
+                combinations.append(tuple(range(len(chosen))))
+            for places in combinations:
+                some = replace(features, columns=places)
+                best = best_solution(solver, some, options, intercept=True)
+                row = some.predictions(best).metrics(metric.name)
+                names = " + ".join(str(layers[place]) for place in places)
+                report(
+                    f"Probe of layer {names} of {len(blocks)}: validation {metric.title} {row[metric.name]:.4f}, "
+                    f"loss {row['loss']:.4f}."
+                )
+
+
+def _pooled(model: nn.Module, names: Sequence[str], inputs: Batch) -> list[Tensor]:
+    """The outputs of some modules for a batch, averaged over tokens or places [samples, features]."""
+    means: dict[str, Tensor] = {}
+
+    def keep(name: str, _module: nn.Module, _args: object, output: object) -> None:
+        means[name] = _mean(output, inputs.get("attention_mask"))
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(model.get_submodule(name).register_forward_hook(partial(keep, name)).remove)
+        model(**inputs)
+    return [means[name] for name in names]
+
+
+def _mean(output: object, mask: Tensor | None) -> Tensor:
+    tensor = output[0] if isinstance(output, tuple | list) else output
+    assert isinstance(tensor, Tensor)
+    if tensor.ndim == 3 and mask is not None:
+        weights = mask.to(tensor)[:, :, None]
+        return (tensor * weights).sum(1) / weights.sum(1).clamp_min(1)
+    # Tokens are the middle dimension [samples, tokens, features], places the last [samples, channels, height, width].
+    return tensor.mean(1) if tensor.ndim == 3 else tensor.flatten(2).mean(2) if tensor.ndim > 2 else tensor

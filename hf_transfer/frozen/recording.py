@@ -1,4 +1,4 @@
-"""Outputs of frozen layers, computed chunk by chunk into a store."""
+"""Outputs of frozen layers, computed chunk by chunk into a store, and what that costs and saves."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -35,6 +36,8 @@ DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
     "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
 }  # fmt: skip
+# Batches on which costs are measured.
+BATCHES_MEASURED = 3
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,8 @@ class Passes:
 
 def from_main_process(accelerator: Accelerator, compute: Callable[[], Answer]) -> Answer:
     """What one process computes, on all of them: each might measure otherwise, or round otherwise."""
-    answers: list[Any] = [compute() if accelerator.is_main_process else None]
-    broadcast_object_list(answers)
-    answer: Answer = answers[0]
-    return answer
+    answers: list[Answer] = broadcast_object_list([compute() if accelerator.is_main_process else None])
+    return answers[0]
 
 
 def stores_of(
@@ -172,3 +173,33 @@ def computed(
         yield number, chunk.in_order()
     # At the end of the samples the loader's processes end; else they would with its last reference.
     next(collated, None)
+
+
+def measured_costs(store: Store, compute: Compute, passes: Passes) -> tuple[float, float, float]:
+    """Measure the costs of a store of training samples, with a temporary store of its first samples.
+
+    Returns:
+        Seconds for one sample: to compute the frozen groups, to write their outputs to disk, and to read them.
+
+    Raises:
+        UserError: the folder of the store cannot be written to.
+    """
+    count = min(store.samples, BATCHES_MEASURED * passes.batch_size)
+    trial = store.first_samples(count)
+    try:
+        # The second pass counts: later epochs, too, may find decoded samples in a cache.
+        for _ in range(2):
+            started = time.perf_counter()
+            chunks = list(computed(trial, range(len(trial.chunks)), compute, passes, ("train", 0)))
+            compute_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        for number, tensors in chunks:
+            trial.write(number, tensors)
+        write_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        for batch in np.array_split(np.arange(count)[::-1], BATCHES_MEASURED):
+            trial.read(batch)
+        read_seconds = time.perf_counter() - started
+    finally:
+        trial.remove()
+    return compute_seconds / count, write_seconds / count, read_seconds / count

@@ -79,7 +79,12 @@ def push_run(out: Path, repository: str, *, private: bool) -> Published:
     if out.name == MODEL_FOLDER and not (out / RESULTS_FILE).is_file():
         out = out.parent
     results, model = finished_run(out)
-    _refuse_adapter_of_local_base(model)
+    if is_adapter_folder(model):
+        settings = adapter_settings(model)
+        base = str(settings["base_model_name_or_path"])
+        if Path(base).expanduser().exists() or not is_valid_name(base):
+            raise _base_not_on_hub(base)
+        ask_hub(base, kind="model", revision=settings.get("revision") or "main")
     try:
         write_card(out, repository)
         message = f"{results.strategy}: {results.predicts}, seed {results.seed}"
@@ -87,13 +92,3 @@ def push_run(out: Path, repository: str, *, private: bool) -> Published:
     except UserError as error:
         command = shlex.join(["hf-transfer", "push", str(out), repository, *visibility(private)])
         raise UserError(f"{error}\nThe run is complete in {out}. To publish it: {command}") from error
-
-
-def _refuse_adapter_of_local_base(model: Path) -> None:
-    if not is_adapter_folder(model):
-        return
-    settings = adapter_settings(model)
-    base = str(settings["base_model_name_or_path"])
-    if Path(base).expanduser().exists() or not is_valid_name(base):
-        raise _base_not_on_hub(base)
-    ask_hub(base, kind="model", revision=settings.get("revision") or "main")

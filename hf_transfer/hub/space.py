@@ -106,8 +106,7 @@ def assemble_space(
         "examples": _examples(config, results, target, examples),
         **_text_settings(folder, config),
     }
-    text = json.dumps(settings, indent=2, ensure_ascii=False)
-    (target / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+    (target / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (target / CARD_FILE).write_text(_space_card(settings, results), encoding="utf-8")
     return target
 

@@ -288,21 +288,23 @@ class _ReachedError(Exception):
 
 
 def _outputs(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, Any]:
-    """Outputs of the modules, by name, without those that are not called."""
+    """Outputs of the modules, by name, without those that are not called.
+
+    Raises:
+        CannotCutError: a module is called more than once.
+    """
     outputs: dict[str, Any] = {}
-    calls: dict[str, int] = {}
     with ExitStack() as stack:
         for name in names:
 
             def keep(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+                if name in outputs:
+                    raise CannotCutError(f"{name} runs more than once")
                 outputs[name] = output
-                calls[name] = calls.get(name, 0) + 1
 
             stack.enter_context(model.get_submodule(name).register_forward_hook(keep))
         with evaluating(model), torch.no_grad():
             model(**inputs)
-    if repeated := [name for name, count in calls.items() if count > 1]:
-        raise CannotCutError(f"{repeated[0]} runs more than once")
     return outputs
 
 

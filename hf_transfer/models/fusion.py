@@ -267,10 +267,8 @@ class FusionModel(PreTrainedModel):
     def _ranked(self, probabilities: Tensor, top_k: int | None) -> list[dict[str, Any]]:
         scores, numbers = probabilities.topk(min(top_k or len(probabilities), len(probabilities)))
         names: Any = self.config.id2label
-        return [
-            {"label": names[number], "score": score}
-            for number, score in zip(numbers.tolist(), scores.tolist(), strict=True)
-        ]
+        pairs = zip(numbers.tolist(), scores.tolist(), strict=True)
+        return [{"label": names[number], "score": score} for number, score in pairs]
 
     def _inputs(self, images: Sequence[Any], texts: Sequence[str | None]) -> dict[str, Tensor]:
         """Inputs of `forward`, made by the image processor and the tokenizer that are saved with the weights."""

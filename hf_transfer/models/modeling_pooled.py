@@ -119,12 +119,8 @@ class PooledForSequenceClassification(PreTrainedModel):
         pooled = first_token(hidden, attention_mask) if self.config.pooling == "cls" else mean(hidden, attention_mask)
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        result = SequenceClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=getattr(output, "hidden_states", None),
-            attentions=getattr(output, "attentions", None),
-        )
+        hidden_states, attentions = (getattr(output, name, None) for name in ("hidden_states", "attentions"))
+        result = SequenceClassifierOutput(loss, logits, hidden_states, attentions)
         as_output = self.config.return_dict if return_dict is None else return_dict
         return result if as_output else result.to_tuple()
 

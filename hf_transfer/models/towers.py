@@ -144,8 +144,7 @@ def renew_tower(model: nn.Module, tower: str) -> None:
     assert isinstance(model, FusionModel)
     name = f"{tower}_tower"
     config: Any = deepcopy(model.config)
-    fresh = FusionModel(config).get_submodule(name)
-    model.get_submodule(name).load_state_dict(fresh.state_dict())
+    model.get_submodule(name).load_state_dict(FusionModel(config).get_submodule(name).state_dict())
 
 
 def _width(tower: Tower, size: int) -> int:

@@ -123,28 +123,21 @@ def merged(model: nn.Module) -> nn.Module:
     Raises:
         UserError: adapters of this kind, or of such a layer, cannot be merged.
     """
-    adapted = [name for name, module in model.named_modules() if isinstance(module, PeftModel)]
-    plain: Any = deepcopy(model)
-    try:
-        with quiet_peft():
-            for name in adapted:
-                merged_part: Any = plain.get_submodule(name).merge_and_unload()
-                if name == "":
-                    plain = merged_part
-                else:
-                    # A tower.
-                    plain.set_submodule(name, merged_part)
-    except (AttributeError, NotImplementedError, ValueError) as error:
-        # Each kind of adapter raises another error if it cannot be merged at all, or not into this layer.
-        first: Any = model.get_submodule(adapted[0])
-        method = first.active_peft_config.peft_type
-        raise user_error(
-            expected="an adapter that can be merged into the weights",
-            found=f"{PeftType(method).value}, which peft cannot merge: {error}",
-            do="leave --merge_adapter out, or use --strategy lora",
-        ) from error
-    assert isinstance(plain, nn.Module)
-    return plain
+    # With a parent, a whole model with adapters is replaced as a tower is.
+    parent = nn.ModuleDict({"model": deepcopy(model)})
+    adapted = [(name, module) for name, module in parent.named_modules() if isinstance(module, PeftModel)]
+    for name, part in adapted:
+        try:
+            with quiet_peft():
+                parent.set_submodule(name, part.merge_and_unload())
+        except (AttributeError, NotImplementedError, ValueError) as error:
+            # Each kind of adapter raises another error if it cannot be merged at all, or not into this layer.
+            raise user_error(
+                expected="an adapter that can be merged into the weights",
+                found=f"{PeftType(part.active_peft_config.peft_type).value}, which peft cannot merge: {error}",
+                do="leave --merge_adapter out, or use --strategy lora",
+            ) from error
+    return parent["model"]
 
 
 @contextmanager

@@ -52,29 +52,6 @@ def _strategy(name: str, settings: StrategySettings, larger_head: bool) -> Strat
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A model that is ready to be trained with a strategy.
-
-    Attributes:
-        model: a classifier with a new head, and with adapters if the strategy adds them.
-        groups: its groups in depth order.
-        frozen: for each tower, the groups that never learn, counted from the input; the key is "" for a single tower.
-        notes: sentences on what is frozen, and on weights that the checkpoint does not have.
-    """
-
-    model: nn.Module
-    groups: list[Group]
-    frozen: dict[str, list[Group]]
-    notes: list[str]
-
-    @property
-    def frozen_blocks(self) -> bool:
-        """Whether whole blocks never learn, so that it can pay to store their outputs; of two towers, in the first."""
-        first = self.frozen[towers_of(self.groups)[0]]
-        return any(group.is_block or group.name == "backbone" for group in first)
-
-
-@dataclass(frozen=True)
 class NewModel:
     """A pretrained model with a new head, before it is prepared for a strategy.
 
@@ -87,6 +64,23 @@ class NewModel:
     model: nn.Module
     groups: list[Group]
     notes: list[str]
+
+
+@dataclass(frozen=True)
+class Prepared(NewModel):
+    """A model that is ready to be trained with a strategy: with adapters if it adds them, and notes on what is frozen.
+
+    Attributes:
+        frozen: for each tower, the groups that never learn, counted from the input; the key is "" for a single tower.
+    """
+
+    frozen: dict[str, list[Group]]
+
+    @property
+    def frozen_blocks(self) -> bool:
+        """Whether whole blocks never learn, so that it can pay to store their outputs; of two towers, in the first."""
+        first = self.frozen[towers_of(self.groups)[0]]
+        return any(group.is_block or group.name == "backbone" for group in first)
 
 
 def load_model(
@@ -159,4 +153,4 @@ def prepare_model(
     for tower, prefix in frozen.items():
         sentence = describe_frozen(model, groups_of(tower, groups), len(prefix), inputs)
         notes.append(f"{tower.capitalize()}: {sentence}" if tower else sentence)
-    return Prepared(model, groups, frozen, [*notes, *loaded.notes])
+    return Prepared(model, groups, [*notes, *loaded.notes], frozen)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hf_transfer.data.batches import Batch, Loaders
-from hf_transfer.frozen import layer_probes, prefix, recording, solvers
-from hf_transfer.frozen.probe import solve_head
+from hf_transfer.frozen import prefix, probe, recording, solvers
 from hf_transfer.interruption import ending_when_asked
 from hf_transfer.modalities.modality import Regularisation
 from hf_transfer.models.groups import Group
@@ -78,8 +77,8 @@ def fit(
             continue
         if solved:
             options = solvers.SolverOptions(state.ranking, config.strategy.probe, training.class_weights == "balanced")
-            layer_probes.probe_layers(model, groups, config.strategy.feature_layers, passes, options, state.frozen.note)
-            row = solve_head(model, solved, passes, options, state.frozen.note)
+            probe.probe_layers(model, groups, config.strategy.feature_layers, passes, options, state.frozen.note)
+            row = probe.solve_head(model, solved, passes, options, state.frozen.note)
             _add_epoch(state, row, loaders.target, accelerator)
         else:
             with state.frozen.skipped(stage) as batches:

@@ -99,7 +99,7 @@ class RunState:
         resumed = [*fit["resumed"], self.position.steps]
         self.result = replace(self.result, **{**fit, "resumed": resumed, "earlier_seconds": state["elapsed"]})
         self.steps.restore(checkpoint.tensors)
-        self.frozen.restore_notes(fit["notes"])
+        self.frozen.notes = fit["notes"]
         for number, epoch in enumerate(state["best"]):
             self.best.offer(checkpoint.tensors[f"best-{number}"], tuple(epoch["scores"]), epoch["epoch"])
 

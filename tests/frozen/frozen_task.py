@@ -13,7 +13,6 @@ from torch import nn
 
 from hf_transfer.data.batches import Batch, LabelledInputs, Loaders
 from hf_transfer.frozen import prefix
-from hf_transfer.frozen.costs import Costs
 from hf_transfer.frozen.prefix import FrozenPrefix
 from hf_transfer.frozen.recording import Passes
 from hf_transfer.frozen.store import Store
@@ -221,7 +220,7 @@ def weight(name: str) -> Edit:
 
 def set_costs(monkeypatch: pytest.MonkeyPatch, compute: float, write: float, read: float) -> None:
     """Replace the measurement of costs: seconds for one sample."""
-    monkeypatch.setattr(prefix, "measured_costs", lambda *_: Costs(compute, write, read))
+    monkeypatch.setattr(prefix, "measured_costs", lambda *_: (compute, write, read))
 
 
 def damage(path: Path) -> None:

@@ -48,17 +48,18 @@ def test_auto_stores_if_that_takes_less_time(
     assert sentence in capsys.readouterr().out
 
 
-def test_notes_are_copies_and_continue_those_of_an_earlier_process(tmp_path: Path) -> None:
+def test_notes_taken_earlier_do_not_change_and_new_ones_continue_those_of_an_earlier_process(tmp_path: Path) -> None:
     task = Task(tmp_path)
     config = task.config()
     model, groups = task.prepared(config)
     with start_accelerator(config) as accelerator:
         frozen = FrozenPrefix(model, groups, task.passes(accelerator, config))
     earlier = ["first"]
-    frozen.restore_notes(earlier)
+    frozen.notes = earlier
     frozen.note("second")
-    frozen.notes.append("third")
-    assert (frozen.notes, earlier) == (["first", "second"], ["first"])
+    taken = frozen.notes
+    frozen.note("third")
+    assert (frozen.notes, taken, earlier) == (["first", "second", "third"], ["first", "second"], ["first"])
 
 
 def test_auto_measures_and_leaves_no_files(tmp_path: Path) -> None:

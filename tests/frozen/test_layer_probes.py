@@ -12,8 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hf_transfer.frozen.layer_probes import probe_layers
-from hf_transfer.frozen.probe import solve_head
+from hf_transfer.frozen.probe import probe_layers, solve_head
 from hf_transfer.strategies.freezing import LinearProbe
 from hf_transfer.targets.classes import Classes
 from hf_transfer.training.devices import start_accelerator

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from hf_transfer.data.batches import Batch, LabelledInputs
 from hf_transfer.errors import UserError
-from hf_transfer.frozen.layer_probes import probe_layers
 from hf_transfer.frozen.linear_classifier import LinearProblem, Solution
-from hf_transfer.frozen.probe import solvable_layer, solve_head
+from hf_transfer.frozen.probe import probe_layers, solvable_layer, solve_head
 from hf_transfer.frozen.solvers import LOGISTIC, SOLVERS, SolverOptions
 from hf_transfer.models.groups import Group
 from hf_transfer.strategies.freezing import LinearProbe, set_trainable

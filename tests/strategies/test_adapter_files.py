@@ -215,3 +215,13 @@ def test_an_adapter_that_cannot_be_merged_is_refused() -> None:
     )
     with pytest.raises(UserError, match="LORA, which peft cannot merge"):
         merged(grouped)
+
+
+def test_of_two_towers_the_adapter_that_cannot_be_merged_is_named() -> None:
+    towers = nn.ModuleDict({
+        "image_tower": get_peft_model(model_and_inputs("vit")[0], LoraConfig(target_modules=["fc1"])),
+        "text_tower": get_peft_model(model_and_inputs("vit")[0], LilyConfig(target_modules=["fc1"])),
+    })  # fmt: skip
+    with pytest.raises(UserError, match="LILY, which peft cannot merge"):
+        merged(towers)
+    assert all(isinstance(tower, PeftModel) for tower in towers.values())

@@ -36,7 +36,7 @@ def find_sizes(
     make = text_settings if name == "bert" else settings
     config = make(output_dir=str(tmp_path), auto_batch_size=True, **more)
     model, groups, _ = tiny(name)
-    prepared = Prepared(model, groups, {"": []}, [])
+    prepared = Prepared(model, groups, [], {"": []})
     tried = refusing(model, train=room, evaluation=evaluation)
     with start_accelerator(config) as accelerator:
         loaders = loaders_of(accelerator, rows_for(name, 40), rows_for(name, 10, seed=1), 4)

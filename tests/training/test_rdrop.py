@@ -145,7 +145,7 @@ def test_with_rdrop_a_batch_must_fit_twice(tmp_path: Path, alpha: float, size: i
     refusing(model, train=8, evaluation=64)
     with start_accelerator(config) as accelerator:
         loaders = loaders_of(accelerator, rows_for("bert", 40), rows_for("bert", 10, seed=1), 4)
-        prepared = Prepared(model, groups, {"": []}, [])
+        prepared = Prepared(model, groups, [], {"": []})
         chosen, _ = find_batch_sizes(prepared, FullFineTuning(), loaders, config, accelerator, twice=alpha > 0)
     training = chosen.training
     assert training.per_device_train_batch_size == size
