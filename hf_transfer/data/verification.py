@@ -48,11 +48,8 @@ def unreadable(split: Split, name: str, config: RunConfig) -> dict[int, str]:
     elif "text" not in columns:
         bad, expected, lacking = _bad_images(split, config), "images that can be read", "that cannot be read"
     else:
-        bad, expected, lacking = (
-            _bad_pairs(split, config),
-            "rows with an image that can be read, a text, or both",
-            "others",
-        )
+        bad = _bad_pairs(split, config)
+        expected, lacking = "rows with an image that can be read, a text, or both", "others"
     if bad and config.data.on_bad_sample == "error":
         raise user_error(
             expected=f"{expected} in split '{name}'",

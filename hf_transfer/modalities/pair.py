@@ -182,7 +182,7 @@ class PairModality(Modality[MultimodalConfig]):
 
     def read(self, path: Path, config: MultimodalConfig) -> datasets.DatasetDict:
         """See `Modality.read`."""
-        return read_pairs(path, config.data, config.image.image_column_name, self.text_columns(config))
+        return read_pairs(path, config, self.text_columns(config))
 
     def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:  # noqa: ARG002
         """No notes: images that no row names are refused."""

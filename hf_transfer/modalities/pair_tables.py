@@ -15,7 +15,7 @@ from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.sources import SPLIT_NAMES, TABLE_BUILDERS, load_tables
 from hf_transfer.errors import some, user_error
-from hf_transfer.settings.data import DataSettings
+from hf_transfer.settings.run import MultimodalConfig
 
 METADATA = "metadata"
 # The column of an imagefolder's metadata with the paths of images.
@@ -43,15 +43,12 @@ def select_pairs(data: datasets.Dataset, image: str, text: str, dataset_name: st
     return datasets.concatenate_datasets([images, datasets.Dataset.from_dict({"text": texts}, features)], axis=1)
 
 
-def read_pairs(
-    path: Path, settings: DataSettings, image_column: str | None, text_columns: Sequence[str]
-) -> datasets.DatasetDict:
+def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]) -> datasets.DatasetDict:
     """Tables, or a folder of them with their images; a table's paths are relative to its own folder.
 
     Args:
         path: a table, or the folder.
-        settings: how tables are read.
-        image_column: the column of images that the settings name.
+        config: how tables are read, and the column of images if it is set.
         text_columns: columns that are read as text even if their values look like numbers.
 
     Raises:
@@ -59,9 +56,9 @@ def read_pairs(
     """
     folder = path if path.is_dir() else path.parent
     split_of = _tables(folder) if path.is_dir() else {path: "train"}
-    tables = {table: load_tables(table, [table], settings, text_columns)["train"] for table in split_of}
+    tables = {table: load_tables(table, [table], config.data, text_columns)["train"] for table in split_of}
     _refuse_other_columns(tables)
-    column = _path_column(list(tables.values()), image_column)
+    column = _path_column(list(tables.values()), config.image.image_column_name)
     embedded = [(data, name) for data in tables.values() for name in _embedded(data)] if column is None else []
     for data, name in embedded:
         _refuse_paths(data, name, ())
@@ -106,7 +103,7 @@ def _split_of(table: Path) -> str | None:
 
 def _visible(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The files below a folder that have one of these suffixes and are not hidden."""
-    files = [file for file in files_below(folder) if file.suffix.lower() in suffixes]
+    files = files_below(folder, suffixes)
     return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
