@@ -54,7 +54,7 @@ def look_ahead(config: RunConfig) -> Iterator[str]:
     if output.push_to_hub:
         destination = find_destination(str(output.hub_model_id), private=output.hub_private_repo)
         state = "which exists" if destination.exists else "which will be created"
-        yield f"Published by {destination.account} as {destination.name}, {state}."
+        yield f"Published by {destination.account} as {output.hub_model_id}, {state}."
     # Nothing is created on the Hub, and no tracker is started.
     quiet = config.replaced(report_to=["none"], push_to_hub=False, push_space=False, hub_model_id=None)
     with open_run(quiet, ahead=True) as run:

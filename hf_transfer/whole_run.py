@@ -138,6 +138,6 @@ def _features(name: str, data: datasets.DatasetDict | None) -> datasets.Features
     if data is not None:
         return next(iter(data.values())).features
     path = Path(name).expanduser()
-    if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in files_below(path)):
+    if path.is_dir() and files_below(path, SUFFIXES):
         return datasets.Features({"image": datasets.Image()})
     return datasets.Features({"text": datasets.Value("string")})

@@ -2,35 +2,35 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import datasets
 import numpy as np
 
-from hf_transfer.data import columns
-from hf_transfer.data.sources import SPLIT_NAMES, load, rename_splits
+from hf_transfer.data import columns, verification
+from hf_transfer.data.sources import SPLIT_NAMES, load, read_files, rename_splits, unused_files
 from hf_transfer.data.splits import Split, Splits, cut_stratified, few_per_stratum
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.table import target_of
 
+# The settings that name columns of text, of all modalities.
+TEXT_SETTINGS = ("label_column_name", "text_column_name", "text_pair_column_name")
 
-@dataclass(frozen=True)
-class Selected:
+
+class Selected(NamedTuple):
     """The samples of a data set.
 
     Attributes:
         splits: the columns of the samples alone.
         columns: the columns that were chosen, by the setting that names each.
-        notes: sentences on what is not used.
     """
 
     splits: dict[str, datasets.Dataset]
     columns: dict[str, str]
-    notes: list[str] = field(default_factory=list)
 
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -45,25 +45,30 @@ class SampleColumns(ABC, Generic[Config]):
 
     samples: ClassVar[str]
 
-    @abstractmethod
     def read(self, path: Path, config: Config) -> datasets.DatasetDict:
         """The data set in a file or folder on this machine."""
+        return read_files(path, config.data, self.text_columns(config))
 
-    @abstractmethod
+    def text_columns(self, config: Config) -> list[str]:
+        """The columns that the settings name and that are read as text even if their values look like numbers."""
+        values = config.flat()
+        return [str(values[name]) for name in TEXT_SETTINGS if values.get(name)]
+
     def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:
         """Notes on files of the data set that are in no split."""
+        return unused_files(name, loaded)
 
     @abstractmethod
     def select(self, loaded: datasets.DatasetDict, config: Config) -> Selected:
         """Only the columns of the samples, for each split."""
 
-    @abstractmethod
     def unreadable(self, split: Split, name: str, config: Config) -> dict[int, str]:
         """Rows that cannot be used, each with the reason.
 
         Raises:
             UserError: there are some, and they are not to be masked, or they are too many.
         """
+        return verification.unreadable(split, name, config)
 
     def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, str]) -> list[str]:  # noqa: ARG002
         """Notes on the checked samples.
@@ -77,9 +82,9 @@ class SampleColumns(ABC, Generic[Config]):
         """
         return []
 
-    @abstractmethod
     def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
         """For validation and test: how many rows have an exact copy in training."""
+        return verification.copies(splits)
 
 
 def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets.DatasetDict | None = None) -> Splits:
@@ -98,8 +103,9 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     if given is None:
         notes += modality.notes_on_files(config.data.dataset_name, data)
     selected = modality.select(data, config)
-    notes += selected.notes
     label_column = columns.label_column(data["train"], config.data.label_column_name)
+    if "text_column_name" in selected.columns:
+        notes += columns.unused_texts(data["train"], (*selected.columns.values(), label_column))
     kind = target_of(config.data.problem_type, data["train"].features[label_column])
     Ranking.of(kind, config.training.metric_for_best_model)
     target, values = kind.read(data, label_column)

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from lzma import LZMAError
 from pathlib import Path
 
@@ -20,10 +20,16 @@ PATTERN_SIGNS = ("*", "?", "[", "]", "::")
 METADATA = "metadata.csv"
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files at any depth in a fixed order, except for those that `datasets` ignores, such as README.md."""
+def files_below(folder: Path, suffixes: Collection[str] | None = None) -> list[Path]:
+    """All files at any depth in a fixed order, except for those that `datasets` ignores, such as README.md.
+
+    Args:
+        folder: links in it are followed.
+        suffixes: only files with these, in lower case.
+    """
     paths = [Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names]
-    return sorted(path for path in paths if path.name not in FILES_TO_IGNORE)
+    chosen = [path for path in paths if suffixes is None or path.suffix.lower() in suffixes]
+    return sorted(path for path in chosen if path.name not in FILES_TO_IGNORE)
 
 
 def refuse_patterns(path: Path) -> None:

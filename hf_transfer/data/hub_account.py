@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from json import JSONDecodeError
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_session, get_token, is_offline_mode
@@ -31,19 +30,14 @@ NETWORK_ERRORS = (httpx2.TransportError, ConnectionError, TimeoutError, JSONDeco
 REFUSALS = (HfHubHTTPError, httpx2.HTTPStatusError)
 
 
-@dataclass(frozen=True)
-class Destination:
+class Destination(NamedTuple):
     """A repository that may be written to.
 
     Attributes:
-        name: OWNER/NAME.
-        kind: model or space.
         account: the owner of the token.
         exists: whether it exists already.
     """
 
-    name: str
-    kind: Kind
     account: str
     exists: bool
 
@@ -76,7 +70,7 @@ def find_destination(repository: str, *, kind: Kind = "model", private: bool = T
         account = _owner(token)
         _refuse_without_right(repository, account)
         exists = _exists(repository, kind, private)
-    return Destination(repository, kind, account["name"], exists)
+    return Destination(account["name"], exists)
 
 
 def _refuse_without_right(repository: str, account: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) 
     if images:
         _refuse_capital_splits(path)
         # `datasets` would unpack them.
-        files.refuse_compressed(file for file in files.files_below(path) if file.suffix.lower() == ".zip")
+        files.refuse_compressed(files.files_below(path, [".zip"]))
         files.refuse_guessed_labels(path, (settings.label_column_name or "", *columns.LABEL_NAMES))
         return datasets.load_dataset("imagefolder", data_dir=str(path))
     if tables:
@@ -104,11 +104,8 @@ def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) 
 
 
 def _images_and_tables(folder: Path) -> tuple[list[Path], list[Path]]:
-    all_files = files.files_below(folder)
-    tables = [
-        file for file in all_files if file.suffix.lower() in TABLE_BUILDERS and not file.name.startswith("metadata.")
-    ]
-    return [file for file in all_files if file.suffix.lower() in SUFFIXES], tables
+    tables = [file for file in files.files_below(folder, TABLE_BUILDERS) if not file.name.startswith("metadata.")]
+    return files.files_below(folder, SUFFIXES), tables
 
 
 def unused_files(name: str, loaded: datasets.DatasetDict) -> list[str]:

@@ -4,9 +4,8 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +17,47 @@ from hf_transfer.data.pictures import BadImageError, check_header, content, cont
 from hf_transfer.data.rows import describe_row, encoded_image, is_given, texts_of
 from hf_transfer.data.splits import Split, part_of
 from hf_transfer.errors import user_error
-from hf_transfer.settings.data import DataSettings
+from hf_transfer.settings.run import RunConfig
 
 MAX_BAD_SHARE = 0.01
 LISTED_SAMPLES = 5
-Groups = dict[Hashable, list[int]]
+# As `content_size` has it; a pair may have no image.
+NO_IMAGE = -1
+# The size of an image, and the text or the texts beside it; None: there are none.
+Group = tuple[int, tuple[str | None, ...] | None]
+Groups = dict[Group, list[int]]
 
 
-def unreadable_images(
-    split: Split, split_name: str, settings: DataSettings, cache_dir: str | None = None
-) -> dict[int, str]:
-    """Rows whose image cannot be read, each with the reason; the result is cached until an image changes.
+def unreadable(split: Split, name: str, config: RunConfig) -> dict[int, str]:
+    """Rows that cannot be used, each with the reason.
 
-    The header of every image is read. `verify_samples` images are decoded, drawn at random if there are more.
+    Of images, those that cannot be read; of texts, those without a text; of pairs, those with neither an image nor a
+    text, or with an image that cannot be read.
 
-    Raises:
-        UserError: with `on_bad_sample="error"` for any such row, with `"skip"` above 1 % of the rows.
-    """
-    bad = _bad_images(split, settings, cache_dir)
-    return _masked(bad, split, split_name, settings, "images that can be read", "that cannot be read")
-
-
-def unreadable_texts(split: Split, split_name: str, settings: DataSettings) -> dict[int, str]:
-    """Rows without a text, each with the reason.
+    Args:
+        split: with a column `image`, `text` or both.
+        name: of the split.
+        config: how many images are decoded, and whether such rows are masked.
 
     Raises:
         UserError: with `on_bad_sample="error"` for any such row, with `"skip"` above 1 % of the rows.
     """
-    bad = {}
-    for row, texts in zip(split.rows.tolist(), texts_of(split), strict=True):
-        if any(text is None for text in texts):
-            bad[row] = "missing"
-        elif any(not text for text in texts):
-            bad[row] = "empty"
-        elif any(not str(text).strip() for text in texts):
-            bad[row] = "white space only"
-    return _masked(bad, split, split_name, settings, "a text in every row", "without one")
-
-
-def unreadable_pairs(
-    split: Split, split_name: str, settings: DataSettings, cache_dir: str | None = None
-) -> dict[int, str]:
-    """Rows with neither an image nor a text, or with an image that cannot be read, each with the reason.
-
-    Raises:
-        UserError: with `on_bad_sample="error"` for any such row, with `"skip"` above 1 % of the rows.
-    """
-    with_image, with_text = is_given(split, "image"), is_given(split, "text")
-    bad = dict.fromkeys(split.rows[~(with_image | with_text)].tolist(), "neither an image nor a text")
-    bad |= _bad_images(part_of(split, np.flatnonzero(with_image)), settings, cache_dir)
-    expected = "rows with an image that can be read, a text, or both"
-    return _masked(bad, split, split_name, settings, expected, "others")
+    columns = split.dataset.column_names
+    if "image" not in columns:
+        bad, expected, lacking = _bad_texts(split), "a text in every row", "without one"
+    elif "text" not in columns:
+        bad, expected, lacking = _bad_images(split, config), "images that can be read", "that cannot be read"
+    else:
+        bad = _bad_pairs(split, config)
+        expected, lacking = "rows with an image that can be read, a text, or both", "others"
+    if bad and config.data.on_bad_sample == "error":
+        raise user_error(
+            expected=f"{expected} in split '{name}'",
+            found=f"{len(bad)} {lacking}: {_list(bad, split)}",
+            do="fix or remove them, or mask them with --on_bad_sample skip",
+        )
+    refuse_bad_share(bad, split, name)
+    return bad
 
 
 def refuse_bad_share(bad: Mapping[int, str], split: Split, split_name: str) -> None:
@@ -81,18 +70,11 @@ def refuse_bad_share(bad: Mapping[int, str], split: Split, split_name: str) -> N
         )
 
 
-def copies_of_texts(splits: Mapping[str, Split]) -> dict[str, int]:
-    """For validation and test: how many of their rows have an exact copy among the training texts."""
-    readable = {name: list(compress(texts_of(split), split.counted)) for name, split in splits.items()}
-    known = set(readable["train"])
-    return {name: sum(texts in known for texts in readable[name]) for name in ("validation", "test")}
-
-
-def copies_of_images(splits: Mapping[str, Split]) -> dict[str, int]:
+def copies(splits: Mapping[str, Split]) -> dict[str, int]:
     """For validation and test: how many of their rows have an exact copy in training.
 
-    A copy has the same image and, where samples have texts, the same text. Only images of rows that agree in their text
-    and in the size of their image are read and hashed.
+    A copy has the same image, the same text, or both, as far as samples have them. Only images of rows that agree in
+    their text and in the size of their image are read and hashed.
     """
     groups = {name: _by_size_and_text(split) for name, split in splits.items()}
     counts = {}
@@ -103,13 +85,34 @@ def copies_of_images(splits: Mapping[str, Split]) -> dict[str, int]:
     return counts
 
 
-def _bad_images(split: Split, settings: DataSettings, cache_dir: str | None) -> dict[int, str]:
-    """The rows whose image cannot be read; see `unreadable_images`."""
-    generator = np.random.default_rng(settings.split_seed)
-    decoded = set(generator.permutation(split.rows)[: settings.verify_samples].tolist())
+def _bad_texts(split: Split) -> dict[int, str]:
+    bad = {}
+    for row, texts in zip(split.rows.tolist(), texts_of(split), strict=True):
+        if any(text is None for text in texts):
+            bad[row] = "missing"
+        elif any(not text for text in texts):
+            bad[row] = "empty"
+        elif any(not str(text).strip() for text in texts):
+            bad[row] = "white space only"
+    return bad
+
+
+def _bad_pairs(split: Split, config: RunConfig) -> dict[int, str]:
+    with_image, with_text = is_given(split, "image"), is_given(split, "text")
+    bad = dict.fromkeys(split.rows[~(with_image | with_text)].tolist(), "neither an image nor a text")
+    return bad | _bad_images(part_of(split, np.flatnonzero(with_image)), config)
+
+
+def _bad_images(split: Split, config: RunConfig) -> dict[int, str]:
+    """The rows whose image cannot be read; the result is cached until an image changes.
+
+    The header of every image is read. `verify_samples` images are decoded, drawn at random if there are more.
+    """
+    generator = np.random.default_rng(config.data.split_seed)
+    decoded = set(generator.permutation(split.rows)[: config.data.verify_samples].tolist())
     key = hashlib.sha256(image_fingerprint(split).encode())
     key.update(np.asarray(sorted(decoded), dtype=np.int64).tobytes())
-    cached = cache_folder(cache_dir) / "verified" / f"{key.hexdigest()}.json"
+    cached = cache_folder(config.store.cache_dir) / "verified" / f"{key.hexdigest()}.json"
     if cached.is_file():
         return {int(row): reason for row, reason in json.loads(cached.read_text(encoding="utf-8")).items()}
     bad = _check_rows(split, decoded)
@@ -133,24 +136,6 @@ def _check_rows(split: Split, decoded: set[int]) -> dict[int, str]:
     rows = split.rows.tolist()
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return {row: reason for row, reason in zip(rows, pool.map(problem, rows), strict=True) if reason is not None}
-
-
-def _masked(
-    bad: dict[int, str], split: Split, split_name: str, settings: DataSettings, expected: str, lacking: str
-) -> dict[int, str]:
-    """The bad rows, if there are none or they may be masked.
-
-    Raises:
-        UserError: they may not be masked, or they are too many.
-    """
-    if bad and settings.on_bad_sample == "error":
-        raise user_error(
-            expected=f"{expected} in split '{split_name}'",
-            found=f"{len(bad)} {lacking}: {_list(bad, split)}",
-            do="fix or remove them, or mask them with --on_bad_sample skip",
-        )
-    refuse_bad_share(bad, split, split_name)
-    return bad
 
 
 def _list(bad: Mapping[int, str], split: Split) -> str:
@@ -180,19 +165,19 @@ def _by_size_and_text(split: Split) -> Groups:
     # Not each modality has texts.
     texts = dict(zip(split.rows.tolist(), texts_of(split), strict=False))
     groups: Groups = defaultdict(list)
+    with_images = "image" in split.dataset.column_names
     for row in split.rows[split.counted].tolist():
-        groups[content_size(encoded_image(split, row)), texts.get(row)].append(row)
+        size = content_size(encoded_image(split, row)) if with_images else NO_IMAGE
+        groups[size, texts.get(row)].append(row)
     return groups
 
 
-def _digests(split: Split, groups: Groups, shared: Iterable[Hashable]) -> list[tuple[Hashable, bytes]]:
+def _digests(split: Split, groups: Groups, shared: Iterable[Group]) -> list[tuple[Group, bytes]]:
     """Group and hash of the image for all rows of the shared groups."""
 
-    def digest(member: tuple[Hashable, int]) -> tuple[Hashable, bytes]:
+    def digest(member: tuple[Group, int]) -> tuple[Group, bytes]:
         group, row = member
-        raw = encoded_image(split, row)
-        # A pair may have no image.
-        encoded = b"" if raw["bytes"] is raw["path"] is None else content(raw)
+        encoded = b"" if group[0] == NO_IMAGE else content(encoded_image(split, row))
         return group, hashlib.blake2b(encoded, digest_size=16).digest()
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

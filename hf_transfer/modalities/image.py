@@ -1,7 +1,7 @@
 """Samples that are images: columns, batches, augmentation, prediction."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -152,14 +152,6 @@ class ImageModality(Modality[VisionConfig]):
         column = columns.image_column(loaded["train"], config.image.image_column_name)
         images = {name: columns.images(split, column) for name, split in loaded.items()}
         return Selected(images, {"image_column_name": column})
-
-    def unreadable(self, split: Split, name: str, config: VisionConfig) -> dict[int, str]:
-        """See `Modality.unreadable`."""
-        return verification.unreadable_images(split, name, config.data, config.store.cache_dir)
-
-    def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
-        """See `Modality.copies`."""
-        return verification.copies_of_images(splits)
 
     def preprocessing(self, checkpoint: AnyCheckpoint, config: VisionConfig | None, saved: Saved) -> PixelPreprocessing:  # noqa: ARG002
         """See `Modality.preprocessing`."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.data.checked import Config, SampleColumns
-from hf_transfer.data.sources import read_files, unused_files
 from hf_transfer.data.splits import Splits
 from hf_transfer.errors import user_error
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
@@ -103,7 +102,6 @@ class Modality(SampleColumns[Config]):
         task: what the Hub and pipelines call the task.
         has_pipeline: whether `transformers.pipeline` knows the task.
         larger_head: whether a new head starts with larger weights when all of the model learns.
-        text_settings: the settings that name columns which are read as text even if their values look like numbers.
     """
 
     name: ClassVar[str]
@@ -112,20 +110,6 @@ class Modality(SampleColumns[Config]):
     task: ClassVar[str]
     has_pipeline: ClassVar[bool] = True
     larger_head: ClassVar[bool] = False
-    text_settings: ClassVar[tuple[str, ...]] = ("label_column_name",)
-
-    def read(self, path: Path, config: Config) -> datasets.DatasetDict:
-        """The data set in a file or folder on this machine."""
-        return read_files(path, config.data, self.text_columns(config))
-
-    def text_columns(self, config: Config) -> list[str]:
-        """The columns that `text_settings` name, of those that are set."""
-        values = config.flat()
-        return [str(values[name]) for name in self.text_settings if values[name]]
-
-    def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:
-        """Notes on files of the data set that are in no split."""
-        return unused_files(name, loaded)
 
     @abstractmethod
     def suits(self, features: datasets.Features) -> bool:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from hf_transfer.data import columns, verification
+from hf_transfer.data import columns
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
 from hf_transfer.data.checked import Selected
 from hf_transfer.data.rows import is_given
@@ -22,10 +22,10 @@ from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.image import ImageInputs, ImageModality, ImageRows, image_inputs, image_rows
 from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Wanted
-from hf_transfer.modalities.pair_tables import PATH_NAME, missing_parts, read_pairs, select_pairs
+from hf_transfer.modalities.pair_tables import PATH_NAME, read_pairs, select_pairs
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
-from hf_transfer.modalities.text import tokens_of
+from hf_transfer.modalities.text import TextModality, tokens_of
 from hf_transfer.modalities.text_batches import TextRows, collate_texts, describe_truncation, orders_of
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
@@ -34,6 +34,8 @@ from hf_transfer.settings.run import MultimodalConfig, RunConfig
 from hf_transfer.targets.target import Target
 
 PRESENT = ("image_present", "text_present")
+# The recipe for samples none of which has this part.
+OTHER_RECIPE = {"image": "text", "text": "vision"}
 Pair = tuple[Image.Image | None, str | None]
 
 
@@ -177,11 +179,10 @@ class PairModality(Modality[MultimodalConfig]):
     kind: ClassVar[str] = "An image and text"
     task: ClassVar[str] = "image-text-classification"
     has_pipeline: ClassVar[bool] = False
-    text_settings: ClassVar[tuple[str, ...]] = ("label_column_name", "text_column_name")
 
     def read(self, path: Path, config: MultimodalConfig) -> datasets.DatasetDict:
         """See `Modality.read`."""
-        return read_pairs(path, config.data, config.image.image_column_name, self.text_columns(config))
+        return read_pairs(path, config, self.text_columns(config))
 
     def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:  # noqa: ARG002
         """No notes: images that no row names are refused."""
@@ -189,9 +190,7 @@ class PairModality(Modality[MultimodalConfig]):
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`: images beside texts that are not labels."""
-        images = any(isinstance(feature, datasets.Image) for feature in features.values())
-        texts = (name for name, kind in features.items() if columns.is_text(kind))
-        return images and any(name not in columns.LABEL_NAMES for name in texts)
+        return ImageModality().suits(features) and TextModality().suits(features)
 
     def select(self, loaded: datasets.DatasetDict, config: MultimodalConfig) -> Selected:
         """See `Modality.select`."""
@@ -204,23 +203,29 @@ class PairModality(Modality[MultimodalConfig]):
                 do="name the other column",
             )
         text = columns.text_column(train, config.text.text_column_name, config.data.label_column_name)
-        label = columns.label_column(train, config.data.label_column_name)
-        notes = columns.unused_texts(train, (image, text, label))
         name = config.data.dataset_name
         pairs = {split: select_pairs(rows, image, text, name) for split, rows in loaded.items()}
-        return Selected(pairs, {"image_column_name": image, "text_column_name": text}, notes)
-
-    def unreadable(self, split: Split, name: str, config: MultimodalConfig) -> dict[int, str]:
-        """See `Modality.unreadable`."""
-        return verification.unreadable_pairs(split, name, config.data, config.store.cache_dir)
+        return Selected(pairs, {"image_column_name": image, "text_column_name": text})
 
     def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, str]) -> list[str]:
-        """Notes on pairs that lack one of the two; training must have some of each."""
-        return missing_parts(splits, columns)
+        """Notes on pairs that lack one of the two.
 
-    def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
-        """See `Modality.copies`."""
-        return verification.copies_of_images(splits)
+        Raises:
+            UserError: training has no image, or no text, at all.
+        """
+        notes = []
+        for column, other_recipe in OTHER_RECIPE.items():
+            lacking = {split: int((~is_given(part, column)).sum()) for split, part in splits.items()}
+            if lacking["train"] == len(splits["train"]):
+                raise user_error(
+                    expected=f"training rows with a value in column '{columns[f'{column}_column_name']}'",
+                    found=f"no value in any of {lacking['train']} rows",
+                    do=f"name the right column in --{column}_column_name, or use recipes/{other_recipe}.py",
+                )
+            counts = [f"{count:,} of {len(splits[split]):,} in {split}" for split, count in lacking.items() if count]
+            if counts:
+                notes.append(f"Pairs without {'an image' if column == 'image' else 'a text'}: {', '.join(counts)}.")
+        return notes
 
     def checkpoint(self, config: MultimodalConfig) -> AnyCheckpoint:
         """Both towers; with `--evaluate_only`, a finished model."""

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -13,16 +13,13 @@ from hf_transfer.data import columns
 from hf_transfer.data.files import files_below
 from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.pictures import SUFFIXES
-from hf_transfer.data.rows import is_given
 from hf_transfer.data.sources import SPLIT_NAMES, TABLE_BUILDERS, load_tables
-from hf_transfer.data.splits import Split
 from hf_transfer.errors import some, user_error
-from hf_transfer.settings.data import DataSettings
+from hf_transfer.settings.run import MultimodalConfig
 
 METADATA = "metadata"
 # The column of an imagefolder's metadata with the paths of images.
 PATH_NAME = "file_name"
-OTHER_RECIPE = {"image": "text", "text": "vision"}
 Tables = Mapping[Path, datasets.Dataset]
 
 
@@ -46,39 +43,12 @@ def select_pairs(data: datasets.Dataset, image: str, text: str, dataset_name: st
     return datasets.concatenate_datasets([images, datasets.Dataset.from_dict({"text": texts}, features)], axis=1)
 
 
-def missing_parts(splits: Mapping[str, Split], chosen: Mapping[str, str]) -> list[str]:
-    """Notes on the pairs that lack one of the two.
-
-    Args:
-        splits: of the data set.
-        chosen: the columns that were chosen, by the setting that names each.
-
-    Raises:
-        UserError: training has no image, or no text, at all.
-    """
-    notes = []
-    for column, other_recipe in OTHER_RECIPE.items():
-        lacking = {split: int((~is_given(part, column)).sum()) for split, part in splits.items()}
-        if lacking["train"] == len(splits["train"]):
-            raise user_error(
-                expected=f"training rows with a value in column '{chosen[f'{column}_column_name']}'",
-                found=f"no value in any of {lacking['train']} rows",
-                do=f"name the right column in --{column}_column_name, or use recipes/{other_recipe}.py",
-            )
-        if counts := [f"{count:,} of {len(splits[split]):,} in {split}" for split, count in lacking.items() if count]:
-            notes.append(f"Pairs without {'an image' if column == 'image' else 'a text'}: {', '.join(counts)}.")
-    return notes
-
-
-def read_pairs(
-    path: Path, settings: DataSettings, image_column: str | None, text_columns: Sequence[str]
-) -> datasets.DatasetDict:
+def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]) -> datasets.DatasetDict:
     """Tables, or a folder of them with their images; a table's paths are relative to its own folder.
 
     Args:
         path: a table, or the folder.
-        settings: how tables are read.
-        image_column: the column of images that the settings name.
+        config: how tables are read, and the column of images if it is set.
         text_columns: columns that are read as text even if their values look like numbers.
 
     Raises:
@@ -86,9 +56,9 @@ def read_pairs(
     """
     folder = path if path.is_dir() else path.parent
     split_of = _tables(folder) if path.is_dir() else {path: "train"}
-    tables = {table: load_tables(table, [table], settings, text_columns)["train"] for table in split_of}
+    tables = {table: load_tables(table, [table], config.data, text_columns)["train"] for table in split_of}
     _refuse_other_columns(tables)
-    column = _path_column(list(tables.values()), image_column)
+    column = _path_column(list(tables.values()), config.image.image_column_name)
     embedded = [(data, name) for data in tables.values() for name in _embedded(data)] if column is None else []
     for data, name in embedded:
         _refuse_paths(data, name, ())
@@ -105,8 +75,7 @@ def read_pairs(
 
 def _tables(folder: Path) -> dict[Path, str]:
     """The tables below a folder, each with its split: those named `metadata` if there are any, else all."""
-    files = [file for file in files_below(folder) if file.suffix.lower() in TABLE_BUILDERS]
-    visible = [file for file in files if not _is_hidden(file, folder)]
+    visible = _visible(folder, TABLE_BUILDERS)
     tables = [file for file in visible if file.stem == METADATA] or visible
     if not tables:
         raise user_error(
@@ -132,8 +101,10 @@ def _split_of(table: Path) -> str | None:
     return next((splits[word[0]] for word in words if word and word[0] in splits), None)
 
 
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _visible(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files below a folder that have one of these suffixes and are not hidden."""
+    files = files_below(folder, suffixes)
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
 def _refuse_other_columns(tables: Tables) -> None:
@@ -158,7 +129,7 @@ def _path_column(tables: Sequence[datasets.Dataset], wanted: str | None) -> str 
         return None
     for data in tables:
         text = [name for name, kind in data.features.items() if columns.is_text(kind)]
-        likely = [name for name in text if _names_an_image(next(filter(None, data[name]), ""))]
+        likely = [name for name in text if next(filter(None, data[name]), "").lower().endswith(tuple(SUFFIXES))]
         usual = [name for name in (PATH_NAME, *columns.IMAGE_NAMES) if name in text]
         chosen = [name for name in text if name == wanted] if wanted else usual[:1] or likely
         if len(chosen) == 1:
@@ -172,10 +143,6 @@ def _embedded(data: datasets.Dataset) -> list[str]:
     return [
         name for name, kind in kinds if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "path" in kind)
     ]
-
-
-def _names_an_image(value: str) -> bool:
-    return value.lower().endswith(tuple(SUFFIXES))
 
 
 def _with_files(tables: Tables, column: str, root: Path) -> tuple[dict[Path, datasets.Dataset], set[str]]:
@@ -229,7 +196,7 @@ def _resolved(path: Path) -> Path | None:
 
 
 def _refuse_unnamed(folder: Path, named: set[str]) -> None:
-    images = [file for file in files_below(folder) if _names_an_image(file.name) and not _is_hidden(file, folder)]
+    images = _visible(folder, SUFFIXES)
     unnamed = [str(file.relative_to(folder)) for file in images if str(file.resolve()) not in named]
     if unnamed:
         raise user_error(

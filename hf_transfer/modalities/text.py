@@ -9,10 +9,10 @@ import datasets
 from accelerate import Accelerator
 from torch import nn
 
-from hf_transfer.data import columns, verification
+from hf_transfer.data import columns
 from hf_transfer.data.batches import Loaders, loaders_of
 from hf_transfer.data.checked import Selected
-from hf_transfer.data.splits import Split, Splits
+from hf_transfer.data.splits import Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Wanted, saved_description
 from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
@@ -35,7 +35,6 @@ class TextModality(Modality[TextConfig]):
     kind: ClassVar[str] = "A text"
     task: ClassVar[str] = "text-classification"
     larger_head: ClassVar[bool] = True
-    text_settings: ClassVar[tuple[str, ...]] = ("label_column_name", "text_column_name", "text_pair_column_name")
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`."""
@@ -47,19 +46,9 @@ class TextModality(Modality[TextConfig]):
         chosen = [columns.text_column(train, config.text.text_column_name, config.data.label_column_name)]
         if (pair := config.text.text_pair_column_name) is not None:
             chosen.append(columns.text_pair_column(train, pair, chosen[0]))
-        label = columns.label_column(train, config.data.label_column_name)
-        notes = columns.unused_texts(train, (*chosen, label))
         texts = {name: columns.texts(split, chosen) for name, split in loaded.items()}
         settings = ("text_column_name", "text_pair_column_name")
-        return Selected(texts, dict(zip(settings, chosen, strict=False)), notes)
-
-    def unreadable(self, split: Split, name: str, config: TextConfig) -> dict[int, str]:
-        """See `Modality.unreadable`."""
-        return verification.unreadable_texts(split, name, config.data)
-
-    def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
-        """See `Modality.copies`."""
-        return verification.copies_of_texts(splits)
+        return Selected(texts, dict(zip(settings, chosen, strict=False)))
 
     def checkpoint(self, config: TextConfig) -> Checkpoint:
         """See `Modality.checkpoint`."""

@@ -50,11 +50,6 @@ class Classes(target.Target):
     label_names: tuple[str, ...]
 
     @classmethod
-    def recognises(cls, feature: object) -> bool:
-        """Whether a column holds class labels by its type."""
-        return isinstance(feature, datasets.ClassLabel)
-
-    @classmethod
     def read(cls, splits: Mapping[str, datasets.Dataset], column: str) -> tuple[Self, dict[str, target.Values]]:
         """See `Target.read`."""
         names, numbers = read_labels(splits, column)

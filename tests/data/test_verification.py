@@ -12,8 +12,7 @@ from PIL import Image
 
 from hf_transfer.data import verification
 from hf_transfer.data.splits import Split
-from hf_transfer.data.verification import copies_of_images, refuse_bad_share, unreadable_images
-from hf_transfer.settings.run import VisionConfig
+from hf_transfer.data.verification import copies, refuse_bad_share, unreadable
 from tests.data.conftest import Settings, encoded, noise, png_by_hand, raw_bytes, user_error_with
 
 WHOLE = encoded(Image.fromarray(noise(64, 64, 3)))
@@ -38,11 +37,6 @@ def split_of_bytes(contents: list[bytes]) -> Split:
         features=datasets.Features({"image": datasets.Image(decode=False)}),
     )
     return Split(data, np.arange(len(contents)), np.zeros(len(contents), dtype=np.int64))
-
-
-def unreadable(split: Split, name: str, config: VisionConfig) -> dict[int, str]:
-    """The rows that cannot be read, as a run with these settings checks them."""
-    return unreadable_images(split, name, config.data, config.store.cache_dir)
 
 
 @pytest.fixture
@@ -224,14 +218,14 @@ def test_copies_are_counted_by_content_against_training(tmp_path: Path) -> None:
         "validation": split_of_bytes([pictures[0], pictures[0], pictures[5], pictures[5], b"other size"[:3]]),
         "test": split_of_bytes([pictures[5], pictures[3], pictures[6]]),
     }
-    assert copies_of_images(splits) == {"validation": 2, "test": 1}
+    assert copies(splits) == {"validation": 2, "test": 1}
 
 
 def test_masked_images_are_no_copies_of_each_other() -> None:
     """Two empty files are equal, byte for byte, and still no leak of training into test."""
     empty = split_of_bytes([b"", b"x"])
     masked = Split(empty.dataset, empty.rows, empty.targets, unreadable={0: "the file is empty"})
-    assert copies_of_images({"train": masked, "validation": masked, "test": masked}) == {
+    assert copies({"train": masked, "validation": masked, "test": masked}) == {
         "validation": 1,
         "test": 1,
     }
