@@ -161,8 +161,8 @@ class Checkpointing:
             return
         state, generators = self._loaded.state, self._loaded.tensors["random"].items()
         rank, scaler = self._accelerator.process_index, self._accelerator.scaler
-        own = {name.removesuffix(f".{rank}"): value for name, value in generators if name.endswith(f".{rank}")}
-        set_random_state(state["ranks"][rank], own)
+        of_process = {name.removesuffix(f".{rank}"): value for name, value in generators if name.endswith(f".{rank}")}
+        set_random_state(state["ranks"][rank], of_process)
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         self._loaded = None
@@ -193,8 +193,8 @@ class Checkpointing:
         started, rank = time.perf_counter(), self._accelerator.process_index
         plain, generators = random_state(self._accelerator.device)
         process = {**plain, "loss": state.position.loss, "seen": state.position.seen}
-        own = {f"{kind}.{rank}": generator for kind, generator in generators.items()}
-        processes: list[tuple[dict[str, Any], Tensors]] = gather_object([(process, own)])
+        named_generators = {f"{kind}.{rank}": generator for kind, generator in generators.items()}
+        processes: list[tuple[dict[str, Any], Tensors]] = gather_object([(process, named_generators)])
         contents = state.tensors()
         if self._accelerator.is_main_process:
             self.wait()
@@ -293,10 +293,10 @@ class Checkpointing:
         if self._accelerator.num_processes == 1:
             return loaded
         (outline,) = broadcast_object_list([get_data_structure(loaded)])
-        own = loaded or recursively_apply(_empty, outline, test_type=is_tensor_information)
+        buffers = loaded or recursively_apply(_empty, outline, test_type=is_tensor_information)
         device = self._accelerator.device
         # One after the other: the device need not have room for all of them.
-        shared: LoadedCheckpoint | None = recursively_apply(lambda value: broadcast(value.to(device)).cpu(), own)
+        shared: LoadedCheckpoint | None = recursively_apply(lambda value: broadcast(value.to(device)).cpu(), buffers)
         return shared
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hf_transfer.frozen import probe
 from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.strategies.freezing import Stage
 from hf_transfer.training import loop
+from hf_transfer.training.predictions import predict_split
 from hf_transfer.training.progress import Fit
 from tests.tiny_models import ALL, Architecture, state
 from tests.tiny_text_models import TEXT_ARCHITECTURES
@@ -79,8 +81,8 @@ def watched(model: nn.Module, states: list[dict[str, Tensor]], dropping: list[di
 
             handles.append(module.register_forward_hook(record))
     with pytest.MonkeyPatch.context() as patch:
-        for function in ("predict_split", "solve_head"):
-            patch.setattr(loop, function, recording(vars(loop)[function]))
+        patch.setattr(loop, "predict_split", recording(predict_split))
+        patch.setattr(probe, "solve_head", recording(probe.solve_head))
         yield
     for handle in handles:
         handle.remove()

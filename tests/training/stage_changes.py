@@ -9,16 +9,19 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from hf_transfer.frozen import probe
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.training import loop
 from hf_transfer.training.devices import start_accelerator
+from hf_transfer.training.predictions import predict_split
 from hf_transfer.training.progress import Fit
 from tests.tiny_models import state
 from tests.training.toy_task import fit_loaders, loaders_of, rows_for, settings, tiny
@@ -78,16 +81,13 @@ def trained(case: str, accelerator: Accelerator) -> tuple[list[Any], list[Any], 
 
         return call
 
-    originals = {key: vars(loop)[key] for key in ("predict_split", "solve_head")}
     rows = rows_for(name, 24), rows_for(name, 20, seed=1)
     loaders = loaders_of(accelerator, *rows, config.training.per_device_train_batch_size, config.training.seed)
-    for key, function in originals.items():
-        setattr(loop, key, noting(function))
-    try:
+    with (
+        patch.object(loop, "predict_split", noting(predict_split)),
+        patch.object(probe, "solve_head", noting(probe.solve_head)),
+    ):
         fitted = fit_loaders(prepared, strategy, groups, loaders, config, accelerator)
-    finally:
-        for key, function in originals.items():
-            setattr(loop, key, function)
     note()
     return stages, epochs, fitted
 
