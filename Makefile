@@ -1,10 +1,10 @@
 # Every target sets up what it needs, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Of each of the two processes that run tests: one thread, unless OMP_NUM_THREADS says otherwise.
+TEST_THREADS := $(or $(OMP_NUM_THREADS),1)
 # Two threads, so that the figures and the shipped bytes repeat on a machine with more cores.
 export OMP_NUM_THREADS ?= 2
-# Of each of the two processes that run tests.
-TEST_THREADS ?= 1
 INSTALL_CHROMIUM := (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium)
 
 .PHONY: setup demo browser test test-slow test-all mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space backbones clean
