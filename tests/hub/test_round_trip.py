@@ -196,15 +196,17 @@ def test_the_demo_of_the_downloaded_space_gives_the_scores_of_the_trained_model(
     pictures, texts = _samples(published.root)
     tokens = published.hub.tokens.copy()
     published.hub.tokens.clear()
-    with demo(space / "app.py", tmp_path / "log", **variables) as served_demo:
-        programs = Programs(served_demo.url)
-        for number, sample in enumerate(pictures if name == "pixels" else texts):
-            given: object = sample
-            if name == "pixels":
-                given = file(programs.upload("picture.png", Path(sample).read_bytes())[1])
-            assert programs.scores(given, False) == pytest.approx(published.ours[name][number], abs=1e-6)
-    assert published.hub.tokens == set()
-    published.hub.tokens |= tokens
+    try:
+        with demo(space / "app.py", tmp_path / "log", **variables) as served_demo:
+            programs = Programs(served_demo.url)
+            for number, sample in enumerate(pictures if name == "pixels" else texts):
+                given: object = sample
+                if name == "pixels":
+                    given = file(programs.upload("picture.png", Path(sample).read_bytes())[1])
+                assert programs.scores(given, False) == pytest.approx(published.ours[name][number], abs=1e-6)
+        assert published.hub.tokens == set()
+    finally:
+        published.hub.tokens |= tokens
 
 
 @pytest.mark.parametrize("name", ["whole", "pixels", "words", "merged"])

@@ -20,6 +20,7 @@ import pytest
 from classifier import Sample
 from explanation import Answer
 from tests.conftest import REPOSITORY
+from tests.space import conftest
 from tests.space.conftest import served
 from tests.space.hostile import HOSTILE, PICTURE, Demo, hostile_demo, png
 from tests.space.programs import file
@@ -323,3 +324,13 @@ def test_a_model_that_cannot_be_served_ends_the_demo_with_a_message(tmp_path: Pa
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_demo_that_hangs_is_reported_with_its_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "app.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(conftest, "LONGEST_SECONDS", 2)
+    with (
+        pytest.raises(AssertionError, match=r'app\.py", line 2'),
+        served(tmp_path / "app.py", tmp_path / "log"),
+    ):
+        pytest.fail("it has never answered")
