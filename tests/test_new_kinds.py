@@ -119,6 +119,8 @@ class GreyModality(Modality[GreyConfig]):
     name = "grey"
     config = GreyConfig
     samples = "grey images"
+    usable = "files that exist"
+    unusable = "that do not"
     kind = "A grey image"
     task = "image-classification"
     has_pipeline = False
@@ -131,7 +133,7 @@ class GreyModality(Modality[GreyConfig]):
         files = {name: split.select_columns([column]) for name, split in loaded.items()}
         return Selected(files, {"file_column_name": column})
 
-    def unreadable(self, split: Split, name: str, config: GreyConfig) -> dict[int, str]:
+    def bad_rows(self, split: Split, config: GreyConfig) -> dict[int, str]:
         files = split.dataset["file"]
         return {row: "no such file" for row in split.rows.tolist() if not Path(files[row]).is_file()}
 

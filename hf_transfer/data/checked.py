@@ -41,9 +41,13 @@ class SampleColumns(ABC, Generic[Config]):
 
     Attributes:
         samples: what a sample is, in the plural.
+        usable: what all rows are expected to be, for messages ("images that can be read").
+        unusable: what bad rows are, for messages ("that cannot be read").
     """
 
     samples: ClassVar[str]
+    usable: ClassVar[str]
+    unusable: ClassVar[str]
 
     def read(self, path: Path, config: Config) -> datasets.DatasetDict:
         """The data set in a file or folder on this machine."""
@@ -62,13 +66,19 @@ class SampleColumns(ABC, Generic[Config]):
     def select(self, loaded: datasets.DatasetDict, config: Config) -> Selected:
         """Only the columns of the samples, for each split."""
 
-    def unreadable(self, split: Split, name: str, config: Config) -> dict[int, str]:
-        """Rows that cannot be used, each with the reason.
+    @abstractmethod
+    def bad_rows(self, split: Split, config: Config) -> dict[int, str]:
+        """Rows that cannot be used, each with the reason."""
+
+    def checked(self, split: Split, name: str, config: Config) -> Split:
+        """The split with its bad rows masked.
 
         Raises:
             UserError: there are some, and they are not to be masked, or they are too many.
         """
-        return verification.unreadable(split, name, config)
+        bad = self.bad_rows(split, config)
+        verification.refuse_bad_rows(bad, split, name, config.data, usable=self.usable, unusable=self.unusable)
+        return replace(split, unreadable=bad)
 
     def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, str]) -> list[str]:  # noqa: ARG002
         """Notes on the checked samples.
@@ -120,9 +130,7 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
         notes.append(f"No {name} split: {len(splits[name])} rows were split off training, by class.")
     if (limit := config.data.max_train_samples_per_class) is not None:
         splits["train"] = few_per_stratum(splits["train"], limit, config.training.seed, target)
-    checked = {
-        name: replace(splits[name], unreadable=modality.unreadable(splits[name], name, config)) for name in SPLIT_NAMES
-    }
+    checked = {name: modality.checked(splits[name], name, config) for name in SPLIT_NAMES}
     notes += modality.notes_on_samples(checked, selected.columns)
     return Splits(
         **checked,

@@ -17,6 +17,7 @@ from hf_transfer.data.pictures import BadImageError, check_header, content, cont
 from hf_transfer.data.rows import describe_row, encoded_image, is_given, texts_of
 from hf_transfer.data.splits import Split, part_of
 from hf_transfer.errors import user_error
+from hf_transfer.settings.data import DataSettings
 from hf_transfer.settings.run import RunConfig
 
 MAX_BAD_SHARE = 0.01
@@ -28,36 +29,70 @@ Group = tuple[int, tuple[str | None, ...] | None]
 Groups = dict[Group, list[int]]
 
 
-def unreadable(split: Split, name: str, config: RunConfig) -> dict[int, str]:
-    """Rows that cannot be used, each with the reason.
+def bad_images(split: Split, config: RunConfig) -> dict[int, str]:
+    """The rows whose image cannot be read, each with the reason; the result is cached until an image changes.
 
-    Of images, those that cannot be read; of texts, those without a text; of pairs, those with neither an image nor a
-    text, or with an image that cannot be read.
+    The header of every image is read. `verify_samples` images are decoded, drawn at random if there are more.
+    """
+    generator = np.random.default_rng(config.data.split_seed)
+    decoded = set(generator.permutation(split.rows)[: config.data.verify_samples].tolist())
+    key = hashlib.sha256(image_fingerprint(split).encode())
+    key.update(np.asarray(sorted(decoded), dtype=np.int64).tobytes())
+    cached = cache_folder(config.store.cache_dir) / "verified" / f"{key.hexdigest()}.json"
+    if cached.is_file():
+        return {int(row): reason for row, reason in json.loads(cached.read_text(encoding="utf-8")).items()}
+    bad = _check_rows(split, decoded)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed once it is complete: another process must not read half of it.
+    partial = cached.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(bad), encoding="utf-8")
+    partial.replace(cached)
+    return bad
+
+
+def bad_texts(split: Split) -> dict[int, str]:
+    """The rows without a text, each with the reason."""
+    bad = {}
+    for row, texts in zip(split.rows.tolist(), texts_of(split), strict=True):
+        if any(text is None for text in texts):
+            bad[row] = "missing"
+        elif any(not text for text in texts):
+            bad[row] = "empty"
+        elif any(not str(text).strip() for text in texts):
+            bad[row] = "white space only"
+    return bad
+
+
+def bad_pairs(split: Split, config: RunConfig) -> dict[int, str]:
+    """The rows with neither an image nor a text, or with an image that cannot be read, each with the reason."""
+    with_image, with_text = is_given(split, "image"), is_given(split, "text")
+    bad = dict.fromkeys(split.rows[~(with_image | with_text)].tolist(), "neither an image nor a text")
+    return bad | bad_images(part_of(split, np.flatnonzero(with_image)), config)
+
+
+def refuse_bad_rows(
+    bad: Mapping[int, str], split: Split, split_name: str, settings: DataSettings, *, usable: str, unusable: str
+) -> None:
+    """Refuse rows that cannot be used, unless they are to be masked.
 
     Args:
-        split: with a column `image`, `text` or both.
-        name: of the split.
-        config: how many images are decoded, and whether such rows are masked.
+        bad: these rows, each with the reason.
+        split: that they are in.
+        split_name: of the split.
+        settings: whether such rows are masked.
+        usable: what all rows are expected to be, in words.
+        unusable: what these rows are, in words.
 
     Raises:
         UserError: with `on_bad_sample="error"` for any such row, with `"skip"` above 1 % of the rows.
     """
-    columns = split.dataset.column_names
-    if "image" not in columns:
-        bad, expected, lacking = _bad_texts(split), "a text in every row", "without one"
-    elif "text" not in columns:
-        bad, expected, lacking = _bad_images(split, config), "images that can be read", "that cannot be read"
-    else:
-        bad = _bad_pairs(split, config)
-        expected, lacking = "rows with an image that can be read, a text, or both", "others"
-    if bad and config.data.on_bad_sample == "error":
+    if bad and settings.on_bad_sample == "error":
         raise user_error(
-            expected=f"{expected} in split '{name}'",
-            found=f"{len(bad)} {lacking}: {_list(bad, split)}",
+            expected=f"{usable} in split '{split_name}'",
+            found=f"{len(bad)} {unusable}: {_list(bad, split)}",
             do="fix or remove them, or mask them with --on_bad_sample skip",
         )
-    refuse_bad_share(bad, split, name)
-    return bad
+    refuse_bad_share(bad, split, split_name)
 
 
 def refuse_bad_share(bad: Mapping[int, str], split: Split, split_name: str) -> None:
@@ -83,45 +118,6 @@ def copies(splits: Mapping[str, Split]) -> dict[str, int]:
         known = set(_digests(splits["train"], groups["train"], shared))
         counts[name] = sum(digest in known for digest in _digests(splits[name], groups[name], shared))
     return counts
-
-
-def _bad_texts(split: Split) -> dict[int, str]:
-    bad = {}
-    for row, texts in zip(split.rows.tolist(), texts_of(split), strict=True):
-        if any(text is None for text in texts):
-            bad[row] = "missing"
-        elif any(not text for text in texts):
-            bad[row] = "empty"
-        elif any(not str(text).strip() for text in texts):
-            bad[row] = "white space only"
-    return bad
-
-
-def _bad_pairs(split: Split, config: RunConfig) -> dict[int, str]:
-    with_image, with_text = is_given(split, "image"), is_given(split, "text")
-    bad = dict.fromkeys(split.rows[~(with_image | with_text)].tolist(), "neither an image nor a text")
-    return bad | _bad_images(part_of(split, np.flatnonzero(with_image)), config)
-
-
-def _bad_images(split: Split, config: RunConfig) -> dict[int, str]:
-    """The rows whose image cannot be read; the result is cached until an image changes.
-
-    The header of every image is read. `verify_samples` images are decoded, drawn at random if there are more.
-    """
-    generator = np.random.default_rng(config.data.split_seed)
-    decoded = set(generator.permutation(split.rows)[: config.data.verify_samples].tolist())
-    key = hashlib.sha256(image_fingerprint(split).encode())
-    key.update(np.asarray(sorted(decoded), dtype=np.int64).tobytes())
-    cached = cache_folder(config.store.cache_dir) / "verified" / f"{key.hexdigest()}.json"
-    if cached.is_file():
-        return {int(row): reason for row, reason in json.loads(cached.read_text(encoding="utf-8")).items()}
-    bad = _check_rows(split, decoded)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed once it is complete: another process must not read half of it.
-    partial = cached.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(bad), encoding="utf-8")
-    partial.replace(cached)
-    return bad
 
 
 def _check_rows(split: Split, decoded: set[int]) -> dict[int, str]:

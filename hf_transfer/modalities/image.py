@@ -140,8 +140,14 @@ class ImageModality(Modality[VisionConfig]):
     name: ClassVar[str] = "image"
     config: ClassVar[type[RunConfig]] = VisionConfig
     samples: ClassVar[str] = "images"
+    usable: ClassVar[str] = "images that can be read"
+    unusable: ClassVar[str] = "that cannot be read"
     kind: ClassVar[str] = "An image"
     task: ClassVar[str] = "image-classification"
+
+    def bad_rows(self, split: Split, config: VisionConfig) -> dict[int, str]:
+        """See `Modality.bad_rows`."""
+        return verification.bad_images(split, config)
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`."""

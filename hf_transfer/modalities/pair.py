@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from hf_transfer.data import columns
+from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
 from hf_transfer.data.checked import Selected
 from hf_transfer.data.rows import is_given
@@ -176,6 +176,8 @@ class PairModality(Modality[MultimodalConfig]):
     name: ClassVar[str] = "pair"
     config: ClassVar[type[RunConfig]] = MultimodalConfig
     samples: ClassVar[str] = "pairs"
+    usable: ClassVar[str] = "rows with an image that can be read, a text, or both"
+    unusable: ClassVar[str] = "others"
     kind: ClassVar[str] = "An image and text"
     task: ClassVar[str] = "image-text-classification"
     has_pipeline: ClassVar[bool] = False
@@ -187,6 +189,10 @@ class PairModality(Modality[MultimodalConfig]):
     def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:  # noqa: ARG002
         """No notes: images that no row names are refused."""
         return []
+
+    def bad_rows(self, split: Split, config: MultimodalConfig) -> dict[int, str]:
+        """See `Modality.bad_rows`."""
+        return verification.bad_pairs(split, config)
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`: images beside texts that are not labels."""

@@ -9,10 +9,10 @@ import datasets
 from accelerate import Accelerator
 from torch import nn
 
-from hf_transfer.data import columns
+from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Loaders, loaders_of
 from hf_transfer.data.checked import Selected
-from hf_transfer.data.splits import Splits
+from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Wanted, saved_description
 from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
@@ -32,9 +32,15 @@ class TextModality(Modality[TextConfig]):
     name: ClassVar[str] = "text"
     config: ClassVar[type[RunConfig]] = TextConfig
     samples: ClassVar[str] = "texts"
+    usable: ClassVar[str] = "a text in every row"
+    unusable: ClassVar[str] = "without one"
     kind: ClassVar[str] = "A text"
     task: ClassVar[str] = "text-classification"
     larger_head: ClassVar[bool] = True
+
+    def bad_rows(self, split: Split, config: TextConfig) -> dict[int, str]:  # noqa: ARG002
+        """See `Modality.bad_rows`."""
+        return verification.bad_texts(split)
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`."""

@@ -12,7 +12,9 @@ from PIL import Image
 
 from hf_transfer.data import verification
 from hf_transfer.data.splits import Split
-from hf_transfer.data.verification import copies, refuse_bad_share, unreadable
+from hf_transfer.data.verification import copies, refuse_bad_share
+from hf_transfer.modalities.image import ImageModality
+from hf_transfer.settings.run import VisionConfig
 from tests.data.conftest import Settings, encoded, noise, png_by_hand, raw_bytes, user_error_with
 
 WHOLE = encoded(Image.fromarray(noise(64, 64, 3)))
@@ -37,6 +39,11 @@ def split_of_bytes(contents: list[bytes]) -> Split:
         features=datasets.Features({"image": datasets.Image(decode=False)}),
     )
     return Split(data, np.arange(len(contents)), np.zeros(len(contents), dtype=np.int64))
+
+
+def unreadable(split: Split, name: str, config: VisionConfig) -> dict[int, str]:
+    """The rows that are masked."""
+    return dict(ImageModality().checked(split, name, config).unreadable)
 
 
 @pytest.fixture
