@@ -1,6 +1,7 @@
 """Batches: the order of samples, their masks, and how a batch becomes a model's arguments."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class LabelledInputs(NamedTuple):
     rows: Tensor
 
 
-class InputMaker:
+class InputMaker(ABC):
     """Makes model inputs of batches, on the device, augmented in training; a modality has its own.
 
     A sample that cannot be decoded raises `UserError`, or is masked.
@@ -59,12 +60,12 @@ class InputMaker:
         targets, counted, index = (moved.pop(name) for name in LABELS)
         return LabelledInputs(moved, targets, counted, index)
 
+    @abstractmethod
     def fingerprint(self, split: str, epoch: int | None) -> str:
         """A hash of everything that the inputs and targets of a split depend on, except for versions of packages.
 
         Stores and checkpoints record the versions beside it: a run may resume with other versions if that is allowed.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
