@@ -278,7 +278,7 @@ def recorded(out: Path) -> Record:
         "metrics": results["metrics"],
         "history": [{name: row[name] for name in row if name not in TIMINGS} for row in results["history"]],
         **{name: results[name] for name in COMPARED},
-        "probes": [said for said in results["frozen_store"] if not said.startswith(DECIDED)],
+        "probes": [note for note in results["frozen_store"] if not note.startswith(DECIDED)],
         "files": weights,
         "circumstances": {name: results.get(name) for name in CIRCUMSTANCES},
     }
@@ -290,8 +290,8 @@ def weights_of(path: Path) -> Record:
     start = 8 + int.from_bytes(content[:8], "little")
     header, body = json.loads(content[8:start]), content[start:]
     tensors = {
-        name: {"sha256": sha256(body[slice(*said.pop("data_offsets"))]).hexdigest(), **said}
-        for name, said in sorted(header.items()) if name != "__metadata__"
+        name: {"sha256": sha256(body[slice(*entry.pop("data_offsets"))]).hexdigest(), **entry}
+        for name, entry in sorted(header.items()) if name != "__metadata__"
     }  # fmt: skip
     return {"sha256": sha256(content).hexdigest(), "tensors": tensors}
 
@@ -337,7 +337,7 @@ def changed_values(before: Record, after: Record) -> list[str]:
     """A line for each value that is another, or in one of both alone."""
     lines = []
     for name in dict.fromkeys([*before, *after]):
-        values = [said.get(name, "nothing") for said in (before, after)]
+        values = [record.get(name, "nothing") for record in (before, after)]
         # As written: a number that is none is equal to itself.
         if repr(values[0]) == repr(values[1]):
             continue
@@ -354,7 +354,7 @@ def changed_files(before: Record, after: Record) -> list[str]:
         if name not in before or name not in after:
             lines.append(f"{name}: only {'before' if name in before else 'after'}")
         elif before[name]["sha256"] != after[name]["sha256"]:
-            lines += [f"{name}: {said}" for said in changed_tensors(before[name]["tensors"], after[name]["tensors"])]
+            lines += [f"{name}: {line}" for line in changed_tensors(before[name]["tensors"], after[name]["tensors"])]
     return lines
 
 
@@ -365,7 +365,7 @@ def changed_tensors(before: Record, after: Record) -> list[str]:
         "only before": [name for name in before if name not in after],
         "only after": [name for name in after if name not in before],
     }
-    lines = [f"{len(names)} {said}: {', '.join(some(names))}" for said, names in groups.items() if names]
+    lines = [f"{len(names)} {change}: {', '.join(some(names))}" for change, names in groups.items() if names]
     return lines or ["equal tensors, in another order or beside other notes"]
 
 

@@ -288,7 +288,7 @@ def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahe
         ahead: only look at what the run would take: what is in `--output_dir` does not matter.
 
     Raises:
-        UserError: the folder holds other files or another run, or the precision is not to be had on this machine.
+        UserError: the folder holds other files or another run, or the precision is not available on this machine.
     """
     with start_accelerator(config) as accelerator:
         results = None if ahead else run_folder.finished_results(config)

@@ -81,8 +81,8 @@ class Explainer:
         with self._lock, _hooks(self._recorders(inputs, tokens, leaves, attention)), torch.enable_grad():
             logits = self._model(**inputs).logits
             best = logits[0].argmax()
-            found = torch.autograd.grad(logits[:, best].sum(), list(leaves.values())) if leaves else ()
-        gradients = dict(zip(leaves, found, strict=True))
+            derivatives = torch.autograd.grad(logits[:, best].sum(), list(leaves.values())) if leaves else ()
+        gradients = dict(zip(leaves, derivatives, strict=True))
         heat = None
         # Of a missing picture or text nothing was recorded.
         if attention:

@@ -32,13 +32,13 @@ def sign(number: int | None) -> int:
     print(number + 2)
     return 3
 """
-    found = mutation_score.mutants_of("toy.py", source, ())
-    assert sorted(mutant.change for mutant in found) == [
+    mutants = mutation_score.mutants_of("toy.py", source, ())
+    assert sorted(mutant.change for mutant in mutants) == [
         "1 -> 2", "2 -> 3", "3 -> 4", "Add -> Sub", "Is -> IsNot", "Lt -> LtE", "Or -> And", "returns None",
         "the other branch", "without `print(number + 2)`", "without `raise ValueError('none')`",
     ]  # fmt: skip
-    assert len({mutant.source for mutant in found}) == len(found)
-    (removed,) = (mutant for mutant in found if mutant.change.startswith("without `raise"))
+    assert len({mutant.source for mutant in mutants}) == len(mutants)
+    (removed,) = (mutant for mutant in mutants if mutant.change.startswith("without `raise"))
     assert removed.source.splitlines()[2:4] == ["        pass", "    print(number + 2)"]
     assert removed.line == 3
 

@@ -17,7 +17,7 @@ def write_report(folder: Path, results: Results, pictures: Sequence[Picture]) ->
 
     Args:
         folder: of the run.
-        results: what came out of the run.
+        results: of the run.
         pictures: of the target.
     """
     draw(folder, pictures)

@@ -20,7 +20,7 @@ class Task:
     Attributes:
         classifier: the class that loads it.
         model_types: the types of models that it can load.
-        expected: these models in words, for error messages.
+        expected: what these models are called in error messages.
         advice: what to do if the model is of another type; {setting} is the setting that names the model.
     """
 

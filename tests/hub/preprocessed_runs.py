@@ -103,11 +103,11 @@ def write_data(root: Path) -> None:
         texts, pairs, captions = [], [], []
         for number in range(count):
             label, other = names[number % 2], names[1 - number % 2]
-            own = " ".join(draw.choice(WORDS[label], OWN_WORDS))
-            texts.append({"text": f"{own} {' '.join(draw.choice(WORDS[other], OTHER_WORDS))}", "label": label})
+            of_class = " ".join(draw.choice(WORDS[label], OWN_WORDS))
+            texts.append({"text": f"{of_class} {' '.join(draw.choice(WORDS[other], OTHER_WORDS))}", "label": label})
             alike = number % 4 < 2
             second = " ".join(draw.choice(WORDS[label if alike else other], OWN_WORDS))
-            pairs.append({"one": own, "two": second, "label": "alike" if alike else "different"})
+            pairs.append({"one": of_class, "two": second, "label": "alike" if alike else "different"})
             captions.append({"file_name": f"{number:02}.jpg", **texts[-1]})
             for folder in (root / "pictures" / split / label, root / "captions" / split):
                 _write_picture(folder / f"{number:02}.jpg", label == names[0], draw)

@@ -122,8 +122,8 @@ def test_its_card_tells_the_hub_how_to_run_it(run: Path, tmp_path: Path) -> None
     assert f"alice/pets](https://huggingface.co/alice/pets) at commit `{'a' * 40}`" in text
     alone = front_matter((assemble_space(run, tmp_path / "alone") / "README.md").read_text())
     assert {"models", "preload_from_hub"}.isdisjoint(alone)
-    own = front_matter((REPOSITORY / "space/README.md").read_text())
-    assert {key: own[key] for key in ("sdk", "sdk_version", "python_version", "app_file")} == {
+    of_repository = front_matter((REPOSITORY / "space/README.md").read_text())
+    assert {key: of_repository[key] for key in ("sdk", "sdk_version", "python_version", "app_file")} == {
         key: head[key] for key in ("sdk", "sdk_version", "python_version", "app_file")
     }
 

@@ -121,9 +121,9 @@ def test_an_image_is_changed_alike_whatever_process_it_is_in(kind: Kind, world_s
     shared = torch.full_like(images, -1.0)
     for rank in range(world_size):
         batches = BatchSampler(range(len(images)), batch_size=8, drop_last=False)
-        own = list(BatchSamplerShard(batches, num_processes=world_size, process_index=rank))
-        seen = sorted({position for batch in own for position in batch})
-        shared[seen] = by_row(augment, images, own)[seen]
+        of_process = list(BatchSamplerShard(batches, num_processes=world_size, process_index=rank))
+        seen = sorted({position for batch in of_process for position in batch})
+        shared[seen] = by_row(augment, images, of_process)[seen]
     assert torch.equal(shared, alone)
 
 

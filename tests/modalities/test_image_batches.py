@@ -306,9 +306,9 @@ def test_the_epoch_that_is_set_for_loaders_does_not_change_the_order_of_blank_on
     before = loaders.without_first_layers()
     loaders.train.set_epoch(5)
     for blank in (before, loaders.without_first_layers()):
-        own = [batch["index"].tolist() for batch in blank.train]
+        order = [batch["index"].tolist() for batch in blank.train]
         blank.train.set_epoch(5)
-        assert own != [batch["index"].tolist() for batch in blank.train]
+        assert order != [batch["index"].tolist() for batch in blank.train]
 
 
 def fingerprints(

@@ -23,14 +23,14 @@ KINDS = ["csv", "tsv", "json", "jsonl", "parquet"]
 
 def pairs_of(splits: Splits, *names: str) -> list[Known]:
     """Contents of the image, text and class of every row, sorted; of all splits unless some are named."""
-    found: list[Known] = []
+    known: list[Known] = []
     for name, split in splits.items():
         for row, (text,), label in zip(split.rows.tolist(), texts_of(split), split.targets.tolist(), strict=True):
             if not names or name in names:
                 raw = encoded_image(split, row)
                 image = None if raw["bytes"] is None and raw["path"] is None else content(raw)
-                found.append((image, text, splits.target.names[label]))
-    return sorted(found, key=repr)
+                known.append((image, text, splits.target.names[label]))
+    return sorted(known, key=repr)
 
 
 def written(folder: Path, rows: list[dict[str, Any]], column: str = "file_name") -> list[Known]:

@@ -123,7 +123,9 @@ def test_srun_starts_every_process_and_tells_it_who_it_is(tmp_path: Path) -> Non
         "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "host-7", "MASTER_PORT": "24711",
         "OMP_NUM_THREADS": "3",
     }  # fmt: skip
-    assert [own for _, own in tasks] == [{"RANK": str(2 + n), "LOCAL_RANK": str(n), **shared} for n in range(2)]
+    assert [environment for _, environment in tasks] == [
+        {"RANK": str(2 + n), "LOCAL_RANK": str(n), **shared} for n in range(2)
+    ]
 
 
 @pytest.mark.parametrize(

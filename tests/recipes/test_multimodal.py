@@ -177,8 +177,8 @@ def test_a_run_learns_from_both_and_reports_each_alone(
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
-    for expected, found in zip((both, words), json.loads(ended.stdout.split("ANSWERS", 1)[1]), strict=True):
-        for row in found:
+    for expected, answer in zip((both, words), json.loads(ended.stdout.split("ANSWERS", 1)[1]), strict=True):
+        for row in answer:
             assert expected["scores"][row["label"]] == pytest.approx(row["score"], abs=1e-5)
     table = given / "data" / "test" / "metadata.csv"
     rows = answers(capsys, out / "model", table, "--top", 1)

@@ -57,13 +57,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny models; GPT-2 without a pad token, as it is on the Hub."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    found = {name: save_text_checkpoint(folder / name, name) for name in ("bert", "distilbert", "roberta", "deberta")}
+    folders = {name: save_text_checkpoint(folder / name, name) for name in ("bert", "distilbert", "roberta", "deberta")}
     tiny_text_model("gpt2", pad_token_id=None).save_pretrained(folder / "gpt2")
     tiny_tokenizer(pad=False, model_input_names=["input_ids", "attention_mask"]).save_pretrained(folder / "gpt2")
     # These know no token types, as their own tokenizers say.
     for name in ("distilbert", "roberta"):
         tiny_tokenizer(model_input_names=["input_ids", "attention_mask"]).save_pretrained(folder / name)
-    return found | {"gpt2": folder / "gpt2"}
+    return folders | {"gpt2": folder / "gpt2"}
 
 
 def results_of(output_dir: Path) -> dict[str, Any]:

@@ -90,8 +90,8 @@ def test_each_rate_has_one_group_with_decay_and_one_without() -> None:
     """The final norm has nothing that decays."""
     model, groups = prepared("vit")
     made = parameter_groups(model, groups, learning_rate=1.0, weight_decay=0.1, layer_lr_decay=0.5)
-    found = sorted((group["lr"], group["weight_decay"]) for group in made)
-    assert found == sorted(
+    rates_and_decays = sorted((group["lr"], group["weight_decay"]) for group in made)
+    assert rates_and_decays == sorted(
         (0.5**distance, decay) for distance in range(6) for decay in (0.0, 0.1) if (distance, decay) != (1, 0.1)
     )
     assert sorted(by_name(model, made, "lr")) == sorted(trainable_names(model))
