@@ -66,8 +66,12 @@ class StrategySettings(Topic):
     )  # fmt: skip
 
     def names(self) -> Sequence[str]:
-        """The strategies of the run: one for all, or one for each tower."""
-        return [self.strategy]
+        """The strategies of the run, each once: that of the image tower is the first."""
+        return list(dict.fromkeys(self.by_tower().values()))
+
+    def by_tower(self) -> dict[str, Strategy]:
+        """The strategy of each tower; a single tower has no name."""
+        return {"": self.strategy}
 
     def flag(self) -> str:
         """The strategies of the run, for messages."""
@@ -87,10 +91,6 @@ class PairStrategySettings(StrategySettings):
     image_strategy: Strategy | None = setting("What learns in the image tower (default: as --strategy).", None)
     text_strategy: Strategy | None = setting("What learns in the text tower (default: as --strategy).", None)
 
-    def names(self) -> Sequence[str]:
-        """The strategy of the image tower and, if it is another, that of the text tower."""
-        return list(dict.fromkeys(self.by_tower().values()))
-
     def by_tower(self) -> dict[str, Strategy]:
-        """The strategy of each tower."""
+        """See `StrategySettings.by_tower`."""
         return {"image": self.image_strategy or self.strategy, "text": self.text_strategy or self.strategy}

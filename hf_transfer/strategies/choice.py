@@ -9,7 +9,7 @@ from hf_transfer.errors import user_error
 from hf_transfer.models.groups import Group, Inputs, describe_frozen
 from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
 from hf_transfer.models.towers import groups_of, towers_of
-from hf_transfer.settings.strategy import PairStrategySettings, StrategySettings
+from hf_transfer.settings.strategy import StrategySettings
 from hf_transfer.strategies import adapters, freezing
 from hf_transfer.strategies.adapter_files import adapter_of
 from hf_transfer.strategies.each_tower import EachTower
@@ -24,9 +24,10 @@ def choose_strategy(settings: StrategySettings, *, larger_head: bool = False) ->
         settings: the name, and the settings of single strategies.
         larger_head: see `FullFineTuning.larger_head`.
     """
-    if isinstance(settings, PairStrategySettings):
-        return EachTower({tower: _strategy(name, settings, False) for tower, name in settings.by_tower().items()})
-    return _strategy(settings.strategy, settings, larger_head)
+    names = settings.by_tower()
+    if "" in names:
+        return _strategy(names[""], settings, larger_head)
+    return EachTower({tower: _strategy(name, settings, False) for tower, name in names.items()})
 
 
 def _strategy(name: str, settings: StrategySettings, larger_head: bool) -> Strategy:
