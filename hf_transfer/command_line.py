@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> _Parser:
     parser = _Parser(prog="hf-transfer", description="Use or publish a finished model, or check this machine.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    predict = commands.add_parser("predict", help="Classify pictures, texts or pairs with a finished model.")
+    predict = commands.add_parser("predict", help="Predict pictures, texts or pairs with a finished model.")
     _add_samples(predict)
     push = commands.add_parser("push", help="Publish the model of a finished run on the Hub, with its card.")
     demo = commands.add_parser("demo", help="Open a demo of a finished run on this machine.")
@@ -96,9 +96,10 @@ def _predict(arguments: argparse.Namespace) -> None:
     from hf_transfer.evaluation.predictor import classify_files, load
 
     if not arguments.files:
-        (scores,) = load(arguments.model, modality="multimodal")([pair], top=top)
+        predictor = load(arguments.model, modality="multimodal")
+        ((scores, decisions),) = predictor.answers([predictor.modality.sample_of(pair)], top)
         path = {} if arguments.image is None else {"path": str(arguments.image)}
-        print(json.dumps({**path, "scores": scores}, ensure_ascii=False))
+        print(json.dumps({**path, **decisions, predictor.target.answered_as: dict(scores)}, ensure_ascii=False))
         return
     names = ("text_column_name", "text_pair_column_name", "image_column_name")
     columns = {name: getattr(arguments, name) for name in names}

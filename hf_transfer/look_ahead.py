@@ -1,10 +1,12 @@
 """What a machine has, and what a run would take on it; nothing is trained, and nothing stays on disk."""
 
+import io
 import itertools
 import os
 import platform
 import time
 from collections.abc import Iterator, Set
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import mean
 
@@ -58,9 +60,11 @@ def look_ahead(config: RunConfig) -> Iterator[str]:
     # Nothing is created on the Hub, and no tracker is started.
     quiet = config.replaced(report_to=["none"], push_to_hub=False, push_space=False, hub_model_id=None)
     with open_run(quiet, ahead=True) as run:
-        run.load_data()
-        run.load_model()
-        run.choose_what_learns()
+        # The run itself would print its notes, too.
+        with redirect_stdout(io.StringIO()):
+            run.load_data()
+            run.load_model()
+            run.choose_what_learns()
         yield from run.notes
         yield from _costs(run)
 

@@ -4,19 +4,20 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from hf_transfer.data.batches import Loaders
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.splits import Splits
-from hf_transfer.evaluation import run_folder
+from hf_transfer.evaluation import further_metrics, run_folder
 from hf_transfer.evaluation.parts import worth_of_parts
 from hf_transfer.evaluation.report import results_table, write_report
 from hf_transfer.evaluation.results import PART, Results, Scores
@@ -25,12 +26,13 @@ from hf_transfer.hub.runs import prepare_to_publish, publish_run, push_run
 from hf_transfer.modalities.modality import Modality, Regularisation, saved_description
 from hf_transfer.modalities.table import modality_named
 from hf_transfer.models.pretrained import AnyCheckpoint
+from hf_transfer.models.towers import output_layers
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.choice import Prepared, choose_strategy, load_model, prepare_model
 from hf_transfer.strategies.freezing import Strategy
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.table import target_of_model
-from hf_transfer.targets.target import OPTIONAL_SETTINGS, Table
+from hf_transfer.targets.target import Table, Target, Values
 from hf_transfer.training.batch_size import find_batch_sizes
 from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.loop import fit
@@ -84,6 +86,7 @@ class Run:
             UserError: a model or data that cannot be used, or a result that could not be published.
         """
         config, modality = self.config, self.modality
+        further_metrics.check(config.output.metrics)
         prepare_to_publish(config, self.accelerator)
         self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
         saved = {} if config.trains() else saved_description(self.checkpoint.parts[0])
@@ -91,9 +94,6 @@ class Run:
         data_config = config if config.trains() else modality.as_trained(config, self.preprocessing)
         with self.accelerator.main_process_first():
             self.splits = load_splits(data_config, modality, self._data)
-        if config.trains():
-            target = self.splits.target
-            config.refuse(OPTIONAL_SETTINGS - target.supported_settings, f"the problem type {target.problem_type}")
         self._note(self.splits.describe())
         return self.splits
 
@@ -108,6 +108,7 @@ class Run:
             (part,) = self.checkpoint.parts
             finished = target_of_model(part.config, target.problem_type)
             target.check_finished(finished, part.name)
+            self.splits = replace(self.splits, target=finished)
             self.model = run_folder.load_finished(part, finished)
             return self.model
         self.strategy: Strategy = choose_strategy(config.strategy, larger_head=self.modality.larger_head)
@@ -118,6 +119,10 @@ class Run:
             gradient_checkpointing=config.training.gradient_checkpointing,
         )  # fmt: skip
         self.model = self._new_model.model
+        layers = output_layers(self.model, self._new_model.groups)
+        target = target.for_head(has_bias=all(layer.bias is not None for layer in layers))
+        target.start(layers, self.splits.train.targets[self.splits.train.counted])
+        self.splits = replace(self.splits, target=target)
         return self.model
 
     def choose_what_learns(self) -> Loaders:
@@ -163,12 +168,29 @@ class Run:
             prepared.model, self.strategy, prepared.groups, self.loaders, self.config, self.accelerator,
             self.regularisation,
         )  # fmt: skip
+        target = self._finished_target()
         # From here on only what was saved counts: the figures are those of the files.
-        self.model = run_folder.save_and_load(
-            self.fitted.model, self.preprocessing, self.modality.name, self.splits.columns, self.splits.target,
+        self.model, finished = run_folder.save_and_load(
+            self.fitted.model, self.preprocessing, self.modality.name, self.splits.columns, target,
             self.checkpoint, self.config, self.accelerator,
         )  # fmt: skip
+        self.splits, self.loaders = replace(self.splits, target=finished), replace(self.loaders, target=finished)
         return self.fitted
+
+    def _finished_target(self) -> Target:
+        """The target with what it takes from held-out predictions; the model's outputs become what users want."""
+        target, fitted = self.splits.target, self.fitted
+        if target.is_calibrated:
+            outputs, targets = fitted.held_out_predictions() or self._validation()
+            target = target.calibrated(outputs, targets)
+            self._note(target.describe_calibration(len(targets)))
+        target.finish(output_layers(fitted.model, self.prepared.groups))
+        return target
+
+    def _validation(self) -> tuple[Tensor, Values]:
+        """Outputs of the trained model for validation, and the true values."""
+        predictions = predict_split(self.fitted.model, self.loaders, "validation", self.accelerator)
+        return predictions.outputs, predictions.targets
 
     def evaluate(self) -> dict[str, Predictions]:
         """Predict validation and test, and the parts of each test sample alone, if samples have parts."""
@@ -188,6 +210,7 @@ class Run:
             return None
         test = self.predictions["test"]
         tables, pictures = test.target.details(test.outputs, test.targets)
+        tables += further_metrics.table(self.config.output.metrics, test)
         self.results = self._results(tables)
         write_report(Path(self.config.output.output_dir), self.results, pictures)
         return self.results
@@ -229,6 +252,7 @@ class Run:
 
     def _results(self, tables: Sequence[Table]) -> Results:
         config, splits, fitted, checkpoint = self.config, self.splits, self.fitted, self.checkpoint
+        train, test = splits.train, self.predictions["test"]
         judged = self.predictions | {f"test {PART.format(part)}": alone for part, alone in self.parts.items()}
         masked = {"train": len(splits.train.unreadable)}
         masked |= {split: predictions.masked for split, predictions in self.predictions.items()}
@@ -249,6 +273,7 @@ class Run:
                 name: Scores(predictions.metrics(), predictions.intervals(), len(predictions), predictions.masked)
                 for name, predictions in judged.items()
             },
+            baseline=splits.target.baseline(train.targets[train.counted], test.targets),
             samples={split: len(rows) - masked[split] for split, rows in splits.items()},
             masked=masked,
             tables=list(tables),
@@ -256,7 +281,7 @@ class Run:
             soup=[epoch + 1 for epoch in fitted.soup],
             history=fitted.history,
             resumed_at_steps=fitted.resumed,
-            notes=[*self.notes, *worth_of_parts(self.predictions["test"], self.parts)],
+            notes=[*self.notes, *worth_of_parts(test, self.parts)],
             frozen_store=fitted.notes,
             copies_of_training=splits.copies,
             seconds={

@@ -39,7 +39,9 @@ from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.table import TARGETS
 from hf_transfer.targets.target import (
     OPTIONAL_SETTINGS,
+    Baseline,
     Interval,
+    LabelColumns,
     LossOptions,
     LossSums,
     Metric,
@@ -169,11 +171,12 @@ class Counts(Target):
     score_words: ClassVar[str] = "of absolute error"
 
     @classmethod
-    def recognises(cls, feature: object) -> bool:
-        return isinstance(feature, datasets.Value) and feature.dtype == "int64"
+    def recognises(cls, train: datasets.Dataset, columns: LabelColumns) -> str | None:
+        return "whole numbers" if train.features[columns.only] == datasets.Value("int64") else None
 
     @classmethod
-    def read(cls, splits: Mapping[str, datasets.Dataset], column: str) -> tuple[Self, dict[str, Values]]:
+    def read(cls, splits: Mapping[str, datasets.Dataset], columns: LabelColumns) -> tuple[Self, dict[str, Values]]:
+        column = columns.only
         return cls(), {name: np.asarray(split[column][:], dtype=np.float32) for name, split in splits.items()}
 
     @classmethod
@@ -211,6 +214,13 @@ class Counts(Target):
 
     def sample_scores(self, outputs: Tensor, targets: Values) -> npt.NDArray[np.float64]:
         return -np.abs(outputs[:, 0].exp().numpy().astype(np.float64) - targets)
+
+    def baseline(self, values: Values, targets: Values) -> Baseline:
+        mean = torch.full((len(targets), 1), float(values.mean())).log()
+        return Baseline("always the mean", self.evaluate(mean, targets))
+
+    def predicted(self, outputs: Tensor) -> Values:
+        return outputs[:, 0].exp().numpy()
 
     def answers(self, outputs: Tensor, top: int) -> list[list[tuple[str, float]]]:
         return [[("count", count)] for count in outputs[:, 0].exp().tolist()]

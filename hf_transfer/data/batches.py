@@ -56,7 +56,7 @@ class InputMaker(ABC):
             split: train, validation or test.
             epoch: augment the samples as in this epoch; None: as in evaluation.
         """
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        moved = {name: _for_device(tensor, device).to(device, non_blocking=True) for name, tensor in batch.items()}
         targets, counted, index = (moved.pop(name) for name in LABELS)
         return LabelledInputs(moved, targets, counted, index)
 
@@ -120,6 +120,11 @@ class Loaders:
         source = self.of(split)
         batch = source.collate_fn([source.dataset[position] for position in positions])
         return self.to_inputs(batch, device, split, epoch)
+
+
+def _for_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Apple's GPUs have no double precision."""
+    return tensor.float() if device.type == "mps" and tensor.dtype == torch.float64 else tensor
 
 
 class LabelRows(Dataset[dict[str, Tensor]]):

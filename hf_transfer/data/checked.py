@@ -11,11 +11,12 @@ import numpy as np
 
 from hf_transfer.data import columns, verification
 from hf_transfer.data.sources import SPLIT_NAMES, load, read_files, rename_splits, unused_files
-from hf_transfer.data.splits import Split, Splits, cut_stratified, few_per_stratum
+from hf_transfer.data.splits import Split, Splits, cut_stratified, few_of_each
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.table import target_of
+from hf_transfer.targets.target import OPTIONAL_SETTINGS
 
 # The settings that name columns of text, of all modalities.
 TEXT_SETTINGS = ("label_column_name", "text_column_name", "text_pair_column_name")
@@ -113,12 +114,14 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     if given is None:
         notes += modality.notes_on_files(config.data.dataset_name, data)
     selected = modality.select(data, config)
-    label_column = columns.label_column(data["train"], config.data.label_column_name)
+    label_columns = columns.label_columns(data["train"], config.data)
     if "text_column_name" in selected.columns:
-        notes += columns.unused_texts(data["train"], (*selected.columns.values(), label_column))
-    kind = target_of(config.data.problem_type, data["train"].features[label_column])
+        notes += columns.unused_texts(data["train"], (*selected.columns.values(), *label_columns.names))
+    kind, reasons = target_of(config.data.problem_type, data["train"], label_columns)
+    notes += reasons
     Ranking.of(kind, config.training.metric_for_best_model)
-    target, values = kind.read(data, label_column)
+    config.refuse(OPTIONAL_SETTINGS - kind.supported_settings, f"the problem type {kind.problem_type}")
+    target, values = kind.read(data, label_columns)
 
     missing = [name for name in SPLIT_NAMES if name not in data]
     refuse_unused_fractions(config, data)
@@ -127,15 +130,18 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     fractions = {"validation": config.data.validation_fraction, "test": config.data.test_fraction}
     for name in reversed(missing):
         splits["train"], splits[name] = cut_stratified(splits["train"], fractions[name], config.data.split_seed, target)
-        notes.append(f"No {name} split: {len(splits[name])} rows were split off training, by class.")
+        notes.append(f"No {name} split: {len(splits[name])} rows were split off training, {target.divided_by}.")
     if (limit := config.data.max_train_samples_per_class) is not None:
-        splits["train"] = few_per_stratum(splits["train"], limit, config.training.seed, target)
+        splits["train"] = few_of_each(splits["train"], limit, config.training.seed, target)
     checked = {name: modality.checked(splits[name], name, config) for name in SPLIT_NAMES}
     notes += modality.notes_on_samples(checked, selected.columns)
+    notes += target.notes({name: split.targets[split.counted] for name, split in checked.items()})
+    setting = "label_column_names" if len(label_columns.names) > 1 else "label_column_name"
+    named = list(label_columns.names) if len(label_columns.names) > 1 else label_columns.only
     return Splits(
         **checked,
-        target=target,
-        columns={**selected.columns, "label_column_name": label_column},
+        target=target.fitted(checked["train"].targets[checked["train"].counted]),
+        columns={**selected.columns, setting: named, **target.data_settings()},
         samples=modality.samples,
         copies=modality.copies(checked),
         notes=notes,

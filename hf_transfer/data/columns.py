@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import datasets
 
 from hf_transfer.errors import user_error
+from hf_transfer.settings.data import DataSettings
+from hf_transfer.targets.target import LabelColumns
 
 LABEL_NAMES = ("label", "labels")
 IMAGE_NAMES = ("image", "img")
@@ -73,8 +75,19 @@ def unused_texts(data: datasets.Dataset, used: Sequence[str]) -> list[str]:
     return [f"Columns of text that are not used: {', '.join(unused)}."] if unused else []
 
 
-def label_column(data: datasets.Dataset, wanted: str | None) -> str:
-    """The column of labels."""
+def label_columns(data: datasets.Dataset, settings: DataSettings) -> LabelColumns:
+    """The column of labels, or the columns that the settings name."""
+    several = dict.fromkeys(settings.label_column_names)
+    if missing := [name for name in several if name not in data.column_names]:
+        raise user_error(
+            expected=f"the columns {', '.join(several)}, as --label_column_names says",
+            found=f"no column {', '.join(map(repr, missing))}; there are {', '.join(data.column_names)}",
+            do="correct --label_column_names",
+        )
+    return LabelColumns(tuple(several) or (_label_column(data, settings.label_column_name),), settings.label_separator)
+
+
+def _label_column(data: datasets.Dataset, wanted: str | None) -> str:
     candidates = [name for name, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)]
     if wanted is None and len(data.column_names) == 1:
         raise user_error(

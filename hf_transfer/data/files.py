@@ -13,7 +13,7 @@ from datasets.data_files import FILES_TO_IGNORE
 from datasets.utils.extract import Extractor
 
 from hf_transfer.errors import user_error
-from hf_transfer.targets.class_labels import class_name
+from hf_transfer.targets.class_labels import class_name, fractions_among
 
 # `datasets` reads a path with these as a pattern that matches other paths, too, or as a path inside an archive.
 PATTERN_SIGNS = ("*", "?", "[", "]", "::")
@@ -66,6 +66,9 @@ def refuse_guessed_labels(folder: Path, columns: Iterable[str]) -> None:
         as_written = pandas.read_csv(file, dtype=str, keep_default_na=False)
         as_guessed = pandas.read_csv(file)
         for column in set(columns) & set(as_written.columns):
+            if fractions_among([text for text in as_written[column] if text]):
+                # Measurements, not names: 1.0 and 1 are the same.
+                continue
             pairs = [pair for pair in zip(as_written[column], as_guessed[column], strict=True) if pair[0] != ""]
             # NaN, which stands for a missing value, is the only one that differs from itself.
             if changed := sorted({text for text, value in pairs if value != value or text != class_name(value)}):

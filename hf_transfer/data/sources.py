@@ -92,7 +92,8 @@ def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) 
         _refuse_capital_splits(path)
         # `datasets` would unpack them.
         files.refuse_compressed(files.files_below(path, [".zip"]))
-        files.refuse_guessed_labels(path, (settings.label_column_name or "", *columns.LABEL_NAMES))
+        if settings.problem_type != "regression":
+            files.refuse_guessed_labels(path, (settings.label_column_name or "", *columns.LABEL_NAMES))
         return datasets.load_dataset("imagefolder", data_dir=str(path))
     if tables:
         return load_tables(path, tables, settings, text_columns)

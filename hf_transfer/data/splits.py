@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import datasets
 import numpy as np
 import numpy.typing as npt
 
-from hf_transfer.targets.target import Strata, Target, Values
+from hf_transfer.targets.target import Target, Values
 
 Rows = npt.NDArray[np.int64]
 
@@ -52,7 +53,8 @@ class Splits:
 
     Attributes:
         target: what is predicted.
-        columns: the columns that were chosen, by the setting that names each.
+        columns: the columns that were chosen, by the setting that names them, and the settings with which the target
+            was read.
         samples: what a sample is, in the plural: images, texts or pairs.
         copies: for validation and test, how many rows have an exact copy in training.
         notes: what was decided about the data, in sentences for the report.
@@ -64,7 +66,7 @@ class Splits:
     validation: Split
     test: Split
     target: Target
-    columns: dict[str, str]
+    columns: dict[str, Any]
     samples: str
     copies: dict[str, int]
     notes: list[str]
@@ -98,25 +100,15 @@ def shown_count(samples: int, masked: int) -> str:
 
 
 def cut_stratified(split: Split, fraction: float, seed: int, target: Target) -> tuple[Split, Split]:
-    """Divide a split in two, stratum by stratum: the rows that stay, and those that are split off.
-
-    Unlike with `sklearn.model_selection.train_test_split`, every stratum has a sample on both sides.
-    """
-    generator = np.random.default_rng(seed)
-    positions = []
-    for members in _members(target.strata(split.targets)):
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        positions.append(generator.permutation(members)[:count])
+    """Divide a split in two, as its target says: the rows that stay, and those that are split off."""
     cut = np.zeros(len(split), dtype=bool)
-    cut[np.concatenate(positions)] = True
+    cut[target.cut(split.targets, fraction, np.random.default_rng(seed))] = True
     return part_of(split, np.flatnonzero(~cut)), part_of(split, np.flatnonzero(cut))
 
 
-def few_per_stratum(split: Split, limit: int, seed: int, target: Target) -> Split:
-    """At most `limit` rows of each stratum, drawn with `seed`."""
-    generator = np.random.default_rng(seed)
-    positions = [generator.permutation(members)[:limit] for members in _members(target.strata(split.targets))]
-    return part_of(split, np.sort(np.concatenate(positions)))
+def few_of_each(split: Split, limit: int, seed: int, target: Target) -> Split:
+    """At most `limit` rows of each kind, such as a class, drawn with `seed`."""
+    return part_of(split, target.few(split.targets, limit, np.random.default_rng(seed)))
 
 
 def part_of(split: Split, positions: Rows) -> Split:
@@ -124,7 +116,3 @@ def part_of(split: Split, positions: Rows) -> Split:
     rows = split.rows[positions]
     unreadable = {row: split.unreadable[row] for row in rows.tolist() if row in split.unreadable}
     return dataclasses.replace(split, rows=rows, targets=split.targets[positions], unreadable=unreadable)
-
-
-def _members(strata: Strata) -> list[Rows]:
-    return [np.flatnonzero(strata == number) for number in np.unique(strata)]

@@ -23,8 +23,8 @@ def worth_of_parts(whole: Predictions, parts: Mapping[str, Predictions]) -> list
         return []
     best = max(parts, key=lambda name: float(parts[name].sample_scores().mean()))
     gain, half = lead(whole, parts[best])
-    scale = 100 if whole.target.metrics[0].is_share else 1
-    value, low, high = (f"{scale * one:+.1f}" for one in (gain, gain - half, gain + half))
+    is_share = whole.target.metrics[0].is_share
+    value, low, high = (f"{100 * one:+.1f}" if is_share else f"{one:+.3g}" for one in (gain, gain - half, gain + half))
     difference = f"{value} {whole.target.score_words} (95 % interval {low} to {high})"
     together = " and ".join(parts).capitalize()
     if gain - half > 0:

@@ -32,17 +32,21 @@ class Answer:
     Attributes:
         path: the picture, or the table that the sample is in.
         scores: names with their numbers, most important first.
+        decisions: what follows from the scores, as JSON: the labels that are chosen, or intervals of numbers.
+        answered_as: what the scores are, as a key of JSON.
         row: of a sample in a table: its row, counted from 1 below the header.
     """
 
     path: Path
     scores: Scores
+    decisions: Mapping[str, Any]
+    answered_as: str
     row: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The content of a line of JSON."""
         place = {} if self.row is None else {"row": self.row}
-        return {"path": str(self.path), **place, "scores": dict(self.scores)}
+        return {"path": str(self.path), **place, **self.decisions, self.answered_as: dict(self.scores)}
 
 
 class Predictor:
@@ -73,7 +77,18 @@ class Predictor:
         Raises:
             UserError: a sample that cannot be read.
         """
-        return [dict(scores) for scores in self.scores([self.modality.sample_of(one) for one in samples], top)]
+        return [dict(scores) for scores, _ in self.answers([self.modality.sample_of(one) for one in samples], top)]
+
+    def decide(self, samples: Sequence[Any]) -> list[dict[str, Any]]:
+        """What follows from the predictions of samples: the `labels` that reach their thresholds, or `intervals`.
+
+        Args:
+            samples: see `__call__`.
+
+        Returns:
+            For each sample `labels`, or `intervals` by name; empty for classes.
+        """
+        return [decisions for _, decisions in self.answers([self.modality.sample_of(one) for one in samples], 1)]
 
     def files(
         self, paths: Sequence[Path], top: int = 3, columns: Mapping[str, str | None] | None = None
@@ -90,16 +105,18 @@ class Predictor:
             UserError: files that cannot be read.
         """
         located = self.modality.samples_in(paths, columns or {}, self.preprocessing)
-        scores = self.scores([one.sample for one in located], top)
-        return [Answer(one.path, names, one.row) for one, names in zip(located, scores, strict=True)]
+        answers = self.answers([one.sample for one in located], top)
+        key = self.target.answered_as
+        return [Answer(one.path, *answer, key, one.row) for one, answer in zip(located, answers, strict=True)]
 
     @torch.no_grad()
-    def scores(self, samples: Sequence[Any], top: int) -> Iterator[Scores]:
-        """The same for samples as `Preprocessing.inputs` takes them."""
+    def answers(self, samples: Sequence[Any], top: int) -> Iterator[tuple[Scores, dict[str, Any]]]:
+        """Scores and what follows from them, for samples as `Preprocessing.inputs` takes them."""
         for start in range(0, len(samples), BATCH_SIZE):
             inputs = self.preprocessing.inputs(samples[start : start + BATCH_SIZE])
             moved = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-            yield from self.target.answers(self.model(**moved).logits.float().cpu(), top)
+            outputs = self.model(**moved).logits.float().cpu()
+            yield from zip(self.target.answers(outputs, top), self.target.decisions(outputs), strict=True)
 
 
 def load(model_name_or_path: str | Path, *, modality: str | None = None) -> Predictor:

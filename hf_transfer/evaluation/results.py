@@ -10,7 +10,7 @@ from hf_transfer.checkpoints.files import put
 from hf_transfer.data.splits import shown_count
 from hf_transfer.errors import user_error
 from hf_transfer.targets.table import TARGETS
-from hf_transfer.targets.target import Interval, Metrics, Table, Target
+from hf_transfer.targets.target import Baseline, Interval, Metrics, Table, Target
 
 RESULTS_FILE = "results.json"
 SCHEMA = 2
@@ -59,6 +59,7 @@ class Results:
         labels: what each output of the model stands for.
         parameters: how many there are in `total`, and how many were `trainable`.
         scores: by split; for samples of several parts also "test image_only" and the like.
+        baseline: an answer that is the same for every sample, on the test split.
         samples: how many count in each split: masked samples are not among them.
         masked: how many are masked in each split.
         tables: of the test split.
@@ -90,6 +91,7 @@ class Results:
     labels: list[str]
     parameters: dict[str, int]
     scores: dict[str, Scores]
+    baseline: Baseline | None = None
     samples: dict[str, int]
     masked: dict[str, int]
     tables: list[Table]
@@ -140,7 +142,15 @@ class Results:
         tables = {one.key: list(one.rows) for one in self.tables}
         headings = {one.key: {"title": one.title, "columns": one.columns, "titles": one.titles} for one in self.tables}
         intervals = {name: scores.intervals for name, scores in self.scores.items()}
-        content = {**values, "metrics": self.metrics, "intervals": intervals, **tables, "tables": headings}
+        baseline = self.baseline and self.baseline._asdict()
+        content = {
+            **values,
+            "baseline": baseline,
+            "metrics": self.metrics,
+            "intervals": intervals,
+            **tables,
+            "tables": headings,
+        }
         put(folder / RESULTS_FILE, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     @classmethod
@@ -182,12 +192,14 @@ class Results:
             Table(key, form["title"], tuple(form["columns"]), tuple(form["titles"]), content[key])
             for key, form in content["tables"].items()
         ]
-        return cls(**{name: content[name] for name in _plain_fields(cls)}, scores=scores, tables=tables)
+        baseline = content.get("baseline") and Baseline(**content["baseline"])
+        plain = {name: content[name] for name in _plain_fields(cls)}
+        return cls(**plain, scores=scores, tables=tables, baseline=baseline)
 
 
 def _plain_fields(results: type[Results]) -> list[str]:
     """The fields that stand in the file as they are."""
-    return [one.name for one in fields(results) if one.name not in ("scores", "tables")]
+    return [one.name for one in fields(results) if one.name not in ("scores", "tables", "baseline")]
 
 
 def _of_schema_1(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,13 +22,15 @@ from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.adapter_files import adapter_of, adapter_settings, load_adapter, merged, save_adapter
+from hf_transfer.targets.table import TARGETS, target_of_model, write_settings
 from hf_transfer.targets.target import Target
 
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
 LOCK_FILE = ".lock"
 PARTIAL_CONFIG = ".config-partial"
-OURS = (RESULTS_FILE, MODEL_FOLDER, "report.md", "curves.png", "confusion.png", ".card")
+PICTURES = ("curves.png", *(name for target in TARGETS.values() for name in target.picture_files))
+OURS = (RESULTS_FILE, MODEL_FOLDER, "report.md", ".card", *PICTURES)
 # The files of a run that was killed before its settings were written.
 WITHOUT_SETTINGS = (LOCK_FILE, PARTIAL_CONFIG)
 
@@ -191,7 +193,7 @@ def save_model(
 def save_and_load(
     model: Any, preprocessing: Preprocessing, modality: str, columns: Mapping[str, str], target: Target,
     checkpoint: AnyCheckpoint, config: RunConfig, accelerator: Accelerator,
-) -> nn.Module:  # fmt: skip
+) -> tuple[nn.Module, Target]:  # fmt: skip
     """Write a trained model into the folder of its run, completely or not at all, and load it again.
 
     Args:
@@ -199,18 +201,20 @@ def save_and_load(
         preprocessing: of the run.
         modality: its name.
         columns: of the data.
-        target: what it predicts.
+        target: what it predicts, written into its configuration.
         checkpoint: what it was trained from.
         config: the settings of the run.
         accelerator: the main process writes, and all read.
 
     Returns:
-        The model as loaded from the files.
+        The model as loaded from the files, and what it predicts.
     """
     folder = Path(config.output.output_dir)
     if accelerator.is_main_process:
         partial = folder / ".model-partial"
         shutil.rmtree(partial, ignore_errors=True)
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        write_settings(base.config, target)
         save_model(
             model, partial, base=checkpoint.path, revision=checkpoint.commit or config.model.model_revision,
             merge=config.strategy.merge_adapter,
@@ -218,7 +222,9 @@ def save_and_load(
         save_preprocessing(preprocessing, modality, columns, target.problem_type, partial)
         partial.rename(folder / MODEL_FOLDER)
     accelerator.wait_for_everyone()
-    return load_finished(Checkpoint(str(folder / MODEL_FOLDER), task=checkpoint.task), target)
+    saved = Checkpoint(str(folder / MODEL_FOLDER), task=checkpoint.task)
+    finished = target_of_model(saved.config, target.problem_type)
+    return load_finished(saved, finished), finished
 
 
 def load_finished(checkpoint: Checkpoint, target: Target) -> nn.Module:

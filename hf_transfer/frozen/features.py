@@ -1,9 +1,10 @@
-"""Features on disk, and the best linear layer on them."""
+"""Features on disk, the best linear layer on them, and its outputs for samples that it was made without."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,20 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_transfer.checkpoints.files import can_be_written, free_bytes
-from hf_transfer.frozen.linear_classifier import Solution
 from hf_transfer.frozen.recording import Compute, Part, Passes, fill, from_main_process, stores_of
 from hf_transfer.frozen.solvers import Solver, SolverOptions
+from hf_transfer.frozen.standardised import Solution
 from hf_transfer.frozen.store import Column, Store
 from hf_transfer.targets.predictions import Predictions
-from hf_transfer.targets.target import Metrics, Target
+from hf_transfer.targets.target import Metrics, Target, Values
 
 # Regularisations are half a decade apart: the search ends when weakening by two decades has not improved validation.
 # Weaker ones take the longest to solve, and overfit more.
 PATIENCE = 4
 NEIGHBOURS = (1, 5, 20)
+FOLDS = 5
+# With more samples than these, validation is large enough to calibrate on.
+LARGEST_FOLDED = 20_000
 
 
 @dataclass(frozen=True)
@@ -41,18 +45,52 @@ class Features:
     target: Target
     columns: tuple[int, ...] = (0,)
 
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features and targets of the training samples, without masked ones."""
+    def blocks(self, chosen: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features of the training samples that count, and their targets as a model learns them, view by view.
+
+        Args:
+            chosen: only these of the samples that count, bool [samples]; None: all.
+        """
+        rows = self._counted if chosen is None else self._counted.masked_scatter(self._counted, chosen)
         for store in self.train:
-            yield from self._counted(store)
+            for features, targets in self._rows(store, rows):
+                yield features, self.target.learned(targets)
+
+    @cached_property
+    def _counted(self) -> Tensor:
+        """Whether a training sample counts in each of its views [samples]."""
+        return torch.stack([_counted(store) for store in self.train]).all(0)
 
     def predictions(self, solution: Solution) -> Predictions:
         """The predictions of a solution on validation."""
-        weight, bias = solution.weight, solution.bias
-        blocks = list(self._counted(self.validation))
-        outputs = [torch.addmm(bias, features.double(), weight.T) for features, _ in blocks]
+        blocks = list(self._rows(self.validation, _counted(self.validation)))
+        outputs = torch.cat([_outputs(solution, features) for features, _ in blocks])
         targets = torch.cat([targets for _, targets in blocks]).numpy()
-        return Predictions(self.target, torch.cat(outputs), targets, np.arange(len(targets)))
+        return Predictions(self.target, outputs, targets, np.arange(len(targets)))
+
+    def training_predictions(self, outputs: Tensor) -> Predictions:
+        """Outputs for the training samples that count, as predictions [samples, outputs]."""
+        return Predictions(self.target, outputs, self._targets, np.arange(len(outputs)))
+
+    def training_outputs(self, solution: Solution, chosen: Tensor) -> Tensor:
+        """The outputs of a solution for some of the training samples that count, as in evaluation.
+
+        Args:
+            solution: a linear layer.
+            chosen: which samples, bool [samples].
+        """
+        rows = self._counted.masked_scatter(self._counted, chosen)
+        return torch.cat([_outputs(solution, features) for features, _ in self._rows(self.train[0], rows)])
+
+    @cached_property
+    def _targets(self) -> Values:
+        """The targets of the training samples that count."""
+        return torch.cat([targets for _, targets in self._rows(self.train[0], self._counted)]).numpy()
+
+    @property
+    def samples(self) -> int:
+        """How many training samples count."""
+        return int(self._counted.sum())
 
     def nearest_neighbours(self) -> tuple[float, int]:
         """For classes: the accuracy on validation of a vote among nearest neighbours, and the best number of them.
@@ -62,7 +100,7 @@ class Features:
         """
         right = torch.zeros(len(NEIGHBOURS))
         total = 0
-        for queries, labels in self._counted(self.validation):
+        for queries, labels in self._rows(self.validation, _counted(self.validation)):
             nearest, votes = torch.empty(len(labels), 0), torch.empty(len(labels), 0, dtype=torch.int64)
             for features, classes in self.blocks():
                 similar = normalize(queries.float()) @ normalize(features.float()).T
@@ -76,17 +114,30 @@ class Features:
         best = int(right.argmax())
         return float(right[best]) / total, NEIGHBOURS[best]
 
-    def _counted(self, store: Store) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features and targets of a store, chunk by chunk, without masked samples."""
-        for number in range(len(store.chunks)):
-            *tensors, targets, counted = store.chunk(number)
+    def _rows(self, store: Store, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features and targets of some samples of a store, chunk by chunk; which ones: bool [samples]."""
+        for number, positions in enumerate(store.chunks):
+            *tensors, targets, _ = store.chunk(number)
             chosen = [tensors[column] for column in self.columns]
             features = chosen[0] if len(chosen) == 1 else torch.cat(chosen, 1)
-            yield (features, targets) if bool(counted.all()) else (features[counted], targets[counted])
+            some = rows[positions.start : positions.stop]
+            yield (features, targets) if bool(some.all()) else (features[some], targets[some])
+
+
+def _counted(store: Store) -> Tensor:
+    """Whether a sample of a store counts [samples]."""
+    return torch.cat([store.chunk(number)[-1] for number in range(len(store.chunks))])
+
+
+def _outputs(solution: Solution, features: Tensor) -> Tensor:
+    return torch.addmm(solution.bias, features.double(), solution.weight.T)
 
 
 def best_solution(solver: Solver, features: Features, options: SolverOptions, *, intercept: bool) -> Solution:
-    """The solution that is best on validation; weaker regularisations are tried until two decades bring no gain.
+    """The best solution; weaker regularisations are tried until two decades bring no gain.
+
+    A solution is judged on validation or, where the solver has computed them, by its outputs for training samples that
+    were left out: there are more of these, and validation then judges a head that it has not selected.
 
     Args:
         solver: of the head.
@@ -94,18 +145,57 @@ def best_solution(solver: Solver, features: Features, options: SolverOptions, *,
         options: what selects the regularisation, and what each class counts.
         intercept: whether the head has a bias.
     """
-    outputs, ranking = len(features.target.names), options.ranking
-    problem = solver(features.blocks, outputs, intercept=intercept, balanced=options.balanced)
+    outputs, ranking, copies = len(features.target.names), options.ranking, len(features.train)
+    problem = solver(features.blocks, outputs, intercept=intercept, balanced=options.balanced, copies=copies)
     rows: list[Metrics] = []
     best = -1
     for solution in problem.path(rough=True):
-        row = features.predictions(solution).metrics(ranking.metric)
+        held_out = solution.held_out
+        judged = features.predictions(solution) if held_out is None else features.training_predictions(held_out)
+        row = judged.metrics(ranking.metric)
         if ranking.is_better(row, rows, best):
             best, chosen = len(rows), solution
         rows.append(row)
         if len(rows) - best > PATIENCE:
             break
     return problem.sharpened(chosen)
+
+
+def out_of_fold(
+    solver: Solver, features: Features, solution: Solution, options: SolverOptions, *, intercept: bool, seed: int = 0
+) -> Predictions | None:
+    """Predictions for the training samples, as in evaluation, each by a head that was solved without it.
+
+    They are the left-out outputs of the solution, if it has any. Otherwise the samples are divided at random into five
+    folds, and for each of them a head is solved on the others, with the regularisation of the solution. All views of a
+    sample are in its fold.
+
+    Reference: Stone, "Cross-validatory choice and assessment of statistical predictions", Journal of the Royal
+    Statistical Society B 1974, https://doi.org/10.1111/j.2517-6161.1974.tb00994.x.
+
+    Args:
+        solver: of the head.
+        features: of training and validation.
+        solution: the head.
+        options: what each class counts.
+        intercept: whether the head has a bias.
+        seed: of the folds.
+
+    Returns:
+        None for fewer than 2 samples, and for more than 20,000, unless the solution has left-out outputs.
+    """
+    if solution.held_out is not None:
+        return features.training_predictions(solution.held_out)
+    samples, outputs, copies = features.samples, len(features.target.names), len(features.train)
+    if not 2 <= samples <= LARGEST_FOLDED:
+        return None
+    folds = torch.from_numpy(np.random.default_rng(seed).permutation(samples) % min(FOLDS, samples))
+    left_out = torch.empty(samples, outputs, dtype=torch.float64)
+    for fold in range(min(FOLDS, samples)):
+        blocks = partial(features.blocks, folds != fold)
+        problem = solver(blocks, outputs, intercept=intercept, balanced=options.balanced, copies=copies)
+        left_out[folds == fold] = features.training_outputs(problem.near(solution), folds == fold)
+    return features.training_predictions(left_out)
 
 
 @contextmanager

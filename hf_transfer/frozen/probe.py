@@ -8,16 +8,34 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hf_transfer.data.batches import Batch
-from hf_transfer.frozen.features import best_solution, features_of
+from hf_transfer.frozen.features import Features, best_solution, features_of, out_of_fold
 from hf_transfer.frozen.recording import Passes, from_main_process, identity
-from hf_transfer.frozen.solvers import SolverOptions
+from hf_transfer.frozen.solvers import Solver, SolverOptions
+from hf_transfer.frozen.standardised import Solution
 from hf_transfer.models.groups import Group, evaluating
+from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.target import Metrics, Target
+
+
+class SolvedHead(NamedTuple):
+    """What is known of a solved head.
+
+    Attributes:
+        row: of history: loss on training, seconds, how many of them were spent on features, the regularisation, and
+            the metrics of validation.
+        held_out: if the target is calibrated: predictions for samples by heads that were solved without them, those of
+            validation followed by those of training. None: it is not, or there are too many training samples.
+    """
+
+    row: Metrics
+    held_out: Predictions | None
 
 
 def solvable_layer(model: nn.Module, head: Group, target: Target) -> str | None:
@@ -33,11 +51,11 @@ def solvable_layer(model: nn.Module, head: Group, target: Target) -> str | None:
 
 def solve_head(
     model: nn.Module, layer_name: str, passes: Passes, options: SolverOptions, report: Callable[[str], None] = print
-) -> Metrics:
+) -> SolvedHead:
     """Solve the last layer on its inputs, and write the solution into it.
 
-    The regularisation is the one that is best on validation, tried from strong to weak, each solution starting from the
-    one before, until two decades have brought no gain.
+    The regularisation is the best one, tried from strong to weak until two decades have brought no gain; see
+    `best_solution`.
 
     Reference: Alain and Bengio, "Understanding intermediate layers using linear classifier probes", ICLR workshop
     2017, https://arxiv.org/abs/1610.01644.
@@ -49,10 +67,6 @@ def solve_head(
         options: how the layer is solved.
         report: takes a sentence on the nearest neighbours, if they are asked for. They are only reported: no layer can
             do what they do, so the model gets the solution of logistic regression.
-
-    Returns:
-        A row of history: loss on training, seconds, how many of them were spent on features, the regularisation, and
-        the metrics of validation.
 
     Raises:
         UserError: the probe does not suit the target, or features cannot be stored.
@@ -70,19 +84,19 @@ def solve_head(
         ) as features,
     ):
         frozen_seconds = time.perf_counter() - started
-        solve = partial(best_solution, solver, features, options, intercept=layer.bias is not None)
-        best = from_main_process(accelerator, solve)
+        solve = partial(_solved, solver, features, options, intercept=layer.bias is not None)
+        best, held_out = from_main_process(accelerator, solve)
         if options.probe == "knn":
             accuracy, count = features.nearest_neighbours()
             report(f"Nearest neighbours: validation accuracy {accuracy:.4f} by a vote of {count}; not saved.")
         metrics = features.predictions(best).metrics()
-        samples = sum(len(targets) for _, targets in features.blocks())  # Each view counts.
+        samples = features.samples * len(features.train)  # Each view counts.
     with torch.no_grad():
         layer.weight.copy_(best.weight)
         if layer.bias is not None:
             layer.bias.copy_(best.bias)
     seconds = time.perf_counter() - started
-    return {
+    row = {
         "train_loss": best.loss,
         "learning_rate": 0.0,
         "seconds": seconds,
@@ -91,6 +105,22 @@ def solve_head(
         "regularisation": best.regularisation,
         **metrics,
     }
+    return SolvedHead(row, held_out)
+
+
+def _solved(
+    solver: Solver, features: Features, options: SolverOptions, *, intercept: bool
+) -> tuple[Solution, Predictions | None]:
+    """The best solution and, if the target is calibrated, predictions by heads that were solved without the samples."""
+    best = best_solution(solver, features, options, intercept=intercept)
+    left_out = None
+    if features.target.is_calibrated:
+        left_out = out_of_fold(solver, features, best, options, intercept=intercept)
+    if left_out is None:
+        return best, None
+    both = features.predictions(best), left_out
+    outputs, targets = torch.cat([one.outputs for one in both]), np.concatenate([one.targets for one in both])
+    return best, Predictions(features.target, outputs, targets, np.arange(len(targets)))
 
 
 @contextmanager

@@ -6,7 +6,10 @@ from functools import partial
 from typing import Literal, Protocol
 
 from hf_transfer.errors import user_error
-from hf_transfer.frozen.linear_classifier import Blocks, LinearProblem, Solution
+from hf_transfer.frozen.label_classifier import LabelProblem
+from hf_transfer.frozen.linear_classifier import LinearProblem
+from hf_transfer.frozen.ridge import RidgeProblem
+from hf_transfer.frozen.standardised import Blocks, Solution
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.target import Target
 
@@ -22,24 +25,34 @@ class Problem(Protocol):
     def sharpened(self, solution: Solution) -> Solution:
         """The exact solution with the regularisation of a rough one."""
 
+    def near(self, solution: Solution) -> Solution:
+        """A rough solution with the regularisation of one for similar samples."""
+
 
 class Solver(Protocol):
     """Makes the problem of a head with so many outputs from the features and targets of the training samples."""
 
-    def __call__(self, blocks: Blocks, outputs: int, /, *, intercept: bool, balanced: bool) -> Problem:
+    def __call__(self, blocks: Blocks, outputs: int, /, *, intercept: bool, balanced: bool, copies: int) -> Problem:
         """The problem.
 
         Args:
             blocks: features and targets of the training samples.
             outputs: of the head.
             intercept: whether the head has a bias.
-            balanced: weight the loss so that each class counts the same.
+            balanced: weight the loss so that each class, or the positives and negatives of each label, count the same.
+            copies: how often `blocks` goes through the samples, in the same order, with other features (augmented).
         """
 
 
 LOGISTIC, SQUARED_HINGE = "multinomial logistic", "one-vs-rest squared hinge"
+LABELS, RIDGE = "one-vs-rest logistic", "ridge"
 # By the names that targets give: `Target.solver`.
-SOLVERS: dict[str, Solver] = {LOGISTIC: LinearProblem, SQUARED_HINGE: partial(LinearProblem, loss="svm")}
+SOLVERS: dict[str, Solver] = {
+    LOGISTIC: LinearProblem,
+    SQUARED_HINGE: partial(LinearProblem, loss="svm"),
+    LABELS: LabelProblem,
+    RIDGE: RidgeProblem,
+}
 
 
 @dataclass(frozen=True)
@@ -47,10 +60,10 @@ class SolverOptions:
     """How a head is solved.
 
     Attributes:
-        ranking: the metric on validation that selects the regularisation.
+        ranking: the metric that selects the regularisation.
         probe: `logistic`: the solver that the target names; `svm`: a support vector machine instead; `knn`: as
             `logistic`, and the accuracy of nearest neighbours is reported.
-        balanced: weight the loss so that each class counts the same.
+        balanced: weight the loss so that each class, or the positives and negatives of each label, count the same.
     """
 
     ranking: Ranking

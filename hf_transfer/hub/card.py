@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_transfer.checkpoints.files import put
 from hf_transfer.evaluation.results import Results
-from hf_transfer.evaluation.run_folder import CONFIG_FILE
+from hf_transfer.evaluation.run_folder import CONFIG_FILE, PICTURES
 from hf_transfer.evaluation.templates import render
 from hf_transfer.hub.card_text import Source, bases_of, code_file, shown_settings, source_of
 from hf_transfer.modalities.table import MODALITIES
@@ -26,7 +26,6 @@ CARD_FILE = "README.md"
 NOWHERE = "OWNER/NAME"
 # Holds the hash of the card as it was written: a card that was edited since is not overwritten.
 HASH_FILE = ".card"
-PICTURES = ("curves.png", "confusion.png")
 EMISSIONS = "emissions.csv"
 
 
@@ -105,8 +104,13 @@ def metadata(
         base_model=base,
         datasets=[dataset.hub_id] if dataset.hub_id else None,
         language=results.languages or None,
-        metrics=[metric.hub[0] for metric in results.target.metrics if metric.hub is not None] or None,
-        tags=["hf_transfer", "transfer-learning", *(name for name in strategies if name in ADAPTERS)],
+        metrics=list(dict.fromkeys(metric.hub[0] for metric in results.target.metrics if metric.hub)) or None,
+        tags=[
+            "hf_transfer",
+            "transfer-learning",
+            *results.target.tags,
+            *(name for name in strategies if name in ADAPTERS),
+        ],
         model_name=repository.split("/")[-1],
         eval_results=_eval_results(results, settings, modality.task, dataset) or None,
         base_model_relation=("adapter" if adapter else "finetune") if base else None,

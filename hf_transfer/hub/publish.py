@@ -15,6 +15,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 
 from hf_transfer.data.hub_account import Kind, explaining_hub_errors, find_destination, is_temporary
 from hf_transfer.errors import user_error
+from hf_transfer.evaluation.run_folder import PICTURES
 
 # What loading a model needs, and its card. No pickle is among these files, and nothing that is there by accident.
 MODEL_FILES = (
@@ -22,8 +23,7 @@ MODEL_FILES = (
     "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json",
     "processor_config.json", "preprocessing.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "spiece.model", "spm.model",
-    "tokenizer.model", "sentencepiece.bpe.model", "chat_template.jinja", "modeling_*.py", "fusion.py", "curves.png",
-    "confusion.png",
+    "tokenizer.model", "sentencepiece.bpe.model", "chat_template.jinja", "modeling_*.py", "fusion.py", *PICTURES,
 )  # fmt: skip
 SPACE_FILES = (
     "README.md", "*.py", "requirements.txt", "packages.txt", "*.css", "*.html", "*.js", "examples/*.png",
@@ -45,7 +45,7 @@ SECRETS = {
     "a key of OpenAI": r"\bsk-(?:proj-)?[A-Za-z0-9_-]{40,}\b",
     "a key of Weights & Biases": r"WANDB_API_KEY\W{1,4}[0-9a-f]{40}\b",
 }
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LONGEST_HEADER = 100_000_000
 ATTEMPTS = 3
 SECONDS_BETWEEN = 2.0
@@ -142,7 +142,7 @@ def files_to_publish(folder: Path, kind: Kind) -> dict[str, Path]:
 
 def secrets_in(path: Path) -> Iterator[tuple[str, str]]:
     """Line and kind of everything in a file that looks like a secret; never the secret itself."""
-    if path.suffix.lower() in PICTURES:
+    if path.suffix.lower() in PICTURE_SUFFIXES:
         return
     patterns = {what: re.compile(pattern) for what, pattern in SECRETS.items()}
     if token := huggingface_hub.get_token():

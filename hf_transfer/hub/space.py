@@ -268,7 +268,10 @@ def _examples(config: RunConfig, results: Results, target: Path, count: int) -> 
     texts = texts_of(split) if "text" in columns else None
     examples: list[dict[str, Any]] = []
     for position in choose_examples(split, splits.target.strata(split.targets), count):
-        example: dict[str, Any] = {"label": splits.target.shown(split.targets[position])}
+        value = split.targets[position]
+        example: dict[str, Any] = {"label": splits.target.shown(value)}
+        if (truth := splits.target.truth(value)) is not None:
+            example["truth"] = truth
         raw = encoded_image(split, int(split.rows[position])) if "image" in columns else {}
         if any(raw.values()):
             try:

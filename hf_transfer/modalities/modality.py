@@ -37,10 +37,11 @@ class Preprocessing(ABC):
     """From samples to model inputs; the same object serves training, evaluation and prediction.
 
     Attributes:
-        columns: of a finished model: the columns of its training data, by the setting that names each.
+        columns: of a finished model: the columns of its training data, by the setting that names them, and the
+            settings with which they were read.
     """
 
-    columns: Mapping[str, str] = MappingProxyType({})
+    columns: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def inputs(self, samples: Sequence[Any]) -> Batch:
@@ -146,7 +147,7 @@ class Modality(SampleColumns[Config]):
         """
         values = config.flat()
         return config.replaced(
-            **{name: column for name, column in preprocessing.columns.items() if values.get(name, "") is None}
+            **{name: column for name, column in preprocessing.columns.items() if values.get(name, "") in (None, [])}
         )
 
     @abstractmethod
@@ -198,7 +199,7 @@ class Modality(SampleColumns[Config]):
 
 
 def save_preprocessing(
-    preprocessing: Preprocessing, modality: str, columns: Mapping[str, str], problem_type: str, folder: Path
+    preprocessing: Preprocessing, modality: str, columns: Mapping[str, Any], problem_type: str, folder: Path
 ) -> None:
     """Write transformers' own files, and `preprocessing.json`, into the folder of a model.
 
@@ -233,7 +234,10 @@ def saved_description(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         content = dict(json.loads(path.read_text(encoding="utf-8")))
         schema = int(content["schema"])
-        content["columns"] = {str(name): str(column) for name, column in content["columns"].items()}
+        content["columns"] = {
+            str(name): list(map(str, column)) if isinstance(column, list) else str(column)
+            for name, column in content["columns"].items()
+        }
         content |= {name: int(content[name]) for name in LENGTHS if name in content}
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise user_error(

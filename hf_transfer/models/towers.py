@@ -129,6 +129,19 @@ def trace(model: nn.Module, inputs: Inputs) -> list[Group]:
     return [*(group for group in groups if group.modules or group.parameters), Group("head", tuple(new), tuple(head))]
 
 
+def output_layers(model: nn.Module, groups: Sequence[Group]) -> list[nn.Linear]:
+    """The layers that compute the outputs of a classifier; of two towers, also those of each tower alone.
+
+    Args:
+        model: a classifier.
+        groups: its groups in depth order.
+    """
+    layers = [model.get_submodule(name) for name in groups[-1].modules]
+    if isinstance(model, FusionModel):
+        layers = [model.classifier, model.image_classifier, model.text_classifier]
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]
+
+
 def towers_of(groups: Sequence[Group]) -> list[str]:
     """The names of the towers, in order; an empty name if the model has only one tower."""
     return list(dict.fromkeys(group.tower for group in groups if group.tower)) or [""]

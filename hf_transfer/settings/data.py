@@ -6,7 +6,7 @@ from typing import Literal
 
 from hf_transfer.settings.fields import REQUIRED, STEPS, TRAINS, Need, Topic, setting
 from hf_transfer.settings.model import exists, on_the_hub
-from hf_transfer.settings.ranges import BELOW_ONE, ENCODING, NAME, NOT_NEGATIVE, SEED, SHARE, at_least
+from hf_transfer.settings.ranges import BELOW_ONE, ENCODING, NAME, NOT_NEGATIVE, SEED, SEPARATOR, SHARE, at_least
 
 ON_THE_HUB = on_the_hub("data", "dataset_name")
 LOCAL_FILES = Need(
@@ -30,9 +30,17 @@ class DataSettings(Topic):
     dataset_revision: str = setting("Branch, tag or commit of a data set on the Hub.", "main", ON_THE_HUB)
     encoding: str = setting("Encoding of CSV and JSON files.", "utf-8", ENCODING, LOCAL_FILES)
     label_column_name: str | None = setting("Column with the labels (default: chosen by name and type).", None)
-    problem_type: str | None = setting(
-        "What is predicted: single_label_classification (default: inferred from the label column).", None
+    label_column_names: list[str] = setting(
+        "Several columns with labels instead: of 0 and 1, one for each label, or of numbers.", []
     )
+    label_separator: str | None = setting(
+        "Sign between the labels of a text, and between label names in tables of answers (default: semicolon, bar or "
+        "comma, as the column has it).", None, SEPARATOR,
+    )  # fmt: skip
+    problem_type: str | None = setting(
+        "What is predicted: single_label_classification, multi_label_classification or regression (default: inferred "
+        "from the label column).", None,
+    )  # fmt: skip
     validation_fraction: float = setting(
         "Share of the training split to split off if there is no validation split.", 0.15, SHARE
     )

@@ -44,6 +44,9 @@ class OutputSettings(Topic):
     push_space: bool = setting("Also publish a demo: the Space of the same name.", False, "publication")
     hub_model_id: str | None = setting("Where to publish it on the Hub: OWNER/NAME.", None, "publication")
     hub_private_repo: bool = setting("Publish privately; false: everybody can see it.", True, "publication", PUSHED)
+    metrics: list[str] = setting(
+        "Further metrics of the report: names or scripts that the package evaluate can load.", []
+    )
     report_to: list[str] = setting(
         "Experiment trackers (tensorboard, wandb, trackio, ...), 'all', or 'none'.", ["none"], "output"
     )

@@ -1,5 +1,6 @@
 """The values that a setting may have."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,5 +50,6 @@ SHARE = Range("a share above 0 and at most 0.5", lambda value: 0 < value <= 0.5)
 FACTOR = Range("a number above 0 and at most 1", lambda value: 0 < value <= 1)
 SEED = Range("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
 NAME = Range("a name or a path", _is_name)
+SEPARATOR = Range("signs that are no letters, digits or spaces", lambda text: text and not re.search(r"[\w ]", text))
 COUNTED_FROM_ONE = Range("numbers of at least 1", lambda values: min(values, default=1) >= 1)
 ENCODING = Range("the name of an encoding, such as utf-8 or latin-1", lambda name: can_encode("a", name))

@@ -189,6 +189,12 @@ class RunConfig:
             yield user_error(
                 expected="--push_to_hub with training", found="--evaluate_only, which makes no model", do="leave it out"
             )
+        if self.data.label_column_name is not None and self.data.label_column_names:
+            yield user_error(
+                expected="--label_column_name, or --label_column_names for several columns",
+                found="both",
+                do="leave one of them out",
+            )
         if self.training.bf16 and self.training.fp16:
             yield user_error(
                 expected="one kind of mixed precision",

@@ -9,22 +9,33 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_transfer.errors import LISTED, UserError, some, user_error
+from hf_transfer.targets.target import LabelColumns
 
 Labels = npt.NDArray[np.int64]
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")
+LISTS = (datasets.Sequence, datasets.List, datasets.LargeList, list)
+# In a column of numbers other texts are mistakes, which reading it reports; in one of classes they are names.
+SHARE_OF_NUMBERS = 0.9
+# More fractional numbers than that are measurements, and no class names.
+MOST_CLASSES_OF_FRACTIONS = 20
 WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
-def read_labels(splits: Mapping[str, datasets.Dataset], column: str) -> tuple[list[str], dict[str, Labels]]:
+def read_labels(splits: Mapping[str, datasets.Dataset], columns: LabelColumns) -> tuple[list[str], dict[str, Labels]]:
     """Class names, and for every split its rows' class numbers.
 
     Names come from a `ClassLabel` column itself; otherwise they are the sorted values of the training split.
 
     Raises:
-        UserError: missing, unlabelled or unknown labels; a kind of task that is not supported yet.
+        UserError: missing, unlabelled or unknown labels, several columns, or lists.
     """
+    if len(columns.names) > 1:
+        raise _unsuitable("several columns", columns)
+    column = columns.only
     feature = splits["train"].features[column]
-    _refuse_other_tasks(feature, column)
+    refuse_other_types(feature, columns)
+    if isinstance(feature, LISTS):
+        raise _unsuitable("a list in each row", columns)
     values = {name: split.select_columns([column])[:][column] for name, split in splits.items()}
     for name, column_values in values.items():
         _refuse_missing(column_values, column, name)
@@ -33,8 +44,7 @@ def read_labels(splits: Mapping[str, datasets.Dataset], column: str) -> tuple[li
         number_of = {number: number for number in range(len(names))}
         _refuse_out_of_range(values, len(names), column)
     else:
-        _refuse_fractions(values["train"], column)
-        keys = _in_order(set(values["train"]))
+        keys = in_order(set(values["train"]))
         names = [class_name(key) for key in keys]
         number_of = {key: number for number, key in enumerate(keys)}
         _refuse_unknown(values, number_of, column)
@@ -70,7 +80,8 @@ def check_classes(names: list[str], labels: Mapping[str, Labels], *, splits_to_c
             expected=f"at least {max(2, needed)} training samples of each class"
             + (f", to cut {splits_to_cut} more split(s) from them" if splits_to_cut else ""),
             found=f"too few of {some(few)}",
-            do="add samples of these classes, merge or remove them, or bring your own validation and test splits",
+            do="add samples of these classes, merge or remove them, or bring your own validation and test splits"
+            + ("; for numbers: --problem_type regression" if all(map(NUMBER.fullmatch, names)) else ""),
         )
     for name, numbers in labels.items():
         lacking = sorted({names[number] for number in numbers if not counts[number]})
@@ -82,33 +93,48 @@ def check_classes(names: list[str], labels: Mapping[str, Labels], *, splits_to_c
             )
 
 
-def _refuse_other_tasks(feature: object, column: str) -> None:
-    if isinstance(feature, datasets.Sequence | datasets.LargeList | list | dict):
-        raise _unsupported("a list of labels in each row (multi-label classification)", column)
+def refuse_other_types(feature: object, columns: LabelColumns) -> None:
+    """Refuse columns of which no target can be read.
+
+    Raises:
+        UserError: bytes, dates, or nested values.
+    """
+    kind = None
     if isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary"):
-        raise _unsupported("bytes", column)
-    if isinstance(feature, datasets.Value) and feature.dtype.startswith(("timestamp", "date", "time")):
+        kind = "bytes"
+    elif isinstance(feature, datasets.Value) and feature.dtype.startswith(("timestamp", "date", "time")):
         # Arrow also makes dates of texts in JSON, and writes them in another form.
-        raise _unsupported("dates", column)
-    if not isinstance(feature, datasets.Value | datasets.ClassLabel):
-        raise _unsupported(f"a column of type {type(feature).__name__}", column)
+        kind = "dates"
+    elif not isinstance(feature, (datasets.Value, datasets.ClassLabel, *LISTS)):
+        kind = f"a column of type {type(feature).__name__}"
+    if kind is not None:
+        raise user_error(
+            expected=f"classes, labels or numbers in {columns}",
+            found=f"{kind}, which cannot be predicted",
+            do="name another column in --label_column_name",
+        )
 
 
-def _refuse_fractions(values: list[object], column: str) -> None:
-    # A CSV file has text only; 0.5 and 1.5 may be classes, but not if nearly every row has another value.
-    text = [value for value in values if isinstance(value, str) and NUMBER.fullmatch(value)]
-    are_measurements = len(text) == len(values) < 2 * len(set(text)) and any(
-        not WHOLE_NUMBER.fullmatch(value) for value in text
+def fractions_among(values: Collection[object]) -> bool:
+    """Whether nearly all values are numbers, also as text, with fractions, and too many different ones for classes."""
+    # A CSV file has text only; 0.5 and 1.5 may be classes, but not if there are many of them.
+    texts = [value for value in values if isinstance(value, str)]
+    if not texts:
+        return any(isinstance(value, float) and value == value and not value.is_integer() for value in values)
+    numbers = [text for text in texts if NUMBER.fullmatch(text.strip())]
+    different = len(set(numbers))
+    return (
+        len(numbers) >= SHARE_OF_NUMBERS * len(texts)
+        and any(not WHOLE_NUMBER.fullmatch(text.strip()) for text in numbers)
+        and (different > MOST_CLASSES_OF_FRACTIONS or 2 * different > len(numbers))
     )
-    if are_measurements or any(isinstance(value, float) and not value.is_integer() for value in values):
-        raise _unsupported("fractional numbers (regression)", column)
 
 
-def _unsupported(found: str, column: str) -> UserError:
+def _unsuitable(found: str, columns: LabelColumns) -> UserError:
     return user_error(
-        expected=f"one class for each row in column '{column}'",
-        found=f"{found}, which is not supported yet",
-        do="name a column with one class label in --label_column_name",
+        expected=f"one class for each row in {columns}",
+        found=found,
+        do="leave out --problem_type or name another; or name a column with one class label in --label_column_name",
     )
 
 
@@ -149,7 +175,7 @@ def _refuse_unknown(values: Mapping[str, list[Any]], known: Collection[object], 
             )
 
 
-def _in_order(values: set[Any]) -> list[Any]:
+def in_order(values: set[Any]) -> list[Any]:
     """Sorted; whole numbers by value, also where they are text, as in a CSV file: 9 before 10."""
     numbers = all(isinstance(value, str) and WHOLE_NUMBER.fullmatch(value) for value in values)
     return sorted(values, key=int if numbers else None)

@@ -20,8 +20,13 @@ from hf_transfer.targets.class_labels import check_classes, read_labels
 from hf_transfer.targets.intervals import bootstrap_interval, wilson_interval
 
 CONFUSIONS_NAMED = 5
+OF_OTHER_TARGETS = {"multi_label_loss", "regression_loss", "label_separator"}
+# Signs between the labels of a text, if a sample has several.
+SEPARATORS = (";", "|")
 # The class number that torch ignores; it is used in this file alone.
 IGNORED = -100
+# Of a class that training lacks, so that its share has a logarithm.
+SMALLEST_COUNT = 1e-6
 CLASS_COLUMNS = ("label", "precision", "recall", "f1", "samples")
 CONFUSED = ("true", "predicted", "samples")
 
@@ -43,16 +48,20 @@ class Classes(target.Target):
     )
     main_metric: ClassVar[str] = "accuracy"
     solver: ClassVar[str | None] = "multinomial logistic"
-    supported_settings: ClassVar[frozenset[str]] = target.OPTIONAL_SETTINGS
+    supported_settings: ClassVar[frozenset[str]] = target.OPTIONAL_SETTINGS - OF_OTHER_TARGETS
     score_words: ClassVar[str] = "points of accuracy"
+    divided_by: ClassVar[str] = "by class"
+    picture_files: ClassVar[tuple[str, ...]] = ("confusion.png",)
     limits: ClassVar[tuple[str, ...]] = ("It names one of its classes for every sample, even if none is right.",)
 
     label_names: tuple[str, ...]
 
     @classmethod
-    def read(cls, splits: Mapping[str, datasets.Dataset], column: str) -> tuple[Self, dict[str, target.Values]]:
+    def read(
+        cls, splits: Mapping[str, datasets.Dataset], columns: target.LabelColumns
+    ) -> tuple[Self, dict[str, target.Values]]:
         """See `Target.read`."""
-        names, numbers = read_labels(splits, column)
+        names, numbers = read_labels(splits, columns)
         return cls(tuple(names)), dict(numbers)
 
     @classmethod
@@ -68,6 +77,13 @@ class Classes(target.Target):
     def check(self, values: Mapping[str, target.Values], *, splits_to_cut: int) -> None:
         """See `Target.check`: one class only, a class with too few samples, a class that only evaluation has."""
         check_classes(self.names, values, splits_to_cut=splits_to_cut)
+
+    def notes(self, values: Mapping[str, target.Values]) -> list[str]:  # noqa: ARG002
+        """A sentence on class names that look like several labels."""
+        joined = [name for name in self.label_names if any(sign in name for sign in SEPARATORS)]
+        return [
+            f"{joined[0]!r} is one class. If samples have several labels: --problem_type multi_label_classification."
+        ] if joined else []  # fmt: skip
 
     def strata(self, values: target.Values) -> target.Strata:
         """The class numbers."""
@@ -134,6 +150,17 @@ class Classes(target.Target):
         both = divergence(first, second) + divergence(second, first)
         once = counted.chunk(2)[0]
         return (both.sum(-1) * once).sum() / (2 * once.sum().clamp(min=1))
+
+    def baseline(self, values: target.Values, targets: target.Values) -> target.Baseline:
+        """The most frequent class, with the shares of the classes in training as probabilities."""
+        counts = np.bincount(values, minlength=len(self.label_names)) + SMALLEST_COUNT
+        shares = torch.from_numpy(counts / counts.sum()).log().expand(len(targets), -1)
+        return target.Baseline("always the most frequent class", self.evaluate(shares, targets))
+
+    def predicted(self, outputs: Tensor) -> target.Values:
+        """The class numbers."""
+        numbers: npt.NDArray[np.int64] = outputs.argmax(-1).numpy()
+        return numbers
 
     def evaluate(self, outputs: Tensor, targets: target.Values, only: str | None = None) -> target.Metrics:
         """Accuracy, macro F1 (the plain mean over the classes that occur), and mean cross-entropy."""

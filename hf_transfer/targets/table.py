@@ -2,30 +2,48 @@
 
 from typing import Any
 
+import datasets
+
 from hf_transfer.errors import user_error
 from hf_transfer.targets.classes import Classes
-from hf_transfer.targets.target import Target
+from hf_transfer.targets.target import LabelColumns, Target
 
-TARGETS: dict[str, type[Target]] = {Classes.problem_type: Classes}
+TARGETS: dict[str, type[Target]] = {kind.problem_type: kind for kind in (Classes,)}
+
+# What some targets save in a model's configuration, beside names and problem type.
+SAVED_SETTINGS = ("thresholds", "label_separator", "label_scale", "prediction_interval")
 
 
-def target_of(problem_type: str | None, feature: object) -> type[Target]:
-    """The target that the settings name, or else that of a column of this type.
+def target_of(
+    problem_type: str | None, train: datasets.Dataset, columns: LabelColumns
+) -> tuple[type[Target], list[str]]:
+    """The target that the settings name, or else the one that the columns are; and why, if it is not classes.
 
     Args:
-        problem_type: a key of `TARGETS`; None: inferred from the column.
-        feature: the type of the column, as `datasets` has it.
+        problem_type: a key of `TARGETS`; None: inferred.
+        train: the training split.
+        columns: what is to be predicted.
 
     Raises:
         UserError: no such target.
     """
     if problem_type is None:
-        return next((kind for kind in TARGETS.values() if kind.recognises(feature)), Classes)
+        for kind in TARGETS.values():
+            if reason := kind.recognises(train, columns):
+                return kind, [f"Problem type: {kind.problem_type}, inferred from {columns} ({reason})."]
+        return Classes, []
     if problem_type not in TARGETS:
         raise user_error(
             expected=f"for --problem_type one of {', '.join(TARGETS)}", found=problem_type, do="use one of these"
         )
-    return TARGETS[problem_type]
+    return TARGETS[problem_type], []
+
+
+def write_settings(config: Any, target: Target) -> None:
+    """Write a target into the configuration of its model, in which an earlier task may have left its own settings."""
+    for name in SAVED_SETTINGS:
+        vars(config).pop(name, None)
+    config.update(target.model_settings() | target.saved_settings())
 
 
 def target_of_model(config: Any, problem_type: str | None = None) -> Target:

@@ -8,15 +8,39 @@ from typing import Any, ClassVar, NamedTuple, Self
 import datasets
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+from torch import Tensor, nn
 
-# One row for each sample: class numbers [samples], say, or numbers [samples, outputs].
+# One row for each sample: class numbers [samples], or cells [samples, outputs], of which those not known are NaN.
 Values = npt.NDArray[Any]
 Metrics = dict[str, float]
 Interval = tuple[float, float]
+Positions = npt.NDArray[np.int64]
 Strata = npt.NDArray[np.int64]
-# Settings of training that have an effect only with targets that support them.
-OPTIONAL_SETTINGS = frozenset({"label_smoothing_factor", "class_weights", "mixup_alpha", "cutmix_alpha", "rdrop_alpha"})
+# Settings that have an effect only with targets that support them.
+OPTIONAL_SETTINGS = frozenset({
+    "label_smoothing_factor", "class_weights", "mixup_alpha", "cutmix_alpha", "rdrop_alpha", "multi_label_loss",
+    "regression_loss", "label_separator", "max_train_samples_per_class",
+})  # fmt: skip
+
+
+class LabelColumns(NamedTuple):
+    """Where a data set has what is to be predicted.
+
+    Attributes:
+        names: of its columns.
+        separator: between the labels of a text; None: as the target infers it.
+    """
+
+    names: tuple[str, ...]
+    separator: str | None = None
+
+    @property
+    def only(self) -> str:
+        """The one column, for targets that have one."""
+        return self.names[0]
+
+    def __str__(self) -> str:
+        return f"column{'s' if len(self.names) > 1 else ''} {', '.join(map(repr, self.names))}"
 
 
 class Metric(NamedTuple):
@@ -57,10 +81,24 @@ class LossOptions:
     Attributes:
         smoothing: share of a target that is spread over all outputs, from 0 to 1.
         weights: float [outputs], what a sample of each counts; None: all the same.
+        kind: which of the losses of the target; "": its first.
     """
 
     smoothing: float = 0.0
     weights: Tensor | None = None
+    kind: str = ""
+
+
+class Baseline(NamedTuple):
+    """An answer that is the same for every sample, which a model must beat.
+
+    Attributes:
+        name: what it answers, for tables ("always the most frequent class").
+        metrics: of this answer, on the test split.
+    """
+
+    name: str
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
@@ -87,7 +125,7 @@ class Picture:
     """A picture of a report, drawn by `evaluation`.
 
     Attributes:
-        kind: how it is drawn: `confusion`.
+        kind: how it is drawn: `confusion` or `residuals`.
         file: its name in the folder of the run.
         title: what it shows.
         data: what is drawn.
@@ -111,8 +149,14 @@ class Target(ABC):
         solver: the name of the solver of a head on frozen features; None: such a head is trained.
         supported_settings: which of `OPTIONAL_SETTINGS` have an effect on it: `loss` and `loss_weights` take the first
             two, Mixup and CutMix need `mixed`, and R-Drop needs `disagreement`. A run rejects the others.
+        loss_setting: the setting that chooses among several losses; None: there is one.
+        is_calibrated: whether it learns from predictions for samples on which the model was not trained: `calibrated`.
         score_words: what `sample_scores` are, for sentences on differences ("points of accuracy").
         limits: sentences for the model's card on what its answers cannot express.
+        answered_as: what `answers` are, as a key of JSON.
+        divided_by: how samples are divided among splits, in words.
+        tags: for the model's card.
+        picture_files: the names of the pictures that `details` may return.
     """
 
     problem_type: ClassVar[str]
@@ -120,18 +164,24 @@ class Target(ABC):
     main_metric: ClassVar[str]
     solver: ClassVar[str | None] = None
     supported_settings: ClassVar[frozenset[str]] = frozenset()
+    loss_setting: ClassVar[str | None] = None
+    is_calibrated: ClassVar[bool] = False
     score_words: ClassVar[str] = "points"
     limits: ClassVar[tuple[str, ...]] = ()
+    answered_as: ClassVar[str] = "scores"
+    divided_by: ClassVar[str] = "at random"
+    tags: ClassVar[tuple[str, ...]] = ()
+    picture_files: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def recognises(cls, feature: object) -> bool:  # noqa: ARG003
-        """Whether a column of this type, as `datasets` has it, is such a target if the settings name none."""
-        return False
+    def recognises(cls, train: datasets.Dataset, columns: LabelColumns) -> str | None:  # noqa: ARG003
+        """Why columns are such a target if the settings name none, in words for people; None: they are not."""
+        return None
 
     @classmethod
     @abstractmethod
-    def read(cls, splits: Mapping[str, datasets.Dataset], column: str) -> tuple[Self, dict[str, Values]]:
-        """The target of a column, and the values of every split.
+    def read(cls, splits: Mapping[str, datasets.Dataset], columns: LabelColumns) -> tuple[Self, dict[str, Values]]:
+        """The target of some columns, and the values of every split.
 
         Raises:
             UserError: missing values, or values that are no such target.
@@ -159,9 +209,37 @@ class Target(ABC):
             UserError: there are too few samples of a kind, or of another kind than training has.
         """
 
+    def notes(self, values: Mapping[str, Values]) -> list[str]:  # noqa: ARG002
+        """Sentences on the values of the finished splits: what is missing, and what a split lacks."""
+        return []
+
+    def data_settings(self) -> dict[str, Any]:
+        """The settings with which data of the same kind are read, beside those that name columns."""
+        return {}
+
+    def fitted(self, values: Values) -> Self:  # noqa: ARG002
+        """The target with what it takes from the training samples that count, such as their mean."""
+        return self
+
     @abstractmethod
     def strata(self, values: Values) -> Strata:
-        """A number for each sample: samples of one number are divided among splits in proportion."""
+        """A number for each sample: samples of one number are alike, and divided among splits in proportion."""
+
+    def cut(self, values: Values, fraction: float, generator: np.random.Generator) -> Positions:
+        """Positions of the samples that are split off: about this share of each stratum, and of each at least one.
+
+        Unlike with `sklearn.model_selection.train_test_split`, every stratum has a sample on both sides.
+        """
+        chosen = []
+        for members in members_of(self.strata(values)):
+            count = min(max(1, round(fraction * len(members))), len(members) - 1)
+            chosen.append(generator.permutation(members)[:count])
+        return np.sort(np.concatenate(chosen))
+
+    def few(self, values: Values, limit: int, generator: np.random.Generator) -> Positions:
+        """Positions of at most `limit` samples of each stratum, drawn at random."""
+        drawn = [generator.permutation(members)[:limit] for members in members_of(self.strata(values))]
+        return np.sort(np.concatenate(drawn))
 
     @abstractmethod
     def describe(self) -> str:
@@ -169,7 +247,15 @@ class Target(ABC):
 
     @abstractmethod
     def model_settings(self) -> dict[str, Any]:
-        """What the configuration of a model stores about the target."""
+        """What the configuration of a model stores about the target, by transformers' own names."""
+
+    def saved_settings(self) -> dict[str, Any]:
+        """What the configuration of a finished model stores beside them; its names are in `table.SAVED_SETTINGS`."""
+        return {}
+
+    def for_head(self, *, has_bias: bool) -> Self:  # noqa: ARG002
+        """The target for a model whose last layer has a bias or not."""
+        return self
 
     def check_finished(self, finished: "Target", name: str) -> None:  # noqa: B027
         """Refuse to evaluate a finished model on this target.
@@ -190,6 +276,34 @@ class Target(ABC):
             balanced: let each output count the same.
         """
         return None
+
+    def learned(self, targets: Tensor) -> Tensor:
+        """Targets as the outputs of a model in training approximate them: for numbers, standardised."""
+        return targets
+
+    def start(self, layers: Sequence[nn.Linear], values: Values) -> None:  # noqa: B027
+        """Change the new layers that compute the outputs, so that training starts where it can learn at once.
+
+        Args:
+            layers: their outputs are added up or averaged.
+            values: of the training samples that count.
+        """
+
+    def finish(self, layers: Sequence[nn.Linear]) -> None:  # noqa: B027
+        """Change the trained layers that compute the outputs, so that these are as users want them.
+
+        Args:
+            layers: their outputs are added up or averaged.
+        """
+
+    def calibrated(self, outputs: Tensor, targets: Values) -> Self:  # noqa: ARG002
+        """The target with what it takes from predictions for samples on which the model was not trained.
+
+        Args:
+            outputs: float32 [samples, outputs].
+            targets: [samples, ...].
+        """
+        return self
 
     def mixed(self, targets: Tensor, counted: Tensor) -> Tensor:
         """Targets as shares, which can be mixed, float [batch, outputs]; zeros for samples that do not count.
@@ -242,6 +356,23 @@ class Target(ABC):
         """Tables and pictures of the test split, in the order of the report."""
         return [], []
 
+    def describe_calibration(self, samples: int) -> list[str]:  # noqa: ARG002
+        """Sentences on what `calibrated` has found, from so many samples."""
+        return []
+
+    @abstractmethod
+    def baseline(self, values: Values, targets: Values) -> Baseline:
+        """How good an answer is that is the same for all samples.
+
+        Args:
+            values: of the training samples that count, from which it is taken.
+            targets: of the samples on which it is judged.
+        """
+
+    @abstractmethod
+    def predicted(self, outputs: Tensor) -> Values:
+        """What the model answers, in the form of the true values [samples, ...]."""
+
     @abstractmethod
     def answers(self, outputs: Tensor, top: int) -> list[list[tuple[str, float]]]:
         """What the model says of each sample, as names with numbers, most important first.
@@ -251,6 +382,19 @@ class Target(ABC):
             top: how many of them to return for a sample, at most.
         """
 
+    def decisions(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """What follows from the answers, for each sample as JSON: the labels that are chosen, for example."""
+        return [{} for _ in outputs]
+
     def shown(self, value: Any) -> str:
         """The true value of a sample, for people."""
         return str(value)
+
+    def truth(self, value: Any) -> list[Any] | None:  # noqa: ARG002
+        """The true value of a sample as a list of names or numbers; None: `shown` says it all."""
+        return None
+
+
+def members_of(strata: Strata) -> list[Positions]:
+    """The positions of the samples of each stratum."""
+    return [np.flatnonzero(strata == number) for number in np.unique(strata)]

@@ -29,6 +29,8 @@ from hf_transfer.training.progress import Fit
 from hf_transfer.training.resuming import Checkpointing, RunState, checkpoints_of
 from hf_transfer.training.steps import Learner, Steps
 
+# In the line of an epoch.
+METRICS_SHOWN = 2
 NO_REGULARISATION = Regularisation()
 
 
@@ -51,8 +53,7 @@ def fit(
         regularisation: what the modality adds to the loss.
 
     Raises:
-        UserError: a setting has no effect, the loss or a gradient is not finite, memory or disk is full, or the
-            checkpoint belongs to another run.
+        UserError: a setting without effect, a loss or gradient not finite, no room, or a checkpoint of another run.
         Interrupted: a signal asked the run to end; a checkpoint has been written.
     """
     training = config.training
@@ -78,7 +79,8 @@ def fit(
         if solved:
             options = solvers.SolverOptions(state.ranking, config.strategy.probe, training.class_weights == "balanced")
             probe.probe_layers(model, groups, config.strategy.feature_layers, passes, options, state.frozen.note)
-            row = probe.solve_head(model, solved, passes, options, state.frozen.note)
+            row, held_out = probe.solve_head(model, solved, passes, options, state.frozen.note)
+            state.result.hold_out(held_out)
             _add_epoch(state, row, loaders.target, accelerator)
         else:
             with state.frozen.skipped(stage) as batches:
@@ -207,7 +209,7 @@ def _add_epoch(state: RunState, row: Metrics, target: Target, accelerator: Accel
     is_best = state.best.candidates[0].epoch == epoch
     state.result.add_epoch(row, is_best=is_best)
     accelerator.log(row, step=epoch)
-    validation = "  ".join(f"{metric.title} {row[metric.name]:.4f}" for metric in target.metrics)
+    validation = "  ".join(f"{metric.title} {row[metric.name]:.4f}" for metric in target.metrics[:METRICS_SHOWN])
     accelerator.print(
         f"epoch {epoch + 1:3d}  loss {row['train_loss']:.4f}  rate {row['learning_rate']:.1e}  "
         f"{row['samples_per_second']:6.0f} samples/s  |  validation: {validation}  loss {row['loss']:.4f}"

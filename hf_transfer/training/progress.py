@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from hf_transfer.targets.target import Metrics
+from hf_transfer.targets.predictions import Predictions
+from hf_transfer.targets.target import Metrics, Values
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Fit:
         earlier_seconds: time of earlier processes that were interrupted, up to their last checkpoint.
         resumed: the optimizer steps at which the run was resumed.
         notes: sentences on the frozen layers.
+        held_out: of a solved head: outputs for samples of which it was solved without, their true values, and the epoch
+            in which it was solved; None: there are none.
     """
 
     model: nn.Module
@@ -35,6 +39,7 @@ class Fit:
     earlier_seconds: float = 0.0
     resumed: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    held_out: dict[str, Tensor] | None = None
 
     @property
     def epochs(self) -> int:
@@ -47,6 +52,18 @@ class Fit:
         self.history.append({"epoch": float(len(self.history)), **row})
         self.seconds += row["seconds"]
         self.frozen_seconds += row.get("frozen_seconds", 0.0)
+
+    def hold_out(self, predictions: Predictions | None) -> None:
+        """Keep predictions for held-out samples, of the epoch that is added next, if there are any."""
+        if predictions is not None:
+            targets = torch.from_numpy(predictions.targets)
+            self.held_out = {"outputs": predictions.outputs, "targets": targets, "epoch": torch.tensor(self.epochs)}
+
+    def held_out_predictions(self) -> tuple[Tensor, Values] | None:
+        """Outputs for held-out samples, and their true values, if they are those of the weights that were kept."""
+        if self.held_out is None or self.soup != [int(self.held_out["epoch"])]:
+            return None
+        return self.held_out["outputs"], self.held_out["targets"].numpy()
 
     def count_trainable(self) -> None:
         """Count the parameters that require a gradient now; the largest count of all stages is kept."""

@@ -28,6 +28,7 @@ from hf_transfer.training.random_numbers import random_state, set_random_state
 from hf_transfer.training.steps import Steps
 
 FOLDER = "checkpoints"
+HELD_OUT = "held-out"
 # In the file of a run that resumed from a checkpoint that the user named: which one.
 BEGAN_FROM = "began from"
 # A checkpoint holds about so many copies of the parameters that change: weights, two moments, the best epoch.
@@ -75,7 +76,7 @@ class RunState:
 
     def numbers(self) -> dict[str, Any]:
         """Everything but tensors, for a checkpoint."""
-        fit = {name: value for name, value in vars(self.result).items() if name != "model"}
+        fit = {name: value for name, value in vars(self.result).items() if name not in ("model", "held_out")}
         return {
             "position": asdict(self.position),
             "fit": {**fit, "notes": self.frozen.notes},
@@ -87,7 +88,8 @@ class RunState:
         best = {f"best-{number}": epoch.weights for number, epoch in enumerate(self.best.candidates)}
         # First, because it updates the model from its sharded copy.
         self.steps.gather()
-        return {"model": self.frozen.state_of(self.changing), **self.steps.tensors(), **best}
+        held_out = {} if self.result.held_out is None else {HELD_OUT: self.result.held_out}
+        return {"model": self.frozen.state_of(self.changing), **self.steps.tensors(), **best, **held_out}
 
     def restore(self, checkpoint: LoadedCheckpoint, rank: int) -> None:
         """Continue from a checkpoint; the model has its weights already.
@@ -97,7 +99,10 @@ class RunState:
         state, fit, process = checkpoint.state, checkpoint.state["fit"], checkpoint.state["ranks"][rank]
         self.position = Position(**{**state["position"], "loss": process["loss"], "seen": process["seen"]})
         resumed = [*fit["resumed"], self.position.steps]
-        self.result = replace(self.result, **{**fit, "resumed": resumed, "earlier_seconds": state["elapsed"]})
+        self.result = replace(
+            self.result, **{**fit, "resumed": resumed, "earlier_seconds": state["elapsed"]},
+            held_out=checkpoint.tensors.get(HELD_OUT),
+        )  # fmt: skip
         self.steps.restore(checkpoint.tensors)
         self.frozen.notes = fit["notes"]
         for number, epoch in enumerate(state["best"]):

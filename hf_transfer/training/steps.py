@@ -56,7 +56,8 @@ class Steps:
         self.learning_rate, self._head_rate = rates.peak_rates(strategy, training)
         split, target = loaders.train.dataset.split, loaders.target
         weights = target.loss_weights(split.targets[split.counted], training.class_weights == "balanced")
-        options = LossOptions(training.label_smoothing_factor, weights)
+        kind = "" if target.loss_setting is None else str(getattr(training, target.loss_setting))
+        options = LossOptions(training.label_smoothing_factor, weights, kind)
         self.objective = Objective(target, options, regularisation.auxiliary_weight, regularisation.rdrop_alpha)
         self.mixer = regularisation.mixer
         self._target = target

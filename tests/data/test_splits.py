@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_transfer.data.rows import describe_row, encoded_image
-from hf_transfer.data.splits import Split, cut_stratified, few_per_stratum, part_of
+from hf_transfer.data.splits import Split, cut_stratified, few_of_each, part_of
 from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.target import Strata, Values
 
@@ -90,18 +90,18 @@ def test_the_part_that_is_split_off_is_drawn_at_random_and_not_from_one_end() ->
 def test_at_most_so_many_rows_of_each_class_are_kept(labels: list[int], limit: int, seed: int) -> None:
     """Rows stay ascending and keep their labels."""
     whole = split_of(labels)
-    few = few_per_stratum(whole, limit, seed, CLASSES)
+    few = few_of_each(whole, limit, seed, CLASSES)
     expected = {number: min(limit, labels.count(number)) for number in set(labels)}
     assert {number: few.targets.tolist().count(number) for number in set(labels)} == expected
     label_of = dict(zip(whole.rows.tolist(), labels, strict=True))
     assert few.targets.tolist() == [label_of[row] for row in few.rows.tolist()]
     assert np.all(np.diff(few.rows) > 0)
-    assert few_per_stratum(whole, limit, seed, CLASSES).rows.tolist() == few.rows.tolist()
+    assert few_of_each(whole, limit, seed, CLASSES).rows.tolist() == few.rows.tolist()
 
 
 def test_which_rows_are_kept_varies_with_the_seed() -> None:
     whole = split_of(np.repeat([0, 1], 50))
-    first, second = (few_per_stratum(whole, 5, seed, CLASSES).rows.tolist() for seed in (0, 1))
+    first, second = (few_of_each(whole, 5, seed, CLASSES).rows.tolist() for seed in (0, 1))
     assert first != second
 
 
@@ -110,7 +110,7 @@ def test_targets_that_are_vectors_stay_with_their_rows_unchanged() -> None:
     values = np.random.default_rng(0).normal(size=(40, 3))
     whole = Split(NO_IMAGES, np.arange(40), values)
     kept, cut = cut_stratified(whole, 0.25, 0, Vectors(("a", "b")))
-    for side in (kept, cut, few_per_stratum(whole, 5, 0, Vectors(("a", "b")))):
+    for side in (kept, cut, few_of_each(whole, 5, 0, Vectors(("a", "b")))):
         assert side.targets.dtype == np.float64
         assert np.array_equal(side.targets, values[side.rows])
         assert len({*(side.targets[:, 0] > 0)}) == 2

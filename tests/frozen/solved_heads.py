@@ -90,7 +90,7 @@ def solve(name: str, rows: Rows, validation: Rows, *, edit: Any = None, target: 
         loaders = loaders_of(accelerator, rows, validation, 4, target=target)
         layer = solvable_layer(model, groups[-1], loaders.target)
         assert layer == HEADS[name]
-        row = solve_head(model, layer, passes_of(loaders, accelerator, config), options_of(loaders, config))
+        row = solve_head(model, layer, passes_of(loaders, accelerator, config), options_of(loaders, config)).row
         live = predict_split(model, loaders, "validation", accelerator).metrics()
     return Solved(model, row, live, name, rows, validation)
 

@@ -17,8 +17,10 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from benchmarks.large_store import anonymous_bytes
-from hf_transfer.frozen import linear_classifier
-from hf_transfer.frozen.linear_classifier import REGULARISATIONS, LinearProblem, Solution
+from hf_transfer.frozen import regularisation_path, standardised
+from hf_transfer.frozen.linear_classifier import LinearProblem
+from hf_transfer.frozen.regularisation_path import REGULARISATIONS
+from hf_transfer.frozen.standardised import Solution
 from tests.training.memory import in_a_process
 
 Floats = npt.NDArray[np.float64]
@@ -248,7 +250,7 @@ def test_samples_in_any_blocks_have_the_same_solution(
     whole = samples().path()
     given = samples()
     given.sizes = sizes
-    monkeypatch.setattr(linear_classifier, "BLOCK_SAMPLES", at_once)
+    monkeypatch.setattr(standardised, "BLOCK_SAMPLES", at_once)
     for solution, expected in zip(given.path(), whole, strict=True):
         assert solution.loss == pytest.approx(expected.loss, abs=1e-6)
         assert torch.allclose(solution.weight, expected.weight, rtol=0, atol=1e-3)
@@ -271,7 +273,7 @@ def test_a_block_without_samples_changes_nothing() -> None:
 def test_features_that_are_not_kept_in_memory_give_the_same_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, streamed = samples(), samples()
     solutions = kept.path()
-    monkeypatch.setattr(linear_classifier, "KEPT_BYTES", 0)
+    monkeypatch.setattr(standardised, "KEPT_BYTES", 0)
     for solution, expected in zip(streamed.path(), solutions, strict=True):
         assert torch.equal(solution.weight, expected.weight)
         assert torch.equal(solution.bias, expected.bias)
@@ -299,7 +301,7 @@ def test_the_path_leads_from_strong_to_weak_without_a_warning() -> None:
 
 def solve_mapped(path: str) -> None:
     """In a separate process: print the largest anonymous memory while solving with few and with many samples."""
-    linear_classifier.MAX_ITERATIONS = 1
+    regularisation_path.MAX_ITERATIONS = 1
     features = np.load(path, mmap_mode="c")
     labels = torch.arange(len(features)) % 3
     levels: list[int] = []
@@ -319,7 +321,7 @@ def solve_mapped(path: str) -> None:
 
 def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
     features = np.random.default_rng(0).normal(size=(17_000, 256)).astype(np.float32)
-    assert features.size * 8 > linear_classifier.KEPT_BYTES
+    assert features.size * 8 > standardised.KEPT_BYTES
     np.save(tmp_path / "features.npy", features)
     few, many = in_a_process(__name__, f"solve_mapped({str(tmp_path / 'features.npy')!r})")
     # In double precision the additional samples would need 70 MB.

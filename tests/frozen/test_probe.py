@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from hf_transfer.data.batches import Batch, LabelledInputs
 from hf_transfer.errors import UserError
-from hf_transfer.frozen.linear_classifier import LinearProblem, Solution
+from hf_transfer.frozen.linear_classifier import LinearProblem
 from hf_transfer.frozen.probe import probe_layers, solvable_layer, solve_head
 from hf_transfer.frozen.solvers import LOGISTIC, SOLVERS, SolverOptions
+from hf_transfer.frozen.standardised import Solution
 from hf_transfer.models.groups import Group
 from hf_transfer.strategies.freezing import LinearProbe, set_trainable
 from hf_transfer.targets.classes import Classes
@@ -193,7 +194,7 @@ def solve_plain(rows: Rows, validation: Rows) -> Metrics:
     with start_accelerator(config) as accelerator:
         loaders = loaders_of(accelerator, rows, validation, 8)
         passes, options = passes_of(loaders, accelerator, config), options_of(loaders, config)
-        return solve_head(Plain(), "classifier", passes, options)
+        return solve_head(Plain(), "classifier", passes, options).row
 
 
 def test_with_wrong_labels_in_validation_the_strongest_regularisation_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +249,7 @@ def test_augmented_views_are_more_samples() -> None:
         inputs = ShiftedViews({"train": rows, "validation": validation})
         loaders = replace(loaders, to_inputs=inputs, views=2)
         passes, options = passes_of(loaders, accelerator, config), options_of(loaders, config)
-        row = solve_head(model, "classifier", passes, options)
+        row = solve_head(model, "classifier", passes, options).row
     several = Rows(60)
     several.labels = rows.labels.repeat(3)
     several.inputs = {"pixel_values": torch.cat([rows.pixels.roll(shift, -1) for shift in inputs.shifts.values()])}
@@ -347,7 +348,7 @@ def test_the_target_names_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     """A solver is a line in the table."""
     made: list[tuple[int, bool, bool]] = []
 
-    def another(blocks: Any, outputs: int, /, *, intercept: bool, balanced: bool) -> LinearProblem:
+    def another(blocks: Any, outputs: int, /, *, intercept: bool, balanced: bool, copies: int) -> LinearProblem:
         made.append((outputs, intercept, balanced))
         return LinearProblem(blocks, outputs, intercept=intercept, balanced=balanced)
 
@@ -358,7 +359,7 @@ def test_the_target_names_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
         loaders = loaders_of(accelerator, Rows(40), Rows(20, seed=1), 4, target=target)
         assert solvable_layer(model, groups[-1], target) == "classifier"
         passes, options = passes_of(loaders, accelerator, config), options_of(loaders, config)
-        row = solve_head(model, "classifier", passes, options)
+        row = solve_head(model, "classifier", passes, options).row
         probe_layers(model, groups, [1], passes, options, lambda _: None)
     assert made == [(5, True, True)] * 2
     expected = solve("vit", Rows(40), Rows(20, seed=1), class_weights="balanced")

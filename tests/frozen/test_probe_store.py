@@ -44,7 +44,7 @@ def solve_stored(name: str, *, edit: Any = None, rows: Rows | None = None, **mor
     with start_accelerator(config) as accelerator:
         loaders = loaders_of(accelerator, rows or rows_for(name, 40), rows_for(name, 20, seed=1), 4)
         passes, options = passes_of(loaders, accelerator, config), options_of(loaders, config)
-        row = solve_head(model, HEADS[name], passes, options)
+        row = solve_head(model, HEADS[name], passes, options).row
     head = model.get_submodule(HEADS[name])
     assert isinstance(head, nn.Linear)
     return Stored(head.weight.detach(), head.bias.detach(), row, len(runs))

@@ -24,7 +24,8 @@ WITHOUT_EFFECT: list[tuple[type[RunConfig], tuple[str, ...], str, str, str]] = [
             "--lr_scheduler_type=linear", "--warmup_steps=7", "--weight_decay=0.1", "--label_smoothing_factor=0.1",
             "--ema_decay=0.9", "--soup_size=3", "--max_grad_norm=2", "--per_device_train_batch_size=8",
             "--gradient_accumulation_steps=2", "--auto_batch_size=true", "--gradient_checkpointing=true",
-            "--early_stopping_patience=2", "--mixup_alpha=0.2", "--cutmix_alpha=1",
+            "--early_stopping_patience=2", "--mixup_alpha=0.2", "--cutmix_alpha=1", "--multi_label_loss=asymmetric",
+            "--regression_loss=huber",
         )
     ),
     (TextConfig, PROBE, "--rdrop_alpha=1", STEPWISE, SOLVED),

@@ -172,6 +172,7 @@ VALUES_WITHIN: dict[str, Any] = {
     "a number above 0 and at most 1": st.floats(0.01, 1),
     "a number above 0": st.floats(0.01, 100),
     "a number of at least 0": st.floats(0, 1e9),
+    "signs that are no letters, digits or spaces": st.sampled_from([";", "|", "//"]),
     "numbers of at least 1": st.lists(st.integers(1, 99), max_size=3),
 }
 VALUES_OF_TYPE: dict[Any, Any] = {
@@ -199,6 +200,7 @@ def drawn_settings(config: type[RunConfig]) -> st.SearchStrategy[RunConfig]:
     """Settings of a recipe that pass its checks."""
 
     def consistent(values: dict[str, Any]) -> RunConfig:
+        values["label_column_names"] = [] if values["label_column_name"] is not None else values["label_column_names"]
         values["fp16"] = values["fp16"] and not values["bf16"]
         values |= {"merge_adapter": True, "evaluate_only": False}
         values["push_to_hub"] = values["hub_model_id"] is not None

@@ -15,10 +15,11 @@ from transformers import BertConfig
 from hf_transfer.errors import UserError
 from hf_transfer.targets.classes import Classes, balanced_class_weights, most_confused
 from hf_transfer.targets.table import TARGETS, target_of, target_of_model
-from hf_transfer.targets.target import LossOptions, LossSums
+from hf_transfer.targets.target import LabelColumns, LossOptions, LossSums
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 TARGET = Classes(NAMES)
+COLUMN = LabelColumns(("label",))
 NUMBERS = torch.tensor([0, 2, 3, 4, 2, 1, 1])
 COUNTED = torch.tensor([True, False, True, True, False, True, True])
 WEIGHTS = torch.tensor([0.2, 3.0, 1.0, 0.7, 1.6])
@@ -244,7 +245,7 @@ def test_a_model_keeps_the_names_of_its_classes_in_their_order() -> None:
 def test_a_model_of_no_known_kind_is_taken_for_one_of_classes() -> None:
     """Most models on the Hub say nothing of it."""
     config = BertConfig(id2label={0: "no", 1: "yes"})
-    for problem_type in (None, "single_label_classification", "regression"):
+    for problem_type in (None, "single_label_classification", "clustering"):
         assert target_of_model(config, problem_type) == Classes(("no", "yes"))
 
 
@@ -264,24 +265,49 @@ def test_a_finished_model_with_other_classes_or_another_order_is_refused() -> No
 
 def test_classes_are_read_from_a_column_and_counted() -> None:
     rows = datasets.Dataset.from_dict({"kind": ["dog", "cat", "dog"]})
-    target, values = Classes.read({"train": rows}, "kind")
+    target, values = Classes.read({"train": rows}, LabelColumns(("kind",)))
     assert (target, target.names, target.describe()) == (Classes(("cat", "dog")), ["cat", "dog"], "2 classes")
     assert values["train"].tolist() == target.strata(values["train"]).tolist() == [1, 0, 1]
     with pytest.raises(UserError, match="at least 2 training samples of each class"):
         target.check(values, splits_to_cut=0)
 
 
-@pytest.mark.parametrize("feature", [datasets.ClassLabel(names=["a", "b"]), datasets.Value("string")])
-@pytest.mark.parametrize("problem_type", [None, "single_label_classification"])
-def test_a_column_of_labels_is_a_target_of_classes(problem_type: str | None, feature: Any) -> None:
-    assert target_of(problem_type, feature) is Classes
+def labels(feature: Any, values: list[Any]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"label": values}, features=datasets.Features({"label": feature}))
+
+
+@pytest.mark.parametrize(
+    "train",
+    [labels(datasets.ClassLabel(names=["a", "b"]), [0, 1]), labels(datasets.Value("string"), ["a", "b", "c; d"])],
+    ids=["ClassLabel", "texts"],
+)
+def test_a_column_of_labels_is_a_target_of_classes(train: datasets.Dataset) -> None:
+    for problem_type in (None, "single_label_classification"):
+        assert target_of(problem_type, train, COLUMN) == (Classes, [])
     assert TARGETS["single_label_classification"] is Classes
+
+
+def test_class_names_that_look_like_several_labels_are_reported() -> None:
+    (note,) = Classes(("a", "b; c")).notes({})
+    assert note == ("'b; c' is one class. If samples have several labels: --problem_type multi_label_classification.")
+    assert Classes(("a", "b, c")).notes({}) == []
+
+
+def test_the_baseline_is_always_the_most_frequent_class() -> None:
+    """Its loss is the cross-entropy of the shares of the classes in training."""
+    train, test = np.array([2, 2, 2, 0, 1, 0]), np.array([2, 0, 2, 4])
+    name, metrics = TARGET.baseline(train, test)
+    assert name == "always the most frequent class"
+    assert metrics["accuracy"] == 0.5
+    known = log_loss(test[:3], np.array([[2, 1, 3]] * 3) / 6, labels=[0, 1, 2])
+    assert TARGET.baseline(train, test[:3])[1]["loss"] == pytest.approx(known, rel=1e-5)
+    assert np.isfinite(metrics["loss"])
 
 
 def test_a_kind_of_target_that_does_not_exist_is_refused_with_those_that_do() -> None:
     with pytest.raises(UserError) as error:
-        target_of("clustering", datasets.Value("string"))
+        target_of("clustering", labels(datasets.Value("string"), ["a", "b"]), COLUMN)
     assert str(error.value).splitlines()[:2] == [
-        "Expected: for --problem_type one of single_label_classification",
+        "Expected: for --problem_type one of single_label_classification, multi_label_classification, regression",
         "Found:    clustering",
     ]

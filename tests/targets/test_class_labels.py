@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import LabelEncoder
 
 from hf_transfer.targets.class_labels import check_classes, read_labels
+from hf_transfer.targets.target import LabelColumns
 from tests.data.conftest import user_error_with
+
+COLUMN = LabelColumns(("label",))
 
 
 def table(values: list[Any], feature: Any = None) -> datasets.Dataset:
@@ -24,7 +27,7 @@ def numbered(**splits: list[int]) -> dict[str, np.ndarray[Any, np.dtype[np.int64
 
 def test_a_class_label_column_keeps_its_own_names_and_numbers() -> None:
     feature = datasets.ClassLabel(names=["zebra", "ant", "unused"])
-    names, numbers = read_labels({"train": table([1, 0, 1], feature), "test": table([0], feature)}, "label")
+    names, numbers = read_labels({"train": table([1, 0, 1], feature), "test": table([0], feature)}, COLUMN)
     assert names == ["zebra", "ant", "unused"]
     assert numbers["train"].tolist() == [1, 0, 1]
     assert numbers["test"].tolist() == [0]
@@ -44,7 +47,7 @@ def test_a_class_label_column_keeps_its_own_names_and_numbers() -> None:
 )
 def test_values_of_a_plain_column_are_numbered_in_sorted_order(values: list[Any], names: list[str]) -> None:
     """Integers sort as numbers: 9 before 10, which as strings would be the other way round."""
-    read, numbers = read_labels({"train": table(values)}, "label")
+    read, numbers = read_labels({"train": table(values)}, COLUMN)
     assert read == names
     assert numbers["train"].tolist() == LabelEncoder().fit_transform(np.asarray(values)).tolist()
 
@@ -56,7 +59,7 @@ def test_values_of_a_plain_column_are_numbered_in_sorted_order(values: list[Any]
 def test_the_label_map_is_a_bijection_that_all_splits_share(train: list[str], data: st.DataObject) -> None:
     """Any text may be a label."""
     test = data.draw(st.lists(st.sampled_from(train), min_size=1, max_size=10))
-    names, numbers = read_labels({"train": table(train), "test": table(test)}, "label")
+    names, numbers = read_labels({"train": table(train), "test": table(test)}, COLUMN)
     assert names == sorted(set(train))
     assert [names[number] for number in numbers["train"]] == train
     assert [names[number] for number in numbers["test"]] == test
@@ -74,21 +77,21 @@ def test_a_missing_label_is_refused_with_its_rows(values: list[Any]) -> None:
         found="none in 2 rows of split 'train', first in rows [1, 3]",
         do="fill in or remove these rows",
     ):
-        read_labels({"train": table(values)}, "label")
+        read_labels({"train": table(values)}, COLUMN)
 
 
 def test_at_most_five_rows_without_a_label_are_listed() -> None:
     with user_error_with(
         expected="a label", found="none in 7 rows of split 'train', first in rows [0, 1, 2, 3, 4]", do=""
     ):
-        read_labels({"train": table([*[None] * 7, "cat"])}, "label")
+        read_labels({"train": table([*[None] * 7, "cat"])}, COLUMN)
 
 
 def test_a_missing_label_in_an_evaluation_split_names_that_split() -> None:
     with user_error_with(
         expected="column 'label'", found="none in 1 rows of split 'test', first in rows [1]", do="fill"
     ):
-        read_labels({"train": table(["a", "b"]), "test": table(["a", None])}, "label")
+        read_labels({"train": table(["a", "b"]), "test": table(["a", None])}, COLUMN)
 
 
 @pytest.mark.parametrize("feature", [datasets.ClassLabel(names=["a", "b"]), datasets.Value("int64")])
@@ -99,7 +102,7 @@ def test_minus_one_in_every_row_means_that_labels_are_withheld(feature: Any) -> 
         found="-1 in every row of column 'label': the labels are withheld, which is not supported yet",
         do="use a copy of the data set without this split",
     ):
-        read_labels({"train": table([0, 1], feature), "test": table([-1, -1], feature)}, "label")
+        read_labels({"train": table([0, 1], feature), "test": table([-1, -1], feature)}, COLUMN)
 
 
 @pytest.mark.parametrize("number", [-1, 2])
@@ -118,32 +121,59 @@ def test_a_class_number_out_of_range_is_refused_with_its_row(number: int) -> Non
         found=f"{number} in row 2 of split 'train' (2 such rows)",
         do="correct or remove these rows",
     ):
-        read_labels({"train": stored}, "label")
+        read_labels({"train": stored}, COLUMN)
+
+
+@pytest.mark.parametrize(
+    ("values", "feature"),
+    [
+        ([[0, 1], [1]], datasets.List(datasets.Value("int64"))),
+        ([[0], [1]], datasets.List(datasets.ClassLabel(names=["a", "b"]))),
+    ],
+)
+def test_lists_are_no_classes(values: list[Any], feature: Any) -> None:
+    with user_error_with(
+        expected="one class for each row in column 'label'",
+        found="a list in each row",
+        do="leave out --problem_type or name another",
+    ):
+        read_labels({"train": table(values, feature)}, COLUMN)
+
+
+def test_several_columns_are_no_classes() -> None:
+    with user_error_with(
+        expected="one class for each row in columns 'a', 'b'", found="several columns", do="leave out --problem_type"
+    ):
+        read_labels({"train": table([0, 1])}, LabelColumns(("a", "b")))
 
 
 @pytest.mark.parametrize(
     ("values", "feature", "words"),
     [
-        ([[0, 1], [1]], datasets.List(datasets.Value("int64")), "multi-label classification"),
-        ([[0], [1]], datasets.List(datasets.ClassLabel(names=["a", "b"])), "multi-label classification"),
-        ([{"a": 1}, {"a": 0}], {"a": datasets.Value("int64")}, "multi-label classification"),
-        ([0.5, 2.5], datasets.Value("float32"), "fractional numbers (regression)"),
+        ([{"a": 1}, {"a": 0}], {"a": datasets.Value("int64")}, "a column of type dict"),
         ([b"a", b"b"], datasets.Value("binary"), "bytes"),
+        ([None, None], datasets.Value("timestamp[s]"), "dates"),
     ],
 )
-def test_other_tasks_than_one_class_for_each_row_are_refused(values: list[Any], feature: Any, words: str) -> None:
-    """Whole floats are classes, though: see above."""
+def test_columns_of_which_nothing_can_be_predicted_are_refused(values: list[Any], feature: Any, words: str) -> None:
     with user_error_with(
-        expected="one class for each row in column 'label'",
-        found=words,
-        do="name a column with one class label in --label_column_name",
+        expected="classes, labels or numbers in column 'label'",
+        found=f"{words}, which cannot be predicted",
+        do="name another column in --label_column_name",
     ):
-        read_labels({"train": table(values, feature)}, "label")
+        read_labels({"train": table(values, feature)}, COLUMN)
+
+
+def test_fractions_are_classes_if_the_settings_say_so() -> None:
+    names, numbers = read_labels({"train": table([0.5, 2.5, 0.5])}, COLUMN)
+    assert (names, numbers["train"].tolist()) == (["0.5", "2.5"], [0, 1, 0])
 
 
 def test_an_image_column_as_label_is_refused_by_its_type() -> None:
-    with user_error_with(expected="one class for each row", found="a column of type Image", do="--label_column_name"):
-        read_labels({"train": table([None, None], datasets.Image())}, "label")
+    with user_error_with(
+        expected="classes, labels or numbers", found="a column of type Image", do="--label_column_name"
+    ):
+        read_labels({"train": table([None, None], datasets.Image())}, COLUMN)
 
 
 def test_a_label_that_only_evaluation_has_is_refused_by_name() -> None:
@@ -153,13 +183,13 @@ def test_a_label_that_only_evaluation_has_is_refused_by_name() -> None:
         found="'bird', 'eel' in column 'label'",
         do="add training samples of these classes, or remove these rows",
     ):
-        read_labels({"train": table(["cat", "dog"]), "test": table(["eel", "cat", "bird", "eel"])}, "label")
+        read_labels({"train": table(["cat", "dog"]), "test": table(["eel", "cat", "bird", "eel"])}, COLUMN)
 
 
 def test_an_unknown_fraction_in_evaluation_is_shown_as_it_is() -> None:
     """0.5 must not be shown as 0, which training has, and infinity is no whole number."""
     with user_error_with(expected="only labels that training has (0, 1)", found="'0.5', 'inf' in column", do="remove"):
-        read_labels({"train": table([0.0, 1.0]), "test": table([0.5, float("inf")])}, "label")
+        read_labels({"train": table([0.0, 1.0]), "test": table([0.5, float("inf")])}, COLUMN)
 
 
 def test_one_class_only_is_refused_by_name() -> None:
