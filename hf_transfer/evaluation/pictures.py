@@ -13,6 +13,7 @@ from hf_transfer.targets.target import Metric, Metrics, Picture
 
 CLASSES_WITH_NUMBERS = 20
 CLASSES_WITH_NAMES = 60
+METRICS_DRAWN = 2
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
@@ -30,7 +31,7 @@ def draw_curves(path: Path, history: Sequence[Metrics], kept: Sequence[int], met
         path: of the picture.
         history: a row for each epoch.
         kept: the epochs whose weights were saved, counted from 1.
-        metrics: what is drawn beside the loss.
+        metrics: the first two are drawn beside the loss.
     """
     epochs = [row["epoch"] + 1 for row in history]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -41,6 +42,7 @@ def draw_curves(path: Path, history: Sequence[Metrics], kept: Sequence[int], met
     left.set(title="Loss", xlabel="epoch")
     if min(map(min, losses.values())) >= 0:
         left.set(ylim=(0, None))
+    metrics = metrics[:METRICS_DRAWN]
     for number, metric in enumerate(metrics):
         values, style = [row[metric.name] for row in history], LINE_STYLES[number % len(LINE_STYLES)]
         right.plot(epochs, values, label=metric.title, color=f"C{2 + number}", linestyle=style)
@@ -69,8 +71,7 @@ def draw_confusion(path: Path, data: tuple[npt.NDArray[np.int64], Sequence[str]]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title="Test split, share of each true class")
     if classes <= CLASSES_WITH_NAMES:
-        # matplotlib takes text between dollar signs for a formula.
-        names = [name[:24].replace("$", r"\$") for name in label_names]
+        names = [plain_name(name) for name in label_names]
         axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
         axes.set_yticks(range(classes), names)
     if classes <= CLASSES_WITH_NUMBERS:
@@ -81,7 +82,28 @@ def draw_confusion(path: Path, data: tuple[npt.NDArray[np.int64], Sequence[str]]
     figure.savefig(path, dpi=120)
 
 
-DRAWN: Mapping[str, Callable[[Path, Any], None]] = {"confusion": draw_confusion}
+def draw_residuals(path: Path, data: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Sequence[str]]) -> None:
+    """Residuals (true minus predicted) against predictions, for each number a row of its own."""
+    predicted, true, names = data
+    figure = Figure(figsize=(7, 3.6 * len(names)), layout="constrained")
+    rows = figure.subplots(len(names), squeeze=False)[:, 0]
+    for place, (axes, name) in enumerate(zip(rows, names, strict=True)):
+        residuals = true[:, place] - predicted[:, place]
+        axes.scatter(predicted[:, place], residuals, s=14, alpha=0.6, edgecolors="none")
+        axes.axhline(0, color="0.4", linewidth=1)
+        axes.set(xlabel=f"predicted {plain_name(name)}", ylabel="true - predicted")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    rows[0].set_title("Test split")
+    figure.savefig(path, dpi=120)
+
+
+def plain_name(name: str) -> str:
+    """A name for a picture: shortened, and no formula, for which matplotlib takes text between dollar signs."""
+    return name[:24].replace("$", r"\$")
+
+
+DRAWN: Mapping[str, Callable[[Path, Any], None]] = {"confusion": draw_confusion, "residuals": draw_residuals}
 
 
 def draw(folder: Path, pictures: Sequence[Picture]) -> None:

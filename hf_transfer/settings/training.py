@@ -35,8 +35,14 @@ class TrainingSettings(Topic):
         0.0, NOT_NEGATIVE, TRAINS, one_of(*FROM_PRETRAINED),
     )  # fmt: skip
     label_smoothing_factor: float = setting("Share of the target spread over all classes.", 0.0, BELOW_ONE, STEPS)
+    multi_label_loss: Literal["binary_cross_entropy", "asymmetric"] = setting(
+        "Loss of samples with several labels; asymmetric: easy negatives count little.", "binary_cross_entropy", STEPS
+    )
+    regression_loss: Literal["mse", "huber"] = setting(
+        "Loss of numbers, in standard deviations; huber: large errors count less.", "mse", STEPS
+    )
     class_weights: Literal["none", "balanced"] = setting(
-        "Weight the loss so that each class counts the same.", "none", TRAINS
+        "Weight the loss so that each class counts the same; of labels, positives and negatives.", "none", TRAINS
     )
     ema_decay: float = setting(
         "Evaluate and keep an exponential moving average of the weights (for example 0.999); 0: none.",
@@ -56,7 +62,8 @@ class TrainingSettings(Topic):
     bf16: bool = setting("Mixed precision in bfloat16.", False)
     fp16: bool = setting("Mixed precision in float16 (needs a GPU).", False)
     metric_for_best_model: str | None = setting(
-        "Validation metric that selects the epoch to keep (default: accuracy for classes); ties go to the lower loss.",
+        "Validation metric that selects the epoch to keep (default: accuracy for classes, map for labels, rmse for "
+        "numbers); ties go to the lower loss.",
         None, TRAINS,
     )  # fmt: skip
     early_stopping_patience: int = setting(

@@ -1,6 +1,7 @@
 """95 % intervals of metrics."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,11 @@ from scipy.stats import binomtest
 from hf_transfer.targets.target import Interval
 
 RESAMPLES = 1000
+# With fewer, the bounds of an interval would depend on the draw.
+FEWEST_RESAMPLES = 200
+# Weights of samples that are held at once, if possible: a processor's cache has room for 1 MB.
+WEIGHTS_AT_ONCE = 2**17
+Floats = npt.NDArray[np.float64]
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:
@@ -31,7 +37,53 @@ def bootstrap_interval(samples: int, metric: Callable[[npt.NDArray[np.int64]], f
         samples: how many there are.
         metric: its value on the samples at these positions.
     """
+    return _percentiles(np.array([metric(rows) for rows in _draws(samples, RESAMPLES)]))
+
+
+def bootstrap_intervals(
+    samples: int, metrics: Callable[[Floats], Mapping[str, Floats]], resamples: int, at_once: int
+) -> dict[str, Interval]:
+    """95 % intervals of several metrics, as of `bootstrap_interval`, from the same draws for all of them.
+
+    A draw is given by how often it has each sample, so that a metric may sort the samples once for all draws.
+
+    Args:
+        samples: how many there are.
+        metrics: their values [draws] by name, of weights [samples, draws]; NaN where a draw has none.
+        resamples: how many draws are made.
+        at_once: how many of them `metrics` gets at once.
+
+    Returns:
+        Intervals by name; a metric that no draw has is NaN.
+    """
+    parts = [metrics(weights) for weights in _weights(samples, resamples, at_once)]
+    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: _percentiles(drawn[~np.isnan(drawn)]) for name, drawn in values.items()}
+
+
+def affordable_resamples(cells: int, budget: int) -> int:
+    """How many draws to make, so that draws times cells stays within a budget: from 200 to 1000."""
+    return int(np.clip(budget // max(cells, 1), FEWEST_RESAMPLES, RESAMPLES))
+
+
+def _draws(samples: int, resamples: int) -> Iterator[npt.NDArray[np.int64]]:
     generator = np.random.default_rng(0)
-    scores = [metric(generator.integers(0, samples, samples)) for _ in range(RESAMPLES)]
-    low, high = np.quantile(scores, [0.025, 0.975])
+    for _ in range(resamples):
+        yield generator.integers(0, samples, samples)
+
+
+def _weights(samples: int, resamples: int, at_once: int) -> Iterator[Floats]:
+    """How often each draw has each sample [samples, draws]."""
+    draws = _draws(samples, resamples)
+    for first in range(0, resamples, at_once):
+        weights = np.empty((samples, min(at_once, resamples - first)))
+        for column in weights.T:
+            column[:] = np.bincount(next(draws), minlength=samples)
+        yield weights
+
+
+def _percentiles(values: Floats) -> Interval:
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

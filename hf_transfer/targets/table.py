@@ -6,9 +6,11 @@ import datasets
 
 from hf_transfer.errors import user_error
 from hf_transfer.targets.classes import Classes
+from hf_transfer.targets.labels import LabelSets
+from hf_transfer.targets.numbers import Numbers
 from hf_transfer.targets.target import LabelColumns, Target
 
-TARGETS: dict[str, type[Target]] = {kind.problem_type: kind for kind in (Classes,)}
+TARGETS: dict[str, type[Target]] = {kind.problem_type: kind for kind in (Classes, LabelSets, Numbers)}
 
 # What some targets save in a model's configuration, beside names and problem type.
 SAVED_SETTINGS = ("thresholds", "label_separator", "label_scale", "prediction_interval")

@@ -203,18 +203,20 @@ def test_a_column_that_does_not_exist(setting: str, refused: Refused, picture_fo
 @pytest.mark.parametrize(
     ("labels", "feature", "expected", "found"),
     [
-        ([[0, 1]] * 12, datasets.List(datasets.Value("int64")), "one class for each row", "multi-label"),
-        ([n / 7 for n in range(12)], datasets.Value("float32"), "one class for each row", "(regression)"),
+        ([[0, 1]] * 12, datasets.List(datasets.Value("int64")), "a label that some samples have", "labels that all"),
+        ([0.5] * 12, datasets.Value("float32"), "different numbers in column 'label'", "0.5 in each training row"),
         ([-1] * 12, datasets.ClassLabel(names=["a", "b"]), "a labelled split 'train'", "-1 in every row"),
         ([None] * 12, datasets.ClassLabel(names=["a", "b"]), "a label in every row", "none in 12 rows"),
     ],
-    ids=["multi-label", "regression", "withheld", "no labels"],
+    ids=["always the same labels", "a constant", "withheld", "no labels"],
 )
-def test_a_table_of_another_task(
+def test_a_table_of_which_nothing_can_be_learned(
     labels: list[Any], feature: Any, expected: str, found: str, refused: Refused, tmp_path: Path, picture_table: Any
 ) -> None:
     picture_table(labels, feature).to_parquet(tmp_path / "data.parquet")
-    refused(dataset_name=tmp_path / "data.parquet", expected=expected, found=found, do="")
+    refused(
+        dataset_name=tmp_path / "data.parquet", max_train_samples_per_class=None, expected=expected, found=found, do=""
+    )
 
 
 def test_a_row_without_an_image(refused: Refused, tmp_path: Path) -> None:

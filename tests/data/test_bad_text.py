@@ -196,18 +196,23 @@ def test_a_test_file_without_the_label_column(refused: Refused, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("labels", "found"),
-    [((0.5, 1.25), "fractional numbers (regression)"), ((["a"], ["a", "b"]), "a list of labels in each row")],
-    ids=["fractions", "lists"],
+    ("problem_type", "label", "expected", "found"),
+    [
+        ("single_label_classification", ["a", "b"], "one class for each row in column 'label'", "a list in each row"),
+        ("regression", ["a", "b"], "a number in every row of column 'label'", "lists"),
+        ("regression", "tall", "finite numbers in column 'label'", "'tall' in row 0 of split 'train'"),
+        ("multi_label_classification", "a", "at least 2 labels", "only a"),
+        (None, [], "at least 2 labels", "only samples without any"),
+        (None, ["a;b", "c"], "label names without the separator ';'", "'a;b' in column 'label'"),
+    ],
 )
-def test_labels_of_another_task(labels: tuple[Any, Any], found: str, refused: Refused, tmp_path: Path) -> None:
-    rows = [row | {"label": labels[n % 2]} for n, row in enumerate(text_rows(20))]
-    refused(
-        dataset_name=write_table(tmp_path / "a.jsonl", rows),
-        expected="one class for each row in column 'label'",
-        found=found,
-        do="name a column with one class label in --label_column_name",
-    )
+def test_labels_of_another_task(
+    problem_type: str | None, label: Any, expected: str, found: str, refused: Refused, tmp_path: Path
+) -> None:
+    rows = [row | {"label": label} for row in text_rows(20)]
+    path = write_table(tmp_path / "a.jsonl", rows)
+    named = {} if problem_type is None else {"problem_type": problem_type}
+    refused(dataset_name=path, expected=expected, found=found, do="", **named)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from hf_transfer.settings.run import VisionConfig
 from hf_transfer.settings.strategy import StrategySettings
 from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.table import TARGETS
-from hf_transfer.targets.target import Metric
+from hf_transfer.targets.target import Baseline, Metric
 from tests.evaluation.examples import COMMIT, DATA_COMMIT, class_tables, results_of
 
 SETTINGS: dict[str, Any] = {
@@ -192,6 +192,40 @@ def test_the_card_of_another_target_has_its_metrics_and_no_classes(
     assert {"metrics", "model-index"}.isdisjoint(shown.data.to_dict())
 
 
+LABELS = {"map": 0.7, "f1_micro": 0.6, "f1_macro": 0.5, "f1_samples": 0.55, "subset_accuracy": 0.4}
+NUMBERS = {"rmse": 1.5, "mae": 1.25, "r2": 0.75, "pearson": 0.9, "spearman": 0.875}
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "metrics", "predicts", "tag", "first"),
+    [
+        ("multi_label_classification", LABELS, "2 labels", "multi-label", ("average_precision", {"average": "macro"})),
+        ("regression", NUMBERS, "a number (height)", "regression", ("mse", {"squared": False})),
+    ],
+)
+def test_the_card_of_labels_and_numbers_has_their_metrics_tags_and_a_baseline(
+    tmp_path: Path, problem_type: str, metrics: dict[str, float], predicts: str, tag: str, first: tuple[str, Any]
+) -> None:
+    every = {**metrics, "loss": 0.3}
+    intervals = {name: (value - 0.1, value + 0.1) for name, value in metrics.items()}
+    low = dict.fromkeys(every, 0.125)
+    shown = card(
+        tmp_path, problem_type=problem_type, predicts=predicts, tables=[], notes=[], frozen_store=[],
+        scores={"test": Scores(every, intervals, 8)}, baseline=Baseline("always the mean", low),
+        history=[{"epoch": 0.0, "train_loss": 1.0, **every}],
+        settings={name: value for name, value in SETTINGS.items() if name != "metric_for_best_model"},
+    )  # fmt: skip
+    assert tag in shown.data.tags
+    assert predicts in shown.text
+    assert "| test: always the mean | 8 | 0.1250 |" in shown.text
+    assert len(set(shown.data.metrics)) == len(shown.data.metrics)
+    results = shown.data.eval_results
+    assert [one.metric_value for one in results] == list(metrics.values())
+    assert (results[0].metric_type, results[0].metric_args) == first
+    no_thresholds = "A plain pipeline applies no thresholds"
+    assert (no_thresholds in shown.text) == (problem_type == "multi_label_classification")
+
+
 def test_the_settings_in_the_card_are_those_of_a_recipe(tmp_path: Path) -> None:
     """They can be copied and run."""
     (block,) = re.findall(r"```yaml\n(.*?)```", card(tmp_path).text, re.DOTALL)
@@ -295,7 +329,13 @@ def test_a_modality_without_a_pipeline_is_used_with_this_package() -> None:
         has_pipeline = False
 
     program = render(
-        "hub/usage.py.jinja", modality=Grey(), repository="alice/grey", pairs=False, is_adapter=False, code_file=None
+        "hub/usage.py.jinja",
+        modality=Grey(),
+        repository="alice/grey",
+        pairs=False,
+        is_adapter=False,
+        code_file=None,
+        results=results_of(),
     )
     assert 'predict = hf_transfer.load("alice/grey")' in program
     assert "transformers" not in program

@@ -9,7 +9,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 
 from hf_transfer.targets.classes import macro_f1
-from hf_transfer.targets.intervals import bootstrap_interval, wilson_interval
+from hf_transfer.targets.intervals import bootstrap_interval, bootstrap_intervals, wilson_interval
 
 # The 97.5 % quantile of the normal distribution.
 Z = 1.959963984540054
@@ -65,3 +65,30 @@ def test_the_bootstrap_draws_as_many_rows_as_there_are_with_repetitions() -> Non
     assert {len(rows) for rows in drawn} == {10}
     assert {row for rows in drawn for row in rows} == set(range(10))
     assert np.mean([len(set(rows)) for rows in drawn]) == pytest.approx(10 * (1 - 0.9**10), abs=0.2)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_several_metrics_have_the_same_draws_as_one(at_once: int) -> None:
+    values = np.random.default_rng(1).normal(size=20)
+    intervals = bootstrap_intervals(
+        20,
+        lambda weights: {"mean": values @ weights / 20, "largest": np.where(weights > 0, values[:, None], -9).max(0)},
+        resamples=1000,
+        at_once=at_once,
+    )
+    assert intervals["mean"] == pytest.approx(bootstrap_interval(20, lambda rows: float(values[rows].mean())))
+    assert intervals["largest"] == bootstrap_interval(20, lambda rows: float(values[rows].max()))
+
+
+def test_draws_without_a_value_are_left_out_of_an_interval() -> None:
+    intervals = bootstrap_intervals(
+        5,
+        lambda weights: {
+            "share": np.where(weights[0] > 0, weights[1], np.nan),
+            "none": np.full(weights.shape[1], np.nan),
+        },
+        resamples=200,
+        at_once=200,
+    )
+    assert 0 <= intervals["share"][0] < intervals["share"][1]
+    assert np.isnan(intervals["none"]).all()

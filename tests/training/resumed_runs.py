@@ -22,7 +22,18 @@ from hf_transfer.targets.target import Target
 from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.progress import Fit
 from tests.training.killed_children import exit_code, killed_in_step
-from tests.training.toy_task import TARGET, Rows, fit_loaders, loaders_of, rows_for, settings, text_settings, tiny
+from tests.training.toy_task import (
+    TARGET,
+    Rows,
+    as_label_sets,
+    as_numbers,
+    fit_loaders,
+    loaders_of,
+    rows_for,
+    settings,
+    text_settings,
+    tiny,
+)
 
 STEPS = 12
 
@@ -35,11 +46,13 @@ class Case:
         model: name of its architecture.
         strategy: what learns.
         more: further settings.
+        relabel: gives the rows another kind of target; None: classes.
     """
 
     model: str
     strategy: Strategy
     more: dict[str, Any] = field(default_factory=dict)
+    relabel: Callable[[Rows], Target] | None = None
 
     def config(self, out: Path, **more: Any) -> RunConfig:
         """The settings, for an output folder."""
@@ -54,6 +67,9 @@ class Case:
         with start_accelerator(config) as accelerator:
             train = rows if rows is not None else rows_for(self.model, 24)
             validation = rows_for(self.model, 10, seed=1)
+            if self.relabel is not None:
+                target = self.relabel(train)
+                self.relabel(validation)
             loaders = loaders_of(accelerator, train, validation, 4, config.training.seed, target)
             result = fit_loaders(prepared, self.strategy, groups, loaders, config, accelerator)
             if accelerator.is_main_process:
@@ -70,6 +86,8 @@ CASES = {
     "partial": Case("bert", PartialFineTuning(layers=1), {"cache_frozen": "on", "rdrop_alpha": 0.5}),
     "statistics": Case("resnet_bottleneck", FullFineTuning(), {"soup_size": 2}),
     "bitfit": Case("vit", BiasTuning(), {"early_stopping_patience": 1, "num_train_epochs": 3}),
+    "label_sets": Case("vit", LinearProbeThenFineTuning(), {"num_train_epochs": 3}, as_label_sets),
+    "numbers": Case("bert", LinearProbeThenFineTuning(), {"num_train_epochs": 3}, as_numbers),
     "lora": Case("bert", LowRankAdaptation(rank=2, dropout=0.2)),
 }
 

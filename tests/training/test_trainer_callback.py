@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from transformers import Trainer
 
 from hf_transfer.errors import UserError
 from hf_transfer.models.groups import Group
 from hf_transfer.strategies.freezing import GradualUnfreezing, LinearProbeThenFineTuning, Stage, Strategy
 from hf_transfer.training.trainer_callback import prepare_for_trainer
-from tests.tiny_models import logits, state, tiny_model
+from tests.tiny_models import CLASSES, logits, state, tiny_model
 from tests.training.launched import two_forks
 from tests.training.trainer_run import (
     BATCH,
@@ -168,6 +169,34 @@ def test_full_fine_tuning_equals_trainer_without_the_callback(tmp_path: Path, na
     assert watch.losses == plain_watch.losses
     assert type(prepared.optimizer) is torch.optim.AdamW
     assert all(torch.equal(value, prepared.model.state_dict()[key]) for key, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+@pytest.mark.parametrize("strategy", ["full", "gradual", "lora"])
+def test_labels_and_numbers_are_trained_with_trainers_own_losses(
+    tmp_path: Path, problem_type: Any, strategy: str
+) -> None:
+    """As `config.problem_type` says; labels are float32 [samples, outputs]."""
+    rows, model = Rows("bert"), model_of("bert")
+    model.config.problem_type = problem_type
+    cells = torch.eye(CLASSES)[rows.columns["labels"]] + torch.eye(CLASSES)[rows.columns["labels"] - 1]
+    rows.columns["labels"] = cells
+    prepared = prepare_for_trainer(model, STRATEGIES[strategy], batch_of("bert"), arguments(tmp_path))
+    batch = {name: column[:BATCH] for name, column in rows.columns.items()}
+    outputs = prepared.model.eval()(**batch)
+    loss = binary_cross_entropy_with_logits if problem_type != "regression" else mse_loss
+    assert outputs.loss.item() == pytest.approx(loss(outputs.logits, cells[:BATCH]).item(), rel=1e-6)
+    watch = Epochs()
+    args = arguments(tmp_path, num_train_epochs=4)
+    prepared = prepare_for_trainer(model_of("bert"), STRATEGIES[strategy], batch_of("bert"), args)
+    config: Any = prepared.model.config
+    config.problem_type = problem_type
+    trainer = Trainer(
+        prepared.model, args, train_dataset=rows, callbacks=[prepared.callback, watch],
+        optimizers=(prepared.optimizer, None),
+    )  # fmt: skip
+    trainer.train()
+    assert watch.losses[-1] < watch.losses[0]
 
 
 def test_each_layer_learns_at_its_own_rate(tmp_path: Path) -> None:

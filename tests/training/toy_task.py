@@ -26,6 +26,8 @@ from hf_transfer.models.groups import Group, trace_groups
 from hf_transfer.settings.run import RunConfig, TextConfig, VisionConfig
 from hf_transfer.strategies.freezing import FullFineTuning, LinearProbe, Stage, Strategy
 from hf_transfer.targets.classes import Classes
+from hf_transfer.targets.labels import LabelSets
+from hf_transfer.targets.numbers import Numbers
 from hf_transfer.targets.target import Target
 from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.loop import fit
@@ -114,6 +116,21 @@ class RowInputs(InputMaker):
     def fingerprint(self, split: str, epoch: int | None) -> str:
         """See `InputMaker.fingerprint`."""
         return fingerprint(self.rows[split])
+
+
+def as_label_sets(rows: Rows) -> Target:
+    """Give the rows two labels each, of which one is sometimes not known; the target."""
+    cells = np.eye(CLASSES, dtype=np.float32)[rows.labels] + np.eye(CLASSES, dtype=np.float32)[rows.labels - 1]
+    cells[::7, 0] = np.nan
+    rows.split = replace(rows.split, targets=cells)
+    return LabelSets(TARGET.label_names)
+
+
+def as_numbers(rows: Rows) -> Target:
+    """Give the rows numbers in large units, one for each output of the model; the target."""
+    numbers = 1_000 + np.eye(CLASSES)[rows.labels] * np.arange(1, CLASSES + 1) + rows.labels.numpy()[:, None]
+    rows.split = replace(rows.split, targets=numbers)
+    return Numbers(TARGET.label_names).fitted(numbers)
 
 
 def loaders_of(

@@ -1,0 +1,309 @@
+"""Several labels for each sample, or none: cells of 0 and 1, binary cross-entropy, thresholds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from hf_transfer.errors import user_error
+from hf_transfer.targets import target
+from hf_transfer.targets.label_metrics import label_intervals, label_metrics, label_rows, sample_f1
+from hf_transfer.targets.label_sets import SEPARATORS, read_label_sets, why_label_sets
+from hf_transfer.targets.label_weights import positive_weights
+from hf_transfer.targets.stratification import cut_by_label, few_of_each_label
+from hf_transfer.targets.thresholds import choose_thresholds
+
+Floats = npt.NDArray[np.float64]
+DEFAULT_THRESHOLD = 0.5
+ASYMMETRIC = "asymmetric"
+# Negatives with a lower probability than this margin have no asymmetric loss; others by the power of their probability.
+MARGIN, NEGATIVE_POWER = 0.05, 4
+BOOTSTRAP = "bootstrap percentiles"
+ROW_COLUMNS = ("label", "average_precision", "precision", "recall", "f1", "threshold", "samples")
+ROW_TITLES = ("label", "average precision", "precision", "recall", "F1", "threshold", "samples")
+
+
+def _share(name: str, title: str, hub: tuple[str, str, Mapping[str, Any]] | None = None) -> target.Metric:
+    return target.Metric(name, title, hub=hub, is_share=True, interval=BOOTSTRAP)
+
+
+@dataclass(frozen=True)
+class LabelSets(target.Target):
+    """A set of labels for each sample, float32 [samples, labels]: 1, 0, or NaN where it is not known.
+
+    Attributes:
+        label_names: by label number.
+        separator: joins the names of several labels in tables.
+        thresholds: a label is chosen if its probability is at least this; empty: one half for each.
+    """
+
+    problem_type: ClassVar[str] = "multi_label_classification"
+    metrics: ClassVar[tuple[target.Metric, ...]] = (
+        _share("map", "mAP", ("average_precision", "Mean average precision", {"average": "macro"})),
+        _share("f1_micro", "micro F1", ("f1", "Micro F1", {"average": "micro"})),
+        _share("f1_macro", "macro F1", ("f1", "Macro F1", {"average": "macro"})),
+        _share("f1_samples", "F1 per sample", ("f1", "F1 per sample", {"average": "samples"})),
+        _share("subset_accuracy", "subset accuracy", ("accuracy", "Subset accuracy", {})),
+    )
+    main_metric: ClassVar[str] = "map"
+    solver: ClassVar[str | None] = "one-vs-rest logistic"
+    supported_settings: ClassVar[frozenset[str]] = target.OPTIONAL_SETTINGS - {"rdrop_alpha", "regression_loss"}
+    loss_setting: ClassVar[str | None] = "multi_label_loss"
+    is_calibrated: ClassVar[bool] = True
+    score_words: ClassVar[str] = "points of F1 per sample"
+    divided_by: ClassVar[str] = "by label"
+    tags: ClassVar[tuple[str, ...]] = ("multi-label",)
+    limits: ClassVar[tuple[str, ...]] = (
+        "A plain pipeline applies no thresholds: it gives the probability of every label. The thresholds are in the "
+        "model's config.json.",
+    )
+
+    label_names: tuple[str, ...]
+    separator: str = SEPARATORS[0]
+    thresholds: tuple[float, ...] = ()
+
+    @classmethod
+    def recognises(cls, train: datasets.Dataset, columns: target.LabelColumns) -> str | None:
+        """See `Target.recognises`: lists, texts joined by a separator, or columns of 0 and 1."""
+        return why_label_sets(train, columns)
+
+    @classmethod
+    def read(
+        cls, splits: Mapping[str, datasets.Dataset], columns: target.LabelColumns
+    ) -> tuple[Self, dict[str, target.Values]]:
+        """See `Target.read`."""
+        names, separator, cells = read_label_sets(splits, columns)
+        return cls(tuple(names), separator), dict(cells)
+
+    @classmethod
+    def of_model(cls, config: Any) -> Self:
+        """See `Target.of_model`; a model of others has no thresholds."""
+        names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+        separator = getattr(config, "label_separator", None) or SEPARATORS[0]
+        return cls(names, str(separator), tuple(map(float, getattr(config, "thresholds", None) or ())))
+
+    @property
+    def names(self) -> list[str]:
+        """The label names."""
+        return list(self.label_names)
+
+    def check(self, values: Mapping[str, target.Values], *, splits_to_cut: int) -> None:
+        """See `Target.check`: a single label, too few samples, a label that only evaluation has."""
+        counts, samples = np.nansum(values["train"], axis=0), len(values["train"])
+        if len(self.label_names) < 2:
+            raise user_error(
+                expected="at least 2 labels, each of which a sample may have or not",
+                found=f"only {', '.join(self.names) or 'samples without any'}",
+                do="for one class of several: --problem_type single_label_classification; or name other columns",
+            )
+        if samples < 2 * (1 + splits_to_cut):
+            raise user_error(
+                expected=f"at least {2 * (1 + splits_to_cut)} training samples", found=f"{samples}", do="add samples"
+            )
+        for split, cells in values.items():
+            if lacking := [
+                self.label_names[label] for label in np.flatnonzero((np.nansum(cells, 0) > 0) & (counts == 0))
+            ]:
+                raise user_error(
+                    expected=f"in split '{split}' only labels that training has",
+                    found=f"{', '.join(map(repr, lacking[:5]))} in '{split}', with no sample in training",
+                    do="add training samples with these labels, or remove the labels",
+                )
+        known = (~np.isnan(values["train"])).sum(0)
+        if not ((counts > 0) & (counts < known)).any():
+            raise user_error(
+                expected="a label that some samples have and others have not",
+                found=f"labels that {'all' if counts.any() else 'no'} training samples have",
+                do="add samples, or name another column",
+            )
+
+    def notes(self, values: Mapping[str, target.Values]) -> list[str]:
+        """Sentences on samples without labels, cells that are not known, and labels that a split lacks."""
+        notes = []
+        empty = {split: int((np.nansum(cells, 1) == 0).sum()) for split, cells in values.items()}
+        unknown = {split: int(np.isnan(cells).sum()) for split, cells in values.items()}
+        for what, counts in (("Samples without any label", empty), ("Labels not known, which count nowhere", unknown)):
+            parts = [f"{count:,} in {split}" for split, count in counts.items() if count]
+            notes += [f"{what}: {', '.join(parts)}."] if parts else []
+        for split, cells in values.items():
+            lacking = [self.label_names[label] for label in np.flatnonzero(np.nansum(cells, 0) == 0)]
+            notes += [f"In {split} no sample has the label {', '.join(lacking)}."] if lacking else []
+        return notes
+
+    def data_settings(self) -> dict[str, Any]:
+        """See `Target.data_settings`."""
+        return {"problem_type": self.problem_type, "label_separator": self.separator}
+
+    def strata(self, values: target.Values) -> target.Strata:
+        """The number of the rarest label of each sample; one more than the last for a sample without labels."""
+        has_label = values == 1
+        counts = np.where(has_label, has_label.sum(0), np.iinfo(np.int64).max)
+        return np.asarray(np.where(has_label.any(1), counts.argmin(1), values.shape[1]), dtype=np.int64)
+
+    def cut(self, values: target.Values, fraction: float, generator: np.random.Generator) -> target.Positions:
+        """Positions of the samples that are split off, label by label: see `cut_by_label`."""
+        return cut_by_label(values, fraction, generator)
+
+    def few(self, values: target.Values, limit: int, generator: np.random.Generator) -> target.Positions:
+        """Positions of a few samples of each label: see `few_of_each_label`."""
+        return few_of_each_label(values, limit, generator)
+
+    def describe(self) -> str:
+        """See `Target.describe`."""
+        return f"{len(self.label_names)} labels"
+
+    def model_settings(self) -> dict[str, Any]:
+        """See `Target.model_settings`."""
+        return {
+            "id2label": dict(enumerate(self.label_names)),
+            "label2id": {name: number for number, name in enumerate(self.label_names)},
+            "problem_type": self.problem_type,
+        }
+
+    def saved_settings(self) -> dict[str, Any]:
+        """See `Target.saved_settings`."""
+        thresholds = {"thresholds": list(self.thresholds)} if self.thresholds else {}
+        return {"label_separator": self.separator, **thresholds}
+
+    def check_finished(self, finished: target.Target, name: str) -> None:
+        """Refuse a finished model whose labels are not those of the data, in their order."""
+        if type(finished) is not type(self) or finished.names != self.names:
+            raise user_error(
+                expected=f"a model with the labels of the data set, in their order: {', '.join(self.names[:5])}, ...",
+                found=f"{name} with {', '.join(finished.names[:5])}, ...",
+                do="name the folder OUT/model of a run on this data set, or train first (without --evaluate_only)",
+            )
+
+    def loss_weights(self, values: target.Values, balanced: bool) -> Tensor | None:
+        """What a positive of each label counts beside a negative, float32 [labels]; None, if it is not asked for."""
+        return torch.from_numpy(positive_weights(values)).float() if balanced else None
+
+    @torch.no_grad()
+    def start(self, layers: Sequence[nn.Linear], values: target.Values) -> None:
+        """Start with the share of each label as its probability: else the first steps only learn that most are rare.
+
+        Reference: Lin, Goyal, Girshick, He and Dollar, "Focal Loss for Dense Object Detection", ICCV 2017,
+        https://arxiv.org/abs/1708.02002 (section 4.1).
+        """
+        for layer in layers:
+            if layer.bias is not None:
+                layer.bias.copy_(_shares(values).logit())
+
+    def mixed(self, targets: Tensor, counted: Tensor) -> Tensor:
+        """The cells as they are, which can be mixed; zeros for a sample that does not count."""
+        return targets.where(counted[:, None], 0.0)
+
+    def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: target.LossOptions) -> target.LossSums:
+        """Binary cross-entropy over the known cells, or the asymmetric loss.
+
+        The weight of a cell depends neither on the smoothing nor on the weights of positives.
+
+        Reference: Ridnik, Ben-Baruch, Zamir, Noy, Friedman, Protter and Zelnik-Manor, "Asymmetric Loss For Multi-Label
+        Classification", ICCV 2021, https://arxiv.org/abs/2009.14119.
+        """
+        known = counted[:, None] & ~targets.isnan()
+        truth = targets.to(outputs.dtype).where(known, 0.0)
+        truth = truth * (1 - options.smoothing) + options.smoothing / 2
+        weights = None if options.weights is None else options.weights.to(outputs)
+        if options.kind == ASYMMETRIC:
+            losses = _asymmetric_loss(outputs, truth, weights)
+        else:
+            losses = binary_cross_entropy_with_logits(outputs, truth, pos_weight=weights, reduction="none")
+        return target.LossSums((losses * known).sum(), known.sum())
+
+    def calibrated(self, outputs: Tensor, targets: target.Values) -> Self:
+        """The target with thresholds; see `choose_thresholds`."""
+        return replace(self, thresholds=tuple(choose_thresholds(_probabilities(outputs), targets).tolist()))
+
+    def describe_calibration(self, samples: int) -> list[str]:
+        """A sentence on the thresholds."""
+        low, high = min(self.thresholds), max(self.thresholds)
+        return [
+            f"Thresholds of labels: from {low:.2f} to {high:.2f}, chosen for F1 on {samples:,} samples that were held "
+            "out. During training, F1 is that of a threshold of one half."
+        ]
+
+    def baseline(self, values: target.Values, targets: target.Values) -> target.Baseline:
+        """For each label what most samples have; the shares of the labels in training are the probabilities."""
+        plain = replace(self, thresholds=())
+        outputs = _shares(values).logit().expand(len(targets), -1)
+        return target.Baseline("always the majority of each label", plain.evaluate(outputs, targets))
+
+    def predicted(self, outputs: Tensor) -> target.Values:
+        """1 for each label that is chosen, else 0, int64 [samples, labels]."""
+        return self._chosen(_probabilities(outputs)).astype(np.int64)
+
+    def evaluate(self, outputs: Tensor, targets: target.Values, only: str | None = None) -> target.Metrics:
+        """Ranking and choice of labels, and the mean binary cross-entropy of the known cells."""
+        probabilities = _probabilities(outputs)
+        # In training there are no thresholds yet.
+        metrics = label_metrics(outputs.double().numpy(), self._chosen(probabilities), targets, only)
+        everyone = torch.ones(len(targets), dtype=torch.bool)
+        total, weight = self.loss(outputs.double(), torch.from_numpy(targets), everyone, target.LossOptions())
+        return {**metrics, "loss": (total / weight.clamp(min=1)).item()}
+
+    def intervals(self, outputs: Tensor, targets: target.Values) -> dict[str, target.Interval]:
+        """Bootstrap percentiles."""
+        return label_intervals(outputs.double().numpy(), self._chosen(_probabilities(outputs)), targets)
+
+    def sample_scores(self, outputs: Tensor, targets: target.Values) -> Floats:
+        """F1 of the labels of each sample; 1, if none is chosen for a sample without labels."""
+        return np.nan_to_num(sample_f1(self._chosen(_probabilities(outputs)), targets))
+
+    def details(self, outputs: Tensor, targets: target.Values) -> tuple[list[target.Table], list[target.Picture]]:
+        """Average precision, precision, recall, F1 and threshold of each label."""
+        probabilities = _probabilities(outputs)
+        rows = label_rows(self.names, outputs.double().numpy(), self._chosen(probabilities), targets, self._limits())
+        return [target.Table("label_scores", "Labels (test)", ROW_COLUMNS, ROW_TITLES, rows)], []
+
+    def shown(self, value: Any) -> str:
+        """The names of the labels."""
+        return f"{self.separator} ".join(self.truth(value)) or "no label"
+
+    def truth(self, value: Any) -> list[Any]:
+        """See `Target.truth`: the names of the labels."""
+        return [self.label_names[label] for label in np.flatnonzero(np.asarray(value) == 1)]
+
+    def answers(self, outputs: Tensor, top: int) -> list[list[tuple[str, float]]]:
+        """Label names with their probabilities, most probable first."""
+        best = outputs.float().sigmoid().topk(min(top, outputs.shape[-1]))
+        return [
+            [(self.label_names[number], share) for number, share in zip(numbers, shares, strict=True)]
+            for shares, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def decisions(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """The labels that are chosen, by their thresholds."""
+        return [{"labels": self.truth(row)} for row in self.predicted(outputs)]
+
+    def _limits(self) -> Floats:
+        return np.asarray(self.thresholds or [DEFAULT_THRESHOLD] * len(self.label_names))
+
+    def _chosen(self, probabilities: Floats) -> npt.NDArray[np.bool_]:
+        chosen: npt.NDArray[np.bool_] = probabilities >= self._limits()
+        return chosen
+
+
+def _shares(values: target.Values) -> Tensor:
+    """The share of each label among the samples of which it is known, float64 [labels]; neither 0 nor 1."""
+    known = (~np.isnan(values)).sum(0)
+    return torch.from_numpy((np.nansum(values, 0) + 0.5) / (known + 1))
+
+
+def _probabilities(outputs: Tensor) -> Floats:
+    probabilities: Floats = outputs.double().sigmoid().numpy()
+    return probabilities
+
+
+def _asymmetric_loss(outputs: Tensor, truth: Tensor, weights: Tensor | None) -> Tensor:
+    """Losses of cells: of positives their cross-entropy, of negatives that of shifted probabilities, focused."""
+    shifted = (outputs.sigmoid() - MARGIN).clamp(min=0)
+    positives = -torch.nn.functional.logsigmoid(outputs) * (1 if weights is None else weights)
+    negatives = -(shifted**NEGATIVE_POWER) * torch.log1p(-shifted.clamp(max=1 - torch.finfo(outputs.dtype).eps))
+    return truth * positives + (1 - truth) * negatives
