@@ -1,4 +1,4 @@
-"""A classifier of images with texts: two pretrained towers, each with a projection, and a head that sees both.
+"""A model of images with texts: two pretrained towers, each with a projection, and a head that sees both.
 
 This file is saved with the weights and needs only torch and transformers. An image or a text may be missing:
 
@@ -94,7 +94,7 @@ class FusionOutput(ModelOutput):
     """Outputs of the model.
 
     Attributes:
-        loss: cross-entropy, if labels were given.
+        loss: of `logits`, if labels were given.
         logits: of image and text together [batch, labels].
         image_logits: of the image alone [batch, labels]; meaningless where it is missing.
         text_logits: of the text alone [batch, labels]; meaningless where it is missing.
@@ -133,6 +133,7 @@ class FusionModel(PreTrainedModel):
         text_tower: PreTrainedModel | None = None,
     ) -> None:
         super().__init__(config)
+        self.loss_type = "ForSequenceClassification"  # Otherwise the name of the class decides.
         labels, width = config.num_labels or 0, config.hidden_size
         self.image_tower = image_tower or _tower(config.image_config, pooler=config.image_pooling == "pooler")
         self.text_tower = text_tower or _tower(config.text_config, pooler=config.text_pooling == "pooler")
@@ -178,7 +179,7 @@ class FusionModel(PreTrainedModel):
             token_type_ids: which text of a pair [batch, length], for a tower that takes it.
             image_present: whether a sample has an image [batch]; None if all have, or none has pixel values.
             text_present: whether a sample has a text [batch]; None if all have, or none has tokens.
-            labels: class numbers [batch].
+            labels: classes [batch], or 0.0 and 1.0 or numbers [batch, labels], as `config.problem_type` says.
             return_dict: False for a tuple; None: as the configuration says.
         """
         given = pixel_values if pixel_values is not None else input_ids
@@ -197,7 +198,7 @@ class FusionModel(PreTrainedModel):
             tokens, text = self._masked("text", has_text, tokens, text)
         fused = self.mixture(image, text, has_image, has_text, patches, tokens, attention_mask)
         logits = self.classifier(self.inner(fused))
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        loss = None if labels is None else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         output = FusionOutput(loss, logits, *single_logits)
         as_output = self.config.return_dict if return_dict is None else return_dict
         return output if as_output else output.to_tuple()
@@ -231,7 +232,9 @@ class FusionModel(PreTrainedModel):
 
     @torch.no_grad()
     def predict(self, image: Any = None, text: Any = None, *, top_k: int | None = 5) -> Any:
-        """Labels with their probabilities, the most likely first.
+        """Labels with their probabilities, the most likely first; of a regression its outputs, the largest first.
+
+        The scores are those of a pipeline of transformers: thresholds of labels are not applied.
 
         Args:
             image: a PIL image or the path of a file; None if it is missing; or a list of these.
@@ -252,7 +255,7 @@ class FusionModel(PreTrainedModel):
             logits = self(**self._inputs(images, texts)).logits
         finally:
             self.train(was_training)
-        rankings = [self._ranked(row, top_k) for row in logits.float().softmax(-1)]
+        rankings = [self._ranked(row, top_k) for row in logits.float()]
         return rankings if is_list else rankings[0]
 
     @cached_property
@@ -264,8 +267,11 @@ class FusionModel(PreTrainedModel):
     def _tokenizer(self) -> Any:
         return AutoTokenizer.from_pretrained(self.name_or_path, trust_remote_code=False)
 
-    def _ranked(self, probabilities: Tensor, top_k: int | None) -> list[dict[str, Any]]:
-        scores, numbers = probabilities.topk(min(top_k or len(probabilities), len(probabilities)))
+    def _ranked(self, outputs: Tensor, top_k: int | None) -> list[dict[str, Any]]:
+        if self.config.problem_type != "regression":
+            each_alone = self.config.problem_type == "multi_label_classification" or len(outputs) == 1
+            outputs = outputs.sigmoid() if each_alone else outputs.softmax(-1)
+        scores, numbers = outputs.topk(min(top_k or len(outputs), len(outputs)))
         names: Any = self.config.id2label
         pairs = zip(numbers.tolist(), scores.tolist(), strict=True)
         return [{"label": names[number], "score": score} for number, score in pairs]

@@ -269,3 +269,82 @@ def test_an_unknown_fusion_is_refused_and_the_file_needs_nothing_of_this_package
     assert FusionConfig().num_labels == 2
     assert (REPOSITORY / "hf_transfer/models/fusion.py").read_text(encoding="utf-8").count("hf_transfer") == 0
     assert tiny_pair().config.num_labels == CLASSES
+
+
+def names_of(count: int) -> dict[str, Any]:
+    """Labels of a configuration."""
+    names = [f"label {number}" for number in range(count)]
+    return {
+        "num_labels": count, "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }  # fmt: skip
+
+
+TRUE_CLASSES = torch.tensor([2, 0, 1, 1])
+TRUE_LABELS = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+TRUE_NUMBERS = torch.tensor([[1.5, 0, -1], [0, 2, 0], [1, 1, 1], [0, 1, 0]])
+
+
+def by_hand(problem_type: str, logits: Floats, true: Floats) -> float:
+    """The mean loss: squared error, binary cross-entropy or cross-entropy."""
+    if problem_type == "regression":
+        return float(((logits - true.reshape(logits.shape)) ** 2).mean())
+    if problem_type == "multi_label_classification":
+        return float((np.log1p(np.exp(logits)) - true * logits).mean())
+    chosen = logits[np.arange(len(logits)), true.astype(int)]
+    return float((np.log(np.exp(logits).sum(1)) - chosen).mean())
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels", "true"),
+    [
+        ("single_label_classification", 3, TRUE_CLASSES),
+        ("multi_label_classification", 3, TRUE_LABELS),
+        ("regression", 3, TRUE_NUMBERS),
+        ("regression", 1, TRUE_NUMBERS[:, 0]),
+        ("regression", 1, TRUE_NUMBERS[:, :1]),
+    ],
+)
+def test_the_loss_follows_the_problem_type(problem_type: str, labels: int, true: Tensor) -> None:
+    """One number for each sample may have no second axis; a batch may have one sample only."""
+    model, inputs = tiny_pair(**{"problem_type": problem_type, **names_of(labels)}), pair_inputs(rows=4)
+    for rows in (4, 1):
+        batch = {name: value[:rows] for name, value in inputs.items()}
+        output = outputs(model, {**batch, "labels": true[:rows]})
+        expected = by_hand(problem_type, output.logits.double().numpy(), true[:rows].double().numpy())
+        assert output.loss.item() == pytest.approx(expected, rel=1e-5)
+    assert outputs(model, inputs).loss is None
+
+
+def test_without_a_problem_type_class_numbers_are_classes() -> None:
+    """As in transformers' own models."""
+    model, inputs = tiny_pair(**{"problem_type": None, **names_of(3)}), pair_inputs(rows=4)
+    output = outputs(model, {**inputs, "labels": TRUE_CLASSES})
+    expected = by_hand("single_label_classification", output.logits.double().numpy(), TRUE_CLASSES.double().numpy())
+    assert output.loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels", "function"),
+    [
+        ("multi_label_classification", 5, torch.sigmoid),
+        ("regression", 5, lambda logits: logits),
+        ("regression", 1, lambda logits: logits),
+        (None, 1, torch.sigmoid),
+        (None, 5, lambda logits: logits.softmax(-1)),
+    ],
+)
+def test_it_predicts_the_scores_that_a_pipeline_would(
+    tmp_path: Path, problem_type: str | None, labels: int, function: Callable[[Tensor], Tensor]
+) -> None:
+    """Largest first, and only the first ones if asked to."""
+    save(tmp_path, **{"problem_type": problem_type, **names_of(labels)})
+    model = FusionModel.from_pretrained(tmp_path)
+    rows = model.predict(text="word1 word2", top_k=None)
+    inputs = tiny_tokenizer()("word1 word2", return_tensors="pt")
+    expected = function(outputs(model, dict(inputs)).logits[0]).tolist()
+    assert {row["label"]: row["score"] for row in rows} == pytest.approx(
+        {f"label {number}": score for number, score in enumerate(expected)}, abs=1e-5
+    )
+    assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
+    assert model.predict(text="word1 word2", top_k=2) == rows[:2]
