@@ -19,6 +19,9 @@ LONGEST_CARD = 200_000
 # Comments, scripts and styles are removed with their content, of other elements only the tags.
 TAGS = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>|</?[a-z][^<>]*>", re.DOTALL | re.IGNORECASE)
 HEADING = re.compile(r"\A# .*\n*")
+TABLE = re.compile(r"(?:^ {0,3}\|.*(?:\n|\Z)){2,}", re.MULTILINE)
+# A wide table scrolls in its box, also with the keyboard.
+BOX = '<div class="scroll" role="group" tabindex="0">\n\n{}\n</div>\n'
 UNNAMED_COLUMN = re.compile(r"^\|\s*\|(?=[^\n]*\n\|[\s:|-]+$)", re.MULTILINE)
 
 
@@ -27,14 +30,17 @@ class Example:
     """A sample of the test split.
 
     Attributes:
-        label: its true class.
+        label: its true class, labels or values, for people.
         picture: a file, by its path relative to settings.json.
         texts: one text or a pair; a missing text is empty.
+        truth: names of its true labels, or its true values, where None is unknown; None for a class, or if the
+            settings do not have it.
     """
 
     label: str
     picture: str | None = None
     texts: tuple[str, ...] = ()
+    truth: tuple[str | float | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,14 @@ def read_settings(folder: Path) -> Settings:
         }
     elif (model := str(content.get("model", "./model"))).startswith("."):
         content["model"] = str(folder / model)
-    examples = [
-        Example(one["label"], one.get("picture"), tuple(one.get("texts", ()))) for one in content.pop("examples", [])
-    ]
+    examples = [_example(one) for one in content.pop("examples", [])]
     return Settings(**content | {"texts": tuple(content.get("texts", ())), "examples": tuple(examples)})
+
+
+def _example(content: dict[str, Any]) -> Example:
+    truth = content.get("truth")
+    texts = tuple(content.get("texts", ()))
+    return Example(content["label"], content.get("picture"), texts, None if truth is None else tuple(truth))
 
 
 def with_preprocessing(settings: Settings, model: Path) -> Settings:
@@ -143,11 +153,14 @@ def read_card(folder: Path) -> Card:
 def plain_card(text: str) -> str:
     """Markdown without pictures and HTML, so that nothing in a card is fetched or run.
 
-    The heading is removed, as the page has one. A first column without a name gets one, for screen readers.
+    The heading is removed, as the page has one. A first column without a name gets one, for screen readers, and each
+    table a box in which it scrolls.
     """
     text = HEADING.sub("", text.strip())
     text = UNNAMED_COLUMN.sub("| # |", text)
     parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.DOTALL)
     # Every other part is code, in which these characters have no meaning.
     parts[::2] = [TAGS.sub("", part.replace("![", "[")).replace("<", "&lt;") for part in parts[::2]]
-    return "".join(parts).strip()
+    blocks = re.split(r"(```.*?```)", "".join(parts), flags=re.DOTALL)
+    blocks[::2] = [TABLE.sub(lambda table: BOX.format(table[0]), block) for block in blocks[::2]]
+    return "".join(blocks).strip()

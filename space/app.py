@@ -1,4 +1,4 @@
-"""The demo of a classifier of pictures, texts, or both; it also shows why the model predicts a class.
+"""The demo of a model that predicts classes, labels or numbers from pictures, texts, or both; it also shows why.
 
     MODEL_ID=path/to/model python app.py
 
@@ -62,11 +62,11 @@ def _try_it(service: Service) -> None:
             inputs = _inputs(service)
             with gr.Row(elem_classes="go"):
                 explain = gr.Checkbox(True, label="Explain the prediction", visible=explains)
-                button = gr.Button("Classify", variant="primary", elem_id="classify")
+                button = gr.Button(service.classifier.target.action, variant="primary", elem_id="classify")
         with gr.Column(elem_classes="answer-column"):
             answer = [_html(page.no_sample_yet(service.classifier, service.examples)), _html("")]
         with gr.Column(elem_classes="examples-column"):
-            shown = page.examples(service.examples, service.pictures)
+            shown = page.examples(service.classifier.target, service.examples, service.pictures)
             examples = _html(shown, has_buttons=True, visible=bool(service.examples))
 
     model: dict[str, Any] = {"concurrency_limit": AT_ONCE, "concurrency_id": "model"}
@@ -75,7 +75,7 @@ def _try_it(service: Service) -> None:
     triggers = [button.click, explain.input, *(box.submit for name, box in inputs.items() if name != "picture")]
     chosen = examples.click(service.choose_example, outputs=list(inputs.values()), queue=False, **quietly)
     if list(inputs) == ["picture"]:
-        # A picture alone is classified as soon as it changes; choosing an example changes it, too.
+        # A picture alone is predicted as soon as it changes; choosing an example changes it, too.
         triggers.append(inputs["picture"].change)
     else:
         chosen.then(**show, **quietly, **model).then(None, js=INTO_VIEW)
@@ -83,7 +83,7 @@ def _try_it(service: Service) -> None:
     # The API has its own event, so that programs get values instead of HTML.
     gr.Button(visible=False).click(
         service.classify, inputs_kwargs={**inputs, "explain": gr.Checkbox(False, visible=False)},
-        outputs=gr.JSON(visible=False), api_name="classify", **model,
+        outputs=gr.JSON(visible=False), api_name="classify", api_description=service.description, **model,
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def _inputs(service: Service) -> dict[str, Any]:
     if service.classifier.takes_picture:
         inputs["picture"] = gr.Image(
             type="filepath",
-            # Lossless: the shown picture of an example is classified again.
+            # Lossless: the shown picture of an example is predicted again.
             format="png",
             label="Picture",
             sources=["upload", "clipboard", "webcam"],
@@ -115,12 +115,12 @@ def _many_at_once(service: Service) -> None:
         files = gr.File(file_count="multiple", file_types=kinds, label="Files", height=160)
         refuse_addresses(files)
         with gr.Row(elem_classes="go"):
-            button = gr.Button("Classify all", variant="primary")
+            button = gr.Button(f"{service.classifier.target.action} all", variant="primary")
             download = gr.DownloadButton("Download as CSV", interactive=False)
         table = _html("")
 
     button.click(
-        service.classify_files, files, [table, download], api_visibility="private", concurrency_limit=1,
+        service.predict_files, files, [table, download], api_visibility="private", concurrency_limit=1,
         concurrency_id="batch", show_progress="minimal", show_progress_on=table,
     )  # fmt: skip
 

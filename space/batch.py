@@ -8,6 +8,7 @@ from pathlib import Path
 
 from classifier import Classifier, Sample
 from pictures import BadInputError, decode
+from target import Cell, Target
 
 MAX_ROWS = 1_000
 MAX_TEXT = 100_000
@@ -49,9 +50,14 @@ class Row:
 
 
 def header(classifier: Classifier, text_names: Sequence[str]) -> list[str]:
-    """Names of the table's columns."""
+    """Names of the table's columns: the sample, its prediction, and a note."""
+    return [*sample_columns(classifier, text_names), *classifier.target.columns, "note"]
+
+
+def sample_columns(classifier: Classifier, text_names: Sequence[str]) -> list[str]:
+    """Names of the columns that an uploaded table needs."""
     picture = [PICTURE_COLUMN] if classifier.takes_picture else []
-    return [*picture, *(text_names if classifier.takes_text else []), "label", "probability", "note"]
+    return [*picture, *(text_names if classifier.takes_text else [])]
 
 
 def read_rows(paths: Sequence[str], classifier: Classifier, text_names: Sequence[str]) -> list[Row]:
@@ -69,7 +75,7 @@ def read_rows(paths: Sequence[str], classifier: Classifier, text_names: Sequence
     tables = [path for path in files if path.suffix.lower() in TABLES]
     pictures = {path.name: path for path in files if path not in tables}
     if classifier.takes_text and len(tables) != 1 and not (classifier.either and pictures and not tables):
-        columns = header(classifier, text_names)[:-3]
+        columns = sample_columns(classifier, text_names)
         raise BadInputError(f"Upload one CSV file with the column {' and '.join(columns)}.")
     if not classifier.takes_text and tables:
         raise BadInputError("This model takes pictures: upload picture files, not a table.")
@@ -97,7 +103,7 @@ def _table_rows(table: Path, pictures: dict[str, Path], classifier: Classifier, 
     except csv.Error as error:
         raise BadInputError(f"{table.name} is no table: {error}.") from error
     names = [name.strip().lower() for name in lines[0]] if lines else []
-    needed = header(classifier, text_names)[:-3]
+    needed = sample_columns(classifier, text_names)
     places = [names.index(name.lower()) if name.lower() in names else None for name in needed]
     if len(names) == len(needed) == 1:
         places = [0]
@@ -115,7 +121,7 @@ def _table_rows(table: Path, pictures: dict[str, Path], classifier: Classifier, 
 
 
 def check_sample(classifier: Classifier, texts: Sequence[str], *, has_picture: bool) -> None:
-    """Refuse a sample that the model cannot classify.
+    """Refuse a sample that the model cannot take.
 
     Args:
         classifier: the model.
@@ -137,8 +143,9 @@ def check_sample(classifier: Classifier, texts: Sequence[str], *, has_picture: b
         raise BadInputError(f"The text has more than {MAX_TEXT:,} characters.")
 
 
-def classify_rows(rows: Sequence[Row], classifier: Classifier) -> Iterator[list[str | float]]:
-    """A line of the table for each row; a row that cannot be classified has the reason in its note."""
+def predict_rows(rows: Sequence[Row], classifier: Classifier) -> Iterator[list[Cell]]:
+    """A line of the table for each row; a row that cannot be predicted has the reason in its note."""
+    target = classifier.target
     for start in range(0, len(rows), ROWS_AT_ONCE):
         samples: list[Sample] = []
         problems: list[str] = []
@@ -148,19 +155,19 @@ def classify_rows(rows: Sequence[Row], classifier: Classifier) -> Iterator[list[
                 problems.append("")
             except BadInputError as error:
                 problems.append(str(error))
-        answers = iter(classifier.probabilities(samples) if samples else ())
+        predictions = iter(classifier.scores(samples) if samples else ())
         for row, problem in zip(rows[start:], problems, strict=False):
-            if problem:
-                yield [*row.cells(), "", "", problem]
-            else:
-                scores = next(answers)
-                yield [*row.cells(), classifier.labels[scores.index(max(scores))], max(scores), ""]
+            predicted = ["" for _ in target.columns] if problem else target.cells(next(predictions))
+            yield [*row.cells(), *predicted, problem]
 
 
-def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str | float]]) -> None:
-    """Write the table as CSV, with nothing that a spreadsheet takes for a formula."""
+def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[Cell]], target: Target) -> None:
+    """Write the table as CSV, with no text that a spreadsheet takes for a formula."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         for line in (names, *rows):
-            cells = [round(cell, 4) if isinstance(cell, float) else cell for cell in line]
-            writer.writerow([f"'{cell}" if str(cell).startswith(FORMULA_SIGNS) else cell for cell in cells])
+            writer.writerow([_without_formula(target.written(cell)) for cell in line])
+
+
+def _without_formula(cell: str | float) -> str | float:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_SIGNS) else cell

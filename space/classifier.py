@@ -1,4 +1,4 @@
-"""Load a finished classifier from a folder or the Hub, and classify pictures, texts, or both."""
+"""Load a finished model from a folder or the Hub, and predict pictures, texts, or both."""
 
 import inspect
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchEncoding
+
+from target import Target, target_of
 
 # Weights from safetensors only: loading a pickle can run any code.
 NEEDED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.py", "README.md"]
@@ -34,7 +36,7 @@ class NoClassifierError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model classifies: a picture, a text or a pair of texts, or both; a missing text is empty."""
+    """What the model takes: a picture, a text or a pair of texts, or both; a missing text is empty."""
 
     picture: Image.Image | None = None
     texts: tuple[str, ...] = ()
@@ -63,7 +65,8 @@ class Classifier:
         trust_remote_code: run the modelling file beside the weights.
 
     Attributes:
-        labels: class names, by class number.
+        target: what is predicted.
+        labels: names of the outputs, by their number.
         takes_picture: whether a sample has a picture.
         takes_text: whether a sample has a text.
         either: whether a sample may lack its picture or its text.
@@ -71,7 +74,7 @@ class Classifier:
         model: in evaluation mode, without gradients for its weights.
 
     Raises:
-        NoClassifierError: there is no classifier in the folder.
+        NoClassifierError: there is no classifier in the folder, or its thresholds or intervals do not suit it.
     """
 
     def __init__(
@@ -84,7 +87,8 @@ class Classifier:
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
         )
         self.model.eval().requires_grad_(False).to(self.device)
-        self.labels = [str(name) for _, name in sorted(self.model.config.id2label.items())]
+        self.target = _target(self.model.config, folder)
+        self.labels = list(self.target.names)
         self.takes_picture = _has(folder, PROCESSOR_FILES) and auto_class != "AutoModelForSequenceClassification"
         self.takes_text = _has(folder, TOKENIZER_FILES) and auto_class != "AutoModelForImageClassification"
         if not (self.takes_picture or self.takes_text):
@@ -92,7 +96,6 @@ class Classifier:
         self.texts = texts if self.takes_text else 0
         takes_absence = {"image_present", "text_present"} <= inspect.signature(self.model.forward).parameters.keys()
         self.either = self.takes_picture and self.takes_text and takes_absence
-        self._several_labels = config.problem_type == "multi_label_classification"
         if self.takes_picture:
             # The same pixels with and without torchvision.
             self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
@@ -126,15 +129,10 @@ class Classifier:
         return {name: value.to(self.device) for name, value in inputs.items()}, tokens
 
     @torch.no_grad()
-    def probabilities(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """The probability of each label, by class number, for each sample."""
+    def scores(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """The probability or the value of each output for each sample; see `Target.scores`."""
         inputs, _ = self.encode(samples)
-        return self.from_logits(self.model(**inputs).logits)
-
-    def from_logits(self, logits: Tensor) -> list[list[float]]:
-        """Probabilities from the outputs of the model; they sum to 1, unless a sample can have several labels."""
-        probabilities = logits.float().sigmoid() if self._several_labels else logits.float().softmax(-1)
-        return probabilities.tolist()
+        return self.target.scores(self.model(**inputs).logits)
 
 
 def _config(folder: Path, trust_remote_code: bool) -> Any:
@@ -146,6 +144,15 @@ def _config(folder: Path, trust_remote_code: bool) -> Any:
         has_code = "trust_remote_code" in str(error) and not trust_remote_code
         advice = "the model has its own code: read it, and set TRUST_REMOTE_CODE=1 to run it"
         raise NoClassifierError(f"{folder}: {advice if has_code else str(error).splitlines()[0]}") from error
+
+
+def _target(config: Any, folder: Path) -> Target:
+    try:
+        return target_of(config)
+    except (ValueError, TypeError, KeyError) as error:
+        raise NoClassifierError(
+            f"{folder / 'config.json'} cannot be used ({type(error).__name__}: {error})."
+        ) from error
 
 
 def _auto_class(config: Any, folder: Path, trust_remote_code: bool) -> str:

@@ -38,10 +38,10 @@ class Answer:
     """A prediction, and its explanation.
 
     Attributes:
-        scores: probability of each label, by class number.
+        scores: probability or value of each output, by its number.
         heat: from 0 to 1 [rows, columns], over the picture as the model sees it; None without a picture.
-        words: for each text its pieces in order, with weights from -1 (against the label) to 1 (for it); white space
-            has the weight None.
+        words: for each text its pieces in order, with weights from -1 (against the label, or lowers the value) to 1
+            (for it, or raises it); white space has the weight None.
     """
 
     scores: list[float]
@@ -50,7 +50,7 @@ class Answer:
 
 
 class Explainer:
-    """Classifies and explains samples, both in one pass.
+    """Predicts and explains samples, both in one pass.
 
     Attributes:
         method: of the heat map over a picture; None if the model allows none.
@@ -70,8 +70,9 @@ class Explainer:
         self.weighs_words = self._words is not None
 
     def answer(self, sample: Sample) -> Answer:
-        """The probabilities of `Classifier.probabilities`, with heat map and words."""
+        """The scores of `Classifier.scores`, with heat map and words."""
         inputs, tokens = self.classifier.encode([sample])
+        target = self.classifier.target
         if self._words is not None and tokens is not None:
             # The text itself, and the points between padding and text.
             inputs = {name: value.repeat_interleave(1 + STEPS, 0) for name, value in inputs.items()}
@@ -80,8 +81,9 @@ class Explainer:
         # All requests share the model, and its hooks.
         with self._lock, _hooks(self._recorders(inputs, tokens, leaves, attention)), torch.enable_grad():
             logits = self._model(**inputs).logits
-            best = logits[0].argmax()
-            derivatives = torch.autograd.grad(logits[:, best].sum(), list(leaves.values())) if leaves else ()
+            (scores,) = target.scores(logits.detach()[:1])
+            explained = logits[:, target.explained(scores)].sum()
+            derivatives = torch.autograd.grad(explained, list(leaves.values())) if leaves else ()
         gradients = dict(zip(leaves, derivatives, strict=True))
         heat = None
         # Of a missing picture or text nothing was recorded.
@@ -89,7 +91,7 @@ class Explainer:
             heat = rollout(attention, _size(inputs))
         elif self._features in leaves:
             features, slopes = leaves[self._features].detach()[:1], gradients[self._features][:1]
-            heat = grad_cam(features, slopes, _size(inputs))
+            heat = grad_cam(features, slopes, _size(inputs), both_signs=target.both_signs)
         words: tuple[Weights, ...] = ()
         if self._words in leaves:
             # The points lie on a straight line; from the second to the last it is one step shorter.
@@ -97,7 +99,7 @@ class Explainer:
             difference = (points[-1] - points[1]) * (STEPS / (STEPS - 1))
             weights = (gradients[self._words][1:].mean(0) * difference).sum(-1)
             words = weigh_words(sample.texts, tokens, weights.cpu().numpy())
-        return Answer(self.classifier.from_logits(logits.detach()[:1])[0], heat, words)
+        return Answer(scores, heat, words)
 
     def _recorders(
         self, inputs: dict[str, Tensor], tokens: Any, leaves: dict[nn.Module, Tensor], attention: list[Tensor]
@@ -255,12 +257,20 @@ def rollout(attention: list[Tensor], size: tuple[int, int]) -> HeatMap:
     return _from_0_to_1(row[extra:].reshape(rows, columns))
 
 
-def grad_cam(features: Tensor, gradients: Tensor, size: tuple[int, int]) -> HeatMap:
-    """Evidence for the label: features weighted by their mean gradients; negative sums are left out."""
+def grad_cam(features: Tensor, gradients: Tensor, size: tuple[int, int], *, both_signs: bool = False) -> HeatMap:
+    """Evidence for an output: features weighted by their mean gradients.
+
+    Args:
+        features: of a picture.
+        gradients: of the output.
+        size: height and width of the picture.
+        both_signs: of negative sums the size counts, which is what lowers a value; otherwise they are left out.
+    """
     maps, slopes = _feature_map(features, size), _feature_map(gradients, size)
     assert maps is not None
     assert slopes is not None
-    return _from_0_to_1((maps * slopes.mean((1, 2), keepdim=True)).sum(0).clamp(min=0))
+    sums = (maps * slopes.mean((1, 2), keepdim=True)).sum(0)
+    return _from_0_to_1(sums.abs() if both_signs else sums.clamp(min=0))
 
 
 def _from_0_to_1(heat: Tensor) -> HeatMap:

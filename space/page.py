@@ -1,4 +1,7 @@
-"""The HTML of the page: the pieces in page.html, which escapes every text from outside."""
+"""The HTML of the page, from templates that escape every text from outside.
+
+The pieces are in page.html; what depends on the kind of prediction is in classes.html, labels.html and numbers.html.
+"""
 
 import base64
 import io
@@ -13,9 +16,10 @@ from PIL import Image
 
 from about import Card, Example, Settings
 from classifier import Classifier
-from explanation import Answer, Weights
+from explanation import Weights
+from scale import plain
+from target import Cell, Target
 
-TOP = 5
 THUMBNAIL = 112
 FOOT = '<div class="foot">Uploads are deleted within two hours, and not sent anywhere else.</div>'
 
@@ -40,14 +44,22 @@ TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
-TEMPLATES.filters |= {"percent": percent, "data_url": data_url, "general": "{:.4g}".format, "json": json.dumps}
+TEMPLATES.filters |= {
+    "percent": percent, "data_url": data_url, "general": "{:.4g}".format, "number": plain,
+    "json": json.dumps,
+}  # fmt: skip
 # Its macros.
 PIECES: Any = TEMPLATES.get_template("page.html").module
 
 
+def _of(target: Target) -> Any:
+    """The macros of a kind of prediction."""
+    return TEMPLATES.get_template(f"{target.kind}.html").module
+
+
 def masthead(settings: Settings, card: Card, classifier: Classifier) -> str:
     """The head of the page: what the model does, and how good it is."""
-    return str(PIECES.masthead(settings, card, classifier, title_of(settings)))
+    return str(PIECES.masthead(_of(classifier.target), settings, card, classifier, title_of(settings)))
 
 
 def title_of(settings: Settings) -> str:
@@ -61,37 +73,54 @@ def no_sample_yet(classifier: Classifier, examples: Sequence[Example]) -> str:
 
 
 def problem(message: object) -> str:
-    """In place of a prediction, for a sample that cannot be classified."""
+    """In place of a prediction, for a sample that cannot be predicted."""
     return str(PIECES.problem(message))
 
 
-def verdict(answer: Answer, labels: Sequence[str], seconds: float, truth: str | None = None) -> str:
-    """The most probable labels with their probabilities.
+def verdict(
+    target: Target, scores: Sequence[float], seconds: float, example: Example | None = None,
+    examples: Sequence[Example] = (),
+) -> str:  # fmt: skip
+    """The prediction.
 
     Args:
-        answer: the prediction.
-        labels: class names.
+        target: what is predicted.
+        scores: of each output.
         seconds: that it took.
-        truth: the true class, if the sample is an example.
+        example: the example that the sample is, if it is one.
+        examples: all of them.
     """
-    best = sorted(zip(labels, answer.scores, strict=True), key=lambda one: -one[1])[:TOP]
-    return str(PIECES.verdict(best, seconds, truth))
+    return str(PIECES.verdict(_of(target), target, scores, seconds, example, examples))
 
 
-def figure(picture: Image.Image, method: str, label: str) -> str:
-    """The picture with its heat map, and how to read it."""
-    return str(PIECES.figure(picture, method, label))
-
-
-def weighed_words(texts: Sequence[Weights], label: str) -> str:
-    """The text, its words marked as evidence for the label or against it."""
-    return str(PIECES.weighed_words(texts, label))
-
-
-def examples(samples: Sequence[Example], pictures: Sequence[Image.Image | None]) -> str:
-    """Buttons, one for each example, with its true class.
+def figure(target: Target, picture: Image.Image, method: str, name: str) -> str:
+    """The picture with its heat map, and how to read it.
 
     Args:
+        target: what is predicted.
+        picture: grey, with the heat map over it.
+        method: of the heat map.
+        name: of the output that it explains.
+    """
+    return str(PIECES.figure(picture, method, name, target.both_signs))
+
+
+def weighed_words(target: Target, texts: Sequence[Weights], name: str) -> str:
+    """The text, its words marked as evidence for an output or against it.
+
+    Args:
+        target: what is predicted.
+        texts: pieces of each text with their weights.
+        name: of the output.
+    """
+    return str(PIECES.weighed_words(texts, name, target.both_signs))
+
+
+def examples(target: Target, samples: Sequence[Example], pictures: Sequence[Image.Image | None]) -> str:
+    """Buttons, one for each example, with what is true of it.
+
+    Args:
+        target: what is predicted.
         samples: the examples.
         pictures: the picture of each, if it has one.
     """
@@ -99,12 +128,12 @@ def examples(samples: Sequence[Example], pictures: Sequence[Image.Image | None])
     for thumbnail in thumbnails:
         if thumbnail:
             thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-    return str(PIECES.examples(samples, thumbnails))
+    return str(PIECES.examples(_of(target), target, samples, thumbnails))
 
 
-def table(names: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
+def table(target: Target, names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """The predictions of a batch; the column with notes only if there are any."""
-    return str(PIECES.table(names, rows, sum(bool(row[-1]) for row in rows)))
+    return str(PIECES.table(_of(target), target, names, rows, sum(bool(row[-1]) for row in rows)))
 
 
 def batch_help(classifier: Classifier, text_names: Sequence[str], limit: int) -> str:
@@ -124,4 +153,5 @@ def api(classifier: Classifier, text_names: Sequence[str], at_once: int, waiting
     host = os.environ.get("SPACE_HOST")
     address = f"https://{host}" if host else "http://127.0.0.1:7860"
     texts = dict(zip(("text", "second_text"), text_names, strict=False))
-    return str(PIECES.api(classifier, texts, at_once, waiting, address, os.environ.get("SPACE_ID")))
+    space = os.environ.get("SPACE_ID")
+    return str(PIECES.api(_of(classifier.target), classifier, texts, at_once, waiting, address, space))

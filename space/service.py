@@ -11,8 +11,8 @@ import gradio as gr
 from PIL import Image
 
 import page
-from about import Settings
-from batch import check_sample, classify_rows, header, read_rows, write_table
+from about import Example, Settings
+from batch import check_sample, header, predict_rows, read_rows, write_table
 from classifier import Classifier, Sample
 from explanation import Answer, Explainer
 from heat import overlay, seen_by
@@ -54,7 +54,7 @@ class Service:
         def answer(sample: Sample, explain: bool) -> Answer:
             if explain:
                 return self.explainer.answer(sample)
-            return Answer(classifier.probabilities([sample])[0])
+            return Answer(classifier.scores([sample])[0])
 
         self._answer = answer
 
@@ -71,15 +71,15 @@ class Service:
         started = time.perf_counter()
         answer = self._answer(sample, explain)
         seconds = time.perf_counter() - started
-        labels = self.classifier.labels
-        best = labels[answer.scores.index(max(answer.scores))]
+        target = self.classifier.target
+        name = target.names[target.explained(answer.scores)]
         explanation = ""
         if answer.heat is not None and sample.picture is not None and self.explainer.method:
             visible = seen_by(self.classifier.processor, sample.picture)
-            explanation += page.figure(overlay(visible, answer.heat), self.explainer.method, best)
+            explanation += page.figure(target, overlay(visible, answer.heat), self.explainer.method, name)
         if answer.words:
-            explanation += page.weighed_words(answer.words, best)
-        return page.verdict(answer, labels, seconds, self._true_class(sample)), explanation
+            explanation += page.weighed_words(target, answer.words, name)
+        return page.verdict(target, answer.scores, seconds, self._example(sample), self.examples), explanation
 
     def choose_example(self, data: gr.EventData) -> Any:
         """The values of an example for the fields of the page."""
@@ -88,45 +88,50 @@ class Service:
         values = [*([picture] if self.classifier.takes_picture else []), *example.texts]
         return values if len(values) > 1 else values[0]
 
+    @property
+    def description(self) -> str:
+        """What `classify` does, in the documentation that programs get from the server."""
+        target = self.classifier.target
+        return (
+            f"{target.action} one sample. Returns {target.returns} and, if asked to explain, a heat map over the "
+            "picture (rows of numbers from 0 to 1) and the words of each text with weights from -1 to 1."
+        )
+
     def classify(
         self, picture: str | None = None, text: str = "", second_text: str = "", explain: bool = False
     ) -> dict[str, Any]:
-        """Classify one sample.
-
-        Returns the most probable label, the probability of every label and, if asked to explain, a heat map over the
-        picture (rows of numbers from 0 to 1) and the words of each text with weights from -1 to 1.
-        """
+        """What `description` says, for programs."""
         try:
             sample = self._sample(picture, text, second_text)
         except BadInputError as error:
             raise shown_error(error) from error
         answer = self._answer(sample, explain)
-        scores = dict(zip(self.classifier.labels, answer.scores, strict=True))
-        content: dict[str, Any] = {"label": max(scores, key=lambda label: scores[label]), "scores": scores}
+        content = self.classifier.target.as_json(answer.scores)
         if answer.heat is not None:
             content["heat"] = [[round(float(value), 4) for value in row] for row in answer.heat]
         if answer.words:
             content["words"] = [list(map(list, text)) for text in answer.words]
         return content
 
-    def classify_files(self, files: list[str] | None) -> tuple[str, gr.DownloadButton]:
+    def predict_files(self, files: list[str] | None) -> tuple[str, gr.DownloadButton]:
         """The table for the page, and the button to download it."""
         try:
             rows = read_rows(files or [], self.classifier, self.text_names)
-            lines = list(classify_rows(rows, self.classifier))
+            lines = list(predict_rows(rows, self.classifier))
         except BadInputError as error:
             raise shown_error(error) from error
         names = header(self.classifier, self.text_names)
         # Files in this folder can be downloaded, and are deleted after an hour.
         path = Path(tempfile.mkdtemp(dir=self._uploads)) / "predictions.csv"
-        write_table(path, names, lines)
-        return page.table(names, lines), gr.DownloadButton(value=str(path), interactive=True)
+        target = self.classifier.target
+        write_table(path, names, lines, target)
+        return page.table(target, names, lines), gr.DownloadButton(value=str(path), interactive=True)
 
-    def _true_class(self, sample: Sample) -> str | None:
-        """The true class of a sample that is one of the examples."""
+    def _example(self, sample: Sample) -> Example | None:
+        """The example that a sample is, if it is one."""
         for example, picture in zip(self.examples, self.pictures, strict=True):
             if example.texts == sample.texts and _same(picture, sample.picture):
-                return example.label
+                return example
         return None
 
     def _sample(self, picture: str | None, *texts: str) -> Sample:

@@ -60,7 +60,7 @@ for name in ("whole", "pixels", "words"):
             inputs = AutoTokenizer.from_pretrained("alice/words")(sample, return_tensors="pt")
         with torch.no_grad():
             shares = scope["model"](**inputs).logits[0].softmax(-1)
-        rows.append({scope["labels"][number]: share for number, share in enumerate(shares.tolist())})
+        rows.append({scope["config"].id2label[number]: share for number, share in enumerate(shares.tolist())})
 assert "hf_transfer" not in sys.modules
 print("SCORES " + json.dumps(scores))
 """

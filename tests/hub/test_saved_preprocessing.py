@@ -126,7 +126,7 @@ def test_the_space_predicts_what_the_library_predicts(
     names = {"pairs": ("one", "two"), "pictures": (), "adapter of pictures": ()}
     assert service.text_names == names.get(name, ("text",))
     samples = [space_sample(sample) for sample in run.samples]
-    labels = [classifier.labels[int(np.argmax(scores))] for scores in classifier.probabilities(samples)]
+    labels = [classifier.labels[int(np.argmax(scores))] for scores in classifier.scores(samples)]
     assert labels == predicted(run)
 
 

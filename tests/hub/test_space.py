@@ -155,7 +155,7 @@ def test_an_adapter_becomes_a_whole_model_in_the_space(vision: Recipe, tmp_path:
     classifier = Classifier(Path(settings.model))
     paths = sorted((folder / "examples").iterdir())
     expected = classify_files(out / "model", paths, top=99)
-    predicted = classifier.probabilities([Sample(decode(path)) for path in paths])
+    predicted = classifier.scores([Sample(decode(path)) for path in paths])
     for answer, scores in zip(expected, predicted, strict=True):
         assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(dict(answer.scores), abs=1e-6)
 

@@ -15,6 +15,20 @@ CHROMIUM = "/usr/bin/chromium"
 DESKTOP, PHONE = (1280, 900), (390, 844)
 TABS = ("Try it", "Many at once", "About", "API")
 LONGEST_MILLISECONDS = 120_000
+# Words of the cells of tables that are on more than one line.
+BROKEN_WORDS = """cells => cells.flatMap(cell => {
+  const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), broken = [];
+  while (texts.nextNode()) {
+    for (const word of texts.currentNode.data.matchAll(/[\\p{L}\\p{N}_.]+/gu)) {
+      const range = document.createRange();
+      range.setStart(texts.currentNode, word.index);
+      range.setEnd(texts.currentNode, word.index + word[0].length);
+      const lines = new Set([...range.getClientRects()].map(place => Math.round(place.top)));
+      if (lines.size > 1) broken.push(word[0]);
+    }
+  }
+  return broken;
+})"""
 ARGUMENTS = [
     "--no-sandbox",
     # No request leaves this machine.
@@ -81,6 +95,15 @@ class Visit:
             Path(folder).mkdir(parents=True, exist_ok=True)
             width = self.page.viewport_size["width"]
             self.page.screenshot(path=Path(folder) / f"{name}-{width}.png", full_page=True, animations="disabled")
+
+    def broken_words(self) -> list[str]:
+        """Words in the cells of tables that are broken."""
+        words: list[str] = self.page.locator(":is(.card-text, .help, .results) :is(th, td)").evaluate_all(BROKEN_WORDS)
+        return words
+
+    def width(self) -> int:
+        """How wide the page is; it has to be scrolled sideways if that is more than its window."""
+        return int(self.page.evaluate("document.documentElement.scrollWidth"))
 
     def refuse(self, dialog: Any) -> None:
         """The page opens no dialogs: one can only come from an attack."""

@@ -1,7 +1,5 @@
 """A small model of images with texts, either of which may be missing, and its Space."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,7 @@ import numpy as np
 from PIL import Image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from tests.conftest import REPOSITORY
+from tests.space.spaces import write_space
 from tests.tiny_pairs import side, tiny_pair
 from tests.tiny_text_models import tiny_tokenizer
 
@@ -37,15 +35,10 @@ def pair_space(folder: Path) -> Path:
     """A Space with three examples: both, an image alone, a text alone."""
     save_pair(folder / "model")
     (folder / "examples").mkdir()
-    for path in (REPOSITORY / "space").iterdir():
-        if path.suffix in (".py", ".css", ".html", ".js"):
-            shutil.copyfile(path, folder / path.name)
     examples: list[dict[str, object]] = []
     for number, text in enumerate(TEXTS):
         examples.append({"label": f"class {number}", "texts": [text]})
         if number < 2:
             a_picture(number).save(folder / f"examples/{number}.png")
             examples[-1]["picture"] = f"examples/{number}.png"
-    settings = {"title": "Cups and their texts", "trust_remote_code": True, "examples": examples}
-    (folder / "settings.json").write_text(json.dumps(settings))
-    return folder
+    return write_space(folder, title="Cups and their texts", trust_remote_code=True, examples=examples)

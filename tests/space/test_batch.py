@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 import batch
-from batch import Row, check_sample, classify_rows, header, read_rows, write_table
+from batch import Row, check_sample, header, predict_rows, read_rows, write_table
 from classifier import Classifier, Sample
 from pictures import BadInputError
+from target import Cell, Classes
 from tests.tiny_models import save_checkpoint
 from tests.tiny_text_models import save_text_checkpoint
 
@@ -48,14 +49,14 @@ def test_each_row_gets_its_prediction_or_the_reason_why_it_has_none(
         paths.append(tmp_path / f"{number}.png")
         Image.fromarray(pixels).save(paths[-1])
     paths[2].write_bytes(b"broken")
-    lines = list(classify_rows(read_rows([str(path) for path in paths], of_pictures, ()), of_pictures))
+    lines = list(predict_rows(read_rows([str(path) for path in paths], of_pictures, ()), of_pictures))
     assert [line[0] for line in lines] == [path.name for path in paths]
     assert lines[2][1:3] == ["", ""]
     assert "damaged" in str(lines[2][3])
     for path, line in zip(paths, lines, strict=True):
         if path is not paths[2]:
             with Image.open(path) as picture:
-                (scores,) = of_pictures.probabilities([Sample(picture.convert("RGB"))])
+                (scores,) = of_pictures.scores([Sample(picture.convert("RGB"))])
             assert line[1:] == [of_pictures.labels[int(np.argmax(scores))], pytest.approx(max(scores), abs=1e-4), ""]
 
 
@@ -74,7 +75,7 @@ def test_texts_are_read_from_the_column_of_their_name_or_from_the_only_one(
 def test_an_empty_text_is_an_error_of_its_row_only(of_texts: Classifier, tmp_path: Path) -> None:
     """And a very long text is refused."""
     path = table(tmp_path, "text,x\nword7,1\n  ,2\nword8,3\n")
-    lines = list(classify_rows(read_rows([path], of_texts, ["text"]), of_texts))
+    lines = list(predict_rows(read_rows([path], of_texts, ["text"]), of_texts))
     assert [line[-1] for line in lines] == ["", "The text is empty.", ""]
     with pytest.raises(BadInputError, match="more than 100,000 characters"):
         check_sample(of_texts, ["a" * 100_001], has_picture=False)
@@ -132,13 +133,13 @@ def test_files_that_do_not_suit_the_model_are_refused_with_the_reason(
 
 def test_a_spreadsheet_runs_no_formula_of_a_download(tmp_path: Path) -> None:
     """Formulas become text."""
-    rows: list[list[str | float]] = [
+    rows: list[list[Cell]] = [
         ['=HYPERLINK("http://x")', "a", 0.5, ""],
         ["@b", "-c", 0.25, ""],
         ["d,e", "f", 1, ""],
         ["g", "h", 0.967449, ""],
     ]
-    write_table(tmp_path / "out.csv", ["text", "label", "probability", "note"], rows)
+    write_table(tmp_path / "out.csv", ["text", "label", "probability", "note"], rows, Classes(("a", "b")))
     with (tmp_path / "out.csv").open(newline="") as file:
         lines = list(csv.reader(file))
     assert lines[0] == ["text", "label", "probability", "note"]

@@ -36,7 +36,7 @@ def classifier(pairs_demo: Served) -> Classifier:
 
 def predicted(classifier: Classifier, picture: Path | None, text: str) -> tuple[str, str]:
     """Label and share as the page shows them."""
-    (scores,) = classifier.probabilities([Sample(decode(picture) if picture else None, (text,))])
+    (scores,) = classifier.scores([Sample(decode(picture) if picture else None, (text,))])
     return classifier.labels[scores.index(max(scores))], f"{max(scores):.1%}".replace("%", " %")
 
 
@@ -115,5 +115,5 @@ def test_every_tab_of_it_can_be_read_by_everybody(
                 here.page.locator(".verdict .truth").wait_for()
             here.page.wait_for_timeout(300)
             assert here.problems() == [], tab
-            assert here.page.evaluate("document.documentElement.scrollWidth") <= size[0], tab
+            assert here.width() <= size[0], tab
             here.picture(f"pairs-{tab.lower().replace(' ', '-')}-{scheme}")

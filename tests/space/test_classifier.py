@@ -84,7 +84,7 @@ def test_pictures_get_the_scores_of_the_library(tmp_path: Path, uploads: dict[st
     assert (classifier.takes_picture, classifier.takes_text) == (True, False)
     paths = list(uploads.values())
     expected = classify_files(folder, paths, top=99)
-    predicted = classifier.probabilities([Sample(decode(path)) for path in paths])
+    predicted = classifier.scores([Sample(decode(path)) for path in paths])
     for answer, scores in zip(expected, predicted, strict=True):
         assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(dict(answer.scores), abs=1e-6)
 
@@ -101,8 +101,8 @@ def test_texts_get_the_scores_of_the_library(tmp_path: Path, name: str, pad: boo
     assert (classifier.takes_picture, classifier.takes_text, classifier.texts) == (False, True, 1)
     expected = load(folder)(TEXTS, top=99)
     # One by one, as on the page, and together, as in a batch.
-    alone = [classifier.probabilities([Sample(texts=texts)])[0] for texts in TEXTS]
-    together = classifier.probabilities([Sample(texts=texts) for texts in TEXTS])
+    alone = [classifier.scores([Sample(texts=texts)])[0] for texts in TEXTS]
+    together = classifier.scores([Sample(texts=texts) for texts in TEXTS])
     for answer, *predicted in zip(expected, alone, together, strict=True):
         for scores in predicted:
             assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(answer, abs=1e-6)
@@ -113,8 +113,8 @@ def test_a_text_is_truncated_to_the_given_length(tmp_path: Path) -> None:
     folder = save_text_checkpoint(tmp_path / "model")
     classifier = Classifier(folder, max_length=6)
     start, whole = Sample(texts=("word7 word8 word9 word10",)), Sample(texts=("word7 word8 word9 word10 word11",))
-    assert classifier.probabilities([start]) == classifier.probabilities([whole])
-    assert Classifier(folder).probabilities([start]) != Classifier(folder).probabilities([whole])
+    assert classifier.scores([start]) == classifier.scores([whole])
+    assert Classifier(folder).scores([start]) != Classifier(folder).scores([whole])
 
 
 def test_a_model_has_as_many_tokens_as_it_has_positions(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_pair_of_texts_is_one_sample(tmp_path: Path) -> None:
     folder = save_text_checkpoint(tmp_path / "model")
     classifier = Classifier(folder, texts=2)
     pairs = [("word7", "word8 word9"), ("word8 word9", "word7")]
-    predicted = classifier.probabilities([Sample(texts=pair) for pair in pairs])
+    predicted = classifier.scores([Sample(texts=pair) for pair in pairs])
     for answer, scores in zip(load(folder)(pairs, top=99), predicted, strict=True):
         assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(answer, abs=1e-6)
 
@@ -141,7 +141,7 @@ def test_a_text_without_tokens_is_classified(tmp_path: Path) -> None:
     folder = save_text_checkpoint(tmp_path / "model", "gpt2")
     classifier = Classifier(folder)
     classifier.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
-    (scores,) = classifier.probabilities([Sample(texts=("\n",))])
+    (scores,) = classifier.scores([Sample(texts=("\n",))])
     assert sum(scores) == pytest.approx(1, abs=1e-6)
 
 
@@ -161,7 +161,7 @@ def test_a_model_with_a_modelling_file_is_served_only_if_it_is_trusted(tmp_path:
     inputs, _ = classifier.encode([Sample(texts=TEXTS[0])])
     with torch.no_grad():
         expected = ours.eval()(**inputs).logits.softmax(-1)[0].tolist()
-    assert classifier.probabilities([Sample(texts=TEXTS[0])])[0] == pytest.approx(expected, abs=1e-6)
+    assert classifier.scores([Sample(texts=TEXTS[0])])[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
@@ -274,9 +274,9 @@ def test_a_model_with_image_processor_and_tokenizer_takes_picture_and_text(fusio
     assert (classifier.takes_picture, classifier.takes_text) == (True, True)
     picture = Image.fromarray(NOISE[..., :3])
     sample = Sample(picture, ("word7 word8",))
-    (scores,) = classifier.probabilities([sample])
-    assert classifier.probabilities([Sample(picture, ("word9",))]) != [scores]
-    assert classifier.probabilities([Sample(Image.new("RGB", (9, 9)), sample.texts)]) != [scores]
+    (scores,) = classifier.scores([sample])
+    assert classifier.scores([Sample(picture, ("word9",))]) != [scores]
+    assert classifier.scores([Sample(Image.new("RGB", (9, 9)), sample.texts)]) != [scores]
     explainer = Explainer(classifier)
     assert (explainer.method, explainer.weighs_words) == ("Grad-CAM", True)
     answer = explainer.answer(sample)

@@ -12,8 +12,10 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from classifier import Classifier, Sample
-from explanation import STEPS, Explainer, grid_of, rollout, weigh_words
+from explanation import STEPS, Explainer, grad_cam, grid_of, rollout, weigh_words
 from heat import SIDE, overlay, seen_by
+from target import Labels, Numbers
+from tests.space.finished import TEXTS, labels_of_texts, number_of_pictures
 from tests.tiny_models import ALL, save_checkpoint
 from tests.tiny_text_models import save_text_checkpoint
 
@@ -36,7 +38,7 @@ def test_each_architecture_is_explained_with_the_same_prediction_as_without(
     explainer = Explainer(classifier)
     assert explainer.method == method
     answer = explainer.answer(Sample(PICTURE))
-    assert answer.scores == pytest.approx(classifier.probabilities([Sample(PICTURE)])[0], abs=1e-6)
+    assert answer.scores == pytest.approx(classifier.scores([Sample(PICTURE)])[0], abs=1e-6)
     assert answer.heat is not None
     assert answer.heat.ndim == 2
     assert answer.heat.min() == 0
@@ -121,24 +123,101 @@ class Additive(nn.Module):
         return SequenceClassifierOutput(logits=self.head(self.table(input_ids).sum(1)))
 
 
-def test_words_of_an_additive_model_get_the_weights_that_they_add(tmp_path: Path) -> None:
-    """Relative to padding; integrated gradients are exact there, and the strongest weight is scaled to 1."""
+def additive(tmp_path: Path) -> tuple[Classifier, Additive]:
+    """Such a model with a tokenizer."""
     classifier = Classifier(save_text_checkpoint(tmp_path / "model"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Additive()
     model.config = classifier.model.config
     classifier.model = model.requires_grad_(False)
+    return classifier, model
+
+
+def test_words_of_an_additive_model_get_the_weights_that_they_add(tmp_path: Path) -> None:
+    """Relative to padding; integrated gradients are exact there, and the strongest weight is scaled to 1."""
+    classifier, model = additive(tmp_path)
     text = "word7 word8, word9"
     answer = Explainer(classifier).answer(Sample(texts=(text,)))
     ids = classifier.tokenizer(text)["input_ids"]
-    best = int(np.argmax(answer.scores))
-    added = [float((model.table.weight[i] - model.table.weight[0]) @ model.head.weight[best]) for i in ids[1:-1]]
-    strongest = max(map(abs, added))
+    expected = added_by_words(model, ids, int(np.argmax(answer.scores)))
     pieces = [(piece, weight) for piece, weight in answer.words[0] if weight is not None]
     assert [piece for piece, _ in pieces] == ["word7", "word8", ",", "word9"]
-    assert [weight for _, weight in pieces] == pytest.approx([value / strongest for value in added], abs=1e-5)
+    assert [weight for _, weight in pieces] == pytest.approx(expected, abs=1e-5)
     assert "".join(piece for piece, _ in answer.words[0]) == text
+
+
+def added_by_words(model: Additive, ids: list[int], output: int) -> list[float]:
+    """What each word adds to an output, relative to padding, scaled so that the strongest is 1 or -1."""
+    added = [float((model.table.weight[i] - model.table.weight[0]) @ model.head.weight[output]) for i in ids[1:-1]]
+    return [value / max(map(abs, added)) for value in added]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "explained"),
+    [
+        ((0.0, 0.0, 0.0), "most probable"),
+        ((2.0, 2.0, 2.0), "most probable"),
+        ((2.0, 2.0, 0.0), 2),
+        ((0.0, 2.0, 2.0), 0),
+    ],
+)
+def test_of_several_labels_the_most_probable_chosen_one_is_explained(
+    tmp_path: Path, thresholds: tuple[float, ...], explained: str | int
+) -> None:
+    """The most probable of all, if none is chosen."""
+    classifier, model = additive(tmp_path)
+    classifier.target = Labels(("a", "b", "c"), thresholds)
+    answer = Explainer(classifier).answer(Sample(texts=("word7 word8, word9",)))
+    ids = classifier.tokenizer("word7 word8, word9")["input_ids"]
+    logits = model(torch.tensor([ids])).logits[0]
+    assert answer.scores == pytest.approx(logits.sigmoid().tolist(), abs=1e-6)
+    number = int(logits.argmax()) if isinstance(explained, str) else explained
+    weights = [weight for _, weight in answer.words[0] if weight is not None]
+    assert weights == pytest.approx(added_by_words(model, ids, number), abs=1e-5)
+
+
+def test_of_numbers_the_words_say_what_raises_and_lowers_the_first(tmp_path: Path) -> None:
+    """Even if another number is larger."""
+    classifier, model = additive(tmp_path)
+    classifier.target = Numbers(("a", "b", "c"))
+    ids = classifier.tokenizer("word7 word8, word9")["input_ids"]
+    # The first word has the opposite effect.
+    model.table.weight[ids[1]] = 2 * model.table.weight[0] - model.table.weight[ids[1]]
+    answer = Explainer(classifier).answer(Sample(texts=("word7 word8, word9",)))
+    logits = model(torch.tensor([ids])).logits[0]
+    assert logits.argmax() != 0
+    assert answer.scores == pytest.approx(logits.tolist(), abs=1e-6)
+    weights = [weight for _, weight in answer.words[0] if weight is not None]
+    assert weights == pytest.approx(added_by_words(model, ids, 0), abs=1e-5)
+    assert min(weights) < 0 < max(weights)
+
+
+def test_of_a_number_areas_that_lower_it_are_hot_too() -> None:
+    """Two maps, one of them against the output: for a class only the other one counts."""
+    features = torch.zeros(1, 2, 2, 2)
+    features[0, 0, 0, 0], features[0, 1, 1, 1] = 1.0, 2.0
+    slopes = torch.tensor([1.0, -1.0])[None, :, None, None].expand(1, 2, 2, 2)
+    assert grad_cam(features, slopes, (8, 8)).tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    assert grad_cam(features, slopes, (8, 8), both_signs=True).tolist() == [[0.5, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet_basic"])
+def test_a_number_of_a_picture_is_explained_and_stays_the_same(tmp_path: Path, name: str) -> None:
+    classifier = Classifier(number_of_pictures(tmp_path / "model", name))
+    answer = Explainer(classifier).answer(Sample(PICTURE))
+    assert answer.scores == pytest.approx(classifier.scores([Sample(PICTURE)])[0], rel=1e-5)
+    assert answer.heat is not None
+    assert (answer.heat.min(), answer.heat.max()) == (0, pytest.approx(1))
+
+
+def test_labels_of_a_text_are_explained_and_stay_the_same(tmp_path: Path) -> None:
+    classifier = Classifier(labels_of_texts(tmp_path / "model"))
+    for text in TEXTS:
+        sample = Sample(texts=(text,))
+        answer = Explainer(classifier).answer(sample)
+        assert answer.scores == pytest.approx(classifier.scores([sample])[0], abs=1e-5)
+        assert "".join(piece for piece, _ in answer.words[0]) == text
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "gpt2", "deberta"])
@@ -149,7 +228,7 @@ def test_words_of_each_architecture_get_weights_and_the_prediction_stays(tmp_pat
     assert (explainer.method, explainer.weighs_words) == (None, True)
     sample = Sample(texts=("word7 word8 word9",))
     answer = explainer.answer(sample)
-    assert answer.scores == pytest.approx(classifier.probabilities([sample])[0], abs=1e-6)
+    assert answer.scores == pytest.approx(classifier.scores([sample])[0], abs=1e-6)
     weights = [weight for _, weight in answer.words[0] if weight is not None]
     assert len(weights) == 3
     assert max(map(abs, weights)) == pytest.approx(1)

@@ -14,7 +14,9 @@ from PIL import Image
 import page
 from about import Card, Example, Settings, plain_card, read_card, read_settings
 from classifier import Classifier
-from explanation import Answer
+from explanation import Weights
+from target import TOP, Classes, Interval, Labels, Numbers, Target
+from tests.space.finished import settings_of
 from tests.space.hostile import HOSTILE
 from tests.tiny_models import save_checkpoint
 
@@ -41,31 +43,44 @@ def tags(html: str) -> Tags:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     """A model whose class names are attacks."""
-    names = dict(enumerate(HOSTILE))
-    folder = save_checkpoint(
-        tmp_path_factory.mktemp("models") / "m",
-        id2label=names,
-        label2id={name: number for number, name in names.items()},
-    )
-    return Classifier(folder)
+    return Classifier(save_checkpoint(tmp_path_factory.mktemp("models") / "m", **settings_of(HOSTILE)))
 
 
-def test_names_from_outside_are_escaped_everywhere(hostile: Classifier) -> None:
-    """Of classes, models, metrics, data, files, texts."""
+def of_other(hostile: Classifier, target: Target) -> Classifier:
+    """As if that model predicted something else."""
+    other = copy.copy(hostile)
+    other.target = target
+    return other
+
+
+HOSTILE_TARGETS: dict[str, Target] = {
+    "classes": Classes(tuple(HOSTILE)),
+    "labels": Labels(tuple(HOSTILE), (0.2,) * 5, HOSTILE[0]),
+    "numbers": Numbers(tuple(HOSTILE), Interval(0.9, (0.1,) * 5, 50)),
+}
+HOSTILE_TRUTHS: dict[str, tuple[str | float, ...] | None] = {
+    "classes": None, "labels": tuple(HOSTILE[:2]), "numbers": (0.1, 0.2, 0.3, 0.4, 0.5)
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE_TARGETS)
+def test_names_from_outside_are_escaped_everywhere(hostile: Classifier, kind: str) -> None:
+    """Of classes, labels, numbers, models, metrics, data, files, texts."""
+    hostile = of_other(hostile, HOSTILE_TARGETS[kind])
     score = {"title": HOSTILE[0], "value": 0.5, "low": 0.25, "high": 0.75, "is_share": True, "samples": HOSTILE[1]}
     settings = Settings(
         model=HOSTILE[0], title=HOSTILE[1], base_model=HOSTILE[2], dataset=HOSTILE[3], texts=(HOSTILE[0],), score=score
     )
-    answer = Answer([0.1, 0.2, 0.3, 0.2, 0.2], words=([(name, 0.5) for name in HOSTILE],))
-    samples = [Example(name, texts=(name,)) for name in HOSTILE]
-    picture = Image.new("RGB", (8, 8))
+    words: Weights = [(name, 0.5) for name in HOSTILE]
+    samples = [Example(name, texts=(name,), truth=HOSTILE_TRUTHS[kind]) for name in HOSTILE]
+    picture, target = Image.new("RGB", (8, 8)), hostile.target
     pieces = [
         page.masthead(settings, Card(base_model=HOSTILE[0]), hostile),
-        page.verdict(answer, HOSTILE, 0.1, HOSTILE[0]),
-        page.figure(picture, "Grad-CAM", HOSTILE[1]),
-        page.weighed_words(answer.words, HOSTILE[0]),
-        page.examples(samples, [picture] * len(samples)),
-        page.table([*HOSTILE, "note"], [[*HOSTILE, HOSTILE[0]]]),
+        page.verdict(target, [0.1, 0.2, 0.3, 0.2, 0.2], 0.1, samples[0], samples),
+        page.figure(target, picture, "Grad-CAM", HOSTILE[1]),
+        page.weighed_words(target, [words], HOSTILE[0]),
+        page.examples(target, samples, [picture] * len(samples)),
+        page.table(target, [*HOSTILE, "note"], [[*HOSTILE, HOSTILE[0]], [tuple(HOSTILE)] * 6]),
         page.api(hostile, HOSTILE[:1], 2, 32),
         page.batch_help(hostile, HOSTILE[:1], 9),
     ]
@@ -77,8 +92,10 @@ def test_names_from_outside_are_escaped_everywhere(hostile: Classifier) -> None:
     assert sum(tags(piece).tags.count("img") for piece in pieces) == 1 + len(samples)
 
 
-def test_the_answer_in_the_documentation_of_the_api_is_complete(hostile: Classifier) -> None:
-    """Whatever a sample has."""
+@pytest.mark.parametrize("kind", HOSTILE_TARGETS)
+def test_the_answer_in_the_documentation_of_the_api_is_complete(hostile: Classifier, kind: str) -> None:
+    """Whatever a sample has, and whatever is predicted."""
+    hostile = of_other(hostile, HOSTILE_TARGETS[kind])
     both, texts = copy.copy(hostile), copy.copy(hostile)
     both.takes_text = texts.takes_text = True
     both.max_length = texts.max_length = 9
@@ -114,21 +131,21 @@ def test_the_head_says_what_the_model_is_and_how_good(hostile: Classifier) -> No
 def test_only_certain_predictions_are_shown_as_certain(share: float, words: str) -> None:
     """0.9996 would be rounded to 100 %."""
     assert page.percent(share) == words
-    assert f"<span>{escape(words)}</span>" in page.verdict(Answer([share, 0]), ["a", "b"], 0.1)
+    assert f"<span>{escape(words)}</span>" in page.verdict(Classes(("a", "b")), [share, 0], 0.1)
 
 
 def test_a_prediction_names_the_best_label_first_and_whether_it_is_right() -> None:
     """If the sample is an example."""
-    labels = [f"label{number}" for number in range(8)]
-    answer = Answer([0.05, 0.6, 0.05, 0.1, 0.05, 0.05, 0.05, 0.05])
-    shown = page.verdict(answer, labels, 0.0123, "label1")
+    target = Classes(tuple(f"label{number}" for number in range(8)))
+    scores = [0.05, 0.6, 0.05, 0.1, 0.05, 0.05, 0.05, 0.05]
+    shown = page.verdict(target, scores, 0.0123, Example("label1"))
     assert re.findall(r'class="name">(\w+)', shown)[:2] == ["label1", "label3"]
-    assert len(re.findall(r'class="name"', shown)) == page.TOP
+    assert len(re.findall(r'class="name"', shown)) == TOP
     assert "12 ms" in shown
     assert "True class: <b>label1</b>. The prediction is right." in shown
-    assert "True class: <b>label2</b>. The prediction is wrong." in page.verdict(answer, labels, 0.1, "label2")
-    assert "not sure" not in page.verdict(answer, labels, 0.1)
-    assert "not sure" in page.verdict(Answer([0.2] * 5), labels[:5], 0.1)
+    assert "True class: <b>label2</b>. The prediction is wrong." in page.verdict(target, scores, 0.1, Example("label2"))
+    assert "not sure" not in page.verdict(target, scores, 0.1)
+    assert "not sure" in page.verdict(target, [0.125] * 8, 0.1)
 
 
 CARD = """---
@@ -168,7 +185,7 @@ def test_of_a_card_nothing_is_fetched_or_run(tmp_path: Path) -> None:
     assert (card.base_model, card.accuracy) == ("google/vit", 0.875)
     assert "![" not in card.text
     assert "# A card" not in card.text
-    assert card.text.startswith("| # | accuracy |\n|---:|---|\n| 1 | 2 |")
+    assert "\n| # | accuracy |\n|---:|---|\n| 1 | 2 |" in card.text
     assert "evil.example" not in card.text
     assert "alert(1)" not in card.text
     assert "hidden" not in card.text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from about import Settings, read_settings
-from batch import classify_rows, read_rows
+from batch import predict_rows, read_rows
 from classifier import Classifier, Sample
 from explanation import Explainer
 from page import api, batch_help, no_sample_yet
@@ -33,12 +33,12 @@ def test_both_or_either_get_the_scores_of_the_model_itself(tmp_path: Path, name:
     """Alone and in one batch, to 1e-6."""
     classifier = Classifier(save_pair(tmp_path / "model", name, fusion=fusion), trust_remote_code=True)
     assert (classifier.takes_picture, classifier.takes_text, classifier.either) == (True, True, True)
-    together = classifier.probabilities(SAMPLES)
+    together = classifier.scores(SAMPLES)
     for sample, scores in zip(SAMPLES, together, strict=True):
         rows = classifier.model.predict(sample.picture, sample.texts[0] or None, top_k=None)
         expected = {row["label"]: row["score"] for row in rows}
         assert dict(zip(classifier.labels, scores, strict=True)) == pytest.approx(expected, abs=1e-6)
-        assert classifier.probabilities([sample])[0] == pytest.approx(scores, abs=1e-6)
+        assert classifier.scores([sample])[0] == pytest.approx(scores, abs=1e-6)
     assert np.abs(np.diff(together, axis=0)).max(axis=1).min() > 1e-3, "a missing part makes a difference"
 
 
@@ -50,7 +50,7 @@ def test_only_the_parts_of_a_sample_are_explained(tmp_path: Path, name: str, met
     assert (explainer.method, explainer.weighs_words) == (method, True)
     for sample in SAMPLES:
         answer = explainer.answer(sample)
-        assert answer.scores == pytest.approx(classifier.probabilities([sample])[0], abs=1e-6)
+        assert answer.scores == pytest.approx(classifier.scores([sample])[0], abs=1e-6)
         assert (answer.heat is not None) is (sample.picture is not None)
         assert [piece for text in answer.words for piece, _ in text] == (
             ["word7", " ", "word8", ",", " ", "word9"] if sample.texts[0] else []
@@ -63,15 +63,15 @@ def test_a_batch_may_lack_pictures_or_texts_of_some_rows_or_of_all(classifier: C
     PICTURE.save(tmp_path / "a.png")
     (tmp_path / "t.csv").write_text(f'image,text\na.png,"{TEXT}"\na.png,\n,"{TEXT}"\nb.png,"{TEXT}"\nx,\n')
     lines = list(
-        classify_rows(read_rows([str(tmp_path / n) for n in ("a.png", "t.csv")], classifier, ["text"]), classifier)
+        predict_rows(read_rows([str(tmp_path / n) for n in ("a.png", "t.csv")], classifier, ["text"]), classifier)
     )
-    expected = classifier.probabilities(SAMPLES)
+    expected = classifier.scores(SAMPLES)
     for line, scores in zip(lines, expected, strict=False):
         assert line[2:] == [classifier.labels[int(np.argmax(scores))], pytest.approx(max(scores), abs=1e-4), ""]
     assert [line[-1] for line in lines[3:]] == ["No picture with this name was uploaded."] * 2
     (tmp_path / "only.csv").write_text(f'text,x\n"{TEXT}",1\n')
     for name, scores in (("a.png", expected[1]), ("only.csv", expected[2])):
-        ((*_, share, note),) = classify_rows(read_rows([str(tmp_path / name)], classifier, ["text"]), classifier)
+        ((*_, share, note),) = predict_rows(read_rows([str(tmp_path / name)], classifier, ["text"]), classifier)
         assert share == pytest.approx(max(scores), abs=1e-4)
         assert note == ""
     (tmp_path / "neither.csv").write_text("a,b\n1,2\n")

@@ -39,7 +39,7 @@ def test_the_api_returns_the_scores_of_the_model(demo: Demo) -> None:
     assert status == 200
     assert response.startswith("event: complete")
     (answer,) = json.loads(response.split("data: ", 1)[1])
-    (scores,) = demo.service.classifier.probabilities([Sample(PICTURE)])
+    (scores,) = demo.service.classifier.scores([Sample(PICTURE)])
     assert answer["scores"] == pytest.approx(dict(zip(HOSTILE, scores, strict=True)), abs=1e-6)
     assert answer["label"] == HOSTILE[int(np.argmax(scores))]
     assert "heat" not in answer
