@@ -31,8 +31,9 @@ from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.choice import Prepared, choose_strategy, load_model, prepare_model
 from hf_transfer.strategies.freezing import Strategy
 from hf_transfer.targets.predictions import Predictions
+from hf_transfer.targets.reporting import Table
 from hf_transfer.targets.table import target_of_model
-from hf_transfer.targets.target import Table, Target, Values
+from hf_transfer.targets.target import Target, Values
 from hf_transfer.training.batch_size import find_batch_sizes
 from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.loop import fit

@@ -204,12 +204,12 @@ class Labels(Target):
 
 @dataclass(frozen=True)
 class Interval:
-    """How far predictions of validation samples were off.
+    """How far predictions were off for samples on which the model was not trained.
 
     Attributes:
         coverage: the share of the samples that were off by at most the half width.
         half_widths: one for each output, in its unit.
-        samples: number of validation samples.
+        samples: how many these were.
     """
 
     coverage: float

@@ -36,6 +36,7 @@ from hf_transfer.settings.fields import Topic, setting
 from hf_transfer.settings.parsing import parse
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.classes import Classes
+from hf_transfer.targets.reporting import Metric
 from hf_transfer.targets.table import TARGETS
 from hf_transfer.targets.target import (
     OPTIONAL_SETTINGS,
@@ -44,7 +45,6 @@ from hf_transfer.targets.target import (
     LabelColumns,
     LossOptions,
     LossSums,
-    Metric,
     Metrics,
     Strata,
     Target,

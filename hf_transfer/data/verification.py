@@ -80,8 +80,8 @@ def refuse_bad_rows(
         split: that they are in.
         split_name: of the split.
         settings: whether such rows are masked.
-        usable: what all rows are expected to be, in words.
-        unusable: what these rows are, in words.
+        usable: what all rows are expected to be ("images that can be read").
+        unusable: what these rows are ("that cannot be read").
 
     Raises:
         UserError: with `on_bad_sample="error"` for any such row, with `"skip"` above 1 % of the rows.

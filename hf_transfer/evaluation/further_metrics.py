@@ -7,7 +7,8 @@ import numpy as np
 
 from hf_transfer.errors import user_error
 from hf_transfer.targets.predictions import Predictions
-from hf_transfer.targets.target import Table, Values
+from hf_transfer.targets.reporting import Table
+from hf_transfer.targets.target import Values
 
 COLUMNS = ("metric", "value")
 AVERAGE = "macro"

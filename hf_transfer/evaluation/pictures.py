@@ -9,7 +9,8 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hf_transfer.targets.target import Metric, Metrics, Picture
+from hf_transfer.targets.reporting import Metric, Picture
+from hf_transfer.targets.target import Metrics
 
 CLASSES_WITH_NUMBERS = 20
 CLASSES_WITH_NAMES = 60

@@ -6,7 +6,7 @@ from pathlib import Path
 from hf_transfer.evaluation.pictures import draw, draw_curves, kept_epochs
 from hf_transfer.evaluation.results import Results
 from hf_transfer.evaluation.templates import render
-from hf_transfer.targets.target import Picture
+from hf_transfer.targets.reporting import Picture
 
 REPORT_FILE = "report.md"
 CURVES_FILE = "curves.png"

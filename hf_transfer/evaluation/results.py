@@ -9,8 +9,9 @@ from typing import Any, Self
 from hf_transfer.checkpoints.files import put
 from hf_transfer.data.splits import shown_count
 from hf_transfer.errors import user_error
+from hf_transfer.targets.reporting import Table
 from hf_transfer.targets.table import TARGETS
-from hf_transfer.targets.target import Baseline, Interval, Metrics, Table, Target
+from hf_transfer.targets.target import Baseline, Interval, Metrics, Target
 
 RESULTS_FILE = "results.json"
 SCHEMA = 2

@@ -12,9 +12,9 @@ from hf_transfer.errors import user_error
 
 BLOCK_SAMPLES = 4_096
 # Standardised features are kept in memory up to this size; larger ones are computed again in each pass.
+KEPT_BYTES = 32 << 20
 # A feature that varies less counts as if it varied so much, as a share of the median: `Standardised.least_spread`.
 LEAST_SPREAD = 0.01
-KEPT_BYTES = 32 << 20
 Floats = npt.NDArray[np.float64]
 # Features [samples, features] and targets [samples, ...], block by block; each call starts a new pass.
 Blocks = Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -49,8 +49,8 @@ class Standardised:
         blocks: the samples.
         centred: whether the mean is subtracted; otherwise features are only divided by their spread.
         see: takes the targets of each block once, in the first pass.
-        least_spread: the smallest spread that features are divided by, as a share of the median.
         prepare: makes of targets what `passes` returns; it is first called after all targets were seen.
+        least_spread: the smallest spread that features are divided by, as a share of the median.
 
     Attributes:
         samples: how many there are.

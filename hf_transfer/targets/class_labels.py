@@ -130,10 +130,10 @@ def fractions_among(values: Collection[object]) -> bool:
     )
 
 
-def _unsuitable(found: str, columns: LabelColumns) -> UserError:
+def _unsuitable(kind: str, columns: LabelColumns) -> UserError:
     return user_error(
         expected=f"one class for each row in {columns}",
-        found=found,
+        found=kind,
         do="leave out --problem_type or name another; or name a column with one class label in --label_column_name",
     )
 

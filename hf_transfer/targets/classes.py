@@ -14,15 +14,13 @@ from sklearn.utils import compute_class_weight
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
 
-from hf_transfer.errors import user_error
-from hf_transfer.targets import target
+from hf_transfer.targets import reporting, target
 from hf_transfer.targets.class_labels import check_classes, read_labels
 from hf_transfer.targets.intervals import bootstrap_interval, wilson_interval
+from hf_transfer.targets.label_sets import CLEAR_SEPARATORS
 
 CONFUSIONS_NAMED = 5
 OF_OTHER_TARGETS = {"multi_label_loss", "regression_loss", "label_separator"}
-# Signs between the labels of a text, if a sample has several.
-SEPARATORS = (";", "|")
 # The class number that torch ignores; it is used in this file alone.
 IGNORED = -100
 # Of a class that training lacks, so that its share has a logarithm.
@@ -40,9 +38,9 @@ class Classes(target.Target):
     """
 
     problem_type: ClassVar[str] = "single_label_classification"
-    metrics: ClassVar[tuple[target.Metric, ...]] = (
-        target.Metric("accuracy", "accuracy", hub=("accuracy", "Accuracy", {}), is_share=True, interval="Wilson's"),
-        target.Metric(
+    metrics: ClassVar[tuple[reporting.Metric, ...]] = (
+        reporting.Metric("accuracy", "accuracy", hub=("accuracy", "Accuracy", {}), is_share=True, interval="Wilson's"),
+        reporting.Metric(
             "f1_macro", "macro F1", hub=("f1", "Macro F1", {"average": "macro"}), interval="bootstrap percentiles"
         ),
     )
@@ -50,6 +48,7 @@ class Classes(target.Target):
     solver: ClassVar[str | None] = "multinomial logistic"
     supported_settings: ClassVar[frozenset[str]] = target.OPTIONAL_SETTINGS - OF_OTHER_TARGETS
     score_words: ClassVar[str] = "points of accuracy"
+    outputs: ClassVar[str] = "classes"
     divided_by: ClassVar[str] = "by class"
     picture_files: ClassVar[tuple[str, ...]] = ("confusion.png",)
     limits: ClassVar[tuple[str, ...]] = ("It names one of its classes for every sample, even if none is right.",)
@@ -80,7 +79,7 @@ class Classes(target.Target):
 
     def notes(self, values: Mapping[str, target.Values]) -> list[str]:  # noqa: ARG002
         """A sentence on class names that look like several labels."""
-        joined = [name for name in self.label_names if any(sign in name for sign in SEPARATORS)]
+        joined = [name for name in self.label_names if any(sign in name for sign in CLEAR_SEPARATORS)]
         return [
             f"{joined[0]!r} is one class. If samples have several labels: --problem_type multi_label_classification."
         ] if joined else []  # fmt: skip
@@ -92,24 +91,6 @@ class Classes(target.Target):
     def describe(self) -> str:
         """See `Target.describe`."""
         return f"{len(self.label_names)} classes"
-
-    def model_settings(self) -> dict[str, Any]:
-        """See `Target.model_settings`."""
-        return {
-            "id2label": dict(enumerate(self.label_names)),
-            "label2id": {name: number for number, name in enumerate(self.label_names)},
-            # Otherwise a checkpoint of another task would keep its own, and pipelines apply a sigmoid.
-            "problem_type": self.problem_type,
-        }
-
-    def check_finished(self, finished: target.Target, name: str) -> None:
-        """Refuse a finished model whose classes are not those of the data, in their order."""
-        if finished != self:
-            raise user_error(
-                expected=f"a model with the classes of the data set, in their order: {', '.join(self.names[:5])}, ...",
-                found=f"{name} with {', '.join(finished.names[:5])}, ...",
-                do="name the folder OUT/model of a run on this data set, or train first (without --evaluate_only)",
-            )
 
     def loss_weights(self, values: target.Values, balanced: bool) -> Tensor | None:
         """Weights with which every class counts the same, float32 [classes]; None, if they are not asked for."""
@@ -185,7 +166,7 @@ class Classes(target.Target):
         scores: npt.NDArray[np.float64] = (outputs.argmax(-1).numpy() == targets).astype(float)
         return scores
 
-    def details(self, outputs: Tensor, targets: target.Values) -> tuple[list[target.Table], list[target.Picture]]:
+    def details(self, outputs: Tensor, targets: target.Values) -> tuple[list[reporting.Table], list[reporting.Picture]]:
         """Precision, recall and F1 of each class, and which classes are confused."""
         predicted, names = outputs.argmax(-1).numpy(), self.names
         matrix: npt.NDArray[np.int64] = confusion_matrix(targets, predicted, labels=range(len(names)))
@@ -196,11 +177,11 @@ class Classes(target.Target):
         ]
         titles = ("class", "precision", "recall", "F1", "samples")
         confused = most_confused(matrix, names)
-        tables = [target.Table("classes", "Classes (test)", CLASS_COLUMNS, titles, rows)]
+        tables = [reporting.Table("classes", "Classes (test)", CLASS_COLUMNS, titles, rows)]
         if confused:
-            tables.append(target.Table("confusions", "Most confused (test)", CONFUSED, CONFUSED, confused))
+            tables.append(reporting.Table("confusions", "Most confused (test)", CONFUSED, CONFUSED, confused))
         return tables, [
-            target.Picture("confusion", "confusion.png", "Confusion matrix of the test split", (matrix, names))
+            reporting.Picture("confusion", "confusion.png", "Confusion matrix of the test split", (matrix, names))
         ]
 
     def shown(self, value: Any) -> str:

@@ -17,7 +17,6 @@ from hf_transfer.targets.target import Interval
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-ROW_KEYS = ("label", "average_precision", "precision", "recall", "f1", "threshold", "samples")
 # Cells times bootstrap samples that take about 10 s on one core.
 RESAMPLED_CELLS = 2 * 10**9
 # With fewer, a row of weights is too short for the work of finding it.
@@ -119,7 +118,7 @@ def label_intervals(scores: Floats, chosen: Flags, truth: Floats) -> dict[str, I
 def label_rows(
     names: Sequence[str], scores: Floats, chosen: Flags, truth: Floats, thresholds: Floats
 ) -> list[dict[str, Any]]:
-    """A row for each label, with the keys of `ROW_KEYS`, for a table.
+    """A row of a table for each label: name, average precision, precision, recall, F1, threshold, number of samples.
 
     `samples` is how many known positives there are. Without one, the average precision is None; precision, recall and
     F1 are 0 where they are not defined.
@@ -135,21 +134,15 @@ def label_rows(
         counts[:, 0].astype(int) for counts in _Cells.of(chosen, truth).counts(np.ones((len(truth), 1)))
     )
     return [
-        dict(
-            zip(
-                ROW_KEYS,
-                (
-                    name,
-                    None if np.isnan(precision) else float(precision),
-                    float(right / max(answers, 1)),
-                    float(right / max(positives, 1)),
-                    float(2 * right / max(answers + positives, 1)),
-                    float(threshold),
-                    int(positives),
-                ),
-                strict=True,
-            )
-        )
+        {
+            "label": name,
+            "average_precision": None if np.isnan(precision) else float(precision),
+            "precision": float(right / max(answers, 1)),
+            "recall": float(right / max(positives, 1)),
+            "f1": float(2 * right / max(answers + positives, 1)),
+            "threshold": float(threshold),
+            "samples": int(positives),
+        }
         for name, precision, right, answers, positives, threshold in zip(
             names, average_precisions(scores, truth), hits, named, there, thresholds, strict=True
         )

@@ -13,8 +13,10 @@ from hf_transfer.targets.class_labels import LISTS, class_name, in_order, refuse
 from hf_transfer.targets.target import LabelColumns
 
 Cells = npt.NDArray[np.float32]
+# A comma is often a part of a name.
+CLEAR_SEPARATORS = (";", "|")
 # In this order, where a column has several of them.
-SEPARATORS = (";", "|", ",")
+SEPARATORS = (*CLEAR_SEPARATORS, ",")
 # A text is taken for several labels if at least this share of the parts of joined values also occurs in others.
 SHARE_OF_SHARED_PARTS = 2 / 3
 # Parts that are longer, or more of them in all, are no names of labels.
@@ -40,7 +42,7 @@ class LabelSetData(NamedTuple):
 
 
 def why_label_sets(train: datasets.Dataset, columns: LabelColumns) -> str | None:
-    """Why columns have several labels for a sample, in words; None: they have not."""
+    """Why columns have several labels for a sample ("lists"); None: they have not."""
     if len(columns.names) > 1:
         are_flags = all(_flag(value) is not None for name in columns.names for value in train[name][:])
         return "columns of 0 and 1" if are_flags else None

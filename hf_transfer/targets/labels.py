@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hf_transfer.errors import user_error
-from hf_transfer.targets import target
+from hf_transfer.targets import reporting, target
 from hf_transfer.targets.label_metrics import label_intervals, label_metrics, label_rows, sample_f1
 from hf_transfer.targets.label_sets import SEPARATORS, read_label_sets, why_label_sets
 from hf_transfer.targets.label_weights import positive_weights
@@ -29,8 +29,8 @@ ROW_COLUMNS = ("label", "average_precision", "precision", "recall", "f1", "thres
 ROW_TITLES = ("label", "average precision", "precision", "recall", "F1", "threshold", "samples")
 
 
-def _share(name: str, title: str, hub: tuple[str, str, Mapping[str, Any]] | None = None) -> target.Metric:
-    return target.Metric(name, title, hub=hub, is_share=True, interval=BOOTSTRAP)
+def _share(name: str, title: str, hub: tuple[str, str, Mapping[str, Any]] | None = None) -> reporting.Metric:
+    return reporting.Metric(name, title, hub=hub, is_share=True, interval=BOOTSTRAP)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LabelSets(target.Target):
     """
 
     problem_type: ClassVar[str] = "multi_label_classification"
-    metrics: ClassVar[tuple[target.Metric, ...]] = (
+    metrics: ClassVar[tuple[reporting.Metric, ...]] = (
         _share("map", "mAP", ("average_precision", "Mean average precision", {"average": "macro"})),
         _share("f1_micro", "micro F1", ("f1", "Micro F1", {"average": "micro"})),
         _share("f1_macro", "macro F1", ("f1", "Macro F1", {"average": "macro"})),
@@ -57,6 +57,7 @@ class LabelSets(target.Target):
     loss_setting: ClassVar[str | None] = "multi_label_loss"
     is_calibrated: ClassVar[bool] = True
     score_words: ClassVar[str] = "points of F1 per sample"
+    outputs: ClassVar[str] = "labels"
     divided_by: ClassVar[str] = "by label"
     tags: ClassVar[tuple[str, ...]] = ("multi-label",)
     limits: ClassVar[tuple[str, ...]] = (
@@ -158,27 +159,10 @@ class LabelSets(target.Target):
         """See `Target.describe`."""
         return f"{len(self.label_names)} labels"
 
-    def model_settings(self) -> dict[str, Any]:
-        """See `Target.model_settings`."""
-        return {
-            "id2label": dict(enumerate(self.label_names)),
-            "label2id": {name: number for number, name in enumerate(self.label_names)},
-            "problem_type": self.problem_type,
-        }
-
     def saved_settings(self) -> dict[str, Any]:
         """See `Target.saved_settings`."""
         thresholds = {"thresholds": list(self.thresholds)} if self.thresholds else {}
         return {"label_separator": self.separator, **thresholds}
-
-    def check_finished(self, finished: target.Target, name: str) -> None:
-        """Refuse a finished model whose labels are not those of the data, in their order."""
-        if type(finished) is not type(self) or finished.names != self.names:
-            raise user_error(
-                expected=f"a model with the labels of the data set, in their order: {', '.join(self.names[:5])}, ...",
-                found=f"{name} with {', '.join(finished.names[:5])}, ...",
-                do="name the folder OUT/model of a run on this data set, or train first (without --evaluate_only)",
-            )
 
     def loss_weights(self, values: target.Values, balanced: bool) -> Tensor | None:
         """What a positive of each label counts beside a negative, float32 [labels]; None, if it is not asked for."""
@@ -256,11 +240,11 @@ class LabelSets(target.Target):
         """F1 of the labels of each sample; 1, if none is chosen for a sample without labels."""
         return np.nan_to_num(sample_f1(self._chosen(_probabilities(outputs)), targets))
 
-    def details(self, outputs: Tensor, targets: target.Values) -> tuple[list[target.Table], list[target.Picture]]:
+    def details(self, outputs: Tensor, targets: target.Values) -> tuple[list[reporting.Table], list[reporting.Picture]]:
         """Average precision, precision, recall, F1 and threshold of each label."""
         probabilities = _probabilities(outputs)
         rows = label_rows(self.names, outputs.double().numpy(), self._chosen(probabilities), targets, self._limits())
-        return [target.Table("label_scores", "Labels (test)", ROW_COLUMNS, ROW_TITLES, rows)], []
+        return [reporting.Table("label_scores", "Labels (test)", ROW_COLUMNS, ROW_TITLES, rows)], []
 
     def shown(self, value: Any) -> str:
         """The names of the labels."""

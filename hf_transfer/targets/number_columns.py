@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def why_numbers(train: datasets.Dataset, columns: LabelColumns) -> str | None:
-    """Why columns have numbers that are no classes, in words; None: they have none."""
+    """Why columns have numbers that are no classes ("numbers with fractions"); None: they have none."""
     if len(columns.names) > 1:
         return (
             "several columns of numbers" if all(_is_numeric(train.features[name]) for name in columns.names) else None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss, mse_loss
 
 from hf_transfer.errors import user_error
-from hf_transfer.targets import target
+from hf_transfer.targets import reporting, target
 from hf_transfer.targets.number_columns import read_numbers, why_numbers
 from hf_transfer.targets.number_metrics import (
     interval_coverage,
@@ -33,8 +33,8 @@ ROW_TITLES = ("number", "RMSE", "MAE", "R2", "Pearson", "Spearman", "samples")
 
 def _metric(
     name: str, title: str, hub: tuple[str, str, Mapping[str, Any]], *, lower_is_better: bool = False
-) -> target.Metric:
-    return target.Metric(name, title, lower_is_better, hub, interval=BOOTSTRAP)
+) -> reporting.Metric:
+    return reporting.Metric(name, title, lower_is_better, hub, interval=BOOTSTRAP)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Numbers(target.Target):
     """
 
     problem_type: ClassVar[str] = "regression"
-    metrics: ClassVar[tuple[target.Metric, ...]] = (
+    metrics: ClassVar[tuple[reporting.Metric, ...]] = (
         _metric("rmse", "RMSE", ("mse", "Root mean squared error", {"squared": False}), lower_is_better=True),
         _metric("mae", "MAE", ("mae", "Mean absolute error", {}), lower_is_better=True),
         _metric("r2", "R2", ("r_squared", "R squared", {})),
@@ -67,6 +67,7 @@ class Numbers(target.Target):
     is_calibrated: ClassVar[bool] = True
     score_words: ClassVar[str] = "less absolute error"
     answered_as: ClassVar[str] = "values"
+    outputs: ClassVar[str] = "numbers"
     divided_by: ClassVar[str] = "by range of values"
     tags: ClassVar[tuple[str, ...]] = ("regression",)
     picture_files: ClassVar[tuple[str, ...]] = ("residuals.png",)
@@ -166,29 +167,12 @@ class Numbers(target.Target):
         count = len(self.output_names)
         return f"{'a number' if count == 1 else f'{count} numbers'} ({', '.join(self.output_names)})"
 
-    def model_settings(self) -> dict[str, Any]:
-        """See `Target.model_settings`."""
-        return {
-            "id2label": dict(enumerate(self.output_names)),
-            "label2id": {name: number for number, name in enumerate(self.output_names)},
-            "problem_type": self.problem_type,
-        }
-
     def saved_settings(self) -> dict[str, Any]:
         """See `Target.saved_settings`."""
         scale = {"mean": list(self.mean), "scale": list(self.scale)}
         widths = list(self.half_widths)
         interval = {"coverage": COVERAGE, "half_widths": widths, "samples": self.calibration_samples}
         return ({"label_scale": scale} if self.scale else {}) | ({"prediction_interval": interval} if widths else {})
-
-    def check_finished(self, finished: target.Target, name: str) -> None:
-        """Refuse a finished model of other numbers."""
-        if type(finished) is not type(self) or finished.names != self.names:
-            raise user_error(
-                expected=f"a model of the numbers of the data set: {', '.join(self.names)}",
-                found=f"{name} with {', '.join(finished.names[:5])}",
-                do="name the folder OUT/model of a run on this data set, or train first (without --evaluate_only)",
-            )
 
     def learned(self, targets: Tensor) -> Tensor:
         """Standardised numbers, float64."""
@@ -260,19 +244,19 @@ class Numbers(target.Target):
         scores: Floats = -np.nanmean(np.abs(self.predicted(outputs) - targets), axis=1)
         return scores
 
-    def details(self, outputs: Tensor, targets: target.Values) -> tuple[list[target.Table], list[target.Picture]]:
+    def details(self, outputs: Tensor, targets: target.Values) -> tuple[list[reporting.Table], list[reporting.Picture]]:
         """The metrics of each number, how many intervals cover the true number, and the residuals."""
         predicted = self.predicted(outputs)
         tables = []
         if len(self.output_names) > 1:
             rows = number_rows(self.names, predicted, targets)
-            tables.append(target.Table("numbers", "Numbers (test)", ROW_COLUMNS, ROW_TITLES, rows))
+            tables.append(reporting.Table("numbers", "Numbers (test)", ROW_COLUMNS, ROW_TITLES, rows))
         if self.half_widths:
             tables.append(self._coverage(predicted, targets))
         title = "Residuals of the test split against predictions"
-        return tables, [target.Picture("residuals", "residuals.png", title, (predicted, targets, self.names))]
+        return tables, [reporting.Picture("residuals", "residuals.png", title, (predicted, targets, self.names))]
 
-    def _coverage(self, predicted: Floats, targets: Floats) -> target.Table:
+    def _coverage(self, predicted: Floats, targets: Floats) -> reporting.Table:
         widths, columns = self.half_widths, ("output", "half_width", "aim", "covered")
         rows = [
             {
@@ -282,7 +266,9 @@ class Numbers(target.Target):
             for place, name in enumerate(self.output_names)
         ]  # fmt: skip
         title = f"Intervals of predictions, from {self.calibration_samples:,} held-out samples (test)"
-        return target.Table("prediction_intervals", title, columns, ("number", "+/-", "aim", "covered in test"), rows)
+        return reporting.Table(
+            "prediction_intervals", title, columns, ("number", "+/-", "aim", "covered in test"), rows
+        )
 
     def shown(self, value: Any) -> str:
         """The numbers."""

@@ -10,12 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from hf_transfer.errors import user_error
+from hf_transfer.targets.reporting import Metric, Picture, Table
+
 # One row for each sample: class numbers [samples], or cells [samples, outputs], of which those not known are NaN.
 Values = npt.NDArray[Any]
 Metrics = dict[str, float]
 Interval = tuple[float, float]
 Positions = npt.NDArray[np.int64]
 Strata = npt.NDArray[np.int64]
+NAMES_SHOWN = 5
 # Settings that have an effect only with targets that support them.
 OPTIONAL_SETTINGS = frozenset({
     "label_smoothing_factor", "class_weights", "mixup_alpha", "cutmix_alpha", "rdrop_alpha", "multi_label_loss",
@@ -41,30 +45,6 @@ class LabelColumns(NamedTuple):
 
     def __str__(self) -> str:
         return f"column{'s' if len(self.names) > 1 else ''} {', '.join(map(repr, self.names))}"
-
-
-class Metric(NamedTuple):
-    """A metric that reports show.
-
-    Attributes:
-        name: in `results.json`.
-        title: in tables.
-        lower_is_better: whether a smaller value is the better one.
-        hub: type, name and arguments by which the Hub knows it; None: it is not in a model's card.
-        is_share: whether it is shown in percent.
-        interval: how its 95 % interval is computed, for the model's card.
-    """
-
-    name: str
-    title: str
-    lower_is_better: bool = False
-    hub: tuple[str, str, Mapping[str, Any]] | None = None
-    is_share: bool = False
-    interval: str = ""
-
-    def shown(self, value: float) -> str:
-        """A value as a sentence has it."""
-        return f"{value:.2%}" if self.is_share else f"{value:.4f}"
 
 
 class LossSums(NamedTuple):
@@ -101,42 +81,6 @@ class Baseline(NamedTuple):
     metrics: Metrics
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of a report, in Markdown and in `results.json`.
-
-    Attributes:
-        key: its name in `results.json`.
-        title: its heading.
-        columns: keys of the columns.
-        titles: headings of the columns.
-        rows: a mapping for each row.
-    """
-
-    key: str
-    title: str
-    columns: Sequence[str]
-    titles: Sequence[str]
-    rows: Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of a report, drawn by `evaluation`.
-
-    Attributes:
-        kind: how it is drawn: `confusion` or `residuals`.
-        file: its name in the folder of the run.
-        title: what it shows.
-        data: what is drawn.
-    """
-
-    kind: str
-    file: str
-    title: str
-    data: Any
-
-
 class Target(ABC):
     """What is predicted of the samples of one data set.
 
@@ -154,7 +98,8 @@ class Target(ABC):
         score_words: what `sample_scores` are, for sentences on differences ("points of accuracy").
         limits: sentences for the model's card on what its answers cannot express.
         answered_as: what `answers` are, as a key of JSON.
-        divided_by: how samples are divided among splits, in words.
+        outputs: what the outputs of its models stand for, in the plural ("classes").
+        divided_by: how samples are divided among splits ("by class").
         tags: for the model's card.
         picture_files: the names of the pictures that `details` may return.
     """
@@ -169,13 +114,14 @@ class Target(ABC):
     score_words: ClassVar[str] = "points"
     limits: ClassVar[tuple[str, ...]] = ()
     answered_as: ClassVar[str] = "scores"
+    outputs: ClassVar[str] = "outputs"
     divided_by: ClassVar[str] = "at random"
     tags: ClassVar[tuple[str, ...]] = ()
     picture_files: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def recognises(cls, train: datasets.Dataset, columns: LabelColumns) -> str | None:  # noqa: ARG003
-        """Why columns are such a target if the settings name none, in words for people; None: they are not."""
+        """Why columns are such a target if the settings name none ("lists"); None: they are not."""
         return None
 
     @classmethod
@@ -245,9 +191,14 @@ class Target(ABC):
     def describe(self) -> str:
         """What is predicted, in two words ("10 classes"), for the sentence that counts the samples."""
 
-    @abstractmethod
     def model_settings(self) -> dict[str, Any]:
         """What the configuration of a model stores about the target, by transformers' own names."""
+        return {
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {name: number for number, name in enumerate(self.names)},
+            # Otherwise a checkpoint of another task would keep its own, and pipelines show other scores.
+            "problem_type": self.problem_type,
+        }
 
     def saved_settings(self) -> dict[str, Any]:
         """What the configuration of a finished model stores beside them; its names are in `table.SAVED_SETTINGS`."""
@@ -257,7 +208,7 @@ class Target(ABC):
         """The target for a model whose last layer has a bias or not."""
         return self
 
-    def check_finished(self, finished: "Target", name: str) -> None:  # noqa: B027
+    def check_finished(self, finished: "Target", name: str) -> None:
         """Refuse to evaluate a finished model on this target.
 
         Args:
@@ -265,8 +216,14 @@ class Target(ABC):
             name: of the model.
 
         Raises:
-            UserError: it predicts something else.
+            UserError: it predicts something else, or in another order.
         """
+        if type(finished) is not type(self) or finished.names != self.names:
+            raise user_error(
+                expected=f"a model with the {self.outputs} of the data set, in their order: {_first(self.names)}",
+                found=f"{name} with {_first(finished.names)}",
+                do="name the folder OUT/model of a run on this data set, or train first (without --evaluate_only)",
+            )
 
     def loss_weights(self, values: Values, balanced: bool) -> Tensor | None:  # noqa: ARG002
         """What a sample of each output counts in the loss, float [outputs]; None: all the same.
@@ -357,7 +314,7 @@ class Target(ABC):
         return [], []
 
     def describe_calibration(self, samples: int) -> list[str]:  # noqa: ARG002
-        """Sentences on what `calibrated` has found, from so many samples."""
+        """Sentences on what `calibrated` took from so many samples."""
         return []
 
     @abstractmethod
@@ -398,3 +355,8 @@ class Target(ABC):
 def members_of(strata: Strata) -> list[Positions]:
     """The positions of the samples of each stratum."""
     return [np.flatnonzero(strata == number) for number in np.unique(strata)]
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")

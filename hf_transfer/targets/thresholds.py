@@ -54,14 +54,14 @@ def choose_thresholds(probabilities: Floats, truth: Floats) -> Floats:
     if positives[few].any():
         of_few = _shared(probabilities[:, few], truth[:, few])
         shared[few] = _between(shared[few], of_few, positives[few].sum())
-    own, hits_so_far, sizes_so_far = shared.copy(), 0.0, 0.0
+    searched, hits_so_far, sizes_so_far = shared.copy(), 0.0, 0.0
     for before, label in enumerate(np.argsort(-positives, kind="stable")[: np.count_nonzero(positives)]):
         thresholds, hits, sizes = _cuts(probabilities[:, label], truth[:, label])
         best = np.argmax(hits / sizes / (before + 1) + (hits + hits_so_far) / (sizes + sizes_so_far))
-        own[label] = thresholds[best]
+        searched[label] = thresholds[best]
         hits_so_far += hits[best]
         sizes_so_far += sizes[best]
-    return _between(shared, own, positives)
+    return _between(shared, searched, positives)
 
 
 def _cuts(probabilities: Floats, truth: Floats) -> tuple[Floats, Floats, Floats]:
@@ -85,9 +85,9 @@ def _shared(probabilities: Floats, truth: Floats) -> float:
     return float(thresholds[np.argmax(hits / sizes)])
 
 
-def _between(shared: Floats, own: Floats | float, positives: npt.NDArray[np.int64]) -> Floats:
-    """Thresholds between a shared and an own one, the nearer to the own the more positives it was chosen by."""
+def _between(shared: Floats, searched: Floats | float, positives: npt.NDArray[np.int64]) -> Floats:
+    """Thresholds between two, the nearer to the second the more positives it was chosen by."""
     weight = positives / (positives + HALFWAY_POSITIVES)
-    shared_odds, own_odds = (logit(np.clip(one, LEAST, 1 - LEAST)) for one in (shared, own))
-    thresholds: Floats = expit(weight * own_odds + (1 - weight) * shared_odds)
+    shared_odds, searched_odds = (logit(np.clip(one, LEAST, 1 - LEAST)) for one in (shared, searched))
+    thresholds: Floats = expit(weight * searched_odds + (1 - weight) * shared_odds)
     return thresholds

@@ -107,8 +107,8 @@ def test_a_slant_is_that_of_the_line_through_the_ink_compared_with_the_same_digi
     average = {digit: angles[np.equal(digits, digit)].mean() for digit in range(10)}
     expected = [angle - average[digit] for angle, digit in zip(angles, digits, strict=True)]
     assert np.abs(np.array(slants["slant"][:]) - expected).max() < 0.0501
-    for picture, own in zip(grey_pictures(slants), pictures, strict=True):
-        assert np.array_equal(picture, own)
+    for picture, original in zip(grey_pictures(slants), pictures, strict=True):
+        assert np.array_equal(picture, original)
 
 
 def test_a_positive_slant_leans_to_the_right() -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hf_transfer.evaluation.results import Results, Scores
-from hf_transfer.targets.target import Table
+from hf_transfer.targets.reporting import Table
 
 COMMIT, DATA_COMMIT = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
 METRICS = {"accuracy": 0.75, "f1_macro": 0.7333, "loss": 0.61}

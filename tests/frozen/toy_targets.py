@@ -12,7 +12,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hf_transfer.frozen.solvers import LABELS, RIDGE
 from hf_transfer.targets.classes import Classes
-from hf_transfer.targets.target import Metric, Metrics, Values
+from hf_transfer.targets.reporting import Metric
+from hf_transfer.targets.target import Metrics, Values
 from tests.training.toy_task import Rows
 
 

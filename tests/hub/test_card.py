@@ -19,8 +19,9 @@ from hf_transfer.settings.parsing import parse
 from hf_transfer.settings.run import VisionConfig
 from hf_transfer.settings.strategy import StrategySettings
 from hf_transfer.targets.classes import Classes
+from hf_transfer.targets.reporting import Metric
 from hf_transfer.targets.table import TARGETS
-from hf_transfer.targets.target import Baseline, Metric
+from hf_transfer.targets.target import Baseline
 from tests.evaluation.examples import COMMIT, DATA_COMMIT, class_tables, results_of
 
 SETTINGS: dict[str, Any] = {

@@ -149,7 +149,7 @@ def test_a_number_is_shown_with_its_interval_and_how_that_is_made() -> None:
     shown = page.verdict(NUMBER, [1.2166], 0.0123)
     assert text(shown) == (
         "1.22 valence 90 % interval: 0.85 to 1.59 (± 0.37) 0.8 1.0 1.2 1.4 1.6 How the interval is made: of the 1,234 "
-        "validation samples, 9 of 10 were off by at most 0.37. 12 ms"
+        "held-out samples, 9 of 10 were off by at most 0.37. 12 ms"
     )
     ((left, width),) = re.findall(r'class="range" style="left:([\d.]+)%;width:([\d.]+)%"', shown)
     (dot,) = re.findall(r'class="dot" style="left:([\d.]+)%"', shown)
@@ -183,7 +183,7 @@ def test_numbers_are_one_below_the_other_and_an_unknown_true_value_is_left_out()
     assert shown == (
         "10.25 height 80 % interval: 8.25 to 12.25 (± 2.00) True value: 12.5, outside the interval. The prediction is "
         "off by 2.25. 8 10 12 14 55.0 width 80 % interval: 45.0 to 65.0 (± 10.0) 40 60 80 100 How the intervals are "
-        "made: of the 50 validation samples, 4 of 5 were off by at most the number after ±. 100 ms"
+        "made: of the 50 held-out samples, 4 of 5 were off by at most the number after ±. 100 ms"
     )
 
 

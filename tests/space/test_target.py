@@ -113,7 +113,7 @@ def test_settings_that_do_not_suit_the_model_are_refused(tmp_path: Path, more: d
 
 
 def test_an_interval_of_no_finite_width_is_none() -> None:
-    """There were too few validation samples for it."""
+    """There were too few held-out samples for it."""
     interval = INTERVAL | {"half_widths": [float("inf")]}
     assert target_of(config_of(("a",), "regression", prediction_interval=interval)) == Numbers(("a",), None)
 

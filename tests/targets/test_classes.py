@@ -259,8 +259,10 @@ def test_a_finished_model_with_other_classes_or_another_order_is_refused() -> No
         with pytest.raises(UserError) as error:
             TARGET.check_finished(Classes(other), "my/model")
         expected, found, _ = str(error.value).splitlines()
-        assert expected.endswith("with the classes of the data set, in their order: ant, bee, cat, dog, eel, ...")
-        assert found.endswith(f"my/model with {', '.join(other)}, ...")
+        assert expected.endswith("with the classes of the data set, in their order: ant, bee, cat, dog, eel")
+        assert found.endswith(f"my/model with {', '.join(other)}")
+    with pytest.raises(UserError, match=r"in their order: ant, bee, cat, dog, eel, \.\.\.\n"):
+        Classes((*NAMES, "fox")).check_finished(TARGET, "my/model")
 
 
 def test_classes_are_read_from_a_column_and_counted() -> None:

@@ -205,5 +205,5 @@ def test_quantile_bins_are_strata_and_each_split_gets_its_share_of_every_bin() -
 
 def test_a_finished_model_of_other_numbers_is_refused() -> None:
     ONE.check_finished(Numbers(("height",), (1.0,), (2.0,), in_units=True), "my/model")
-    with pytest.raises(UserError, match="a model of the numbers of the data set: height"):
+    with pytest.raises(UserError, match="a model with the numbers of the data set, in their order: height"):
         ONE.check_finished(Numbers(("weight",)), "my/model")

@@ -11,7 +11,7 @@ import torch
 from hf_transfer.errors import UserError
 from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.predictions import Predictions, Ranking
-from hf_transfer.targets.target import Metric
+from hf_transfer.targets.reporting import Metric
 
 TARGET = Classes(("cat", "dog"))
 NAN, INFINITY = math.nan, math.inf
