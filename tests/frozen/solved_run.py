@@ -14,7 +14,7 @@ from hf_transfer.frozen import probe
 from hf_transfer.targets.target import Target
 from hf_transfer.training.devices import start_accelerator
 from tests.frozen.solved_heads import options_of, passes_of
-from tests.frozen.toy_targets import ToyLabels, ToyNumbers, label_rows, number_rows
+from tests.frozen.target_rows import LABELS, NUMBERS, label_rows, number_rows
 from tests.training.toy_task import Rows, loaders_of, settings, tiny
 
 
@@ -26,8 +26,8 @@ def only_here(*_: Any, **__: Any) -> None:
 def main(folder: Path) -> None:
     """Solve both heads."""
     tasks: list[tuple[Target, Rows, Rows]] = [
-        (ToyLabels(("round", "red", "large")), label_rows(30), label_rows(20, seed=1)),
-        (ToyNumbers(("width", "height"), 130.0, 30.0), number_rows(30), number_rows(20, seed=1)),
+        (LABELS, label_rows(30), label_rows(20, seed=1)),
+        (NUMBERS, number_rows(30), number_rows(20, seed=1)),
     ]
     config = settings(cache_frozen="on", cache_dir=str(folder), per_device_eval_batch_size=4)
     with start_accelerator(config) as accelerator:

@@ -1,10 +1,8 @@
 """The solver against scikit-learn, and against itself with other blocks of the same samples."""
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from benchmarks.large_store import anonymous_bytes
 from hf_transfer.frozen import regularisation_path, standardised
 from hf_transfer.frozen.linear_classifier import LinearProblem
 from hf_transfer.frozen.regularisation_path import REGULARISATIONS
 from hf_transfer.frozen.standardised import Solution
-from tests.training.memory import in_a_process
+from tests.frozen.mapped_features import megabytes_of_more_samples, print_largest
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 FEW = (1.0, 1e-2, 1e-4)
-MEGABYTE = 1 << 20
 
 
 @dataclass
@@ -300,29 +296,14 @@ def test_the_path_leads_from_strong_to_weak_without_a_warning() -> None:
 
 
 def solve_mapped(path: str) -> None:
-    """In a separate process: print the largest anonymous memory while solving with few and with many samples."""
+    """In a separate process: see `print_largest`."""
     regularisation_path.MAX_ITERATIONS = 1
-    features = np.load(path, mmap_mode="c")
-    labels = torch.arange(len(features)) % 3
-    levels: list[int] = []
-
-    def blocks(times: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in [*range(0, len(features), 2048)] * times:
-            levels.append(anonymous_bytes())
-            yield torch.from_numpy(features[start : start + 2048]), labels[start : start + 2048]
-
-    largest = []
-    for times in (1, 3):
-        levels.clear()
-        list(LinearProblem(partial(blocks, times), 3, intercept=True).path([1e-2]))
-        largest.append(max(levels))
-    print(json.dumps(largest))
+    print_largest(
+        path,
+        lambda samples: torch.arange(samples) % 3,
+        lambda blocks: list(LinearProblem(blocks, 3, intercept=True).path([1e-2])),
+    )
 
 
 def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
-    features = np.random.default_rng(0).normal(size=(17_000, 256)).astype(np.float32)
-    assert features.size * 8 > standardised.KEPT_BYTES
-    np.save(tmp_path / "features.npy", features)
-    few, many = in_a_process(__name__, f"solve_mapped({str(tmp_path / 'features.npy')!r})")
-    # In double precision the additional samples would need 70 MB.
-    assert many - few < 4 * MEGABYTE
+    assert megabytes_of_more_samples(__name__, tmp_path) < 4

@@ -1,9 +1,7 @@
 """Ridge regression against scikit-learn, and its left-out outputs against one refit for each sample."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,13 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from benchmarks.large_store import anonymous_bytes
 from hf_transfer.frozen import ridge, standardised
 from hf_transfer.frozen.ridge import RidgeProblem
 from hf_transfer.frozen.standardised import Solution
-from tests.training.memory import in_a_process
+from tests.frozen.mapped_features import megabytes_of_more_samples, print_largest
 
 Floats = npt.NDArray[np.float64]
 FEW = (10.0, 1e-2, 1e-4)
-MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -256,31 +252,16 @@ def test_an_output_that_is_never_known_is_zero() -> None:
 
 
 def solve_mapped(path: str) -> None:
-    """In a separate process: print the largest anonymous memory while solving with few and with many samples."""
-    features = np.load(path, mmap_mode="c")
-    numbers = torch.arange(len(features), dtype=torch.float64)[:, None] % 3
-    levels: list[int] = []
-
-    def blocks(times: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in [*range(0, len(features), 2048)] * times:
-            levels.append(anonymous_bytes())
-            yield torch.from_numpy(features[start : start + 2048]), numbers[start : start + 2048]
-
-    largest = []
-    for times in (1, 3):
-        levels.clear()
-        list(RidgeProblem(partial(blocks, times), 1, intercept=True).path([1e-2]))
-        largest.append(max(levels))
-    print(json.dumps(largest))
+    """In a separate process: see `print_largest`."""
+    print_largest(
+        path,
+        lambda samples: torch.arange(samples, dtype=torch.float64)[:, None] % 3,
+        lambda blocks: list(RidgeProblem(blocks, 1, intercept=True).path([1e-2])),
+    )
 
 
 def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
-    features = np.random.default_rng(0).normal(size=(17_000, 256)).astype(np.float32)
-    assert features.size * 8 > standardised.KEPT_BYTES
-    np.save(tmp_path / "features.npy", features)
-    few, many = in_a_process(__name__, f"solve_mapped({str(tmp_path / 'features.npy')!r})")
-    # In double precision the additional samples would need 70 MB; only their numbers are kept.
-    assert many - few < 4 * MEGABYTE
+    assert megabytes_of_more_samples(__name__, tmp_path) < 4
 
 
 def test_balancing_changes_nothing() -> None:

@@ -22,21 +22,21 @@ from hf_transfer.frozen.probe import SolvedHead, probe_layers, solve_head
 from hf_transfer.frozen.ridge import REGULARISATIONS
 from hf_transfer.frozen.solvers import SOLVERS, SolverOptions
 from hf_transfer.frozen.standardised import Blocks, Solution
+from hf_transfer.targets.labels import LabelSets
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.target import Target
 from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.predictions import predict_split
 from tests.frozen.solved_heads import features as features_of_rows
 from tests.frozen.solved_heads import options_of, passes_of
+from tests.frozen.target_rows import CENTRE, LABELS, NUMBERS, SCALE, label_rows, number_rows
 from tests.frozen.test_label_classifier import Samples, reference
-from tests.frozen.toy_targets import ToyLabels, ToyNumbers, label_rows, number_rows
+from tests.frozen.test_probe import ShiftedViews
 from tests.training.launched import two_forks
-from tests.training.toy_task import RowInputs, Rows, loaders_of, settings, tiny
+from tests.training.toy_task import Rows, loaders_of, settings, tiny
 
 Floats = npt.NDArray[np.float64]
 SOLVER_OF_LABELS = SOLVERS["one-vs-rest logistic"]
-LABELS = ToyLabels(("round", "red", "large"))
-NUMBERS = ToyNumbers(("width", "height"), 130.0, 30.0)
 
 
 @dataclass(frozen=True)
@@ -86,21 +86,6 @@ def solve(target: Target, train: Rows, validation: Rows, *, views: Any = None, *
         head = solve_head(model, "classifier", passes_of(loaders, accelerator, config), options_of(loaders, config))
         live = predict_split(model, loaders, "validation", accelerator).metrics()
     return Run(model, head, live, train, validation)
-
-
-class ShiftedViews(RowInputs):
-    """Samples as they are (None), or shifted by another number of pixels in each view."""
-
-    shifts: ClassVar[dict[int | None, int]] = {None: 0, 0: 3, 1: 7}
-
-    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
-        """See `InputMaker`."""
-        labelled = super().__call__(batch, device, split, epoch)
-        return labelled._replace(inputs={"pixel_values": labelled.inputs["pixel_values"].roll(self.shifts[epoch], -1)})
-
-    def fingerprint(self, split: str, epoch: int | None) -> str:
-        """See `InputMaker.fingerprint`."""
-        return f"{super().fingerprint(split, epoch)} {self.shifts[epoch]}"
 
 
 def shifted(rows: Rows, pixels: int) -> Rows:
@@ -159,7 +144,7 @@ def test_a_head_for_numbers_is_ridge_regression_chosen_by_leaving_each_sample_ou
     run = solve(NUMBERS, train, validation, views=views)
     shifts = [0] if views is None else list(views.shifts.values())
     features = np.concatenate([run.features(shifted(train, pixels)) for pixels in shifts])
-    numbers = (np.tile(run.targets(train), (len(shifts), 1)) - 130.0) / 30.0
+    numbers = (np.tile(run.targets(train), (len(shifts), 1)) - CENTRE) / SCALE
     losses = {}
     for regularisation in REGULARISATIONS:
         refits = [refitted(features, numbers, regularisation, sample, 28)[sample] for sample in range(28)]
@@ -171,9 +156,8 @@ def test_a_head_for_numbers_is_ridge_regression_chosen_by_leaving_each_sample_ou
     assert run.outputs(train) == pytest.approx(refitted(features, numbers, best, None, 28), abs=1e-4)
     assert run.left_out == pytest.approx(left_out, abs=1e-6)
     assert run.head.row["rmse"] == pytest.approx(run.live["rmse"], rel=1e-4)
-    assert run.head.row["rmse"] == pytest.approx(
-        np.sqrt(np.square(run.outputs(validation) * 30 + 130 - validation.split.targets).mean()), rel=1e-4
-    )
+    errors = run.outputs(validation) * SCALE + CENTRE - validation.split.targets
+    assert run.head.row["rmse"] == pytest.approx(np.sqrt(np.square(errors).mean(0)).mean(), rel=1e-4)
 
 
 def test_validation_does_not_choose_a_head_for_numbers() -> None:
@@ -278,7 +262,7 @@ def test_with_many_samples_labels_are_calibrated_on_validation_alone(monkeypatch
     assert solve(NUMBERS, number_rows(30), number_rows(10, seed=1)).head.held_out is not None
 
 
-class PlainLabels(ToyLabels):
+class PlainLabels(LabelSets):
     """Labels of which nothing is calibrated."""
 
     is_calibrated: ClassVar[bool] = False
@@ -308,7 +292,7 @@ def test_a_sample_that_is_masked_in_one_view_is_masked_in_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "make", "shown"), [(LABELS, label_rows, "3 labels"), (NUMBERS, number_rows, "2 numbers")]
+    ("target", "make", "shown"), [(LABELS, label_rows, "3 labels"), (NUMBERS, number_rows, "2 numbers (width, height)")]
 )
 @pytest.mark.parametrize("probe", ["svm", "knn"])
 def test_a_probe_for_classes_is_refused(target: Target, make: Any, shown: str, probe: Any) -> None:
@@ -326,7 +310,7 @@ def test_a_probe_for_classes_is_refused(target: Target, make: Any, shown: str, p
 
 @pytest.mark.parametrize(
     ("target", "make", "metric"),
-    [(LABELS, label_rows, "share of right cells"), (NUMBERS, number_rows, "RMSE")],
+    [(LABELS, label_rows, "mAP"), (NUMBERS, number_rows, "RMSE")],
 )
 def test_earlier_layers_are_probed(target: Target, make: Any, metric: str, tmp_path: Path) -> None:
     """With the head that is best, whether the metric is better where it is higher or where it is lower."""
@@ -341,7 +325,7 @@ def test_earlier_layers_are_probed(target: Target, make: Any, metric: str, tmp_p
     matches = [pattern.fullmatch(sentence) for sentence in sentences]
     values = {match[1]: float(match[2]) for match in matches if match}
     assert values.keys() == {"1", "3", "1 + 3"}
-    # Better than guessing: of the labels each is more often absent, and the spread of the numbers is above 30.
+    # Better than guessing: at most half of the samples have a label, and the spread of the numbers is above 30.
     assert all(value > 0.66 if target is LABELS else value < 30 for value in values.values())
 
 
@@ -351,4 +335,4 @@ def test_only_the_main_of_two_processes_solves_and_both_have_the_result(tmp_path
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first["processes"] == 2
-    assert first["solved"] == ["ToyLabels", "ToyNumbers"]
+    assert first["solved"] == ["LabelSets", "Numbers"]

@@ -2,7 +2,6 @@
 
 import json
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +10,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, p
 
 from hf_transfer.targets import intervals
 from hf_transfer.targets import label_metrics as metrics
+from tests.targets.bootstraps import draws_asked_for
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -176,16 +176,7 @@ def test_intervals_do_not_depend_on_how_many_draws_and_labels_are_handled_at_onc
 
 def test_large_data_have_fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, chosen, truth = some_answers(6)
-    asked: list[int] = []
-
-    def bootstrap(samples: int, computed: Any, resamples: int, at_once: int) -> dict[str, tuple[float, float]]:
-        asked.append(resamples)
-        return {}
-
-    monkeypatch.setattr(metrics, "bootstrap_intervals", bootstrap)
-    for cells in (1000, 500, 1):
-        monkeypatch.setattr(metrics, "RESAMPLED_CELLS", cells * truth.size)
-        metrics.label_intervals(scores, chosen, truth)
+    asked = draws_asked_for(monkeypatch, metrics, lambda: metrics.label_intervals(scores, chosen, truth), truth.size)
     assert asked == [1000, 500, 200]
 
 

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 
 from hf_transfer.targets import intervals
 from hf_transfer.targets import number_metrics as metrics
+from tests.targets.bootstraps import draws_asked_for
 
 Floats = npt.NDArray[np.float64]
 NAMES = ("rmse", "mae", "r2", "pearson", "spearman")
@@ -159,16 +159,7 @@ def test_intervals_do_not_depend_on_how_many_draws_are_handled_at_once(
 
 def test_large_data_have_fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     predicted, truth = some_numbers(6)
-    asked: list[int] = []
-
-    def bootstrap(samples: int, computed: Any, resamples: int, at_once: int) -> dict[str, tuple[float, float]]:
-        asked.append(resamples)
-        return {}
-
-    monkeypatch.setattr(metrics, "bootstrap_intervals", bootstrap)
-    for cells in (1000, 500, 1):
-        monkeypatch.setattr(metrics, "RESAMPLED_CELLS", cells * truth.size)
-        metrics.number_intervals(predicted, truth)
+    asked = draws_asked_for(monkeypatch, metrics, lambda: metrics.number_intervals(predicted, truth), truth.size)
     assert asked == [1000, 500, 200]
 
 

@@ -28,7 +28,7 @@ from hf_transfer.strategies.freezing import FullFineTuning, LinearProbe, Stage, 
 from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.labels import LabelSets
 from hf_transfer.targets.numbers import Numbers
-from hf_transfer.targets.target import Target
+from hf_transfer.targets.target import Target, Values
 from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.loop import fit
 from hf_transfer.training.progress import Fit
@@ -118,18 +118,24 @@ class RowInputs(InputMaker):
         return fingerprint(self.rows[split])
 
 
+def with_targets(rows: Rows, values: Values) -> Rows:
+    """The same samples with other targets."""
+    rows.labels, rows.split = torch.from_numpy(values), replace(rows.split, targets=values)
+    return rows
+
+
 def as_label_sets(rows: Rows) -> Target:
     """Give the rows two labels each, of which one is sometimes not known; the target."""
     cells = np.eye(CLASSES, dtype=np.float32)[rows.labels] + np.eye(CLASSES, dtype=np.float32)[rows.labels - 1]
     cells[::7, 0] = np.nan
-    rows.split = replace(rows.split, targets=cells)
+    with_targets(rows, cells)
     return LabelSets(TARGET.label_names)
 
 
 def as_numbers(rows: Rows) -> Target:
     """Give the rows numbers in large units, one for each output of the model; the target."""
     numbers = 1_000 + np.eye(CLASSES)[rows.labels] * np.arange(1, CLASSES + 1) + rows.labels.numpy()[:, None]
-    rows.split = replace(rows.split, targets=numbers)
+    with_targets(rows, numbers)
     return Numbers(TARGET.label_names).fitted(numbers)
 
 
