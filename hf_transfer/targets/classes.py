@@ -66,7 +66,7 @@ class Classes(target.Target):
     @classmethod
     def of_model(cls, config: Any) -> Self:
         """See `Target.of_model`."""
-        return cls(tuple(str(name) for _, name in sorted((config.id2label or {}).items())))
+        return cls(target.names_of_outputs(config))
 
     @property
     def names(self) -> list[str]:

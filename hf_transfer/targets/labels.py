@@ -85,7 +85,7 @@ class LabelSets(target.Target):
     @classmethod
     def of_model(cls, config: Any) -> Self:
         """See `Target.of_model`; a model of others has no thresholds."""
-        names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+        names = target.names_of_outputs(config)
         separator = getattr(config, "label_separator", None) or SEPARATORS[0]
         return cls(names, str(separator), tuple(map(float, getattr(config, "thresholds", None) or ())))
 

@@ -98,7 +98,7 @@ class Numbers(target.Target):
     @classmethod
     def of_model(cls, config: Any) -> Self:
         """See `Target.of_model`; a model of others has neither scale nor intervals."""
-        names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+        names = target.names_of_outputs(config)
         scales = getattr(config, "label_scale", None) or {}
         interval = getattr(config, "prediction_interval", None) or {}
         return cls(

@@ -352,6 +352,11 @@ class Target(ABC):
         return None
 
 
+def names_of_outputs(config: Any) -> tuple[str, ...]:
+    """The names of a model's outputs, in their order; none if its configuration has none."""
+    return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+
+
 def members_of(strata: Strata) -> list[Positions]:
     """The positions of the samples of each stratum."""
     return [np.flatnonzero(strata == number) for number in np.unique(strata)]

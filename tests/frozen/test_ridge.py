@@ -154,15 +154,21 @@ def test_a_left_out_output_is_that_of_a_refit_without_the_sample(given: Samples,
             )
 
 
+def check_outputs(solution: Solution, given: Samples, intercept: bool, *, tolerance: float) -> None:
+    """The first output is scikit-learn's, and left-out outputs are those of refits."""
+    assert solution.held_out is not None
+    reference = Reference(given, 0, intercept)
+    expected, *_ = reference.fitted(solution.regularisation)
+    assert given.outputs(solution)[:, 0] == pytest.approx(expected, abs=tolerance)
+    for sample in range(len(given.numbers)):
+        refit = reference.fitted(solution.regularisation, without=sample)[0][sample]
+        assert solution.held_out[sample, 0].item() == pytest.approx(refit, abs=tolerance)
+
+
 def test_features_far_from_zero_do_no_harm() -> None:
     given = samples(offset=1e4, copies=2)
     for solution in given.path():
-        assert solution.held_out is not None
-        reference = Reference(given, 0, True)
-        assert given.outputs(solution)[:, 0] == pytest.approx(reference.fitted(solution.regularisation)[0], abs=1e-8)
-        for sample in range(25):
-            refit = reference.fitted(solution.regularisation, without=sample)[0][sample]
-            assert solution.held_out[sample, 0].item() == pytest.approx(refit, abs=1e-8)
+        check_outputs(solution, given, True, tolerance=1e-8)
 
 
 def degenerate() -> Samples:
@@ -177,12 +183,7 @@ def degenerate() -> Samples:
 def test_dependent_and_constant_features_do_no_harm(intercept: bool) -> None:
     given = degenerate()
     for solution in given.path(intercept=intercept):
-        assert solution.held_out is not None
-        reference = Reference(given, 0, intercept)
-        assert given.outputs(solution)[:, 0] == pytest.approx(reference.fitted(solution.regularisation)[0], abs=1e-7)
-        for sample in range(25):
-            refit = reference.fitted(solution.regularisation, without=sample)[0][sample]
-            assert solution.held_out[sample, 0].item() == pytest.approx(refit, abs=1e-7)
+        check_outputs(solution, given, intercept, tolerance=1e-7)
         assert not intercept or solution.weight[:, -3:].abs().max() < 1e-9
 
 
