@@ -62,11 +62,11 @@ def requests_in(text: str, messages: dict[str, str]) -> tuple[list[str], str]:
     return held, text
 
 
-def days_told(text: str) -> float:
+def days_read(text: str) -> float:
     """What a reader takes for the deadline; two different ones would be an error."""
-    told = {days for pattern, days in POINTS.items() if re.search(pattern, text, re.IGNORECASE)}
+    days_in_text = {days for pattern, days in POINTS.items() if re.search(pattern, text, re.IGNORECASE)}
     if re.search(r"day after tomorrow", text):
-        told.discard(1.0)
+        days_in_text.discard(1.0)
     for number, half, unit, half_after in DURATION.findall(text.lower().replace("half a day", "")):
         if number == "a couple of":
             count = 2.0
@@ -77,9 +77,9 @@ def days_told(text: str) -> float:
             if any(part not in WORDS for part in parts):
                 continue
             count = float(sum(WORDS[part] for part in parts))
-        told.add((count + 0.5 * bool(half or half_after)) * UNITS[unit])
-    assert len(told) == 1, (text, told)
-    return told.pop()
+        days_in_text.add((count + 0.5 * bool(half or half_after)) * UNITS[unit])
+    assert len(days_in_text) == 1, (text, days_in_text)
+    return days_in_text.pop()
 
 
 def test_the_labels_of_a_message_are_the_intents_of_the_messages_that_it_holds(sets: datasets.DatasetDict) -> None:
@@ -141,7 +141,7 @@ def test_the_days_are_those_that_a_reader_finds_in_the_text(deadlines: datasets.
     assert {split: len(deadlines[split]) for split in SPLITS} == SIZES
     for split in SPLITS:
         assert deadlines[split].features["days"] == datasets.Value("float64")
-        assert deadlines[split]["days"][:] == pytest.approx([days_told(text) for text in deadlines[split]["text"]])
+        assert deadlines[split]["days"][:] == pytest.approx([days_read(text) for text in deadlines[split]["text"]])
 
 
 def test_days_spread_from_half_a_day_to_thirty(deadlines: datasets.DatasetDict) -> None:

@@ -44,29 +44,29 @@ def searched(probabilities: Floats, truth: Floats) -> Floats:
         cells, true = probabilities[:, labels], truth[:, labels]
         return max(candidates(cells[~np.isnan(true)]), key=lambda one: f1(cells, true, one))
 
-    def moved(towards: float, own: float, count: int) -> float:
+    def moved(towards: float, searched: float, count: int) -> float:
         weight = count / (count + 5)
-        return float(expit(weight * logit(own) + (1 - weight) * logit(towards)))
+        return float(expit(weight * logit(searched) + (1 - weight) * logit(towards)))
 
     counts = (truth == 1).sum(0)
     few = np.flatnonzero(counts < 25)
     base = np.full(len(counts), shared(np.arange(len(counts))))
     if counts[few].any():
         base[few] = moved(base[0], shared(few), counts[few].sum())
-    own, done = base.copy(), np.array([], int)
+    searched, done = base.copy(), np.array([], int)
     for label in sorted(np.flatnonzero(counts).tolist(), key=lambda one: -counts[one]):
         labels = np.append(done, label)
 
         def gain(one: float, label: int = label, labels: npt.NDArray[np.intp] = labels) -> float:
-            here, thresholds = [label], np.append(own[labels[:-1]], one)
+            here, thresholds = [label], np.append(searched[labels[:-1]], one)
             of_label = f1(probabilities[:, here], truth[:, here], one)
             return of_label / len(labels) + f1(probabilities[:, labels], truth[:, labels], thresholds)
 
-        own[label] = max(
+        searched[label] = max(
             candidates(probabilities[~np.isnan(truth[:, label]), label]), key=lambda one: round(gain(one), 12)
         )
         done = labels
-    return np.array([moved(*one) for one in zip(base, own, counts, strict=True)])
+    return np.array([moved(*one) for one in zip(base, searched, counts, strict=True)])
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])
@@ -112,8 +112,8 @@ def test_the_more_positives_a_label_has_the_nearer_is_its_threshold_to_its_own_b
         truth = np.zeros((800, 2))
         truth[:400, 0] = truth[:positives, 1] = 1
         probabilities = np.where(truth == 1, [0.9, 0.05], [0.3, 0.01])
-        own, shared = logit(0.03), logit(0.6)
-        distances.append((logit(choose_thresholds(probabilities, truth)[1]) - own) / (shared - own))
+        alone, shared = logit(0.03), logit(0.6)
+        distances.append((logit(choose_thresholds(probabilities, truth)[1]) - alone) / (shared - alone))
     assert distances == sorted(distances, reverse=True)
     assert 0 <= distances[-1] < 0.02
 
