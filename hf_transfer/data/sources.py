@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from hf_transfer.data import columns, files, hub_access, samples
+from hf_transfer.data import columns, files, hub_access, samples, tables
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
@@ -19,7 +18,6 @@ SPLIT_NAMES = {
 }
 # A data set as it was read, and what the Hub says of it: None for other data, and without an answer.
 Loaded = tuple[datasets.DatasetDict, hub_access.RepositoryInfo | None]
-TABLE_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 
 
 def load(settings: DataSettings, read: Callable[[Path], datasets.DatasetDict]) -> Loaded:
@@ -53,30 +51,13 @@ def load(settings: DataSettings, read: Callable[[Path], datasets.DatasetDict]) -
             split.data.table.validate(full=True)
         return data, info
     except (DatasetGenerationError, OSError, ValueError, TypeError, RuntimeError, StopIteration) as error:
-        _refuse_other_encoding(path, settings.encoding)
+        tables.refuse_other_encoding(path, settings.encoding)
         empty = isinstance(error, StopIteration)
         raise user_error(
             expected=f"a data set that can be read at {name}",
             found="no rows" if empty else (str(error.__cause__ or error) or type(error).__name__).splitlines()[0],
             do="fix or remove the file that this names" + ("" if path.exists() else ", or repeat the command"),
         ) from error
-
-
-def _refuse_other_encoding(path: Path, encoding: str) -> None:
-    """Name the first bytes of CSV and JSON files that are not valid in `encoding`."""
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        if TABLE_BUILDERS.get(file.suffix.lower()) not in ("csv", "json"):
-            continue
-        try:
-            # Not line by line: in UTF-16 the byte of a line feed is half of a character.
-            file.read_bytes().decode(encoding)
-        except UnicodeDecodeError as error:
-            lines = error.object[: error.start].split(b"\n")
-            raise user_error(
-                expected=f"text in {encoding} in {file}",
-                found=f"line {len(lines)}: byte 0x{error.object[error.start]:02x} at column {len(lines[-1]) + 1}",
-                do="name the file's encoding, for example --encoding latin-1 or cp1252, or save it as UTF-8",
-            ) from error
 
 
 def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) -> datasets.DatasetDict:
@@ -87,7 +68,7 @@ def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) 
         settings: how it is read.
         text_columns: columns whose values are text also where they look like numbers.
     """
-    images, tables = _images_and_tables(path) if path.is_dir() else ([], [path])
+    images, table_files = _images_and_tables(path) if path.is_dir() else ([], [path])
     if images:
         _refuse_capital_splits(path)
         # `datasets` would unpack them.
@@ -95,18 +76,18 @@ def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) 
         if settings.problem_type != "regression":
             files.refuse_guessed_labels(path, (settings.label_column_name or "", *columns.LABEL_NAMES))
         return datasets.load_dataset("imagefolder", data_dir=str(path))
-    if tables:
-        return load_tables(path, tables, settings, text_columns)
+    if table_files:
+        return tables.load_tables(path, table_files, settings, text_columns)
     raise user_error(
-        expected=f"images ({', '.join(sorted(SUFFIXES))}) or tables ({', '.join(TABLE_BUILDERS)}) below {path}",
+        expected=f"images ({', '.join(sorted(SUFFIXES))}) or tables ({', '.join(tables.TABLE_BUILDERS)}) below {path}",
         found=f"{len(files.files_below(path))} files, and none of these kinds",
         do="for images put each class in a folder of its own, as in FOLDER/cat/1.jpg; for texts write a train.csv",
     )
 
 
 def _images_and_tables(folder: Path) -> tuple[list[Path], list[Path]]:
-    tables = [file for file in files.files_below(folder, TABLE_BUILDERS) if not file.name.startswith("metadata.")]
-    return files.files_below(folder, SUFFIXES), tables
+    below = files.files_below(folder, tables.TABLE_BUILDERS)
+    return files.files_below(folder, SUFFIXES), [file for file in below if not file.name.startswith("metadata.")]
 
 
 def unused_files(name: str, loaded: datasets.DatasetDict) -> list[str]:
@@ -114,10 +95,10 @@ def unused_files(name: str, loaded: datasets.DatasetDict) -> list[str]:
     folder = Path(name).expanduser()
     if samples.is_sample(name) or not folder.is_dir():
         return []
-    images, tables = _images_and_tables(folder)
+    images, table_files = _images_and_tables(folder)
     if images:
         return files.unused_images(images, loaded)
-    return files.unused_tables(folder, TABLE_BUILDERS[tables[0].suffix.lower()], tables)
+    return files.unused_tables(folder, tables.TABLE_BUILDERS[table_files[0].suffix.lower()], table_files)
 
 
 def _refuse_capital_splits(folder: Path) -> None:
@@ -130,34 +111,6 @@ def _refuse_capital_splits(folder: Path) -> None:
             found=", ".join(capital),
             do=f"rename them: {', '.join(name.lower() for name in capital)}",
         )
-
-
-def load_tables(
-    source: Path, tables: Sequence[Path], settings: DataSettings, text_columns: Sequence[str]
-) -> datasets.DatasetDict:
-    """Tables of one kind; a file whose name begins with a split's name belongs to that split."""
-    builders = {TABLE_BUILDERS.get(file.suffix.lower()) for file in tables}
-    builder = builders.pop()
-    if builders or builder is None:
-        raise user_error(
-            expected=f"files of one kind among {', '.join(TABLE_BUILDERS)}",
-            found=f"{', '.join(sorted({file.suffix or file.name for file in tables}))} in {source}",
-            do="name one of them, or a folder that has one kind",
-        )
-    files.refuse_compressed(tables)
-    options: dict[str, Any] = {} if builder == "parquet" else {"encoding": settings.encoding}
-    if builder == "csv":
-        # Only an empty field is missing: pandas would also drop texts and labels such as None, NA, null or nan.
-        as_text = dict.fromkeys([*text_columns, *columns.LABEL_NAMES, *columns.TEXT_NAMES], files.text_or_none)
-        options |= {"keep_default_na": False, "na_values": [""], "converters": as_text}
-    if builder == "json":
-        options["parse_agent_traces"] = False
-    if all(file.suffix.lower() == ".tsv" for file in tables):
-        options["sep"] = "\t"
-    where = {"data_dir": str(source)} if source.is_dir() else {"data_files": str(source)}
-    loaded = datasets.load_dataset(builder, **where, **options)
-    files.refuse_surplus_fields(loaded, source)
-    return loaded
 
 
 def _load_from_hub(settings: DataSettings) -> Loaded:
@@ -175,7 +128,7 @@ def _load_from_hub(settings: DataSettings) -> Loaded:
 
 
 def _looks_like_a_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix.lower() in TABLE_BUILDERS
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix.lower() in tables.TABLE_BUILDERS
 
 
 def rename_splits(loaded: datasets.DatasetDict) -> tuple[datasets.DatasetDict, list[str]]:

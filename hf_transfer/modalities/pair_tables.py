@@ -13,7 +13,8 @@ from hf_transfer.data import columns
 from hf_transfer.data.files import files_below
 from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.pictures import SUFFIXES
-from hf_transfer.data.sources import SPLIT_NAMES, TABLE_BUILDERS, load_tables
+from hf_transfer.data.sources import SPLIT_NAMES
+from hf_transfer.data.tables import TABLE_BUILDERS, load_tables
 from hf_transfer.errors import some, user_error
 from hf_transfer.settings.run import MultimodalConfig
 
