@@ -91,7 +91,7 @@ def _costs(run: Run) -> Iterator[str]:
 def _seconds(run: Run, stage: Stage) -> float:
     """Of a stage, from a few batches; every epoch is evaluated on validation."""
     model, groups, loaders = run.prepared.model, run.prepared.groups, run.loaders
-    set_trainable(model, groups, stage.trainable)
+    set_trainable(model, groups, stage.trainable, updates_statistics=stage.updates_statistics)
     evaluation = _seconds_of_a_pass(run, "validation")
     if stage.solved and solvable_layer(model, groups[-1], loaders.target):
         return evaluation + (1 + loaders.views) * _seconds_of_a_pass(run, "train")

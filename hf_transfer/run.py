@@ -29,7 +29,7 @@ from hf_transfer.models.pretrained import AnyCheckpoint
 from hf_transfer.models.towers import output_layers
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.choice import Prepared, choose_strategy, load_model, prepare_model
-from hf_transfer.strategies.freezing import Strategy
+from hf_transfer.strategies.freezing import Strategy, has_batch_norm
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.reporting import Table
 from hf_transfer.targets.table import target_of_model
@@ -141,6 +141,8 @@ class Run:
             epochs=config.training.num_train_epochs, cache_frozen=config.store.cache_frozen,
         )  # fmt: skip
         self.model = self.prepared.model
+        if not has_batch_norm(self.model):
+            config.refuse({"batch_norm_statistics"}, "a model without BatchNorm")
         self.regularisation: Regularisation = self.modality.regularisation(config, self.model, target)
         self.loaders = self._loaders(frozen_prefix=self.prepared.frozen_blocks)
         self._note([*self.prepared.notes, *self.regularisation.notes, *self.loaders.notes])

@@ -67,6 +67,13 @@ def test_errors_are_raised_and_end_no_process(tmp_path: Path) -> None:
         ht.train(
             "sample:digits", "sample:vit-glyphs", output_dir=tmp_path / "c", strategy="linear_probe", mixup_alpha=0.2
         )
+    with pytest.raises(
+        ht.UserError, match="a model without BatchNorm, with which --batch_norm_statistics has no effect"
+    ):
+        ht.train(
+            "sample:digits", "sample:vit-glyphs", output_dir=tmp_path / "e", batch_norm_statistics="updated",
+            max_train_samples_per_class=2,
+        )  # fmt: skip
     with pytest.raises(ht.UserError, match="pandas frame"):
         ht.train([1, 2], "sample:vit-glyphs", output_dir=tmp_path / "d")
 

@@ -10,6 +10,8 @@ from hf_transfer.settings.ranges import BELOW_ONE, COUNTED_FROM_ONE, POSITIVE, a
 ADAPTERS = ("lora", "dora", "ia3", "lokr", "adapter")
 WITH_RANK = ("lora", "dora", "lokr", "adapter")
 SOLVED = ("linear_probe", "lp_ft")
+# In which layers of the backbone learn as a whole.
+FINE_TUNING = ("partial", "gradual", "lp_ft", "full")
 Strategy = Literal[
     "linear_probe", "partial", "gradual", "lp_ft", "full", "scratch", "bitfit", "lora", "dora", "ia3", "lokr", "adapter"
 ]
@@ -44,6 +46,10 @@ class StrategySettings(Topic):
 
     strategy: Strategy = setting("What learns, and when: see docs/strategies.md.", "full")
     trainable_layers: int = setting("How many blocks learn, counted from the head.", 1, at_least(1), one_of("partial"))
+    batch_norm_statistics: Literal["pretrained", "updated"] = setting(
+        "Statistics with which BatchNorm layers normalise: those of the pretrained model, or those of the batches.",
+        "pretrained", one_of(*FINE_TUNING),
+    )  # fmt: skip
     adapter_layers: int | None = setting(
         "Adapters in this many top blocks only (default: in all).", None, at_least(1), one_of(*ADAPTERS)
     )

@@ -33,12 +33,13 @@ def choose_strategy(settings: StrategySettings, *, larger_head: bool = False) ->
 def _strategy(name: str, settings: StrategySettings, larger_head: bool) -> Strategy:
     rank, alpha, dropout = settings.adapter_rank, settings.adapter_alpha, settings.adapter_dropout
     layers = settings.adapter_layers
+    updates = settings.batch_norm_statistics == "updated"
     strategies: dict[str, Strategy] = {
         "linear_probe": freezing.LinearProbe(),
-        "partial": freezing.PartialFineTuning(layers=settings.trainable_layers),
-        "gradual": freezing.GradualUnfreezing(),
-        "lp_ft": freezing.LinearProbeThenFineTuning(),
-        "full": freezing.FullFineTuning(larger_head=larger_head),
+        "partial": freezing.PartialFineTuning(settings.trainable_layers, updates_statistics=updates),
+        "gradual": freezing.GradualUnfreezing(updates_statistics=updates),
+        "lp_ft": freezing.LinearProbeThenFineTuning(updates_statistics=updates),
+        "full": freezing.FullFineTuning(larger_head=larger_head, updates_statistics=updates),
         "scratch": freezing.FromScratch(),
         "bitfit": freezing.BiasTuning(),
         "lora": adapters.LowRankAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),

@@ -59,12 +59,15 @@ class EachTower:
             _by_epoch(strategy.stages(groups_of(tower, groups), epochs)) for tower, strategy in self.towers.items()
         ]
         # A tower whose stages have ended stays in its last one.
-        learns = [
-            learning_parameters([stages[min(epoch, len(stages) - 1)] for stages in by_tower])
-            for epoch in range(max(map(len, by_tower)))
+        together = [
+            [stages[min(epoch, len(stages) - 1)] for stages in by_tower] for epoch in range(max(map(len, by_tower)))
         ]
+        learns = [(learning_parameters(both), any(stage.updates_statistics for stage in both)) for both in together]
         # If the parameters do not change, the stage before goes on.
-        return [Stage(trainable, len(list(run))) for trainable, run in groupby(learns)]
+        return [
+            Stage(trainable, len(list(run)), updates_statistics=updates)
+            for (trainable, updates), run in groupby(learns)
+        ]
 
 
 def _by_epoch(stages: Sequence[Stage]) -> list[Stage]:

@@ -29,11 +29,14 @@ class Stage:
         epochs: length of the stage.
         solved: only the head learns, which is a convex problem: a solver replaces the epochs if the model ends in one
             Linear layer.
+        updates_statistics: BatchNorm layers that learn normalise with the statistics of the batch, and update their
+            running ones; otherwise they normalise with these, which stay as they are.
     """
 
     trainable: frozenset[str]
     epochs: int
     solved: bool = False
+    updates_statistics: bool = False
 
 
 class Strategy(Protocol):
@@ -93,8 +96,22 @@ class LinearProbe(Strategy):
         return [Stage(_parameters(groups[-1:]), epochs, solved=True)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _FineTuning(Strategy):
+    """Pretrained layers learn.
+
+    Attributes:
+        updates_statistics: BatchNorm layers follow the statistics of the training batches. Otherwise they keep those
+            that were pretrained, and only their scale and shift learn: normalised by a small batch, the inputs of each
+            layer differ from those that it was pretrained with, and in a short training the running statistics, with
+            which the model is evaluated, do not follow the weights.
+    """
+
+    updates_statistics: bool = False
+
+
 @dataclass(frozen=True)
-class PartialFineTuning(Strategy):
+class PartialFineTuning(_FineTuning):
     """The top blocks, the final norm and the head learn; the layers below stay as they were pretrained.
 
     Reference: Yosinski, Clune, Bengio and Lipson, "How transferable are features in deep neural networks?",
@@ -117,11 +134,12 @@ class PartialFineTuning(Strategy):
             groups, self.layers, setting="trainable_layers", fewer="lower it, or use --strategy full",
             without="use --strategy linear_probe or full",
         )  # fmt: skip
-        return [Stage(_parameters(groups[groups.index(lowest) :]), epochs)]
+        learns = _parameters(groups[groups.index(lowest) :])
+        return [Stage(learns, epochs, updates_statistics=self.updates_statistics)]
 
 
 @dataclass(frozen=True)
-class GradualUnfreezing(Strategy):
+class GradualUnfreezing(_FineTuning):
     """The head learns first; then, from the top, one more block in each epoch; at the end the whole model.
 
     With fewer epochs than blocks, several blocks are unfrozen at a time. The paper also gives lower blocks a lower
@@ -142,12 +160,13 @@ class GradualUnfreezing(Strategy):
         for number in range(1, count + 1):
             unfrozen = math.ceil(steps * number / count)
             length = 1 if number < count else epochs - count + 1
-            stages.append(Stage(_parameters(groups[steps - unfrozen :]), length))
+            learns = _parameters(groups[steps - unfrozen :])
+            stages.append(Stage(learns, length, updates_statistics=self.updates_statistics))
         return stages
 
 
 @dataclass(frozen=True)
-class LinearProbeThenFineTuning(Strategy):
+class LinearProbeThenFineTuning(_FineTuning):
     """The head is solved on the frozen backbone; after that the whole model learns.
 
     A random head would at first distort the pretrained features.
@@ -161,7 +180,7 @@ class LinearProbeThenFineTuning(Strategy):
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """Two stages: the head, then all parameters."""
         head = Stage(_parameters(groups[-1:]), math.ceil(epochs / 4), solved=True)
-        return [head, Stage(_parameters(groups), epochs)]
+        return [head, Stage(_parameters(groups), epochs, updates_statistics=self.updates_statistics)]
 
 
 @dataclass(frozen=True)
@@ -192,7 +211,7 @@ class BiasTuning(Strategy):
 
 
 @dataclass(frozen=True)
-class FullFineTuning(Strategy):
+class FullFineTuning(_FineTuning):
     """The whole model learns, from the pretrained weights.
 
     Attributes:
@@ -219,7 +238,7 @@ class FullFineTuning(Strategy):
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """One stage: all parameters."""
-        return [Stage(_parameters(groups), epochs)]
+        return [Stage(_parameters(groups), epochs, updates_statistics=self.updates_statistics)]
 
 
 @dataclass(frozen=True)
@@ -228,6 +247,8 @@ class FromScratch(FullFineTuning):
 
     fresh_weights = True
     learning_rate: float = 1e-3
+    # Fresh weights have no statistics to keep.
+    updates_statistics: bool = True
 
 
 def top_blocks(groups: Sequence[Group], count: int, *, setting: str, fewer: str, without: str) -> list[Group]:
@@ -273,11 +294,18 @@ class _Frozen:
         return super().train(False)  # type: ignore[misc,no-any-return]
 
 
-def set_trainable(model: nn.Module, groups: Sequence[Group], names: Set[str]) -> None:
+def set_trainable(
+    model: nn.Module, groups: Sequence[Group], names: Set[str], *, updates_statistics: bool = False
+) -> None:
     """Let exactly the parameters `names` learn; a group in which nothing learns stays in evaluation mode.
 
-    `requires_grad=False` alone would not stop dropout and the update of BatchNorm statistics. In a group in which
-    something learns, a BatchNorm whose scale and shift do not both learn also keeps its statistics.
+    `requires_grad=False` alone would not stop dropout and the update of BatchNorm statistics.
+
+    Args:
+        model: not wrapped.
+        groups: its groups in depth order.
+        names: of the parameters.
+        updates_statistics: let a BatchNorm whose scale and shift both learn update its statistics.
 
     Raises:
         ValueError: the model has no parameter of such a name.
@@ -295,11 +323,22 @@ def set_trainable(model: nn.Module, groups: Sequence[Group], names: Set[str]) ->
             learns = not names.isdisjoint(group.parameters)
         for name in group.modules:
             for module in model.get_submodule(name).modules():
-                _unfreeze(module) if learns and not _keeps_statistics(module) else _freeze(module)
+                follows = not isinstance(module, _BatchNorm) or (updates_statistics and _all_learns(module))
+                _unfreeze(module) if learns and follows else _freeze(module)
 
 
-def _keeps_statistics(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and any(not p.requires_grad for p in module.parameters(recurse=False))
+def unfreeze(model: nn.Module, groups: Sequence[Group]) -> None:
+    """Let all parameters learn, and give every module its own class again, so that the model can be pickled."""
+    set_trainable(model, groups, frozenset(name for name, _ in model.named_parameters()), updates_statistics=True)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a model has layers that keep statistics of batches."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def _all_learns(module: nn.Module) -> bool:
+    return all(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def _freeze(module: nn.Module) -> None:

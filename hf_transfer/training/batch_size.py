@@ -15,7 +15,7 @@ from hf_transfer.errors import user_error
 from hf_transfer.models.groups import Group, evaluating, requiring_gradients
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.choice import Prepared
-from hf_transfer.strategies.freezing import Strategy, learning_parameters, set_trainable
+from hf_transfer.strategies.freezing import Strategy, learning_parameters, set_trainable, unfreeze
 from hf_transfer.training import guard, random_numbers, resuming
 
 # The name under which the sizes are remembered: other batches round differently, so a resumed run must keep them.
@@ -68,7 +68,8 @@ def _measured(
     accelerator: Accelerator, twice: bool,
 ) -> list[int]:  # fmt: skip
     model, groups = prepared.model, prepared.groups
-    learning = learning_parameters(strategy.stages(groups, config.training.num_train_epochs))
+    stages = strategy.stages(groups, config.training.num_train_epochs)
+    learning, updates = learning_parameters(stages), any(stage.updates_statistics for stage in stages)
     model.to(accelerator.device)
 
     def step(size: int) -> None:
@@ -83,7 +84,7 @@ def _measured(
                 _forward(model, loaders, split, None, size, accelerator)
 
     with _unchanged(model, groups), random_numbers.unchanged_random_state(accelerator.device):
-        set_trainable(model, groups, learning)
+        set_trainable(model, groups, learning, updates_statistics=updates)
         model.train()
         train = _largest(step, divisors(samples), model)
         evaluation = _largest(evaluate, divisors(config.training.per_device_eval_batch_size), model)
@@ -155,6 +156,6 @@ def _unchanged(model: nn.Module, groups: Sequence[Group]) -> Iterator[None]:
         try:
             yield
         finally:
-            set_trainable(model, groups, frozenset(name for name, _ in model.named_parameters()))
+            unfreeze(model, groups)
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])

@@ -121,5 +121,6 @@ def _strategy(strategy: Strategy) -> str:
 def _stage(stage: Stage, model: nn.Module) -> dict[str, Any]:
     names = "\n".join(f"{name} {tuple(model.get_parameter(name).shape)}" for name in sorted(stage.trainable))
     return {
-        "parameters": hashlib.sha256(names.encode()).hexdigest(), "epochs": stage.epochs, "solved": stage.solved
+        "parameters": hashlib.sha256(names.encode()).hexdigest(), "epochs": stage.epochs, "solved": stage.solved,
+        "updates_statistics": stage.updates_statistics,
     }  # fmt: skip

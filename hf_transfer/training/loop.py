@@ -18,7 +18,7 @@ from hf_transfer.modalities.modality import Regularisation
 from hf_transfer.models.groups import Group
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.training import TrainingSettings
-from hf_transfer.strategies.freezing import Stage, Strategy, learning_parameters, set_trainable
+from hf_transfer.strategies.freezing import Stage, Strategy, learning_parameters, set_trainable, unfreeze
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.target import Metrics, Target
 from hf_transfer.training.averaging import BestEpochs, greedy_soup, recompute_batch_norm
@@ -68,7 +68,7 @@ def fit(
 
     for number, stage in enumerate(stages):
         # A distributed wrapper averages only gradients that were required when it was built: a stage wraps anew.
-        set_trainable(model, groups, stage.trainable)
+        set_trainable(model, groups, stage.trainable, updates_statistics=stage.updates_statistics)
         state.result.count_trainable()
         solved = state.steps.solved_layer(stage)
         if stage.solved and not solved:
@@ -91,8 +91,7 @@ def fit(
         checkpointing.save_if_due(state)
     checkpointing.wait()
     soup = _load_best(state, loaders, accelerator)
-    # Every module has its own class again: the model can be pickled and trained further like any other.
-    set_trainable(model, groups, frozenset(name for name, _ in model.named_parameters()))
+    unfreeze(model, groups)
     return state.result.finished(soup, state.frozen.seconds, state.frozen.notes)
 
 

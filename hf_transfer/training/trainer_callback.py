@@ -101,7 +101,7 @@ class StrategyCallback(TrainerCallback):
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Restore the classes of the modules, so that the model can be pickled and trained further."""
-        self._enter(Stage(frozenset(name for name, _ in self._model.named_parameters()), 0))
+        self._enter(Stage(frozenset(name for name, _ in self._model.named_parameters()), 0, updates_statistics=True))
         trainable = learning_parameters(self._stages)
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(name in trainable)
@@ -109,7 +109,7 @@ class StrategyCallback(TrainerCallback):
     def _enter(self, stage: Stage) -> None:
         for handle in self._handles:
             handle.remove()
-        set_trainable(self._model, self._groups, stage.trainable)
+        set_trainable(self._model, self._groups, stage.trainable, updates_statistics=stage.updates_statistics)
         others = learning_parameters(self._stages) - stage.trainable if self._distributed else frozenset()
         self._frozen = [parameter for name, parameter in self._model.named_parameters() if name in others]
         for parameter in self._frozen:

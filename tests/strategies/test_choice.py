@@ -37,11 +37,12 @@ from tests.tiny_text_models import save_text_checkpoint, token_ids
 
 TARGET = Classes(("a", "b", "c"))
 ADAPTED: dict[str, Any] = {"adapter_rank": 4, "adapter_alpha": 3.0, "adapter_dropout": 0.2, "adapter_layers": 2}
+UPDATED = {"batch_norm_statistics": "updated"}
 CHOICES: dict[str, tuple[dict[str, Any], Strategy]] = {
     "linear_probe": ({}, LinearProbe()),
     "partial": ({"trainable_layers": 3}, PartialFineTuning(layers=3)),
-    "gradual": ({}, GradualUnfreezing()),
-    "lp_ft": ({}, LinearProbeThenFineTuning()),
+    "gradual": (UPDATED, GradualUnfreezing(updates_statistics=True)),
+    "lp_ft": (UPDATED, LinearProbeThenFineTuning(updates_statistics=True)),
     "full": ({}, FullFineTuning()),
     "scratch": ({}, FromScratch()),
     "bitfit": ({}, BiasTuning()),

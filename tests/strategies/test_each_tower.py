@@ -95,6 +95,18 @@ def test_only_the_named_parameters_change_and_the_saved_model_has_the_same_outpu
         assert strategy in ADAPTERS or torch.equal(loaded[part], live[part]), part
 
 
+@pytest.mark.parametrize(
+    ("image", "text", "updates"),
+    [("full", "full", False), ("scratch", "linear_probe", True), ("full", "scratch", True), ("lora", "partial", False)],
+)
+def test_statistics_of_batches_are_kept_unless_a_tower_starts_from_fresh_weights(
+    image: str, text: str, updates: bool
+) -> None:
+    config = pair_settings(image_strategy=image, text_strategy=text)
+    _, groups, _ = prepared_pair(config)
+    assert choose_strategy(config.strategy).stages(groups, 2)[-1].updates_statistics is updates
+
+
 def test_each_tower_has_its_own_strategy_and_the_longer_one_determines_the_end() -> None:
     """A new stage begins whenever one begins in either tower."""
     config = pair_settings(image_strategy="gradual", text_strategy="lp_ft", num_train_epochs=4)

@@ -15,9 +15,11 @@ from hf_transfer.strategies.freezing import (
     FromScratch,
     FullFineTuning,
     LinearProbe,
+    LinearProbeThenFineTuning,
     PartialFineTuning,
     Strategy,
     set_trainable,
+    unfreeze,
 )
 from tests.tiny_models import ALL, pixels, state, tiny_model
 
@@ -25,6 +27,8 @@ STRATEGIES: dict[str, Strategy] = {
     "linear_probe": LinearProbe(),
     "partial": PartialFineTuning(layers=1),
     "full": FullFineTuning(),
+    "full, updated": FullFineTuning(updates_statistics=True),
+    "partial, updated": PartialFineTuning(layers=1, updates_statistics=True),
     "scratch": FromScratch(),
 }
 ARCHITECTURES = ("vit", "resnet_basic", "mobilenet_v2")
@@ -35,7 +39,8 @@ def prepared(name: str, strategy: Strategy, **settings: Any) -> tuple[PreTrained
     """A traced model whose trainable parameters are those of a strategy."""
     model = tiny_model(name, **settings)
     groups = trace_groups(model, pixels(name))
-    set_trainable(model, groups, strategy.stages(groups, 1)[0].trainable)
+    stage = strategy.stages(groups, 1)[0]
+    set_trainable(model, groups, stage.trainable, updates_statistics=stage.updates_statistics)
     return model, groups
 
 
@@ -57,7 +62,7 @@ def expected_to_learn(name: str, strategy: str) -> set[str]:
         "partial": (parts.blocks[-1], *parts.final, parts.head),
         "full": ("",),
         "scratch": ("",),
-    }[strategy]
+    }[strategy.removesuffix(", updated")]
     return {
         parameter
         for parameter, _ in model.named_parameters()
@@ -77,17 +82,33 @@ def test_exactly_the_named_parameters_change(name: str, strategy: str) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", ["resnet_basic", "resnet_bottleneck", "mobilenet_v2"])
-def test_statistics_of_frozen_groups_do_not_drift(name: str, strategy: str) -> None:
+def test_statistics_follow_the_batches_only_where_they_are_to_and_the_layer_learns(name: str, strategy: str) -> None:
     model, _ = prepared(name, STRATEGIES[strategy])
     before = state(model)
     train(model, name, steps=3)
-    learns = expected_to_learn(name, strategy)
+    follow = strategy == "scratch" or strategy.endswith("updated")
+    learns = expected_to_learn(name, strategy) if follow else set()
     statistics = [key for key in before if key.endswith(STATISTICS)]
     assert len(statistics) >= 15
     for key in statistics:
         norm = key.rpartition(".")[0]
         drifted = not torch.equal(model.state_dict()[key], before[key])
         assert drifted is (f"{norm}.weight" in learns), key
+
+
+def test_a_model_that_keeps_its_statistics_trains_with_the_outputs_that_it_is_evaluated_with() -> None:
+    """Otherwise a head that was solved on the pretrained features starts on features that it has never seen."""
+    model, groups = prepared("resnet_basic", LinearProbeThenFineTuning())
+    stage = LinearProbeThenFineTuning().stages(groups, 1)[1]
+    images = pixels("resnet_basic", rows=4)
+    with torch.no_grad():
+        evaluated = model.eval()(**images).logits
+        set_trainable(model, groups, stage.trainable, updates_statistics=stage.updates_statistics)
+        trained = model.train()(**images).logits
+        set_trainable(model, groups, stage.trainable, updates_statistics=True)
+        updated = model.train()(**images).logits
+    assert torch.equal(trained, evaluated)
+    assert not torch.allclose(updated, evaluated, atol=1e-3)
 
 
 def test_dropout_is_off_in_frozen_groups_and_on_in_learning_ones() -> None:
@@ -135,6 +156,7 @@ def test_unfreezing_restores_the_class_and_the_behaviour() -> None:
     for names in (LinearProbe().stages(groups, 1)[0].trainable, frozenset[str](), everything):
         set_trainable(model, groups, names)
         set_trainable(model, groups, names)
+    unfreeze(model, groups)
     assert [type(module) for module in model.modules()] == classes
     train(model, "resnet_basic", steps=2)
     train(twin, "resnet_basic", steps=2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_transfer.errors import UserError
 from hf_transfer.models.groups import trace_groups
-from hf_transfer.strategies.freezing import BiasTuning, FromScratch, FullFineTuning, Stage, set_trainable
+from hf_transfer.strategies.freezing import BiasTuning, FromScratch, FullFineTuning, Stage
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.training import loop
 from hf_transfer.training.averaging import BestEpochs
@@ -255,11 +255,11 @@ def test_statistics_of_batch_norm_are_restored_with_the_best_epoch(scripted: lis
     """The statistics of a later epoch would not fit the weights."""
     model = tiny_model("resnet_basic")
     groups = trace_groups(model, pixels("resnet_basic"))
-    set_trainable(model, groups, FullFineTuning().stages(groups, 1)[0].trainable)
+    strategy = FullFineTuning(updates_statistics=True)
     config = settings(num_train_epochs=3)
     with start_accelerator(config) as accelerator:
         loaders = loaders_of(accelerator, Rows(16), Rows(10), 8)
-        fitted = loop.fit(model, FullFineTuning(), groups, loaders, config, accelerator)
+        fitted = loop.fit(model, strategy, groups, loaders, config, accelerator)
     assert all(torch.equal(value, scripted[1][name]) for name, value in fitted.model.state_dict().items())
 
 
