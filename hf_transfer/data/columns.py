@@ -58,7 +58,8 @@ TEXT = Role(
     (
         "texts", "sentences", "contents", "review", "reviews", "reviewtext", "reviewbody", "message", "messages",
         "messagetext", "tweet", "tweets", "tweettext", "comment", "comments", "commenttext", "body", "sms", "post",
-        "document", "utterance", "query", "headline", "email", "passage", "description", "caption",
+        "document", "utterance", "query", "headline", "email", "passage", "description", "caption", "title",
+        "subject", "summary", "abstract",
     ),
     ("x",),
 )  # fmt: skip
@@ -187,9 +188,7 @@ def text_column(data: datasets.Dataset, wanted: str | None, settings: DataSettin
         labels = [name for name in data.column_names if may_be(LABEL, name)]
     texts = {name for name, feature in data.features.items() if name not in labels and is_text(feature)}
     candidates = [name for name in data.column_names if name in texts]
-    column = _column(data, wanted, TEXT, candidates, lambda _: [], taken=labels)
-    refuse_other_values(data, column)
-    return column
+    return _column(data, wanted, TEXT, candidates, lambda _: [], taken=labels)
 
 
 def text_pair_column(data: datasets.Dataset, wanted: str, text: str) -> str:

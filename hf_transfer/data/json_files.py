@@ -56,7 +56,7 @@ def read_json(file: Path, encoding: str) -> JsonTable:
     except UnicodeError as error:
         raise encodings.undecodable(file, codec) or error from error
     if not len(table):
-        raise _no_rows(file, "none")
+        raise _no_rows(file)
     return JsonTable(table, lines, notes, f"{digest} {codec}")
 
 
@@ -81,7 +81,9 @@ def _quick(file: Path, codec: str) -> tuple[pa.Table, Lines] | None:
             table = pyarrow.json.read_json(opened, read_options=options)
         except pa.ArrowInvalid:
             return None
-    return (table, np.asarray(numbers, dtype=np.int64)) if len(table) == len(numbers) else None
+    # Arrow makes dates of some texts, and another text of each date.
+    changed = any(pa.types.is_temporal(kind) for kind in table.schema.types)
+    return None if changed or len(table) != len(numbers) else (table, np.asarray(numbers, dtype=np.int64))
 
 
 def _thorough(file: Path, codec: str) -> tuple[pa.Table, Lines]:
@@ -99,7 +101,7 @@ def _thorough(file: Path, codec: str) -> tuple[pa.Table, Lines]:
             do="correct this line",
         ) from error
     if not values:
-        raise _no_rows(file, "none")
+        raise _no_rows(file)
     if len(values) == 1 and text.lstrip()[:1] == "{":
         values = _rows_of_object(file, values[0])
         lines = [0] * len(values)
@@ -212,24 +214,17 @@ def _table(file: Path, rows: Sequence[Any], lines: Lines) -> tuple[pa.Table, Lin
                 do='write each row as an object, such as {"text": "...", "label": "..."}',
             )
     names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: _column(file, name, [row.get(name) for row in rows], lines) for name in names}
-    return pa.table(columns), lines
+    return pa.table({name: _column([row.get(name) for row in rows]) for name in names}), lines
 
 
-def _column(file: Path, name: str, values: Sequence[Any], lines: Lines) -> pa.Array:
+def _column(values: Sequence[Any]) -> pa.Array:
+    """The values of a column; those of different types stay JSON."""
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        first = next(value for value in values if value is not None)
-        kinds = (type(first), type(None))
-        other = next((place for place, value in enumerate(values) if not isinstance(value, kinds)), 0)
-        where = f"line {lines[other]}" if lines[other] else f"row {other + 1}"
-        raise user_error(
-            expected=f"values of one type in column {name!r} of {file}",
-            found=f"{where}: {json.dumps(values[other])[:80]}, after {json.dumps(first)[:80]}",
-            do="write all values of this column in the same way",
-        ) from error
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        texts = pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+        return pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
 
 
-def _no_rows(file: Path, found: str) -> UserError:
-    return user_error(expected=f"rows in {file}", found=found, do="add rows, or remove this file")
+def _no_rows(file: Path) -> UserError:
+    return user_error(expected=f"rows in {file}", found="no rows", do="add rows, or remove this file")

@@ -67,13 +67,18 @@ def files_by_split(folder: Path, files: Sequence[Path]) -> tuple[dict[str, list[
 def notes_on_files(folder: Path, splits: dict[str, list[Path]], unused: Sequence[Path]) -> list[str]:
     """Sentences on which files became which split, if there are several, and on those that are not used."""
     notes = []
-    if sum(map(len, splits.values())) > 1:
+    if any(len(files) > 1 or not _is_plain(files[0].relative_to(folder)) for files in splits.values()):
         parts = [f"{name} from {some(_shown(folder, files))}" for name, files in splits.items()]
         notes.append(f"Files: {'; '.join(parts)}.")
     if unused:
-        first = unused[0].relative_to(folder)
-        notes.append(f"Not used, since they are in no split: {len(unused)} tables, such as {first}.")
+        notes.append(f"Not used, since they are in no split: {len(unused)} tables, such as {unused[0]}.")
     return notes
+
+
+def _is_plain(file: Path) -> bool:
+    """Whether the only file of a split needs no word on it: train.csv, test/any.csv, val-00000-of-00001.parquet."""
+    known = {word for words in SPLIT_NAMES.values() for word in words}
+    return any(re.sub(r"-[0-9]{5}-of-[0-9]{5}$", "", part) in known for part in (file.stem, *file.parent.parts))
 
 
 def _shown(folder: Path, files: Sequence[Path]) -> list[str]:

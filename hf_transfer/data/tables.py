@@ -77,7 +77,8 @@ def load_tables(source: Path, tables: Sequence[Path], settings: DataSettings, te
     chosen = [file for split_files in splits.values() for file in split_files]
     read = read_each(chosen, settings, text_columns, source)
     notes = notes_on_files(source, splits, unused) + [note for table in read.values() for note in table.notes]
-    return joined({split: {file: read[file] for file in split_files} for split, split_files in splits.items()}, notes)
+    whole = joined({split: {file: read[file] for file in split_files} for split, split_files in splits.items()}, notes)
+    return whole._replace(data=_with_all_columns(whole.data))
 
 
 def joined(splits: Mapping[str, Mapping[Path, Table]], notes: Sequence[str] = ()) -> Tables:
@@ -97,6 +98,16 @@ def joined(splits: Mapping[str, Mapping[Path, Table]], notes: Sequence[str] = ()
             np.concatenate([table.lines for table in tables.values()]),
         )
     return Tables(data, origins, list(notes))
+
+
+def _with_all_columns(data: datasets.DatasetDict) -> datasets.DatasetDict:
+    """Splits with the columns of training; those that a split lacks have no values there, as labels withheld."""
+    for split, rows in data.items():
+        for name, feature in data.get("train", rows).features.items():
+            if name not in rows.column_names:
+                rows = rows.add_column(name, [None] * len(rows), feature=feature)
+        data[split] = rows
+    return data
 
 
 def _of_the_same_types(tables: Mapping[Path, Table]) -> list[datasets.Dataset]:

@@ -50,6 +50,7 @@ class TextModality(Modality[TextConfig]):
         """See `Modality.select`."""
         train = loaded["train"]
         chosen = [columns.text_column(train, config.text.text_column_name, config.data)]
+        columns.refuse_other_values(train, chosen[0])
         if (pair := config.text.text_pair_column_name) is not None:
             chosen.append(columns.text_pair_column(train, pair, chosen[0]))
         texts = {name: columns.texts(split, chosen) for name, split in loaded.items()}
