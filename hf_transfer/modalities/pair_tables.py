@@ -69,7 +69,7 @@ def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]
         tables, named = _with_files(tables, column, folder.resolve())
     if path.is_dir() and (column is not None or embedded):
         _refuse_unnamed(folder, named)
-    notes = notes_on_files(folder, splits, []) + [note for table in read.values() for note in table.notes]
+    notes = notes_on_files(path, splits, []) + [note for table in read.values() for note in table.notes]
     with_images = {file: table._replace(data=tables[file]) for file, table in read.items()}
     whole = joined({split: {file: with_images[file] for file in splits[split]} for split in splits})
     return Loaded(whole.data, origins=whole.origins, notes=notes)
