@@ -137,8 +137,8 @@ def stays_text(name: str) -> bool:
 
 
 def is_usual(name: str) -> bool:
-    """Whether a name is a usual one for a column of images, texts or labels."""
-    return any(may_be(role, name) for role in ROLES.values())
+    """Whether a name of more than a letter or two is a usual one for a column of images, texts or labels."""
+    return any(may_be(role._replace(last=()), name) for role in ROLES.values())
 
 
 def by_name(names: Sequence[str], role: Role) -> list[str]:

@@ -95,9 +95,9 @@ def _thorough(file: Path, codec: str) -> tuple[pa.Table, Lines]:
         else:
             values, lines = _one_after_another(text)
     except json.JSONDecodeError as error:
-        # What is missing at the end of a line is noticed at the beginning of the next one.
-        until = len(text[: error.pos].rstrip())
-        fault = error if error.colno > 1 else json.JSONDecodeError(error.msg, text, until)
+        # A sign that is missing at the end of a line is noticed at the beginning of the next one.
+        is_sign = error.msg.startswith("Expecting '")
+        fault = json.JSONDecodeError(error.msg, text, len(text[: error.pos].rstrip())) if is_sign else error
         raise user_error(
             expected=f"JSON in {file}: {FORMS}",
             found=f"line {fault.lineno}, column {fault.colno}: {fault.msg}",
