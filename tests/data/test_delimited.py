@@ -30,7 +30,7 @@ def rows(path: Path, encoding: str = "utf-8", delimiter: str | None = None) -> l
 
 
 def lines(path: Path) -> list[int]:
-    return read_delimited(path, "utf-8").lines.tolist()
+    return list(read_delimited(path, "utf-8").lines.tolist())
 
 
 @limits(max_examples=150, deadline=None)
