@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hf_transfer.checkpoints.caches import usable_caches
 from hf_transfer.data.batches import Loaders
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.hub_access import is_hub_id
@@ -325,8 +326,10 @@ def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahe
     Raises:
         UserError: the folder holds other files or another run, or the precision is not available on this machine.
     """
-    with start_accelerator(config) as accelerator:
+    with start_accelerator(config) as accelerator, usable_caches(config.store.cache_dir) as note:
         results = None if ahead else run_folder.results_or_start(config, accelerator)
+        if note and results is None:
+            accelerator.print(note)
         with closing(Run(config, accelerator, data, results)) as run, explained_worker_failures():
             yield run
 

@@ -51,6 +51,7 @@ def load(settings: DataSettings, read: Callable[[Path], datasets.DatasetDict]) -
             split.data.table.validate(full=True)
         return data, info
     except (DatasetGenerationError, OSError, ValueError, TypeError, RuntimeError, StopIteration) as error:
+        hub_access.refuse_cache_without_rights(error)
         tables.refuse_other_encoding(path, settings.encoding)
         empty = isinstance(error, StopIteration)
         raise user_error(

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hf_transfer.errors import UserError, user_error
@@ -16,6 +17,7 @@ from hf_transfer.errors import UserError, user_error
 SECONDS_TO_END = 1.0
 # In the messages of torch and of the system.
 SHARED_MEMORY = ("shared memory", "Bus error", "shm_open", "from file </torch_", "to file </torch_")
+DOCKER = "in docker add --shm-size=8g (or --ipc=host) to `docker run`"
 OPEN_FILES = ("Too many open files", "ancdata")
 # Where a message begins that a worker has sent, and where the message itself is in it.
 FROM_WORKER, OF_USER_ERROR = "Caught UserError in DataLoader worker", "UserError: "
@@ -91,7 +93,7 @@ def worker_failure(error: BaseException, kept: str = "") -> UserError | None:
         return user_error(
             expected="enough shared memory (/dev/shm) for what loader workers send to the main process",
             found=_with(_last_line(text), kept),
-            do=f"{fewer}; in docker add --shm-size=8g (or --ipc=host) to `docker run`",
+            do=f"{fewer}; {DOCKER}",
         )
     if any(sign in text for sign in OPEN_FILES):
         return user_error(
@@ -103,7 +105,7 @@ def worker_failure(error: BaseException, kept: str = "") -> UserError | None:
         return user_error(
             expected="loader workers that run until the end",
             found=_with(text.splitlines()[0], kept),
-            do=f"run it again; if it happens again the host is out of memory: {fewer}",
+            do=f"run it again; if it happens again the host is out of memory, or of shared memory: {fewer}; {DOCKER}",
         )
     return None
 
@@ -111,14 +113,14 @@ def worker_failure(error: BaseException, kept: str = "") -> UserError | None:
 def _lacks_semaphores(error: BaseException) -> bool:
     """Whether a queue to a worker could not be made: its semaphores are in shared memory, too."""
     frames = traceback.extract_tb(error.__traceback__)
-    made = bool(frames) and frames[-1].filename.replace("\\", "/").endswith("multiprocessing/synchronize.py")
+    made = any(Path(frame.filename).parts[-2:] == ("multiprocessing", "synchronize.py") for frame in frames)
     return made and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOSYS, errno.EACCES)
 
 
 def _last_line(text: str) -> str:
     """The message in a worker's traceback."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines and lines[0].startswith("Caught ") else lines[0]
+    return lines[-1].partition("Error: ")[2] or lines[-1] if lines[0].startswith("Caught ") else lines[0]
 
 
 def _with(found: str, kept: str) -> str:
