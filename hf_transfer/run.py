@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hf_transfer.checkpoints.caches import usable_caches
 from hf_transfer.data.batches import Loaders
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.splits import Splits
-from hf_transfer.evaluation import further_metrics, run_folder
+from hf_transfer.data.workers import explained_worker_failures
+from hf_transfer.evaluation import further_metrics, inputs, run_folder
 from hf_transfer.evaluation.parts import worth_of_parts
-from hf_transfer.evaluation.report import results_table, write_report
+from hf_transfer.evaluation.report import results_table, shown_again, write_report
 from hf_transfer.evaluation.results import PART, Results, Scores
 from hf_transfer.hub.publish import Published
 from hf_transfer.hub.runs import prepare_to_publish, publish_run, push_run
@@ -67,6 +70,7 @@ class Run:
         self.modality: Modality[Any] = modality_named(config.recipe)
         self.notes: list[str] = []
         self._started = time.perf_counter()
+        self._was_finished = results is not None
         self._until_end = ExitStack()
 
     @property
@@ -93,6 +97,7 @@ class Run:
         saved = {} if config.trains() else saved_description(self.checkpoint.parts[0])
         self.preprocessing = modality.preprocessing(self.checkpoint, config, saved)
         data_config = config if config.trains() else modality.as_trained(config, self.preprocessing)
+        self._inputs = inputs.fingerprints(config) if self.accelerator.is_main_process else {}
         with self.accelerator.main_process_first():
             self.splits = load_splits(data_config, modality, self._data)
         self._note(self.splits.describe())
@@ -155,7 +160,8 @@ class Run:
             UserError: the folder cannot be used, memory or disk is full, or a loss is not finite.
             Interrupted: a signal asked the run to end; a checkpoint has been written.
         """
-        self._until_end.enter_context(run_folder.open_run_folder(self.config, self.accelerator))
+        needed = run_folder.size_of_model(self.model) if self.config.trains() else 0
+        self._until_end.enter_context(run_folder.open_run_folder(self.config, self.accelerator, needed))
         if not self.config.trains():
             self.fitted = Fit(self.model)
             return self.fitted
@@ -227,6 +233,8 @@ class Run:
         if not self.accelerator.is_main_process or self.results is None:
             return
         print(results_table(self.results, self.config.output.output_dir))
+        if self._was_finished:
+            print(*shown_again(self.results, self.config), sep="\n")
         publish_run(self.config)
 
     def push_to_hub(self, repository: str, *, private: bool = True) -> Published:
@@ -296,6 +304,8 @@ class Run:
             threads=torch.get_num_threads(),
             processes=int(os.environ.get("WORLD_SIZE", "1")),
             versions=versions(),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            inputs=self._inputs,
         )
 
     def _commits(self) -> dict[str, str | None]:
@@ -318,9 +328,11 @@ def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahe
     Raises:
         UserError: the folder holds other files or another run, or the precision is not available on this machine.
     """
-    with start_accelerator(config) as accelerator:
-        results = None if ahead else run_folder.finished_results(config)
-        with closing(Run(config, accelerator, data, results)) as run:
+    with start_accelerator(config) as accelerator, usable_caches(config.store.cache_dir) as note:
+        results = None if ahead else run_folder.results_or_start(config, accelerator)
+        if note and results is None:
+            accelerator.print(note)
+        with closing(Run(config, accelerator, data, results)) as run, explained_worker_failures():
             yield run
 
 

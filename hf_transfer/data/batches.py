@@ -4,9 +4,10 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hf_transfer.data.splits import Split
+from hf_transfer.data.workers import end_workers, end_workers_at_exit
 from hf_transfer.interruption import ignore_signals
 from hf_transfer.settings.training import TrainingSettings
 from hf_transfer.targets.target import Target
@@ -83,6 +85,7 @@ class Loaders:
         notes: what happened to the samples on the way, in sentences.
         without_first_layers: makes the same loaders without the work that only the first layers need: inputs have the
             right shape, but pixels are all zero. None: there is no such work.
+        resumed: data loaders of the rest of an epoch, as long as they are in use.
     """
 
     target: Target
@@ -94,6 +97,7 @@ class Loaders:
     cycle: int = 1
     notes: tuple[str, ...] = ()
     without_first_layers: "Callable[[], Loaders] | None" = None
+    resumed: "WeakSet[Any]" = field(default_factory=WeakSet)
 
     def of(self, split: str) -> Any:
         """The data loader of a split."""
@@ -105,13 +109,11 @@ class Loaders:
 
     def close(self) -> None:
         """End the worker processes; a loader that is used again starts new ones."""
-        for prepared in (self.train, self.validation, self.test):
+        for prepared in (self.train, self.validation, self.test, *self.resumed):
             loader = getattr(prepared, "base_dataloader", prepared)
-            # torch keeps persistent workers in this attribute, and has no public way to end them: without this they
-            # would run until the last reference to the loader is gone.
-            if loader._iterator is not None:
-                loader._iterator._shutdown_workers()
-                loader._iterator = None
+            # torch keeps persistent workers in this attribute.
+            end_workers(loader._iterator)
+            loader._iterator = None
 
     def some_samples(
         self, split: str, positions: Iterable[int], epoch: int | None, device: torch.device
@@ -172,6 +174,7 @@ def loader_of(
     collate: Callable[[Any], Batch] | None = None,
 ) -> Any:  # fmt: skip
     """A data loader whose batches are divided among the processes."""
+    end_workers_at_exit()
     batches: DataLoader[Batch] = DataLoader(
         rows,
         batch_size=batch_size,

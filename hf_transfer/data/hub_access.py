@@ -1,5 +1,7 @@
 """One short request to the Hub before anything relies on it; all files are then those of the commit that it named."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +18,15 @@ from hf_transfer.data.samples import is_sample
 from hf_transfer.errors import user_error
 
 ANSWER_WITHIN_SECONDS = 3.0
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Where HF_HOME cannot be written to: see `checkpoints.caches`.
+other_home: Path | None = None
+SET_HOME = "set HF_HOME to a folder that you can write to"
 
 
 def cache_folder(named: str | None) -> Path:
     """The folder for results of checks and for activations: the one in the settings, or one beside the Hub's cache."""
-    return Path(named) if named else Path(constants.HF_HOME) / "hf_transfer"
+    return Path(named) if named else (other_home or Path(constants.HF_HOME)) / "hf_transfer"
 
 
 def is_valid_name(repository: str) -> bool:
@@ -115,6 +121,25 @@ def unreachable(repository: str, *, kind: Literal["model", "dataset"], setting: 
         found=f"no answer from {constants.ENDPOINT} and no copy in {constants.HF_HOME}",
         do=f"connect to the network, or point --{setting} at a local folder",
     )
+
+
+def refuse_cache_without_rights(error: BaseException | None) -> None:
+    """Name HF_HOME if an error, or one of its causes, is that the cache of the Hub cannot be written to.
+
+    Raises:
+        UserError: it is.
+    """
+    roots = [Path(root) for root in (constants.HF_HOME, constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE)]
+    cause = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in NOT_WRITABLE and cause.filename:
+            path = Path(os.fsdecode(cause.filename)).absolute()
+            # A missing folder is created from above.
+            if any(path.is_relative_to(root) or root.is_relative_to(path) for root in roots):
+                raise user_error(
+                    expected="a cache that can be written to", found=f"{cause.strerror}: {path}", do=SET_HOME
+                ) from error
+        cause = cause.__cause__ or cause.__context__
 
 
 @contextmanager

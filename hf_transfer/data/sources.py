@@ -63,6 +63,7 @@ def load(settings: DataSettings, read: Callable[[Path], Loaded]) -> Loaded:
             split.data.table.validate(full=True)
         return loaded
     except (DatasetGenerationError, OSError, ValueError, TypeError, RuntimeError, StopIteration) as error:
+        hub_access.refuse_cache_without_rights(error)
         if path.exists() and (other := _of_other_encoding(path, settings.encoding)):
             raise other from error
         empty = isinstance(error, StopIteration)

@@ -1,11 +1,14 @@
 """The report of a finished run: report.md, and the table on the screen."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
+from hf_transfer.evaluation import inputs
 from hf_transfer.evaluation.pictures import draw, draw_curves, kept_epochs
-from hf_transfer.evaluation.results import Results
+from hf_transfer.evaluation.results import RESULTS_FILE, Results
 from hf_transfer.evaluation.templates import render
+from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.reporting import Picture
 
 REPORT_FILE = "report.md"
@@ -35,3 +38,18 @@ def results_table(results: Results, output_dir: str) -> str:
     return render(
         "evaluation/screen.txt.jinja", results=results, report=report, model=model if model.is_dir() else None
     )
+
+
+def shown_again(results: Results, config: RunConfig) -> list[str]:
+    """Sentences for a run that was finished before: when, how to train again, and which of its inputs have changed.
+
+    Args:
+        results: of the run.
+        config: its settings.
+    """
+    written = (Path(config.output.output_dir) / RESULTS_FILE).stat().st_mtime
+    finished = datetime.fromisoformat(results.finished) if results.finished else datetime.fromtimestamp(written, UTC)
+    return [
+        f"From the run of {finished:%Y-%m-%d %H:%M} UTC; nothing was trained now. --overwrite_output_dir trains again.",
+        *inputs.changes(config, results.inputs),
+    ]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -76,6 +76,8 @@ class Results:
         threads: of each process.
         processes: of the run.
         versions: of what the figures depend on.
+        finished: when the run ended, in ISO 8601; empty in results of earlier versions.
+        inputs: by setting, what is known of the local files that the run has read: see `inputs.fingerprint`.
     """
 
     schema: int = SCHEMA
@@ -108,6 +110,8 @@ class Results:
     threads: int
     processes: int
     versions: dict[str, str]
+    finished: str = ""
+    inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def target(self) -> type[Target]:
@@ -194,7 +198,7 @@ class Results:
             for key, form in content["tables"].items()
         ]
         baseline = content.get("baseline") and Baseline(**content["baseline"])
-        plain = {name: content[name] for name in _plain_fields(cls)}
+        plain = {name: content[name] for name in _plain_fields(cls) if name in content}
         return cls(**plain, scores=scores, tables=tables, baseline=baseline)
 
 

@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 
-from hf_transfer.errors import user_error
+from hf_transfer.checkpoints.earlier import EARLIER_RUN, EarlierRun, is_there
+from hf_transfer.checkpoints.files import free_bytes, in_units
+from hf_transfer.errors import UserError, user_error
+from hf_transfer.evaluation import inputs
 from hf_transfer.evaluation.results import RESULTS_FILE, Results
 from hf_transfer.modalities.modality import Preprocessing, save_preprocessing
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
@@ -24,6 +27,7 @@ from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.adapter_files import adapter_of, adapter_settings, load_adapter, merged, save_adapter
 from hf_transfer.targets.table import TARGETS, target_of_model, write_settings
 from hf_transfer.targets.target import Target
+from hf_transfer.training.resuming import FOLDER as CHECKPOINTS_FOLDER
 
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
@@ -79,20 +83,61 @@ def finished_run(out: Path) -> tuple[Results, Path]:
         raise user_error(
             expected=f"a finished run in {out}: {RESULTS_FILE} and {MODEL_FOLDER}/",
             found="a folder without them" if out.is_dir() else "no such folder",
-            do="name the --output_dir of a run, and finish the run first: the same command resumes it",
+            do=f"name {earlier}, the run that it was to replace"
+            if (earlier := out / EARLIER_RUN).is_dir()
+            else "name the --output_dir of a run, and finish the run first: the same command resumes it",
         )
     return Results.read(out), model
 
 
-@contextmanager
-def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Iterator[Path]:
-    """Lock and prepare the folder: files of an earlier run are removed, all others stay, the settings are written.
+def results_or_start(config: RunConfig, accelerator: Accelerator) -> Results | None:
+    """The results of the run, if it is finished; else None, and the run may start.
 
-    The checkpoints of an interrupted run stay, unless it is to start again. Only the main process writes, and not
-    before all processes have looked at the folder.
+    What a killed process has left of an earlier run in `--output_dir` is put right first.
 
     Raises:
-        UserError: the folder cannot be written to, or another run is writing into it.
+        UserError: the folder holds other files or another run, or the run would replace files that it reads.
+    """
+    _settle_earlier_run(Path(config.output.output_dir), accelerator)
+    results = finished_results(config)
+    if results is None and (present := earlier_run(Path(config.output.output_dir)).present()):
+        inputs.refuse_replaced_inputs(config, present)
+    return results
+
+
+def _settle_earlier_run(folder: Path, accelerator: Accelerator) -> None:
+    earlier = earlier_run(folder)
+    if accelerator.is_main_process and any(map(is_there, (earlier.aside, earlier.moving))):
+        try:
+            # If another run holds the lock, that one will do it.
+            with suppress(UserError), locked(folder):
+                print(earlier.settle())
+        except OSError as error:
+            raise _not_writable(error) from error
+    accelerator.wait_for_everyone()
+
+
+def earlier_run(folder: Path) -> EarlierRun:
+    """The earlier run in a folder, if there is one."""
+    names = (*(name for name in OURS if name != RESULTS_FILE), CHECKPOINTS_FOLDER)
+    return EarlierRun(folder, CONFIG_FILE, RESULTS_FILE, names, MODEL_FOLDER, CHECKPOINTS_FOLDER)
+
+
+@contextmanager
+def open_run_folder(config: RunConfig, accelerator: Accelerator, needed: int = 0) -> Iterator[Path]:
+    """Lock and prepare the folder: files of an earlier run are moved aside, all others stay, the settings are written.
+
+    At the end they are removed if the run is finished, and brought back if it has left nothing: see `EarlierRun`. The
+    checkpoints of an interrupted run stay, unless it is to start again. Only the main process writes, and not before
+    all processes have looked at the folder.
+
+    Args:
+        config: the settings.
+        accelerator: the processes.
+        needed: bytes of the model that will be written.
+
+    Raises:
+        UserError: the folder cannot be written to, it has too little room, or another run is writing into it.
     """
     folder = Path(config.output.output_dir)
     accelerator.wait_for_everyone()
@@ -103,15 +148,27 @@ def open_run_folder(config: RunConfig, accelerator: Accelerator) -> Iterator[Pat
         try:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder))
-            _prepare(folder, config)
+            _prepare(folder, config, needed)
         except OSError as error:
-            raise user_error(
-                expected="an --output_dir that can be written to", found=str(error), do="name another folder"
-            ) from error
-        yield folder
+            raise _not_writable(error) from error
+        try:
+            yield folder
+        finally:
+            _print(earlier_run(folder).settle())
 
 
-def _prepare(folder: Path, config: RunConfig) -> None:
+def _not_writable(error: OSError) -> UserError:
+    return user_error(expected="an --output_dir that can be written to", found=str(error), do="name another folder")
+
+
+def _print(sentence: str) -> None:
+    if sentence:
+        print(sentence)
+
+
+def _prepare(folder: Path, config: RunConfig, needed: int) -> None:
+    earlier = earlier_run(folder)
+    _print(earlier.settle())
     if finished_results(config):
         # Finished while this process was loading: those results must not be removed.
         raise user_error(
@@ -119,16 +176,25 @@ def _prepare(folder: Path, config: RunConfig) -> None:
             found="that another process has just finished it",
             do="repeat the command: it prints the results",
         )
-    # The results are removed first and the settings never: interrupted anywhere here, the run counts as unfinished.
+    _refuse_without_room(folder, needed)
+    # The settings are never missing, and the results go first: interrupted anywhere here, the run is not finished.
     starts_again = config.output.overwrite_output_dir or config.checkpoints.no_resume or config.output.evaluate_only
-    for name in (*OURS, "checkpoints") if starts_again else OURS:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    if starts_again:
+        _print(earlier.move_aside())
+    else:
+        earlier.remove_unfinished()
     config.save(folder / PARTIAL_CONFIG)
     (folder / PARTIAL_CONFIG).replace(folder / CONFIG_FILE)
+
+
+def _refuse_without_room(folder: Path, needed: int) -> None:
+    """Refuse a model for which there is no room beside the files that are in the folder, or are kept aside in it."""
+    if needed > (free := free_bytes(folder)):
+        raise user_error(
+            expected=f"room for a model of {in_units(needed)} in {folder}",
+            found=f"{in_units(free)} free; an earlier run in this folder stays until this one is finished",
+            do=f"make room, name another --output_dir, or remove an earlier run first: rm -r {folder}",
+        )
 
 
 @contextmanager
@@ -243,6 +309,14 @@ def load_finished(checkpoint: Checkpoint, target: Target) -> nn.Module:
     settings = adapter_settings(folder)
     base = Checkpoint(settings["base_model_name_or_path"], settings.get("revision") or "main", checkpoint.task)
     return load_adapter(folder, base.classifier(target, seed=0, fresh_weights=False))
+
+
+def size_of_model(model: nn.Module) -> int:
+    """Bytes of the weights that `save_model` would write: of a model with adapters, those that are not its base's."""
+    names = (
+        {name for name, one in model.named_parameters() if one.requires_grad} if isinstance(model, PeftModel) else None
+    )
+    return sum(value.nbytes for name, value in model.state_dict().items() if names is None or name in names)
 
 
 def peak_memory_bytes() -> dict[str, int]:

@@ -5,7 +5,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,9 @@ from tqdm import tqdm
 
 from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.data.hub_access import cache_folder
+from hf_transfer.data.workers import end_workers
 from hf_transfer.frozen.store import Chunk, Column, Store, digest_of
+from hf_transfer.interruption import ignore_signals
 from hf_transfer.settings.store import StoreSettings
 from hf_transfer.versions import versions
 
@@ -135,8 +138,11 @@ def fill(stores: Mapping[Part, Store], compute: Compute, passes: Passes) -> floa
         total = sum(len(store.chunks[number]) for number in missing)
         hidden = not accelerator.is_main_process or not sys.stderr.isatty() or not missing
         title = f"frozen layers, {split}" if view is None else f"frozen layers, {split}, view {view + 1}"
-        with tqdm(total=total, desc=title, unit=" samples", leave=False, disable=hidden) as progress:
-            for number, tensors in computed(store, missing, compute, passes, (split, view)):
+        with (
+            tqdm(total=total, desc=title, unit=" samples", leave=False, disable=hidden) as progress,
+            closing(computed(store, missing, compute, passes, (split, view))) as chunks,
+        ):
+            for number, tensors in chunks:
                 store.write(number, tensors)
                 progress.update(len(store.chunks[number]))
         accelerator.wait_for_everyone()
@@ -145,7 +151,7 @@ def fill(stores: Mapping[Part, Store], compute: Compute, passes: Passes) -> floa
 
 def computed(
     store: Store, numbers: Sequence[int], compute: Compute, passes: Passes, part: Part
-) -> Iterator[tuple[int, list[Tensor]]]:
+) -> Generator[tuple[int, list[Tensor]], None, None]:
     """Compute chunks of a store: the number and the columns of each.
 
     Within a chunk, texts of similar length share a batch. No batch belongs to two chunks, so the content of a chunk
@@ -159,20 +165,22 @@ def computed(
         batch_sampler=[positions for batches_of_chunk in batches.values() for positions in batches_of_chunk],
         num_workers=source.num_workers,
         collate_fn=source.collate_fn,
+        worker_init_fn=ignore_signals,
         # Without a generator the loader draws from torch's global one, as dropout does: the store would change a run.
         generator=torch.Generator(),
     )
     collated = iter(samples)
-    for number, batches_of_chunk in batches.items():
-        chunk = Chunk(store.columns)
-        for positions in batches_of_chunk:
-            inputs, targets, counted, _ = loaders.to_inputs(next(collated), accelerator.device, split, view)
-            with accelerator.autocast():
-                tensors = compute(inputs)
-            chunk.put(positions, [*tensors, targets, counted], inputs.get("attention_mask"))
-        yield number, chunk.in_order()
-    # At the end of the samples the loader's processes end; else they would with its last reference.
-    next(collated, None)
+    try:
+        for number, batches_of_chunk in batches.items():
+            chunk = Chunk(store.columns)
+            for positions in batches_of_chunk:
+                inputs, targets, counted, _ = loaders.to_inputs(next(collated), accelerator.device, split, view)
+                with accelerator.autocast():
+                    tensors = compute(inputs)
+                chunk.put(positions, [*tensors, targets, counted], inputs.get("attention_mask"))
+            yield number, chunk.in_order()
+    finally:
+        end_workers(collated)
 
 
 def measured_costs(store: Store, compute: Compute, passes: Passes) -> tuple[float, float, float]:

@@ -37,6 +37,7 @@ def loading_errors(name: str) -> Iterator[None]:
     except (UserError, AssertionError, MemoryError):
         raise
     except Exception as error:
+        hub_access.refuse_cache_without_rights(error)
         # A damaged or hostile file can cause any error in transformers and tokenizers; all mean the same here.
         if "use_safetensors=True" in str(error) or _only_pickles(Path(name).expanduser()):
             raise user_error(

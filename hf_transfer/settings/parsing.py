@@ -67,7 +67,7 @@ def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
             a setting that has no effect on the run.
     """
     flags = list(argv)
-    path = _config_path(flags)
+    path = config_path(flags)
     from_file = [] if path is None else file_as_arguments(path, config_class)
     config = _parsed(config_class, [*from_file, *flags])
     ineffective = config.ineffective()
@@ -150,7 +150,7 @@ def _parsed(config_class: type[Config], arguments: list[str]) -> Config:
     return config_class(**dict(zip(topics, parsed, strict=True)))
 
 
-def _config_path(argv: Sequence[str]) -> Path | None:
+def config_path(argv: Sequence[str]) -> Path | None:
     """The file of settings that a command line names; a missing name is an error of the whole command line."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path, nargs="?")

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
+from hf_transfer.training.launching import check_launch, runs_on_cpus, waiting_explained
 from hf_transfer.training.random_numbers import unchanged_random_state
 from hf_transfer.training.sharding import start_sharding
 
@@ -25,11 +26,15 @@ def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
     also after an error, accelerate's shared state and the global random numbers are as they were before.
 
     Raises:
-        UserError: the precision or a tracker is not available on this machine.
+        UserError: the precision or a tracker is not available on this machine, or the environment has variables of a
+            launcher that do not belong together.
     """
     training = config.training
+    if not PartialState._shared_state:
+        check_launch()
     with _own_shared_state():
-        accelerator = _accelerator(config)
+        with waiting_explained():
+            accelerator = _accelerator(config)
         start_sharding(training, accelerator)
         if training.fp16 and accelerator.device.type == "cpu":
             raise user_error(
@@ -45,8 +50,11 @@ def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
 
 def _accelerator(config: RunConfig) -> Accelerator:
     training, trackers = config.training, [name for name in config.output.report_to if name != "none"]
+    # A program that has connected its processes itself has chosen the devices, too.
+    on_cpus = not PartialState._shared_state and runs_on_cpus()
     try:
         return Accelerator(
+            cpu=on_cpus,
             mixed_precision="bf16" if training.bf16 else "fp16" if training.fp16 else "no",
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             log_with=trackers or None,

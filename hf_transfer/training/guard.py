@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from hf_transfer.errors import user_error
+from hf_transfer.data.workers import worker_failure
+from hf_transfer.errors import UserError, user_error
 from hf_transfer.interruption import Interrupted, Request
 from hf_transfer.settings.training import TrainingSettings
 from hf_transfer.training.resuming import Checkpointing, LastCheckpoint, RunState, largest_of_all
@@ -134,16 +135,12 @@ def explained_failures(training: TrainingSettings, checkpointing: Checkpointing)
     """Turn torch's errors on full memory and on dead loader workers into messages that say what to do."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (UserError, MemoryError, RuntimeError, OSError) as error:
+        if explained := worker_failure(error):
+            # Only now: it waits for the checkpoint that is being written.
+            raise worker_failure(error, checkpointing.last_checkpoint().sentence) or explained from error
         # Python's own error on full memory has no message.
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if reason.startswith("DataLoader worker"):
-            raise user_error(
-                expected="loader workers that run until the end",
-                found=f"{reason} {checkpointing.last_checkpoint().sentence}",
-                do="run it again; if it happens again the host is out of memory: use fewer --dataloader_num_workers, "
-                "or 0",
-            ) from error
         if not is_out_of_memory(error):
             raise
         raise user_error(

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
@@ -197,8 +198,12 @@ def train_epoch(learner: Learner, loaders: Loaders, state: RunState, guard: Guar
 def remaining_batches(loaders: Loaders, epoch: int, done: int) -> Iterable[Batch]:
     """The batches of an epoch after the first `done` ones, whose samples are not read."""
     loaders.train.set_epoch(epoch)
-    remaining: Iterable[Batch] = loaders.train if done == 0 else skip_first_batches(loaders.train, done)
-    return remaining
+    if done == 0:
+        return loaders.train  # type: ignore[no-any-return]
+    remaining: Any = skip_first_batches(loaders.train, done)
+    # After an error its workers are ended with those of the others.
+    loaders.resumed.add(remaining)
+    return remaining  # type: ignore[no-any-return]
 
 
 def _add_epoch(state: RunState, row: Metrics, target: Target, accelerator: Accelerator) -> bool:

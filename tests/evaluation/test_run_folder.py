@@ -1,10 +1,14 @@
 """The same command again, other settings, a foreign folder, the lock, and a run repeated from its own settings."""
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from hf_transfer.errors import UserError
@@ -33,6 +37,23 @@ def test_the_same_command_again_prints_its_table_and_trains_nothing(copied_run: 
         line for line in again.out.splitlines() if line.startswith(("validation", "test", "trained"))
     ]
     assert hashes(copied_run.out) == before
+    finished = results(copied_run.out)["finished"].replace("T", " ")
+    assert again.out.splitlines()[-1] == (
+        f"From the run of {finished[:16]} UTC; nothing was trained now. --overwrite_output_dir trains again."
+    )
+
+
+def test_a_finished_run_says_that_its_data_have_changed(copied_run: Run, tmp_path: Path) -> None:
+    """And since when it is there, also if it is of an earlier version."""
+    saved = results(copied_run.out)
+    saved["inputs"]["dataset_name"].update(files=53, names_and_sizes="of other files")
+    (copied_run.out / "results.json").write_text(json.dumps(saved))
+    again = start(copied_run.argv(), fit=forbidden)
+    assert f"--dataset_name {copied_run.data} has changed since (53 files then, 54 now; " in again.out.splitlines()[-1]
+    del saved["inputs"], saved["finished"]
+    (copied_run.out / "results.json").write_text(json.dumps(saved))
+    os.utime(copied_run.out / "results.json", (0, 0))
+    assert "From the run of 1970-01-01 00:00 UTC;" in start(copied_run.argv(), fit=forbidden).out.splitlines()[-1]
 
 
 def test_settings_that_change_no_result_may_change(copied_run: Run) -> None:
@@ -64,6 +85,88 @@ def test_overwriting_replaces_the_run_and_leaves_other_files(copied_run: Run) ->
     assert (copied_run.out / "notes.txt").read_text() == "mine"
     assert not (copied_run.out / "checkpoints/old").exists()
     assert "overwrite" not in (copied_run.out / "config.yaml").read_text()
+
+
+def fails(*_: object, **__: object) -> None:
+    raise MemoryError("on purpose")
+
+
+@pytest.mark.parametrize("step", ["fit", "predict_split", "write_report"])
+def test_a_run_that_fails_brings_back_the_run_that_it_was_to_replace(copied_run: Run, step: str) -> None:
+    """Unless it has left a model: then both are kept, and the same command goes on."""
+    before = hashes(copied_run.out)
+    argv = [*copied_run.argv(seed=7, num_train_epochs=1, save_steps=0), "--overwrite_output_dir"]
+    with pytest.raises(MemoryError):
+        start(argv, **{step: fails})
+    if step == "fit":
+        assert hashes(copied_run.out) == before
+        return
+    assert hashes(copied_run.out / ".earlier-run").items() <= before.items()
+    again = start(argv[:-1])
+    assert again.code == 0, again.err
+    assert f"the earlier run is kept in {copied_run.out / '.earlier-run'} until then" in again.out
+    assert results(copied_run.out)["seed"] == 7
+    assert not (copied_run.out / ".earlier-run").exists()
+
+
+def test_an_interrupted_run_keeps_the_earlier_one_which_can_be_moved_and_used(
+    copied_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, signals = torch.optim.AdamW.step, [signal.SIGTERM]
+
+    def step_with_signal(self: Any, *arguments: Any, **more: Any) -> Any:
+        if signals:
+            signal.raise_signal(signals.pop())
+        return step(self, *arguments, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step_with_signal)
+    argv = copied_run.argv(seed=7)
+    interrupted = start([*argv, "--overwrite_output_dir"])
+    assert interrupted.code == 143
+    with pytest.raises(UserError, match=f"name {copied_run.out / '.earlier-run'}, the run that it was to replace"):
+        run_folder.finished_run(copied_run.out)
+    # As the message says.
+    (copied_run.out / ".earlier-run").rename(tmp_path / "moved")
+    assert run_folder.finished_run(tmp_path / "moved")[0].seed == 0
+    assert start(copied_run.argv(output_dir=tmp_path / "moved"), fit=forbidden).code == 0
+    resumed = start(argv)
+    assert resumed.code == 0, resumed.err
+    assert results(copied_run.out)["resumed_at_steps"] == [2]
+
+
+def test_a_run_that_reads_what_it_would_replace_is_refused_and_nothing_is_moved(copied_run: Run) -> None:
+    """Also to evaluate the model alone, which leaves none."""
+    before = hashes(copied_run.out)
+    training = copied_run.argv(model_name_or_path=copied_run.out / "model")
+    evaluation = [*copied_run.argv(model_name_or_path=copied_run.out / "model", **EVALUATION), "--evaluate_only"]
+    for argv in (training, evaluation):
+        refused = start([*argv, "--overwrite_output_dir"], fit=forbidden)
+        assert refused.code == 2
+        assert "Expected: a --model_name_or_path that this run does not replace\n" in refused.err
+        assert hashes(copied_run.out) == before
+
+
+def test_a_run_may_read_its_folders_settings_and_other_data_in_it(copied_run: Run) -> None:
+    """What no run writes stays."""
+    shutil.copytree(copied_run.data, copied_run.out / "data")
+    files = {"config": copied_run.out / "config.yaml", "dataset_name": copied_run.out / "data"}
+    argv = [f"--{name}={path}" for name, path in (files | {"output_dir": copied_run.out}).items()]
+    again = start([*argv, "--num_train_epochs=1", "--overwrite_output_dir"])
+    assert again.code == 0, again.err
+    assert hashes(copied_run.out / "data") == hashes(copied_run.data)
+
+
+def test_without_room_beside_the_earlier_run_nothing_is_moved(copied_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removed as the message says, the earlier run makes room."""
+    before = hashes(copied_run.out)
+    argv = [*copied_run.argv(seed=7, num_train_epochs=1), "--overwrite_output_dir"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "free_bytes", lambda _: 1_000)
+        refused = start(argv, fit=forbidden)
+    assert refused.code == 2
+    assert f" MB in {copied_run.out}\nFound:    1 kB free; " in refused.err
+    assert f"remove an earlier run first: rm -r {copied_run.out}\n" in refused.err
+    assert hashes(copied_run.out) == before
 
 
 @pytest.mark.parametrize("with_settings", [False, True])
