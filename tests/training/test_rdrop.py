@@ -35,9 +35,9 @@ def divergence(left: Tensor, right: Tensor) -> Tensor:
     return (p * (p / q).log()).sum(1)
 
 
-def test_the_disagreement_of_two_passes_is_the_mean_of_both_divergences_without_masked_samples() -> None:
+def test_the_disagreement_of_two_passes_is_the_sum_of_the_means_of_both_divergences_without_masked_samples() -> None:
     first, second = some_logits(1), some_logits(2)
-    expected = ((divergence(first, second) + divergence(second, first)) / 2)[COUNTED].mean()
+    expected = ((divergence(first, second) + divergence(second, first)) / 2)[COUNTED].sum()
     actual = TARGET.disagreement(torch.cat([first, second]), torch.cat([COUNTED, COUNTED]))
     torch.testing.assert_close(actual, expected)
 
