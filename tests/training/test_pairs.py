@@ -28,6 +28,7 @@ from tests.training.toy_pairs import pair_settings, train_pair
         ("vit", {"image_strategy": "full", "text_strategy": "linear_probe"}, "concat"),
         ("resnet_basic", {"image_strategy": "linear_probe", "text_strategy": "lora"}, "product"),
         ("vit", {"strategy": "lp_ft"}, "gated"),
+        ("vit", {"strategy": "partial", "bf16": True}, "concat"),
     ],
 )
 def test_runs_with_and_without_a_store_are_equal_for_both_towers(
