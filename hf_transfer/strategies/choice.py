@@ -39,7 +39,7 @@ def _strategy(name: str, settings: StrategySettings, larger_head: bool) -> Strat
         "gradual": freezing.GradualUnfreezing(),
         "lp_ft": freezing.LinearProbeThenFineTuning(),
         "full": freezing.FullFineTuning(larger_head=larger_head),
-        "scratch": freezing.FromScratch(),
+        "scratch": freezing.FromScratch(larger_head=larger_head),
         "bitfit": freezing.BiasTuning(),
         "lora": adapters.LowRankAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
         "dora": adapters.WeightDecomposedAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
