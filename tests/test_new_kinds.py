@@ -199,9 +199,12 @@ class Counts(Target):
     def model_settings(self) -> dict[str, Any]:
         return {"id2label": {0: "count"}, "label2id": {"count": 0}, "problem_type": "regression"}
 
+    def weight(self, targets: Tensor, counted: Tensor, options: LossOptions) -> Tensor:
+        return counted.sum()
+
     def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: LossOptions) -> LossSums:
         losses = torch.nn.functional.poisson_nll_loss(outputs[:, 0], targets, reduction="none")
-        return LossSums((losses * counted).sum(), counted.sum())
+        return LossSums((losses * counted).sum(), self.weight(targets, counted, options))
 
     def evaluate(self, outputs: Tensor, targets: Values, only: str | None = None) -> Metrics:
         everyone = torch.ones(len(targets), dtype=torch.bool)

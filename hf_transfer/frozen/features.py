@@ -212,7 +212,7 @@ def features_of(
         passes: the samples, and where features are stored; at the end features that are not to be kept are deleted.
     """
     # Features are small: by default they are not rounded to the precision of the computation.
-    dtype = torch.float32 if passes.settings.cache_dtype == "auto" else passes.dtype
+    dtype = passes.dtype or torch.float32
     columns = [Column((width,), dtype) for width in widths]
     parts: list[Part] = [*(("train", view) for view in (None, *range(views))), ("validation", None)]
     kept = stores_of(passes, parts, columns, material).values()

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,15 +17,16 @@ from hf_transfer.errors import UserError, user_error
 from hf_transfer.frozen.recording import Part, Passes, fill, from_main_process, identity, measured_costs, stores_of
 from hf_transfer.frozen.store import Column, Store, no_room
 from hf_transfer.frozen.stored_batches import stored_loaders
-from hf_transfer.models.cutting import CannotCutError, Cut
+from hf_transfer.models.cutting import CannotCutError, Crossing, Cut
 from hf_transfer.models.groups import Group, evaluating
 from hf_transfer.models.joint_cut import JointCut
 from hf_transfer.models.towers import INPUTS, groups_of
 from hf_transfer.strategies.freezing import Stage, frozen_towers
 from hf_transfer.targets.target import LossOptions
 
-# The largest relative difference between the losses of a live run and of one with stored activations.
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+# The largest relative difference between the losses of a live run and of one with stored activations: if both compute
+# and store in float32, and if one of them rounds.
+TOLERANCE, TOLERANCE_OF_HALVES = 1e-5, 1e-2
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class _Plan:
 
     Attributes:
         cut: of the model, or of each of its towers.
+        crossing: the tensors that are stored, with the types in which the run computes them.
         frozen: the groups below the cut.
         stores: of training one for each view, and one of validation.
         images: whether the layers below the cut look at pixels.
     """
 
     cut: Cut | JointCut
+    crossing: Sequence[Crossing]
     frozen: Sequence[Group]
     stores: Mapping[Part, Store]
     images: bool
@@ -100,7 +103,7 @@ class FrozenPrefix:
         self.seconds += fill(plan.stores, compute, passes)
         live = self._first_loss(passes.loaders)
         with plan.cut.skipped(self._model, passes.accelerator.device) as modules:
-            batches = stored_loaders(passes.loaders, plan.cut.crossing, plan.stores, images=plan.images)
+            batches = stored_loaders(passes.loaders, plan.crossing, plan.stores, images=plan.images)
             self._compare(live, self._first_loss(batches))
             self._skipped_state = {
                 f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
@@ -182,16 +185,26 @@ class FrozenPrefix:
         if "attention_mask" in inputs and not bool(inputs["attention_mask"][:, 0].all()):
             raise CannotCutError("texts are padded on the left, so the outputs for one text depend on the others")
         groups, cut = self._tried(groups, inputs)
+        crossing = self._as_computed(cut, inputs)
         columns = []
-        for crossing in cut.crossing:
-            shape = tuple(size for size in crossing.shape if isinstance(size, int))
-            dtype = self._passes.dtype if crossing.dtype.is_floating_point else crossing.dtype
-            columns.append(Column(shape, dtype, crossing.by_token))
+        for one in crossing:
+            shape = tuple(size for size in one.shape if isinstance(size, int))
+            dtype = self._passes.dtype if one.dtype.is_floating_point else None
+            columns.append(Column(shape, dtype or one.dtype, one.by_token))
         behind = [group for group in self._groups if group not in groups]
         later = {name for group in behind for name in (*group.modules, *group.parameters)}
         material = {"cut behind": cut.module, **identity(self._model, later, accelerator)}
         parts: list[Part] = [*(("train", view) for view in range(cycle)), ("validation", None)]
-        return _Plan(cut, groups, stores_of(self._passes, parts, columns, material), images)
+        return _Plan(cut, crossing, groups, stores_of(self._passes, parts, columns, material), images)
+
+    def _as_computed(self, cut: Cut | JointCut, inputs: Batch) -> list[Crossing]:
+        """What crosses the cut, with the types of this run: mixed precision computes some of it in half precision.
+
+        The sums of residual connections stay in float32. Rounded to half precision, they would change the results.
+        """
+        with self._passes.accelerator.autocast():
+            recorded = cut.record(self._model, inputs)
+        return [replace(one, dtype=tensor.dtype) for one, tensor in zip(cut.crossing, recorded, strict=True)]
 
     def _tried(self, groups: list[Group], inputs: Batch) -> tuple[list[Group], Cut | JointCut]:
         """The groups that are stored, the first ones of one tower or of each, and the cut behind them."""
@@ -270,7 +283,8 @@ class FrozenPrefix:
         return (total / weight).item()
 
     def _compare(self, live: float, stored: float) -> None:
-        tolerance = TOLERANCES[self._passes.dtype]
+        in_float32 = self._passes.accelerator.mixed_precision == "no" and self._passes.dtype in (None, torch.float32)
+        tolerance = TOLERANCE if in_float32 else TOLERANCE_OF_HALVES
         # If no label of the batch counts, both losses are NaN.
         if math.isnan(live) != math.isnan(stored) or abs(live - stored) > tolerance * max(1.0, abs(live)):
             raise user_error(

@@ -34,11 +34,8 @@ Part = tuple[str, int | None]
 Answer = TypeVar("Answer")
 # Any other package may change pixels, tokens or activations: another version of it makes another store.
 UNRELATED = ("python", "accelerate", "datasets", "peft", "scikit-learn", "scipy")
-# By the names in --cache_dtype, and by Accelerate's names of mixed precisions.
-DTYPES = {
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-    "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
-}  # fmt: skip
+# By the names in --cache_dtype; "auto" keeps the type in which a tensor was computed.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Batches on which costs are measured.
 BATCHES_MEASURED = 3
 
@@ -65,10 +62,9 @@ class Passes:
         return cache_folder(self.settings.cache_dir) / "frozen"
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The type in which floating-point activations are stored; by default that of the computation."""
-        name = self.settings.cache_dtype
-        return DTYPES[str(self.accelerator.mixed_precision) if name == "auto" else name]
+    def dtype(self) -> torch.dtype | None:
+        """The type in which floating-point activations are stored; None: as they are computed, without rounding."""
+        return DTYPES.get(self.settings.cache_dtype)
 
 
 def from_main_process(accelerator: Accelerator, compute: Callable[[], Answer]) -> Answer:

@@ -23,7 +23,7 @@ class StoreSettings(Topic):
         "auto", "speed", TRAINS,
     )  # fmt: skip
     cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "Data type of stored activations (default: that of the computation).", "auto", TRAINS, STORED
+        "Data type of stored activations (default: that in which each is computed).", "auto", TRAINS, STORED
     )
     cache_dir: str | None = setting(
         "Folder for verification results and outputs of frozen layers (default: HF_HOME/hf_transfer).", None, "speed"

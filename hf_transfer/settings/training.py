@@ -89,6 +89,6 @@ class TextTrainingSettings(TrainingSettings):
     num_train_epochs: int = setting("Passes over the training split.", 6, at_least(1), STEPS)
     per_device_train_batch_size: int = setting("Samples in a batch, on each process.", 16, at_least(1), STEPS)
     rdrop_alpha: float | None = setting(
-        "R-Drop: weight of the agreement of two dropout samples (default: 1 with --strategy full, else 0).",
+        "R-Drop: weight of the agreement of two dropout samples (default: 1 with --strategy full or scratch, else 0).",
         None, NOT_NEGATIVE, STEPS,
     )  # fmt: skip

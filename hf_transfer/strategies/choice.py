@@ -40,7 +40,7 @@ def _strategy(name: str, settings: StrategySettings, larger_head: bool) -> Strat
         "gradual": freezing.GradualUnfreezing(updates_statistics=updates),
         "lp_ft": freezing.LinearProbeThenFineTuning(updates_statistics=updates),
         "full": freezing.FullFineTuning(larger_head=larger_head, updates_statistics=updates),
-        "scratch": freezing.FromScratch(),
+        "scratch": freezing.FromScratch(larger_head=larger_head),
         "bitfit": freezing.BiasTuning(),
         "lora": adapters.LowRankAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
         "dora": adapters.WeightDecomposedAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),

@@ -243,7 +243,10 @@ class FullFineTuning(_FineTuning):
 
 @dataclass(frozen=True)
 class FromScratch(FullFineTuning):
-    """The whole model learns, from fresh weights of the same architecture: the baseline without transfer."""
+    """The whole model learns, from fresh weights of the same architecture: the baseline without transfer.
+
+    It is trained like `FullFineTuning`, so that their difference is that of the weights that they start from.
+    """
 
     fresh_weights = True
     learning_rate: float = 1e-3

@@ -100,25 +100,31 @@ class Classes(target.Target):
         """Shares of the classes, float32 [batch, classes]; zeros for a sample that does not count."""
         return one_hot(targets.where(counted, 0), len(self.label_names)).float() * counted[:, None]
 
+    def weight(self, targets: Tensor, counted: Tensor, options: target.LossOptions) -> Tensor:
+        """The number of samples, or the sum of the weights of their classes; it does not depend on the smoothing."""
+        weights = None if options.weights is None else options.weights.to(targets.device)
+        if targets.is_floating_point():
+            return targets.sum() if weights is None else (targets * weights).sum()
+        if weights is None:
+            return counted.sum()
+        # Not targets[counted]: its size is unknown until the GPU has finished, so the CPU would wait.
+        return (weights[torch.where(counted, targets, 0)] * counted).sum()
+
     def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: target.LossOptions) -> target.LossSums:
         """Cross-entropy, smoothed and weighted by class.
-
-        The weight of a sample does not depend on the smoothing.
 
         Reference: Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, "Rethinking the Inception Architecture for Computer
         Vision", CVPR 2016, https://arxiv.org/abs/1512.00567 (label smoothing).
         """
         weights = None if options.weights is None else options.weights.to(outputs)
         if targets.is_floating_point():
-            return _loss_of_shares(outputs, targets.to(outputs), weights, options.smoothing)
-        numbers = targets.where(counted, IGNORED)
-        total = cross_entropy(
-            outputs, numbers, weights, ignore_index=IGNORED, reduction="sum", label_smoothing=options.smoothing
-        )
-        if weights is None:
-            return target.LossSums(total, counted.sum())
-        # Not targets[counted]: its size is unknown until the GPU has finished, so the CPU would wait.
-        return target.LossSums(total, (weights[torch.where(counted, targets, 0)] * counted).sum())
+            total = _loss_of_shares(outputs, targets.to(outputs), weights, options.smoothing)
+        else:
+            numbers = targets.where(counted, IGNORED)
+            total = cross_entropy(
+                outputs, numbers, weights, ignore_index=IGNORED, reduction="sum", label_smoothing=options.smoothing
+            )
+        return target.LossSums(total, self.weight(targets, counted, options))
 
     def disagreement(self, outputs: Tensor, counted: Tensor) -> Tensor:
         """The mean of KL(first, second) and KL(second, first), in nats.
@@ -130,7 +136,7 @@ class Classes(target.Target):
         divergence = partial(kl_div, log_target=True, reduction="none")
         both = divergence(first, second) + divergence(second, first)
         once = counted.chunk(2)[0]
-        return (both.sum(-1) * once).sum() / (2 * once.sum().clamp(min=1))
+        return (both.sum(-1) * once).sum() / 2
 
     def baseline(self, values: target.Values, targets: target.Values) -> target.Baseline:
         """The most frequent class, with the shares of the classes in training as probabilities."""
@@ -197,13 +203,12 @@ class Classes(target.Target):
         ]
 
 
-def _loss_of_shares(outputs: Tensor, shares: Tensor, weights: Tensor | None, smoothing: float) -> target.LossSums:
+def _loss_of_shares(outputs: Tensor, shares: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
     # A masked row has nothing to spread: it stays all zeros.
     spread = shares.sum(-1, keepdim=True) / shares.shape[-1]
     smooth = (1 - smoothing) * shares + smoothing * spread
-    if weights is not None:
-        smooth, shares = smooth * weights, shares * weights
-    return target.LossSums(-(smooth * log_softmax(outputs, -1)).sum(), shares.sum())
+    smooth = smooth if weights is None else smooth * weights
+    return -(smooth * log_softmax(outputs, -1)).sum()
 
 
 def macro_f1(true: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int) -> float:

@@ -183,15 +183,17 @@ class LabelSets(target.Target):
         """The cells as they are, which can be mixed; zeros for a sample that does not count."""
         return targets.where(counted[:, None], 0.0)
 
+    def weight(self, targets: Tensor, counted: Tensor, options: target.LossOptions) -> Tensor:  # noqa: ARG002
+        """The number of known cells; it depends neither on the smoothing nor on the weights of positives."""
+        return target.known_cells(targets, counted).sum()
+
     def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: target.LossOptions) -> target.LossSums:
         """Binary cross-entropy over the known cells, or the asymmetric loss.
-
-        The weight of a cell depends neither on the smoothing nor on the weights of positives.
 
         Reference: Ridnik, Ben-Baruch, Zamir, Noy, Friedman, Protter and Zelnik-Manor, "Asymmetric Loss For Multi-Label
         Classification", ICCV 2021, https://arxiv.org/abs/2009.14119.
         """
-        known = counted[:, None] & ~targets.isnan()
+        known = target.known_cells(targets, counted)
         truth = targets.to(outputs.dtype).where(known, 0.0)
         truth = truth * (1 - options.smoothing) + options.smoothing / 2
         weights = None if options.weights is None else options.weights.to(outputs)
@@ -199,7 +201,7 @@ class LabelSets(target.Target):
             losses = _asymmetric_loss(outputs, truth, weights)
         else:
             losses = binary_cross_entropy_with_logits(outputs, truth, pos_weight=weights, reduction="none")
-        return target.LossSums((losses * known).sum(), known.sum())
+        return target.LossSums((losses * known).sum(), self.weight(targets, counted, options))
 
     def calibrated(self, outputs: Tensor, targets: target.Values) -> Self:
         """The target with thresholds; see `choose_thresholds`."""

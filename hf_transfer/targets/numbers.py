@@ -182,18 +182,22 @@ class Numbers(target.Target):
         """The numbers as they are, which can be mixed; zeros for a sample that does not count."""
         return targets.where(counted[:, None], 0.0)
 
+    def weight(self, targets: Tensor, counted: Tensor, options: target.LossOptions) -> Tensor:  # noqa: ARG002
+        """The number of known cells."""
+        return target.known_cells(targets, counted).sum()
+
     def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: target.LossOptions) -> target.LossSums:
         """Squared error of the standardised numbers that are known, or Huber's loss, quadratic up to one deviation.
 
         Reference: Huber, "Robust Estimation of a Location Parameter", Annals of Mathematical Statistics 1964,
         https://doi.org/10.1214/aoms/1177703732.
         """
-        known = counted[:, None] & ~targets.isnan()
+        known = target.known_cells(targets, counted)
         truth = self.learned(targets).to(outputs.dtype).where(known, 0.0)
         values = self.learned(outputs).to(outputs.dtype) if self.in_units else outputs
         pointwise = huber_loss if options.kind == "huber" else mse_loss
         losses = pointwise(values, truth, reduction="none")
-        return target.LossSums((losses * known).sum(), known.sum())
+        return target.LossSums((losses * known).sum(), self.weight(targets, counted, options))
 
     @torch.no_grad()
     def finish(self, layers: Sequence[nn.Linear]) -> None:

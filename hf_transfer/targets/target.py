@@ -270,8 +270,18 @@ class Target(ABC):
         raise NotImplementedError
 
     @abstractmethod
+    def weight(self, targets: Tensor, counted: Tensor, options: LossOptions) -> Tensor:
+        """The sum of the weights of the samples in the loss of a batch, a scalar; it is known before their outputs.
+
+        Args:
+            targets: see `loss`.
+            counted: see `loss`.
+            options: see `loss`.
+        """
+
+    @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: LossOptions) -> LossSums:
-        """The loss of a batch.
+        """The loss of a batch; its weight is that of `weight`.
 
         Args:
             outputs: float32 [batch, outputs].
@@ -281,7 +291,7 @@ class Target(ABC):
         """
 
     def disagreement(self, outputs: Tensor, counted: Tensor) -> Tensor:
-        """How far apart the outputs of two passes over the same samples are: a scalar, the mean over the samples.
+        """How far apart the outputs of two passes over the same samples are: a scalar, the sum over the samples.
 
         Only for a target that supports R-Drop.
 
@@ -355,6 +365,16 @@ class Target(ABC):
 def names_of_outputs(config: Any) -> tuple[str, ...]:
     """The names of a model's outputs, in their order; none if its configuration has none."""
     return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+
+
+def known_cells(targets: Tensor, counted: Tensor) -> Tensor:
+    """The cells of the samples that count, except for those that are not known, bool [samples, outputs].
+
+    Args:
+        targets: cells [samples, outputs]; NaN for those that are not known.
+        counted: bool [samples].
+    """
+    return counted[:, None] & ~targets.isnan()
 
 
 def members_of(strata: Strata) -> list[Positions]:

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
-from hf_transfer.data.batches import Loaders
+from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.errors import user_error
 from hf_transfer.models.groups import Group, evaluating, requiring_gradients
 from hf_transfer.settings.run import RunConfig
@@ -35,7 +35,7 @@ def find_batch_sizes(
         strategy: what will learn.
         loaders: the batches of the run, for their samples.
         config: settings.
-        accelerator: the processes, each of which tries; it accumulates gradients as found.
+        accelerator: the processes, each of which tries.
         twice: whether a step passes each sample twice through the model.
 
     Returns:
@@ -53,7 +53,7 @@ def find_batch_sizes(
     if saves and not earlier:
         decisions.remember(REMEMBERED, sizes)
     train, evaluation = sizes
-    accelerator.gradient_accumulation_steps = steps = samples // train
+    steps = samples // train
     chosen = config.replaced(
         per_device_train_batch_size=train, gradient_accumulation_steps=steps, per_device_eval_batch_size=evaluation
     )
@@ -73,15 +73,18 @@ def _measured(
     model.to(accelerator.device)
 
     def step(size: int) -> None:
-        reserved = _reserved(model, config, accelerator)
         # With R-Drop the model gets batches of twice the size.
-        _forward(model, loaders, "train", 0, 2 * size if twice else size, accelerator).sum().backward()
-        del reserved
+        inputs = _longest(loaders, "train", 0, 2 * size if twice else size, accelerator)
+        # The other batches of the step are on the device, too.
+        waiting = [value.clone() for _ in range(samples // size - 1) for value in inputs.values()]
+        reserved = _reserved(model, config, accelerator)
+        _logits(model, inputs, accelerator).sum().backward()
+        del waiting, reserved
 
     def evaluate(size: int) -> None:
         with torch.no_grad(), evaluating(model):
             for split in ("train", "validation", "test"):
-                _forward(model, loaders, split, None, size, accelerator)
+                _logits(model, _longest(loaders, split, None, size, accelerator), accelerator)
 
     with _unchanged(model, groups), random_numbers.unchanged_random_state(accelerator.device):
         set_trainable(model, groups, learning, updates_statistics=updates)
@@ -120,14 +123,15 @@ def _largest(trial: Callable[[int], None], sizes: Sequence[int], model: nn.Modul
     return 0
 
 
-def _forward(
-    model: nn.Module, loaders: Loaders, split: str, epoch: int | None, size: int, accelerator: Accelerator
-) -> Tensor:
-    """Logits of the longest samples of a split; if it has fewer than `size`, samples are repeated."""
+def _longest(loaders: Loaders, split: str, epoch: int | None, size: int, accelerator: Accelerator) -> Batch:
+    """Model inputs of the longest samples of a split; if it has fewer than `size`, samples are repeated."""
     rows = loaders.of(split).dataset
     lengths = getattr(rows, "lengths", np.ones(len(rows)))
     longest = np.resize(np.argsort(-lengths, kind="stable"), size)
-    inputs = loaders.some_samples(split, longest.tolist(), epoch, accelerator.device).inputs
+    return loaders.some_samples(split, longest.tolist(), epoch, accelerator.device).inputs
+
+
+def _logits(model: nn.Module, inputs: Batch, accelerator: Accelerator) -> Tensor:
     with accelerator.autocast():
         logits: Tensor = model(**inputs).logits
     return logits.float()

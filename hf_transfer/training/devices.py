@@ -7,6 +7,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
@@ -56,7 +57,8 @@ def _accelerator(config: RunConfig) -> Accelerator:
         return Accelerator(
             cpu=on_cpus,
             mixed_precision="bf16" if training.bf16 else "fp16" if training.fp16 else "no",
-            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            # The loop adds up the gradients itself: accelerate would divide each by the same number of batches.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=trackers or None,
             project_dir=config.output.output_dir if trackers else None,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],

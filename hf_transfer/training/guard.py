@@ -43,7 +43,13 @@ class Guard:
         self._signal = self._due = 0
 
     def record(self, loss: Tensor, outputs: Tensor, index: Tensor) -> None:
-        """Keep a batch until its step is taken: loss, outputs [samples, ...], row numbers [samples]."""
+        """Keep a batch until its step is taken.
+
+        Args:
+            loss: what it adds to that of the step, a scalar.
+            outputs: [samples, ...].
+            index: row numbers [samples].
+        """
         self._batches.append((loss.detach(), outputs.detach(), index))
 
     def check(self, model: nn.Module) -> None:
@@ -70,7 +76,7 @@ class Guard:
         """Save if a checkpoint is due, and end the run if a signal asked for it; call it after a step.
 
         Args:
-            total: sum of the losses of the epoch so far, a scalar.
+            total: this process's part of the sum of the losses of the epoch so far, a scalar.
             samples: how many samples these are.
         """
         if self._signal or self._due:
@@ -111,12 +117,12 @@ class Guard:
     def _refuse(self, norm: Tensor) -> NoReturn:
         samples = gather_object([row for _, outputs, index in self._batches for row in _rows(outputs, index)])
         rows = sorted({row for row, finite in samples if not finite} or {row for row, _ in samples})
-        losses = ", ".join(f"{loss.item():.4g}" for loss, _, _ in self._batches)
+        loss = self._accelerator.reduce(torch.stack([loss for loss, _, _ in self._batches]).sum()).item()
         position, rate = self._state.position, self._state.steps.learning_rate
         more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
         raise user_error(
             expected="a finite loss and a finite gradient",
-            found=f"a loss of {losses} and a gradient of norm {norm.item():.4g} in step {position.steps + 1} "
+            found=f"a loss of {loss:.4g} and a gradient of norm {norm.item():.4g} in step {position.steps + 1} "
             f"(epoch {self._state.result.epochs + 1}, peak rate {rate:.1e}), with the samples of training rows "
             f"{', '.join(map(str, rows[:ROWS_NAMED]))}{more}; the step was not taken, "
             f"{self._last_checkpoint().sentence}",

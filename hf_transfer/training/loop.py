@@ -23,6 +23,7 @@ from hf_transfer.strategies.freezing import Stage, Strategy, learning_parameters
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.target import Metrics, Target
 from hf_transfer.training.averaging import BestEpochs, greedy_soup, recompute_batch_norm
+from hf_transfer.training.gradients import Gradients, batches_of_steps
 from hf_transfer.training.guard import Guard, explained_failures
 from hf_transfer.training.identity import run_identity
 from hf_transfer.training.predictions import predict_split
@@ -148,6 +149,7 @@ def train_epoch(learner: Learner, loaders: Loaders, state: RunState, guard: Guar
     """
     model, optimizer, schedule = learner
     position, steps, epoch = state.position, state.steps, state.result.epochs
+    gradients = Gradients(model, steps.objective, loaders, accelerator, epoch, steps.mixer)
     model.train()
     started = time.perf_counter() - position.seconds
     total, seen = torch.tensor(position.loss, device=accelerator.device), position.seen
@@ -155,43 +157,33 @@ def train_epoch(learner: Learner, loaders: Loaders, state: RunState, guard: Guar
     hidden = None if accelerator.is_main_process else True
     title, size = f"epoch {epoch + 1}", len(loaders.train.dataset)
     progress = tqdm(total=size, desc=title, unit=" samples", leave=False, disable=hidden)
-    for batch in remaining_batches(loaders, epoch, position.batches):
-        samples = len(batch["index"])
-        passed = steps.objective.repeated(batch)
-        inputs, targets, counted, index = loaders.to_inputs(passed, accelerator.device, "train", epoch)
-        if steps.mixer is not None:
-            inputs, targets = steps.mixer(inputs, targets, counted, index, epoch)
-        with accelerator.accumulate(model):
-            with accelerator.autocast():
-                output = model(**inputs)
-            loss = steps.objective.of_output(output, inputs, targets, counted)
-            accelerator.backward(loss)
-            guard.record(loss, output.logits, index)
-            if accelerator.sync_gradients:
-                guard.check(model)
-            optimizer.step()
-            optimizer.zero_grad()
-        position.next_batch(max(schedule.get_last_lr()))
-        total += loss.detach() * samples
+    for batches in batches_of_steps(remaining_batches(loaders, epoch, position.batches), steps.batches_per_step):
+        loss = gradients.add(batches, position.batches, guard.record)
+        guard.check(model)
+        optimizer.step()
+        optimizer.zero_grad()
+        position.next_batches(len(batches), max(schedule.get_last_lr()))
+        samples = loss.samples.item()
+        total += loss.part * samples
         seen += samples
-        if accelerator.sync_gradients:
-            if not accelerator.optimizer_step_was_skipped:
-                steps.after_step()
-                schedule.step()
-            position.next_step(schedule.last_epoch, time.perf_counter() - started)
-            guard.save_or_stop(total, seen)
+        if not accelerator.optimizer_step_was_skipped:
+            steps.after_step()
+            schedule.step()
+        position.next_step(schedule.last_epoch, time.perf_counter() - started)
+        guard.save_or_stop(total, seen)
         if not progress.disable:
-            progress.set_postfix(loss=f"{loss.item():.3f}", rate=f"{position.rate:.1e}", refresh=False)
-            progress.update(samples * accelerator.num_processes)
+            mean = loss.part.item() * accelerator.num_processes
+            progress.set_postfix(loss=f"{mean:.3f}", rate=f"{position.rate:.1e}", refresh=False)
+            progress.update(samples)
     progress.close()
     seconds = time.perf_counter() - started
     position.set_loss(total.item(), seen)
-    sums = accelerator.reduce(torch.stack([total, total.new_tensor(float(seen))]))
     return {
-        "train_loss": (sums[0] / sums[1]).item(),
+        # 0 if no sample counts.
+        "train_loss": (accelerator.reduce(total) / total.new_tensor(max(seen, 1.0))).item(),
         "learning_rate": float(position.rate),
         "seconds": seconds,
-        "samples_per_second": sums[1].item() / seconds,
+        "samples_per_second": seen / seconds,
     }
 
 

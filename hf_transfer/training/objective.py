@@ -1,21 +1,22 @@
 """The loss that training minimises: the target's own, and what a modality adds to it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_transfer.data.batches import Batch
+from hf_transfer.data.batches import Batch, LabelledInputs
 from hf_transfer.targets.target import LossOptions, Target
 
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """Weighted mean loss of the samples that count.
+    """Weighted mean loss of the samples that count in a step.
 
     The sum of the samples' losses is divided by the sum of their weights, as in `torch.nn.functional.cross_entropy`.
+    A step may consist of several batches, on several processes: what they add to its loss makes up the mean over all of
+    its samples, however these are divided.
 
     With R-Drop each sample passes through the model twice, with different dropout: the mean loss of both passes is
     increased by `rdrop_alpha` times the disagreement of their outputs.
@@ -41,35 +42,61 @@ class Objective:
             return batch
         return {name: torch.cat([values, values]) for name, values in batch.items()}
 
-    def of_output(self, output: Any, inputs: Mapping[str, Tensor], targets: Tensor, counted: Tensor) -> Tensor:
-        """The loss of a batch: of its logits and, with their weight, of those of further heads.
+    def weights(self, batch: LabelledInputs) -> Tensor:
+        """What the sums of the losses of a step are divided by, added up over its batches, before their outputs exist.
+
+        Args:
+            batch: as it passes through the model.
+
+        Returns:
+            The sum of the weights of the samples for each of `_masks`, and the number of samples; float32.
+        """
+        weights = [self.target.weight(batch.targets, mask, self.options) for mask in self._masks(batch).values()]
+        # With R-Drop each sample is there twice.
+        samples = batch.counted.sum() / (1 if self.rdrop_alpha == 0 else 2)
+        return torch.stack([weight.float() for weight in (*weights, samples)])
+
+    def of_output(self, output: Any, batch: LabelledInputs, weights: Tensor) -> Tensor:
+        """What a batch adds to the loss of its step: by its logits and, with their weight, by those of further heads.
 
         A sample without an image does not count for the head that sees the image alone; likewise for texts.
 
         Args:
             output: of the model; `image_logits` and `text_logits` belong to further heads.
-            inputs: of the model; `image_present` and `text_present` are the masks of these heads.
-            targets: see `__call__`.
-            counted: see `__call__`.
+            batch: which the model got.
+            weights: the sum of `weights` over all batches of the step, on all processes.
         """
-        loss = self(output.logits.float(), targets, counted)
-        for part in ("image", "text"):
-            part_logits = getattr(output, f"{part}_logits", None)
+        masks = self._masks(batch)
+        loss = self(output.logits.float(), batch.targets, masks.pop("logits"), weights[0])
+        for (name, present), weight in zip(masks.items(), weights[1:], strict=False):
+            part_logits = getattr(output, name, None)
             if part_logits is not None:
                 # Also with a weight of 0: DDP waits for a gradient of every trainable parameter.
-                present = counted & inputs[f"{part}_present"]
-                loss = loss + self.auxiliary_weight * self(part_logits.float(), targets, present)
+                loss = loss + self.auxiliary_weight * self(part_logits.float(), batch.targets, present, weight)
         if self.rdrop_alpha > 0:
-            loss = loss + self.rdrop_alpha * self.target.disagreement(output.logits.float(), counted)
+            disagreement = self.target.disagreement(output.logits.float(), batch.counted)
+            loss = loss + self.rdrop_alpha * _divided(disagreement, weights[-1])
         return loss
 
-    def __call__(self, outputs: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    def __call__(self, outputs: Tensor, targets: Tensor, counted: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of a batch, a scalar; 0 with a gradient of zeros if every sample is masked.
 
         Args:
             outputs: float [batch, outputs].
             targets: values of the samples [batch, ...], or shares if samples were mixed.
             counted: bool [batch], False for masked samples.
+            weight: that of all samples of the step; None: that of the batch, which is the whole step.
         """
-        total, weight = self.target.loss(outputs, targets, counted, self.options)
-        return total / torch.where(weight > 0, weight, 1)
+        sums = self.target.loss(outputs, targets, counted, self.options)
+        return _divided(sums.total, sums.weight if weight is None else weight)
+
+    def _masks(self, batch: LabelledInputs) -> dict[str, Tensor]:
+        """Which samples count for each head, bool [batch], by the name of its logits; there may not be all heads."""
+        present = {part: batch.inputs.get(f"{part}_present") for part in ("image", "text")}
+        parts = {f"{part}_logits": batch.counted & mask for part, mask in present.items() if mask is not None}
+        return {"logits": batch.counted, **parts}
+
+
+def _divided(total: Tensor, weight: Tensor) -> Tensor:
+    """A sum over samples, divided by that of their weights; 0 if no sample counts."""
+    return total / torch.where(weight > 0, weight, 1)

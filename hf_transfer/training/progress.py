@@ -86,8 +86,8 @@ class Position:
         steps: optimizer steps of the run.
         schedule: steps of the learning rate's schedule.
         without_gain: epochs since the best one of the stage.
-        loss: sum of the losses of this process's samples in the epoch so far.
-        seen: how many samples these are.
+        loss: what this process adds to the sum of the losses of the epoch's samples so far.
+        seen: how many samples have counted on all processes.
         seconds: time spent in the epoch so far.
         rate: the last learning rate used.
     """
@@ -103,9 +103,9 @@ class Position:
     seconds: float = 0.0
     rate: float = 0.0
 
-    def next_batch(self, rate: float) -> None:
-        """Count a batch, trained at this learning rate."""
-        self.batches, self.rate = self.batches + 1, rate
+    def next_batches(self, count: int, rate: float) -> None:
+        """Count the batches of a step, trained at this learning rate."""
+        self.batches, self.rate = self.batches + count, rate
 
     def next_step(self, schedule: int, seconds: float) -> None:
         """Count an optimizer step.
@@ -117,7 +117,7 @@ class Position:
         self.steps, self.schedule, self.seconds = self.steps + 1, schedule, seconds
 
     def set_loss(self, total: float, samples: float) -> None:
-        """Note the sum of the losses of the epoch so far, and of how many samples it is."""
+        """Note this process's part of the sum of the losses of the epoch so far, and of how many samples that is."""
         self.loss, self.seen = total, samples
 
     def next_epoch(self, *, gained: bool) -> None:

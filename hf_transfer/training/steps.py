@@ -47,6 +47,8 @@ class Steps:
         learning_rate: the peak.
         objective: the loss.
         mixer: mixes the samples of a batch; None: they are not mixed.
+        batches_per_step: how many batches of each process make up a step; in the last step of an epoch there may be
+            fewer.
     """
 
     def __init__(
@@ -62,7 +64,8 @@ class Steps:
         self.mixer = regularisation.mixer
         self._target = target
         self._model, self._groups, self._training = model, groups, training
-        self._steps_per_epoch = math.ceil(len(loaders.train) / training.gradient_accumulation_steps)
+        self.batches_per_step = training.gradient_accumulation_steps
+        self._steps_per_epoch = math.ceil(len(loaders.train) / self.batches_per_step)
         self._total = sum(self._steps_of(stage) for stage in stages)
         self._done = 0
         self._start = averaging.StartingPoint(groups, training.l2_sp) if training.l2_sp > 0 else None

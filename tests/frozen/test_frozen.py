@@ -17,7 +17,7 @@ from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.target import Metrics, Values
 from hf_transfer.training import loop
 from hf_transfer.training.progress import Fit
-from tests.frozen.frozen_task import ARCHITECTURES, HELD_OUT, SAMPLES, Edit, Task, assert_equal
+from tests.frozen.frozen_task import ARCHITECTURES, HELD_OUT, SAMPLES, Edit, Task, assert_equal, without_clocks
 from tests.tiny_models import CLASSES, state
 from tests.training.toy_task import TARGET
 
@@ -41,6 +41,40 @@ def test_a_run_with_the_store_is_the_run_without(tmp_path: Path, name: str, stra
     assert_equal(stored, live, task.validation)
     assert task.files(), "nothing was stored"
     assert (stored.frozen_seconds > 0, stored.notes, live.notes) == (True, [], [])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_in_bfloat16_a_run_with_the_store_has_the_weights_of_the_run_without_to_the_bit(
+    tmp_path: Path, name: str
+) -> None:
+    """Nothing is rounded on its way through the store; frozen layers are run in batches of another size."""
+    task = Task.of(tmp_path, name, masked=(3,))
+    more = {"bf16": True, "per_device_eval_batch_size": 64}
+    stored, live = task.run(**more), task.run(cache_frozen="off", **more)
+    assert without_clocks(stored.history) == without_clocks(live.history)
+    expected = live.model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in stored.model.state_dict().items())
+    assert task.files(), "nothing was stored"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "dtype"),
+    [
+        ("vit", {}, torch.float32),
+        # The sums of residual connections stay in float32, the outputs of convolutions do not.
+        ("vit", {"bf16": True}, torch.float32),
+        ("bert", {"bf16": True}, torch.float32),
+        ("resnet_basic", {"bf16": True}, torch.bfloat16),
+        ("resnet_basic", {"bf16": True, "cache_dtype": "float32"}, torch.float32),
+        ("vit", {"bf16": True, "cache_dtype": "bfloat16"}, torch.bfloat16),
+        ("vit", {"cache_dtype": "bfloat16"}, torch.bfloat16),
+    ],
+)
+def test_activations_are_stored_in_the_type_in_which_they_are_computed_unless_another_is_set(
+    tmp_path: Path, name: str, settings: dict[str, Any], dtype: torch.dtype
+) -> None:
+    stores = Task.of(tmp_path, name).stores(**settings)
+    assert {store.columns["0"].dtype for store in stores.values()} == {dtype}
 
 
 class Shares(Classes):

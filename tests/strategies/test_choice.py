@@ -61,9 +61,11 @@ def settings(**more: Any) -> StrategySettings:
     return VisionConfig.of(model_name_or_path="m", dataset_name="d", output_dir="o", **more).strategy
 
 
-def test_full_fine_tuning_of_a_text_model_has_a_larger_head() -> None:
-    strategy = choose_strategy(settings(strategy="full"), larger_head=TextModality().larger_head)
-    assert strategy == FullFineTuning(larger_head=True)
+@pytest.mark.parametrize(("name", "kind"), [("full", FullFineTuning), ("scratch", FromScratch)])
+def test_all_of_a_text_model_learns_behind_a_larger_head(name: str, kind: type[FullFineTuning]) -> None:
+    """From fresh weights too: else the difference of the two would not be that of their weights alone."""
+    strategy = choose_strategy(settings(strategy=name), larger_head=TextModality().larger_head)
+    assert strategy == kind(larger_head=True)
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -178,7 +180,7 @@ def test_storing_is_refused_if_no_layer_is_frozen_in_any_stage(vit: Checkpoint) 
     ]
 
 
-@pytest.mark.parametrize(("strategy", "has_note"), [("full", True), ("lp_ft", False)])
+@pytest.mark.parametrize(("strategy", "has_note"), [("full", True), ("scratch", True), ("lp_ft", False)])
 def test_a_note_says_that_r_drop_passes_each_text_twice_through_the_model(
     strategy: str, has_note: bool, tmp_path: Path
 ) -> None:

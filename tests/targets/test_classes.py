@@ -132,12 +132,12 @@ def test_a_class_number_beyond_the_classes_is_a_bug() -> None:
 
 
 def test_the_disagreement_of_two_passes_is_the_mean_of_both_kullback_leibler_divergences() -> None:
-    """By scipy, over the samples that count."""
+    """By scipy, added up over the samples that count."""
     outputs, counted = some_outputs(8), torch.tensor([True, False, True, True])
     first, second = outputs.double().softmax(-1).numpy().reshape(2, 4, -1)
     by_sample = (rel_entr(first, second) + rel_entr(second, first)).sum(-1) / 2
     disagreement = TARGET.disagreement(outputs, counted.repeat(2))
-    assert disagreement.item() == pytest.approx(by_sample[counted.numpy()].mean(), rel=1e-5)
+    assert disagreement.item() == pytest.approx(by_sample[counted.numpy()].sum(), rel=1e-5)
     assert TARGET.disagreement(outputs, torch.zeros(8, dtype=torch.bool)).item() == 0
     assert TARGET.disagreement(some_outputs(4).repeat(2, 1), torch.ones(8, dtype=torch.bool)).item() == 0
 

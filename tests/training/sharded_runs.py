@@ -41,7 +41,6 @@ def trained(name: str, out: Path, accelerator: Accelerator, **more: Any) -> Fit:
     """One training of a case."""
     case = CASES[name]
     config = case.config(out, **more)
-    accelerator.gradient_accumulation_steps = config.training.gradient_accumulation_steps
     model, groups, inputs = tiny(case.model, seed=0)
     prepared, groups = case.strategy.prepare(model, groups, inputs, config.training.seed)
     rows = rows_for(case.model, 24), rows_for(case.model, 10, seed=1)

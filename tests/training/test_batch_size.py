@@ -41,7 +41,6 @@ def find_sizes(
     with start_accelerator(config) as accelerator:
         loaders = loaders_of(accelerator, rows_for(name, 40), rows_for(name, 10, seed=1), 4)
         chosen, note = find_batch_sizes(prepared, strategy or FullFineTuning(), loaders, config, accelerator)
-        assert accelerator.gradient_accumulation_steps == chosen.training.gradient_accumulation_steps
     return chosen, note, prepared, tried
 
 

@@ -184,9 +184,9 @@ class Seen:
         self.targets: list[Tensor] = []
         original, seen = Objective.__call__, self
 
-        def call(objective: Objective, outputs: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+        def call(objective: Objective, outputs: Tensor, targets: Tensor, counted: Tensor, weight: Tensor) -> Tensor:
             seen.targets.append(targets)
-            return original(objective, outputs, targets, counted)
+            return original(objective, outputs, targets, counted, weight)
 
         def note(_: nn.Module, __: Any, inputs: dict[str, Tensor]) -> None:
             seen.pixels[torch.is_grad_enabled()].append(inputs["pixel_values"])

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from hf_transfer.checkpoints.checkpoint import Checkpoints
+from hf_transfer.data.batches import LabelledInputs
 from hf_transfer.targets.classes import Classes
 from hf_transfer.training.objective import Objective
 from tests.frozen.frozen_task import without_clocks
@@ -27,6 +28,7 @@ from tests.training.toy_pairs import pair_settings, train_pair
         ("vit", {"image_strategy": "full", "text_strategy": "linear_probe"}, "concat"),
         ("resnet_basic", {"image_strategy": "linear_probe", "text_strategy": "lora"}, "product"),
         ("vit", {"strategy": "lp_ft"}, "gated"),
+        ("vit", {"strategy": "partial", "bf16": True}, "concat"),
     ],
 )
 def test_runs_with_and_without_a_store_are_equal_for_both_towers(
@@ -57,12 +59,14 @@ def test_the_losses_of_single_modalities_count_with_their_weight_for_samples_tha
     }
     output = SimpleNamespace(logits=both, image_logits=image, text_logits=text)
     target = Classes(("a", "b", "c"))
-    loss = Objective(target, auxiliary_weight=0.3).of_output(output, inputs, labels, counted)
+    objective, batch = Objective(target, auxiliary_weight=0.3), LabelledInputs(inputs, labels, counted, torch.arange(4))
+    loss = objective.of_output(output, batch, objective.weights(batch))
     parts = [cross_entropy(image[[0, 2]], labels[[0, 2]]), cross_entropy(text[[1, 2]], labels[[1, 2]])]
     expected = cross_entropy(both[:3], labels[:3]) + 0.3 * (parts[0] + parts[1])
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     one_tower = SimpleNamespace(logits=both)
-    loss = Objective(target, auxiliary_weight=0.3).of_output(one_tower, {}, labels, counted)
+    batch = batch._replace(inputs={})
+    loss = objective.of_output(one_tower, batch, objective.weights(batch))
     assert loss == Objective(target)(both, labels, counted)
 
 

@@ -35,9 +35,9 @@ def divergence(left: Tensor, right: Tensor) -> Tensor:
     return (p * (p / q).log()).sum(1)
 
 
-def test_the_disagreement_of_two_passes_is_the_mean_of_both_divergences_without_masked_samples() -> None:
+def test_the_disagreement_of_two_passes_is_the_sum_of_the_means_of_both_divergences_without_masked_samples() -> None:
     first, second = some_logits(1), some_logits(2)
-    expected = ((divergence(first, second) + divergence(second, first)) / 2)[COUNTED].mean()
+    expected = ((divergence(first, second) + divergence(second, first)) / 2)[COUNTED].sum()
     actual = TARGET.disagreement(torch.cat([first, second]), torch.cat([COUNTED, COUNTED]))
     torch.testing.assert_close(actual, expected)
 
@@ -112,10 +112,11 @@ def test_both_passes_start_from_one_stored_output(tmp_path: Path) -> None:
     ("strategy", "given", "dropout", "expected"),
     [
         ("full", None, 0.1, 1.0), ("full", None, 0.0, 0.0), ("full", 0.0, 0.1, 0.0), ("full", 0.3, 0.1, 0.3),
-        ("lp_ft", None, 0.1, 0.0), ("scratch", None, 0.1, 0.0), ("lora", 2.0, 0.1, 2.0),
+        ("lp_ft", None, 0.1, 0.0), ("scratch", None, 0.1, 1.0),
+        ("scratch", None, 0.0, 0.0), ("scratch", 0.0, 0.1, 0.0), ("partial", None, 0.1, 0.0), ("lora", 2.0, 0.1, 2.0),
     ],
 )  # fmt: skip
-def test_full_fine_tuning_of_texts_uses_rdrop_unless_the_settings_say_otherwise(
+def test_full_fine_tuning_and_its_baseline_use_rdrop_for_texts_unless_the_settings_say_otherwise(
     strategy: str, given: float | None, dropout: float, expected: float
 ) -> None:
     model, *_ = tiny("bert", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
