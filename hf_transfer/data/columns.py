@@ -11,6 +11,7 @@ from hf_transfer.targets.target import LabelColumns
 LABEL_NAMES = ("label", "labels")
 IMAGE_NAMES = ("image", "img")
 TEXT_NAMES = ("text", "sentence", "content", "sentence1", "premise", "question1", "question")
+USUAL_NAMES = frozenset({*LABEL_NAMES, *IMAGE_NAMES, *TEXT_NAMES})
 
 
 def image_column(data: datasets.Dataset, wanted: str | None) -> str:
