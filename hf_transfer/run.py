@@ -21,6 +21,7 @@ from hf_transfer.evaluation import further_metrics, run_folder
 from hf_transfer.evaluation.parts import worth_of_parts
 from hf_transfer.evaluation.report import results_table, write_report
 from hf_transfer.evaluation.results import PART, Results, Scores
+from hf_transfer.evaluation.row_file import write_rows
 from hf_transfer.hub.publish import Published
 from hf_transfer.hub.runs import prepare_to_publish, publish_run, push_run
 from hf_transfer.modalities.modality import Modality, Regularisation, saved_description
@@ -153,7 +154,9 @@ class Run:
             UserError: the folder cannot be used, memory or disk is full, or a loss is not finite.
             Interrupted: a signal asked the run to end; a checkpoint has been written.
         """
-        self._until_end.enter_context(run_folder.open_run_folder(self.config, self.accelerator))
+        folder = self._until_end.enter_context(run_folder.open_run_folder(self.config, self.accelerator))
+        if self.accelerator.is_main_process:
+            write_rows(folder, self.splits.rows_as_read)
         if not self.config.trains():
             self.fitted = Fit(self.model)
             return self.fitted
