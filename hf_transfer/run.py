@@ -24,6 +24,7 @@ from hf_transfer.evaluation import further_metrics, inputs, run_folder
 from hf_transfer.evaluation.parts import worth_of_parts
 from hf_transfer.evaluation.report import results_table, shown_again, write_report
 from hf_transfer.evaluation.results import PART, Results, Scores
+from hf_transfer.evaluation.row_file import write_rows
 from hf_transfer.hub.publish import Published
 from hf_transfer.hub.runs import prepare_to_publish, publish_run, push_run
 from hf_transfer.modalities.modality import Modality, Regularisation, saved_description
@@ -161,7 +162,9 @@ class Run:
             Interrupted: a signal asked the run to end; a checkpoint has been written.
         """
         needed = run_folder.size_of_model(self.model) if self.config.trains() else 0
-        self._until_end.enter_context(run_folder.open_run_folder(self.config, self.accelerator, needed))
+        folder = self._until_end.enter_context(run_folder.open_run_folder(self.config, self.accelerator, needed))
+        if self.accelerator.is_main_process:
+            write_rows(folder, self.splits.rows_as_read)
         if not self.config.trains():
             self.fitted = Fit(self.model)
             return self.fitted

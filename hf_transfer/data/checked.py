@@ -10,17 +10,23 @@ import datasets
 import numpy as np
 
 from hf_transfer.data import columns, verification
+from hf_transfer.data.accounting import account, sources_of
+from hf_transfer.data.cutting import cut_missing, cut_sample, where_from
+from hf_transfer.data.groups import Groups, Keys, read_groups
+from hf_transfer.data.samples import is_sample
 from hf_transfer.data.sources import Loaded, load, read_files, rename_splits, unused_files
 from hf_transfer.data.split_names import SPLIT_NAMES
-from hf_transfer.data.splits import Split, Splits, cut_stratified, few_of_each
+from hf_transfer.data.splits import Rows, Split, Splits, few_of_each
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.table import target_of
-from hf_transfer.targets.target import OPTIONAL_SETTINGS
+from hf_transfer.targets.target import OPTIONAL_SETTINGS, Target
 
 # The settings that name columns which are read as they are written, of all modalities.
-TEXT_SETTINGS = ("label_column_name", "text_column_name", "text_pair_column_name", "image_column_name")
+TEXT_SETTINGS = (
+    "label_column_name", "text_column_name", "text_pair_column_name", "image_column_name", "group_column_name"
+)  # fmt: skip
 
 
 class Selected(NamedTuple):
@@ -95,8 +101,15 @@ class SampleColumns(ABC, Generic[Config]):
         return []
 
     def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
-        """For validation and test: how many rows have an exact copy in training."""
+        """For each split but training: how many rows have an exact copy in training."""
         return verification.copies(splits)
+
+    def keys(self, split: Split, config: Config) -> list[Keys]:
+        """By what rows belong together when a split is cut: those that share a key of a column stay together.
+
+        The first column has a key for each row: of its content. A modality that knows near-duplicates adds a column.
+        """
+        return [verification.content_keys(split, config)]
 
 
 def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets.DatasetDict | None = None) -> Splits:
@@ -115,29 +128,28 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     notes = [*loaded.notes, *notes]
     if given is None:
         notes += modality.notes_on_files(config.data.dataset_name, data)
+    groups = None if config.data.group_column_name is None else read_groups(data, config.data.group_column_name)
+    without_groups = _without_groups(data, config)
     selected, label_columns = columns.together(
-        lambda: modality.select(data, config), lambda: columns.label_columns(data["train"], config.data)
+        lambda: modality.select(without_groups, config), lambda: columns.label_columns(data["train"], config.data)
     )
     notes += columns.notes_on_choice(selected.columns, label_columns.names, config.flat())
     if "text_column_name" in selected.columns:
-        notes += columns.unused_texts(data["train"], (*selected.columns.values(), *label_columns.names))
+        used = (*selected.columns.values(), *label_columns.names, config.data.group_column_name or "")
+        notes += columns.unused_texts(data["train"], used)
     kind, reasons = target_of(config.data.problem_type, data["train"], label_columns)
     notes += reasons
     Ranking.of(kind, config.training.metric_for_best_model)
     config.refuse(OPTIONAL_SETTINGS - kind.supported_settings, f"the problem type {kind.problem_type}")
     target, values = kind.read(data, label_columns)
 
-    missing = [name for name in SPLIT_NAMES if name not in data]
+    missing = [name for name in reversed(SPLIT_NAMES) if name not in data]
     refuse_unused_fractions(config, data)
     target.check(values, splits_to_cut=len(missing))
-    splits = {name: Split(rows, np.arange(len(rows)), values[name]) for name, rows in selected.splits.items()}
-    fractions = {"validation": config.data.validation_fraction, "test": config.data.test_fraction}
-    for name in reversed(missing):
-        splits["train"], splits[name] = cut_stratified(splits["train"], fractions[name], config.data.split_seed, target)
-        notes.append(f"No {name} split: {len(splits[name])} rows were split off training, {target.divided_by}.")
-    if (limit := config.data.max_train_samples_per_class) is not None:
-        splits["train"] = few_of_each(splits["train"], limit, config.training.seed, target)
-    checked = {name: modality.checked(splits[name], name, config) for name in SPLIT_NAMES}
+    given_splits = {name: Split(rows, np.arange(len(rows)), values[name]) for name, rows in selected.splits.items()}
+    checked, limited = _divided(given_splits, missing, groups, config, modality, target)
+    sources = sources_of(loaded.data, data, missing, loaded.origins)
+    notes += [] if groups is None else groups.notes()
     notes += modality.notes_on_samples(checked, selected.columns)
     notes += target.notes({name: split.targets[split.counted] for name, split in checked.items()})
     setting = "label_column_names" if len(label_columns.names) > 1 else "label_column_name"
@@ -147,11 +159,58 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
         target=target.fitted(checked["train"].targets[checked["train"].counted]),
         columns={**selected.columns, setting: named, **target.data_settings()},
         samples=modality.samples,
-        copies=modality.copies(checked),
+        copies=_copies(checked, missing, config, modality),
         notes=notes,
         commit=loaded.info.commit if loaded.info else None,
         languages=loaded.info.languages if loaded.info else (),
+        where_from=where_from(sources, missing, config.data, target),
+        rows_as_read=account(sources, checked, limited, dropped={}),
     )
+
+
+def _without_groups(data: datasets.DatasetDict, config: RunConfig) -> datasets.DatasetDict:
+    """The data without the names of groups, so that they are not taken for the texts, unless they are these."""
+    name, named = config.data.group_column_name, config.flat()
+    settings = [one for one in TEXT_SETTINGS if one != "group_column_name"]
+    if name is None or columns.is_usual(name) or name in [named.get(one) for one in settings]:
+        return data
+    return datasets.DatasetDict({
+        split: rows.remove_columns(name) if columns.is_text(rows.features.get(name)) else rows
+        for split, rows in data.items()
+    })  # fmt: skip
+
+
+def _divided(
+    splits: dict[str, Split], missing: list[str], groups: Groups | None, config: RunConfig,
+    modality: SampleColumns[Any], target: Target,
+) -> tuple[dict[str, Split], Rows]:  # fmt: skip
+    """All three splits, checked; and the rows of training that `max_train_samples_per_class` leaves out."""
+    known: tuple[str, ...] = ()
+    if missing:
+        # As a whole: its content is read once, for the checks and to divide it.
+        train, known = modality.checked(splits["train"], "train", config), ("train", *missing)
+        if is_sample(config.data.dataset_name):
+            splits = splits | cut_sample(train, missing, config.data, target)
+        else:
+            keys = modality.keys(train, config)
+            group = [] if groups is None else groups.columns(train.rows, keys[0])
+            splits = splits | cut_missing(train, missing, [*group, *keys], config.data, target)
+    train = splits["train"]
+    if (limit := config.data.max_train_samples_per_class) is not None:
+        splits = splits | {"train": few_of_each(train, limit, config.training.seed, target)}
+    checked = {
+        name: splits[name] if name in known else modality.checked(splits[name], name, config) for name in SPLIT_NAMES
+    }
+    return checked, np.setdiff1d(train.rows, checked["train"].rows)
+
+
+def _copies(
+    checked: Mapping[str, Split], missing: list[str], config: RunConfig, modality: SampleColumns[Any]
+) -> dict[str, int]:
+    """Copies of training in validation and test; splits that were cut by content have none."""
+    apart = [] if is_sample(config.data.dataset_name) else missing
+    counts = modality.copies({name: split for name, split in checked.items() if name not in apart})
+    return {name: counts.get(name, 0) for name in ("validation", "test")}
 
 
 def refuse_unused_fractions(config: RunConfig, present: Mapping[str, object]) -> None:

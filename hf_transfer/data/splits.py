@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
+from hf_transfer.data.fates import Accounted
 from hf_transfer.targets.target import Target, Values
 
 Rows = npt.NDArray[np.int64]
@@ -60,6 +61,8 @@ class Splits:
         notes: what was decided about the data, in sentences for the report.
         commit: of a data set on the Hub, the commit that was loaded.
         languages: of a data set on the Hub, the languages that its card names.
+        where_from: a sentence on where each split comes from.
+        rows_as_read: what became of each row, by split as it was read.
     """
 
     train: Split
@@ -72,6 +75,8 @@ class Splits:
     notes: list[str]
     commit: str | None = None
     languages: tuple[str, ...] = ()
+    where_from: str = ""
+    rows_as_read: tuple[Accounted, ...] = ()
 
     def items(self) -> list[tuple[str, Split]]:
         """The splits with their names."""
@@ -88,6 +93,7 @@ class Splits:
         masked = [f"{len(split.unreadable)} in {name}" for name, split in self.items() if split.unreadable]
         return [
             f"{sizes} {self.samples} of {self.target.describe()}.",
+            *([self.where_from] if self.where_from else []),
             *self.notes,
             *([f"Exact copies of training {self.samples}: {', '.join(copies)}."] if copies else []),
             *([f"Unreadable {self.samples}, masked: {', '.join(masked)}."] if masked else []),

@@ -4,14 +4,16 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute
 
+from hf_transfer.data.groups import NO_KEY, Keys, key_of
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.pictures import BadImageError, check_header, content, content_size, decode
 from hf_transfer.data.rows import describe_row, encoded_image, is_given, texts_of
@@ -29,25 +31,46 @@ Group = tuple[int, tuple[str | None, ...] | None]
 Groups = dict[Group, list[int]]
 
 
+class Examined(NamedTuple):
+    """What is known of the images of a split.
+
+    Attributes:
+        bad: the rows whose image cannot be read, each with the reason.
+        keys: the rows whose image was read as a whole, each with the key of its content.
+    """
+
+    bad: dict[int, str]
+    keys: dict[int, int]
+
+
 def bad_images(split: Split, config: RunConfig) -> dict[int, str]:
     """The rows whose image cannot be read, each with the reason; the result is cached until an image changes.
 
     The header of every image is read. `verify_samples` images are decoded, drawn at random if there are more.
     """
+    return _examined(split, config).bad
+
+
+def _examined(split: Split, config: RunConfig) -> Examined:
     generator = np.random.default_rng(config.data.split_seed)
     decoded = set(generator.permutation(split.rows)[: config.data.verify_samples].tolist())
-    key = hashlib.sha256(image_fingerprint(split).encode())
+    key = hashlib.sha256(f"with contents {image_fingerprint(split)}".encode())
     key.update(np.asarray(sorted(decoded), dtype=np.int64).tobytes())
     cached = cache_folder(config.store.cache_dir) / "verified" / f"{key.hexdigest()}.json"
     if cached.is_file():
-        return {int(row): reason for row, reason in json.loads(cached.read_text(encoding="utf-8")).items()}
-    bad = _check_rows(split, decoded)
-    cached.parent.mkdir(parents=True, exist_ok=True)
+        parts = json.loads(cached.read_text(encoding="utf-8"))
+        return Examined(*({int(row): value for row, value in parts[name].items()} for name in Examined._fields))
+    examined = _examine(split, decoded)
+    _remember(cached, json.dumps(examined._asdict()).encode())
+    return examined
+
+
+def _remember(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Renamed once it is complete: another process must not read half of it.
-    partial = cached.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(bad), encoding="utf-8")
-    partial.replace(cached)
-    return bad
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
 def bad_texts(split: Split) -> dict[int, str]:
@@ -106,32 +129,89 @@ def refuse_bad_share(bad: Mapping[int, str], split: Split, split_name: str) -> N
 
 
 def copies(splits: Mapping[str, Split]) -> dict[str, int]:
-    """For validation and test: how many of their rows have an exact copy in training.
+    """For each split but training: how many of its rows have an exact copy in training.
 
     A copy has the same image, the same text, or both, as far as samples have them. Only images of rows that agree in
     their text and in the size of their image are read and hashed.
     """
     groups = {name: _by_size_and_text(split) for name, split in splits.items()}
     counts = {}
-    for name in ("validation", "test"):
+    for name in splits.keys() - {"train"}:
         shared = groups["train"].keys() & groups[name].keys()
         known = set(_digests(splits["train"], groups["train"], shared))
         counts[name] = sum(digest in known for digest in _digests(splits[name], groups[name], shared))
     return counts
 
 
-def _check_rows(split: Split, decoded: set[int]) -> dict[int, str]:
-    def problem(row: int) -> str | None:
-        check: Callable[[dict[str, Any]], object] = decode if row in decoded else check_header
+def _examine(split: Split, decoded: set[int]) -> Examined:
+    def look(row: int) -> tuple[str | None, int | None]:
+        raw, key = encoded_image(split, row), None
         try:
-            check(encoded_image(split, row))
+            if row not in decoded:
+                check_header(raw)
+            else:
+                if content_size(raw) >= 0:
+                    # Read once, for both purposes.
+                    raw = raw | {"bytes": content(raw)}
+                    key = key_of(raw["bytes"])
+                decode(raw)
         except BadImageError as error:
-            return str(error)
-        return None
+            return str(error), key
+        return None, key
 
     rows = split.rows.tolist()
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return {row: reason for row, reason in zip(rows, pool.map(problem, rows), strict=True) if reason is not None}
+        looks = dict(zip(rows, pool.map(look, rows), strict=True))
+    return Examined(
+        {row: reason for row, (reason, _) in looks.items() if reason is not None},
+        {row: key for row, (_, key) in looks.items() if key is not None},
+    )
+
+
+def content_keys(split: Split, config: RunConfig) -> Keys:
+    """The key of each row's content: of its image, its texts, or both; of its columns, if it has neither [rows].
+
+    A row without content has a key of its own. Images that were not read as a whole when they were checked are read
+    once, and their keys are cached until an image changes.
+    """
+    names = split.dataset.column_names
+    parts: list[Sequence[object]] = []
+    if "image" in names:
+        parts.append(_image_keys(split, config))
+    if "text" in names:
+        parts.append([texts if any(text is not None for text in texts) else None for texts in texts_of(split)])
+    if not parts:
+        chosen = split.dataset.select(split.rows)
+        parts = [chosen[name][:] for name in names]
+    contents = zip(split.rows.tolist(), zip(*parts, strict=True), strict=True)
+    # Invalid surrogates are in texts that were written in another encoding.
+    keys = [
+        key_of((repr(values) if any(value is not None for value in values) else f"row {row}").encode(errors="replace"))
+        for row, values in contents
+    ]
+    return np.asarray(keys, dtype=np.uint64)
+
+
+def _image_keys(split: Split, config: RunConfig) -> list[int | None]:
+    """The key of each row's image; None: it has none, or its file is missing."""
+    images = part_of(split, np.flatnonzero(is_given(split, "image")))
+    keys = _examined(images, config).keys
+    rest = [row for row in images.rows.tolist() if row not in keys]
+    cached = cache_folder(config.store.cache_dir) / "verified" / f"{image_fingerprint(images)}.keys"
+    if rest and cached.is_file():
+        read = np.frombuffer(cached.read_bytes(), dtype=np.uint64).tolist()
+        keys = dict(zip(images.rows.tolist(), read, strict=True))
+    elif rest:
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            keys = keys | dict(zip(rest, pool.map(partial(_image_key, images), rest), strict=True))
+        # `NO_KEY` for missing files.
+        _remember(cached, np.asarray([keys[row] for row in images.rows.tolist()], dtype=np.uint64).tobytes())
+    return [keys.get(row) or None for row in split.rows.tolist()]
+
+
+def _image_key(split: Split, row: int) -> int:
+    raw = encoded_image(split, row)
+    return key_of(content(raw)) if content_size(raw) >= 0 else int(NO_KEY)
 
 
 def _list(bad: Mapping[int, str], split: Split) -> str:

@@ -20,6 +20,7 @@ from hf_transfer.checkpoints.files import free_bytes, in_units
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation import inputs
 from hf_transfer.evaluation.results import RESULTS_FILE, Results
+from hf_transfer.evaluation.row_file import PACKED_ROW_FILE, ROW_FILE
 from hf_transfer.modalities.modality import Preprocessing, save_preprocessing
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 from hf_transfer.settings.parsing import load_settings
@@ -34,7 +35,7 @@ MODEL_FOLDER = "model"
 LOCK_FILE = ".lock"
 PARTIAL_CONFIG = ".config-partial"
 PICTURES = ("curves.png", *(name for target in TARGETS.values() for name in target.picture_files))
-OURS = (RESULTS_FILE, MODEL_FOLDER, "report.md", ".card", *PICTURES)
+OURS = (RESULTS_FILE, MODEL_FOLDER, "report.md", ".card", ROW_FILE, PACKED_ROW_FILE, *PICTURES)
 # The files of a run that was killed before its settings were written.
 WITHOUT_SETTINGS = (LOCK_FILE, PARTIAL_CONFIG)
 

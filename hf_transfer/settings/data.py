@@ -59,6 +59,10 @@ class DataSettings(Topic):
         "Share of the training split to split off if there is no validation split.", 0.15, SHARE
     )
     test_fraction: float = setting("Share of the training split to split off if there is no test split.", 0.15, SHARE)
+    group_column_name: str | None = setting(
+        "Column that tells which samples belong together, such as a patient, a session or an author: splits that are "
+        "split off keep them on one side.", None,
+    )  # fmt: skip
     split_seed: int = setting(
         "Seed of that split; leave it when --seed varies, and all runs share one test split.", 0, SEED
     )

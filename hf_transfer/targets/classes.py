@@ -77,12 +77,17 @@ class Classes(target.Target):
         """See `Target.check`: one class only, a class with too few samples, a class that only evaluation has."""
         check_classes(self.names, values, splits_to_cut=splits_to_cut)
 
-    def notes(self, values: Mapping[str, target.Values]) -> list[str]:  # noqa: ARG002
-        """A sentence on class names that look like several labels."""
+    def notes(self, values: Mapping[str, target.Values]) -> list[str]:
+        """Sentences on class names that look like several labels, and on classes that a split lacks."""
+        notes = []
+        for split, numbers in values.items():
+            lacking = [self.label_names[number] for number in np.setdiff1d(np.arange(len(self.names)), numbers)]
+            notes += [f"In {split} no sample has the class {', '.join(lacking)}."] if lacking else []
         joined = [name for name in self.label_names if any(sign in name for sign in CLEAR_SEPARATORS)]
-        return [
-            f"{joined[0]!r} is one class. If samples have several labels: --problem_type multi_label_classification."
-        ] if joined else []  # fmt: skip
+        if joined:
+            several = "If samples have several labels: --problem_type multi_label_classification."
+            notes.append(f"{joined[0]!r} is one class. {several}")
+        return notes
 
     def strata(self, values: target.Values) -> target.Strata:
         """The class numbers."""

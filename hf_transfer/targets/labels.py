@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -16,7 +17,7 @@ from hf_transfer.targets import reporting, target
 from hf_transfer.targets.label_metrics import label_intervals, label_metrics, label_rows, sample_f1
 from hf_transfer.targets.label_sets import SEPARATORS, read_label_sets, why_label_sets
 from hf_transfer.targets.label_weights import positive_weights
-from hf_transfer.targets.stratification import cut_by_label, few_of_each_label
+from hf_transfer.targets.stratification import few_of_each_label
 from hf_transfer.targets.thresholds import choose_thresholds
 
 Floats = npt.NDArray[np.float64]
@@ -147,9 +148,10 @@ class LabelSets(target.Target):
         counts = np.where(has_label, has_label.sum(0), np.iinfo(np.int64).max)
         return np.asarray(np.where(has_label.any(1), counts.argmin(1), values.shape[1]), dtype=np.int64)
 
-    def cut(self, values: target.Values, fraction: float, generator: np.random.Generator) -> target.Positions:
-        """Positions of the samples that are split off, label by label: see `cut_by_label`."""
-        return cut_by_label(values, fraction, generator)
+    def kinds(self, values: target.Values) -> csr_array:
+        """The labels of each sample; a kind of their own for samples without labels."""
+        has_label = values == 1
+        return csr_array(np.column_stack([has_label, ~has_label.any(1)]).astype(np.int64))
 
     def few(self, values: target.Values, limit: int, generator: np.random.Generator) -> target.Positions:
         """Positions of a few samples of each label: see `few_of_each_label`."""

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss, mse_loss
 
@@ -26,6 +27,8 @@ from hf_transfer.targets.number_metrics import (
 Floats = npt.NDArray[np.float64]
 COVERAGE = 0.9
 MOST_BINS, SAMPLES_OF_A_BIN = 10, 5
+# For splits. An edge is a multiple of a power of two that is at most the spread of most values by so many steps.
+MOST_RANGES, STEPS_OF_AN_EDGE = 4, 8
 BOOTSTRAP = "bootstrap percentiles"
 ROW_COLUMNS = ("output", "rmse", "mae", "r2", "pearson", "spearman", "samples")
 ROW_TITLES = ("number", "RMSE", "MAE", "R2", "Pearson", "Spearman", "samples")
@@ -156,11 +159,21 @@ class Numbers(target.Target):
 
     def strata(self, values: target.Values) -> target.Strata:
         """The quantile bin of each sample, by its number or by the mean of its standardised numbers."""
-        standard = (values - np.nanmean(values, 0)) / np.maximum(np.nanstd(values, 0), np.finfo(np.float64).tiny)
-        score = np.nanmean(standard, 1)
+        score = _standard_score(values)
         bins = int(np.clip(len(values) // SAMPLES_OF_A_BIN, 1, MOST_BINS))
         edges = np.unique(np.quantile(score, np.arange(1, bins) / bins))
         return np.asarray(np.searchsorted(edges, score, side="right"), dtype=np.int64)
+
+    def kinds(self, values: target.Values) -> csr_array:
+        """The range of each sample, a quarter of the values: few, with round edges, as edges move with each sample."""
+        score = values[:, 0] if values.shape[1] == 1 else _standard_score(values)
+        bins = int(np.clip(len(values) // SAMPLES_OF_A_BIN, 1, MOST_RANGES))
+        edges = np.quantile(score, np.arange(1, bins) / bins)
+        spread = np.subtract(*np.quantile(score, [0.9, 0.1]))
+        if spread > 0:
+            step = 2.0 ** np.floor(np.log2(spread / STEPS_OF_AN_EDGE))
+            edges = np.round(edges / step) * step
+        return target.one_kind_each(np.searchsorted(np.unique(edges), score, side="right"))
 
     def describe(self) -> str:
         """See `Target.describe`."""
@@ -303,6 +316,13 @@ class Numbers(target.Target):
     def _scale(self, like: Tensor) -> Tensor:
         scale = self.scale or (1.0,) * len(self.output_names)
         return torch.tensor(scale, dtype=_precise(like), device=like.device)
+
+
+def _standard_score(values: target.Values) -> Floats:
+    """The mean of the standardised numbers of each sample that are known [samples]."""
+    standard = (values - np.nanmean(values, 0)) / np.maximum(np.nanstd(values, 0), np.finfo(np.float64).tiny)
+    score: Floats = np.nanmean(standard, 1)
+    return score
 
 
 def _precise(like: Tensor) -> torch.dtype:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import datasets
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from hf_transfer.errors import user_error
@@ -170,6 +171,13 @@ class Target(ABC):
     @abstractmethod
     def strata(self, values: Values) -> Strata:
         """A number for each sample: samples of one number are alike, and divided among splits in proportion."""
+
+    def kinds(self, values: Values) -> csr_array:
+        """Of which kinds each sample is, of those that every split has in proportion: 0 or 1 [samples, kinds].
+
+        By default its stratum.
+        """
+        return one_kind_each(self.strata(values))
 
     def cut(self, values: Values, fraction: float, generator: np.random.Generator) -> Positions:
         """Positions of the samples that are split off: about this share of each stratum, and of each at least one.
@@ -375,6 +383,13 @@ def known_cells(targets: Tensor, counted: Tensor) -> Tensor:
         counted: bool [samples].
     """
     return counted[:, None] & ~targets.isnan()
+
+
+def one_kind_each(strata: Strata) -> csr_array:
+    """Of which kinds samples are that have one each: 0 or 1 [samples, kinds]."""
+    kinds, numbers = np.unique(strata, return_inverse=True)
+    entries = (np.ones(len(strata), dtype=np.int64), (np.arange(len(strata)), numbers))
+    return csr_array(entries, shape=(len(strata), len(kinds)))
 
 
 def members_of(strata: Strata) -> list[Positions]:

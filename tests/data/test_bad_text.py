@@ -80,7 +80,7 @@ def test_an_empty_field_of_a_csv_file_is_a_missing_text(refused: Refused, tmp_pa
 def test_a_column_without_any_text_is_reported_by_its_rows(refused: Refused, tmp_path: Path) -> None:
     """Such a column has no type."""
     write_table(tmp_path / "a.jsonl", [row | {"text": None} for row in text_rows(20)])
-    refused(dataset_name=tmp_path / "a.jsonl", expected="a text in every row", found="14 without one: row ", do="fix")
+    refused(dataset_name=tmp_path / "a.jsonl", expected="a text in every row", found="20 without one: row 0 ", do="fix")
 
 
 def test_a_pair_needs_both_texts(refused: Refused, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_pictures_in_memory_are_read_whether_embedded_or_by_their_paths(
         splits = load_splits(settings(**named), ImageModality(), datasets.DatasetDict(train=table))
         assert splits.target.names == ["x", "y"]
         assert splits.columns == {"image_column_name": "photo", "label_column_name": "kind"}
-        assert np.bincount(splits.train.targets).tolist() == [len(splits.train) // 2] * 2
+        assert np.abs(np.diff(np.bincount(splits.train.targets))) <= 1
 
 
 def test_pairs_in_memory_are_read_whether_embedded_or_by_their_paths(

@@ -20,6 +20,11 @@ from tests.data.conftest import Settings, noise, same, user_error_with
 
 Table = Callable[..., datasets.Dataset]
 
+ALL_FROM_TRAIN = (
+    "Splits: train from split 'train'; validation from 15 % of train, split off by content and class; "
+    "test from 15 % of train, split off by content and class."
+)
+
 
 def sizes(splits: Splits) -> dict[str, int]:
     return {name: len(split) for name, split in splits.items()}
@@ -52,11 +57,7 @@ def test_missing_splits_are_split_off_training_by_class_and_noted(settings: Sett
     folder = picture_folder(cat=20, dog=20)
     splits = load_splits(settings(dataset_name=str(folder)), ImageModality())
     assert sizes(splits) == {"train": 28, "validation": 6, "test": 6}
-    assert splits.notes == [
-        "No test split: 6 rows were split off training, by class.",
-        "No validation split: 6 rows were split off training, by class.",
-    ]
-    assert splits.describe()[0] == "28 train, 6 validation, 6 test images of 2 classes."
+    assert splits.describe() == ["28 train, 6 validation, 6 test images of 2 classes.", ALL_FROM_TRAIN]
     rows = np.concatenate([split.rows for _, split in splits.items()])
     assert sorted(rows.tolist()) == list(range(40))
 
@@ -91,8 +92,11 @@ def test_only_the_split_that_is_missing_is_split_off(settings: Settings, tmp_pat
     for seed, folder in enumerate(("train", "test")):
         write_pictures(tmp_path / folder, *(f"{c}/{i}.png" for c in "ab" for i in range(10)), seed=seed)
     splits = load_splits(settings(dataset_name=str(tmp_path)), ImageModality())
-    assert sizes(splits) == {"train": 16, "validation": 4, "test": 20}
-    assert splits.notes == ["No validation split: 4 rows were split off training, by class."]
+    assert sizes(splits) == {"train": 17, "validation": 3, "test": 20}
+    assert splits.describe()[1] == (
+        "Splits: train from split 'train'; validation from 15 % of train, split off by content and class; "
+        "test from split 'test'."
+    )
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

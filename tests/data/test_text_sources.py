@@ -56,8 +56,8 @@ def test_a_file_is_read_with_its_labels_and_missing_splits_are_split_off_by_clas
     assert everything(splits) == sorted(as_pairs(rows))
     assert splits.describe() == [
         "28 train, 6 validation, 6 test texts of 2 classes.",
-        "No test split: 6 rows were split off training, by class.",
-        "No validation split: 6 rows were split off training, by class.",
+        "Splits: train from split 'train'; validation from 15 % of train, split off by content and class; "
+        "test from 15 % of train, split off by content and class.",
     ]
     for split in (splits.train, splits.validation, splits.test):
         assert np.bincount(split.targets).tolist() == [len(split) // 2] * 2
@@ -80,13 +80,19 @@ def test_only_the_split_that_is_missing_is_split_off(text_settings: TextSettings
     for name in ("train", "test"):
         write_table(tmp_path / f"{name}.csv", text_rows(20, seed=len(name)))
     splits = load_splits(text_settings(dataset_name=str(tmp_path)), TextModality())
-    assert splits.describe()[0] == "16 train, 4 validation, 20 test texts of 2 classes."
-    assert splits.notes == ["No validation split: 4 rows were split off training, by class."]
+    assert splits.describe()[0] == "17 train, 3 validation, 20 test texts of 2 classes."
+    assert splits.describe()[1] == (
+        "Splits: train from split 'train'; validation from 15 % of train, split off by content and class; "
+        "test from split 'test'."
+    )
 
 
 def test_the_sample_has_three_splits_of_six_intents_without_copies(text_settings: TextSettings) -> None:
     splits = load_splits(text_settings(), TextModality())
-    assert splits.describe() == ["360 train, 150 validation, 480 test texts of 6 classes."]
+    assert splits.describe() == [
+        "360 train, 150 validation, 480 test texts of 6 classes.",
+        "Splits: train from split 'train'; validation from split 'validation'; test from split 'test'.",
+    ]
     assert splits.target.names == sorted(splits.target.names)
     assert "change_order" in splits.target.names
     texts = [texts for texts, _ in everything(splits)]

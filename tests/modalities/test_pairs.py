@@ -51,8 +51,8 @@ def test_metadata_beside_the_pictures_give_pairs_that_stay_together(
     assert pairs_of(splits) == written(folder, rows)
     assert splits.describe() == [
         "28 train, 6 validation, 6 test pairs of 2 classes.",
-        "No test split: 6 rows were split off training, by class.",
-        "No validation split: 6 rows were split off training, by class.",
+        "Splits: train from split 'train'; validation from 15 % of train, split off by content and class; "
+        "test from 15 % of train, split off by content and class.",
     ]
 
 
