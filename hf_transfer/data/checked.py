@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 
 from hf_transfer.data import columns, verification
+from hf_transfer.data.levels import Levels
 from hf_transfer.data.sources import SPLIT_NAMES, load, read_files, rename_splits, unused_files
 from hf_transfer.data.splits import Split, Splits, cut_stratified, few_of_each
 from hf_transfer.errors import user_error
@@ -71,6 +72,14 @@ class SampleColumns(ABC, Generic[Config]):
     def bad_rows(self, split: Split, config: Config) -> dict[int, str]:
         """Rows that cannot be used, each with the reason."""
 
+    def levels(self, split: Split, config: Config) -> Mapping[int, Levels]:  # noqa: ARG002
+        """The values of the pictures that have more than 8 bits for each channel, by row."""
+        return {}
+
+    def measured(self, train: Split, config: Config) -> dict[str, Any]:  # noqa: ARG002
+        """Settings that are saved with the model: as they are given or, if left open, as training samples tell."""
+        return {}
+
     def checked(self, split: Split, name: str, config: Config) -> Split:
         """The split with its bad rows masked.
 
@@ -79,14 +88,14 @@ class SampleColumns(ABC, Generic[Config]):
         """
         bad = self.bad_rows(split, config)
         verification.refuse_bad_rows(bad, split, name, config.data, usable=self.usable, unusable=self.unusable)
-        return replace(split, unreadable=bad)
+        return replace(split, unreadable=bad, levels=self.levels(split, config))
 
-    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, str]) -> list[str]:  # noqa: ARG002
+    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, Any]) -> list[str]:  # noqa: ARG002
         """Notes on the checked samples.
 
         Args:
             splits: of the data set.
-            columns: the columns that were chosen, by the setting that names each.
+            columns: the columns that were chosen, by the setting that names each, and what was `measured`.
 
         Raises:
             UserError: together they are no data to train on.
@@ -133,15 +142,18 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
         notes.append(f"No {name} split: {len(splits[name])} rows were split off training, {target.divided_by}.")
     if (limit := config.data.max_train_samples_per_class) is not None:
         splits["train"] = few_of_each(splits["train"], limit, config.training.seed, target)
-    checked = {name: modality.checked(splits[name], name, config) for name in SPLIT_NAMES}
-    notes += modality.notes_on_samples(checked, selected.columns)
+    checked = {"train": modality.checked(splits["train"], "train", config)}
+    measured = modality.measured(checked["train"], config)
+    config = config.replaced(**measured)
+    checked |= {name: modality.checked(splits[name], name, config) for name in ("validation", "test")}
+    notes += modality.notes_on_samples(checked, {**selected.columns, **measured})
     notes += target.notes({name: split.targets[split.counted] for name, split in checked.items()})
     setting = "label_column_names" if len(label_columns.names) > 1 else "label_column_name"
     named = list(label_columns.names) if len(label_columns.names) > 1 else label_columns.only
     return Splits(
         **checked,
         target=target.fitted(checked["train"].targets[checked["train"].counted]),
-        columns={**selected.columns, setting: named, **target.data_settings()},
+        columns={**selected.columns, setting: named, **target.data_settings(), **measured},
         samples=modality.samples,
         copies=modality.copies(checked),
         notes=notes,

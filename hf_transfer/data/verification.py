@@ -7,20 +7,34 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute
 
 from hf_transfer.data.hub_access import cache_folder
-from hf_transfer.data.pictures import BadImageError, check_header, content, content_size, decode
+from hf_transfer.data.levels import LARGEST_PIXEL_VALUE, Levels, white_level
+from hf_transfer.data.pictures import (
+    DECODING,
+    BadImageError,
+    beyond_white,
+    check_header,
+    content,
+    content_size,
+    decoded_levels,
+    readable_formats,
+)
 from hf_transfer.data.rows import describe_row, encoded_image, is_given, texts_of
-from hf_transfer.data.splits import Split, part_of
+from hf_transfer.data.splits import Rows, Split, part_of
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.settings.run import RunConfig
 
 MAX_BAD_SHARE = 0.01
+# So many images of more than 8 bits are decoded at least, if there are so many.
+MEASURED_IMAGES = 1_000
+# Of a picture with many values hardly anything is seen in fewer shades.
+MANY_VALUES, FEW_SHADES = 64, 32
 LISTED_SAMPLES = 5
 # As `content_size` has it; a pair may have no image.
 NO_IMAGE = -1
@@ -29,25 +43,85 @@ Group = tuple[int, tuple[str | None, ...] | None]
 Groups = dict[Group, list[int]]
 
 
-def bad_images(split: Split, config: RunConfig) -> dict[int, str]:
-    """The rows whose image cannot be read, each with the reason; the result is cached until an image changes.
+class Looked(NamedTuple):
+    """What a look at the images of a split showed.
 
-    The header of every image is read. `verify_samples` images are decoded, drawn at random if there are more.
+    Attributes:
+        bad: rows whose image cannot be read, each with the reason.
+        levels: the values of decoded images that have more than 8 bits for each channel, by row.
     """
-    generator = np.random.default_rng(config.data.split_seed)
-    decoded = set(generator.permutation(split.rows)[: config.data.verify_samples].tolist())
-    key = hashlib.sha256(image_fingerprint(split).encode())
-    key.update(np.asarray(sorted(decoded), dtype=np.int64).tobytes())
+
+    bad: dict[int, str]
+    levels: dict[int, Levels]
+
+
+def look_at_images(split: Split, config: RunConfig) -> Looked:
+    """Read the images of a split; the result is cached until an image changes.
+
+    The header of every image is read. `verify_samples` images are decoded, drawn at random if there are more. Of
+    images of more than 8 bits, at least `MEASURED_IMAGES` are, since their largest value tells what is white.
+    """
+    order = np.random.default_rng(config.data.split_seed).permutation(split.rows)
+    decoded = order[: config.data.verify_samples].tolist()
+    key = hashlib.sha256(" ".join((image_fingerprint(split), DECODING, *readable_formats())).encode())
+    key.update(order[: config.data.verify_samples].tobytes())
     cached = cache_folder(config.store.cache_dir) / "verified" / f"{key.hexdigest()}.json"
     if cached.is_file():
-        return {int(row): reason for row, reason in json.loads(cached.read_text(encoding="utf-8")).items()}
-    bad = _check_rows(split, decoded)
+        content = json.loads(cached.read_text(encoding="utf-8"))
+        levels = {int(row): Levels(*values) for row, values in content["levels"].items()}
+        return Looked({int(row): reason for row, reason in content["bad"].items()}, levels)
+    looked = _check_rows(split, order, set(decoded))
     cached.parent.mkdir(parents=True, exist_ok=True)
     # Renamed once it is complete: another process must not read half of it.
     partial = cached.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(bad), encoding="utf-8")
+    partial.write_text(json.dumps(looked._asdict()), encoding="utf-8")
     partial.replace(cached)
-    return bad
+    return looked
+
+
+def bad_images(split: Split, config: Any) -> dict[int, str]:
+    """The rows whose image cannot be used, each with the reason.
+
+    Args:
+        split: the images.
+        config: of a run whose samples have images.
+    """
+    looked, white = look_at_images(split, config), config.image.largest_pixel_value
+    reasons = {row: beyond_white(levels, white) for row, levels in looked.levels.items()}
+    return looked.bad | {row: reason for row, reason in reasons.items() if reason is not None}
+
+
+def measured_white(train: Split, config: Any) -> dict[str, Any]:
+    """The setting `largest_pixel_value` as training images tell it; empty if none has more than 8 bits.
+
+    Args:
+        train: checked training images.
+        config: of a run whose samples have images.
+    """
+    levels = [one for row, one in train.levels.items() if row not in train.unreadable]
+    white = config.image.largest_pixel_value
+    # A finished model keeps what it was trained with.
+    if white is None and levels and config.trains():
+        white = white_level(max(one.largest for one in levels), whole=any(one.whole for one in levels))
+    return {} if white is None else {LARGEST_PIXEL_VALUE: white}
+
+
+def notes_on_levels(splits: Mapping[str, Split], white: float | None) -> list[str]:
+    """Sentences on images of more than 8 bits: what is white, and those of which hardly any shades are left."""
+    deep = [(split, row, levels) for split in splits.values() for row, levels in split.levels.items()]
+    if white is None or not deep:
+        return []
+    notes = [f"In pictures of more than 8 bits for each channel 0 is black and {white:,g} is white."]
+    # Shades from 0 to 255 between the smallest and the largest value.
+    few = [one for one in deep if one[2].distinct >= MANY_VALUES and one[2].range * 255 / white < FEW_SHADES]
+    if few:
+        split, row, levels = few[0]
+        notes.append(
+            f"Warning: of {len(few):,} such pictures fewer than {FEW_SHADES} shades are left, as of "
+            f"{describe_row(split, row)} with values from {levels.smallest:,g} to {levels.largest:,g}. Scale all "
+            "pictures alike, or name the value that is white in --largest_pixel_value."
+        )
+    return notes
 
 
 def bad_texts(split: Split) -> dict[int, str]:
@@ -63,7 +137,7 @@ def bad_texts(split: Split) -> dict[int, str]:
     return bad
 
 
-def bad_pairs(split: Split, config: RunConfig) -> dict[int, str]:
+def bad_pairs(split: Split, config: Any) -> dict[int, str]:
     """The rows with neither an image nor a text, or with an image that cannot be read, each with the reason."""
     with_image, with_text = is_given(split, "image"), is_given(split, "text")
     bad = dict.fromkeys(split.rows[~(with_image | with_text)].tolist(), "neither an image nor a text")
@@ -120,18 +194,34 @@ def copies(splits: Mapping[str, Split]) -> dict[str, int]:
     return counts
 
 
-def _check_rows(split: Split, decoded: set[int]) -> dict[int, str]:
-    def problem(row: int) -> str | None:
-        check: Callable[[dict[str, Any]], object] = decode if row in decoded else check_header
-        try:
-            check(encoded_image(split, row))
-        except BadImageError as error:
-            return str(error)
-        return None
+def _check_rows(split: Split, order: Rows, decoded: set[int]) -> Looked:
+    """Look at all images; `decoded`, and some of those of more than 8 bits in this order, are decoded."""
+    bad: dict[int, str] = {}
+    levels: dict[int, Levels] = {}
 
-    rows = split.rows.tolist()
+    def header(row: int) -> bool | None:
+        return None if row in decoded else _or_bad(check_header, split, row, bad)
+
+    def decode(row: int) -> None:
+        measured = _or_bad(decoded_levels, split, row, bad)
+        if measured is not None:
+            levels[row] = measured
+
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return {row: reason for row, reason in zip(rows, pool.map(problem, rows), strict=True) if reason is not None}
+        rows = order.tolist()
+        deep = [row for row, is_deep in zip(rows, pool.map(header, rows), strict=True) if is_deep]
+        list(pool.map(decode, decoded))
+        list(pool.map(decode, deep[: max(0, MEASURED_IMAGES - len(levels))]))
+    return Looked(dict(sorted(bad.items())), dict(sorted(levels.items())))
+
+
+def _or_bad(look: Callable[[dict[str, Any]], Any], split: Split, row: int, bad: dict[int, str]) -> Any:
+    """What is seen of the image of a row; None if it cannot be read, with the reason in `bad`."""
+    try:
+        return look(encoded_image(split, row))
+    except BadImageError as error:
+        bad[row] = str(error)
+        return None
 
 
 def _list(bad: Mapping[int, str], split: Split) -> str:

@@ -21,6 +21,7 @@ from huggingface_hub import HfApi, SpaceCard
 
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.hub_account import explaining_hub_errors
+from hf_transfer.data.levels import LARGEST_PIXEL_VALUE
 from hf_transfer.data.pictures import BadImageError, decode
 from hf_transfer.data.rows import encoded_image, texts_of
 from hf_transfer.data.splits import Split
@@ -103,7 +104,7 @@ def assemble_space(
         "dataset": source_of(results, "dataset_name").shown,
         "score": _score(results),
         "trust_remote_code": _has_own_code(folder),
-        "examples": _examples(config, results, target, examples),
+        "examples": _examples(folder, config, results, target, examples),
         **_text_settings(folder, config),
     }
     (target / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -238,6 +239,10 @@ def _score(results: Results) -> dict[str, Any]:
     return {**score, "is_share": metric.is_share, "samples": test.shown_samples}
 
 
+def _saved(folder: Path, config: RunConfig) -> dict[str, Any]:
+    return saved_description(Checkpoint(str(folder), task=modality_named(config.recipe).task))
+
+
 def _text_settings(folder: Path, config: RunConfig) -> dict[str, Any]:
     """The names of the texts of a sample, and the length at which they are truncated; nothing, if it has no texts.
 
@@ -246,20 +251,23 @@ def _text_settings(folder: Path, config: RunConfig) -> dict[str, Any]:
     settings = config.flat()
     if "max_seq_length" not in settings:
         return {}
-    saved = saved_description(Checkpoint(str(folder), task=modality_named(config.recipe).task))
+    saved = _saved(folder, config)
     columns = saved.get("columns") or settings
     texts = [columns.get("text_column_name") or "text", columns.get("text_pair_column_name")]
     max_length = saved.get("max_length") or settings["max_seq_length"]
     return {"texts": [name for name in texts if name], "max_length": max_length}
 
 
-def _examples(config: RunConfig, results: Results, target: Path, count: int) -> list[dict[str, Any]]:
+def _examples(folder: Path, config: RunConfig, results: Results, target: Path, count: int) -> list[dict[str, Any]]:
     """Samples of the test split for the demo; pictures are written into the target, without their metadata."""
     if count == 0:
         return []
     # The same commit; its samples were verified when the run started.
     commit = results.commits.get("dataset_name")
     config = config.replaced(verify_samples=0, **({"dataset_revision": commit} if commit else {}))
+    white = _saved(folder, config).get("columns", {}).get(LARGEST_PIXEL_VALUE)
+    if white is not None:
+        config = config.replaced(**{LARGEST_PIXEL_VALUE: white})
     try:
         splits = load_splits(config, modality_named(config.recipe))
     except UserError as error:
@@ -275,7 +283,7 @@ def _examples(config: RunConfig, results: Results, target: Path, count: int) -> 
         raw = encoded_image(split, int(split.rows[position])) if "image" in columns else {}
         if any(raw.values()):
             try:
-                picture = decode(raw)
+                picture = decode(raw, white)
             except BadImageError:
                 continue
             picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))

@@ -1,6 +1,7 @@
 """What a modality is: one object that holds everything that depends on what a sample is."""
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.data.checked import Config, SampleColumns
+from hf_transfer.data.levels import LARGEST_PIXEL_VALUE
 from hf_transfer.data.splits import Splits
 from hf_transfer.errors import user_error
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
@@ -177,8 +179,12 @@ class Modality(SampleColumns[Config]):
         return Regularisation()
 
     @abstractmethod
-    def sample_of(self, value: Any) -> Any:
+    def sample_of(self, value: Any, saved: Any = None) -> Any:
         """A sample as `Preprocessing.inputs` takes it, from the value that a Python program passes.
+
+        Args:
+            value: the sample.
+            saved: the preprocessing of the model; None: there is none.
 
         Raises:
             UserError: it is not such a sample, or cannot be read.
@@ -238,6 +244,11 @@ def saved_description(checkpoint: Checkpoint) -> dict[str, Any]:
             str(name): list(map(str, column)) if isinstance(column, list) else str(column)
             for name, column in content["columns"].items()
         }
+        if LARGEST_PIXEL_VALUE in content["columns"]:
+            white = float(content["columns"][LARGEST_PIXEL_VALUE])
+            if not 0 < white < math.inf:
+                raise ValueError(f"{LARGEST_PIXEL_VALUE} is {white}")
+            content["columns"][LARGEST_PIXEL_VALUE] = white
         content |= {name: int(content[name]) for name in LENGTHS if name in content}
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise user_error(

@@ -6,7 +6,17 @@ from typing import Literal
 
 from hf_transfer.settings.fields import REQUIRED, STEPS, TRAINS, Need, Topic, setting
 from hf_transfer.settings.model import exists, on_the_hub
-from hf_transfer.settings.ranges import BELOW_ONE, ENCODING, NAME, NOT_NEGATIVE, SEED, SEPARATOR, SHARE, at_least
+from hf_transfer.settings.ranges import (
+    BELOW_ONE,
+    ENCODING,
+    NAME,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SEPARATOR,
+    SHARE,
+    at_least,
+)
 
 ON_THE_HUB = on_the_hub("data", "dataset_name")
 LOCAL_FILES = Need(
@@ -64,6 +74,10 @@ class ImageSettings(Topic):
     """Samples that are images, or have one."""
 
     image_column_name: str | None = setting("Column with the images (default: chosen by name and type).", None)
+    largest_pixel_value: float | None = setting(
+        "The value that is white in pictures of more than 8 bits for each channel (default: the largest value in "
+        "training, rounded up to 8, 10, 12, 14 or 16 bits; of floats also up to 1).", None, POSITIVE,
+    )  # fmt: skip
     augmentation: Literal["none", "light", "standard", "trivial"] = setting(
         "Random changes to training images: small shifts; crops and colour; or one strong operation each.",
         "light", TRAINS,
