@@ -137,7 +137,7 @@ def deep_picture(picture: Image.Image) -> DeepPicture | None:
         values = _both_bytes(_upright(picture)[..., :3], _upright(lower)[..., :3])
     else:
         picture.load()
-        if ";16" in raw_mode and not np.asarray(picture.convert("RGB")).any():
+        if ";16" in raw_mode and not np.asarray(picture).any():
             raise LevelsError("the upper 8 bits of its 16-bit colours are all 0")
         return None
     if not np.isfinite(values).all():
