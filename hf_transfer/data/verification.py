@@ -118,8 +118,8 @@ def notes_on_levels(splits: Mapping[str, Split], white: float | None) -> list[st
         split, row, levels = few[0]
         notes.append(
             f"Warning: of {len(few):,} such pictures fewer than {FEW_SHADES} shades are left, as of "
-            f"{describe_row(split, row)} with values from {levels.smallest:,g} to {levels.largest:,g}. Scale all "
-            "pictures alike, or name the value that is white in --largest_pixel_value."
+            f"{describe_row(split, row)} with values from {levels.smallest:,g} to {levels.largest:,g}. Save "
+            "all pictures with the same number of bits, or name the value that is white in --largest_pixel_value."
         )
     return notes
 

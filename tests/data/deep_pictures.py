@@ -62,7 +62,7 @@ def tiff(values: Any) -> bytes:
 
 
 def grey(shape: tuple[int, ...], largest: int, seed: int = 0) -> Any:
-    """Values from 0 to `largest`, which is one of them."""
+    """Values from 0 to `largest`, both of which occur."""
     values = np.random.default_rng(seed).integers(0, largest + 1, shape).astype(np.uint16)
-    values.flat[0] = largest
+    values.flat[:2] = (largest, 0)
     return values
