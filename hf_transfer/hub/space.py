@@ -34,7 +34,7 @@ from hf_transfer.hub.card import CARD_FILE, as_line
 from hf_transfer.hub.card_text import code_file, source_of
 from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder, visibility
 from hf_transfer.interruption import Interrupted, ending_at_once
-from hf_transfer.modalities.modality import PREPROCESSING_FILE, saved_description
+from hf_transfer.modalities.modality import PREPROCESSING_FILE, read_description, saved_description
 from hf_transfer.modalities.table import modality_named, recipe_of
 from hf_transfer.models import fusion, modeling_pooled
 from hf_transfer.models.pretrained import Checkpoint
@@ -239,10 +239,6 @@ def _score(results: Results) -> dict[str, Any]:
     return {**score, "is_share": metric.is_share, "samples": test.shown_samples}
 
 
-def _saved(folder: Path, config: RunConfig) -> dict[str, Any]:
-    return saved_description(Checkpoint(str(folder), task=modality_named(config.recipe).task))
-
-
 def _text_settings(folder: Path, config: RunConfig) -> dict[str, Any]:
     """The names of the texts of a sample, and the length at which they are truncated; nothing, if it has no texts.
 
@@ -251,7 +247,7 @@ def _text_settings(folder: Path, config: RunConfig) -> dict[str, Any]:
     settings = config.flat()
     if "max_seq_length" not in settings:
         return {}
-    saved = _saved(folder, config)
+    saved = saved_description(Checkpoint(str(folder), task=modality_named(config.recipe).task))
     columns = saved.get("columns") or settings
     texts = [columns.get("text_column_name") or "text", columns.get("text_pair_column_name")]
     max_length = saved.get("max_length") or settings["max_seq_length"]
@@ -265,7 +261,8 @@ def _examples(folder: Path, config: RunConfig, results: Results, target: Path, c
     # The same commit; its samples were verified when the run started.
     commit = results.commits.get("dataset_name")
     config = config.replaced(verify_samples=0, **({"dataset_revision": commit} if commit else {}))
-    white = _saved(folder, config).get("columns", {}).get(LARGEST_PIXEL_VALUE)
+    path = folder / PREPROCESSING_FILE
+    white = read_description(path, str(folder))["columns"].get(LARGEST_PIXEL_VALUE) if path.is_file() else None
     if white is not None:
         config = config.replaced(**{LARGEST_PIXEL_VALUE: white})
     try:

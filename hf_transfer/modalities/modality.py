@@ -235,8 +235,19 @@ def saved_description(checkpoint: Checkpoint) -> dict[str, Any]:
         UserError: it cannot be read, or was written by a later version.
     """
     path = checkpoint.file(PREPROCESSING_FILE)
-    if path is None:
-        return {}
+    return {} if path is None else read_description(path, checkpoint.name)
+
+
+def read_description(path: Path, model: str) -> dict[str, Any]:
+    """The content of a `preprocessing.json`; see `saved_description`.
+
+    Args:
+        path: of the file.
+        model: its name, for messages.
+
+    Raises:
+        UserError: it cannot be read, or was written by a later version.
+    """
     try:
         content = dict(json.loads(path.read_text(encoding="utf-8")))
         schema = int(content["schema"])
@@ -252,14 +263,14 @@ def saved_description(checkpoint: Checkpoint) -> dict[str, Any]:
         content |= {name: int(content[name]) for name in LENGTHS if name in content}
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise user_error(
-            expected=f"a {PREPROCESSING_FILE} in {checkpoint.name} as hf_transfer writes it",
+            expected=f"a {PREPROCESSING_FILE} in {model} as hf_transfer writes it",
             found=f"{type(error).__name__}: {error}",
             do="name the folder OUT/model of a run, or restore that file",
         ) from error
     if schema > SCHEMA:
         raise user_error(
             expected=f"a {PREPROCESSING_FILE} that this version can read (schema {SCHEMA})",
-            found=f"schema {schema} in {checkpoint.name}",
+            found=f"schema {schema} in {model}",
             do="update hf-transfer-learning",
         )
     return content

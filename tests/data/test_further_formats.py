@@ -29,7 +29,7 @@ HEADS = {brand: b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0" for brand in (b"heic", b
 def without_either(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An installation that reads neither."""
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
-    monkeypatch.setattr(pictures.features, "check", lambda name: False)
+    monkeypatch.setattr(features, "check", lambda name: False)
     further_formats.cache_clear()
     yield
     further_formats.cache_clear()
