@@ -97,7 +97,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     if not arguments.files:
         predictor = load(arguments.model, modality="multimodal")
-        ((scores, decisions),) = predictor.answers([predictor.modality.sample_of(pair)], top)
+        ((scores, decisions),) = predictor.answers([predictor.modality.sample_of(pair, predictor.preprocessing)], top)
         path = {} if arguments.image is None else {"path": str(arguments.image)}
         print(json.dumps({**path, **decisions, predictor.target.answered_as: dict(scores)}, ensure_ascii=False))
         return

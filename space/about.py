@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from yaml import YAMLError
 
 from classifier import NoClassifierError
+from levels import LARGEST_PIXEL_VALUE
 
 SETTINGS_FILE = "settings.json"
 # hf_transfer saves it with a model.
@@ -57,6 +58,7 @@ class Settings:
             share (`is_share`), and the number of `samples`, in words.
         texts: names of the texts of a sample; empty: unknown.
         max_length: number of tokens to which texts are truncated; None: unknown.
+        largest_pixel_value: what was white in the model's training pictures of more than 8 bits; None: unknown.
         trust_remote_code: run the modelling file beside the weights.
         examples: samples of the test split.
     """
@@ -69,6 +71,7 @@ class Settings:
     score: dict[str, Any] | None = None
     texts: tuple[str, ...] = ()
     max_length: int | None = None
+    largest_pixel_value: float | None = None
     trust_remote_code: bool = False
     examples: tuple[Example, ...] = ()
 
@@ -105,7 +108,7 @@ def _example(content: dict[str, Any]) -> Example:
 
 
 def with_preprocessing(settings: Settings, model: Path) -> Settings:
-    """The settings; what they leave open about texts is as in preprocessing.json in the folder of the model.
+    """The settings; what they leave open about samples is as in preprocessing.json in the folder of the model.
 
     Raises:
         NoClassifierError: that file cannot be read.
@@ -118,9 +121,13 @@ def with_preprocessing(settings: Settings, model: Path) -> Settings:
         columns = [content["columns"].get(name) for name in ("text_column_name", "text_pair_column_name")]
         texts = tuple(str(name) for name in columns if name is not None)
         max_length = int(content["max_length"]) if "max_length" in content else None
+        white = float(content["columns"][LARGEST_PIXEL_VALUE]) if LARGEST_PIXEL_VALUE in content["columns"] else None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise NoClassifierError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
-    return replace(settings, texts=settings.texts or texts, max_length=settings.max_length or max_length)
+    return replace(
+        settings, texts=settings.texts or texts, max_length=settings.max_length or max_length,
+        largest_pixel_value=settings.largest_pixel_value or white,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,7 @@ def main() -> None:
                 folder,
                 texts=len(settings.text_names),
                 max_length=settings.max_length,
+                white=settings.largest_pixel_value,
                 trust_remote_code=settings.trust_remote_code,
             )
         except NoClassifierError as error:

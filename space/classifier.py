@@ -62,6 +62,7 @@ class Classifier:
         folder: holds the model.
         texts: number of texts of a sample, if it has texts.
         max_length: number of tokens to which texts are truncated; None: as many as the model takes.
+        white: what is white in pictures of more than 8 bits; None: as each picture tells.
         trust_remote_code: run the modelling file beside the weights.
 
     Attributes:
@@ -71,6 +72,7 @@ class Classifier:
         takes_text: whether a sample has a text.
         either: whether a sample may lack its picture or its text.
         texts: number of texts of a sample.
+        white: what is white in pictures of more than 8 bits; see `pictures.decode`.
         model: in evaluation mode, without gradients for its weights.
 
     Raises:
@@ -78,8 +80,10 @@ class Classifier:
     """
 
     def __init__(
-        self, folder: Path, *, texts: int = 1, max_length: int | None = None, trust_remote_code: bool = False
-    ) -> None:
+        self, folder: Path, *, texts: int = 1, max_length: int | None = None, white: float | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:  # fmt: skip
+        self.white = white
         config = _config(folder, trust_remote_code)
         auto_class = _auto_class(config, folder, trust_remote_code)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,10 +2,13 @@
 
 import os
 import warnings
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
+
+from levels import LevelsError, deep_picture
 
 # No SVG: it can contain scripts, and Pillow does not read it.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -17,11 +20,16 @@ class BadInputError(ValueError):
     """What cannot be classified, such as a broken picture; the message tells the visitor why."""
 
 
-def decode(path: str | os.PathLike[str]) -> Image.Image:
-    """The picture as RGB: first frame, EXIF orientation applied, alpha dropped, 16 bits scaled to 8.
+def decode(path: str | os.PathLike[str], white: float | None = None) -> Image.Image:
+    """The picture as RGB: first frame, EXIF orientation applied, alpha dropped, more than 8 bits scaled to 8.
+
+    Args:
+        path: of the picture.
+        white: the value that is white in pictures of more than 8 bits for each channel; None: the largest value of
+            this picture, rounded up to a number of bits.
 
     Raises:
-        BadInputError: empty, truncated, corrupt, no picture, or larger than the limits.
+        BadInputError: empty, truncated, corrupt, no picture, larger than the limits, or with values that are no shades.
     """
     size = Path(path).stat().st_size
     if size > MAX_BYTES:
@@ -30,30 +38,33 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
         with warnings.catch_warnings():
             # The limit below is stricter than the one Pillow warns about.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(path, formats=FORMATS)
+            picture = Image.open(path, formats=readable_formats())
         with picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise BadInputError(
                     f"It declares {picture.width} x {picture.height} pixels, more than this demo decodes."
                 )
             picture.seek(0)
-            picture.load()
-            return _eight_bits(ImageOps.exif_transpose(picture)).convert("RGB")
+            deep = deep_picture(picture)
+            return ImageOps.exif_transpose(picture).convert("RGB") if deep is None else deep.in_eight_bits(white)
     except BadInputError:
         raise
+    except LevelsError as error:
+        raise BadInputError(f"It cannot be scaled to 8 bits: {error}.") from error
     except Image.DecompressionBombError as error:
         raise BadInputError("It declares far more pixels than this demo decodes.") from error
     except Exception as error:
         # Decoders raise SyntaxError, struct.error, ZeroDivisionError and others on hostile bytes.
-        raise BadInputError("It is empty or damaged, or no JPEG, PNG, WebP, BMP, GIF or TIFF picture.") from error
+        raise BadInputError(f"It is empty or damaged, or no picture of {', '.join(readable_formats())}.") from error
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Pillow alone would clip 16-bit and float pictures to white."""
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.mode == "I":
-        return Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
-    if picture.mode == "F":
-        return Image.fromarray((np.nan_to_num(np.asarray(picture)).clip(0, 1) * 255).round().astype(np.uint8))
-    return picture
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """The formats that are decoded, in Pillow's names; AVIF and HEIC where this installation reads them."""
+    further = ["AVIF"] if features.check("avif") else []
+    if find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        further.append("HEIF")
+    return (*FORMATS, *further)

@@ -154,7 +154,7 @@ class GreyModality(Modality[GreyConfig]):
         to_inputs = GreyInputs(preprocessing, splits)
         return loaders_of(rows, orders, config.training, 0, accelerator, target=splits.target, to_inputs=to_inputs)
 
-    def sample_of(self, value: Any) -> npt.NDArray[np.float32]:
+    def sample_of(self, value: Any, saved: Any = None) -> npt.NDArray[np.float32]:
         return np.load(value) if isinstance(value, str | Path) else np.asarray(value, np.float32)
 
     def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: Preprocessing) -> list[LocatedSample]:

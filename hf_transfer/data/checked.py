@@ -13,6 +13,7 @@ from hf_transfer.data import columns, verification
 from hf_transfer.data.accounting import account, sources_of
 from hf_transfer.data.cutting import cut_missing, cut_sample, where_from
 from hf_transfer.data.groups import Groups, Keys, read_groups
+from hf_transfer.data.levels import Levels
 from hf_transfer.data.samples import is_sample
 from hf_transfer.data.sources import Loaded, load, read_files, rename_splits, unused_files
 from hf_transfer.data.split_names import SPLIT_NAMES
@@ -78,6 +79,14 @@ class SampleColumns(ABC, Generic[Config]):
     def bad_rows(self, split: Split, config: Config) -> dict[int, str]:
         """Rows that cannot be used, each with the reason."""
 
+    def levels(self, split: Split, config: Config) -> Mapping[int, Levels]:  # noqa: ARG002
+        """The values of the pictures that have more than 8 bits for each channel, by row."""
+        return {}
+
+    def measured(self, train: Split, config: Config) -> dict[str, Any]:  # noqa: ARG002
+        """Settings that are saved with the model: as they are given or, if left open, as training samples tell."""
+        return {}
+
     def checked(self, split: Split, name: str, config: Config) -> Split:
         """The split with its bad rows masked.
 
@@ -86,14 +95,14 @@ class SampleColumns(ABC, Generic[Config]):
         """
         bad = self.bad_rows(split, config)
         verification.refuse_bad_rows(bad, split, name, config.data, usable=self.usable, unusable=self.unusable)
-        return replace(split, unreadable=bad)
+        return replace(split, unreadable=bad, levels=self.levels(split, config))
 
-    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, str]) -> list[str]:  # noqa: ARG002
+    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, Any]) -> list[str]:  # noqa: ARG002
         """Notes on the checked samples.
 
         Args:
             splits: of the data set.
-            columns: the columns that were chosen, by the setting that names each.
+            columns: the columns that were chosen, by the setting that names each, and what was `measured`.
 
         Raises:
             UserError: together they are no data to train on.
@@ -147,24 +156,25 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     refuse_unused_fractions(config, data)
     target.check(values, splits_to_cut=len(missing))
     given_splits = {name: Split(rows, np.arange(len(rows)), values[name]) for name, rows in selected.splits.items()}
-    checked, limited = _divided(given_splits, missing, groups, config, modality, target)
+    divided = _divided(given_splits, missing, groups, config, modality, target)
+    checked, measured = divided.splits, divided.measured
     sources = sources_of(loaded.data, data, missing, loaded.origins)
     notes += [] if groups is None else groups.notes()
-    notes += modality.notes_on_samples(checked, selected.columns)
+    notes += modality.notes_on_samples(checked, {**selected.columns, **measured})
     notes += target.notes({name: split.targets[split.counted] for name, split in checked.items()})
     setting = "label_column_names" if len(label_columns.names) > 1 else "label_column_name"
     named = list(label_columns.names) if len(label_columns.names) > 1 else label_columns.only
     return Splits(
         **checked,
         target=target.fitted(checked["train"].targets[checked["train"].counted]),
-        columns={**selected.columns, setting: named, **target.data_settings()},
+        columns={**selected.columns, setting: named, **target.data_settings(), **measured},
         samples=modality.samples,
         copies=_copies(checked, missing, config, modality),
         notes=notes,
         commit=loaded.info.commit if loaded.info else None,
         languages=loaded.info.languages if loaded.info else (),
         where_from=where_from(sources, missing, config.data, target),
-        rows_as_read=account(sources, checked, limited, dropped={}),
+        rows_as_read=account(sources, checked, divided.limited, dropped={}),
     )
 
 
@@ -180,28 +190,47 @@ def _without_groups(data: datasets.DatasetDict, config: RunConfig) -> datasets.D
     })  # fmt: skip
 
 
+class _Divided(NamedTuple):
+    """All three splits.
+
+    Attributes:
+        splits: checked, by name.
+        limited: the rows of training that `max_train_samples_per_class` leaves out.
+        measured: settings that training samples tell; see `SampleColumns.measured`.
+    """
+
+    splits: dict[str, Split]
+    limited: Rows
+    measured: dict[str, Any]
+
+
 def _divided(
     splits: dict[str, Split], missing: list[str], groups: Groups | None, config: RunConfig,
     modality: SampleColumns[Any], target: Target,
-) -> tuple[dict[str, Split], Rows]:  # fmt: skip
-    """All three splits, checked; and the rows of training that `max_train_samples_per_class` leaves out."""
-    known: tuple[str, ...] = ()
+) -> _Divided:  # fmt: skip
+    """All three splits, of which those that are missing are cut off training."""
     if missing:
         # As a whole: its content is read once, for the checks and to divide it.
-        train, known = modality.checked(splits["train"], "train", config), ("train", *missing)
+        train = modality.checked(splits["train"], "train", config)
+        measured = modality.measured(train, config)
         if is_sample(config.data.dataset_name):
             splits = splits | cut_sample(train, missing, config.data, target)
         else:
             keys = modality.keys(train, config)
             group = [] if groups is None else groups.columns(train.rows, keys[0])
             splits = splits | cut_missing(train, missing, [*group, *keys], config.data, target)
-    train = splits["train"]
+    all_of_train = splits["train"]
     if (limit := config.data.max_train_samples_per_class) is not None:
-        splits = splits | {"train": few_of_each(train, limit, config.training.seed, target)}
+        splits = splits | {"train": few_of_each(all_of_train, limit, config.training.seed, target)}
+    if not missing:
+        splits = splits | {"train": modality.checked(splits["train"], "train", config)}
+        measured = modality.measured(splits["train"], config)
+    config = config.replaced(**measured)
+    cut_off = ("train", *missing)
     checked = {
-        name: splits[name] if name in known else modality.checked(splits[name], name, config) for name in SPLIT_NAMES
+        name: splits[name] if name in cut_off else modality.checked(splits[name], name, config) for name in SPLIT_NAMES
     }
-    return checked, np.setdiff1d(train.rows, checked["train"].rows)
+    return _Divided(checked, np.setdiff1d(all_of_train.rows, checked["train"].rows), measured)
 
 
 def _copies(

@@ -4,14 +4,32 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from hf_transfer.data.levels import Levels, LevelsError, deep_picture, is_deep, white_level
+
+# Change this with the code that decodes: it is saved with models, and it is a part of the fingerprint of pixels.
+DECODING = "first frame, EXIF orientation applied, RGB; more than 8 bits are scaled by the value that is white"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# Formats that not each installation reads: their suffixes, and how to read them.
+HEIF, AVIF = "HEIC", "AVIF"
+FURTHER_FORMATS = {
+    HEIF: ((".heic", ".heif", ".hif"), "pip install 'hf-transfer-learning[heif]'"),
+    AVIF: ((".avif",), "pip install --upgrade pillow"),
+}
+SUFFIXES = frozenset(
+    {
+        ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm",
+        ".pgm", ".pbm", ".pnm",
+    }.union(*(suffixes for suffixes, _ in FURTHER_FORMATS.values()))
+)  # fmt: skip
+# In the first bytes of ISO media files: what they hold.
+BRANDS = {b"avif": AVIF, b"avis": AVIF, **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"), HEIF)}
 MAX_PIXELS = 50_000_000
 
 
@@ -19,48 +37,107 @@ class BadImageError(ValueError):
     """An image that cannot be used, with the reason."""
 
 
-def decode(raw: dict[str, Any]) -> Image.Image:
+@cache
+def further_formats() -> tuple[str, ...]:
+    """Which of HEIC and AVIF this installation reads."""
+    readable = []
+    if find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        readable.append(HEIF)
+    if features.check("avif"):
+        readable.append(AVIF)
+    return tuple(readable)
+
+
+def readable_formats() -> tuple[str, ...]:
+    """The formats that are decoded, in words for people."""
+    return (*FORMATS, *further_formats())
+
+
+def decode(raw: dict[str, Any], white: float | None = None) -> Image.Image:
     """The picture as RGB: first frame, rotated as its EXIF tag says.
 
-    Colour modes are converted as `transformers` pipelines do, so that prediction sees what training saw;
-    16-bit and float pictures are scaled first, because Pillow would clip them to white.
+    Colour modes are converted as `transformers` pipelines do, so that prediction sees what training saw. A pipeline
+    clips grey pictures of more than 8 bits to white; here `white` says how they become 8 bits.
 
     Args:
         raw: `{"bytes": ... , "path": ...}`, as `datasets` stores an image that is not decoded.
+        white: the value that is white in pictures of more than 8 bits for each channel; None: the largest value of
+            this picture, rounded up to a number of bits (see `levels.white_level`).
 
     Raises:
-        BadImageError: it is empty, truncated, corrupt, not an image, or has more than `MAX_PIXELS`.
+        BadImageError: it is empty, truncated, corrupt, not an image, has more than `MAX_PIXELS`, or values that are no
+            shades: below 0, above `white`, NaN or infinite.
     """
     with _opened(raw) as picture:
-        return _upright_rgb(picture)
+        return _upright_rgb(picture, white)
 
 
-def decode_picture(picture: Image.Image) -> Image.Image:
+def decode_picture(picture: Image.Image, white: float | None = None) -> Image.Image:
     """The same for a picture that Pillow has opened already.
 
     Raises:
-        BadImageError: it cannot be decoded, or has more than `MAX_PIXELS`.
+        BadImageError: it cannot be decoded, has more than `MAX_PIXELS`, or values that are no shades.
     """
     _refuse_too_large(picture)
     try:
-        return _upright_rgb(picture)
+        return _upright_rgb(picture, white)
+    except LevelsError as error:
+        raise BadImageError(str(error)) from error
     except Exception as error:
         raise BadImageError(f"damaged: {error}") from error
 
 
-def _upright_rgb(picture: Image.Image) -> Image.Image:
-    picture.load()
-    return _to_eight_bits(ImageOps.exif_transpose(picture)).convert("RGB")
+def _upright_rgb(picture: Image.Image, white: float | None) -> Image.Image:
+    deep = deep_picture(picture)
+    if deep is not None:
+        return deep.in_eight_bits(white)
+    return ImageOps.exif_transpose(picture).convert("RGB")
 
 
-def check_header(raw: dict[str, Any]) -> None:
-    """Check the header alone: whether it is an image, and of a size that can be decoded.
+def decoded_levels(raw: dict[str, Any]) -> Levels | None:
+    """Decode a picture; returns its values if it has more than 8 bits for each channel, else None.
 
     Raises:
-        BadImageError: as `decode`, except for damage behind the header.
+        BadImageError: as `decode`; large values are none of its reasons.
     """
-    with _opened(raw):
-        pass
+    with _opened(raw) as picture:
+        deep = deep_picture(picture)
+        if deep is not None:
+            return deep.levels
+        ImageOps.exif_transpose(picture).convert("RGB")
+        return None
+
+
+def check_header(raw: dict[str, Any]) -> bool:
+    """Check the header alone: whether it is an image, and of a size that can be decoded.
+
+    Returns:
+        Whether it has more than 8 bits for each channel.
+
+    Raises:
+        BadImageError: as `decode`, except for what is behind the header.
+    """
+    with _opened(raw) as picture:
+        return is_deep(picture)
+
+
+def beyond_white(levels: Levels, white: float | None) -> str | None:
+    """Why a picture with these values cannot be scaled, for people; None if it can.
+
+    Args:
+        levels: its values.
+        white: see `decode`.
+    """
+    if white is not None and levels.largest > white:
+        return f"its values go up to {levels.largest:,g}, above {white:,g}, which is white in these data"
+    try:
+        white_level(levels.largest, whole=levels.whole)
+    except LevelsError as error:
+        return None if white is not None else f"{error}; --largest_pixel_value says which value is white"
+    return None
 
 
 def content(raw: dict[str, Any]) -> bytes:
@@ -86,12 +163,14 @@ def _opened(raw: dict[str, Any]) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # The limit below is stricter than the one that Pillow warns about.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(source, formats=FORMATS)
+            picture = Image.open(source, formats=_pillow_formats())
         with picture:
             _refuse_too_large(picture)
             yield picture
     except BadImageError:
         raise
+    except LevelsError as error:
+        raise BadImageError(str(error)) from error
     except Exception as error:
         # On damaged bytes decoders raise SyntaxError, struct.error, ZeroDivisionError and others: all mean the same.
         raise BadImageError(_reason(raw, error)) from error
@@ -102,14 +181,8 @@ def _refuse_too_large(picture: Image.Image) -> None:
         raise BadImageError(_too_large(f"{picture.width} x {picture.height}"))
 
 
-def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.mode == "I":
-        return Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
-    if picture.mode == "F":
-        return Image.fromarray((np.nan_to_num(np.asarray(picture)).clip(0, 1) * 255).round().astype(np.uint8))
-    return picture
+def _pillow_formats() -> tuple[str, ...]:
+    return tuple("HEIF" if name == HEIF else name for name in readable_formats())
 
 
 def _reason(raw: dict[str, Any], error: Exception) -> str:
@@ -121,8 +194,17 @@ def _reason(raw: dict[str, Any], error: Exception) -> str:
     if size == 0:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
-        return f"{size} bytes that are not a {', '.join(FORMATS)} image"
+        kind = _further_format(raw)
+        if kind is not None and kind not in further_formats():
+            return f"{kind} pictures can be read after {FURTHER_FORMATS[kind][1]}"
+        return f"{size} bytes that are not a {', '.join(readable_formats())} image"
     return f"damaged: {error}"
+
+
+def _further_format(raw: dict[str, Any]) -> str | None:
+    """Which of `FURTHER_FORMATS` a file has, by its first bytes."""
+    with io.BytesIO(raw["bytes"]) if raw.get("bytes") is not None else Path(raw["path"]).open("rb") as file:
+        return BRANDS.get(file.read(12)[8:])
 
 
 def _too_large(pixels: str) -> str:

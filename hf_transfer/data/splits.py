@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_transfer.data.fates import Accounted
+from hf_transfer.data.levels import Levels
 from hf_transfer.targets.target import Target, Values
 
 Rows = npt.NDArray[np.int64]
@@ -24,12 +26,14 @@ class Split:
         rows: row numbers that belong to this split, ascending.
         targets: what is predicted of these rows, in the same order [rows, ...].
         unreadable: rows that are masked, each with the reason.
+        levels: rows whose pictures have more than 8 bits for each channel, with the values of those decoded so far.
     """
 
     dataset: datasets.Dataset
     rows: Rows
     targets: Values
     unreadable: dict[int, str] = field(default_factory=dict)
+    levels: Mapping[int, Levels] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -121,4 +125,5 @@ def part_of(split: Split, positions: Rows) -> Split:
     """The rows at these positions of a split."""
     rows = split.rows[positions]
     unreadable = {row: split.unreadable[row] for row in rows.tolist() if row in split.unreadable}
-    return dataclasses.replace(split, rows=rows, targets=split.targets[positions], unreadable=unreadable)
+    levels = {row: split.levels[row] for row in rows.tolist() if row in split.levels}
+    return dataclasses.replace(split, rows=rows, targets=split.targets[positions], unreadable=unreadable, levels=levels)

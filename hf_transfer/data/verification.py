@@ -4,25 +4,39 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute
 
 from hf_transfer.data.groups import NO_KEY, Keys, key_of
 from hf_transfer.data.hub_access import cache_folder
-from hf_transfer.data.pictures import BadImageError, check_header, content, content_size, decode
+from hf_transfer.data.levels import LARGEST_PIXEL_VALUE, Levels, white_level
+from hf_transfer.data.pictures import (
+    DECODING,
+    BadImageError,
+    beyond_white,
+    check_header,
+    content,
+    content_size,
+    decoded_levels,
+    readable_formats,
+)
 from hf_transfer.data.rows import describe_row, encoded_image, is_given, texts_of
-from hf_transfer.data.splits import Split, part_of
+from hf_transfer.data.splits import Rows, Split, part_of
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.settings.run import RunConfig
 
 MAX_BAD_SHARE = 0.01
+# So many images of more than 8 bits are decoded at least, if there are so many.
+MEASURED_IMAGES = 1_000
+# Of a picture with many values hardly anything is seen in fewer shades.
+MANY_VALUES, FEW_SHADES = 64, 32
 LISTED_SAMPLES = 5
 # As `content_size` has it; a pair may have no image.
 NO_IMAGE = -1
@@ -31,38 +45,38 @@ Group = tuple[int, tuple[str | None, ...] | None]
 Groups = dict[Group, list[int]]
 
 
-class Examined(NamedTuple):
-    """What is known of the images of a split.
+class Looked(NamedTuple):
+    """What a look at the images of a split showed.
 
     Attributes:
-        bad: the rows whose image cannot be read, each with the reason.
+        bad: rows whose image cannot be read, each with the reason.
+        levels: the values of decoded images that have more than 8 bits for each channel, by row.
         keys: the rows whose image was read as a whole, each with the key of its content.
     """
 
     bad: dict[int, str]
+    levels: dict[int, Levels]
     keys: dict[int, int]
 
 
-def bad_images(split: Split, config: RunConfig) -> dict[int, str]:
-    """The rows whose image cannot be read, each with the reason; the result is cached until an image changes.
+def look_at_images(split: Split, config: RunConfig) -> Looked:
+    """Read the images of a split; the result is cached until an image changes.
 
-    The header of every image is read. `verify_samples` images are decoded, drawn at random if there are more.
+    The header of every image is read. `verify_samples` images are decoded, drawn at random if there are more. Of
+    images of more than 8 bits, at least `MEASURED_IMAGES` are, since their largest value tells what is white.
     """
-    return _examined(split, config).bad
-
-
-def _examined(split: Split, config: RunConfig) -> Examined:
-    generator = np.random.default_rng(config.data.split_seed)
-    decoded = set(generator.permutation(split.rows)[: config.data.verify_samples].tolist())
-    key = hashlib.sha256(f"with contents {image_fingerprint(split)}".encode())
-    key.update(np.asarray(sorted(decoded), dtype=np.int64).tobytes())
+    order = np.random.default_rng(config.data.split_seed).permutation(split.rows)
+    decoded = order[: config.data.verify_samples].tolist()
+    key = hashlib.sha256(" ".join(("with contents", image_fingerprint(split), DECODING, *readable_formats())).encode())
+    key.update(order[: config.data.verify_samples].tobytes())
     cached = cache_folder(config.store.cache_dir) / "verified" / f"{key.hexdigest()}.json"
     if cached.is_file():
-        parts = json.loads(cached.read_text(encoding="utf-8"))
-        return Examined(*({int(row): value for row, value in parts[name].items()} for name in Examined._fields))
-    examined = _examine(split, decoded)
-    _remember(cached, json.dumps(examined._asdict()).encode())
-    return examined
+        content = json.loads(cached.read_text(encoding="utf-8"))
+        bad, levels, keys = ({int(row): value for row, value in content[name].items()} for name in Looked._fields)
+        return Looked(bad, {row: Levels(*values) for row, values in levels.items()}, keys)
+    looked = _check_rows(split, order, set(decoded))
+    _remember(cached, json.dumps(looked._asdict()).encode())
+    return looked
 
 
 def _remember(path: Path, content: bytes) -> None:
@@ -71,6 +85,51 @@ def _remember(path: Path, content: bytes) -> None:
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_bytes(content)
     partial.replace(path)
+
+
+def bad_images(split: Split, config: Any) -> dict[int, str]:
+    """The rows whose image cannot be used, each with the reason.
+
+    Args:
+        split: the images.
+        config: of a run whose samples have images.
+    """
+    looked, white = look_at_images(split, config), config.image.largest_pixel_value
+    reasons = {row: beyond_white(levels, white) for row, levels in looked.levels.items()}
+    return looked.bad | {row: reason for row, reason in reasons.items() if reason is not None}
+
+
+def measured_white(train: Split, config: Any) -> dict[str, Any]:
+    """The setting `largest_pixel_value` as training images tell it; empty if none has more than 8 bits.
+
+    Args:
+        train: checked training images.
+        config: of a run whose samples have images.
+    """
+    levels = [one for row, one in train.levels.items() if row not in train.unreadable]
+    white = config.image.largest_pixel_value
+    # A finished model keeps what it was trained with.
+    if white is None and levels and config.trains():
+        white = white_level(max(one.largest for one in levels), whole=any(one.whole for one in levels))
+    return {} if white is None else {LARGEST_PIXEL_VALUE: white}
+
+
+def notes_on_levels(splits: Mapping[str, Split], white: float | None) -> list[str]:
+    """Sentences on images of more than 8 bits: what is white, and those of which hardly any shades are left."""
+    deep = [(split, row, levels) for split in splits.values() for row, levels in split.levels.items()]
+    if white is None or not deep:
+        return []
+    notes = [f"In pictures of more than 8 bits for each channel 0 is black and {white:,g} is white."]
+    # Shades from 0 to 255 between the smallest and the largest value.
+    few = [one for one in deep if one[2].distinct >= MANY_VALUES and one[2].range * 255 / white < FEW_SHADES]
+    if few:
+        split, row, levels = few[0]
+        notes.append(
+            f"Warning: of {len(few):,} such pictures fewer than {FEW_SHADES} shades are left, as of "
+            f"{describe_row(split, row)} with values from {levels.smallest:,g} to {levels.largest:,g}. Save "
+            "all pictures with the same number of bits, or name the value that is white in --largest_pixel_value."
+        )
+    return notes
 
 
 def bad_texts(split: Split) -> dict[int, str]:
@@ -86,7 +145,7 @@ def bad_texts(split: Split) -> dict[int, str]:
     return bad
 
 
-def bad_pairs(split: Split, config: RunConfig) -> dict[int, str]:
+def bad_pairs(split: Split, config: Any) -> dict[int, str]:
     """The rows with neither an image nor a text, or with an image that cannot be read, each with the reason."""
     with_image, with_text = is_given(split, "image"), is_given(split, "text")
     bad = dict.fromkeys(split.rows[~(with_image | with_text)].tolist(), "neither an image nor a text")
@@ -143,29 +202,39 @@ def copies(splits: Mapping[str, Split]) -> dict[str, int]:
     return counts
 
 
-def _examine(split: Split, decoded: set[int]) -> Examined:
-    def look(row: int) -> tuple[str | None, int | None]:
-        raw, key = encoded_image(split, row), None
-        try:
-            if row not in decoded:
-                check_header(raw)
-            else:
-                if content_size(raw) >= 0:
-                    # Read once, for both purposes.
-                    raw = raw | {"bytes": content(raw)}
-                    key = key_of(raw["bytes"])
-                decode(raw)
-        except BadImageError as error:
-            return str(error), key
-        return None, key
+def _check_rows(split: Split, order: Rows, decoded: set[int]) -> Looked:
+    """Look at all images; `decoded`, and some of those of more than 8 bits in this order, are decoded."""
+    looked = Looked({}, {}, {})
 
-    rows = split.rows.tolist()
+    def header(row: int) -> bool | None:
+        return None if row in decoded else _or_bad(check_header, encoded_image(split, row), row, looked.bad)
+
+    def decode(row: int) -> None:
+        raw = encoded_image(split, row)
+        if content_size(raw) >= 0:
+            # Read once, for both purposes.
+            raw = raw | {"bytes": content(raw)}
+            looked.keys[row] = key_of(raw["bytes"])
+        levels = _or_bad(decoded_levels, raw, row, looked.bad)
+        if levels is not None:
+            looked.levels[row] = levels
+
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        looks = dict(zip(rows, pool.map(look, rows), strict=True))
-    return Examined(
-        {row: reason for row, (reason, _) in looks.items() if reason is not None},
-        {row: key for row, (_, key) in looks.items() if key is not None},
-    )
+        rows = order.tolist()
+        deep = [row for row, is_deep in zip(rows, pool.map(header, rows), strict=True) if is_deep]
+        list(pool.map(decode, decoded))
+        list(pool.map(decode, deep[: max(0, MEASURED_IMAGES - len(looked.levels))]))
+    bad, levels, keys = looked
+    return Looked(dict(sorted(bad.items())), dict(sorted(levels.items())), dict(sorted(keys.items())))
+
+
+def _or_bad(look: Callable[[dict[str, Any]], Any], raw: dict[str, Any], row: int, bad: dict[int, str]) -> Any:
+    """What is seen of the image of a row; None if it cannot be read, with the reason in `bad`."""
+    try:
+        return look(raw)
+    except BadImageError as error:
+        bad[row] = str(error)
+        return None
 
 
 def content_keys(split: Split, config: RunConfig) -> Keys:
@@ -195,7 +264,7 @@ def content_keys(split: Split, config: RunConfig) -> Keys:
 def _image_keys(split: Split, config: RunConfig) -> list[int | None]:
     """The key of each row's image; None: it has none, or its file is missing."""
     images = part_of(split, np.flatnonzero(is_given(split, "image")))
-    keys = _examined(images, config).keys
+    keys = look_at_images(images, config).keys
     rest = [row for row in images.rows.tolist() if row not in keys]
     cached = cache_folder(config.store.cache_dir) / "verified" / f"{image_fingerprint(images)}.keys"
     if rest and cached.is_file():

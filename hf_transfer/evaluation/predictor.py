@@ -77,7 +77,7 @@ class Predictor:
         Raises:
             UserError: a sample that cannot be read.
         """
-        return [dict(scores) for scores, _ in self.answers([self.modality.sample_of(one) for one in samples], top)]
+        return [dict(scores) for scores, _ in self.answers(self._samples_of(samples), top)]
 
     def decide(self, samples: Sequence[Any]) -> list[dict[str, Any]]:
         """What follows from the predictions of samples: the `labels` that reach their thresholds, or `intervals`.
@@ -88,7 +88,10 @@ class Predictor:
         Returns:
             For each sample `labels`, or `intervals` by name; empty for classes.
         """
-        return [decisions for _, decisions in self.answers([self.modality.sample_of(one) for one in samples], 1)]
+        return [decisions for _, decisions in self.answers(self._samples_of(samples), 1)]
+
+    def _samples_of(self, values: Sequence[Any]) -> list[Any]:
+        return [self.modality.sample_of(value, self.preprocessing) for value in values]
 
     def files(
         self, paths: Sequence[Path], top: int = 3, columns: Mapping[str, str | None] | None = None

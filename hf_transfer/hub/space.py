@@ -21,6 +21,7 @@ from huggingface_hub import HfApi, SpaceCard
 
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.hub_account import explaining_hub_errors
+from hf_transfer.data.levels import LARGEST_PIXEL_VALUE
 from hf_transfer.data.pictures import BadImageError, decode
 from hf_transfer.data.rows import encoded_image, texts_of
 from hf_transfer.data.splits import Split
@@ -33,7 +34,7 @@ from hf_transfer.hub.card import CARD_FILE, as_line
 from hf_transfer.hub.card_text import code_file, source_of
 from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder, visibility
 from hf_transfer.interruption import Interrupted, ending_at_once
-from hf_transfer.modalities.modality import PREPROCESSING_FILE, saved_description
+from hf_transfer.modalities.modality import PREPROCESSING_FILE, read_description, saved_description
 from hf_transfer.modalities.table import modality_named, recipe_of
 from hf_transfer.models import fusion, modeling_pooled
 from hf_transfer.models.pretrained import Checkpoint
@@ -103,7 +104,7 @@ def assemble_space(
         "dataset": source_of(results, "dataset_name").shown,
         "score": _score(results),
         "trust_remote_code": _has_own_code(folder),
-        "examples": _examples(config, results, target, examples),
+        "examples": _examples(folder, config, results, target, examples),
         **_text_settings(folder, config),
     }
     (target / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -253,13 +254,17 @@ def _text_settings(folder: Path, config: RunConfig) -> dict[str, Any]:
     return {"texts": [name for name in texts if name], "max_length": max_length}
 
 
-def _examples(config: RunConfig, results: Results, target: Path, count: int) -> list[dict[str, Any]]:
+def _examples(folder: Path, config: RunConfig, results: Results, target: Path, count: int) -> list[dict[str, Any]]:
     """Samples of the test split for the demo; pictures are written into the target, without their metadata."""
     if count == 0:
         return []
     # The same commit; its samples were verified when the run started.
     commit = results.commits.get("dataset_name")
     config = config.replaced(verify_samples=0, **({"dataset_revision": commit} if commit else {}))
+    path = folder / PREPROCESSING_FILE
+    white = read_description(path, str(folder))["columns"].get(LARGEST_PIXEL_VALUE) if path.is_file() else None
+    if white is not None:
+        config = config.replaced(**{LARGEST_PIXEL_VALUE: white})
     try:
         splits = load_splits(config, modality_named(config.recipe))
     except UserError as error:
@@ -275,7 +280,7 @@ def _examples(config: RunConfig, results: Results, target: Path, count: int) -> 
         raw = encoded_image(split, int(split.rows[position])) if "image" in columns else {}
         if any(raw.values()):
             try:
-                picture = decode(raw)
+                picture = decode(raw, white)
             except BadImageError:
                 continue
             picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))

@@ -1,12 +1,11 @@
 """Samples that are images: columns, batches, augmentation, prediction."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
-import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 from hf_transfer.data import batches, columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, LabelRows, Loaders
 from hf_transfer.data.checked import Selected
+from hf_transfer.data.levels import LARGEST_PIXEL_VALUE, Levels
 from hf_transfer.data.pictures import BadImageError, decode, decode_picture
 from hf_transfer.data.rows import describe_row, encoded_image
 from hf_transfer.data.samples import NOT_TO_BE_MIRRORED
@@ -38,14 +38,21 @@ class ImageRows(Dataset[dict[str, Tensor]]):
 
     An unreadable image is masked: it keeps its position and its target, and its pixels are black. Decoded pixels are
     kept in memory, up to `keep_bytes`, because decoding can take longer than the step of a small model.
+
+    Args:
+        split: checked images.
+        preprocessing: of the run.
+        keep_bytes: for decoded pixels.
+        white: see `pictures.decode`.
     """
 
-    def __init__(self, split: Split, preprocessing: PixelPreprocessing, *, keep_bytes: int) -> None:
-        self.split = split
-        self.preprocessing = preprocessing
+    def __init__(
+        self, split: Split, preprocessing: PixelPreprocessing, *, keep_bytes: int, white: float | None = None
+    ) -> None:
+        self.split, self.preprocessing, self._white = split, preprocessing, white
         self._labels = LabelRows(split)
         self._decoded: dict[int, Tensor] = {}
-        self._room = keep_bytes // int(np.prod(preprocessing.shape))
+        self._room = keep_bytes // preprocessing.black().nbytes
 
     def __len__(self) -> int:
         return len(self.split)
@@ -54,15 +61,14 @@ class ImageRows(Dataset[dict[str, Tensor]]):
         try:
             return self._labels[position] | {"pixel_values": self._pixels(int(self.split.rows[position]))}
         except BadImageError:
-            black = torch.zeros(self.preprocessing.shape, dtype=torch.uint8)
-            return self._labels[position] | {"pixel_values": black, "counted": torch.tensor(False)}
+            return self._labels[position] | {"pixel_values": self.preprocessing.black(), "counted": torch.tensor(False)}
 
     def _pixels(self, row: int) -> Tensor:
         if row in self._decoded:
             return self._decoded[row]
         if row in self.split.unreadable:
             raise BadImageError(self.split.unreadable[row])
-        pixels = self.preprocessing.resize(decode(encoded_image(self.split, row)))
+        pixels = self.preprocessing.resize(decode(encoded_image(self.split, row), self._white))
         if len(self._decoded) < self._room:
             self._decoded[row] = pixels
         return pixels
@@ -86,6 +92,7 @@ class ImageInputs(InputMaker):
         self, preprocessing: PixelPreprocessing, augmentation: Augmentation, splits: Splits, *, mask: bool
     ) -> None:
         self.preprocessing, self.augmentation, self.splits, self.mask = preprocessing, augmentation, splits, mask
+        self._white = splits.columns.get(LARGEST_PIXEL_VALUE)
         self.views, self.cycle = augmentation.views or DEFAULT_VIEWS, augmentation.views
         if augmentation.kind == "none":
             self.views, self.cycle = 0, 1
@@ -112,6 +119,7 @@ class ImageInputs(InputMaker):
         if split not in self._contents:
             self._contents[split] = verification.image_fingerprint(rows)
         parts = [rows.fingerprint(), self._contents[split], str(self.mask), self.preprocessing.fingerprint()]
+        parts += [] if self._white is None else [str(self._white)]
         if self.augmentation.kind != "none" and epoch is not None:
             parts += [self.augmentation.fingerprint(), str(self.augmentation.view(rows.rows, epoch)[:1])]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
@@ -122,7 +130,7 @@ class ImageInputs(InputMaker):
         masked = batch["index"][~batch["counted"]].tolist()
         for row in (row for row in masked if row not in known):
             try:
-                decode(encoded_image(rows, row))
+                decode(encoded_image(rows, row), self._white)
             except BadImageError as error:
                 if not self.mask:
                     raise user_error(
@@ -148,6 +156,18 @@ class ImageModality(Modality[VisionConfig]):
     def bad_rows(self, split: Split, config: VisionConfig) -> dict[int, str]:
         """See `Modality.bad_rows`."""
         return verification.bad_images(split, config)
+
+    def levels(self, split: Split, config: VisionConfig) -> Mapping[int, Levels]:
+        """See `SampleColumns.levels`."""
+        return verification.look_at_images(split, config).levels
+
+    def measured(self, train: Split, config: VisionConfig) -> dict[str, Any]:
+        """The setting `largest_pixel_value`, if there are pictures of more than 8 bits."""
+        return verification.measured_white(train, config)
+
+    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, Any]) -> list[str]:
+        """Notes on pictures of more than 8 bits."""
+        return verification.notes_on_levels(splits, columns.get(LARGEST_PIXEL_VALUE))
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`."""
@@ -184,10 +204,11 @@ class ImageModality(Modality[VisionConfig]):
             return Regularisation()
         return Regularisation(mixer=Mixing(training.mixup_alpha, training.cutmix_alpha, training.seed, target))
 
-    def sample_of(self, value: Any) -> Image.Image:
+    def sample_of(self, value: Any, saved: Any = None) -> Image.Image:
         """An RGB picture, from a path or a picture."""
+        white = _white_of(saved)
         try:
-            return decode_picture(value) if isinstance(value, Image.Image) else decode(_raw(Path(value)))
+            return decode_picture(value, white) if isinstance(value, Image.Image) else decode(_raw(Path(value)), white)
         except (BadImageError, TypeError) as error:
             raise user_error(
                 expected="a readable picture, or its path",
@@ -197,10 +218,10 @@ class ImageModality(Modality[VisionConfig]):
 
     def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: Any) -> list[LocatedSample]:  # noqa: ARG002
         """Each file is a picture; the error names all that cannot be read."""
-        located, problems = [], []
+        located, problems, white = [], [], _white_of(saved)
         for path in files:
             try:
-                located.append(LocatedSample(path, None, decode(_raw(path))))
+                located.append(LocatedSample(path, None, decode(_raw(path), white)))
             except BadImageError as error:
                 problems.append(f"{path} ({error})")
         if problems:
@@ -214,10 +235,16 @@ def _raw(path: Path) -> dict[str, Any]:
     return {"bytes": None, "path": str(path)}
 
 
+def _white_of(saved: Any) -> float | None:
+    """What was white in the pictures of more than 8 bits that a model was trained on; None: there were none."""
+    return None if saved is None else saved.columns.get(LARGEST_PIXEL_VALUE)
+
+
 def image_rows(splits: Splits, preprocessing: PixelPreprocessing, workers: int) -> dict[str, ImageRows]:
     """The images of all splits, for this many worker processes, each of which keeps pixels of its own."""
     room = DECODED_CACHE_BYTES // max(1, workers)
-    return {name: ImageRows(split, preprocessing, keep_bytes=room) for name, split in splits.items()}
+    white = splits.columns.get(LARGEST_PIXEL_VALUE)
+    return {name: ImageRows(split, preprocessing, keep_bytes=room, white=white) for name, split in splits.items()}
 
 
 def image_inputs(

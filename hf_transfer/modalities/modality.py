@@ -1,6 +1,7 @@
 """What a modality is: one object that holds everything that depends on what a sample is."""
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.data.checked import Config, SampleColumns
+from hf_transfer.data.levels import LARGEST_PIXEL_VALUE
 from hf_transfer.data.splits import Splits
 from hf_transfer.errors import user_error
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
@@ -177,8 +179,12 @@ class Modality(SampleColumns[Config]):
         return Regularisation()
 
     @abstractmethod
-    def sample_of(self, value: Any) -> Any:
+    def sample_of(self, value: Any, saved: Any = None) -> Any:
         """A sample as `Preprocessing.inputs` takes it, from the value that a Python program passes.
+
+        Args:
+            value: the sample.
+            saved: the preprocessing of the model; None: there is none.
 
         Raises:
             UserError: it is not such a sample, or cannot be read.
@@ -229,8 +235,19 @@ def saved_description(checkpoint: Checkpoint) -> dict[str, Any]:
         UserError: it cannot be read, or was written by a later version.
     """
     path = checkpoint.file(PREPROCESSING_FILE)
-    if path is None:
-        return {}
+    return {} if path is None else read_description(path, checkpoint.name)
+
+
+def read_description(path: Path, model: str) -> dict[str, Any]:
+    """The content of a `preprocessing.json`; see `saved_description`.
+
+    Args:
+        path: of the file.
+        model: its name, for messages.
+
+    Raises:
+        UserError: it cannot be read, or was written by a later version.
+    """
     try:
         content = dict(json.loads(path.read_text(encoding="utf-8")))
         schema = int(content["schema"])
@@ -238,17 +255,22 @@ def saved_description(checkpoint: Checkpoint) -> dict[str, Any]:
             str(name): list(map(str, column)) if isinstance(column, list) else str(column)
             for name, column in content["columns"].items()
         }
+        if LARGEST_PIXEL_VALUE in content["columns"]:
+            white = float(content["columns"][LARGEST_PIXEL_VALUE])
+            if not 0 < white < math.inf:
+                raise ValueError(f"{LARGEST_PIXEL_VALUE} is {white}")
+            content["columns"][LARGEST_PIXEL_VALUE] = white
         content |= {name: int(content[name]) for name in LENGTHS if name in content}
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise user_error(
-            expected=f"a {PREPROCESSING_FILE} in {checkpoint.name} as hf_transfer writes it",
+            expected=f"a {PREPROCESSING_FILE} in {model} as hf_transfer writes it",
             found=f"{type(error).__name__}: {error}",
             do="name the folder OUT/model of a run, or restore that file",
         ) from error
     if schema > SCHEMA:
         raise user_error(
             expected=f"a {PREPROCESSING_FILE} that this version can read (schema {SCHEMA})",
-            found=f"schema {schema} in {checkpoint.name}",
+            found=f"schema {schema} in {model}",
             do="update hf-transfer-learning",
         )
     return content

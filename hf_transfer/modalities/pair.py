@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -17,9 +18,10 @@ from torch.utils.data import Dataset
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
 from hf_transfer.data.checked import Selected
+from hf_transfer.data.levels import Levels
 from hf_transfer.data.rows import is_given
 from hf_transfer.data.sources import Loaded
-from hf_transfer.data.splits import Split, Splits
+from hf_transfer.data.splits import Split, Splits, part_of
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.image import ImageInputs, ImageModality, ImageRows, image_inputs, image_rows
 from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Wanted
@@ -114,7 +116,7 @@ class PairRows(Dataset[dict[str, Any]]):
         if self.images is not None and with_image:
             sample |= self.images[position]
         elif self.images is not None:
-            sample["pixel_values"] = torch.zeros(self.images.preprocessing.shape, dtype=torch.uint8)
+            sample["pixel_values"] = self.images.preprocessing.black()
         present = (sample["counted"] & with_image, ~sample["counted"] | with_text)
         return sample | dict(zip(PRESENT, present, strict=True))
 
@@ -195,6 +197,14 @@ class PairModality(Modality[MultimodalConfig]):
         """See `Modality.bad_rows`."""
         return verification.bad_pairs(split, config)
 
+    def levels(self, split: Split, config: MultimodalConfig) -> Mapping[int, Levels]:
+        """See `SampleColumns.levels`."""
+        return verification.look_at_images(part_of(split, np.flatnonzero(is_given(split, "image"))), config).levels
+
+    def measured(self, train: Split, config: MultimodalConfig) -> dict[str, Any]:
+        """See `ImageModality.measured`."""
+        return verification.measured_white(train, config)
+
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`: images beside texts that are not labels."""
         return ImageModality().suits(features) and TextModality().suits(features)
@@ -216,13 +226,13 @@ class PairModality(Modality[MultimodalConfig]):
         pairs = {split: select_pairs(rows, image, text, name) for split, rows in loaded.items()}
         return Selected(pairs, {"image_column_name": image, "text_column_name": text})
 
-    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, str]) -> list[str]:
-        """Notes on pairs that lack one of the two.
+    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, Any]) -> list[str]:
+        """Notes on pairs that lack one of the two, and on pictures of more than 8 bits.
 
         Raises:
             UserError: training has no image, or no text, at all.
         """
-        notes = []
+        notes = ImageModality().notes_on_samples(splits, columns)
         for column, other_recipe in OTHER_RECIPE.items():
             lacking = {split: int((~is_given(part, column)).sum()) for split, part in splits.items()}
             if lacking["train"] == len(splits["train"]):
@@ -282,7 +292,7 @@ class PairModality(Modality[MultimodalConfig]):
         """The heads that see the image or the text alone."""
         return Regularisation(auxiliary_weight=config.fusion.auxiliary_weight)
 
-    def sample_of(self, value: Any) -> Pair:
+    def sample_of(self, value: Any, saved: Any = None) -> Pair:
         """A picture or its path, and a text, in a tuple or as `image` and `text`; either may be None."""
         if isinstance(value, Mapping):
             value = (value.get("image"), value.get("text"))
@@ -293,7 +303,7 @@ class PairModality(Modality[MultimodalConfig]):
                 do="correct this sample",
             )
         image, text = value
-        return None if image is None else ImageModality().sample_of(image), text
+        return None if image is None else ImageModality().sample_of(image, saved), text
 
     def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: PairPreprocessing) -> list[LocatedSample]:
         """Each row of a table is a pair; paths of images are relative to the table."""
@@ -309,7 +319,7 @@ class PairModality(Modality[MultimodalConfig]):
             text, image = (chosen.get(setting) for setting in usual)
             for number, row in enumerate(rows, start=1):
                 words, file = (row[name] if name else "" for name in (text, image))
-                picture = ImageModality().sample_of(path.parent / file) if file else None
+                picture = ImageModality().sample_of(path.parent / file, saved) if file else None
                 located.append(LocatedSample(path, number, (picture, words or None)))
         return located
 

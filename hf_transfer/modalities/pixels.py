@@ -11,20 +11,22 @@ from PIL import Image
 from torch import Tensor
 
 from hf_transfer.data.batches import Batch
+from hf_transfer.data.pictures import DECODING
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import Preprocessing
 from hf_transfer.models.pretrained import ImageProcessor
 
-# Change this with the code that decodes: it is saved with models, and it is a part of the fingerprint of pixels.
-DECODING = "first frame, EXIF orientation applied, 8 bits per channel, RGB"
+# Largest difference from the processor's own values, relative to their largest where that is above 1.
+TOLERANCE = 1e-5
 
 
 class PixelPreprocessing(Preprocessing):
     """A checkpoint's image processor in two steps: sizes of single images, then values of whole batches.
 
-    Resizing and cropping give 8-bit pixels, which are small to keep and to move to a GPU. What the processor does
-    after that is one scale and one shift for each channel. Both are read off a black and a white image, and so are
-    right whatever flags the processor has.
+    Resizing and cropping give 8-bit pixels, which are small to keep and to move to a GPU. What most processors do after
+    that is one scale and one shift for each channel. Both are read off a black and a white image, and so are right
+    whatever flags the processor has. Whether that is all is checked on pictures of noise: of other processors, such as
+    those that pad with a value of their own, the pixels are numbers with fractions, made from the processor's outputs.
 
     Args:
         processor: of the checkpoint.
@@ -32,12 +34,13 @@ class PixelPreprocessing(Preprocessing):
 
     Attributes:
         shape: of the pixels of an image, [3, height, width].
+        in_two_steps: whether pixels have 8 bits; else they are float32.
 
     Raises:
         UserError: the processor fails on a plain image, or gives images of different sizes.
     """
 
-    def __init__(self, processor: ImageProcessor, columns: Mapping[str, str] | None = None) -> None:
+    def __init__(self, processor: ImageProcessor, columns: Mapping[str, Any] | None = None) -> None:
         self.processor, self.columns = processor, columns or {}
         self._sizes_only: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
         if hasattr(processor, "include_top"):
@@ -46,6 +49,8 @@ class PixelPreprocessing(Preprocessing):
         try:
             black, white = (self._whole(Image.new("RGB", (64, 64), colour)) for colour in ("black", "white"))
             wide, high = (self._whole(Image.new("RGB", size)) for size in ((96, 48), (48, 96)))
+            if black.ndim != 3:
+                raise ValueError(f"pixel_values of shape {tuple(black.shape)} for one image")
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise user_error(
                 expected="an image processor that turns an image into pixel_values",
@@ -59,17 +64,22 @@ class PixelPreprocessing(Preprocessing):
                 do="use a checkpoint whose preprocessor_config.json crops or sets both height and width",
             )
         self.shape = tuple(black.shape)
-        self.shift = black.mean((1, 2))[:, None, None]
-        self.scale = (white.mean((1, 2))[:, None, None] - self.shift) / 255.0
+        self.shift, self.scale = _shift_and_scale(black, white)
+        self.in_two_steps = all(self._agrees(picture) for picture in self._noise())
 
     def resize(self, image: Image.Image) -> Tensor:
-        """8-bit pixels [3, height, width] of the size that the model takes."""
-        pixels = self.processor(image, **self._sizes_only, return_tensors="np")["pixel_values"][0]
-        return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.uint8))
+        """Pixels [3, height, width] with values from 0 to 255, of the size that the model takes."""
+        if self.in_two_steps:
+            return self._resized(image)
+        return (self._whole(image) - self.shift) / self.scale
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Model inputs from pixels with values from 0 to 255 [batch, 3, height, width]."""
         return pixels * self.scale.to(pixels.device) + self.shift.to(pixels.device)
+
+    def black(self) -> Tensor:
+        """Pixels of a black picture of the model's size, to stand for one that is missing."""
+        return torch.zeros(self.shape, dtype=torch.uint8 if self.in_two_steps else torch.float32)
 
     def inputs(self, samples: Sequence[Image.Image]) -> Batch:
         """Model inputs of RGB pictures that belong to no split."""
@@ -81,16 +91,9 @@ class PixelPreprocessing(Preprocessing):
         return {"pixel_values": self.normalise(torch.rand(2, *self.shape, generator=generator) * 255.0)}
 
     def fingerprint(self) -> str:
-        """A hash that changes with whatever happens to a picture: it is read off pictures of noise.
-
-        They are of several sizes, since a processor may crop or shrink only what is large, or enlarge what is small.
-        """
-        generator, (height, width) = np.random.default_rng(0), self.shape[1:]
-        sizes = [(97, 61), (61, 97), (9, 7), (height, width), (2 * height + 1, 3 * width + 1)]
-        noise = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
-        pixels = [self.resize(Image.fromarray(picture)) for picture in noise]
+        """A hash that changes with whatever happens to a picture: it is read off pictures of noise."""
         digest = hashlib.sha256(DECODING.encode())
-        for tensor in (*pixels, self.shift, self.scale):
+        for tensor in (*map(self.resize, self._noise()), self.shift, self.scale):
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
@@ -102,5 +105,40 @@ class PixelPreprocessing(Preprocessing):
         """How pictures are decoded, and their size [height, width]."""
         return {"decoding": DECODING, "size": list(self.shape[1:])}
 
+    def _noise(self) -> list[Image.Image]:
+        """Pictures of noise of several sizes: a processor may crop or shrink only large ones, or enlarge small ones."""
+        generator, (height, width) = np.random.default_rng(0), self.shape[1:]
+        sizes = [(97, 61), (61, 97), (9, 7), (height, width), (2 * height + 1, 3 * width + 1)]
+        return [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+
+    def _agrees(self, picture: Image.Image) -> bool:
+        """Whether the two steps give what the processor gives."""
+        expected = self._whole(picture)
+        try:
+            pixels = self._resized(picture)
+        except (KeyError, IndexError, TypeError, ValueError):
+            return False
+        if pixels.shape != expected.shape:
+            return False
+        difference = (self.normalise(pixels.float()) - expected).abs().max()
+        return bool(difference <= TOLERANCE * max(1.0, float(expected.abs().max())))
+
+    def _resized(self, image: Image.Image) -> Tensor:
+        pixels = self.processor(image, **self._sizes_only, return_tensors="np")["pixel_values"][0]
+        return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.uint8))
+
     def _whole(self, image: Image.Image) -> Tensor:
         return torch.from_numpy(np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0])).float()
+
+
+def _shift_and_scale(black: Tensor, white: Tensor) -> tuple[Tensor, Tensor]:
+    """What is added to and multiplied with the values from 0 to 255 of each channel [3, 1, 1], from model inputs.
+
+    They are read where black and white differ most, since a processor may surround a picture with something else.
+    """
+    black, white = black.flatten(1), white.flatten(1)
+    place = (white - black).abs().argmax(1, keepdim=True)
+    shift = black.gather(1, place)[..., None]
+    scale = (white.gather(1, place)[..., None] - shift) / 255.0
+    # A processor that brings each picture to the same mean makes the same of both.
+    return shift, scale.where(scale != 0, 1 / 255.0)

@@ -116,7 +116,7 @@ class TextModality(Modality[TextConfig]):
         note = f"R-Drop: a step passes each text twice through the model (--rdrop_alpha {alpha:g})."
         return Regularisation(rdrop_alpha=alpha, notes=(note,) if alpha else ())
 
-    def sample_of(self, value: Any) -> tuple[str, ...]:
+    def sample_of(self, value: Any, saved: Any = None) -> tuple[str, ...]:  # noqa: ARG002
         """A text, a pair of texts, or a mapping with `text` and `text_pair`, as a tuple."""
         if isinstance(value, Mapping):
             value = tuple(value[name] for name in ("text", "text_pair") if name in value)

@@ -12,6 +12,7 @@ from hf_transfer.settings.ranges import (
     ENCODING,
     NAME,
     NOT_NEGATIVE,
+    POSITIVE,
     SEED,
     SEPARATOR,
     SHARE,
@@ -82,6 +83,10 @@ class ImageSettings(Topic):
     """Samples that are images, or have one."""
 
     image_column_name: str | None = setting("Column with the images (default: chosen by name and type).", None)
+    largest_pixel_value: float | None = setting(
+        "The value that is white in pictures of more than 8 bits for each channel (default: the largest value in "
+        "training, rounded up to 8, 10, 12, 14 or 16 bits; of floats also up to 1).", None, POSITIVE,
+    )  # fmt: skip
     augmentation: Literal["none", "light", "standard", "trivial"] = setting(
         "Random changes to training images: small shifts; crops and colour; or one strong operation each.",
         "light", TRAINS,

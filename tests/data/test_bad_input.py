@@ -59,7 +59,7 @@ def test_a_folder_without_images(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "data" / "cat" / "a.txt").write_text("no image")
     refused(
         dataset_name=tmp_path / "data",
-        expected="images (.bmp",
+        expected="images (.apng",
         found="1 files, and none of these kinds",
         do="for images put each class in a folder of its own",
     )

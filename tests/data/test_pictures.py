@@ -88,25 +88,16 @@ def test_sixteen_bit_grey_is_scaled_to_eight_bits(name: str, tmp_path: Path) -> 
         assert same(decoded[..., channel], values // 256)
 
 
-def test_thirty_two_bit_integer_grey_is_taken_for_sixteen_bits(tmp_path: Path) -> None:
-    """Mode "I" of Pillow holds 16-bit values in practice; larger ones are clipped."""
-    values = np.asarray([[-5, 0, 256, 65535, 70000]], dtype=np.int32)
-    Image.fromarray(values).save(tmp_path / "a.tif")
-    assert np.asarray(decode(raw_path(tmp_path / "a.tif")))[0, :, 0].tolist() == [0, 0, 1, 255, 255]
-
-
 def test_sixteen_bit_colours_are_scaled_to_eight_bits() -> None:
     values = np.random.default_rng(0).integers(0, 65536, (4, 5, 3)).astype(">u2")
     data = png_by_hand(5, 4, depth=16, rows=[row.tobytes() for row in values])
     assert same(decode(raw_bytes(data)), values // 256)
 
 
-def test_float_grey_between_zero_and_one_is_scaled_and_nan_is_black(tmp_path: Path) -> None:
-    """Values beyond 0 and 1 are clipped."""
+def test_float_grey_between_zero_and_one_is_scaled(tmp_path: Path) -> None:
     values = np.random.default_rng(0).random((HEIGHT, WIDTH)).astype(np.float32)
-    values[0, 0] = np.nan
     Image.fromarray(values).save(tmp_path / "a.tif")
-    expected = np.rint(np.where(np.isnan(values), 0, values) * np.float32(255))
+    expected = np.rint(values * np.float32(255))
     assert same(np.asarray(decode(raw_path(tmp_path / "a.tif")))[..., 0], expected)
 
 
@@ -129,7 +120,7 @@ def test_a_phones_multi_picture_jpeg_gives_its_first_picture(tmp_path: Path) -> 
 BOMB = png_by_hand(20_000, 20_000)
 NOT_AN_IMAGE = [
     (b"", "the file is empty"),
-    (b"these are only words", "20 bytes that are not a JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM image"),
+    (b"these are only words", "20 bytes that are not a JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM"),
     (BOMB, "it declares far too many pixels, and the limit is 50,000,000"),
     (png_by_hand(9_000, 9_000), "it declares 9000 x 9000 pixels, and the limit is 50,000,000"),
     (png_by_hand(0, 5), "bytes that are not a JPEG, PNG"),

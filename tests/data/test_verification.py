@@ -49,7 +49,7 @@ def unreadable(split: Split, name: str, config: VisionConfig) -> dict[int, str]:
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many images were decoded, and of how many only the header was read."""
-    counts = {"decode": 0, "check_header": 0}
+    counts = {"decoded_levels": 0, "check_header": 0}
 
     def counting(name: str) -> Callable[[dict[str, Any]], object]:
         original = getattr(verification, name)
@@ -100,7 +100,7 @@ def test_at_most_five_bad_images_are_listed_and_the_rest_counted(settings: Setti
 
 def test_good_images_are_all_accepted(settings: Settings, looks: dict[str, int]) -> None:
     assert unreadable(split_of_bytes([WHOLE] * 9), "train", settings()) == {}
-    assert looks == {"decode": 9, "check_header": 0}
+    assert looks == {"decoded_levels": 9, "check_header": 0}
 
 
 def test_only_the_rows_of_the_split_are_looked_at(settings: Settings) -> None:
@@ -136,7 +136,7 @@ def test_the_share_is_of_the_split_and_not_of_the_data_set() -> None:
 def test_verify_samples_bounds_decoding_but_every_header_is_read(settings: Settings, looks: dict[str, int]) -> None:
     """A damaged body may go unseen, a damaged header never."""
     assert unreadable(split_of_bytes([WHOLE] * 50), "train", settings(verify_samples=20)) == {}
-    assert looks == {"decode": 20, "check_header": 30}
+    assert looks == {"decoded_levels": 20, "check_header": 30}
 
 
 def test_without_decoding_a_truncated_image_passes_and_an_empty_one_does_not(settings: Settings) -> None:
@@ -165,11 +165,11 @@ def test_unchanged_images_are_not_looked_at_again(settings: Settings, looks: dic
     split = split_of_files(tmp_path / "data", [WHOLE] * 100 + [b""])
     chosen = settings(on_bad_sample="skip")
     first = unreadable(split, "train", chosen)
-    assert looks["decode"] == 101
+    assert looks["decoded_levels"] == 101
     assert unreadable(split, "train", chosen) == first == {100: "the file is empty"}
-    assert looks["decode"] == 101
+    assert looks["decoded_levels"] == 101
     unreadable(split, "train", settings(on_bad_sample="skip", cache_dir=str(tmp_path / "other")))
-    assert looks["decode"] == 202
+    assert looks["decoded_levels"] == 202
 
 
 def test_what_was_remembered_as_bad_stops_the_next_run_too(settings: Settings, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from tests.tiny_models import save_checkpoint
 NAMES: dict[str, Any] = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
 DEMO = {
     "app.py", "about.py", "batch.py", "classes.html", "classifier.py", "explanation.py", "guard.py", "heat.py",
-    "labels.html", "numbers.html", "page.html", "page.js", "page.py", "pictures.py", "scale.py", "service.py",
-    "style.css", "target.py", "requirements.txt",
+    "labels.html", "levels.py", "numbers.html", "page.html", "page.js", "page.py", "pictures.py", "scale.py",
+    "service.py", "style.css", "target.py", "requirements.txt",
 }  # fmt: skip
 EXAMPLES = {f"examples/{number}.png" for number in range(1, 7)}
 # A copied model comes in addition.

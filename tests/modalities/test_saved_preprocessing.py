@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from hf_transfer.data.pictures import DECODING
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.modality import (
     PREPROCESSING_FILE,
@@ -81,7 +82,7 @@ def test_an_image_preprocessing_makes_the_same_inputs_once_it_is_read_again(tmp_
     assert read.columns == {"image_column_name": "photo"}
     assert read.fingerprint() == trained.fingerprint()
     saved = json.loads((folder / PREPROCESSING_FILE).read_text())
-    assert saved["decoding"] == "first frame, EXIF orientation applied, 8 bits per channel, RGB"
+    assert saved["decoding"] == DECODING
     assert saved["size"] == [16, 16]
 
 

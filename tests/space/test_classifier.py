@@ -1,10 +1,12 @@
 """The model of the demo: its predictions equal those of hf_transfer to 1e-6, for every kind of upload."""
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +15,18 @@ from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
 from classifier import Classifier, NoClassifierError, Sample, find_model, longest_text
+from hf_transfer.data.pictures import BadImageError
 from hf_transfer.data.pictures import decode as decoded_in_training
+from hf_transfer.data.pictures import readable_formats as formats_in_training
 from hf_transfer.evaluation.predictor import classify_files, load
 from hf_transfer.evaluation.run_folder import load_finished
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.models.pooling import pooled_classifier
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.targets.classes import Classes
-from pictures import BadInputError, decode
+from pictures import BadInputError, decode, readable_formats
+from tests.conftest import REPOSITORY
+from tests.data.deep_pictures import png16, tiff16
 from tests.tiny_models import save_checkpoint
 from tests.tiny_text_models import END, save_text_checkpoint
 
@@ -56,13 +62,21 @@ UPLOADS: dict[str, Callable[[], bytes]] = {
     "bilevel": lambda: saved(COLOURS.convert("1"), "PNG"),
     "turned": turned,
     "webp": lambda: saved(COLOURS, "WEBP"),
+    "twelve-bits": lambda: saved(Image.fromarray(DEEP // 16), "TIFF"),
+    "integers": lambda: saved(Image.fromarray(DEEP.astype(np.int32)), "TIFF"),
+    "floats-to-255": lambda: saved(Image.fromarray(NOISE[..., 0].astype(np.float32)), "TIFF"),
+    "sixteen-bit-colours": lambda: png16(np.stack([DEEP] * 3, axis=2)),
+    "eight-bits-in-sixteen": lambda: tiff16(NOISE[..., :3].astype(np.uint16)),
+    "palette-with-transparency": lambda: saved(COLOURS.quantize(16), "PNG", transparency=3),
+    "avif": lambda: saved(COLOURS, "AVIF"),
+    "heic": lambda: saved(COLOURS, "HEIF"),
 }
 
 
 @pytest.fixture(scope="module")
 def uploads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("uploads")
-    paths = {name: folder / f"{name}.bin" for name in UPLOADS}
+    paths = {name: folder / f"{name}.bin" for name in UPLOADS if name != "heic" or "HEIF" in readable_formats()}
     for name, path in paths.items():
         path.write_bytes(UPLOADS[name]())
     return paths
@@ -70,10 +84,38 @@ def uploads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", UPLOADS)
 def test_every_kind_of_picture_is_decoded_as_in_training(uploads: dict[str, Path], name: str) -> None:
-    """First frame, EXIF orientation applied, alpha dropped, 16 bits scaled."""
-    here, there = decode(uploads[name]), decoded_in_training({"bytes": None, "path": str(uploads[name])})
-    assert here.mode == there.mode == "RGB"
-    assert np.array_equal(np.asarray(here), np.asarray(there))
+    """First frame, EXIF orientation applied, alpha dropped, more than 8 bits scaled by what was white in training."""
+    if name not in uploads:
+        pytest.skip("needs the extra heif")
+    for white in (None, 65535.0):
+        here = decode(uploads[name], white)
+        there = decoded_in_training({"bytes": None, "path": str(uploads[name])}, white)
+        assert here.mode == there.mode == "RGB"
+        assert np.array_equal(np.asarray(here), np.asarray(there))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (DEEP.astype(np.int32) - 1, "It cannot be scaled to 8 bits: it has values below 0, such as -1."),
+        (np.full((4, 4), np.nan, np.float32), "it has values that are NaN or infinite."),
+        (np.full((4, 4), np.inf, np.float32), "it has values that are NaN or infinite."),
+        (DEEP, "its values go up to 59,950, above 4,095, which is white."),
+    ],
+)
+def test_values_that_are_no_shades_are_refused_as_in_training(values: Any, words: str, tmp_path: Path) -> None:
+    (tmp_path / "upload").write_bytes(saved(Image.fromarray(values), "TIFF"))
+    with pytest.raises(BadInputError, match=re.escape(words)):
+        decode(tmp_path / "upload", 4095.0)
+    with pytest.raises(BadImageError):
+        decoded_in_training({"bytes": None, "path": str(tmp_path / "upload")}, 4095.0)
+
+
+def test_both_read_the_same_formats_with_the_same_code() -> None:
+    """The file is copied, since the demo imports nothing of the package."""
+    copied = (REPOSITORY / "space/levels.py").read_bytes()
+    assert copied == (REPOSITORY / "hf_transfer/data/levels.py").read_bytes()
+    assert {"HEIC" if name == "HEIF" else name for name in readable_formats()} == set(formats_in_training())
 
 
 @pytest.mark.parametrize("architecture", ["vit", "resnet_basic"])
@@ -200,8 +242,8 @@ def bomb(side: int) -> bytes:
         (b"", "empty or damaged"),
         (b"no picture", "empty or damaged"),
         (saved(COLOURS, "PNG")[:300], "empty or damaged"),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "or no JPEG, PNG"),
-        (b"<html><script>alert(1)</script></html>", "or no JPEG, PNG"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "or no picture of JPEG, PNG"),
+        (b"<html><script>alert(1)</script></html>", "or no picture of JPEG, PNG"),
         (bomb(12_000), "declares 12000 x 12000 pixels"),
         (bomb(60_000), "far more pixels"),
         (saved(COLOURS, "PNG") + b"\0" * 10_000_000, "It has 10 MB, and the limit is 10 MB"),
