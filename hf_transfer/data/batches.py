@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hf_transfer.data.splits import Split
+from hf_transfer.data.splits import UNLABELLED, Split
 from hf_transfer.interruption import ignore_signals
 from hf_transfer.settings.training import TrainingSettings
 from hf_transfer.targets.target import Target
@@ -74,10 +74,12 @@ class Loaders:
 
     Attributes:
         target: what is predicted.
+        to_inputs: makes model inputs of batches.
         train: the data loader of the training split, shuffled by (seed, epoch); `train.set_epoch` chooses the epoch.
         validation: the data loader of the validation split, in a fixed order.
         test: the data loader of the test split, in a fixed order.
-        to_inputs: makes model inputs of batches.
+        unlabelled: the data loader of samples without labels, in a fixed order. Of a split that does not exist, the
+            loader is None.
         views: augmented views that a solved head sees of a training sample, beside the sample as it is.
         cycle: after this many epochs a training sample looks as before; 0: never.
         notes: what happened to the samples on the way, in sentences.
@@ -86,10 +88,11 @@ class Loaders:
     """
 
     target: Target
-    train: Any
-    validation: Any
-    test: Any
     to_inputs: InputMaker
+    train: Any = None
+    validation: Any = None
+    test: Any = None
+    unlabelled: Any = None
     views: int = 0
     cycle: int = 1
     notes: tuple[str, ...] = ()
@@ -97,7 +100,10 @@ class Loaders:
 
     def of(self, split: str) -> Any:
         """The data loader of a split."""
-        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
+        return self._by_split()[split]
+
+    def _by_split(self) -> dict[str, Any]:
+        return {"train": self.train, "validation": self.validation, "test": self.test, UNLABELLED: self.unlabelled}
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
         """See `InputMaker.fingerprint`."""
@@ -105,7 +111,7 @@ class Loaders:
 
     def close(self) -> None:
         """End the worker processes; a loader that is used again starts new ones."""
-        for prepared in (self.train, self.validation, self.test):
+        for prepared in (loader for loader in self._by_split().values() if loader is not None):
             loader = getattr(prepared, "base_dataloader", prepared)
             # torch keeps persistent workers in this attribute, and has no public way to end them: without this they
             # would run until the last reference to the loader is gone.
@@ -193,7 +199,7 @@ def loaders_of(
     accelerator: Accelerator, collate: Callable[[Any], Batch] | None = None,
     light_rows: Mapping[str, Dataset[Any]] | None = None, **attributes: Any,
 ) -> Loaders:  # fmt: skip
-    """Loaders of all splits.
+    """Loaders of all splits that exist.
 
     Args:
         rows: the samples of each split.
@@ -205,8 +211,9 @@ def loaders_of(
         light_rows: the samples without what only the first layers need; see `Loaders.without_first_layers`.
         **attributes: the other attributes of `Loaders`.
     """
-    evaluation = training.per_device_eval_batch_size
-    sizes = {"train": training.per_device_train_batch_size, "validation": evaluation, "test": evaluation}
+    sizes = dict.fromkeys(rows, training.per_device_eval_batch_size)
+    if "train" in sizes:
+        sizes["train"] = training.per_device_train_batch_size
     light: Callable[[], Loaders] | None = None
     if light_rows is not None:
         light = partial(loaders_of, light_rows, orders, training, 0, accelerator, collate, **attributes)

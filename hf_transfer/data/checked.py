@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import datasets
-import numpy as np
 
 from hf_transfer.data import columns, verification
+from hf_transfer.data.labelled import read_labelled
 from hf_transfer.data.sources import SPLIT_NAMES, load, read_files, rename_splits, unused_files
-from hf_transfer.data.splits import Split, Splits, cut_stratified, few_of_each
+from hf_transfer.data.splits import Split, Splits, Unlabelled, cut_stratified, few_of_each
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.table import target_of
-from hf_transfer.targets.target import OPTIONAL_SETTINGS
+from hf_transfer.targets.target import OPTIONAL_SETTINGS, LabelColumns, Target
 
 # The settings that name columns of text, of all modalities.
 TEXT_SETTINGS = ("label_column_name", "text_column_name", "text_pair_column_name")
@@ -94,7 +94,7 @@ class SampleColumns(ABC, Generic[Config]):
         return []
 
     def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
-        """For validation and test: how many rows have an exact copy in training."""
+        """For validation and test, if there is training: how many rows have an exact copy in it."""
         return verification.copies(splits)
 
 
@@ -121,12 +121,13 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     notes += reasons
     Ranking.of(kind, config.training.metric_for_best_model)
     config.refuse(OPTIONAL_SETTINGS - kind.supported_settings, f"the problem type {kind.problem_type}")
-    target, values = kind.read(data, label_columns)
+    labelled = read_labelled(data, selected.splits, kind, label_columns, config.data)
+    target, splits = labelled.target, labelled.splits
+    notes = [*labelled.notes, *notes]
 
-    missing = [name for name in SPLIT_NAMES if name not in data]
-    refuse_unused_fractions(config, data)
-    target.check(values, splits_to_cut=len(missing))
-    splits = {name: Split(rows, np.arange(len(rows)), values[name]) for name, rows in selected.splits.items()}
+    missing = [name for name in SPLIT_NAMES if name not in splits]
+    refuse_unused_fractions(config, splits)
+    target.check({name: split.targets for name, split in splits.items()}, splits_to_cut=len(missing))
     fractions = {"validation": config.data.validation_fraction, "test": config.data.test_fraction}
     for name in reversed(missing):
         splits["train"], splits[name] = cut_stratified(splits["train"], fractions[name], config.data.split_seed, target)
@@ -136,18 +137,35 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     checked = {name: modality.checked(splits[name], name, config) for name in SPLIT_NAMES}
     notes += modality.notes_on_samples(checked, selected.columns)
     notes += target.notes({name: split.targets[split.counted] for name, split in checked.items()})
-    setting = "label_column_names" if len(label_columns.names) > 1 else "label_column_name"
-    named = list(label_columns.names) if len(label_columns.names) > 1 else label_columns.only
     return Splits(
         **checked,
         target=target.fitted(checked["train"].targets[checked["train"].counted]),
-        columns={**selected.columns, setting: named, **target.data_settings()},
+        columns=named_columns(selected, label_columns, target),
         samples=modality.samples,
         copies=modality.copies(checked),
         notes=notes,
+        names=labelled.names,
         commit=info.commit if info else None,
         languages=info.languages if info else (),
+        unlabelled=checked_unlabelled(labelled.unlabelled, modality, config),
+        dropped=labelled.dropped,
     )
+
+
+def named_columns(selected: Selected, labels: LabelColumns, target: Target) -> dict[str, Any]:
+    """The columns that were chosen, by the setting that names them, and the settings with which labels were read."""
+    setting = "label_column_names" if len(labels.names) > 1 else "label_column_name"
+    named = list(labels.names) if len(labels.names) > 1 else labels.only
+    return {**selected.columns, setting: named, **target.data_settings()}
+
+
+def checked_unlabelled(
+    unlabelled: Unlabelled | None, modality: SampleColumns[Any], config: RunConfig
+) -> Unlabelled | None:
+    """Samples without labels, with their bad rows masked: see `SampleColumns.checked`."""
+    if unlabelled is None:
+        return None
+    return replace(unlabelled, split=modality.checked(unlabelled.split, unlabelled.name, config))
 
 
 def refuse_unused_fractions(config: RunConfig, present: Mapping[str, object]) -> None:

@@ -1,6 +1,6 @@
 """Choose the columns of images, texts and labels in a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import datasets
 
@@ -11,6 +11,11 @@ from hf_transfer.targets.target import LabelColumns
 LABEL_NAMES = ("label", "labels")
 IMAGE_NAMES = ("image", "img")
 TEXT_NAMES = ("text", "sentence", "content", "sentence1", "premise", "question1", "question")
+
+
+def first_split(loaded: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
+    """The split whose columns are chosen: training, or else the first one on which a finished model is judged."""
+    return next(iter(loaded.values()))
 
 
 def image_column(data: datasets.Dataset, wanted: str | None) -> str:

@@ -131,21 +131,33 @@ def _looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix.lower() in tables.TABLE_BUILDERS
 
 
-def rename_splits(loaded: datasets.DatasetDict) -> tuple[datasets.DatasetDict, list[str]]:
+def rename_splits(
+    loaded: datasets.DatasetDict, *, needs_training: bool = True
+) -> tuple[datasets.DatasetDict, list[str]]:
     """The splits under the names train, validation and test, and a note on splits that are not used.
 
+    Args:
+        loaded: the splits as they were read.
+        needs_training: refuse data without a training split.
+
     Raises:
-        UserError: there is no training split.
+        UserError: there is no training split, or none of the three.
     """
     renamed = {}
     for split, usual_names in SPLIT_NAMES.items():
         if present := [name for name in usual_names if name in loaded]:
             renamed[split] = loaded[present[0]]
-    if "train" not in renamed:
+    if needs_training and "train" not in renamed:
         raise user_error(
             expected=f"a training split, named {' or '.join(SPLIT_NAMES['train'])}",
             found=f"the splits {', '.join(loaded)}",
             do="rename the split that is for training (in a folder: its sub-folder)",
+        )
+    if not renamed:
+        raise user_error(
+            expected=f"a split named {', '.join(SPLIT_NAMES)}, or a usual variant",
+            found=f"the splits {', '.join(loaded)}",
+            do="rename the split on which the model is judged: test",
         )
     unused = [name for name in loaded if all(loaded[name] is not kept for kept in renamed.values())]
     notes = [f"Splits not used: {', '.join(unused)}."] if unused else []

@@ -37,6 +37,12 @@ def load_tables(
         options["sep"] = "\t"
     where = {"data_dir": str(source)} if source.is_dir() else {"data_files": str(source)}
     loaded = datasets.load_dataset(builder, **where, **options)
+    if builder == "parquet" and source.is_dir():
+        # Each split by itself: else the names that the first one has for its class numbers are taken for all.
+        of_splits = datasets.load_dataset_builder(builder, **where).config.data_files
+        for split, paths in of_splits.items():
+            if own := [path for path in paths if Path(path).suffix.lower() == ".parquet"]:
+                loaded[split] = datasets.load_dataset(builder, data_files={"train": own})["train"]
     files.refuse_surplus_fields(loaded, source)
     return loaded
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 
+from hf_transfer.data.labelled import PREDICTIONS_FILE
 from hf_transfer.errors import user_error
 from hf_transfer.evaluation.results import RESULTS_FILE, Results
 from hf_transfer.modalities.modality import Preprocessing, save_preprocessing
@@ -30,7 +31,7 @@ MODEL_FOLDER = "model"
 LOCK_FILE = ".lock"
 PARTIAL_CONFIG = ".config-partial"
 PICTURES = ("curves.png", *(name for target in TARGETS.values() for name in target.picture_files))
-OURS = (RESULTS_FILE, MODEL_FOLDER, "report.md", ".card", *PICTURES)
+OURS = (RESULTS_FILE, MODEL_FOLDER, "report.md", ".card", PREDICTIONS_FILE, *PICTURES)
 # The files of a run that was killed before its settings were written.
 WITHOUT_SETTINGS = (LOCK_FILE, PARTIAL_CONFIG)
 

@@ -155,7 +155,7 @@ class ImageModality(Modality[VisionConfig]):
 
     def select(self, loaded: datasets.DatasetDict, config: VisionConfig) -> Selected:
         """See `Modality.select`."""
-        column = columns.image_column(loaded["train"], config.image.image_column_name)
+        column = columns.image_column(columns.first_split(loaded), config.image.image_column_name)
         images = {name: columns.images(split, column) for name, split in loaded.items()}
         return Selected(images, {"image_column_name": column})
 
@@ -168,7 +168,7 @@ class ImageModality(Modality[VisionConfig]):
         *, frozen_prefix: bool,
     ) -> Loaders:  # fmt: skip
         """See `Modality.loaders`."""
-        workers = batches.workers_for(config.store.dataloader_num_workers, len(splits.train))
+        workers = batches.workers_for(config.store.dataloader_num_workers, splits.longest())
         images = image_inputs(splits, preprocessing, config, frozen_prefix=frozen_prefix)
         order = batches.EpochSampler(len(splits.train), config.training.seed)
         return batches.loaders_of(

@@ -200,7 +200,7 @@ class PairModality(Modality[MultimodalConfig]):
 
     def select(self, loaded: datasets.DatasetDict, config: MultimodalConfig) -> Selected:
         """See `Modality.select`."""
-        train = loaded["train"]
+        train = columns.first_split(loaded)
         image = columns.image_column(train, config.image.image_column_name)
         if image == config.text.text_column_name:
             raise user_error(
@@ -222,7 +222,7 @@ class PairModality(Modality[MultimodalConfig]):
         notes = []
         for column, other_recipe in OTHER_RECIPE.items():
             lacking = {split: int((~is_given(part, column)).sum()) for split, part in splits.items()}
-            if lacking["train"] == len(splits["train"]):
+            if "train" in splits and lacking["train"] == len(splits["train"]):
                 raise user_error(
                     expected=f"training rows with a value in column '{columns[f'{column}_column_name']}'",
                     found=f"no value in any of {lacking['train']} rows",
@@ -259,7 +259,7 @@ class PairModality(Modality[MultimodalConfig]):
         at least one.
         """
         pixels, tokens = preprocessing.pixels, preprocessing.tokens
-        workers = workers_for(config.store.dataloader_num_workers, len(splits.train))
+        workers = workers_for(config.store.dataloader_num_workers, splits.longest())
         images = image_inputs(splits, pixels, config, frozen_prefix=frozen_prefix)
         pictures = image_rows(splits, pixels, workers)
         texts = {name: TextRows(split, tokens) for name, split in splits.items()}

@@ -48,7 +48,7 @@ class TextModality(Modality[TextConfig]):
 
     def select(self, loaded: datasets.DatasetDict, config: TextConfig) -> Selected:
         """See `Modality.select`."""
-        train = loaded["train"]
+        train = columns.first_split(loaded)
         chosen = [columns.text_column(train, config.text.text_column_name, config.data.label_column_name)]
         if (pair := config.text.text_pair_column_name) is not None:
             chosen.append(columns.text_pair_column(train, pair, chosen[0]))

@@ -56,6 +56,7 @@ def test_a_file_is_read_with_its_labels_and_missing_splits_are_split_off_by_clas
     assert everything(splits) == sorted(as_pairs(rows))
     assert splits.describe() == [
         "28 train, 6 validation, 6 test texts of 2 classes.",
+        "Classes: a, b (values of column 'label').",
         "No test split: 6 rows were split off training, by class.",
         "No validation split: 6 rows were split off training, by class.",
     ]
@@ -86,7 +87,10 @@ def test_only_the_split_that_is_missing_is_split_off(text_settings: TextSettings
 
 def test_the_sample_has_three_splits_of_six_intents_without_copies(text_settings: TextSettings) -> None:
     splits = load_splits(text_settings(), TextModality())
-    assert splits.describe() == ["360 train, 150 validation, 480 test texts of 6 classes."]
+    assert splits.describe() == [
+        "360 train, 150 validation, 480 test texts of 6 classes.",
+        f"Classes: {', '.join(splits.target.names)} (names of the feature 'label').",
+    ]
     assert splits.target.names == sorted(splits.target.names)
     assert "change_order" in splits.target.names
     texts = [texts for texts, _ in everything(splits)]
