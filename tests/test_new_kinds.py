@@ -297,7 +297,8 @@ def test_a_finished_model_of_both_is_evaluated_again_with_the_same_figures(spots
     again = parse(
         GreyConfig,
         [
-            f"--model_name_or_path={tmp_path / 'first/model'}", f"--dataset_name={tmp_path / 'test.jsonl'}", "--evaluate_only",
+            f"--model_name_or_path={tmp_path / 'first/model'}", f"--dataset_name={tmp_path / 'test.jsonl'}",
+            "--evaluate_only",
             f"--output_dir={tmp_path / 'again'}", f"--cache_dir={tmp_path / 'cache'}",
         ],
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from hf_transfer.data.labelled import PREDICTIONS_FILE
 from hf_transfer.evaluation.pictures import draw, draw_curves, kept_epochs
 from hf_transfer.evaluation.results import Results
 from hf_transfer.evaluation.templates import render
@@ -32,6 +33,8 @@ def write_report(folder: Path, results: Results, pictures: Sequence[Picture]) ->
 def results_table(results: Results, output_dir: str) -> str:
     """The end of a run on the screen: metrics, size, time, and where everything is."""
     report, model = Path(output_dir, REPORT_FILE), Path(output_dir, "model")
+    predictions = Path(output_dir, PREDICTIONS_FILE)
     return render(
-        "evaluation/screen.txt.jinja", results=results, report=report, model=model if model.is_dir() else None
-    )
+        "evaluation/screen.txt.jinja", results=results, report=report, model=model if model.is_dir() else None,
+        predictions=predictions if predictions.is_file() else None,
+    )  # fmt: skip

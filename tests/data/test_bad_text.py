@@ -195,7 +195,7 @@ def test_a_row_without_a_label(kind: str, refused: Refused, tmp_path: Path) -> N
         ("regression", ["a", "b"], "a number in every row of column 'label'", "lists"),
         ("regression", "tall", "finite numbers in column 'label'", "'tall' in row 0 of split 'train'"),
         ("multi_label_classification", "a", "at least 2 labels", "only a"),
-        (None, [], "at least 2 labels", "only samples without any"),
+        (None, [], "a labelled split 'train'", "no label in column 'label'"),
         (None, ["a;b", "c"], "label names without the separator ';'", "'a;b' in column 'label'"),
     ],
 )
