@@ -74,29 +74,28 @@ class Loaders:
 
     Attributes:
         target: what is predicted.
-        to_inputs: makes model inputs of batches.
         train: the data loader of the training split, shuffled by (seed, epoch); `train.set_epoch` chooses the epoch.
         validation: the data loader of the validation split, in a fixed order.
-        test: the data loader of the test split, in a fixed order.
-        unlabelled: the data loader of samples without labels, in a fixed order. Of a split that does not exist, the
-            loader is None.
+        test: the data loader of the test split, in a fixed order. Of a split that does not exist, the loader is None.
+        to_inputs: makes model inputs of batches.
         views: augmented views that a solved head sees of a training sample, beside the sample as it is.
         cycle: after this many epochs a training sample looks as before; 0: never.
         notes: what happened to the samples on the way, in sentences.
         without_first_layers: makes the same loaders without the work that only the first layers need: inputs have the
             right shape, but pixels are all zero. None: there is no such work.
+        unlabelled: the data loader of samples without labels, in a fixed order; None: there are none.
     """
 
     target: Target
+    train: Any
+    validation: Any
+    test: Any
     to_inputs: InputMaker
-    train: Any = None
-    validation: Any = None
-    test: Any = None
-    unlabelled: Any = None
     views: int = 0
     cycle: int = 1
     notes: tuple[str, ...] = ()
     without_first_layers: "Callable[[], Loaders] | None" = None
+    unlabelled: Any = None
 
     def of(self, split: str) -> Any:
         """The data loader of a split."""
@@ -218,7 +217,8 @@ def loaders_of(
     if light_rows is not None:
         light = partial(loaders_of, light_rows, orders, training, 0, accelerator, collate, **attributes)
     # With copies of the orders: the epoch that is set for one loader must not change the order of another.
-    loaders = {
+    loaders: dict[str, Any] = dict.fromkeys(("train", "validation", "test"))
+    loaders |= {
         split: loader_of(rows[split], size, copy(orders.get(split)), workers, accelerator, collate)
         for split, size in sizes.items()
     }

@@ -63,7 +63,7 @@ def test_texts_pictures_and_pairs_are_read_by_the_names_of_their_own_split(
         (ImageModality(), settings(dataset_name=IN_MEMORY), pictures),
         (PairModality(), pair_settings(dataset_name=IN_MEMORY), pairs),
     ):
-        splits = load_splits(config, modality, datasets.DatasetDict(data))  # type: ignore[arg-type]
+        splits = load_splits(config, modality, datasets.DatasetDict(data))
         assert splits.target.names == list(NAMES)
         assert classes(splits, "test") == ["cat", "bee"] * 3
 

@@ -72,8 +72,7 @@ def judge(recipe: str, out: Path, data: dict[str, datasets.Dataset], where: Path
         datasets.DatasetDict(data), str(out / "model"), output_dir=where, modality=recipe, evaluate_only=True,
         cache_dir=str(where.parent / "cache"),
     )  # fmt: skip
-    assert run.results is not None
-    return run.results
+    return Results.read(Path(run.config.output.output_dir))
 
 
 def test_a_test_split_without_labels_is_predicted_in_its_order(finished: tuple[str, str, Path]) -> None:
