@@ -74,7 +74,7 @@ def _costs(run: Run) -> Iterator[str]:
     config, accelerator = run.config, run.accelerator
     run.model.to(accelerator.device)
     if not config.trains():
-        seconds = sum(_seconds_of_a_pass(run, split) for split in ("validation", "test"))
+        seconds = sum(_seconds_of_a_pass(run, split) for split in run.splits.judged())
         yield f"About {_in_words(seconds)} of evaluation.\nMemory: {_peak_memory()} for a few batches."
         return
     prepared = run.prepared

@@ -18,10 +18,12 @@ from hf_transfer.checkpoints.caches import usable_caches
 from hf_transfer.data.batches import Loaders
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.hub_access import is_hub_id
-from hf_transfer.data.splits import Splits
+from hf_transfer.data.judged import load_judged
+from hf_transfer.data.splits import UNLABELLED, Splits
 from hf_transfer.data.workers import explained_worker_failures
 from hf_transfer.evaluation import further_metrics, inputs, run_folder
 from hf_transfer.evaluation.parts import worth_of_parts
+from hf_transfer.evaluation.prediction_table import write_predictions
 from hf_transfer.evaluation.report import results_table, shown_again, write_report
 from hf_transfer.evaluation.results import PART, Results, Scores
 from hf_transfer.evaluation.row_file import write_rows
@@ -36,8 +38,7 @@ from hf_transfer.strategies.choice import Prepared, choose_strategy, load_model,
 from hf_transfer.strategies.freezing import Strategy, has_batch_norm
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.reporting import Table
-from hf_transfer.targets.table import target_of_model
-from hf_transfer.targets.target import Target, Values
+from hf_transfer.targets.target import Baseline, Target, Values
 from hf_transfer.training.batch_size import find_batch_sizes
 from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.loop import fit
@@ -97,10 +98,15 @@ class Run:
         self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
         saved = {} if config.trains() else saved_description(self.checkpoint.parts[0])
         self.preprocessing = modality.preprocessing(self.checkpoint, config, saved)
-        data_config = config if config.trains() else modality.as_trained(config, self.preprocessing)
         self._inputs = inputs.fingerprints(config) if self.accelerator.is_main_process else {}
         with self.accelerator.main_process_first():
-            self.splits = load_splits(data_config, modality, self._data)
+            if config.trains():
+                self.splits = load_splits(config, modality, self._data)
+            else:
+                (part,) = self.checkpoint.parts
+                as_trained = modality.as_trained(config, self.preprocessing)
+                kind = as_trained.data.problem_type or saved.get("problem_type")
+                self.splits = load_judged(as_trained.replaced(problem_type=kind), modality, part.config, self._data)
         self._note(self.splits.describe())
         return self.splits
 
@@ -113,10 +119,7 @@ class Run:
         config, target = self.config, self.splits.target
         if not config.trains():
             (part,) = self.checkpoint.parts
-            finished = target_of_model(part.config, target.problem_type)
-            target.check_finished(finished, part.name)
-            self.splits = replace(self.splits, target=finished)
-            self.model = run_folder.load_finished(part, finished)
+            self.model = run_folder.load_finished(part, target)
             return self.model
         self.strategy: Strategy = choose_strategy(config.strategy, larger_head=self.modality.larger_head)
         self._example = self.preprocessing.example()
@@ -205,11 +208,13 @@ class Run:
         return predictions.outputs, predictions.targets
 
     def evaluate(self) -> dict[str, Predictions]:
-        """Predict validation and test, and the parts of each test sample alone, if samples have parts."""
+        """Predict validation, test and samples without labels, and parts of each test sample alone, if it has parts."""
         accelerator = self.accelerator
         self.predictions = {
-            split: predict_split(self.model, self.loaders, split, accelerator) for split in ("validation", "test")
+            split: predict_split(self.model, self.loaders, split, accelerator) for split in self.splits.judged()
         }
+        if self.splits.unlabelled is not None:
+            self.answers = predict_split(self.model, self.loaders, UNLABELLED, accelerator)
         self.parts = {
             part: predict_split(self.model, loaders, "test", accelerator)
             for part, loaders in self.modality.parts(self.loaders).items()
@@ -217,13 +222,15 @@ class Run:
         return self.predictions
 
     def write_report(self) -> Results | None:
-        """Write `results.json`, `report.md` and its pictures; on the main process alone."""
+        """Write `predictions.csv`, `report.md` and its pictures, and `results.json`; on the main process alone."""
         if not self.accelerator.is_main_process:
             return None
         test = self.predictions["test"]
         tables, pictures = test.target.details(test.outputs, test.targets)
         tables += further_metrics.table(self.config.output.metrics, test)
         self.results = self._results(tables)
+        if self.splits.unlabelled is not None:
+            write_predictions(Path(self.config.output.output_dir), self.answers, self.splits.unlabelled)
         write_report(Path(self.config.output.output_dir), self.results, pictures)
         return self.results
 
@@ -266,9 +273,9 @@ class Run:
 
     def _results(self, tables: Sequence[Table]) -> Results:
         config, splits, fitted, checkpoint = self.config, self.splits, self.fitted, self.checkpoint
-        train, test = splits.train, self.predictions["test"]
+        test = self.predictions["test"]
         judged = self.predictions | {f"test {PART.format(part)}": alone for part, alone in self.parts.items()}
-        masked = {"train": len(splits.train.unreadable)}
+        masked = {split: len(rows.unreadable) for split, rows in splits.labelled()}
         masked |= {split: predictions.masked for split, predictions in self.predictions.items()}
         return Results(
             recipe=config.recipe,
@@ -287,8 +294,8 @@ class Run:
                 name: Scores(predictions.metrics(), predictions.intervals(), len(predictions), predictions.masked)
                 for name, predictions in judged.items()
             },
-            baseline=splits.target.baseline(train.targets[train.counted], test.targets),
-            samples={split: len(rows) - masked[split] for split, rows in splits.items()},
+            baseline=self._baseline(test),
+            samples={split: len(rows) - masked[split] for split, rows in splits.labelled()},
             masked=masked,
             tables=list(tables),
             best_epoch=fitted.best_epoch + 1,
@@ -310,6 +317,14 @@ class Run:
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             inputs=self._inputs,
         )
+
+    def _baseline(self, test: Predictions) -> Baseline:
+        """From the labels of training; without any, from those on which the model is judged."""
+        train, target = self.splits.train, self.splits.target
+        if len(train):
+            return target.baseline(train.targets[train.counted], test.targets)
+        baseline = target.baseline(test.targets, test.targets)
+        return baseline._replace(name=f"{baseline.name} of the judged samples themselves")
 
     def _commits(self) -> dict[str, str | None]:
         """By the settings that name something on the Hub: the commit that was loaded; None where it did not answer."""

@@ -26,7 +26,7 @@ from hf_transfer.data.batches import (
     Loaders,
     loaders_of,
 )
-from hf_transfer.data.checked import Selected
+from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import UserError
 from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Wanted
@@ -295,10 +295,13 @@ def test_a_finished_model_of_both_is_evaluated_again_with_the_same_figures(spots
     from hf_transfer.whole_run import run_all_steps
 
     first = run_all_steps(settings(spots, tmp_path / "first", "--strategy=full"))
+    rows = pandas.read_json(spots, lines=True).iloc[first.splits.test.rows]
+    rows.to_json(tmp_path / "test.jsonl", orient="records", lines=True)
     again = parse(
         GreyConfig,
         [
-            f"--model_name_or_path={tmp_path / 'first/model'}", f"--dataset_name={spots}", "--evaluate_only",
+            f"--model_name_or_path={tmp_path / 'first/model'}", f"--dataset_name={tmp_path / 'test.jsonl'}",
+            "--evaluate_only",
             f"--output_dir={tmp_path / 'again'}", f"--cache_dir={tmp_path / 'cache'}",
         ],
     )  # fmt: skip

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hf_transfer.data.splits import Split
+from hf_transfer.data.splits import UNLABELLED, Split
 from hf_transfer.data.workers import end_workers, end_workers_at_exit
 from hf_transfer.interruption import ignore_signals
 from hf_transfer.settings.training import TrainingSettings
@@ -78,7 +78,7 @@ class Loaders:
         target: what is predicted.
         train: the data loader of the training split, shuffled by (seed, epoch); `train.set_epoch` chooses the epoch.
         validation: the data loader of the validation split, in a fixed order.
-        test: the data loader of the test split, in a fixed order.
+        test: the data loader of the test split, in a fixed order. Of a split that does not exist, the loader is None.
         to_inputs: makes model inputs of batches.
         views: augmented views that a solved head sees of a training sample, beside the sample as it is.
         cycle: after this many epochs a training sample looks as before; 0: never.
@@ -86,6 +86,7 @@ class Loaders:
         without_first_layers: makes the same loaders without the work that only the first layers need: inputs have the
             right shape, but pixels are all zero. None: there is no such work.
         resumed: data loaders of the rest of an epoch, as long as they are in use.
+        unlabelled: the data loader of samples without labels, in a fixed order; None: there are none.
     """
 
     target: Target
@@ -98,10 +99,14 @@ class Loaders:
     notes: tuple[str, ...] = ()
     without_first_layers: "Callable[[], Loaders] | None" = None
     resumed: "WeakSet[Any]" = field(default_factory=WeakSet)
+    unlabelled: Any = None
 
     def of(self, split: str) -> Any:
         """The data loader of a split."""
-        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
+        return self._by_split()[split]
+
+    def _by_split(self) -> dict[str, Any]:
+        return {"train": self.train, "validation": self.validation, "test": self.test, UNLABELLED: self.unlabelled}
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
         """See `InputMaker.fingerprint`."""
@@ -109,7 +114,8 @@ class Loaders:
 
     def close(self) -> None:
         """End the worker processes; a loader that is used again starts new ones."""
-        for prepared in (self.train, self.validation, self.test, *self.resumed):
+        loaders = [loader for loader in self._by_split().values() if loader is not None]
+        for prepared in (*loaders, *self.resumed):
             loader = getattr(prepared, "base_dataloader", prepared)
             # torch keeps persistent workers in this attribute.
             end_workers(loader._iterator)
@@ -196,7 +202,7 @@ def loaders_of(
     accelerator: Accelerator, collate: Callable[[Any], Batch] | None = None,
     light_rows: Mapping[str, Dataset[Any]] | None = None, **attributes: Any,
 ) -> Loaders:  # fmt: skip
-    """Loaders of all splits.
+    """Loaders of all splits that exist.
 
     Args:
         rows: the samples of each split.
@@ -208,13 +214,15 @@ def loaders_of(
         light_rows: the samples without what only the first layers need; see `Loaders.without_first_layers`.
         **attributes: the other attributes of `Loaders`.
     """
-    evaluation = training.per_device_eval_batch_size
-    sizes = {"train": training.per_device_train_batch_size, "validation": evaluation, "test": evaluation}
+    sizes = dict.fromkeys(rows, training.per_device_eval_batch_size)
+    if "train" in sizes:
+        sizes["train"] = training.per_device_train_batch_size
     light: Callable[[], Loaders] | None = None
     if light_rows is not None:
         light = partial(loaders_of, light_rows, orders, training, 0, accelerator, collate, **attributes)
     # With copies of the orders: the epoch that is set for one loader must not change the order of another.
-    loaders = {
+    loaders: dict[str, Any] = dict.fromkeys(("train", "validation", "test"))
+    loaders |= {
         split: loader_of(rows[split], size, copy(orders.get(split)), workers, accelerator, collate)
         for split, size in sizes.items()
     }

@@ -1,124 +1,27 @@
 """From a loaded data set to checked splits: columns, targets, missing splits, unreadable samples, copies."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 
-from hf_transfer.data import columns, verification
+from hf_transfer.data import columns
 from hf_transfer.data.accounting import account, sources_of
 from hf_transfer.data.cutting import cut_missing, cut_sample, where_from
-from hf_transfer.data.groups import Groups, Keys, read_groups
-from hf_transfer.data.levels import Levels
+from hf_transfer.data.groups import Groups, read_groups
+from hf_transfer.data.labelled import read_labelled
+from hf_transfer.data.sample_columns import TEXT_SETTINGS, SampleColumns, Selected
 from hf_transfer.data.samples import is_sample
-from hf_transfer.data.sources import Loaded, load, read_files, rename_splits, unused_files
+from hf_transfer.data.sources import Loaded, load, origins_by_split, rename_splits
 from hf_transfer.data.split_names import SPLIT_NAMES
-from hf_transfer.data.splits import Rows, Split, Splits, few_of_each
+from hf_transfer.data.splits import UNLABELLED, Rows, Split, Splits, Unlabelled, few_of_each
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.table import target_of
-from hf_transfer.targets.target import OPTIONAL_SETTINGS, Target
-
-# The settings that name columns which are read as they are written, of all modalities.
-TEXT_SETTINGS = (
-    "label_column_name", "text_column_name", "text_pair_column_name", "image_column_name", "group_column_name"
-)  # fmt: skip
-
-
-class Selected(NamedTuple):
-    """The samples of a data set.
-
-    Attributes:
-        splits: the columns of the samples alone.
-        columns: the columns that were chosen, by the setting that names each.
-    """
-
-    splits: dict[str, datasets.Dataset]
-    columns: dict[str, str]
-
-
-Config = TypeVar("Config", bound=RunConfig)
-
-
-class SampleColumns(ABC, Generic[Config]):
-    """How a modality finds its samples in the rows of a data set; see `modalities.modality.Modality`.
-
-    Attributes:
-        samples: what a sample is, in the plural.
-        usable: what all rows are expected to be, for messages ("images that can be read").
-        unusable: what bad rows are, for messages ("that cannot be read").
-    """
-
-    samples: ClassVar[str]
-    usable: ClassVar[str]
-    unusable: ClassVar[str]
-
-    def read(self, path: Path, config: Config) -> Loaded:
-        """The data set in a file or folder on this machine."""
-        return read_files(path, config.data, self.text_columns(config))
-
-    def text_columns(self, config: Config) -> list[str]:
-        """The columns that the settings name and that are read as text even if their values look like numbers."""
-        values = config.flat()
-        return [str(values[name]) for name in TEXT_SETTINGS if values.get(name)]
-
-    def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:
-        """Notes on files of the data set that are in no split."""
-        return unused_files(name, loaded)
-
-    @abstractmethod
-    def select(self, loaded: datasets.DatasetDict, config: Config) -> Selected:
-        """Only the columns of the samples, for each split."""
-
-    @abstractmethod
-    def bad_rows(self, split: Split, config: Config) -> dict[int, str]:
-        """Rows that cannot be used, each with the reason."""
-
-    def levels(self, split: Split, config: Config) -> Mapping[int, Levels]:  # noqa: ARG002
-        """The values of the pictures that have more than 8 bits for each channel, by row."""
-        return {}
-
-    def measured(self, train: Split, config: Config) -> dict[str, Any]:  # noqa: ARG002
-        """Settings that are saved with the model: as they are given or, if left open, as training samples tell."""
-        return {}
-
-    def checked(self, split: Split, name: str, config: Config) -> Split:
-        """The split with its bad rows masked.
-
-        Raises:
-            UserError: there are some, and they are not to be masked, or they are too many.
-        """
-        bad = self.bad_rows(split, config)
-        verification.refuse_bad_rows(bad, split, name, config.data, usable=self.usable, unusable=self.unusable)
-        return replace(split, unreadable=bad, levels=self.levels(split, config))
-
-    def notes_on_samples(self, splits: Mapping[str, Split], columns: Mapping[str, Any]) -> list[str]:  # noqa: ARG002
-        """Notes on the checked samples.
-
-        Args:
-            splits: of the data set.
-            columns: the columns that were chosen, by the setting that names each, and what was `measured`.
-
-        Raises:
-            UserError: together they are no data to train on.
-        """
-        return []
-
-    def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
-        """For each split but training: how many rows have an exact copy in training."""
-        return verification.copies(splits)
-
-    def keys(self, split: Split, config: Config) -> list[Keys]:
-        """By what rows belong together when a split is cut: those that share a key of a column stay together.
-
-        The first column has a key for each row: of its content. A modality that knows near-duplicates adds a column.
-        """
-        return [verification.content_keys(split, config)]
+from hf_transfer.targets.target import OPTIONAL_SETTINGS, LabelColumns, Target
 
 
 def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets.DatasetDict | None = None) -> Splits:
@@ -150,32 +53,57 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     notes += reasons
     Ranking.of(kind, config.training.metric_for_best_model)
     config.refuse(OPTIONAL_SETTINGS - kind.supported_settings, f"the problem type {kind.problem_type}")
-    target, values = kind.read(data, label_columns)
+    origins = origins_by_split(loaded, data)
+    labelled = read_labelled(data, selected.splits, kind, label_columns, config.data, origins)
+    target, splits = labelled.target, labelled.splits
+    notes = [*labelled.notes, *notes]
 
-    missing = [name for name in reversed(SPLIT_NAMES) if name not in data]
-    refuse_unused_fractions(config, data)
-    target.check(values, splits_to_cut=len(missing))
-    given_splits = {name: Split(rows, np.arange(len(rows)), values[name]) for name, rows in selected.splits.items()}
-    divided = _divided(given_splits, missing, groups, config, modality, target)
+    missing = [name for name in reversed(SPLIT_NAMES) if name not in splits]
+    refuse_unused_fractions(config, splits)
+    target.check({name: split.targets for name, split in splits.items()}, splits_to_cut=len(missing))
+    divided = _divided(splits, missing, groups, config, modality, target)
     checked, measured = divided.splits, divided.measured
-    sources = sources_of(loaded.data, data, missing, loaded.origins)
+    unlabelled = checked_unlabelled(labelled.unlabelled, modality, config.replaced(**measured))
+    sources = sources_of(loaded.data, labelled.as_read(data), missing, loaded.origins)
     notes += [] if groups is None else groups.notes()
     notes += modality.notes_on_samples(checked, {**selected.columns, **measured})
     notes += target.notes({name: split.targets[split.counted] for name, split in checked.items()})
-    setting = "label_column_names" if len(label_columns.names) > 1 else "label_column_name"
-    named = list(label_columns.names) if len(label_columns.names) > 1 else label_columns.only
     return Splits(
         **checked,
         target=target.fitted(checked["train"].targets[checked["train"].counted]),
-        columns={**selected.columns, setting: named, **target.data_settings(), **measured},
+        columns={**named_columns(selected, label_columns, target), **measured},
         samples=modality.samples,
         copies=_copies(checked, missing, config, modality),
         notes=notes,
+        names=labelled.names,
         commit=loaded.info.commit if loaded.info else None,
         languages=loaded.info.languages if loaded.info else (),
         where_from=where_from(sources, missing, config.data, target),
-        rows_as_read=account(sources, checked, divided.limited, dropped={}),
+        rows_as_read=account(sources, with_unlabelled(checked, unlabelled), divided.limited, labelled.dropped),
+        unlabelled=unlabelled,
+        dropped=labelled.dropped,
     )
+
+
+def named_columns(selected: Selected, labels: LabelColumns, target: Target) -> dict[str, Any]:
+    """The columns that were chosen, by the setting that names them, and the settings with which labels were read."""
+    setting = "label_column_names" if len(labels.names) > 1 else "label_column_name"
+    named = list(labels.names) if len(labels.names) > 1 else labels.only
+    return {**selected.columns, setting: named, **target.data_settings()}
+
+
+def with_unlabelled(splits: Mapping[str, Split], unlabelled: Unlabelled | None) -> dict[str, Split]:
+    """The splits by their names, and the samples without labels."""
+    return dict(splits) if unlabelled is None else {**splits, UNLABELLED: unlabelled.split}
+
+
+def checked_unlabelled(
+    unlabelled: Unlabelled | None, modality: SampleColumns[Any], config: RunConfig
+) -> Unlabelled | None:
+    """Samples without labels, with their bad rows masked: see `SampleColumns.checked`."""
+    if unlabelled is None:
+        return None
+    return replace(unlabelled, split=modality.checked(unlabelled.split, unlabelled.name, config))
 
 
 def _without_groups(data: datasets.DatasetDict, config: RunConfig) -> datasets.DatasetDict:

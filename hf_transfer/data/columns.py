@@ -153,6 +153,11 @@ def by_name(names: Sequence[str], role: Role) -> list[str]:
     return alike or [name for name in names if plain(name) in role.last]
 
 
+def first_split(loaded: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
+    """The split whose columns are chosen: training, or else the first one on which a finished model is judged."""
+    return next(iter(loaded.values()))
+
+
 def image_column(data: datasets.Dataset, wanted: str | None) -> str:
     """The column of images, or of their paths."""
     candidates = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]

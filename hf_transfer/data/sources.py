@@ -151,21 +151,46 @@ def _looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix.lower() in tables.TABLE_BUILDERS
 
 
-def rename_splits(loaded: datasets.DatasetDict) -> tuple[datasets.DatasetDict, list[str]]:
+def origins_by_split(loaded: Loaded, renamed: Mapping[str, datasets.Dataset]) -> dict[str, Origins]:
+    """The file and line of each row, by the names of the splits that a run uses.
+
+    Args:
+        loaded: the data set as it was read.
+        renamed: its splits by these names; see `rename_splits`.
+    """
+    return {
+        name: loaded.origins[one]
+        for name, rows in renamed.items() for one, read in loaded.data.items() if read is rows and one in loaded.origins
+    }  # fmt: skip
+
+
+def rename_splits(
+    loaded: datasets.DatasetDict, *, needs_training: bool = True
+) -> tuple[datasets.DatasetDict, list[str]]:
     """The splits under the names train, validation and test, and a note on splits that are not used.
 
+    Args:
+        loaded: the splits as they were read.
+        needs_training: refuse data without a training split.
+
     Raises:
-        UserError: there is no training split.
+        UserError: there is no training split, or none of the three.
     """
     renamed = {}
     for split, usual_names in SPLIT_NAMES.items():
         if present := [name for name in usual_names if name in loaded]:
             renamed[split] = loaded[present[0]]
-    if "train" not in renamed:
+    if needs_training and "train" not in renamed:
         raise user_error(
             expected=f"a training split, named {' or '.join(SPLIT_NAMES['train'])}",
             found=f"the splits {', '.join(loaded)}",
             do="rename the split that is for training (in a folder: its sub-folder)",
+        )
+    if not renamed:
+        raise user_error(
+            expected=f"a split named {', '.join(SPLIT_NAMES)}, or a usual variant",
+            found=f"the splits {', '.join(loaded)}",
+            do="rename the split on which the model is judged: test",
         )
     unused = [name for name in loaded if all(loaded[name] is not kept for kept in renamed.values())]
     notes = [f"Splits not used: {', '.join(unused)}."] if unused else []

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from hf_transfer.data.fates import Accounted
 from hf_transfer.data.levels import Levels
-from hf_transfer.targets.target import Target, Values
+from hf_transfer.targets.target import LabelColumns, Target, Values
 
 Rows = npt.NDArray[np.int64]
+UNLABELLED = "unlabelled"
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,27 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Unlabelled:
+    """A split of which no row has a label: a run predicts it.
+
+    Attributes:
+        name: of the split in the data.
+        split: its samples; their targets stand for nothing.
+        keys: the values of the columns that tell its rows apart, such as an identifier, by column.
+        columns: of the labels in the other splits.
+    """
+
+    name: str
+    split: Split
+    keys: Mapping[str, list[Any]]
+    columns: LabelColumns
+
+
+@dataclass(frozen=True)
 class Splits:
     """Training, validation and test samples of one target.
+
+    Where a finished model is judged, `train` and `validation` may have no rows: they do not exist.
 
     Attributes:
         target: what is predicted.
@@ -63,10 +83,13 @@ class Splits:
         samples: what a sample is, in the plural: images, texts or pairs.
         copies: for validation and test, how many rows have an exact copy in training.
         notes: what was decided about the data, in sentences for the report.
+        names: sentences on the names of the classes, and where they are from.
         commit: of a data set on the Hub, the commit that was loaded.
         languages: of a data set on the Hub, the languages that its card names.
         where_from: a sentence on where each split comes from.
         rows_as_read: what became of each row, by split as it was read.
+        unlabelled: samples without labels, which are predicted; None: there are none.
+        dropped: the rows that were dropped since they have no label, by split as it was read.
     """
 
     train: Split
@@ -81,10 +104,27 @@ class Splits:
     languages: tuple[str, ...] = ()
     where_from: str = ""
     rows_as_read: tuple[Accounted, ...] = ()
+    names: Sequence[str] = ()
+    unlabelled: Unlabelled | None = None
+    dropped: Mapping[str, Rows] = field(default_factory=dict)
 
     def items(self) -> list[tuple[str, Split]]:
-        """The splits with their names."""
-        return [("train", self.train), ("validation", self.validation), ("test", self.test)]
+        """The splits that exist with their names, also one without labels, which is called `unlabelled`."""
+        unlabelled = [] if self.unlabelled is None else [(UNLABELLED, self.unlabelled.split)]
+        return [*self.labelled(), *unlabelled]
+
+    def labelled(self) -> list[tuple[str, Split]]:
+        """The splits with labels that exist, with their names."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return [(name, split) for name, split in splits.items() if len(split)]
+
+    def judged(self) -> list[str]:
+        """The names of the splits on which a model is judged: test, and validation if it exists."""
+        return [name for name, _ in self.labelled() if name != "train"]
+
+    def longest(self) -> int:
+        """The number of rows of the longest split."""
+        return max(len(split) for _, split in self.items())
 
     def of(self, name: str) -> Split:
         """The split of that name."""
@@ -92,12 +132,13 @@ class Splits:
 
     def describe(self) -> list[str]:
         """Sentences on the data, for the screen and the report."""
-        sizes = ", ".join(f"{shown_count(len(split), len(split.unreadable))} {name}" for name, split in self.items())
+        sizes = ", ".join(f"{shown_count(len(split), len(split.unreadable))} {name}" for name, split in self.labelled())
         copies = [f"{count} in {name}" for name, count in self.copies.items() if count]
         masked = [f"{len(split.unreadable)} in {name}" for name, split in self.items() if split.unreadable]
         return [
             f"{sizes} {self.samples} of {self.target.describe()}.",
             *([self.where_from] if self.where_from else []),
+            *self.names,
             *self.notes,
             *([f"Exact copies of training {self.samples}: {', '.join(copies)}."] if copies else []),
             *([f"Unreadable {self.samples}, masked: {', '.join(masked)}."] if masked else []),

@@ -188,14 +188,16 @@ def refuse_bad_share(bad: Mapping[int, str], split: Split, split_name: str) -> N
 
 
 def copies(splits: Mapping[str, Split]) -> dict[str, int]:
-    """For each split but training: how many of its rows have an exact copy in training.
+    """For validation and test, if there is training: how many of their rows have an exact copy in it.
 
     A copy has the same image, the same text, or both, as far as samples have them. Only images of rows that agree in
     their text and in the size of their image are read and hashed.
     """
+    if "train" not in splits:
+        return {}
     groups = {name: _by_size_and_text(split) for name, split in splits.items()}
     counts = {}
-    for name in splits.keys() - {"train"}:
+    for name in (name for name in splits if name != "train"):
         shared = groups["train"].keys() & groups[name].keys()
         known = set(_digests(splits["train"], groups["train"], shared))
         counts[name] = sum(digest in known for digest in _digests(splits[name], groups[name], shared))

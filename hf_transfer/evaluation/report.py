@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hf_transfer.data.labelled import PREDICTIONS_FILE
 from hf_transfer.evaluation import inputs
 from hf_transfer.evaluation.pictures import draw, draw_curves, kept_epochs
 from hf_transfer.evaluation.results import RESULTS_FILE, Results
@@ -35,9 +36,11 @@ def write_report(folder: Path, results: Results, pictures: Sequence[Picture]) ->
 def results_table(results: Results, output_dir: str) -> str:
     """The end of a run on the screen: metrics, size, time, and where everything is."""
     report, model = Path(output_dir, REPORT_FILE), Path(output_dir, "model")
+    predictions = Path(output_dir, PREDICTIONS_FILE)
     return render(
-        "evaluation/screen.txt.jinja", results=results, report=report, model=model if model.is_dir() else None
-    )
+        "evaluation/screen.txt.jinja", results=results, report=report, model=model if model.is_dir() else None,
+        predictions=predictions if predictions.is_file() else None,
+    )  # fmt: skip
 
 
 def shown_again(results: Results, config: RunConfig) -> list[str]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from hf_transfer.checkpoints.earlier import EARLIER_RUN, EarlierRun, is_there
 from hf_transfer.checkpoints.files import free_bytes, in_units
+from hf_transfer.data.labelled import PREDICTIONS_FILE
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation import inputs
 from hf_transfer.evaluation.results import RESULTS_FILE, Results
@@ -35,7 +36,7 @@ MODEL_FOLDER = "model"
 LOCK_FILE = ".lock"
 PARTIAL_CONFIG = ".config-partial"
 PICTURES = ("curves.png", *(name for target in TARGETS.values() for name in target.picture_files))
-OURS = (RESULTS_FILE, MODEL_FOLDER, "report.md", ".card", ROW_FILE, PACKED_ROW_FILE, *PICTURES)
+OURS = (RESULTS_FILE, MODEL_FOLDER, "report.md", ".card", PREDICTIONS_FILE, ROW_FILE, PACKED_ROW_FILE, *PICTURES)
 # The files of a run that was killed before its settings were written.
 WITHOUT_SETTINGS = (LOCK_FILE, PARTIAL_CONFIG)
 

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 
 from hf_transfer.data import batches, columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, LabelRows, Loaders
-from hf_transfer.data.checked import Selected
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE, Levels
 from hf_transfer.data.pictures import BadImageError, decode, decode_picture
 from hf_transfer.data.rows import describe_row, encoded_image
+from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.samples import NOT_TO_BE_MIRRORED
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
@@ -175,7 +175,7 @@ class ImageModality(Modality[VisionConfig]):
 
     def select(self, loaded: datasets.DatasetDict, config: VisionConfig) -> Selected:
         """See `Modality.select`."""
-        column = columns.image_column(loaded["train"], config.image.image_column_name)
+        column = columns.image_column(columns.first_split(loaded), config.image.image_column_name)
         images = {name: columns.images(split, column) for name, split in loaded.items()}
         return Selected(images, {"image_column_name": column})
 
@@ -188,7 +188,7 @@ class ImageModality(Modality[VisionConfig]):
         *, frozen_prefix: bool,
     ) -> Loaders:  # fmt: skip
         """See `Modality.loaders`."""
-        workers = batches.workers_for(config.store.dataloader_num_workers, len(splits.train))
+        workers = batches.workers_for(config.store.dataloader_num_workers, splits.longest())
         images = image_inputs(splits, preprocessing, config, frozen_prefix=frozen_prefix)
         order = batches.EpochSampler(len(splits.train), config.training.seed)
         return batches.loaders_of(

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_transfer.data.batches import Batch, Loaders
-from hf_transfer.data.checked import Config, SampleColumns
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE
+from hf_transfer.data.sample_columns import Config, SampleColumns
 from hf_transfer.data.splits import Splits
 from hf_transfer.errors import user_error
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
-from hf_transfer.data.checked import Selected
 from hf_transfer.data.levels import Levels
 from hf_transfer.data.rows import is_given
+from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded
 from hf_transfer.data.splits import Split, Splits, part_of
 from hf_transfer.errors import user_error
@@ -211,7 +211,7 @@ class PairModality(Modality[MultimodalConfig]):
 
     def select(self, loaded: datasets.DatasetDict, config: MultimodalConfig) -> Selected:
         """See `Modality.select`."""
-        train = loaded["train"]
+        train = columns.first_split(loaded)
         image, text = columns.together(
             lambda: columns.image_column(train, config.image.image_column_name),
             lambda: columns.text_column(train, config.text.text_column_name, config.data),
@@ -235,7 +235,7 @@ class PairModality(Modality[MultimodalConfig]):
         notes = ImageModality().notes_on_samples(splits, columns)
         for column, other_recipe in OTHER_RECIPE.items():
             lacking = {split: int((~is_given(part, column)).sum()) for split, part in splits.items()}
-            if lacking["train"] == len(splits["train"]):
+            if "train" in splits and lacking["train"] == len(splits["train"]):
                 raise user_error(
                     expected=f"training rows with a value in column '{columns[f'{column}_column_name']}'",
                     found=f"no value in any of {lacking['train']} rows",
@@ -272,7 +272,7 @@ class PairModality(Modality[MultimodalConfig]):
         at least one.
         """
         pixels, tokens = preprocessing.pixels, preprocessing.tokens
-        workers = workers_for(config.store.dataloader_num_workers, len(splits.train))
+        workers = workers_for(config.store.dataloader_num_workers, splits.longest())
         images = image_inputs(splits, pixels, config, frozen_prefix=frozen_prefix)
         pictures = image_rows(splits, pixels, workers)
         texts = {name: TextRows(split, tokens) for name, split in splits.items()}

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Loaders, loaders_of
-from hf_transfer.data.checked import Selected
+from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Wanted, saved_description
@@ -48,7 +48,7 @@ class TextModality(Modality[TextConfig]):
 
     def select(self, loaded: datasets.DatasetDict, config: TextConfig) -> Selected:
         """See `Modality.select`."""
-        train = loaded["train"]
+        train = columns.first_split(loaded)
         chosen = [columns.text_column(train, config.text.text_column_name, config.data)]
         columns.refuse_other_values(train, chosen[0])
         if (pair := config.text.text_pair_column_name) is not None:

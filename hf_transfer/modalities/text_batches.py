@@ -120,12 +120,15 @@ def orders_of(
     rows: Mapping[str, TextRows], texts: TextSettings, training: TrainingSettings
 ) -> dict[str, Iterable[int]]:  # fmt: skip
     """The order of each split: for training as set, else the longest text first, since results do not depend on it."""
-    lengths = rows["train"].lengths
-    order = EpochSampler(len(lengths), training.seed)
-    if texts.train_sampling_strategy == "group_by_length":
-        order = LengthGroupedSampler(lengths, training.per_device_train_batch_size, training.seed)
-    longest_first = {name: np.argsort(-rows[name].lengths, kind="stable").tolist() for name in ("validation", "test")}
-    return {"train": order, **longest_first}
+    orders: dict[str, Iterable[int]] = {
+        name: np.argsort(-part.lengths, kind="stable").tolist() for name, part in rows.items() if name != "train"
+    }
+    if "train" in rows:
+        lengths = rows["train"].lengths
+        orders["train"] = EpochSampler(len(lengths), training.seed)
+        if texts.train_sampling_strategy == "group_by_length":
+            orders["train"] = LengthGroupedSampler(lengths, training.per_device_train_batch_size, training.seed)
+    return orders
 
 
 def collate_texts(preprocessing: TokenPreprocessing, samples: Sequence[Mapping[str, Any]]) -> Batch:

@@ -57,9 +57,11 @@ class DataSettings(Topic):
         "from the label column).", None,
     )  # fmt: skip
     validation_fraction: float = setting(
-        "Share of the training split to split off if there is no validation split.", 0.15, SHARE
+        "Share of the training split to split off if there is no validation split.", 0.15, SHARE, TRAINS
     )
-    test_fraction: float = setting("Share of the training split to split off if there is no test split.", 0.15, SHARE)
+    test_fraction: float = setting(
+        "Share of the training split to split off if there is no test split.", 0.15, SHARE, TRAINS
+    )
     group_column_name: str | None = setting(
         "Column that tells which samples belong together, such as a patient, a session or an author: splits that are "
         "split off keep them on one side.", None,
@@ -69,6 +71,9 @@ class DataSettings(Topic):
     )
     max_train_samples_per_class: int | None = setting(
         "Keep at most this many training samples of each class.", None, at_least(1), TRAINS
+    )
+    on_missing_label: Literal["error", "drop"] = setting(
+        "A row without a label: stop, or drop it and count it in the report.", "error"
     )
     on_bad_sample: Literal["error", "skip"] = setting(
         "An unreadable sample: stop, or mask it (up to 1 %% of the rows).", "error"

@@ -1,7 +1,8 @@
 """Labels: from a column of any type to class numbers and names that all splits share."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -9,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_transfer.errors import LISTED, UserError, some, user_error
-from hf_transfer.targets.target import LabelColumns
+from hf_transfer.targets.class_names import shown_names, similar_names
+from hf_transfer.targets.label_columns import LabelColumns
+from hf_transfer.targets.missing_labels import missing_labels, refuse_missing
 
 Labels = npt.NDArray[np.int64]
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")
@@ -22,36 +25,74 @@ WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 def read_labels(splits: Mapping[str, datasets.Dataset], columns: LabelColumns) -> tuple[list[str], dict[str, Labels]]:
-    """Class names, and for every split its rows' class numbers.
+    """Class names, and for every split its rows' class numbers; classes of all splits are matched by name.
 
-    Names come from a `ClassLabel` column itself; otherwise they are the sorted values of the training split.
+    Names come from a `ClassLabel` column of the training split itself, and else are its sorted values; with a finished
+    model they are the model's.
 
     Raises:
         UserError: missing, unlabelled or unknown labels, several columns, or lists.
     """
     if len(columns.names) > 1:
         raise _unsuitable("several columns", columns)
-    column = columns.only
-    feature = splits["train"].features[column]
+    names_of_rows = {split: _names_of_rows(rows, split, columns) for split, rows in splits.items()}
+    names = list(columns.outputs) or _names(splits["train"], columns.only)
+    known = list(columns.outputs) or in_training(names, names_of_rows["train"])
+    number_of = {name: number for number, name in enumerate(names)}
+    for split, of_rows in names_of_rows.items():
+        refuse_unknown(split, [[name] for name in of_rows], known, columns, "classes")
+    return names, {
+        split: np.asarray([number_of[name] for name in of_rows], dtype=np.int64)
+        for split, of_rows in names_of_rows.items()
+    }
+
+
+def in_training(names: Sequence[str], names_of_rows: Iterable[str]) -> list[str]:
+    """The names that training has, in the order of all names: a `ClassLabel` may have more."""
+    present = set(names_of_rows)
+    return [name for name in names if name in present]
+
+
+def _names(train: datasets.Dataset, column: str) -> list[str]:
+    """The names of all classes, in the order of their numbers."""
+    feature = train.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return [str(name) for name in feature.names]
+    return [class_name(value) for value in in_order(set(train[column][:]))]
+
+
+def _names_of_rows(rows: datasets.Dataset, split: str, columns: LabelColumns) -> list[str]:
+    """The name of the class of each row; numbers are read by the names that this split itself has for them."""
+    feature = rows.features[columns.only]
     refuse_other_types(feature, columns)
     if isinstance(feature, LISTS):
         raise _unsuitable("a list in each row", columns)
-    values = {name: split.select_columns([column])[:][column] for name, split in splits.items()}
-    for name, column_values in values.items():
-        _refuse_missing(column_values, column, name)
+    refuse_missing(missing_labels(rows, columns), split, columns, expected=f"a label in every row of {columns}")
+    values = rows[columns.only][:]
     if isinstance(feature, datasets.ClassLabel):
-        names = [str(name) for name in feature.names]
-        number_of = {number: number for number in range(len(names))}
-        _refuse_out_of_range(values, len(names), column)
-    else:
-        keys = in_order(set(values["train"]))
-        names = [class_name(key) for key in keys]
-        number_of = {key: number for number, key in enumerate(keys)}
-        _refuse_unknown(values, number_of, column)
-    return names, {
-        split: np.asarray([number_of[one] for one in column_values], dtype=np.int64)
-        for split, column_values in values.items()
-    }
+        return [name for (name,) in names_of_numbers([[value] for value in values], feature, split, columns)]
+    names = {value: class_name(value) for value in set(values)}
+    return [names[value] for value in values]
+
+
+def names_of_numbers(
+    rows: Sequence[Sequence[int | None]], feature: datasets.ClassLabel, split: str, columns: LabelColumns
+) -> list[list[str]]:
+    """The names of the class numbers of each row; -1 and None stand for no class.
+
+    Raises:
+        UserError: a number has no name.
+    """
+    names = [str(name) for name in feature.names]
+    numbers = [[number for number in row if number is not None and number != -1] for row in rows]
+    if wrong := [place for place, row in enumerate(numbers) if any(not 0 <= one < len(names) for one in row)]:
+        raise user_error(
+            expected=f"class numbers from 0 to {len(names) - 1} in {columns}",
+            found=f"{next(one for one in numbers[wrong[0]] if not 0 <= one < len(names))} in "
+            f"{columns.at(split, wrong[0])} ({len(wrong)} such rows)",
+            do="correct or remove these rows",
+        )
+    return [[names[number] for number in row] for row in numbers]
 
 
 def check_classes(names: list[str], labels: Mapping[str, Labels], *, splits_to_cut: int) -> None:
@@ -59,11 +100,11 @@ def check_classes(names: list[str], labels: Mapping[str, Labels], *, splits_to_c
 
     Args:
         names: class names.
-        labels: class numbers of every split that the data set brings.
+        labels: class numbers of every split that the data set brings; only those of training are read.
         splits_to_cut: how many splits must still be split off training; each needs a sample of each class.
 
     Raises:
-        UserError: one class only, a class with too few samples, a class that only evaluation has.
+        UserError: one class only, or a class with too few samples.
     """
     counts = np.bincount(labels["train"], minlength=len(names))
     present = [name for name, count in zip(names, counts, strict=True) if count]
@@ -74,7 +115,11 @@ def check_classes(names: list[str], labels: Mapping[str, Labels], *, splits_to_c
             do="add samples of another class, or name another --label_column_name",
         )
     needed = 1 + splits_to_cut
-    few = [f"{name!r} ({count})" for name, count in zip(names, counts, strict=True) if 0 < count < max(2, needed)]
+    few = [
+        f"{name!r} ({count})" + "".join(f", beside {near!r}" for near in similar_names(name, present)[:1])
+        for name, count in zip(names, counts, strict=True)
+        if 0 < count < max(2, needed)
+    ]
     if few:
         raise user_error(
             expected=f"at least {max(2, needed)} training samples of each class"
@@ -83,14 +128,6 @@ def check_classes(names: list[str], labels: Mapping[str, Labels], *, splits_to_c
             do="add samples of these classes, merge or remove them, or bring your own validation and test splits"
             + ("; for numbers: --problem_type regression" if all(map(NUMBER.fullmatch, names)) else ""),
         )
-    for name, numbers in labels.items():
-        lacking = sorted({names[number] for number in numbers if not counts[number]})
-        if lacking:
-            raise user_error(
-                expected=f"in split '{name}' only classes that training has",
-                found=f"{some([repr(label) for label in lacking])} in '{name}', of which training has no sample",
-                do="add training samples of these classes, or remove these rows",
-            )
 
 
 def refuse_other_types(feature: object, columns: LabelColumns) -> None:
@@ -138,41 +175,59 @@ def _unsuitable(kind: str, columns: LabelColumns) -> UserError:
     )
 
 
-def _refuse_missing(values: list[object], column: str, split: str) -> None:
-    rows = [row for row, value in enumerate(values) if value is None or value != value or value == ""]
-    if rows:
+def refuse_unknown(
+    split: str, names_of_rows: Sequence[Collection[str]], known: Sequence[str], columns: LabelColumns, outputs: str
+) -> None:
+    """Refuse names that training lacks, or that a finished model lacks.
+
+    Args:
+        split: of the rows.
+        names_of_rows: the names that each row has.
+        known: those that training has, or the model.
+        columns: of the labels.
+        outputs: what the names are ("classes").
+
+    Raises:
+        UserError: there are such names.
+    """
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    known_names = set(known)
+    for row, names in enumerate(names_of_rows):
+        for name in set(names) - known_names:
+            rows_of[name].append(row)
+    if not rows_of:
+        return
+    unknown = [
+        f"{name!r} in {len(rows):,} rows, first in {columns.at(split, rows[0])}"
+        + "".join(f", and {near!r} is among them" for near in similar_names(name, known)[:1])
+        for name, rows in sorted(rows_of.items())
+    ]
+    owner = "the model" if columns.outputs else "training"
+    raise user_error(
+        expected=f"in {columns} of split '{split}' only {outputs} that {owner} has ({shown_names(known)})",
+        found=f"{'; '.join(unknown[:LISTED])}{f'; and {len(unknown) - LISTED} more' * (len(unknown) > LISTED)}",
+        do="rename or remove these labels, or name the folder OUT/model of a run that learned them"
+        if columns.outputs
+        else "add training samples with these labels, or rename or remove them",
+    )
+
+
+def refuse_unknown_columns(columns: LabelColumns, outputs: str) -> None:
+    """Refuse columns whose names a finished model does not have.
+
+    Args:
+        columns: of the labels or numbers.
+        outputs: what they are ("labels").
+
+    Raises:
+        UserError: there are such columns, and there is a model.
+    """
+    if columns.outputs and (unknown := [name for name in columns.names if name not in columns.outputs]):
         raise user_error(
-            expected=f"a label in every row of column '{column}'",
-            found=f"none in {len(rows)} rows of split '{split}', first in rows {rows[:LISTED]}",
-            do="fill in or remove these rows (rows count from 0)",
+            expected=f"columns of {outputs} that the model has ({shown_names(columns.outputs)})",
+            found=f"{columns}, of which the model does not have {some([repr(name) for name in unknown])}",
+            do="name other columns in --label_column_names, or the folder OUT/model of a run that learned them",
         )
-    if values and all(value in (-1, "-1") for value in values):
-        raise user_error(
-            expected=f"a labelled split '{split}'",
-            found=f"-1 in every row of column '{column}': the labels are withheld, which is not supported yet",
-            do="use a copy of the data set without this split; a test split is then cut from training",
-        )
-
-
-def _refuse_out_of_range(values: Mapping[str, list[Any]], classes: int, column: str) -> None:
-    for split, numbers in values.items():
-        if rows := [row for row, number in enumerate(numbers) if not 0 <= number < classes]:
-            raise user_error(
-                expected=f"class numbers from 0 to {classes - 1} in column '{column}'",
-                found=f"{numbers[rows[0]]} in row {rows[0]} of split '{split}' ({len(rows)} such rows)",
-                do="correct or remove these rows",
-            )
-
-
-def _refuse_unknown(values: Mapping[str, list[Any]], known: Collection[object], column: str) -> None:
-    for split, split_values in values.items():
-        unknown = sorted({class_name(value) for value in split_values if value not in known})
-        if unknown:
-            raise user_error(
-                expected=f"in split '{split}' only labels that training has ({some(sorted(map(class_name, known)))})",
-                found=f"{some([repr(label) for label in unknown])} in column '{column}'",
-                do="add training samples of these classes, or remove these rows",
-            )
 
 
 def in_order(values: set[Any]) -> list[Any]:

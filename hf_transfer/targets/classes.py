@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
 
 from hf_transfer.targets import reporting, target
 from hf_transfer.targets.class_labels import check_classes, read_labels
+from hf_transfer.targets.class_names import notes_on_similar_names, shown_names
 from hf_transfer.targets.intervals import bootstrap_interval, wilson_interval
 from hf_transfer.targets.label_sets import CLEAR_SEPARATORS
 
@@ -74,20 +75,25 @@ class Classes(target.Target):
         return list(self.label_names)
 
     def check(self, values: Mapping[str, target.Values], *, splits_to_cut: int) -> None:
-        """See `Target.check`: one class only, a class with too few samples, a class that only evaluation has."""
+        """See `Target.check`: one class only, or a class with too few samples."""
         check_classes(self.names, values, splits_to_cut=splits_to_cut)
 
     def notes(self, values: Mapping[str, target.Values]) -> list[str]:
-        """Sentences on class names that look like several labels, and on classes that a split lacks."""
-        notes = []
-        for split, numbers in values.items():
-            lacking = [self.label_names[number] for number in np.setdiff1d(np.arange(len(self.names)), numbers)]
-            notes += [f"In {split} no sample has the class {', '.join(lacking)}."] if lacking else []
+        """Sentences on similar names, on classes that a split lacks, and on names that look like several labels."""
+        classes = len(self.label_names)
+        counts = {split: np.bincount(numbers, minlength=classes) for split, numbers in values.items()}
+        samples = dict(zip(self.label_names, sum(counts.values(), start=np.zeros(classes, np.int64)), strict=True))
+        notes = notes_on_similar_names(samples, self.outputs)
+        for split, of_split in counts.items():
+            lacking = [name for name, count in zip(self.label_names, of_split, strict=True) if not count]
+            notes += [f"In {split} no sample is of {shown_names(lacking)}."] if lacking else []
         joined = [name for name in self.label_names if any(sign in name for sign in CLEAR_SEPARATORS)]
-        if joined:
-            several = "If samples have several labels: --problem_type multi_label_classification."
-            notes.append(f"{joined[0]!r} is one class. {several}")
-        return notes
+        advice = "If samples have several labels: --problem_type multi_label_classification."
+        return [*notes, *([f"{joined[0]!r} is one class. {advice}"] if joined else [])]
+
+    def describe_names(self, source: str) -> list[str]:
+        """See `Target.describe_names`."""
+        return [f"Classes: {shown_names(self.names)} ({source})."]
 
     def strata(self, values: target.Values) -> target.Strata:
         """The class numbers."""
@@ -194,6 +200,10 @@ class Classes(target.Target):
         return tables, [
             reporting.Picture("confusion", "confusion.png", "Confusion matrix of the test split", (matrix, names))
         ]
+
+    def answer_columns(self, outputs: Tensor, columns: target.LabelColumns) -> list[dict[str, Any]]:
+        """The most probable class, in a column named as that of the labels, and its probability."""
+        return [{columns.only: name, "probability": share} for ((name, share),) in self.answers(outputs, 1)]
 
     def shown(self, value: Any) -> str:
         """The class name."""

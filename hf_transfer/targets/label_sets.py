@@ -2,15 +2,25 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
 import numpy as np
 import numpy.typing as npt
 
-from hf_transfer.errors import LISTED, UserError, some, user_error
-from hf_transfer.targets.class_labels import LISTS, class_name, in_order, refuse_other_types
-from hf_transfer.targets.target import LabelColumns
+from hf_transfer.errors import some, user_error
+from hf_transfer.targets.class_labels import (
+    LISTS,
+    class_name,
+    in_order,
+    in_training,
+    names_of_numbers,
+    refuse_other_types,
+    refuse_unknown,
+    refuse_unknown_columns,
+)
+from hf_transfer.targets.label_columns import LabelColumns
+from hf_transfer.targets.missing_labels import class_feature, missing_labels, refuse_missing
 
 Cells = npt.NDArray[np.float32]
 # A comma is often a part of a name.
@@ -19,6 +29,7 @@ CLEAR_SEPARATORS = (";", "|")
 SEPARATORS = (*CLEAR_SEPARATORS, ",")
 # A text is taken for several labels if at least this share of the parts of joined values also occurs in others.
 SHARE_OF_SHARED_PARTS = 2 / 3
+EACH_ROW = "labels in every row of {}; a sample without any label has an empty list, or zeros"
 # Parts that are longer, or more of them in all, are no names of labels.
 LONGEST_NAME = 60
 MOST_NAMES = 1_000
@@ -59,55 +70,78 @@ def why_label_sets(train: datasets.Dataset, columns: LabelColumns) -> str | None
 def read_label_sets(splits: Mapping[str, datasets.Dataset], columns: LabelColumns) -> LabelSetData:
     """The labels of every sample; names are those of a `ClassLabel`, of the columns, or the values in training.
 
+    Labels of all splits are matched by name. With a finished model the names are the model's; of its labels for which
+    there is no column, nothing is known.
+
     Raises:
-        UserError: cells that are neither 0 nor 1, rows without a list, labels that training never has, or names that
-            cannot be told apart in a text.
+        UserError: cells that are neither 0 nor 1, rows without a list, labels that training or the model never has, or
+            names that cannot be told apart in a text.
     """
-    if len(columns.names) > 1:
-        names, cells = (
-            list(columns.names),
-            {split: _cells_of_flags(rows, columns, split) for split, rows in splits.items()},
-        )
-        separator = columns.separator or SEPARATORS[0]
+    if _are_flags(columns):
+        names, separator = list(columns.outputs or columns.names), columns.separator or SEPARATORS[0]
+        refuse_unknown_columns(columns, "labels")
+        cells = {split: _cells_of_flags(rows, names, columns, split) for split, rows in splits.items()}
     else:
-        values, names, separator = _values(splits, columns)
-        cells = {split: _cells_of_sets(rows, names, split, columns) for split, rows in values.items()}
+        names, separator, sets = _sets(splits, columns)
+        known = list(columns.outputs) or in_training(names, (name for row in sets["train"] for name in row))
+        for split, rows in sets.items():
+            refuse_unknown(split, rows, known, columns, "labels")
+        cells = {split: _cells_of_sets(rows, names) for split, rows in sets.items()}
     _refuse_joined_names(names, separator, columns)
     return LabelSetData(names, separator, cells)
 
 
-def _values(
+def missing_sets(rows: datasets.Dataset, columns: LabelColumns) -> npt.NDArray[np.bool_]:
+    """Whether nothing is known about the labels of each row [rows]; an empty text says that there are none."""
+    if _are_flags(columns):
+        unknown = [[(flag := _flag(value)) is not None and np.isnan(flag) for value in rows[name][:]]
+                   for name in columns.names]  # fmt: skip
+        return np.asarray(np.all(unknown, axis=0), dtype=bool)
+    is_named = isinstance(rows.features[columns.only], (*LISTS, datasets.ClassLabel))
+    return missing_labels(rows, columns) if is_named else np.zeros(len(rows), dtype=bool)
+
+
+def _are_flags(columns: LabelColumns) -> bool:
+    """Whether each column is for one label: there are several, or it is named like a label of the model."""
+    return len(columns.names) > 1 or columns.only in columns.outputs
+
+
+def _sets(
     splits: Mapping[str, datasets.Dataset], columns: LabelColumns
-) -> tuple[dict[str, list[list[str]]], list[str], str]:
-    """The names of the labels of each row, all names, and the separator, of one column."""
-    column, feature = columns.only, splits["train"].features[columns.only]
-    refuse_other_types(feature, columns)
-    raw = {split: rows[column][:] for split, rows in splits.items()}
-    separator = columns.separator or SEPARATORS[0]
-    inner = getattr(feature, "feature", None) if not isinstance(feature, list) else feature[0]
-    if isinstance(feature, LISTS):
-        for split, rows in raw.items():
-            _refuse_missing(rows, split, columns)
-    if isinstance(feature, LISTS) and (width := _width_of_flags(raw["train"])):
-        names = [str(number) for number in range(width)]
-        listed = {split: [_flagged(row, width, split) for row in rows] for split, rows in raw.items()}
-        return listed, names, separator
-    if isinstance(inner or feature, datasets.ClassLabel):
-        names = [str(name) for name in (inner or feature).names]
-        as_lists = {split: [row if isinstance(row, list) else [row] for row in rows] for split, rows in raw.items()}
-        return {
-            split: [[names[number] for number in row if number is not None and number >= 0] for row in rows]
-            for split, rows in as_lists.items()
-        }, names, separator  # fmt: skip
-    if isinstance(feature, LISTS):
-        sets = {
-            split: [[_name(value) for value in row if value is not None] for row in rows] for split, rows in raw.items()
+) -> tuple[list[str], str, dict[str, list[list[str]]]]:
+    """All names, the separator, and the names of the labels of each row, of one column."""
+    for split, rows in splits.items():
+        refuse_other_types(rows.features[columns.only], columns)
+        refuse_missing(missing_sets(rows, columns), split, columns, expected=EACH_ROW.format(columns))
+    # The training split, or the first one on which a finished model is judged.
+    first = next(iter(splits.values()))
+    values, feature = first[columns.only][:], first.features[columns.only]
+    if isinstance(feature, LISTS) and (width := _width_of_flags(values, columns.outputs)):
+        flagged = {
+            split: [_flagged(row, width, split, columns, place) for place, row in enumerate(rows[columns.only][:])]
+            for split, rows in splits.items()
         }
-    else:
-        separator = columns.separator or _separator_in(raw["train"]) or _most_frequent(raw["train"])
-        sets = {split: [parts_of(value, separator) for value in rows] for split, rows in raw.items()}
-        _refuse_quotes(sets["train"], separator, columns)
-    return sets, in_order({name for row in sets["train"] for name in row}), separator
+        return [str(number) for number in range(width)], columns.separator or SEPARATORS[0], flagged
+    separator = columns.separator or SEPARATORS[0]
+    if not isinstance(feature, LISTS):
+        separator = columns.separator or _separator_in(values) or _most_frequent(values)
+    sets = {split: _sets_of_split(rows, split, columns, separator) for split, rows in splits.items()}
+    if not isinstance(feature, LISTS):
+        _refuse_quotes(next(iter(sets.values())), separator, columns)
+    if (numbered := class_feature(feature)) is not None and not columns.outputs:
+        return [str(name) for name in numbered.names], separator, sets
+    return list(columns.outputs) or in_order({name for row in sets["train"] for name in row}), separator, sets
+
+
+def _sets_of_split(rows: datasets.Dataset, split: str, columns: LabelColumns, separator: str) -> list[list[str]]:
+    """The names of the labels of each row; numbers are read by the names that this split itself has for them."""
+    feature, values = rows.features[columns.only], rows[columns.only][:]
+    if (numbered := class_feature(feature)) is not None:
+        listed = [value if isinstance(value, list) else [value] for value in values]
+        return names_of_numbers(listed, numbered, split, columns)
+    if isinstance(feature, LISTS):
+        return [[_name(value) for value in row if value is not None] for row in values]
+    return [parts_of(value, separator) for value in values]
 
 
 def parts_of(value: object, separator: str) -> list[str]:
@@ -150,20 +184,29 @@ def _has_fractions(rows: Sequence[Sequence[object]]) -> bool:
     return any(isinstance(value, float) and not value.is_integer() for row in rows for value in row)
 
 
-def _width_of_flags(rows: Sequence[Sequence[object]]) -> int:
-    """The length of lists of 0 and 1 that have a place for every label; 0: lists of labels."""
+def _width_of_flags(rows: Sequence[Sequence[object]], outputs: Sequence[str]) -> int:
+    """The length of lists of 0 and 1 that have a place for every label; 0: lists of labels.
+
+    Args:
+        rows: the lists.
+        outputs: the names of a finished model; empty: there is none.
+    """
     widths = {len(row) for row in rows}
     flags = all(value in (0, 1) and not isinstance(value, str) for row in rows for value in row)
+    if outputs and list(outputs) != [str(number) for number in range(len(outputs))]:
+        return 0
+    if outputs and widths == {len(outputs)} and flags:
+        return len(outputs)
     # A list of labels has none of them twice.
     repeats = any(len(set(row)) < len(row) for row in rows)
     return widths.pop() if len(widths) == 1 and flags and repeats else 0
 
 
-def _flagged(row: Sequence[object], width: int, split: str) -> list[str]:
+def _flagged(row: Sequence[object], width: int, split: str, columns: LabelColumns, place: int) -> list[str]:
     if len(row) != width or any(value not in (0, 1) for value in row):
         raise user_error(
             expected=f"lists of {width} numbers 0 or 1 in split '{split}', as in training",
-            found=f"{list(row)!r:.200}",
+            found=f"{list(row)!r:.200} in {columns.at(split, place)}",
             do="correct this list",
         )
     return [str(place) for place, value in enumerate(row) if value]
@@ -175,52 +218,36 @@ def _flag(value: object) -> float | None:
     return float("nan") if not text else 1.0 if text in YES else 0.0 if text in NO else None
 
 
-def _cells_of_flags(rows: datasets.Dataset, columns: LabelColumns, split: str) -> Cells:
-    """Cells of columns of 0 and 1, of which some may be empty, but none of a whole row."""
-    cells = np.empty((len(rows), len(columns.names)), dtype=np.float32)
-    for place, name in enumerate(columns.names):
+def _cells_of_flags(rows: datasets.Dataset, names: Sequence[str], columns: LabelColumns, split: str) -> Cells:
+    """Cells of columns of 0 and 1, of which some may be empty, but none of a whole row.
+
+    Args:
+        rows: of a split.
+        names: of all labels, in their order.
+        columns: those of the labels that the data have.
+        split: its name.
+    """
+    refuse_missing(missing_sets(rows, columns), split, columns, expected=EACH_ROW.format(columns))
+    cells = np.full((len(rows), len(names)), np.nan, dtype=np.float32)
+    for name in columns.names:
         for row, value in enumerate(rows[name][:]):
             flag = _flag(value)
             if flag is None:
                 raise user_error(
                     expected=f"0, 1 or nothing in column '{name}', of which each row says whether it has that label",
-                    found=f"{value!r} in row {row} of split '{split}'",
+                    found=f"{value!r} in {columns.at(split, row)}",
                     do="correct this value; for numbers: --problem_type regression",
                 )
-            cells[row, place] = flag
-    empty = np.flatnonzero(np.isnan(cells).all(1)).tolist()
-    if empty:
-        raise _without_labels(len(empty), empty, split, columns)
+            cells[row, names.index(name)] = flag
     return cells
 
 
-def _cells_of_sets(rows: Sequence[Collection[str]], names: Sequence[str], split: str, columns: LabelColumns) -> Cells:
+def _cells_of_sets(rows: Sequence[Collection[str]], names: Sequence[str]) -> Cells:
     places = {name: place for place, name in enumerate(names)}
-    unknown = sorted({name for row in rows for name in row} - places.keys())
-    if unknown:
-        raise user_error(
-            expected=f"in split '{split}' only labels that training has ({some(list(names))})",
-            found=f"{some([repr(name) for name in unknown])} in {columns}",
-            do="add training samples with these labels, or remove the labels",
-        )
     cells = np.zeros((len(rows), len(names)), dtype=np.float32)
     for row, labels in enumerate(rows):
         cells[row, [places[name] for name in labels]] = 1.0
     return cells
-
-
-def _refuse_missing(rows: Sequence[Any], split: str, columns: LabelColumns) -> None:
-    missing = [row for row, value in enumerate(rows) if value is None]
-    if missing:
-        raise _without_labels(len(missing), missing, split, columns)
-
-
-def _without_labels(count: int, rows: Sequence[int], split: str, columns: LabelColumns) -> UserError:
-    return user_error(
-        expected=f"labels in every row of {columns}; a sample without any label has an empty list, or zeros",
-        found=f"nothing in {count} rows of split '{split}', first in rows {list(rows[:LISTED])}",
-        do="fill in or remove these rows (rows count from 0)",
-    )
 
 
 def _refuse_quotes(rows: Sequence[Sequence[str]], separator: str, columns: LabelColumns) -> None:

@@ -14,8 +14,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hf_transfer.errors import user_error
 from hf_transfer.targets import reporting, target
+from hf_transfer.targets.class_names import notes_on_similar_names, shown_names
 from hf_transfer.targets.label_metrics import label_intervals, label_metrics, label_rows, sample_f1
-from hf_transfer.targets.label_sets import SEPARATORS, read_label_sets, why_label_sets
+from hf_transfer.targets.label_sets import SEPARATORS, missing_sets, read_label_sets, why_label_sets
 from hf_transfer.targets.label_weights import positive_weights
 from hf_transfer.targets.stratification import few_of_each_label
 from hf_transfer.targets.thresholds import choose_thresholds
@@ -84,6 +85,11 @@ class LabelSets(target.Target):
         return cls(tuple(names), separator), dict(cells)
 
     @classmethod
+    def missing(cls, rows: datasets.Dataset, columns: target.LabelColumns) -> npt.NDArray[np.bool_]:
+        """See `Target.missing`; an empty text says that a sample has no label."""
+        return missing_sets(rows, columns)
+
+    @classmethod
     def of_model(cls, config: Any) -> Self:
         """See `Target.of_model`; a model of others has no thresholds."""
         names = target.names_of_outputs(config)
@@ -96,7 +102,7 @@ class LabelSets(target.Target):
         return list(self.label_names)
 
     def check(self, values: Mapping[str, target.Values], *, splits_to_cut: int) -> None:
-        """See `Target.check`: a single label, too few samples, a label that only evaluation has."""
+        """See `Target.check`: a single label, too few samples, or labels that all samples have alike."""
         counts, samples = np.nansum(values["train"], axis=0), len(values["train"])
         if len(self.label_names) < 2:
             raise user_error(
@@ -108,15 +114,6 @@ class LabelSets(target.Target):
             raise user_error(
                 expected=f"at least {2 * (1 + splits_to_cut)} training samples", found=f"{samples}", do="add samples"
             )
-        for split, cells in values.items():
-            if lacking := [
-                self.label_names[label] for label in np.flatnonzero((np.nansum(cells, 0) > 0) & (counts == 0))
-            ]:
-                raise user_error(
-                    expected=f"in split '{split}' only labels that training has",
-                    found=f"{', '.join(map(repr, lacking[:5]))} in '{split}', with no sample in training",
-                    do="add training samples with these labels, or remove the labels",
-                )
         known = (~np.isnan(values["train"])).sum(0)
         if not ((counts > 0) & (counts < known)).any():
             raise user_error(
@@ -127,7 +124,9 @@ class LabelSets(target.Target):
 
     def notes(self, values: Mapping[str, target.Values]) -> list[str]:
         """Sentences on samples without labels, cells that are not known, and labels that a split lacks."""
-        notes = []
+        counts = sum((np.nansum(cells, 0) for cells in values.values()), start=np.zeros(len(self.label_names)))
+        samples = {name: int(count) for name, count in zip(self.label_names, counts, strict=True)}
+        notes = notes_on_similar_names(samples, self.outputs)
         empty = {split: int((np.nansum(cells, 1) == 0).sum()) for split, cells in values.items()}
         unknown = {split: int(np.isnan(cells).sum()) for split, cells in values.items()}
         for what, counts in (("Samples without any label", empty), ("Labels not known, which count nowhere", unknown)):
@@ -135,8 +134,12 @@ class LabelSets(target.Target):
             notes += [f"{what}: {', '.join(parts)}."] if parts else []
         for split, cells in values.items():
             lacking = [self.label_names[label] for label in np.flatnonzero(np.nansum(cells, 0) == 0)]
-            notes += [f"In {split} no sample has the label {', '.join(lacking)}."] if lacking else []
+            notes += [f"In {split} no sample has the label {shown_names(lacking)}."] if lacking else []
         return notes
+
+    def describe_names(self, source: str) -> list[str]:
+        """See `Target.describe_names`."""
+        return [f"Labels: {shown_names(self.names)} ({source})."]
 
     def data_settings(self) -> dict[str, Any]:
         """See `Target.data_settings`."""
@@ -249,6 +252,12 @@ class LabelSets(target.Target):
         probabilities = _probabilities(outputs)
         rows = label_rows(self.names, outputs.double().numpy(), self._chosen(probabilities), targets, self._limits())
         return [reporting.Table("label_scores", "Labels (test)", ROW_COLUMNS, ROW_TITLES, rows)], []
+
+    def answer_columns(self, outputs: Tensor, columns: target.LabelColumns) -> list[dict[str, Any]]:
+        """The labels that are chosen: joined, or as 1 and 0 in a column for each, as the data have them."""
+        if len(columns.names) == 1:
+            return [{columns.only: self.separator.join(self.truth(row))} for row in self.predicted(outputs)]
+        return [dict(zip(self.label_names, row, strict=True)) for row in self.predicted(outputs).tolist()]
 
     def shown(self, value: Any) -> str:
         """The names of the labels."""

@@ -6,9 +6,10 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
-from hf_transfer.errors import LISTED, UserError, user_error
-from hf_transfer.targets.class_labels import LISTS, fractions_among, refuse_other_types
-from hf_transfer.targets.target import LabelColumns
+from hf_transfer.errors import UserError, user_error
+from hf_transfer.targets.class_labels import LISTS, fractions_among, refuse_other_types, refuse_unknown_columns
+from hf_transfer.targets.label_columns import LabelColumns
+from hf_transfer.targets.missing_labels import missing_labels, refuse_missing
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,56 +27,61 @@ def why_numbers(train: datasets.Dataset, columns: LabelColumns) -> str | None:
 
 
 def read_numbers(splits: Mapping[str, datasets.Dataset], columns: LabelColumns) -> dict[str, Floats]:
-    """The numbers of every split [samples, columns]; NaN where one of several is missing.
+    """The numbers of every split [samples, outputs]; NaN where one of several is missing.
 
     Raises:
-        UserError: a value that is no finite number, or a row without any.
+        UserError: a value that is no finite number, a row without any, or a column that a finished model lacks.
     """
+    places = _places(columns)
     for name in columns.names:
-        feature = splits["train"].features[name]
-        refuse_other_types(feature, columns)
-        if isinstance(feature, (datasets.ClassLabel, *LISTS)):
-            raise user_error(
-                expected=f"a number in every row of column '{name}'",
-                found="classes" if isinstance(feature, datasets.ClassLabel) else "lists",
-                do="name a column of numbers, or several in --label_column_names, or another --problem_type",
-            )
-    return {split: _numbers(rows, columns, split) for split, rows in splits.items()}
+        for feature in (rows.features[name] for rows in splits.values()):
+            refuse_other_types(feature, columns)
+            if isinstance(feature, (datasets.ClassLabel, *LISTS)):
+                raise user_error(
+                    expected=f"a number in every row of column '{name}'",
+                    found="classes" if isinstance(feature, datasets.ClassLabel) else "lists",
+                    do="name a column of numbers, or several in --label_column_names, or another --problem_type",
+                )
+    return {split: _numbers(rows, columns, split, places) for split, rows in splits.items()}
 
 
-def _numbers(rows: datasets.Dataset, columns: LabelColumns, split: str) -> Floats:
-    numbers = np.empty((len(rows), len(columns.names)))
-    for place, name in enumerate(columns.names):
+def _places(columns: LabelColumns) -> dict[str, int]:
+    """Which output of the model each column is, by name; a model of one number takes one column of any name."""
+    names = columns.outputs or columns.names
+    if len(names) == len(columns.names) == 1:
+        return {columns.only: 0}
+    refuse_unknown_columns(columns, "numbers")
+    return {name: names.index(name) for name in columns.names}
+
+
+def _numbers(rows: datasets.Dataset, columns: LabelColumns, split: str, places: Mapping[str, int]) -> Floats:
+    refuse_missing(missing_labels(rows, columns), split, columns, expected=f"a number in every row of {columns}")
+    # Of outputs of the model for which there is no column, nothing is known.
+    numbers = np.full((len(rows), len(columns.outputs or columns.names)), np.nan)
+    for name, place in places.items():
         for row, value in enumerate(rows[name][:]):
-            numbers[row, place] = _number(value, name, row, split)
-    missing = np.flatnonzero(np.isnan(numbers).all(1)).tolist()
-    if missing:
-        raise user_error(
-            expected=f"a number in every row of {columns}",
-            found=f"none (missing or NaN) in {len(missing)} rows of split '{split}', first in rows {missing[:LISTED]}",
-            do="fill in or remove these rows (rows count from 0)",
-        )
+            if (number := _number(value)) is None:
+                raise _no_number(value, name, columns.at(split, row))
+            numbers[row, place] = number
     return numbers
 
 
-def _number(value: object, name: str, row: int, split: str) -> float:
-    """The number; NaN, if the value is missing."""
+def _number(value: object) -> float | None:
+    """The number; NaN, if the value is missing; None for any other value."""
     if value is None or value == "":
         return float("nan")
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise _no_number(value, name, row, split) from error
+    except (TypeError, ValueError):
+        return None
     # A text that says so is no missing value.
-    if np.isinf(number) or (np.isnan(number) and isinstance(value, str)):
-        raise _no_number(value, name, row, split)
-    return number
+    return None if np.isinf(number) or (np.isnan(number) and isinstance(value, str)) else number
 
 
-def _no_number(value: object, name: str, row: int, split: str) -> UserError:
+def _no_number(value: object, name: str, where: str) -> UserError:
     return user_error(
         expected=f"finite numbers in column '{name}'",
-        found=f"{value!r} in row {row} of split '{split}'",
+        found=f"{value!r} in {where}",
         do="correct or remove this row (rows count from 0); for classes: --problem_type single_label_classification",
     )
 

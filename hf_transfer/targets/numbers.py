@@ -96,7 +96,7 @@ class Numbers(target.Target):
         cls, splits: Mapping[str, datasets.Dataset], columns: target.LabelColumns
     ) -> tuple[Self, dict[str, target.Values]]:
         """See `Target.read`."""
-        return cls(columns.names), dict(read_numbers(splits, columns))
+        return cls(columns.outputs or columns.names), dict(read_numbers(splits, columns))
 
     @classmethod
     def of_model(cls, config: Any) -> Self:
@@ -133,12 +133,15 @@ class Numbers(target.Target):
         notes = []
         for place, name in enumerate(self.output_names):
             known = {split: numbers[~np.isnan(numbers[:, place]), place] for split, numbers in values.items()}
-            train = known["train"]
-            notes.append(f"{name}: from {train.min():g} to {train.max():g} in training, mean {train.mean():.4g}.")
+            where, train = next(((split, one) for split, one in known.items() if len(one)), ("", np.empty(0)))
+            if not len(train):
+                continue
+            where = "training" if where == "train" else where
+            notes.append(f"{name}: from {train.min():g} to {train.max():g} in {where}, mean {train.mean():.4g}.")
             unknown = [f"{len(values[split]) - len(one):,} in {split}" for split, one in known.items()
                        if len(one) < len(values[split])]  # fmt: skip
             notes += [f"{name} not known, which counts nowhere: {', '.join(unknown)}."] if unknown else []
-            for split in ("validation", "test"):
+            for split in (split for split in ("validation", "test") if split in known and "train" in known):
                 notes += _ranges_lacking(name, train, known[split], split)
         return notes
 

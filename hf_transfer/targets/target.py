@@ -11,7 +11,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from hf_transfer.errors import user_error
+from hf_transfer.targets.label_columns import LabelColumns as LabelColumns
+from hf_transfer.targets.missing_labels import missing_labels
 from hf_transfer.targets.reporting import Metric, Picture, Table
 
 # One row for each sample: class numbers [samples], or cells [samples, outputs], of which those not known are NaN.
@@ -20,32 +21,11 @@ Metrics = dict[str, float]
 Interval = tuple[float, float]
 Positions = npt.NDArray[np.int64]
 Strata = npt.NDArray[np.int64]
-NAMES_SHOWN = 5
 # Settings that have an effect only with targets that support them.
 OPTIONAL_SETTINGS = frozenset({
     "label_smoothing_factor", "class_weights", "mixup_alpha", "cutmix_alpha", "rdrop_alpha", "multi_label_loss",
     "regression_loss", "label_separator", "max_train_samples_per_class",
 })  # fmt: skip
-
-
-class LabelColumns(NamedTuple):
-    """Where a data set has what is to be predicted.
-
-    Attributes:
-        names: of its columns.
-        separator: between the labels of a text; None: as the target infers it.
-    """
-
-    names: tuple[str, ...]
-    separator: str | None = None
-
-    @property
-    def only(self) -> str:
-        """The one column, for targets that have one."""
-        return self.names[0]
-
-    def __str__(self) -> str:
-        return f"column{'s' if len(self.names) > 1 else ''} {', '.join(map(repr, self.names))}"
 
 
 class LossSums(NamedTuple):
@@ -130,9 +110,17 @@ class Target(ABC):
     def read(cls, splits: Mapping[str, datasets.Dataset], columns: LabelColumns) -> tuple[Self, dict[str, Values]]:
         """The target of some columns, and the values of every split.
 
+        Outputs are matched by name: each split may have names of its own, in an order of its own.
+
         Raises:
-            UserError: missing values, or values that are no such target.
+            UserError: missing values, values that are no such target, or names that training lacks; with a finished
+                model, names that the model lacks.
         """
+
+    @classmethod
+    def missing(cls, rows: datasets.Dataset, columns: LabelColumns) -> npt.NDArray[np.bool_]:
+        """Whether each row has no value, and can be dropped [rows]."""
+        return missing_labels(rows, columns)
 
     @classmethod
     @abstractmethod
@@ -158,6 +146,14 @@ class Target(ABC):
 
     def notes(self, values: Mapping[str, Values]) -> list[str]:  # noqa: ARG002
         """Sentences on the values of the finished splits: what is missing, and what a split lacks."""
+        return []
+
+    def describe_names(self, source: str) -> list[str]:  # noqa: ARG002
+        """A sentence on the names of the outputs.
+
+        Args:
+            source: where they are from ("values of column 'label'").
+        """
         return []
 
     def data_settings(self) -> dict[str, Any]:
@@ -215,23 +211,6 @@ class Target(ABC):
     def for_head(self, *, has_bias: bool) -> Self:  # noqa: ARG002
         """The target for a model whose last layer has a bias or not."""
         return self
-
-    def check_finished(self, finished: "Target", name: str) -> None:
-        """Refuse to evaluate a finished model on this target.
-
-        Args:
-            finished: what the model predicts.
-            name: of the model.
-
-        Raises:
-            UserError: it predicts something else, or in another order.
-        """
-        if type(finished) is not type(self) or finished.names != self.names:
-            raise user_error(
-                expected=f"a model with the {self.outputs} of the data set, in their order: {_first(self.names)}",
-                found=f"{name} with {_first(finished.names)}",
-                do="name the folder OUT/model of a run on this data set, or train first (without --evaluate_only)",
-            )
 
     def loss_weights(self, values: Values, balanced: bool) -> Tensor | None:  # noqa: ARG002
         """What a sample of each output counts in the loss, float [outputs]; None: all the same.
@@ -357,6 +336,15 @@ class Target(ABC):
             top: how many of them to return for a sample, at most.
         """
 
+    def answer_columns(self, outputs: Tensor, columns: LabelColumns) -> list[dict[str, Any]]:  # noqa: ARG002
+        """What the model says of each sample, as columns of a table.
+
+        Args:
+            outputs: float32 [samples, outputs].
+            columns: of the labels in the training data.
+        """
+        return [dict(answer) for answer in self.answers(outputs, len(self.names))]
+
     def decisions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """What follows from the answers, for each sample as JSON: the labels that are chosen, for example."""
         return [{} for _ in outputs]
@@ -395,8 +383,3 @@ def one_kind_each(strata: Strata) -> csr_array:
 def members_of(strata: Strata) -> list[Positions]:
     """The positions of the samples of each stratum."""
     return [np.flatnonzero(strata == number) for number in np.unique(strata)]
-
-
-def _first(names: Sequence[str]) -> str:
-    """The first names, for a message."""
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")

@@ -183,9 +183,9 @@ def test_a_class_folder_that_only_the_test_split_has(refused: Refused, picture_f
     folder = picture_folder(name="data/test", cat=2, bird=2).parent
     refused(
         dataset_name=folder,
-        expected="in split 'test' only classes that training has",
-        found="'bird' in 'test', of which training has no sample",
-        do="add training samples of these classes, or remove these rows",
+        expected="in column 'label' of split 'test' only classes that training has (cat, dog)",
+        found="'bird' in 2 rows, first in row ",
+        do="add training samples with these labels, or rename or remove them",
     )
 
 
@@ -205,8 +205,8 @@ def test_a_column_that_does_not_exist(setting: str, refused: Refused, picture_fo
     [
         ([[0, 1]] * 12, datasets.List(datasets.Value("int64")), "a label that some samples have", "labels that all"),
         ([0.5] * 12, datasets.Value("float32"), "different numbers in column 'label'", "0.5 in each training row"),
-        ([-1] * 12, datasets.ClassLabel(names=["a", "b"]), "a labelled split 'train'", "-1 in every row"),
-        ([None] * 12, datasets.ClassLabel(names=["a", "b"]), "a label in every row", "none in 12 rows"),
+        ([-1] * 12, datasets.ClassLabel(names=["a", "b"]), "a labelled split 'train'", "empty, or -1"),
+        ([None] * 12, datasets.ClassLabel(names=["a", "b"]), "a labelled split 'train'", "of its 12 rows"),
     ],
     ids=["always the same labels", "a constant", "withheld", "no labels"],
 )

@@ -98,13 +98,6 @@ def test_fractions_that_are_all_different_are_no_classes_of_a_csv_file(tmp_path:
     assert read(write_table(tmp_path / "b.csv", grades)).target.names == ["1.0", "1.5", "2.0", "2.5"]
 
 
-def test_withheld_labels_of_a_csv_file_are_recognised(tmp_path: Path) -> None:
-    write_table(tmp_path / "train.csv", text_rows(20))
-    write_table(tmp_path / "test.csv", [row | {"label": -1} for row in text_rows(6)])
-    with user_error_with(expected="a labelled split 'test'", found="the labels are withheld", do="use a copy"):
-        read(tmp_path)
-
-
 def test_an_unquoted_comma_does_not_move_the_fields(tmp_path: Path) -> None:
     """pandas takes the first of three fields under a header of two for the name of the row."""
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"Hello, world {n},{'ab'[n % 2]}\n" for n in range(20)))

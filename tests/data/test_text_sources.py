@@ -58,6 +58,7 @@ def test_a_file_is_read_with_its_labels_and_missing_splits_are_split_off_by_clas
         "28 train, 6 validation, 6 test texts of 2 classes.",
         "Splits: train from split 'train'; validation from 15 % of train, split off by content and class; "
         "test from 15 % of train, split off by content and class.",
+        "Classes: a, b (values of column 'label').",
     ]
     for split in (splits.train, splits.validation, splits.test):
         assert np.bincount(split.targets).tolist() == [len(split) // 2] * 2
@@ -92,6 +93,7 @@ def test_the_sample_has_three_splits_of_six_intents_without_copies(text_settings
     assert splits.describe() == [
         "360 train, 150 validation, 480 test texts of 6 classes.",
         "Splits: train from split 'train'; validation from split 'validation'; test from split 'test'.",
+        f"Classes: {', '.join(splits.target.names)} (names of the feature 'label').",
     ]
     assert splits.target.names == sorted(splits.target.names)
     assert "change_order" in splits.target.names

@@ -37,7 +37,7 @@ WITHOUT_EFFECT: list[tuple[type[RunConfig], tuple[str, ...], str, str, str]] = [
             "--class_weights=balanced", "--metric_for_best_model=loss", "--seed=1", "--augmentation=none",
             "--horizontal_flip=false", "--cache_views=2", "--max_train_samples_per_class=3", "--cache_frozen=off",
             "--cache_dtype=float16", "--save_steps=3", "--save_total_limit=3", "--no_resume=true",
-            "--allow_mismatch=true",
+            "--allow_mismatch=true", "--validation_fraction=0.2", "--test_fraction=0.2",
         )
     ),
     (VisionConfig, EVALUATED, "--num_train_epochs=3", STEPWISE, "--evaluate_only"),

@@ -94,20 +94,8 @@ def test_a_missing_label_in_an_evaluation_split_names_that_split() -> None:
         read_labels({"train": table(["a", "b"]), "test": table(["a", None])}, COLUMN)
 
 
-@pytest.mark.parametrize("feature", [datasets.ClassLabel(names=["a", "b"]), datasets.Value("int64")])
-def test_minus_one_in_every_row_means_that_labels_are_withheld(feature: Any) -> None:
-    """As in many public test splits."""
-    with user_error_with(
-        expected="a labelled split 'test'",
-        found="-1 in every row of column 'label': the labels are withheld, which is not supported yet",
-        do="use a copy of the data set without this split",
-    ):
-        read_labels({"train": table([0, 1], feature), "test": table([-1, -1], feature)}, COLUMN)
-
-
-@pytest.mark.parametrize("number", [-1, 2])
+@pytest.mark.parametrize("number", [-2, 2])
 def test_a_class_number_out_of_range_is_refused_with_its_row(number: int) -> None:
-    """`datasets` itself lets -1 through, so a file can hold it."""
     stored = table([0, 1, number, number], datasets.Value("int64"))
     # As in a file on disk: the feature is declared, its values are not checked.
     stored = datasets.Dataset(
@@ -179,16 +167,16 @@ def test_an_image_column_as_label_is_refused_by_its_type() -> None:
 def test_a_label_that_only_evaluation_has_is_refused_by_name() -> None:
     """Each name once, in order, although the rows repeat them."""
     with user_error_with(
-        expected="in split 'test' only labels that training has (cat, dog)",
-        found="'bird', 'eel' in column 'label'",
-        do="add training samples of these classes, or remove these rows",
+        expected="in column 'label' of split 'test' only classes that training has (cat, dog)",
+        found="'bird' in 1 rows, first in row 2 of split 'test'; 'eel' in 2 rows, first in row 0 of split 'test'",
+        do="add training samples with these labels, or rename or remove them",
     ):
         read_labels({"train": table(["cat", "dog"]), "test": table(["eel", "cat", "bird", "eel"])}, COLUMN)
 
 
 def test_an_unknown_fraction_in_evaluation_is_shown_as_it_is() -> None:
     """0.5 must not be shown as 0, which training has, and infinity is no whole number."""
-    with user_error_with(expected="only labels that training has (0, 1)", found="'0.5', 'inf' in column", do="remove"):
+    with user_error_with(expected="only classes that training has (0, 1)", found="'0.5' in 1 rows", do="remove"):
         read_labels({"train": table([0.0, 1.0]), "test": table([0.5, float("inf")])}, COLUMN)
 
 
@@ -222,17 +210,80 @@ def test_a_class_label_name_that_no_row_has_is_allowed_in_training_alone() -> No
     check_classes(["cat", "dog", "unused"], numbered(train=[0, 0, 1, 1], test=[0, 1]), splits_to_cut=0)
 
 
-def test_a_class_number_that_only_evaluation_has_is_refused_by_name() -> None:
+def test_a_declared_class_that_only_evaluation_has_is_refused_by_name() -> None:
     """A `ClassLabel` declares names that training may lack."""
+    feature = datasets.ClassLabel(names=["cat", "dog", "bird"])
     with user_error_with(
-        expected="in split 'validation' only classes that training has",
-        found="'bird' in 'validation', of which training has no sample",
-        do="add training samples of these classes, or remove these rows",
+        expected="in column 'label' of split 'validation' only classes that training has (cat, dog)",
+        found="'bird' in 1 rows, first in row 0 of split 'validation'",
+        do="add training samples with these labels",
     ):
-        check_classes(["cat", "dog", "bird"], numbered(train=[0, 0, 1, 1], validation=[2, 0]), splits_to_cut=0)
+        read_labels({"train": table([0, 0, 1, 1], feature), "validation": table([2, 0], feature)}, COLUMN)
 
 
 def test_a_long_list_of_classes_is_shortened_with_its_rest_counted() -> None:
     names = [f"c{number}" for number in range(9)]
     with user_error_with(expected="", found="'c2' (1), 'c3' (1), 'c4' (1), 'c5' (1), 'c6' (1) and 2 more", do=""):
         check_classes(names, numbered(train=[0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8]), splits_to_cut=0)
+
+
+def named(*names: str) -> datasets.ClassLabel:
+    return datasets.ClassLabel(names=list(names))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        (table([0, 1, 2], named("x", "y", "z")), table([0, 1], named("z", "y")), ["z", "y"]),
+        (table([1, 0, 1], named("no", "yes")), table([0, 1], named("yes", "no")), ["yes", "no"]),
+        (table([0, 1], named("red", "blue")), table([2, 0], named("blue", "green", "red")), ["red", "blue"]),
+        (table([0, 1], named("red", "blue")), table(["blue", "red"]), ["blue", "red"]),
+        (table(["1", "10", "2"]), table([10, 2]), ["10", "2"]),
+        (table([1.0, 2.0]), table([1, 0], named("2", "1")), ["1", "2"]),
+    ],
+    ids=["a class less", "another order", "a class more, of no row", "names", "texts and numbers", "floats and names"],
+)
+def test_classes_of_splits_with_names_of_their_own_are_matched_by_name(
+    train: datasets.Dataset, test: datasets.Dataset, expected: list[str]
+) -> None:
+    names, numbers = read_labels({"train": train, "test": test}, COLUMN)
+    assert [names[number] for number in numbers["test"]] == expected
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_class_that_only_an_evaluation_split_names_is_refused_with_its_row(split: str) -> None:
+    data = {"train": table([0, 1], named("b", "c")), split: table([1, 2, 0, 0], named("a", "b", "c"))}
+    with user_error_with(
+        expected=f"in column 'label' of split '{split}' only classes that training has (b, c)",
+        found=f"'a' in 2 rows, first in row 2 of split '{split}'",
+        do="add training samples with these labels, or rename or remove them",
+    ):
+        read_labels(data, COLUMN)
+
+
+def test_a_similar_name_that_training_has_is_named_beside_an_unknown_one() -> None:
+    with user_error_with(expected="", found="'Dog ' in 1 rows, first in row 1 of split 'test', and 'dog' is", do=""):
+        read_labels({"train": table(["cat", "dog"]), "test": table(["cat", "Dog "])}, COLUMN)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"test": table(["dog", "cat"])},
+        {"test": table([1, 2], named("owl", "dog", "cat"))},
+        {"validation": table(["owl"]), "test": table([0, 1], named("dog", "cat"))},
+    ],
+)
+def test_with_a_finished_model_the_names_are_those_of_the_model(data: dict[str, datasets.Dataset]) -> None:
+    columns = COLUMN._replace(outputs=("dog", "cat", "owl"))
+    names, numbers = read_labels(data, columns)
+    assert names == ["dog", "cat", "owl"]
+    assert numbers["test"].tolist() == [0, 1]
+
+
+def test_a_row_is_called_by_its_file_and_line_where_they_are_known() -> None:
+    columns = COLUMN._replace(row_names={"test": lambda row: f"test.csv, line {row + 2}"})
+    with user_error_with(expected="", found="'eel' in 1 rows, first in test.csv, line 3", do=""):
+        read_labels({"train": table(["cat", "dog"]), "test": table(["cat", "eel"])}, columns)
+    with user_error_with(expected="", found="none in 1 rows of split 'test', first in test.csv, line 2", do=""):
+        read_labels({"train": table(["cat", "dog"]), "test": table([None, "cat"])}, columns)

@@ -253,16 +253,15 @@ def test_true_values_are_shown_by_their_names() -> None:
     assert [TARGET.shown(value) for value in np.array([1, 0])] == ["bee", "ant"]
 
 
-def test_a_finished_model_with_other_classes_or_another_order_is_refused() -> None:
-    TARGET.check_finished(Classes(NAMES), "my/model")
-    for other in (tuple(reversed(NAMES)), NAMES[:-1], ("a", "b")):
-        with pytest.raises(UserError) as error:
-            TARGET.check_finished(Classes(other), "my/model")
-        expected, found, _ = str(error.value).splitlines()
-        assert expected.endswith("with the classes of the data set, in their order: ant, bee, cat, dog, eel")
-        assert found.endswith(f"my/model with {', '.join(other)}")
-    with pytest.raises(UserError, match=r"in their order: ant, bee, cat, dog, eel, \.\.\.\n"):
-        Classes((*NAMES, "fox")).check_finished(TARGET, "my/model")
+def test_a_finished_model_reads_classes_by_its_own_names() -> None:
+    """In another order, and of which the data have some only."""
+    rows = datasets.Dataset.from_dict({"kind": ["dog", "ant", "dog"]})
+    columns = LabelColumns(("kind",), outputs=NAMES)
+    target, values = Classes.read({"test": rows}, columns)
+    assert target == Classes(NAMES)
+    assert [NAMES[number] for number in values["test"]] == ["dog", "ant", "dog"]
+    with pytest.raises(UserError, match=r"'fox' in 1 rows, first in row 1 of split 'test'"):
+        Classes.read({"test": datasets.Dataset.from_dict({"kind": ["dog", "fox"]})}, columns)
 
 
 def test_classes_are_read_from_a_column_and_counted() -> None:

@@ -88,7 +88,7 @@ def test_columns_of_zeros_and_ones_may_lack_cells_but_no_whole_row() -> None:
     assert np.array_equal(cells["train"], np.array([[1, 0], [0, 1], [np.nan, 1], [1, np.nan]]), equal_nan=True)
     with user_error_with(
         expected="labels in every row of columns 'red', 'round'",
-        found="nothing in 1 rows of split 'test', first in rows [1]",
+        found="none in 1 rows of split 'test', first in rows [1]",
         do="fill in or remove these rows",
     ):
         read_label_sets({"train": rows, "test": flags([1, None], [None, None])}, FLAGS)
@@ -104,7 +104,7 @@ def test_a_cell_that_is_neither_zero_nor_one_is_refused() -> None:
 def test_a_row_without_a_list_is_refused_and_an_empty_list_is_not() -> None:
     with user_error_with(
         expected="labels in every row of column 'tags'; a sample without any label has an empty list",
-        found="nothing in 2 rows of split 'train', first in rows [0, 2]",
+        found="none in 2 rows of split 'train', first in rows [0, 2]",
         do="fill in or remove these rows",
     ):
         read_label_sets({"train": table([None, ["a"], None, []])}, COLUMN)
@@ -112,9 +112,9 @@ def test_a_row_without_a_list_is_refused_and_an_empty_list_is_not() -> None:
 
 def test_a_label_that_training_never_has_is_refused_by_name() -> None:
     with user_error_with(
-        expected="in split 'test' only labels that training has (a, b)",
-        found="'c', 'd' in column 'tags'",
-        do="add training samples with these labels, or remove the labels",
+        expected="in column 'tags' of split 'test' only labels that training has (a, b)",
+        found="'c' in 1 rows, first in row 1 of split 'test'; 'd' in 1 rows, first in row 0 of split 'test'",
+        do="add training samples with these labels, or rename or remove them",
     ):
         read_label_sets({"train": table([["a"], ["b"]]), "test": table([["d", "a"], ["c"]])}, COLUMN)
 
@@ -181,3 +181,65 @@ def test_columns_of_other_numbers_are_not_taken_for_several_labels() -> None:
 @given(st.lists(st.sampled_from("abcde"), unique=True, max_size=4))
 def test_joined_names_come_back(names: list[str]) -> None:
     assert parts_of("; ".join(names), ";") == names
+
+
+def lists_of(*names: str) -> Any:
+    return datasets.List(datasets.ClassLabel(names=list(names)))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (table([[0, 1], [2]], lists_of("a", "b", "c")), table([[0], [1, 0], []], lists_of("c", "a"))),
+        (table([[0, 1], [2]], lists_of("a", "b", "c")), table([["c"], ["a", "c"], []])),
+        (table([["a", "b"], ["c"]]), table([[2], [0, 2], []], lists_of("a", "b", "c"))),
+        (table(["a;b", "c"]), table(["c", "c;a", ""])),
+    ],
+    ids=["another order and a label less", "names", "numbers beside names", "texts"],
+)
+def test_labels_of_splits_with_names_of_their_own_are_matched_by_name(
+    train: datasets.Dataset, test: datasets.Dataset
+) -> None:
+    names, _, cells = read_label_sets({"train": train, "test": test}, COLUMN)
+    assert names == ["a", "b", "c"]
+    assert cells["test"].tolist() == [[0, 0, 1], [1, 0, 1], [0, 0, 0]]
+
+
+def test_a_label_that_only_a_split_itself_names_is_refused_with_its_row() -> None:
+    data = {"train": table([[0], [1]], lists_of("a", "b")), "test": table([[0], [2, 1]], lists_of("b", "a", "c"))}
+    with user_error_with(
+        expected="of split 'test' only labels that training has (a, b)", found="'c' in 1 rows, first in row 1", do="add"
+    ):
+        read_label_sets(data, COLUMN)
+
+
+def test_a_number_without_a_name_in_a_list_is_refused() -> None:
+    stored = datasets.Dataset(
+        table([[0], [5]]).data.table.replace_schema_metadata(None),
+        info=datasets.DatasetInfo(features=datasets.Features({"tags": lists_of("a", "b")})),
+    )
+    with user_error_with(expected="class numbers from 0 to 1", found="5 in row 1 of split 'train'", do="correct"):
+        read_label_sets({"train": stored}, COLUMN)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "cells"),
+    [
+        (table([["c"], [], ["a", "b"]]), COLUMN, [[0, 1, 0], [0, 0, 0], [1, 0, 1]]),
+        (table(["c", "", "a,b"]), COLUMN, [[0, 1, 0], [0, 0, 0], [1, 0, 1]]),
+        (table([[0], [], [1, 2]], lists_of("c", "b", "a")), COLUMN, [[0, 1, 0], [0, 0, 0], [1, 0, 1]]),
+        (
+            datasets.Dataset.from_dict({"a": [0, 0, 1], "b": [0, 0, 1]}), LabelColumns(("a", "b")),
+            [[0, np.nan, 0], [0, np.nan, 0], [1, np.nan, 1]],
+        ),
+        (datasets.Dataset.from_dict({"c": [1, 0]}), LabelColumns(("c",)), [[np.nan, 1, np.nan], [np.nan, 0, np.nan]]),
+    ],
+    ids=["lists", "texts", "numbers", "two columns of three", "one column"],
+)  # fmt: skip
+def test_with_a_finished_model_the_labels_are_those_of_the_model(
+    rows: datasets.Dataset, columns: LabelColumns, cells: Any
+) -> None:
+    """Of labels for which there is no column, nothing is known."""
+    names, _, read = read_label_sets({"test": rows}, columns._replace(outputs=("b", "c", "a")))
+    assert names == ["b", "c", "a"]
+    np.testing.assert_array_equal(read["test"], cells)

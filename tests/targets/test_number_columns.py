@@ -54,7 +54,7 @@ def test_a_value_that_is_no_finite_number_is_refused_with_its_row(value: Any, sh
 def test_a_row_without_its_number_is_refused(values: list[Any]) -> None:
     with user_error_with(
         expected="a number in every row of column 'height'",
-        found="none (missing or NaN) in 1 rows of split 'train', first in rows [1]",
+        found="none in 1 rows of split 'train', first in rows [1]",
         do="fill in or remove these rows",
     ):
         read_numbers({"train": table(values)}, COLUMN)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import datasets
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -15,7 +16,7 @@ from transformers import BertConfig
 from hf_transfer.errors import UserError
 from hf_transfer.targets.numbers import Numbers
 from hf_transfer.targets.table import target_of_model, write_settings
-from hf_transfer.targets.target import LossOptions
+from hf_transfer.targets.target import LabelColumns, LossOptions
 
 NAN = float("nan")
 VALUES = np.array([[1e9 + 1, 2.0], [1e9 + 3, NAN], [1e9 + 8, 5.0], [1e9 + 4, -1.0]])
@@ -203,7 +204,15 @@ def test_quantile_bins_are_strata_and_each_split_gets_its_share_of_every_bin() -
     assert len({*ONE.strata(np.full((30, 1), 2.5)).tolist()}) == 1
 
 
-def test_a_finished_model_of_other_numbers_is_refused() -> None:
-    ONE.check_finished(Numbers(("height",), (1.0,), (2.0,), in_units=True), "my/model")
-    with pytest.raises(UserError, match="a model with the numbers of the data set, in their order: height"):
-        ONE.check_finished(Numbers(("weight",)), "my/model")
+def test_a_finished_model_reads_numbers_by_its_own_names() -> None:
+    """One column is enough; of the other number nothing is known."""
+    rows = datasets.Dataset.from_dict({"height": [1.0, 2.0], "width": [3.0, 4.0]})
+    outputs = ("width", "height")
+    assert Numbers.read({"test": rows}, LabelColumns(("height", "width"), outputs=outputs))[1]["test"].tolist() == [
+        [3.0, 1.0], [4.0, 2.0]
+    ]  # fmt: skip
+    read, values = Numbers.read({"test": rows}, LabelColumns(("height",), outputs=outputs))
+    assert read.names == ["width", "height"]
+    np.testing.assert_array_equal(values["test"], [[np.nan, 1.0], [np.nan, 2.0]])
+    with pytest.raises(UserError, match="the model does not have 'weight'"):
+        Numbers.read({"test": rows}, LabelColumns(("height", "weight"), outputs=outputs))
