@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_transfer.data import encodings
-from hf_transfer.data.field_types import all_numbers
+from hf_transfer.data.quotes import Lines, QuoteError, Spanning, quote_error, refuse_swallowed_lines
 from hf_transfer.errors import UserError, some, user_error
 from hf_transfer.settings.ranges import DELIMITERS
 
@@ -34,19 +33,8 @@ NAMES = {sign: word for word, sign in DELIMITERS.items()}
 LONGEST_FIELD = 1 << 27
 # A first line that Excel reads, and writes nowhere else.
 STATED = re.compile(r"sep=(.)(\r\n|\r|\n)")
-LINE_END = re.compile(r"\r\n|\r|\n")
 # Signs that names of columns hardly have, and that may be separators.
 FOREIGN_SIGNS = re.compile(r"[,;|:\t^~\x01-\x1f]")
-
-Lines = npt.NDArray[np.int64]
-
-
-class QuoteError(UserError):
-    """Quotes that do not enclose whole fields; `line` is that of the first one."""
-
-    def __init__(self, *, expected: str, found: str, do: str, line: int) -> None:
-        super().__init__(str(user_error(expected=expected, found=found, do=do)), found=found)
-        self.line = line
 
 
 @dataclass(frozen=True)
@@ -241,29 +229,9 @@ def chunks(file: Path, layout: Layout) -> Iterator[tuple[list[list[str]], list[i
                     rows, starts, ends = [], [], []
         except csv.Error as error:
             last = 0 if "end of data" in str(error) else reader.line_num + layout.skipped
-            raise _quote_error(file, end + 1 + layout.skipped, last) from error
+            raise quote_error(file, end + 1 + layout.skipped, last) from error
     if rows:
         yield rows, starts, ends
-
-
-def _quote_error(file: Path, start: int, end: int) -> QuoteError:
-    """The error on a quote at the beginning of a field.
-
-    Args:
-        file: of the table.
-        start: the line of the row.
-        end: the line in which another quote ends the field; 0: none does.
-    """
-    do = f'in line {start} enclose that field in quotes, and double those in it: "5" pipe becomes """5"" pipe"'
-    if start == end:
-        found = f"line {start}: a field that begins with a quote, and goes on after the next one"
-    elif end:
-        found = f"line {start}: a quote that is closed only in line {end}, so that these lines are one field"
-        do += "; if that is right, save the table as JSON or Parquet"
-    else:
-        found = f"line {start}: a quote that is never closed"
-    expected = f"in {file} fields that have no quote at their beginning, or are enclosed in quotes"
-    return QuoteError(expected=expected, found=found, do=do, line=start)
 
 
 def _is_unquoted(file: Path, layout: Layout) -> bool:
@@ -287,7 +255,7 @@ def _read(file: Path, layout: Layout) -> tuple[pa.Table, Lines, list[str]]:
             names, rows, starts, ends = rows[0], rows[1:], starts[1:], ends[1:]
         if starts != ends:
             spans = zip(rows, starts, ends, strict=True)
-            several_lines += [_Spanning(row, start, end) for row, start, end in spans if end > start]
+            several_lines += [Spanning(row, start, end) for row, start, end in spans if end > start]
         if set(map(len, rows)) - {len(names)}:
             wrong += [(start, len(row)) for row, start in zip(rows, starts, strict=True) if len(row) != len(names)]
         if wrong or not rows:
@@ -296,7 +264,7 @@ def _read(file: Path, layout: Layout) -> tuple[pa.Table, Lines, list[str]]:
         lines.append(np.asarray(starts, dtype=np.int64))
     for row in several_lines:
         if len(row.fields) != len(names):
-            raise _quote_error(file, row.start, row.end)
+            raise quote_error(file, row.start, row.end)
     if wrong:
         raise _wrong_width(file, names, wrong, layout)
     if not parts:
@@ -308,7 +276,7 @@ def _read(file: Path, layout: Layout) -> tuple[pa.Table, Lines, list[str]]:
     columns = [pa.chunked_array(column) for column in zip(*parts, strict=True)]
     table = _named(file, names, columns)
     numbers = np.concatenate(lines)
-    _refuse_swallowed_lines(file, several_lines, columns, numbers, layout.delimiter)
+    refuse_swallowed_lines(file, several_lines, columns, numbers, layout.delimiter)
     return table, numbers, _note_on_lines(file, several_lines)
 
 
@@ -354,54 +322,7 @@ def _named(file: Path, names: Sequence[str], columns: Sequence[pa.ChunkedArray])
     return pa.table({stripped[place]: columns[place] for place in kept})
 
 
-class _Spanning(NamedTuple):
-    """A row of several lines."""
-
-    fields: list[str]
-    start: int
-    end: int
-
-    def as_lines(self, delimiter: str) -> list[list[str]]:
-        """The fields that its lines would have if quotes were text."""
-        lines: list[list[str]] = [[]]
-        for field in self.fields:
-            first, *others = LINE_END.split(field)
-            lines[-1] += first.split(delimiter)
-            lines += [other.split(delimiter) for other in others]
-        return lines
-
-
-def _refuse_swallowed_lines(
-    file: Path, spanning: Sequence[_Spanning], columns: Sequence[pa.ChunkedArray], starts: Lines, delimiter: str
-) -> None:
-    """Refuse a row of several lines each of which could be a row by its number of fields and the values in a column.
-
-    Two stray quotes join all lines between them to one field, and the file is still valid. Lines of a text with
-    breaks hardly ever end with the separator and one of the labels.
-    """
-    if len(columns) < 2:
-        return
-    known: dict[int, Any] = {}
-    within_line = pa.array(~np.isin(starts, [row.start for row in spanning]))
-    for row in spanning:
-        lines = row.as_lines(delimiter)
-        if {len(line) for line in lines} != {len(columns)}:
-            continue
-        for place, column in enumerate(columns):
-            if place not in known:
-                known[place] = _few_values(column.filter(within_line))
-            values = pa.array([line[place] for line in lines], pa.large_string())
-            if pc.all(pc.is_in(values, known[place])).as_py() or (all_numbers(values) and all_numbers(known[place])):
-                raise _quote_error(file, row.start, row.end)
-
-
-def _few_values(column: pa.ChunkedArray) -> pa.Array:
-    """The values of a column if they are those of labels or numbers; none where texts differ from row to row."""
-    values = pc.unique(column)
-    return values if 2 * len(values) <= len(column) or all_numbers(values) else values[:0]
-
-
-def _note_on_lines(file: Path, spanning: Sequence[_Spanning]) -> list[str]:
+def _note_on_lines(file: Path, spanning: Sequence[Spanning]) -> list[str]:
     if not spanning:
         return []
     first = spanning[0]

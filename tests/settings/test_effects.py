@@ -80,6 +80,7 @@ WITHOUT_EFFECT: list[tuple[type[RunConfig], tuple[str, ...], str, str, str]] = [
             ("dataset_name", "/", "--dataset_config_name=de", "a --dataset_name on the Hub"),
             ("dataset_name", "memory:0123", "--dataset_revision=v2", "a --dataset_name on the Hub"),
             ("dataset_name", "sample:digits", "--encoding=latin-1", "data in local files"),
+            ("dataset_name", "sample:digits", "--delimiter=tab", "data in local files"),
             ("dataset_name", "stanfordnlp/imdb", "--encoding=latin-1", "data in local files"),
         )
     ),

@@ -165,6 +165,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 # By the words of a range: values in it.
 VALUES_WITHIN: dict[str, Any] = {
     "a name or a path": NAMES.filter(lambda name: bool(name.strip()) and not name.startswith("~")),
+    "one sign, such as ; or ^, or comma, semicolon, tab or pipe": st.sampled_from([";", "^", "\t", "tab", "pipe"]),
     "the name of an encoding, such as utf-8 or latin-1": st.sampled_from(["utf-8", "latin-1"]),
     "a share above 0 and at most 0.5": st.floats(0.01, 0.5),
     "a number above 0 and at most 10": st.floats(1e-9, 10),
