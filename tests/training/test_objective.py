@@ -1,5 +1,6 @@
 """Cross-entropy against torch's own and against sums in float64."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from hf_transfer.data.batches import LabelledInputs
 from hf_transfer.targets.classes import balanced_class_weights
+from hf_transfer.targets.labels import LabelSets
 from hf_transfer.targets.target import LossOptions
 from hf_transfer.training.objective import Objective
 from tests.training.toy_task import TARGET
@@ -140,3 +143,57 @@ def test_a_class_without_training_samples_has_a_weight_of_one() -> None:
 def test_a_label_beyond_the_classes_is_a_bug() -> None:
     with pytest.raises(IndexError):
         balanced_class_weights(np.array([0, 3]), 3)
+
+
+PARTS = [slice(0, 3), slice(3, 4), slice(4, 7)]
+PRESENT = {
+    "image_present": torch.tensor([True, True, False, True, False, True, True]),
+    "text_present": torch.tensor([False, True, True, True, True, True, False]),
+}
+
+
+def a_batch(targets: Tensor, part: slice, *, twice: bool) -> LabelledInputs:
+    """Some of the samples as they pass through the model; with R-Drop they are there twice."""
+    batch = LabelledInputs(PRESENT, targets, COUNTED, torch.arange(7))
+    inputs, *columns = ({name: value[part] for name, value in PRESENT.items()}, *(column[part] for column in batch[1:]))
+    if twice:
+        inputs = {name: value.repeat(2) for name, value in inputs.items()}
+        columns = [torch.cat([column, column]) for column in columns]
+    return LabelledInputs(inputs, *columns)
+
+
+def gradients(objective: Objective, targets: Tensor, parts: list[slice]) -> Tensor:
+    """Of the outputs of all heads and passes, for a step whose samples are divided."""
+    outputs = torch.randn(3, 2, 7, CLASSES, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    twice = objective.rdrop_alpha > 0
+    batches = [a_batch(targets, part, twice=twice) for part in parts]
+    weights = torch.stack([objective.weights(batch) for batch in batches]).sum(0)
+    for part, batch in zip(parts, batches, strict=True):
+        heads = [head[:, part].flatten(0, 1) if twice else head[0, part] for head in outputs]
+        output = SimpleNamespace(logits=heads[0], image_logits=heads[1], text_logits=heads[2])
+        objective.of_output(output, batch, weights).backward()
+    assert outputs.grad is not None
+    return outputs.grad
+
+
+@pytest.mark.parametrize("rdrop_alpha", [0.0, 0.7])
+@pytest.mark.parametrize("options", [LossOptions(), LossOptions(0.1, WEIGHTS)])
+@pytest.mark.parametrize("targets", [LABELS, some_shares() * COUNTED[:, None]])
+def test_the_losses_of_batches_add_up_to_that_of_their_step(
+    rdrop_alpha: float, options: LossOptions, targets: Tensor
+) -> None:
+    """With heads that see a part of the samples, two passes, weights, masks, mixed samples and unequal batches."""
+    objective = Objective(TARGET, options, auxiliary_weight=0.3, rdrop_alpha=rdrop_alpha)
+    whole = gradients(objective, targets, [slice(0, 7)])
+    torch.testing.assert_close(gradients(objective, targets, PARTS), whole, rtol=1e-6, atol=1e-8)
+    assert whole[1:].any()
+
+
+@pytest.mark.parametrize("options", [LossOptions(), LossOptions(0.1, WEIGHTS), LossOptions(kind="asymmetric")])
+def test_unknown_cells_of_labels_do_not_change_what_the_others_count(options: LossOptions) -> None:
+    cells = torch.eye(CLASSES)[LABELS]
+    cells[:3, 1:] = float("nan")
+    objective = Objective(LabelSets(("a", "b", "c", "d", "e")), options)
+    whole = gradients(objective, cells, [slice(0, 7)])
+    torch.testing.assert_close(gradients(objective, cells, PARTS), whole, rtol=1e-6, atol=1e-8)
+    assert not whole[0, 0, :3, 1:].any()
