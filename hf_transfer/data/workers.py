@@ -72,7 +72,7 @@ def explained_worker_failures(kept: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, RuntimeError, OSError) as error:
+    except (UserError, RuntimeError, OSError, EOFError) as error:
         if explained := worker_failure(error, kept):
             raise explained from error
         raise
@@ -85,6 +85,14 @@ def worker_failure(error: BaseException, kept: str = "") -> UserError | None:
         error: as it was raised in the main process.
         kept: what the run can resume from, in a sentence.
     """
+    try:
+        return _explained(error, kept)
+    except RuntimeError as later:
+        # torch raises it wherever the main process is when it learns of a worker's death: also here.
+        return _explained(later, kept)
+
+
+def _explained(error: BaseException, kept: str) -> UserError | None:
     text = str(error)
     if isinstance(error, UserError):
         return UserError(text.rpartition(OF_USER_ERROR)[2].strip()) if text.startswith(FROM_WORKER) else None
@@ -101,10 +109,12 @@ def worker_failure(error: BaseException, kept: str = "") -> UserError | None:
             found=_with(_last_line(text), kept),
             do=f"{fewer}, or raise the limit: ulimit -n 65536",
         )
-    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+    # A batch of a worker that has died in between cannot be fetched any more.
+    lost = isinstance(error, ConnectionError | EOFError | FileNotFoundError) and _passed(error, "reductions.py")
+    if lost or (isinstance(error, RuntimeError) and text.startswith("DataLoader worker")):
         return user_error(
             expected="loader workers that run until the end",
-            found=_with(text.splitlines()[0], kept),
+            found=_with(f"one that has died ({text})" if lost else text.splitlines()[0], kept),
             do=f"run it again; if it happens again the host is out of memory, or of shared memory: {fewer}; {DOCKER}",
         )
     return None
@@ -112,9 +122,14 @@ def worker_failure(error: BaseException, kept: str = "") -> UserError | None:
 
 def _lacks_semaphores(error: BaseException) -> bool:
     """Whether a queue to a worker could not be made: its semaphores are in shared memory, too."""
+    refused = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOSYS, errno.EACCES)
+    return refused and _passed(error, "synchronize.py")
+
+
+def _passed(error: BaseException, module: str) -> bool:
+    """Whether an error comes from this module of a package `multiprocessing`: Python's or torch's."""
     frames = traceback.extract_tb(error.__traceback__)
-    made = any(Path(frame.filename).parts[-2:] == ("multiprocessing", "synchronize.py") for frame in frames)
-    return made and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOSYS, errno.EACCES)
+    return any(Path(frame.filename).parts[-2:] == ("multiprocessing", module) for frame in frames)
 
 
 def _last_line(text: str) -> str:

@@ -141,7 +141,7 @@ def explained_failures(training: TrainingSettings, checkpointing: Checkpointing)
     """Turn torch's errors on full memory and on dead loader workers into messages that say what to do."""
     try:
         yield
-    except (UserError, MemoryError, RuntimeError, OSError) as error:
+    except (UserError, MemoryError, RuntimeError, OSError, EOFError) as error:
         if explained := worker_failure(error):
             # Only now: it waits for the checkpoint that is being written.
             raise worker_failure(error, checkpointing.last_checkpoint().sentence) or explained from error
