@@ -10,7 +10,10 @@ import datasets
 import numpy as np
 
 from hf_transfer.data import columns, verification
-from hf_transfer.data.sources import SPLIT_NAMES, load, read_files, rename_splits, unused_files
+from hf_transfer.data.folders import FolderData
+from hf_transfer.data.hub_access import cache_folder
+from hf_transfer.data.sources import Loaded, load, read_files, rename_splits
+from hf_transfer.data.split_names import SPLIT_NAMES
 from hf_transfer.data.splits import Split, Splits, cut_stratified, few_of_each
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
@@ -50,7 +53,7 @@ class SampleColumns(ABC, Generic[Config]):
     usable: ClassVar[str]
     unusable: ClassVar[str]
 
-    def read(self, path: Path, config: Config) -> datasets.DatasetDict:
+    def read(self, path: Path, config: Config) -> FolderData:
         """The data set in a file or folder on this machine."""
         return read_files(path, config.data, self.text_columns(config))
 
@@ -58,10 +61,6 @@ class SampleColumns(ABC, Generic[Config]):
         """The columns that the settings name and that are read as text even if their values look like numbers."""
         values = config.flat()
         return [str(values[name]) for name in TEXT_SETTINGS if values.get(name)]
-
-    def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:
-        """Notes on files of the data set that are in no split."""
-        return unused_files(name, loaded)
 
     @abstractmethod
     def select(self, loaded: datasets.DatasetDict, config: Config) -> Selected:
@@ -109,10 +108,12 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     Raises:
         UserError: anything that a person must fix in the data or in the settings about them.
     """
-    loaded, info = (given, None) if given is not None else load(config.data, lambda path: modality.read(path, config))
-    data, notes = rename_splits(loaded)
-    if given is None:
-        notes += modality.notes_on_files(config.data.dataset_name, data)
+    if given is not None:
+        loaded = Loaded(given)
+    else:
+        loaded = load(config.data, lambda path: modality.read(path, config), cache_folder(config.store.cache_dir))
+    data, notes = rename_splits(loaded.data)
+    notes += loaded.notes
     selected = modality.select(data, config)
     label_columns = columns.label_columns(data["train"], config.data)
     if "text_column_name" in selected.columns:
@@ -145,8 +146,8 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
         samples=modality.samples,
         copies=modality.copies(checked),
         notes=notes,
-        commit=info.commit if info else None,
-        languages=info.languages if info else (),
+        commit=loaded.info.commit if loaded.info else None,
+        languages=loaded.info.languages if loaded.info else (),
     )
 
 

@@ -25,6 +25,7 @@ def load_tables(
             found=f"{', '.join(sorted({file.suffix or file.name for file in tables}))} in {source}",
             do="name one of them, or a folder that has one kind",
         )
+    files.refuse_patterns(source)
     files.refuse_compressed(tables)
     options: dict[str, Any] = {} if builder == "parquet" else {"encoding": settings.encoding}
     if builder == "csv":
@@ -43,8 +44,8 @@ def load_tables(
 
 def refuse_other_encoding(path: Path, encoding: str) -> None:
     """Name the first bytes of CSV and JSON files that are not valid in `encoding`."""
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        if TABLE_BUILDERS.get(file.suffix.lower()) not in ("csv", "json"):
+    for file in files.files_below(path) if path.is_dir() else [path]:
+        if TABLE_BUILDERS.get(file.suffix.lower()) not in ("csv", "json") or not file.is_file():
             continue
         try:
             # Not line by line: in UTF-16 the byte of a line feed is half of a character.

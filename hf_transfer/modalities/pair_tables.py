@@ -1,8 +1,6 @@
 """Images with texts in tables, which hold paths of images or the images themselves."""
 
-import re
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -10,18 +8,23 @@ import huggingface_hub.constants
 import pyarrow.compute
 
 from hf_transfer.data import columns
-from hf_transfer.data.files import files_below
+from hf_transfer.data.files import Tree, walk
+from hf_transfer.data.folders import FolderData
 from hf_transfer.data.hub_access import is_hub_id
+from hf_transfer.data.picture_folders import joined, labels_in, read_table, refuse_other_columns, splits_of
+from hf_transfer.data.picture_tables import (
+    PATH_NAME,
+    PictureFinder,
+    embedded_columns,
+    path_column,
+    resolved,
+    tables_in,
+    with_pictures,
+)  # fmt: skip
 from hf_transfer.data.pictures import SUFFIXES
-from hf_transfer.data.sources import SPLIT_NAMES
-from hf_transfer.data.tables import TABLE_BUILDERS, load_tables
+from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import some, user_error
 from hf_transfer.settings.run import MultimodalConfig
-
-METADATA = "metadata"
-# The column of an imagefolder's metadata with the paths of images.
-PATH_NAME = "file_name"
-Tables = Mapping[Path, datasets.Dataset]
 
 
 def select_pairs(data: datasets.Dataset, image: str, text: str, dataset_name: str) -> datasets.Dataset:
@@ -44,8 +47,8 @@ def select_pairs(data: datasets.Dataset, image: str, text: str, dataset_name: st
     return datasets.concatenate_datasets([images, datasets.Dataset.from_dict({"text": texts}, features)], axis=1)
 
 
-def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]) -> datasets.DatasetDict:
-    """Tables, or a folder of them with their images; a table's paths are relative to its own folder.
+def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]) -> FolderData:
+    """A table that names images, or a folder of tables with their images; see `data/picture_tables.py`.
 
     Args:
         path: a table, or the folder.
@@ -55,150 +58,42 @@ def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]
     Raises:
         UserError: paths that leave the folder or do not exist, images that no row names, tables with other columns.
     """
-    folder = path if path.is_dir() else path.parent
-    split_of = _tables(folder) if path.is_dir() else {path: "train"}
-    tables = {table: load_tables(table, [table], config.data, text_columns)["train"] for table in split_of}
-    _refuse_other_columns(tables)
-    column = _path_column(list(tables.values()), config.image.image_column_name)
-    embedded = [(data, name) for data in tables.values() for name in _embedded(data)] if column is None else []
+    is_folder = path.is_dir()
+    folder = path if is_folder else path.parent
+    tree = walk(path) if is_folder else None
+    split_of, notes = _tables(folder, tree) if tree else ({path: "train"}, [])
+    rows = {table: read_table(table, config.data, text_columns) for table in split_of}
+    labels = labels_in(config.data)
+    refuse_other_columns(rows, split_of, labels)
+    wanted = config.image.image_column_name
+    finder = PictureFinder(folder, tree, anywhere=not is_folder)
+    column = path_column(rows, finder, wanted, labels)
+    embedded = [(data, name) for data in rows.values() for name in embedded_columns(data)] if column is None else []
     for data, name in embedded:
         _refuse_paths(data, name, ())
-    named: set[str] = set()
+    named: set[Path] = set()
     if column is not None:
-        tables, named = _with_files(tables, column, folder.resolve())
-    if path.is_dir() and (column is not None or embedded):
-        _refuse_unnamed(folder, named)
-    parts = defaultdict(list)
-    for table, data in tables.items():
-        parts[split_of[table]].append(data)
-    return datasets.DatasetDict({name: datasets.concatenate_datasets(part) for name, part in parts.items()})
+        rows, named = with_pictures(rows, column, finder, name=wanted or column, all_exist=True)
+    if tree and (column is not None or embedded):
+        _refuse_unnamed(folder, tree, named)
+    return FolderData(joined(rows, split_of), {}, notes)
 
 
-def _tables(folder: Path) -> dict[Path, str]:
-    """The tables below a folder, each with its split: those named `metadata` if there are any, else all."""
-    visible = _visible(folder, TABLE_BUILDERS)
-    tables = [file for file in visible if file.stem == METADATA] or visible
+def _tables(folder: Path, tree: Tree) -> tuple[dict[Path, str], list[str]]:
+    """The tables below a folder, each with its split, and notes on tables that are not used."""
+    tables, notes = tables_in(folder, tree)
     if not tables:
         raise user_error(
             expected=f"tables ({', '.join(TABLE_BUILDERS)}) of images and texts below {folder}",
             found="none",
             do=f"write a metadata.csv beside the images, with the columns {PATH_NAME}, text and label",
         )
-    splits = {table: _split_of(table.relative_to(folder)) for table in tables}
-    unknown = [str(table.relative_to(folder)) for table, split in splits.items() if split is None]
-    if 0 < len(unknown) < len(tables):
-        raise user_error(
-            expected=f"tables in {folder} that all name their split, as train.csv or test/metadata.csv do",
-            found=f"{some(unknown)}, beside others that do",
-            do="rename these or move them elsewhere",
-        )
-    return {table: split or "train" for table, split in splits.items()}
+    return splits_of(folder, tables), notes
 
 
-def _split_of(table: Path) -> str | None:
-    """The split whose name a part of the path begins with."""
-    splits = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-    words = [re.match("[a-z]*", part.lower()) for part in table.parts]
-    return next((splits[word[0]] for word in words if word and word[0] in splits), None)
-
-
-def _visible(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """The files below a folder that have one of these suffixes and are not hidden."""
-    files = files_below(folder, suffixes)
-    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-
-
-def _refuse_other_columns(tables: Tables) -> None:
-    """Refuse tables with different columns: where a table lacks a column, all its values would count as missing."""
-    first, *others = tables
-    wanted = set(tables[first].column_names)
-    for table in others:
-        if different := sorted(wanted ^ set(tables[table].column_names)):
-            raise user_error(
-                expected=f"the same columns in {table} and in {first}",
-                found=f"{', '.join(different)} in only one of them",
-                do="give all tables the same columns",
-            )
-
-
-def _path_column(tables: Sequence[datasets.Dataset], wanted: str | None) -> str | None:
-    """The column of paths of images: as set, or with a usual name, or the only one whose first value is such a path.
-
-    None if the tables hold the images themselves.
-    """
-    if wanted is None and any(_embedded(data) for data in tables):
-        return None
-    for data in tables:
-        text = [name for name, kind in data.features.items() if columns.is_text(kind)]
-        likely = [name for name in text if next(filter(None, data[name]), "").lower().endswith(tuple(SUFFIXES))]
-        usual = [name for name in (PATH_NAME, *columns.IMAGE_NAMES) if name in text]
-        chosen = [name for name in text if name == wanted] if wanted else usual[:1] or likely
-        if len(chosen) == 1:
-            return chosen[0]
-    return None
-
-
-def _embedded(data: datasets.Dataset) -> list[str]:
-    """The columns whose type is that of images, or can be read as images."""
-    kinds = data.features.items()
-    return [
-        name for name, kind in kinds if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "path" in kind)
-    ]
-
-
-def _with_files(tables: Tables, column: str, root: Path) -> tuple[dict[Path, datasets.Dataset], set[str]]:
-    """The tables with images in the place of their paths, None for rows without one; and the paths of all files.
-
-    Raises:
-        UserError: a path leaves the folder of the data, or there is no such file.
-    """
-    outside, missing = [], []
-    changed, named = {}, set()
-    for table, data in tables.items():
-        images: list[dict[str, str | None] | None] = []
-        for row, name in enumerate(data[column][:]):
-            if name is None or not str(name).strip():
-                images.append(None)
-                continue
-            file = _resolved(table.parent / str(name))
-            where = f"{name} in row {row} of {table.name}"
-            if Path(str(name)).is_absolute() or (file is not None and not file.is_relative_to(root)):
-                outside.append(where)
-            elif file is None or not file.is_file():
-                missing.append(where)
-            images.append({"bytes": None, "path": str(file)})
-            named.add(str(file))
-        feature = datasets.Image(decode=False)
-        changed[table] = data.remove_columns(column).add_column(column, images, feature=feature)
-    if outside:
-        raise user_error(
-            expected=f"paths of images that stay in {root}, relative to their table",
-            found=f"{len(outside)} that leave it: {some(outside)}",
-            do="copy these images into the folder, and name them from there",
-        )
-    if missing:
-        raise user_error(
-            expected=f"files for all images that column '{column}' names",
-            found=f"{len(missing)} that do not exist: {some(missing)}",
-            do="correct these paths (rows are counted from 0); leave the field empty if there is no image",
-        )
-    return changed, named
-
-
-def _resolved(path: Path) -> Path | None:
-    """The path after following links; None if it cannot be a path."""
-    try:
-        return path.resolve(strict=True)
-    except FileNotFoundError:
-        return path.resolve()
-    except (OSError, RuntimeError, ValueError):
-        # It is too long, has a null byte, leads through a file, or its links form a loop: there is no such file.
-        return None
-
-
-def _refuse_unnamed(folder: Path, named: set[str]) -> None:
-    images = _visible(folder, SUFFIXES)
-    unnamed = [str(file.relative_to(folder)) for file in images if str(file.resolve()) not in named]
+def _refuse_unnamed(folder: Path, tree: Tree, named: set[Path]) -> None:
+    images = [file for file in tree.files if file.suffix.lower() in SUFFIXES]
+    unnamed = [str(file.relative_to(folder)) for file in images if file.resolve() not in named]
     if unnamed:
         raise user_error(
             expected=f"for each image below {folder} a row that names it",
@@ -216,7 +111,7 @@ def _refuse_paths(data: datasets.Dataset, column: str, roots: Sequence[str]) -> 
     for row, (embedded, path) in enumerate(zip(encoded, paths, strict=True)):
         if embedded or not path:
             continue
-        file = _resolved(Path(path))
+        file = resolved(Path(path))
         if file is None or not any(file.is_relative_to(root) for root in allowed):
             raise user_error(
                 expected=f"embedded images in column '{column}'",
