@@ -10,7 +10,6 @@ import datasets
 import numpy as np
 
 from hf_transfer.data import columns, verification
-from hf_transfer.data.folders import FolderData
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.sources import Loaded, load, read_files, rename_splits
 from hf_transfer.data.split_names import SPLIT_NAMES
@@ -21,8 +20,8 @@ from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.table import target_of
 from hf_transfer.targets.target import OPTIONAL_SETTINGS
 
-# The settings that name columns of text, of all modalities.
-TEXT_SETTINGS = ("label_column_name", "text_column_name", "text_pair_column_name")
+# The settings that name columns which are read as they are written, of all modalities.
+TEXT_SETTINGS = ("label_column_name", "text_column_name", "text_pair_column_name", "image_column_name")
 
 
 class Selected(NamedTuple):
@@ -53,7 +52,7 @@ class SampleColumns(ABC, Generic[Config]):
     usable: ClassVar[str]
     unusable: ClassVar[str]
 
-    def read(self, path: Path, config: Config) -> FolderData:
+    def read(self, path: Path, config: Config) -> Loaded:
         """The data set in a file or folder on this machine."""
         return read_files(path, config.data, self.text_columns(config))
 
@@ -113,9 +112,11 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     else:
         loaded = load(config.data, lambda path: modality.read(path, config), cache_folder(config.store.cache_dir))
     data, notes = rename_splits(loaded.data)
-    notes += loaded.notes
-    selected = modality.select(data, config)
-    label_columns = columns.label_columns(data["train"], config.data)
+    notes = [*loaded.notes, *notes]
+    selected, label_columns = columns.together(
+        lambda: modality.select(data, config), lambda: columns.label_columns(data["train"], config.data)
+    )
+    notes += columns.notes_on_choice(selected.columns, label_columns.names, config.flat())
     if "text_column_name" in selected.columns:
         notes += columns.unused_texts(data["train"], (*selected.columns.values(), *label_columns.names))
     kind, reasons = target_of(config.data.problem_type, data["train"], label_columns)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hf_transfer.data.files import Tree
 from hf_transfer.data.pictures import SUFFIXES
-from hf_transfer.data.split_names import folders_of_splits, is_container, is_split, split_words
+from hf_transfer.data.split_folders import folders_of_splits, is_container, is_split, split_words
 from hf_transfer.errors import some, user_error
 
 # Pictures that no version of this library reads, or only with a package that may be missing.

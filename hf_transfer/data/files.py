@@ -2,19 +2,16 @@
 
 import os
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path
 
-import datasets
 from datasets.data_files import FILES_TO_IGNORE
 from datasets.utils.extract import Extractor
 
 from hf_transfer.errors import user_error
 
-# `datasets` reads a path with these as a pattern that matches other paths, too, or as a path inside an archive.
-PATTERN_SIGNS = ("*", "?", "[", "]", "::")
 # Beside names that begin with a dot; in lower case.
 HIDDEN = frozenset({
     "__macosx", "@eadir", "__pycache__", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
@@ -112,16 +109,6 @@ def files_below(folder: Path, suffixes: Collection[str] | None = None) -> list[P
     return [path for path in walk(folder).files if suffixes is None or path.suffix.lower() in suffixes]
 
 
-def refuse_patterns(path: Path) -> None:
-    """Refuse a path that `datasets` would read as a pattern."""
-    if signs := [sign for sign in PATTERN_SIGNS if sign in str(path.absolute())]:
-        raise user_error(
-            expected=f"a path without {' '.join(PATTERN_SIGNS)}, which would be read as a pattern",
-            found=f"{' '.join(signs)} in {path.absolute()}",
-            do="rename the file or folder",
-        )
-
-
 def refuse_compressed(files: Iterable[Path]) -> None:
     """Refuse archives and compressed files, whatever their names are: a few bytes can unpack to any amount."""
     for file in files:
@@ -138,31 +125,3 @@ def _compression(file: Path) -> str | None:
         return Extractor.infer_extractor_format(file) or ("zip" if file.suffix.lower() == ".zip" else None)
     except (EOFError, LZMAError, zlib.error):
         return "a format that cannot be read, or is damaged"
-
-
-def refuse_surplus_fields(loaded: Mapping[str, datasets.Dataset], source: Path) -> None:
-    """Refuse rows with more fields than the header: pandas would shift each field by one column."""
-    if any("__index_level_0__" in split.column_names for split in loaded.values()):
-        raise user_error(
-            expected=f"as many fields in each row of {source} as in its first line",
-            found="rows with more fields",
-            do="quote fields that hold commas, or name the missing columns in the first line",
-        )
-
-
-def text_or_none(field: str) -> str | None:
-    """A field of a CSV file as it is written: 007 stays 007; an empty field is missing."""
-    return field or None
-
-
-def unused_tables(folder: Path, builder: str, files: Iterable[Path]) -> list[str]:
-    """A note on tables in a folder that are in no split."""
-    data_files = datasets.load_dataset_builder(builder, data_dir=str(folder)).config.data_files
-    used = {os.path.normpath(path) for paths in data_files.values() for path in paths}
-    return _note(files, used, "tables")
-
-
-def _note(files: Iterable[Path], used: Set[str], kind: str) -> list[str]:
-    """A note on the files that are not used; those that begin with a dot are hidden on purpose."""
-    unused = [file for file in files if os.path.normpath(file.absolute()) not in used and not file.name.startswith(".")]
-    return [f"Not used, since they are in no split: {len(unused)} {kind}, such as {unused[0]}."] if unused else []

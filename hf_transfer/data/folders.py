@@ -11,7 +11,7 @@ import pyarrow as pa
 from hf_transfer.data.class_folders import PICTURES, TEXTS, Arrangement, Part, checked
 from hf_transfer.data.files import Tree
 from hf_transfer.data.origins import Origins
-from hf_transfer.data.split_names import is_split
+from hf_transfer.data.split_folders import is_split
 from hf_transfer.errors import user_error
 
 # The files by which `datasets` knows a folder that `save_to_disk` has written.
@@ -35,7 +35,7 @@ class FolderData(NamedTuple):
 def read_pictures(root: Path, tree: Tree) -> FolderData:
     """A folder of pictures by class, in the columns `image` and `label`; see `class_folders.checked`.
 
-    A split without folders of classes has no column `label`.
+    The labels of a split without folders of classes are missing.
     """
     return _data_of(checked(root, tree, PICTURES), "image", datasets.Image(), picture_column)
 
@@ -60,8 +60,7 @@ def _data_of(
     for split, part in arranged.parts.items():
         files, labels = _rows(part, names)
         columns, features = {column: values(files)}, {column: feature}
-        if part.classes:
-            columns["label"], features["label"] = pa.array(labels, pa.int64()), datasets.ClassLabel(names=names)
+        columns["label"], features["label"] = pa.array(labels, pa.int64()), datasets.ClassLabel(names=names)
         data[split] = _data_set(columns, datasets.Features(features))
         origins[split] = Origins(
             tuple(map(str, files)), np.arange(len(files), dtype=np.int32), np.zeros(len(files), dtype=np.int64)
@@ -69,12 +68,12 @@ def _data_of(
     return FolderData(data, origins, arranged.notes)
 
 
-def _rows(part: Part, names: Sequence[str]) -> tuple[list[Path], list[int]]:
-    """The files of a split in a fixed order, each with the number of its class."""
+def _rows(part: Part, names: Sequence[str]) -> tuple[list[Path], Sequence[int | None]]:
+    """The files of a split in a fixed order, each with the number of its class; None: it is in no folder of one."""
     numbers = {name: number for number, name in enumerate(names)}
     rows = [(file, numbers[name]) for name in sorted(part.classes) for file in part.classes[name]]
     if not part.classes:
-        return part.loose, []
+        return part.loose, [None] * len(part.loose)
     return [file for file, _ in rows], [number for _, number in rows]
 
 

@@ -14,13 +14,14 @@ from hf_transfer.data.folders import FolderData, read_pictures
 from hf_transfer.data.picture_tables import (
     AS_WRITTEN,
     METADATA,
-    PATH_NAME,
     PictureFinder,
     path_column,
+    picture_column,
     tables_in,
     with_pictures,
 )  # fmt: skip
 from hf_transfer.data.pictures import SUFFIXES
+from hf_transfer.data.tables import TABLE_BUILDERS, Table, Tables, load_tables, read_each
 from hf_transfer.errors import some, user_error
 from hf_transfer.settings.data import DataSettings
 
@@ -46,9 +47,12 @@ def read(
     if not split_of or not (metadata or labels or not arrange(folder, tree, PICTURES).names_classes()):
         data = read_pictures(folder, tree)
         return data._replace(notes=[*data.notes, *notes, *_not_used(list(split_of))])
-    rows = {table: read_table(table, settings, text_columns) for table in split_of}
+    read = read_tables(list(split_of), settings, text_columns, folder)
     finder = PictureFinder(folder, tree)
-    naming = _with_pictures(rows, finder, settings, image_column)
+    naming = {}
+    for table, rows in read.items():
+        if (column := path_column({table: rows.data}, finder, image_column, labels_in(settings))) is not None:
+            naming[table] = _with_pictures(table, rows, column, finder, image_column)
     if not naming:
         data = read_pictures(folder, tree)
         return data._replace(notes=[*data.notes, *notes, *_not_used(list(split_of))])
@@ -58,30 +62,26 @@ def read(
     unnamed = [file for file in tree.files if file.suffix.lower() in SUFFIXES and file.resolve() not in named]
     if unnamed:
         notes.append(f"Not used, since no table names them: {len(unnamed)} images, such as {unnamed[0]}.")
-    splits = splits_of(folder, {table: split_of[table] for table in chosen})
-    pictures = {table: naming[table].rows for table in chosen}
-    refuse_other_columns(pictures, splits, labels_in(settings))
-    return FolderData(joined(pictures, splits), {}, notes + notes_on_unread(tree, PICTURES))
+    whole = joined({table: naming[table].rows for table in chosen}, splits_of(folder, split_of, chosen), settings)
+    return FolderData(whole.data, whole.origins, [*whole.notes, *notes, *notes_on_unread(tree, PICTURES)])
 
 
 class _Naming(NamedTuple):
     """A table with pictures in the place of their names, and these pictures."""
 
-    rows: datasets.Dataset
+    rows: Table
     files: set[Path]
 
 
-def _with_pictures(
-    rows: Mapping[Path, datasets.Dataset], finder: PictureFinder, settings: DataSettings, image_column: str | None
-) -> dict[Path, _Naming]:
-    """The tables that name pictures."""
-    naming = {}
-    for table, data in rows.items():
-        if (column := path_column({table: data}, finder, image_column, labels_in(settings))) is not None:
-            name = image_column or ("image" if column == PATH_NAME else column)
-            pictures, files = with_pictures({table: data}, column, finder, name=name, all_exist=False)
-            naming[table] = _Naming(pictures[table], files)
-    return naming
+def _with_pictures(table: Path, rows: Table, column: str, finder: PictureFinder, image_column: str | None) -> _Naming:
+    name = picture_column(column, rows.data, image_column)
+    pictures, files = with_pictures({table: rows.data}, column, finder, name=name, all_exist=False)
+    note = (
+        []
+        if columns.plain(column) in map(columns.plain, columns.IMAGE.names)
+        else [f"Column {column!r} of {table} names the images."]
+    )
+    return _Naming(rows._replace(data=pictures[table], notes=[*rows.notes, *note]), files)
 
 
 def _without_copies(naming: Mapping[Path, _Naming], split_of: Mapping[Path, str | None]) -> list[Path]:
@@ -92,7 +92,7 @@ def _without_copies(naming: Mapping[Path, _Naming], split_of: Mapping[Path, str 
 
 def read_table_of_pictures(
     table: Path, settings: DataSettings, text_columns: Sequence[str], image_column: str | None
-) -> FolderData:
+) -> Tables:
     """One table that the user has named; if it names pictures, these may lie anywhere.
 
     Args:
@@ -101,69 +101,72 @@ def read_table_of_pictures(
         text_columns: columns whose values are text also where they look like numbers.
         image_column: the column that names pictures, if the settings name it.
     """
-    data = tables.load_tables(table, [table], settings, [*text_columns, *AS_WRITTEN])
-    rows = {table: data["train"]}
+    whole = load_tables(table, [table], settings, [*text_columns, *AS_WRITTEN])
+    data = whole.data["train"]
     finder = PictureFinder(table.parent, anywhere=True)
-    if (column := path_column(rows, finder, image_column, labels_in(settings))) is not None:
-        name = image_column or ("image" if column == PATH_NAME else column)
-        rows, _ = with_pictures(rows, column, finder, name=name, all_exist=False)
-    return FolderData(datasets.DatasetDict({**data, "train": rows[table]}), {}, [])
+    column = path_column({table: data}, finder, image_column, labels_in(settings))
+    if column is None:
+        return whole
+    read = Table(data, whole.origins["train"].lines, whole.notes)
+    naming = _with_pictures(table, read, column, finder, image_column)
+    return whole._replace(data=datasets.DatasetDict(train=naming.rows.data), notes=naming.rows.notes)
 
 
-def read_table(table: Path, settings: DataSettings, text_columns: Sequence[str]) -> datasets.Dataset:
-    """The rows of a table; names of pictures that look like numbers are read as they are written."""
-    return tables.load_tables(table, [table], settings, [*text_columns, *AS_WRITTEN])["train"]
+def read_tables(
+    paths: Sequence[Path], settings: DataSettings, text_columns: Sequence[str], source: Path
+) -> dict[Path, Table]:
+    """The rows of tables, also of several kinds; names of pictures that look like numbers are read as written."""
+    kinds = defaultdict(list)
+    for path in paths:
+        kinds[TABLE_BUILDERS[path.suffix.lower()]].append(path)
+    read = [read_each(files, settings, [*text_columns, *AS_WRITTEN], source) for files in kinds.values()]
+    rows = {table: one for part in read for table, one in part.items()}
+    return {path: rows[path] for path in paths}
 
 
 def labels_in(settings: DataSettings) -> list[str]:
-    """The columns of labels, as far as the settings or their usual names tell."""
-    return [*filter(None, (settings.label_column_name, *settings.label_column_names)), *columns.LABEL_NAMES]
+    """The columns of labels that the settings name."""
+    return [*filter(None, (settings.label_column_name, *settings.label_column_names))]
 
 
-def splits_of(folder: Path, split_of: Mapping[Path, str | None]) -> dict[Path, str]:
-    """The split of each table: train, if none names one.
+def splits_of(folder: Path, split_of: Mapping[Path, str | None], chosen: Sequence[Path]) -> dict[Path, str]:
+    """The split of each chosen table: train, if none names one.
 
     Raises:
         UserError: some name their split and others do not.
     """
-    unknown = [str(table.relative_to(folder)) for table, split in split_of.items() if split is None]
-    if 0 < len(unknown) < len(split_of):
+    unknown = [str(table.relative_to(folder)) for table in chosen if split_of[table] is None]
+    if 0 < len(unknown) < len(chosen):
         raise user_error(
             expected=f"tables in {folder} that all name their split, as train.csv or test/metadata.csv do",
             found=f"{some(unknown)}, beside others that do",
-            do="rename these or move them elsewhere",
+            do="rename these, move them elsewhere, or name one table in --dataset_name",
         )
-    return {table: split or "train" for table, split in split_of.items()}
+    return {table: split_of[table] or "train" for table in chosen}
 
 
-def joined(rows: Mapping[Path, datasets.Dataset], split_of: Mapping[Path, str]) -> datasets.DatasetDict:
-    """The rows of tables by split."""
-    parts = defaultdict(list)
-    for table, data in rows.items():
-        parts[split_of[table]].append(data)
-    return datasets.DatasetDict({name: datasets.concatenate_datasets(part) for name, part in parts.items()})
+def joined(rows: Mapping[Path, Table], split_of: Mapping[Path, str], settings: DataSettings) -> Tables:
+    """The rows of tables by split; a test split without labels has missing ones.
 
-
-def refuse_other_columns(
-    rows: Mapping[Path, datasets.Dataset], split_of: Mapping[Path, str], labels: Sequence[str]
-) -> None:
-    """Refuse tables with different columns: where a table lacks a column, all its values would count as missing.
-
-    Args:
-        rows: the tables.
-        split_of: of each its split.
-        labels: columns that a table of the test split may lack.
+    Raises:
+        UserError: tables with other columns: the values of those that they lack would count as missing.
     """
     first = min(rows, key=lambda table: split_of[table] != "train")
-    wanted = set(rows[first].column_names)
-    for table, data in rows.items():
-        different = sorted(wanted ^ set(data.column_names))
-        if different and not (split_of[table] == "test" and set(different) <= wanted & set(labels)):
+    wanted = set(rows[first].data.column_names)
+    for table, one in rows.items():
+        different = sorted(wanted ^ set(one.data.column_names))
+        labels = {name for name in wanted if name in labels_in(settings) or columns.may_be(columns.LABEL, name)}
+        if different and not (split_of[table] == "test" and set(different) <= labels):
             raise user_error(
                 expected=f"the same columns in {table} and in {first}",
                 found=f"{', '.join(different)} in only one of them",
                 do="give all tables the same columns",
             )
+    splits: dict[str, dict[Path, Table]] = defaultdict(dict)
+    for table, one in rows.items():
+        splits[split_of[table]][table] = one
+    whole = tables.joined(splits, [note for one in rows.values() for note in one.notes])
+    return whole._replace(data=tables.with_all_columns(whole.data))
 
 
 def _not_used(paths: Sequence[Path]) -> list[str]:

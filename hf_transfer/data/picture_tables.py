@@ -9,20 +9,20 @@ import datasets
 from hf_transfer.data import columns
 from hf_transfer.data.files import Tree, walk
 from hf_transfer.data.pictures import SUFFIXES
-from hf_transfer.data.split_names import SPLIT_OF, split_of_path, split_words
+from hf_transfer.data.split_folders import SPLIT_OF, split_words
+from hf_transfer.data.split_names import split_of
 from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import some, user_error
 
 METADATA = "metadata"
 # The column of an imagefolder's metadata with the paths of images.
 PATH_NAME = "file_name"
-# The usual names of columns that name pictures, in lower case.
-PATH_NAMES = (
-    PATH_NAME, "filename", "file", *columns.IMAGE_NAMES, "image_path", "img_path", "image_name", "image_file",
-    "image_filename", "filepath", "file_path", "path", "picture", "photo", "image_id", "img_id", "id", "image index",
-)  # fmt: skip
-# The same names as they may be written: these columns are read as text, so that 007 stays 007.
-AS_WRITTEN = tuple({form for name in PATH_NAMES for form in (name, name.capitalize(), name.title(), name.upper())})
+# As they may be written: these columns are read as text, so that 007 stays 007.
+AS_WRITTEN = tuple({
+    form
+    for name in ("id", "file", "filename", "file_name", "image", "image_id", "img", "img_id", "imageid", "photo")
+    for form in (name, name.capitalize(), name.title(), name.upper(), name.replace("id", "ID").replace("_", ""))
+})  # fmt: skip
 # The values of a column by which it is judged.
 TRIED = 50
 # Longer names are those of no file.
@@ -62,7 +62,7 @@ class PictureFinder:
             return []
         matches = [path for path in self._named(parts[-1]) if self._ends_with(path, parts)]
         if len(matches) > 1:
-            split = split_of_path((table.stem,))
+            split = split_of(Path(table.name))
             same = [path for path in matches if split in self._splits(path)]
             matches = same or [path for path in matches if not self._splits(path)] or matches
         return matches
@@ -117,7 +117,7 @@ def tables_in(folder: Path, tree: Tree) -> tuple[dict[Path, str | None], list[st
     answers = [file for file in tables if "submission" in file.stem.lower()]
     chosen = [file for file in tables if file.stem == METADATA] or [file for file in tables if file not in answers]
     notes = [f"Not used, since they are examples of answers: {some(list(map(str, answers)))}."] if answers else []
-    return {table: split_of_path(table.relative_to(folder).parts) for table in chosen}, notes
+    return {table: split_of(table.relative_to(folder)) for table in chosen}, notes
 
 
 def embedded_columns(data: datasets.Dataset) -> list[str]:
@@ -149,10 +149,8 @@ def path_column(tables: Tables, finder: PictureFinder, wanted: str | None, other
         # A model that was trained on a folder of classes remembers this name.
         if wanted is not None and (wanted in names or wanted != "image" or "image" in data.column_names):
             return wanted if wanted in names else None
-        names = [name for name in names if name not in others]
-        usual = sorted(
-            (name for name in names if name.lower() in PATH_NAMES), key=lambda name: PATH_NAMES.index(name.lower())
-        )
+        names = [name for name in names if name not in others and not columns.may_be(columns.LABEL, name)]
+        usual = sorted((name for name in names if columns.may_be(columns.IMAGE, name)), key=_rank)
         shares = {name: _share(data, name, finder, table) for name in names}
         best = max(shares.values(), default=0.0)
         chosen = [name for name in usual if shares[name] == best and best] or [
@@ -160,17 +158,30 @@ def path_column(tables: Tables, finder: PictureFinder, wanted: str | None, other
         ]
         if not best:
             text = [name for name in names if columns.is_text(data.features[name])]
-            likely = [name for name in text if next(filter(None, data[name]), "").lower().endswith(tuple(SUFFIXES))]
-            chosen = [name for name in usual if name in text] or likely
+            chosen = [name for name in usual if name in text] or columns.likely_paths(data, names)
         if len(chosen) == 1 or (chosen and chosen[0] in usual):
             return str(chosen[0])
     return None
+
+
+def _rank(name: str) -> int:
+    """The place of a column among those with usual names: `file_name`, as in metadata, comes first."""
+    role = columns.IMAGE
+    names = [PATH_NAME, *role.names, *role.synonyms, *role.last]
+    return [columns.plain(one) for one in names].index(columns.plain(name))
 
 
 def _share(data: datasets.Dataset, column: str, finder: PictureFinder, table: Path) -> float:
     """The share of a column's first values that name a picture."""
     values = [str(value) for value in data[column][:TRIED] if value is not None and str(value).strip()]
     return sum(bool(finder.candidates(value, table)) for value in values) / max(1, len(values))
+
+
+def picture_column(column: str, data: datasets.Dataset, wanted: str | None) -> str:
+    """What the column with the pictures is called: as set, or else `image`, as in folders of classes, if it is free."""
+    if wanted is not None:
+        return wanted
+    return column if "image" in data.column_names else "image"
 
 
 def with_pictures(

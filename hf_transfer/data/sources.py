@@ -4,18 +4,18 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from hf_transfer.data import archives, files, folders, hub_access, picture_folders, samples, tables
+from hf_transfer.data import archives, encodings, files, folders, hub_access, picture_folders, samples, tables
 from hf_transfer.data.class_folders import PICTURES, TEXTS, advice_on_unread, described_suffixes
 from hf_transfer.data.folders import FolderData
 from hf_transfer.data.origins import Origins
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.split_names import SPLIT_NAMES
-from hf_transfer.errors import user_error
+from hf_transfer.errors import UserError, user_error
 from hf_transfer.settings.data import DataSettings
 
 
@@ -23,10 +23,10 @@ class Loaded(NamedTuple):
     """A data set as it was read.
 
     Attributes:
-        data: its splits, as they are called there.
+        data: its splits.
         info: what the Hub says of it; None for other data, and without an answer.
-        origins: the file and line of each row, by split; empty where rows have none.
-        notes: sentences on how it was understood, and what in it is not used.
+        origins: of each split the file and line of each row; empty for data of the Hub, of memory and of the samples.
+        notes: sentences on how files were read.
     """
 
     data: datasets.DatasetDict
@@ -35,7 +35,7 @@ class Loaded(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def load(settings: DataSettings, read: Callable[[Path], FolderData], cache: Path) -> Loaded:
+def load(settings: DataSettings, read: Callable[[Path], Loaded], cache: Path) -> Loaded:
     """The data set that `dataset_name` names.
 
     Args:
@@ -53,7 +53,7 @@ def load(settings: DataSettings, read: Callable[[Path], FolderData], cache: Path
     path = Path(os.path.normpath(Path(name).expanduser().absolute()))
     try:
         if path.exists():
-            loaded = Loaded(*_read(path, read, cache))
+            loaded = _read(path, read, cache)
         elif _looks_like_a_path(name):
             raise user_error(
                 expected="a data set: a folder or file here, a Hub id, or sample:NAME",
@@ -61,13 +61,14 @@ def load(settings: DataSettings, read: Callable[[Path], FolderData], cache: Path
                 do="correct --dataset_name",
             )
         else:
-            loaded = Loaded(*_load_from_hub(settings))
+            loaded = _load_from_hub(settings)
         for split in loaded.data.values():
             # Arrow accepts invalid text, and would fail later, wherever that sample is read.
             split.data.table.validate(full=True)
         return loaded
     except (DatasetGenerationError, OSError, ValueError, TypeError, RuntimeError, StopIteration) as error:
-        tables.refuse_other_encoding(path, settings.encoding)
+        if path.exists() and (other := _of_other_encoding(path, settings.encoding)):
+            raise other from error
         empty = isinstance(error, StopIteration)
         raise user_error(
             expected=f"a data set that can be read at {name}",
@@ -76,20 +77,25 @@ def load(settings: DataSettings, read: Callable[[Path], FolderData], cache: Path
         ) from error
 
 
-def _read(path: Path, read: Callable[[Path], FolderData], cache: Path) -> tuple[Any, ...]:
+def _read(path: Path, read: Callable[[Path], Loaded], cache: Path) -> Loaded:
+    """A file or folder: an archive is unpacked, and what `datasets` has saved is read, for all modalities alike."""
     notes = []
     if path.is_file() and archives.is_archive(path):
         notes.append(f"{path} was unpacked into {(unpacked := archives.unpacked(path, cache))}.")
         path = unpacked
     saved = folders.saved_folder(path) if path.is_dir() else None
-    data = folders.read_saved(saved) if saved else read(path)
-    return data.data, None, data.origins, [*notes, *data.notes]
+    loaded = _loaded(folders.read_saved(saved)) if saved else read(path)
+    return loaded._replace(notes=[*notes, *loaded.notes])
+
+
+def _loaded(data: FolderData | tables.Tables) -> Loaded:
+    return Loaded(data.data, origins=data.origins, notes=data.notes)
 
 
 def read_files(
     path: Path, settings: DataSettings, text_columns: Sequence[str], *, image_column: str | None = None,
     samples_are_texts: bool = False,
-) -> FolderData:  # fmt: skip
+) -> Loaded:  # fmt: skip
     """A folder of images or texts by class, images that a table names, a folder of tables, or one table.
 
     Args:
@@ -101,20 +107,18 @@ def read_files(
     """
     if path.is_file():
         if samples_are_texts:
-            return FolderData(tables.load_tables(path, [path], settings, text_columns), {}, [])
-        return picture_folders.read_table_of_pictures(path, settings, text_columns, image_column)
+            return _loaded(tables.load_tables(path, [path], settings, text_columns))
+        return _loaded(picture_folders.read_table_of_pictures(path, settings, text_columns, image_column))
     tree = files.walk(path)
     images, table_files = _of(tree, SUFFIXES), _of(tree, tables.TABLE_BUILDERS)
     plain_tables = [file for file in table_files if not file.name.startswith("metadata.")]
     if images and not (samples_are_texts and plain_tables):
         files.refuse_compressed(_of(tree, (".zip",)))
-        return picture_folders.read(path, tree, settings, text_columns, image_column)
+        return _loaded(picture_folders.read(path, tree, settings, text_columns, image_column))
     if table_files:
-        chosen = plain_tables or table_files
-        data = tables.load_tables(path, chosen, settings, text_columns)
-        return FolderData(data, {}, files.unused_tables(path, tables.TABLE_BUILDERS[chosen[0].suffix.lower()], chosen))
+        return _loaded(tables.load_tables(path, plain_tables or table_files, settings, text_columns))
     if samples_are_texts and _of(tree, TEXTS.suffixes):
-        return folders.read_texts(path, tree, settings.encoding)
+        return _loaded(folders.read_texts(path, tree, settings.encoding))
     if unread := _of(tree, PICTURES.unread):
         raise user_error(
             expected=f"images ({', '.join(sorted(SUFFIXES))}) below {path}",
@@ -132,7 +136,14 @@ def _of(tree: files.Tree, suffixes: Collection[str]) -> list[Path]:
     return [file for file in tree.files if file.suffix.lower() in suffixes]
 
 
-def _load_from_hub(settings: DataSettings) -> tuple[datasets.DatasetDict, hub_access.RepositoryInfo | None]:
+def _of_other_encoding(path: Path, encoding: str) -> UserError | None:
+    """The error on the first bytes of CSV and JSON files that are not valid in an encoding; None: all are."""
+    below = [path] if path.is_file() else files.files_below(path, tables.TABLE_BUILDERS)
+    text = [file for file in below if tables.TABLE_BUILDERS.get(file.suffix.lower()) in ("csv", "json")]
+    return next(filter(None, (encodings.undecodable(file, encoding) for file in text)), None)
+
+
+def _load_from_hub(settings: DataSettings) -> Loaded:
     name = settings.dataset_name
     info = hub_access.ask_hub(name, kind="dataset", revision=settings.dataset_revision)
     try:
@@ -143,7 +154,7 @@ def _load_from_hub(settings: DataSettings) -> tuple[datasets.DatasetDict, hub_ac
         if info:
             raise
         raise hub_access.unreachable(name, kind="dataset", setting="dataset_name") from error
-    return data, info
+    return Loaded(data, info)
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -1,63 +1,85 @@
-"""The usual names of splits, and which split the name of a file or folder means."""
+"""Which split a file belongs to, by its name and the names of its folders."""
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_transfer.errors import some, user_error
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval"),
 }
-SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-# Words beside the split in names such as train_images and test_set.
-CONTAINERS = frozenset({
-    "data", "dataset", "file", "files", "folder", "image", "images", "img", "imgs", "jpg", "jpeg", "photo", "photos",
-    "picture", "pictures", "png", "set", "split", "text", "texts", "txt",
-})  # fmt: skip
+# Beside these, in names of files only.
+SHORT_NAMES = {"trn": "train", "tst": "test", "evaluation": "test"}
+# As in TestSet, test2 or traindata.
+WORD = re.compile(r"([a-z]+?)(?:data|set|dataset|split|file|files)?[0-9]*")
 
 
-def is_split(name: str) -> bool:
-    """Whether a name is that of a split, in any case."""
-    return name.lower() in SPLIT_OF
+def split_of(file: Path) -> str | None:
+    """The split that a file's name says (my_train.csv, TEST.CSV, train-00000-of-00002.parquet), or else its folder's.
 
-
-def split_words(name: str) -> list[str]:
-    """The words of a name that are names of splits: `train` of seg_train, none of trains."""
-    return [word for word in _words(name) if word in SPLIT_OF]
-
-
-def is_container(name: str) -> bool:
-    """Whether each word of a name says what is in it, such as train_images, and none can be the name of a class."""
-    words = _words(name)
-    return bool(words) and all(word in SPLIT_OF or word in CONTAINERS for word in words)
-
-
-def folders_of_splits(names: list[str]) -> dict[str, str] | None:
-    """Which split each of some folders is, if all of them are splits; None: they are not.
-
-    They are if each name is that of a split, in any case, or if they differ in that word alone, as train_images and
-    test_images do, and one of them is for training.
+    Args:
+        file: its path below the folder of the data set.
 
     Returns:
-        Of each folder the name of its split: as it is called, in lower case, or else train, validation or test.
+        train, validation or test; None: neither says any.
+
+    Raises:
+        UserError: a name says two splits.
     """
-    if names and all(map(is_split, names)):
-        return {name: name.lower() for name in names}
-    words = {name: split_words(name) for name in names}
-    if not names or any(len(chosen) != 1 for chosen in words.values()):
-        return None
-    splits = {name: SPLIT_OF[chosen[0]] for name, chosen in words.items()}
-    others = {
-        tuple(word for word in _words(name) if word not in SPLIT_OF | dict.fromkeys(CONTAINERS)) for name in names
-    }
-    distinct = len(set(splits.values())) == len(splits) > 1
-    return splits if distinct and len(others) == 1 and "train" in splits.values() else None
+    for part in (file.stem, *reversed(file.parent.parts)):
+        splits = _named_in(part)
+        if len(splits) > 1:
+            raise user_error(
+                expected="files and folders named for one split each",
+                found=f"{file}, whose name says {' and '.join(splits)}",
+                do="rename it, or name the file itself in --dataset_name",
+            )
+        if splits:
+            return splits[0]
+    return None
 
 
-def split_of_path(parts: tuple[str, ...]) -> str | None:
-    """The split whose name a part of a path begins with."""
-    words = [re.match("[a-z]*", part.lower()) for part in parts]
-    return next((SPLIT_OF[word[0]] for word in words if word and word[0] in SPLIT_OF), None)
+def _named_in(name: str) -> list[str]:
+    known = {word: split for split, words in SPLIT_NAMES.items() for word in words} | SHORT_NAMES
+    # Capitals inside a name begin a word: myTrain, TestSet.
+    words = re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    matches = [match for word in words if (match := WORD.fullmatch(word))]
+    return list(dict.fromkeys(known[match[1]] for match in matches if match[1] in known))
 
 
-def _words(name: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+", name.lower())
+def files_by_split(folder: Path, files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """The files of each split, and those that are in none; where no name says a split, all files are for training."""
+    splits: dict[str, list[Path]] = {}
+    unknown = []
+    for file in files:
+        if split := split_of(file.relative_to(folder)):
+            splits.setdefault(split, []).append(file)
+        else:
+            unknown.append(file)
+    if not splits:
+        return {"train": unknown}, []
+    return {split: splits[split] for split in SPLIT_NAMES if split in splits}, unknown
+
+
+def notes_on_files(folder: Path, splits: dict[str, list[Path]], unused: Sequence[Path]) -> list[str]:
+    """Sentences on which files became which split, if there are several, and on those that are not used."""
+    notes = []
+    if any(len(files) > 1 or not _is_plain(files[0].relative_to(folder)) for files in splits.values()):
+        parts = [f"{name} from {some(_shown(folder, files))}" for name, files in splits.items()]
+        notes.append(f"Files: {'; '.join(parts)}.")
+    if unused:
+        notes.append(f"Not used, since they are in no split: {len(unused)} tables, such as {unused[0]}.")
+    return notes
+
+
+def _is_plain(file: Path) -> bool:
+    """Whether the only file of a split needs no word on it: train.csv, test/any.csv, val-00000-of-00001.parquet."""
+    known = {word for words in SPLIT_NAMES.values() for word in words}
+    return any(re.sub(r"-[0-9]{5}-of-[0-9]{5}$", "", part) in known for part in (file.stem, *file.parent.parts))
+
+
+def _shown(folder: Path, files: Sequence[Path]) -> list[str]:
+    return [str(file.relative_to(folder)) for file in files]

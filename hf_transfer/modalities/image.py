@@ -16,11 +16,10 @@ from torch.utils.data import Dataset
 from hf_transfer.data import batches, columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, LabelRows, Loaders
 from hf_transfer.data.checked import Selected
-from hf_transfer.data.folders import FolderData
 from hf_transfer.data.pictures import BadImageError, decode, decode_picture
 from hf_transfer.data.rows import describe_row, encoded_image
 from hf_transfer.data.samples import NOT_TO_BE_MIRRORED
-from hf_transfer.data.sources import read_files
+from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.augmentation import Augmentation
@@ -147,7 +146,7 @@ class ImageModality(Modality[VisionConfig]):
     kind: ClassVar[str] = "An image"
     task: ClassVar[str] = "image-classification"
 
-    def read(self, path: Path, config: VisionConfig) -> FolderData:
+    def read(self, path: Path, config: VisionConfig) -> Loaded:
         """See `Modality.read`; tables may name images."""
         return read_files(path, config.data, self.text_columns(config), image_column=config.image.image_column_name)
 

@@ -9,19 +9,20 @@ import pyarrow.compute
 
 from hf_transfer.data import columns
 from hf_transfer.data.files import Tree, walk
-from hf_transfer.data.folders import FolderData
 from hf_transfer.data.hub_access import is_hub_id
-from hf_transfer.data.picture_folders import joined, labels_in, read_table, refuse_other_columns, splits_of
+from hf_transfer.data.picture_folders import joined, labels_in, read_tables, splits_of
 from hf_transfer.data.picture_tables import (
     PATH_NAME,
     PictureFinder,
     embedded_columns,
     path_column,
+    picture_column,
     resolved,
     tables_in,
     with_pictures,
 )  # fmt: skip
 from hf_transfer.data.pictures import SUFFIXES
+from hf_transfer.data.sources import Loaded
 from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import some, user_error
 from hf_transfer.settings.run import MultimodalConfig
@@ -47,7 +48,7 @@ def select_pairs(data: datasets.Dataset, image: str, text: str, dataset_name: st
     return datasets.concatenate_datasets([images, datasets.Dataset.from_dict({"text": texts}, features)], axis=1)
 
 
-def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]) -> FolderData:
+def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]) -> Loaded:
     """A table that names images, or a folder of tables with their images; see `data/picture_tables.py`.
 
     Args:
@@ -62,21 +63,24 @@ def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]
     folder = path if is_folder else path.parent
     tree = walk(path) if is_folder else None
     split_of, notes = _tables(folder, tree) if tree else ({path: "train"}, [])
-    rows = {table: read_table(table, config.data, text_columns) for table in split_of}
-    labels = labels_in(config.data)
-    refuse_other_columns(rows, split_of, labels)
+    read = read_tables(list(split_of), config.data, text_columns, path)
+    whole = joined(read, split_of, config.data)
+    rows = {table: one.data for table, one in read.items()}
     wanted = config.image.image_column_name
     finder = PictureFinder(folder, tree, anywhere=not is_folder)
-    column = path_column(rows, finder, wanted, labels)
+    column = path_column(rows, finder, wanted, labels_in(config.data))
     embedded = [(data, name) for data in rows.values() for name in embedded_columns(data)] if column is None else []
     for data, name in embedded:
         _refuse_paths(data, name, ())
     named: set[Path] = set()
     if column is not None:
-        rows, named = with_pictures(rows, column, finder, name=wanted or column, all_exist=True)
+        usual = column in columns.IMAGE.names
+        name = column if usual and not wanted else picture_column(column, whole.data["train"], wanted)
+        rows, named = with_pictures(rows, column, finder, name=name, all_exist=True)
+        whole = joined({table: read[table]._replace(data=data) for table, data in rows.items()}, split_of, config.data)
     if tree and (column is not None or embedded):
         _refuse_unnamed(folder, tree, named)
-    return FolderData(joined(rows, split_of), {}, notes)
+    return Loaded(whole.data, origins=whole.origins, notes=[*whole.notes, *notes])
 
 
 def _tables(folder: Path, tree: Tree) -> tuple[dict[Path, str], list[str]]:
@@ -88,7 +92,7 @@ def _tables(folder: Path, tree: Tree) -> tuple[dict[Path, str], list[str]]:
             found="none",
             do=f"write a metadata.csv beside the images, with the columns {PATH_NAME}, text and label",
         )
-    return splits_of(folder, tables), notes
+    return splits_of(folder, tables, list(tables)), notes
 
 
 def _refuse_unnamed(folder: Path, tree: Tree, named: set[Path]) -> None:

@@ -12,8 +12,7 @@ from torch import nn
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Loaders, loaders_of
 from hf_transfer.data.checked import Selected
-from hf_transfer.data.folders import FolderData
-from hf_transfer.data.sources import read_files
+from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Wanted, saved_description
@@ -40,7 +39,7 @@ class TextModality(Modality[TextConfig]):
     task: ClassVar[str] = "text-classification"
     larger_head: ClassVar[bool] = True
 
-    def read(self, path: Path, config: TextConfig) -> FolderData:
+    def read(self, path: Path, config: TextConfig) -> Loaded:
         """See `Modality.read`; files of text may be samples."""
         return read_files(path, config.data, self.text_columns(config), samples_are_texts=True)
 
@@ -50,12 +49,13 @@ class TextModality(Modality[TextConfig]):
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`."""
-        return any(columns.is_text(kind) for name, kind in features.items() if name not in columns.LABEL_NAMES)
+        return any(columns.is_text(kind) for name, kind in features.items() if not columns.may_be(columns.LABEL, name))
 
     def select(self, loaded: datasets.DatasetDict, config: TextConfig) -> Selected:
         """See `Modality.select`."""
         train = loaded["train"]
-        chosen = [columns.text_column(train, config.text.text_column_name, config.data.label_column_name)]
+        chosen = [columns.text_column(train, config.text.text_column_name, config.data)]
+        columns.refuse_other_values(train, chosen[0])
         if (pair := config.text.text_pair_column_name) is not None:
             chosen.append(columns.text_pair_column(train, pair, chosen[0]))
         texts = {name: columns.texts(split, chosen) for name, split in loaded.items()}
