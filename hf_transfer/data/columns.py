@@ -136,6 +136,11 @@ def stays_text(name: str) -> bool:
     return may_be(LABEL, name) or may_be(TEXT, name)
 
 
+def is_usual(name: str) -> bool:
+    """Whether a name of more than a letter or two is a usual one for a column of images, texts or labels."""
+    return any(may_be(role._replace(last=()), name) for role in ROLES.values())
+
+
 def by_name(names: Sequence[str], role: Role) -> list[str]:
     """The columns that could have a role, by their names: one, if there is no doubt."""
     for usual in role.names:

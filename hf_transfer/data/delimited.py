@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from hf_transfer.data import encodings
 from hf_transfer.data.field_types import all_numbers
-from hf_transfer.errors import UserError, user_error
+from hf_transfer.errors import UserError, some, user_error
 from hf_transfer.settings.ranges import DELIMITERS
 
 # The separator that a file's name says; a comma for all others.
@@ -42,7 +42,11 @@ Lines = npt.NDArray[np.int64]
 
 
 class QuoteError(UserError):
-    """Quotes that do not enclose whole fields."""
+    """Quotes that do not enclose whole fields; `line` is that of the first one."""
+
+    def __init__(self, *, expected: str, found: str, do: str, line: int) -> None:
+        super().__init__(str(user_error(expected=expected, found=found, do=do)), found=found)
+        self.line = line
 
 
 @dataclass(frozen=True)
@@ -106,12 +110,14 @@ def read_delimited(file: Path, encoding: str, delimiter: str | None = None) -> T
     with _decoding(file, layout.encoding), _large_fields(), _without_collection():
         try:
             table, lines, notes = _read(file, layout)
-        except QuoteError:
+        except QuoteError as error:
             layout = replace(layout, quoted=False)
             if not _is_unquoted(file, layout):
                 raise
             table, lines, _ = _read(file, layout)
-            notes = [f"{file.name}: quotes are read as text, since they do not enclose whole fields."]
+            notes = [
+                f"{file.name}: quotes are read as text, since the one in line {error.line} encloses no whole field."
+            ]
     return TextTable(table, lines, [*layout.notes, *notes], f"{digest} {replace(layout, notes=())}")
 
 
@@ -248,17 +254,16 @@ def _quote_error(file: Path, start: int, end: int) -> QuoteError:
         start: the line of the row.
         end: the line in which another quote ends the field; 0: none does.
     """
+    do = f'in line {start} enclose that field in quotes, and double those in it: "5" pipe becomes """5"" pipe"'
     if start == end:
         found = f"line {start}: a field that begins with a quote, and goes on after the next one"
+    elif end:
+        found = f"line {start}: a quote that is closed only in line {end}, so that these lines are one field"
+        do += "; if that is right, save the table as JSON or Parquet"
     else:
-        closed = f"is closed only in line {end}, so that these lines are one field" if end else "is never closed"
-        found = f"line {start}: a quote that {closed}"
-    error = user_error(
-        expected=f"in {file} fields that have no quote at their beginning, or are enclosed in quotes",
-        found=found,
-        do=f'in line {start} enclose that field in quotes, and double those in it: "5" pipe becomes """5"" pipe"',
-    )
-    return QuoteError(str(error), found=error.found)
+        found = f"line {start}: a quote that is never closed"
+    expected = f"in {file} fields that have no quote at their beginning, or are enclosed in quotes"
+    return QuoteError(expected=expected, found=found, do=do, line=start)
 
 
 def _is_unquoted(file: Path, layout: Layout) -> bool:
@@ -317,7 +322,7 @@ def _wrong_width(file: Path, names: Sequence[str], wrong: Sequence[tuple[int, in
     (line, fields), more = wrong[0], len(wrong) - 1
     sign = layout.delimiter
     return user_error(
-        expected=f"{len(names)} fields in each row of {file}, as in its first line ({', '.join(names)})",
+        expected=f"as many fields in each row of {file} as in its first line: {len(names)} ({some(names)})",
         found=f"line {line}: {fields}" + (f", and {more} more such rows" if more else ""),
         do=f"enclose fields that hold the separator {sign!r} in quotes, add the missing fields, or name another "
         "separator with --delimiter",
@@ -384,10 +389,16 @@ def _refuse_swallowed_lines(
             continue
         for place, column in enumerate(columns):
             if place not in known:
-                known[place] = pc.unique(column.filter(within_line))
+                known[place] = _few_values(column.filter(within_line))
             values = pa.array([line[place] for line in lines], pa.large_string())
             if pc.all(pc.is_in(values, known[place])).as_py() or (all_numbers(values) and all_numbers(known[place])):
                 raise _quote_error(file, row.start, row.end)
+
+
+def _few_values(column: pa.ChunkedArray) -> pa.Array:
+    """The values of a column if they are those of labels or numbers; none where texts differ from row to row."""
+    values = pc.unique(column)
+    return values if 2 * len(values) <= len(column) or all_numbers(values) else values[:0]
 
 
 def _note_on_lines(file: Path, spanning: Sequence[_Spanning]) -> list[str]:
@@ -395,6 +406,6 @@ def _note_on_lines(file: Path, spanning: Sequence[_Spanning]) -> list[str]:
         return []
     first = spanning[0]
     return [
-        f"{file.name}: {len(spanning):,} rows have line breaks in quotes, the first in lines {first.start} to "
+        f"{file.name}: rows with line breaks in quotes: {len(spanning):,}, the first in lines {first.start} to "
         f"{first.end}."
     ]

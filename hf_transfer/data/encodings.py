@@ -16,7 +16,8 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 # What a file that is not valid in its encoding is tried with. The last one reads anything.
-USUAL = ("utf-8", "cp1252", "latin-1")
+EUROPEAN = " for western European languages"
+USUAL = {"utf-8": "", "cp1252": EUROPEAN, "latin-1": EUROPEAN}
 WITHOUT_MARK = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 WIDE = ("utf-16", "utf-32")
 BLOCK = 1 << 20
@@ -59,6 +60,12 @@ def _wide(file: Path, wanted: str, likely: str | None, head: bytes) -> str:
             expected=f"text in {wanted} in {file}",
             found="no byte that is zero, as separators and ends of lines have there",
             do="leave out --encoding, or name another",
+        )
+    if likely is not None and not likely.startswith(wanted):
+        raise user_error(
+            expected=f"text in {wanted} in {file}",
+            found=f"text in {likely.upper()}",
+            do=f"use --encoding {likely}",
         )
     if wanted in ("utf-16", "utf-32"):
         # Without a mark either order of bytes is possible.
@@ -120,7 +127,7 @@ def undecodable(file: Path, encoding: str) -> UserError | None:
         return user_error(
             expected=f"text in {encoding} in {file}",
             found=f"line {line}: byte 0x{content[error.start]:02x} at column {column}",
-            do=f"name the file's encoding, for example --encoding {_decodable(content)}, or save it as UTF-8",
+            do=f"name the encoding in which it was saved{_example(content)}, or save it as UTF-8",
         )
     return None
 
@@ -133,11 +140,12 @@ def _position(before: bytes, encoding: str) -> tuple[int, int]:
     return len(lines), len(lines[-1]) + 1
 
 
-def _decodable(content: bytes) -> str:
-    for encoding in USUAL:
+def _example(content: bytes) -> str:
+    """The setting with which a file can be read, in the middle of a sentence."""
+    for encoding, remark in USUAL.items():
         try:
             content.decode(encoding)
         except UnicodeDecodeError:
             continue
-        return encoding
-    return USUAL[-1]
+        return f": --encoding {encoding}{remark}"
+    return ""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.json
 
-from hf_transfer.data import encodings
+from hf_transfer.data import columns, encodings
 from hf_transfer.errors import UserError, some, user_error
 
 Lines = npt.NDArray[np.int64]
@@ -95,16 +95,19 @@ def _thorough(file: Path, codec: str) -> tuple[pa.Table, Lines]:
         else:
             values, lines = _one_after_another(text)
     except json.JSONDecodeError as error:
+        # A sign that is missing at the end of a line is noticed at the beginning of the next one.
+        is_sign = error.msg.startswith("Expecting '")
+        fault = json.JSONDecodeError(error.msg, text, len(text[: error.pos].rstrip())) if is_sign else error
         raise user_error(
             expected=f"JSON in {file}: {FORMS}",
-            found=f"line {error.lineno}, column {error.colno}: {error.msg}",
+            found=f"line {fault.lineno}, column {fault.colno}: {fault.msg}",
             do="correct this line",
         ) from error
     if not values:
         raise _no_rows(file)
     if len(values) == 1 and text.lstrip()[:1] == "{":
-        values = _rows_of_object(file, values[0])
-        lines = [0] * len(values)
+        rows = _rows_of_object(file, values[0])
+        values, lines = rows, lines if rows[:1] == values else [0] * len(rows)
     return _table(file, values, np.asarray(lines, dtype=np.int64))
 
 
@@ -193,6 +196,8 @@ def _rows_of_objects(file: Path, value: Mapping[str, Row]) -> list[Row]:
     """The rows of an object of objects: of columns by the index of each row, or of rows by their index."""
     inner = list(dict.fromkeys(name for part in value.values() for name in part))
     outer_is_index, inner_is_index = (all(map(str.isdigit, names)) for names in (value, inner))
+    if outer_is_index == inner_is_index:
+        inner_is_index, outer_is_index = (any(map(columns.is_usual, names)) for names in (value, inner))
     if outer_is_index == inner_is_index:
         raise user_error(
             expected=f"in {file} rows that are numbered, and columns that have names",

@@ -65,9 +65,18 @@ def files_by_split(folder: Path, files: Sequence[Path]) -> tuple[dict[str, list[
 
 
 def notes_on_files(folder: Path, splits: dict[str, list[Path]], unused: Sequence[Path]) -> list[str]:
-    """Sentences on which files became which split, if there are several, and on those that are not used."""
-    notes = []
-    if any(len(files) > 1 or not _is_plain(files[0].relative_to(folder)) for files in splits.values()):
+    """Sentences on which files became which split, if there are several, and on those that are not used.
+
+    Args:
+        folder: of the data set; a file: there is nothing to say.
+        splits: the files of each split.
+        unused: other files.
+    """
+    notes: list[str] = []
+    if not folder.is_dir():
+        return notes
+    only_one = sum(map(len, splits.values())) == 1
+    if not only_one and any(len(files) > 1 or not _is_plain(files[0].relative_to(folder)) for files in splits.values()):
         parts = [f"{name} from {some(_shown(folder, files))}" for name, files in splits.items()]
         notes.append(f"Files: {'; '.join(parts)}.")
     if unused:

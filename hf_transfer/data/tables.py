@@ -23,6 +23,9 @@ TABLE_BUILDERS = {
     ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json",
 }  # fmt: skip
 
+# The type of a column without values.
+NO_VALUES = datasets.Value("null")
+
 
 class Table(NamedTuple):
     """The rows of one file.
@@ -111,21 +114,22 @@ def with_all_columns(data: datasets.DatasetDict) -> datasets.DatasetDict:
 
 
 def _of_the_same_types(tables: Mapping[Path, Table]) -> list[datasets.Dataset]:
-    """The rows of each file, with the types of the first one.
+    """The rows of each file, with the types of the first one that has values.
 
     Raises:
         UserError: class numbers stand for other names in another file.
     """
-    first, *others = tables
-    features = tables[first].data.features
-    for file in others:
-        for name, feature in tables[file].data.features.items():
-            numbered = isinstance(feature, datasets.ClassLabel) or isinstance(features[name], datasets.ClassLabel)
-            if numbered and feature != features[name]:
+    features = datasets.Features()
+    for file, table in tables.items():
+        for name, feature in table.data.features.items():
+            earlier = features.setdefault(name, feature)
+            if earlier == NO_VALUES:
+                features[name] = feature
+            elif feature not in (earlier, NO_VALUES) and isinstance(feature, datasets.ClassLabel):
                 raise user_error(
-                    expected=f"the same classes in the same order in column {name!r} of {first} and {file}",
+                    expected=f"in column {name!r} of {file} the same classes in the same order as in files before it",
                     found="others",
-                    do="write the names of the classes in place of their numbers, or give both files the same names",
+                    do="write the names of the classes in place of their numbers, or give all files the same names",
                 )
     return [table.data if table.data.features == features else table.data.cast(features) for table in tables.values()]
 

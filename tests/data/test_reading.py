@@ -109,7 +109,7 @@ def test_an_unquoted_comma_does_not_move_the_fields(tmp_path: Path) -> None:
     """pandas takes the first of three fields under a header of two for the name of the row."""
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"Hello, world {n},{'ab'[n % 2]}\n" for n in range(20)))
     with user_error_with(
-        expected=f"2 fields in each row of {tmp_path / 'a.csv'}, as in its first line (text, label)",
+        expected=f"as many fields in each row of {tmp_path / 'a.csv'} as in its first line: 2 (text, label)",
         found="line 2: 3, and 19 more such rows",
         do="enclose fields that hold the separator ',' in quotes",
     ):
