@@ -8,21 +8,23 @@ from typing import NamedTuple
 import datasets
 
 from hf_transfer.data import columns, tables
-from hf_transfer.data.class_folders import PICTURES, arrange, notes_on_unread
+from hf_transfer.data.class_folders import PICTURES, Arrangement, arrange, notes_on_unread
 from hf_transfer.data.files import Tree
 from hf_transfer.data.folders import FolderData, read_pictures
 from hf_transfer.data.picture_tables import (
     AS_WRITTEN,
     METADATA,
+    TRIED,
     PictureFinder,
     path_column,
     picture_column,
+    real,
     tables_in,
     with_pictures,
 )  # fmt: skip
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.tables import TABLE_BUILDERS, Table, Tables, load_tables, read_each
-from hf_transfer.errors import some, user_error
+from hf_transfer.errors import UserError, some, user_error
 from hf_transfer.settings.data import DataSettings
 
 
@@ -43,8 +45,10 @@ def read(
     """
     split_of, notes = tables_in(folder, tree)
     metadata = any(table.stem == METADATA for table in split_of)
-    labels = {settings.label_column_name, *settings.label_column_names} - {None, *columns.LABEL_NAMES}
-    if not split_of or not (metadata or labels or not arrange(folder, tree, PICTURES).names_classes()):
+    labels = set(labels_in(settings)) - set(columns.LABEL_NAMES)
+    arranged = arrange(folder, tree, PICTURES)
+    if not split_of or not (metadata or labels or not arranged.names_classes()):
+        _refuse_other_labels(list(split_of), arranged, PictureFinder(folder, tree), settings)
         data = read_pictures(folder, tree)
         return data._replace(notes=[*data.notes, *notes, *_not_used(list(split_of))])
     read = read_tables(list(split_of), settings, text_columns, folder)
@@ -59,11 +63,42 @@ def read(
     chosen = _without_copies(naming, split_of)
     notes += _not_used([table for table in split_of if table not in chosen])
     named = {file for table in chosen for file in naming[table].files}
-    unnamed = [file for file in tree.files if file.suffix.lower() in SUFFIXES and file.resolve() not in named]
+    unnamed = [file for file in tree.files if file.suffix.lower() in SUFFIXES and real(file) not in named]
     if unnamed:
         notes.append(f"Not used, since no table names them: {len(unnamed)} images, such as {unnamed[0]}.")
     whole = joined({table: naming[table].rows for table in chosen}, splits_of(folder, split_of, chosen), settings)
     return FolderData(whole.data, whole.origins, [*whole.notes, *notes, *notes_on_unread(tree, PICTURES)])
+
+
+def _refuse_other_labels(
+    paths: Sequence[Path], arranged: Arrangement, finder: PictureFinder, settings: DataSettings
+) -> None:
+    """Refuse tables with other labels of the same pictures than the folders that they lie in."""
+    if not paths:
+        return
+    class_of = {
+        real(file): name
+        for part in arranged.parts.values()
+        for name, files in part.classes.items()
+        for file in files
+    }
+    for table in paths:
+        try:
+            data = read_tables([table], settings, (), finder.root)[table].data
+        except UserError:
+            # It is not used, which a note says.
+            continue
+        column = path_column({table: data}, finder, None, ())
+        for label in columns.by_name(data.column_names, columns.LABEL)[:1] if column else []:
+            for value, name in zip(data[label][:TRIED], data[column][:TRIED], strict=True):
+                pictures = finder.candidates(str(name), table)
+                folder = class_of.get(real(pictures[0])) if pictures else None
+                if folder not in (None, str(value)):
+                    raise user_error(
+                        expected=f"one source of labels in {finder.root}: folders, or a table",
+                        found=f"{pictures[0]}, which has the label {value!r} in {table.name} and is in folder {folder}",
+                        do=f"name the table, --dataset_name {table}, or move it elsewhere",
+                    )
 
 
 class _Naming(NamedTuple):

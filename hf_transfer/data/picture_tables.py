@@ -1,5 +1,6 @@
 """Tables that name pictures: relative to the table, or by their names in a folder beside it, with or without suffix."""
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,6 +106,11 @@ def resolved(path: Path) -> Path | None:
     except (OSError, RuntimeError, ValueError):
         # It is too long, has a null byte, leads through a file, or its links form a loop: there is no such file.
         return None
+
+
+def real(path: Path) -> Path:
+    """The path after following links, as far as they lead somewhere."""
+    return Path(os.path.realpath(path))
 
 
 def tables_in(folder: Path, tree: Tree) -> tuple[dict[Path, str | None], list[str]]:
@@ -228,7 +234,7 @@ def _file(value: str, table: Path, row: int, finder: PictureFinder, problems: Ma
     if len(pictures) > 1:
         problems["several"].append(f"{where}: {some([str(path.relative_to(finder.root)) for path in pictures])}")
     if pictures:
-        return pictures[0].resolve()
+        return real(pictures[0])
     problems["missing"].append(where)
     return direct or table.parent / value[:NAME_LENGTH]
 

@@ -17,6 +17,7 @@ from hf_transfer.data.picture_tables import (
     embedded_columns,
     path_column,
     picture_column,
+    real,
     resolved,
     tables_in,
     with_pictures,
@@ -97,7 +98,7 @@ def _tables(folder: Path, tree: Tree) -> tuple[dict[Path, str], list[str]]:
 
 def _refuse_unnamed(folder: Path, tree: Tree, named: set[Path]) -> None:
     images = [file for file in tree.files if file.suffix.lower() in SUFFIXES]
-    unnamed = [str(file.relative_to(folder)) for file in images if file.resolve() not in named]
+    unnamed = [str(file.relative_to(folder)) for file in images if real(file) not in named]
     if unnamed:
         raise user_error(
             expected=f"for each image below {folder} a row that names it",

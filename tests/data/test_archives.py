@@ -73,12 +73,12 @@ def link(kind: bytes) -> tarfile.TarInfo:
 
 LEAVING: dict[str, Callable[[Path], Path]] = {
     "dots in zip": lambda path: zip_of(path, "../../escaped.png"),
-    "root in zip": lambda path: zip_of(path, "/tmp/escaped.png"),
+    "root in zip": lambda path: zip_of(path, "/outside/escaped.png"),
     "drive in zip": lambda path: zip_of(path, "C:\\escaped.png"),
     "backslashes in zip": lambda path: zip_of(path, "x\\..\\..\\escaped.png"),
     "link in zip": lambda path: zip_of(path, "x/1.png", b"/etc/passwd", attributes=0o120777),
     "dots in tar": lambda path: tar_of(path, tarfile.TarInfo("x/../../escaped.png")),
-    "root in tar": lambda path: tar_of(path, tarfile.TarInfo("/tmp/escaped.png")),
+    "root in tar": lambda path: tar_of(path, tarfile.TarInfo("/outside/escaped.png")),
     "link in tar": lambda path: tar_of(path, link(tarfile.SYMTYPE)),
     "hard link in tar": lambda path: tar_of(path, link(tarfile.LNKTYPE)),
     "device in tar": lambda path: tar_of(path, link(tarfile.CHRTYPE)),

@@ -1,10 +1,10 @@
 """Folders of classes: what is a class, what is a split, and what is not read, for pictures and for texts."""
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -227,7 +227,7 @@ def test_links_that_lead_to_each_other_end(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     for name in "abcdefgh":
         for other in "abcdefgh":
-            os.symlink(tmp_path / other, tmp_path / name / f"to_{other}")
+            (tmp_path / name / f"to_{other}").symlink_to(tmp_path / other)
     tree = walk(tmp_path)
     assert len(tree.folders) == 8
     assert len(tree.not_followed) == 64
@@ -246,14 +246,10 @@ def test_the_origin_of_each_row_is_its_file(tmp_path: Path) -> None:
     config = VisionConfig.of(model_name_or_path="m", dataset_name="d", output_dir="o")
     loaded = ImageModality().read(root, config)
     for split in ("train", "test"):
-        paths = [image["path"] for image in loaded.data[split].cast_column("image", _encoded())["image"]]
+        paths = [
+            image["path"] for image in loaded.data[split].cast_column("image", datasets.Image(decode=False))["image"]
+        ]
         assert [loaded.origins[split].of(row) for row in range(10)] == [(path, None) for path in paths]
-
-
-def _encoded() -> object:
-    from datasets import Image as Feature
-
-    return Feature(decode=False)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16"])

@@ -100,11 +100,11 @@ def test_pictures_of_the_same_name_are_told_apart_by_the_split_of_the_table(read
 
 
 def test_a_name_of_several_pictures_is_refused(read: Any, tmp_path: Path) -> None:
-    root = pictures_and_table(tmp_path / "data", "left/{:03}.png", "{:03}", "id", "train.csv")
-    write_pictures(root, [{"file_name": f"right/{n:03}.png"} for n in range(3)], seed=1)
+    root = pictures_and_table(tmp_path / "data", "images_1/{:03}.png", "{:03}", "id", "train.csv")
+    write_pictures(root, [{"file_name": f"images_2/{n:03}.png"} for n in range(3)], seed=1)
     with user_error_with(
         expected="one image for each value of column 'id'",
-        found="3 that name several: 000 in row 0 of train.csv: left/000.png, right/000.png",
+        found="3 that name several: 000 in row 0 of train.csv: images_1/000.png, images_2/000.png",
         do="write their paths relative to the table",
     ):
         read(root)
@@ -145,6 +145,23 @@ def test_folders_of_classes_come_before_a_table_unless_its_label_is_named(settin
     assert any("ages.csv" in note for note in by_folder.notes)
     by_table = load_splits(settings(dataset_name=str(root), label_column_name="age"), ImageModality())
     assert by_table.target.names == ["new", "old"]
+
+
+@pytest.mark.parametrize("folders", [("left", "right"), ("patient1", "patient2"), ("a b", "c")])
+def test_a_table_with_other_labels_than_the_folders_is_refused_with_the_choice(
+    folders: tuple[str, str], settings: Settings, tmp_path: Path
+) -> None:
+    root = fill(tmp_path / "data", *folders, count=6)
+    rows = [{"path": f"{name}/{n}.png", "class": "ab"[n % 2]} for name in folders for n in range(6)]
+    table = write_table(root / "train.csv", rows)
+    with user_error_with(
+        expected=f"one source of labels in {root}", found="which has the label 'a' in train.csv and is in folder",
+        do=f"name the table, --dataset_name {table}, or move it elsewhere",
+    ):  # fmt: skip
+        load_splits(settings(dataset_name=str(root)), ImageModality())
+    assert load_splits(settings(dataset_name=str(table)), ImageModality()).target.names == ["a", "b"]
+    table.rename(tmp_path / "train.csv")
+    assert load_splits(settings(dataset_name=str(root)), ImageModality()).target.names == sorted(folders)
 
 
 def test_pictures_that_no_table_names_are_noted(settings: Settings, tmp_path: Path) -> None:
