@@ -12,9 +12,9 @@ from hf_transfer.data.accounting import account, sources_of
 from hf_transfer.data.cutting import cut_missing, cut_sample, where_from
 from hf_transfer.data.groups import Groups, read_groups
 from hf_transfer.data.labelled import read_labelled
-from hf_transfer.data.sample_columns import TEXT_SETTINGS, SampleColumns, Selected
+from hf_transfer.data.sample_columns import TEXT_SETTINGS, SampleColumns, Selected, read_data
 from hf_transfer.data.samples import is_sample
-from hf_transfer.data.sources import Loaded, load, origins_by_split, rename_splits
+from hf_transfer.data.sources import origins_by_split, rename_splits
 from hf_transfer.data.split_names import SPLIT_NAMES
 from hf_transfer.data.splits import UNLABELLED, Rows, Split, Splits, Unlabelled, few_of_each
 from hf_transfer.errors import user_error
@@ -35,11 +35,9 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     Raises:
         UserError: anything that a person must fix in the data or in the settings about them.
     """
-    loaded = Loaded(given) if given is not None else load(config.data, lambda path: modality.read(path, config))
+    loaded = read_data(config, modality, given)
     data, notes = rename_splits(loaded.data)
     notes = [*loaded.notes, *notes]
-    if given is None:
-        notes += modality.notes_on_files(config.data.dataset_name, data)
     groups = None if config.data.group_column_name is None else read_groups(data, config.data.group_column_name)
     without_groups = _without_groups(data, config)
     selected, label_columns = columns.together(

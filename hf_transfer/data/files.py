@@ -2,44 +2,111 @@
 
 import os
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path
 
-import datasets
-import pandas
-import pyarrow.compute
 from datasets.data_files import FILES_TO_IGNORE
 from datasets.utils.extract import Extractor
 
 from hf_transfer.errors import user_error
-from hf_transfer.targets.class_labels import class_name, fractions_among
 
-# `datasets` reads a path with these as a pattern that matches other paths, too, or as a path inside an archive.
-PATTERN_SIGNS = ("*", "?", "[", "]", "::")
-METADATA = "metadata.csv"
+# Beside names that begin with a dot; in lower case.
+HIDDEN = frozenset({
+    "__macosx", "@eadir", "__pycache__", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
+    "ehthumbs.db", "desktop.ini",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What lies below a folder.
+
+    Attributes:
+        files: all files at any depth that are not hidden, in a fixed order.
+        folders: all folders at any depth that are not hidden, in a fixed order.
+        hidden: hidden folders, which are not looked into.
+        not_followed: links to folders that have been read already, or that lie above.
+    """
+
+    files: list[Path]
+    folders: list[Path]
+    hidden: list[Path]
+    not_followed: list[Path]
+
+
+def walk(folder: Path) -> Tree:
+    """What lies below a folder; each folder is read once, however many links lead to it.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    tree = Tree([], [], [], [])
+    above = [folder.resolve(), *folder.resolve().parents]
+    read = {_identity(one) for one in above}
+    links = _walk(folder, read, tree)
+    while links:
+        # After the folders themselves: a link to one of them would be a copy of it.
+        link = links.pop(0)
+        if _identity(link) in read:
+            tree.not_followed.append(link)
+            continue
+        read.add(_identity(link))
+        tree.folders.append(link)
+        links += _walk(link, read, tree)
+    for part in (tree.files, tree.folders, tree.hidden, tree.not_followed):
+        part.sort()
+    return tree
+
+
+def _walk(folder: Path, read: set[tuple[int, int]], tree: Tree) -> list[Path]:
+    """Add what lies below a folder, and return the links to folders below it."""
+    links, waiting = [], [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in sorted(entries, key=lambda one: one.name):
+                path = Path(entry.path)
+                if not _is_folder(entry):
+                    if not is_hidden(entry.name) and entry.name not in FILES_TO_IGNORE:
+                        tree.files.append(path)
+                elif is_hidden(entry.name):
+                    tree.hidden.append(path)
+                elif entry.is_symlink():
+                    links.append(path)
+                else:
+                    read.add(_identity(path))
+                    tree.folders.append(path)
+                    waiting.append(path)
+    return links
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link that leads to itself.
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def is_hidden(name: str) -> bool:
+    """Whether programs put a file or folder of this name beside data: hidden files, thumbnails, archives of macOS."""
+    return name.startswith(".") or name.lower() in HIDDEN
 
 
 def files_below(folder: Path, suffixes: Collection[str] | None = None) -> list[Path]:
-    """All files at any depth in a fixed order, except for those that `datasets` ignores, such as README.md.
+    """All files at any depth in a fixed order, except for hidden ones and those that `datasets` ignores.
 
     Args:
-        folder: links in it are followed.
+        folder: links in it are followed, each folder once.
         suffixes: only files with these, in lower case.
     """
-    paths = [Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names]
-    chosen = [path for path in paths if suffixes is None or path.suffix.lower() in suffixes]
-    return sorted(path for path in chosen if path.name not in FILES_TO_IGNORE)
-
-
-def refuse_patterns(path: Path) -> None:
-    """Refuse a path that `datasets` would read as a pattern."""
-    if signs := [sign for sign in PATTERN_SIGNS if sign in str(path.absolute())]:
-        raise user_error(
-            expected=f"a path without {' '.join(PATTERN_SIGNS)}, which would be read as a pattern",
-            found=f"{' '.join(signs)} in {path.absolute()}",
-            do="rename the file or folder",
-        )
+    return [path for path in walk(folder).files if suffixes is None or path.suffix.lower() in suffixes]
 
 
 def refuse_compressed(files: Iterable[Path]) -> None:
@@ -58,38 +125,3 @@ def _compression(file: Path) -> str | None:
         return Extractor.infer_extractor_format(file) or ("zip" if file.suffix.lower() == ".zip" else None)
     except (EOFError, LZMAError, zlib.error):
         return "a format that cannot be read, or is damaged"
-
-
-def refuse_guessed_labels(folder: Path, columns: Iterable[str]) -> None:
-    """Refuse labels in a `metadata.csv` that pandas would change, since it guesses types: 01 becomes 1, NA nothing."""
-    for file in (path for path in files_below(folder) if path.name == METADATA):
-        as_written = pandas.read_csv(file, dtype=str, keep_default_na=False)
-        as_guessed = pandas.read_csv(file)
-        for column in set(columns) & set(as_written.columns):
-            if fractions_among([text for text in as_written[column] if text]):
-                # Measurements, not names: 1.0 and 1 are the same.
-                continue
-            pairs = [pair for pair in zip(as_written[column], as_guessed[column], strict=True) if pair[0] != ""]
-            # NaN, which stands for a missing value, is the only one that differs from itself.
-            if changed := sorted({text for text, value in pairs if value != value or text != class_name(value)}):
-                raise user_error(
-                    expected=f"labels in column '{column}' of {file} that are read as they are written",
-                    found=f"{', '.join(map(repr, changed[:5]))}, which would be read as numbers or as missing",
-                    do="write a metadata.jsonl with the labels as strings, or use other labels",
-                )
-
-
-def unused_images(images: Iterable[Path], loaded: Mapping[str, datasets.Dataset]) -> list[str]:
-    """A note on images that are in no split: `datasets` skips files whose names it does not expect."""
-    used = set()
-    for split in loaded.values():
-        for column in (name for name, kind in split.features.items() if isinstance(kind, datasets.Image)):
-            paths = pyarrow.compute.struct_field(split.with_format("arrow")[:][column], "path").to_pylist()
-            used |= {os.path.normpath(path) for path in paths if path}
-    return _note([Path(os.path.normpath(image.absolute())) for image in images], used, "images")
-
-
-def _note(files: Iterable[Path], used: Set[str], kind: str) -> list[str]:
-    """A note on the files that are not used; those that begin with a dot are hidden on purpose."""
-    unused = [file for file in files if os.path.normpath(file.absolute()) not in used and not file.name.startswith(".")]
-    return [f"Not used, since they are in no split: {len(unused)} {kind}, such as {unused[0]}."] if unused else []

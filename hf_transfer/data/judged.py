@@ -10,8 +10,8 @@ from hf_transfer.data import columns
 from hf_transfer.data.accounting import account, sources_of
 from hf_transfer.data.checked import checked_unlabelled, named_columns, with_unlabelled
 from hf_transfer.data.labelled import read_labelled
-from hf_transfer.data.sample_columns import SampleColumns
-from hf_transfer.data.sources import Loaded, load, origins_by_split, rename_splits
+from hf_transfer.data.sample_columns import SampleColumns, read_data
+from hf_transfer.data.sources import origins_by_split, rename_splits
 from hf_transfer.data.splits import Split, Splits, part_of
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.class_names import shown_names
@@ -36,11 +36,9 @@ def load_judged(
     Raises:
         UserError: anything that a person must fix in the data or in the settings about them.
     """
-    loaded = Loaded(given) if given is not None else load(config.data, lambda path: modality.read(path, config))
+    loaded = read_data(config, modality, given)
     data, notes = rename_splits(loaded.data, needs_training=False)
     notes = [*loaded.notes, *notes]
-    if given is None:
-        notes += modality.notes_on_files(config.data.dataset_name, data)
     first = columns.first_split(data)
     config, lacking = _with_present_columns(config, first)
     selected, label_columns = columns.together(

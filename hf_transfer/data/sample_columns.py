@@ -10,8 +10,9 @@ import datasets
 
 from hf_transfer.data import verification
 from hf_transfer.data.groups import Keys
+from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.levels import Levels
-from hf_transfer.data.sources import Loaded, read_files, unused_files
+from hf_transfer.data.sources import Loaded, load, read_files
 from hf_transfer.data.splits import Split
 from hf_transfer.settings.run import RunConfig
 
@@ -57,10 +58,6 @@ class SampleColumns(ABC, Generic[Config]):
         """The columns that the settings name and that are read as text even if their values look like numbers."""
         values = config.flat()
         return [str(values[name]) for name in TEXT_SETTINGS if values.get(name)]
-
-    def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:
-        """Notes on files of the data set that are in no split."""
-        return unused_files(name, loaded)
 
     @abstractmethod
     def select(self, loaded: datasets.DatasetDict, config: Config) -> Selected:
@@ -110,3 +107,14 @@ class SampleColumns(ABC, Generic[Config]):
         The first column has a key for each row: of its content. A modality that knows near-duplicates adds a column.
         """
         return [verification.content_keys(split, config)]
+
+
+def read_data(config: RunConfig, modality: SampleColumns[Any], given: datasets.DatasetDict | None) -> Loaded:
+    """The data set that the settings name, or data in memory.
+
+    Raises:
+        UserError: there is no such data set, or it cannot be read.
+    """
+    if given is not None:
+        return Loaded(given)
+    return load(config.data, lambda path: modality.read(path, config), cache_folder(config.store.cache_dir))

@@ -1,6 +1,7 @@
-"""From a name to a data set: Hub ids, folders, files, samples and data in memory."""
+"""From a name to a data set: Hub ids, folders, files, archives, samples and data in memory."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -8,7 +9,9 @@ from typing import NamedTuple
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from hf_transfer.data import columns, encodings, files, hub_access, samples, tables
+from hf_transfer.data import archives, encodings, files, folders, hub_access, picture_folders, samples, tables
+from hf_transfer.data.class_folders import PICTURES, TEXTS, advice_on_unread, described_suffixes
+from hf_transfer.data.folders import FolderData
 from hf_transfer.data.origins import Origins
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.split_names import SPLIT_NAMES
@@ -32,12 +35,13 @@ class Loaded(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def load(settings: DataSettings, read: Callable[[Path], Loaded]) -> Loaded:
+def load(settings: DataSettings, read: Callable[[Path], Loaded], cache: Path) -> Loaded:
     """The data set that `dataset_name` names.
 
     Args:
         settings: its name, and how it is read.
         read: reads a file or folder on this machine.
+        cache: the folder into which archives are unpacked.
 
     Raises:
         UserError: there is no such data set, or it cannot be read.
@@ -45,11 +49,11 @@ def load(settings: DataSettings, read: Callable[[Path], Loaded]) -> Loaded:
     name = settings.dataset_name
     if samples.is_sample(name):
         return Loaded(samples.load_sample(name))
-    path = Path(name).expanduser()
+    # As `datasets` names the files that it reads.
+    path = Path(os.path.normpath(Path(name).expanduser().absolute()))
     try:
         if path.exists():
-            files.refuse_patterns(path)
-            loaded = read(path)
+            loaded = _read(path, read, cache)
         elif _looks_like_a_path(name):
             raise user_error(
                 expected="a data set: a folder or file here, a Hub id, or sample:NAME",
@@ -74,44 +78,63 @@ def load(settings: DataSettings, read: Callable[[Path], Loaded]) -> Loaded:
         ) from error
 
 
-def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) -> Loaded:
-    """A folder of images by class, a folder of tables, or one table.
+def _read(path: Path, read: Callable[[Path], Loaded], cache: Path) -> Loaded:
+    """A file or folder: an archive is unpacked, and what `datasets` has saved is read, for all modalities alike."""
+    notes = []
+    if path.is_file() and archives.is_archive(path):
+        notes.append(f"{path} was unpacked into {(unpacked := archives.unpacked(path, cache))}.")
+        path = unpacked
+    saved = folders.saved_folder(path) if path.is_dir() else None
+    loaded = _loaded(folders.read_saved(saved)) if saved else read(path)
+    return loaded._replace(notes=[*notes, *loaded.notes])
+
+
+def _loaded(data: FolderData | tables.Tables) -> Loaded:
+    return Loaded(data.data, origins=data.origins, notes=data.notes)
+
+
+def read_files(
+    path: Path, settings: DataSettings, text_columns: Sequence[str], *, image_column: str | None = None,
+    samples_are_texts: bool = False,
+) -> Loaded:  # fmt: skip
+    """A folder of images or texts by class, images that a table names, a folder of tables, or one table.
 
     Args:
         path: the folder or file.
         settings: how it is read.
         text_columns: columns whose values are text also where they look like numbers.
+        image_column: the column of images, if the settings name it.
+        samples_are_texts: whether tables come before images, and files of text are samples.
     """
-    images, table_files = _images_and_tables(path) if path.is_dir() else ([], [path])
-    if images:
-        _refuse_capital_splits(path)
-        # `datasets` would unpack them.
-        files.refuse_compressed(files.files_below(path, [".zip"]))
-        if settings.problem_type != "regression":
-            files.refuse_guessed_labels(path, (settings.label_column_name or "", *columns.LABEL_NAMES))
-        return Loaded(datasets.load_dataset("imagefolder", data_dir=str(path)))
+    if path.is_file():
+        if samples_are_texts:
+            return _loaded(tables.load_tables(path, [path], settings, text_columns))
+        return _loaded(picture_folders.read_table_of_pictures(path, settings, text_columns, image_column))
+    tree = files.walk(path)
+    images, table_files = _of(tree, SUFFIXES), _of(tree, tables.TABLE_BUILDERS)
+    plain_tables = [file for file in table_files if not file.name.startswith("metadata.")]
+    if images and not (samples_are_texts and plain_tables):
+        files.refuse_compressed(_of(tree, (".zip",)))
+        return _loaded(picture_folders.read(path, tree, settings, text_columns, image_column))
     if table_files:
-        read = tables.load_tables(path, table_files, settings, text_columns)
-        return Loaded(read.data, origins=read.origins, notes=read.notes)
+        return _loaded(tables.load_tables(path, plain_tables or table_files, settings, text_columns))
+    if samples_are_texts and _of(tree, TEXTS.suffixes):
+        return _loaded(folders.read_texts(path, tree, settings.encoding))
+    if unread := _of(tree, PICTURES.unread):
+        raise user_error(
+            expected=f"images ({', '.join(sorted(SUFFIXES))}) below {path}",
+            found=f"{described_suffixes(unread, PICTURES)}, which are not read",
+            do=advice_on_unread(unread),
+        )
     raise user_error(
         expected=f"images ({', '.join(sorted(SUFFIXES))}) or tables ({', '.join(tables.TABLE_BUILDERS)}) below {path}",
-        found=f"{len(files.files_below(path))} files, and none of these kinds",
+        found=f"{len(tree.files)} files, and none of these kinds",
         do="for images put each class in a folder of its own, as in FOLDER/cat/1.jpg; for texts write a train.csv",
     )
 
 
-def _images_and_tables(folder: Path) -> tuple[list[Path], list[Path]]:
-    below = files.files_below(folder, tables.TABLE_BUILDERS)
-    return files.files_below(folder, SUFFIXES), [file for file in below if not file.name.startswith("metadata.")]
-
-
-def unused_files(name: str, loaded: datasets.DatasetDict) -> list[str]:
-    """Notes on files in a folder that no split contains."""
-    folder = Path(name).expanduser()
-    if samples.is_sample(name) or not folder.is_dir():
-        return []
-    images, _ = _images_and_tables(folder)
-    return files.unused_images(images, loaded) if images else []
+def _of(tree: files.Tree, suffixes: Collection[str]) -> list[Path]:
+    return [file for file in tree.files if file.suffix.lower() in suffixes]
 
 
 def _of_other_encoding(path: Path, encoding: str) -> UserError | None:
@@ -119,18 +142,6 @@ def _of_other_encoding(path: Path, encoding: str) -> UserError | None:
     below = [path] if path.is_file() else files.files_below(path, tables.TABLE_BUILDERS)
     text = [file for file in below if tables.TABLE_BUILDERS.get(file.suffix.lower()) in ("csv", "json")]
     return next(filter(None, (encodings.undecodable(file, encoding) for file in text)), None)
-
-
-def _refuse_capital_splits(folder: Path) -> None:
-    """Refuse folders such as Train and Test: `datasets` would read them as one split, and test images be trained on."""
-    known = {name for names in SPLIT_NAMES.values() for name in names}
-    capital = [path.name for path in sorted(folder.iterdir()) if path.name.lower() in known - {path.name}]
-    if capital:
-        raise user_error(
-            expected=f"split folders in lower case in {folder}",
-            found=", ".join(capital),
-            do=f"rename them: {', '.join(name.lower() for name in capital)}",
-        )
 
 
 def _load_from_hub(settings: DataSettings) -> Loaded:
@@ -148,7 +159,11 @@ def _load_from_hub(settings: DataSettings) -> Loaded:
 
 
 def _looks_like_a_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix.lower() in tables.TABLE_BUILDERS
+    return (
+        name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+        or Path(name).suffix.lower() in {*tables.TABLE_BUILDERS, *archives.SUFFIXES}
+    )
 
 
 def origins_by_split(loaded: Loaded, renamed: Mapping[str, datasets.Dataset]) -> dict[str, Origins]:

@@ -81,7 +81,7 @@ def load_tables(source: Path, tables: Sequence[Path], settings: DataSettings, te
     read = read_each(chosen, settings, text_columns, source)
     notes = notes_on_files(source, splits, unused) + [note for table in read.values() for note in table.notes]
     whole = joined({split: {file: read[file] for file in split_files} for split, split_files in splits.items()}, notes)
-    return whole._replace(data=_with_all_columns(whole.data))
+    return whole._replace(data=with_all_columns(whole.data))
 
 
 def joined(splits: Mapping[str, Mapping[Path, Table]], notes: Sequence[str] = ()) -> Tables:
@@ -103,7 +103,7 @@ def joined(splits: Mapping[str, Mapping[Path, Table]], notes: Sequence[str] = ()
     return Tables(data, origins, list(notes))
 
 
-def _with_all_columns(data: datasets.DatasetDict) -> datasets.DatasetDict:
+def with_all_columns(data: datasets.DatasetDict) -> datasets.DatasetDict:
     """Splits with the columns of training; those that a split lacks have no values there, as labels withheld."""
     for split, rows in data.items():
         for name, feature in data.get("train", rows).features.items():

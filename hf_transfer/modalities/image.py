@@ -19,6 +19,7 @@ from hf_transfer.data.pictures import BadImageError, decode, decode_picture
 from hf_transfer.data.rows import describe_row, encoded_image
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.samples import NOT_TO_BE_MIRRORED
+from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.augmentation import Augmentation
@@ -152,6 +153,10 @@ class ImageModality(Modality[VisionConfig]):
     unusable: ClassVar[str] = "that cannot be read"
     kind: ClassVar[str] = "An image"
     task: ClassVar[str] = "image-classification"
+
+    def read(self, path: Path, config: VisionConfig) -> Loaded:
+        """See `Modality.read`; tables may name images."""
+        return read_files(path, config.data, self.text_columns(config), image_column=config.image.image_column_name)
 
     def bad_rows(self, split: Split, config: VisionConfig) -> dict[int, str]:
         """See `Modality.bad_rows`."""

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
 from hf_transfer.data.levels import Levels
+from hf_transfer.data.picture_tables import PATH_NAME
 from hf_transfer.data.rows import is_given
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded
@@ -25,7 +26,7 @@ from hf_transfer.data.splits import Split, Splits, part_of
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.image import ImageInputs, ImageModality, ImageRows, image_inputs, image_rows
 from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Wanted
-from hf_transfer.modalities.pair_tables import PATH_NAME, read_pairs, select_pairs
+from hf_transfer.modalities.pair_tables import read_pairs, select_pairs
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
 from hf_transfer.modalities.text import TextModality, tokens_of
@@ -188,10 +189,6 @@ class PairModality(Modality[MultimodalConfig]):
     def read(self, path: Path, config: MultimodalConfig) -> Loaded:
         """See `Modality.read`."""
         return read_pairs(path, config, self.text_columns(config))
-
-    def notes_on_files(self, name: str, loaded: datasets.DatasetDict) -> list[str]:  # noqa: ARG002
-        """No notes: images that no row names are refused."""
-        return []
 
     def bad_rows(self, split: Split, config: MultimodalConfig) -> dict[int, str]:
         """See `Modality.bad_rows`."""

@@ -1,6 +1,6 @@
 """Images with texts in tables, which hold paths of images or the images themselves."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -8,19 +8,25 @@ import huggingface_hub.constants
 import pyarrow.compute
 
 from hf_transfer.data import columns
-from hf_transfer.data.files import files_below
+from hf_transfer.data.files import Tree, walk
 from hf_transfer.data.hub_access import is_hub_id
+from hf_transfer.data.picture_folders import joined, labels_in, read_tables, splits_of
+from hf_transfer.data.picture_tables import (
+    PATH_NAME,
+    PictureFinder,
+    embedded_columns,
+    path_column,
+    picture_column,
+    real,
+    resolved,
+    tables_in,
+    with_pictures,
+)  # fmt: skip
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.sources import Loaded
-from hf_transfer.data.split_names import notes_on_files, split_of
-from hf_transfer.data.tables import TABLE_BUILDERS, joined, read_each, refuse_other_columns
+from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import some, user_error
 from hf_transfer.settings.run import MultimodalConfig
-
-METADATA = "metadata"
-# The column of an imagefolder's metadata with the paths of images.
-PATH_NAME = "file_name"
-Tables = Mapping[Path, datasets.Dataset]
 
 
 def select_pairs(data: datasets.Dataset, image: str, text: str, dataset_name: str) -> datasets.Dataset:
@@ -44,7 +50,7 @@ def select_pairs(data: datasets.Dataset, image: str, text: str, dataset_name: st
 
 
 def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]) -> Loaded:
-    """Tables, or a folder of them with their images; a table's paths are relative to its own folder.
+    """A table that names images, or a folder of tables with their images; see `data/picture_tables.py`.
 
     Args:
         path: a table, or the folder.
@@ -54,135 +60,45 @@ def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]
     Raises:
         UserError: paths that leave the folder or do not exist, images that no row names, tables with other columns.
     """
-    folder = path if path.is_dir() else path.parent
-    splits = _tables(folder) if path.is_dir() else {"train": [path]}
-    files = [file for split_files in splits.values() for file in split_files]
-    read = read_each(files, config.data, text_columns, path)
-    tables: Tables = {file: table.data for file, table in read.items()}
-    refuse_other_columns(tables)
-    column = _path_column(list(tables.values()), config.image.image_column_name)
-    embedded = [(data, name) for data in tables.values() for name in _embedded(data)] if column is None else []
+    is_folder = path.is_dir()
+    folder = path if is_folder else path.parent
+    tree = walk(path) if is_folder else None
+    split_of, notes = _tables(folder, tree) if tree else ({path: "train"}, [])
+    read = read_tables(list(split_of), config.data, text_columns, path)
+    whole = joined(read, split_of, config.data)
+    rows = {table: one.data for table, one in read.items()}
+    wanted = config.image.image_column_name
+    finder = PictureFinder(folder, tree, anywhere=not is_folder)
+    column = path_column(rows, finder, wanted, labels_in(config.data))
+    embedded = [(data, name) for data in rows.values() for name in embedded_columns(data)] if column is None else []
     for data, name in embedded:
         _refuse_paths(data, name, ())
-    named: set[str] = set()
+    named: set[Path] = set()
     if column is not None:
-        tables, named = _with_files(tables, column, folder.resolve())
-    if path.is_dir() and (column is not None or embedded):
-        _refuse_unnamed(folder, named)
-    notes = notes_on_files(path, splits, []) + [note for table in read.values() for note in table.notes]
-    with_images = {file: table._replace(data=tables[file]) for file, table in read.items()}
-    whole = joined({split: {file: with_images[file] for file in splits[split]} for split in splits})
-    return Loaded(whole.data, origins=whole.origins, notes=notes)
+        usual = column in columns.IMAGE.names
+        name = column if usual and not wanted else picture_column(column, whole.data["train"], wanted)
+        rows, named = with_pictures(rows, column, finder, name=name, all_exist=True)
+        whole = joined({table: read[table]._replace(data=data) for table, data in rows.items()}, split_of, config.data)
+    if tree and (column is not None or embedded):
+        _refuse_unnamed(folder, tree, named)
+    return Loaded(whole.data, origins=whole.origins, notes=[*whole.notes, *notes])
 
 
-def _tables(folder: Path) -> dict[str, list[Path]]:
-    """The tables of each split below a folder: those named `metadata` if there are any, else all."""
-    visible = _visible(folder, TABLE_BUILDERS)
-    tables = [file for file in visible if file.stem == METADATA] or visible
+def _tables(folder: Path, tree: Tree) -> tuple[dict[Path, str], list[str]]:
+    """The tables below a folder, each with its split, and notes on tables that are not used."""
+    tables, notes = tables_in(folder, tree)
     if not tables:
         raise user_error(
             expected=f"tables ({', '.join(TABLE_BUILDERS)}) of images and texts below {folder}",
             found="none",
             do=f"write a metadata.csv beside the images, with the columns {PATH_NAME}, text and label",
         )
-    names = {table: split_of(table.relative_to(folder)) for table in tables}
-    unknown = [str(table.relative_to(folder)) for table, split in names.items() if split is None]
-    if 0 < len(unknown) < len(tables):
-        raise user_error(
-            expected=f"tables in {folder} that all name their split, as train.csv or test/metadata.csv do",
-            found=f"{some(unknown)}, beside others that do",
-            do="rename these or move them elsewhere",
-        )
-    splits: dict[str, list[Path]] = {}
-    for table, split in names.items():
-        splits.setdefault(split or "train", []).append(table)
-    return splits
+    return splits_of(folder, tables, list(tables)), notes
 
 
-def _visible(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """The files below a folder that have one of these suffixes and are not hidden."""
-    files = files_below(folder, suffixes)
-    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-
-
-def _path_column(tables: Sequence[datasets.Dataset], wanted: str | None) -> str | None:
-    """The column of paths of images: as set, or with a usual name, or the only one whose first value is such a path.
-
-    None if the tables hold the images themselves.
-    """
-    if wanted is None and any(_embedded(data) for data in tables):
-        return None
-    for data in tables:
-        text = [name for name, kind in data.features.items() if columns.is_text(kind)]
-        usual = [PATH_NAME] if PATH_NAME in text else columns.by_name(text, columns.IMAGE)
-        likely = columns.likely_paths(data, text)
-        chosen = [name for name in text if name == wanted] if wanted else usual if len(usual) == 1 else likely
-        if len(chosen) == 1:
-            return chosen[0]
-    return None
-
-
-def _embedded(data: datasets.Dataset) -> list[str]:
-    """The columns whose type is that of images, or can be read as images."""
-    kinds = data.features.items()
-    return [
-        name for name, kind in kinds if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "path" in kind)
-    ]
-
-
-def _with_files(tables: Tables, column: str, root: Path) -> tuple[dict[Path, datasets.Dataset], set[str]]:
-    """The tables with images in the place of their paths, None for rows without one; and the paths of all files.
-
-    Raises:
-        UserError: a path leaves the folder of the data, or there is no such file.
-    """
-    outside, missing = [], []
-    changed, named = {}, set()
-    for table, data in tables.items():
-        images: list[dict[str, str | None] | None] = []
-        for row, name in enumerate(data[column][:]):
-            if name is None or not str(name).strip():
-                images.append(None)
-                continue
-            file = _resolved(table.parent / str(name))
-            where = f"{name} in row {row} of {table.name}"
-            if Path(str(name)).is_absolute() or (file is not None and not file.is_relative_to(root)):
-                outside.append(where)
-            elif file is None or not file.is_file():
-                missing.append(where)
-            images.append({"bytes": None, "path": str(file)})
-            named.add(str(file))
-        feature = datasets.Image(decode=False)
-        changed[table] = data.remove_columns(column).add_column(column, images, feature=feature)
-    if outside:
-        raise user_error(
-            expected=f"paths of images that stay in {root}, relative to their table",
-            found=f"{len(outside)} that leave it: {some(outside)}",
-            do="copy these images into the folder, and name them from there",
-        )
-    if missing:
-        raise user_error(
-            expected=f"files for all images that column '{column}' names",
-            found=f"{len(missing)} that do not exist: {some(missing)}",
-            do="correct these paths (rows are counted from 0); leave the field empty if there is no image",
-        )
-    return changed, named
-
-
-def _resolved(path: Path) -> Path | None:
-    """The path after following links; None if it cannot be a path."""
-    try:
-        return path.resolve(strict=True)
-    except FileNotFoundError:
-        return path.resolve()
-    except (OSError, RuntimeError, ValueError):
-        # It is too long, has a null byte, leads through a file, or its links form a loop: there is no such file.
-        return None
-
-
-def _refuse_unnamed(folder: Path, named: set[str]) -> None:
-    images = _visible(folder, SUFFIXES)
-    unnamed = [str(file.relative_to(folder)) for file in images if str(file.resolve()) not in named]
+def _refuse_unnamed(folder: Path, tree: Tree, named: set[Path]) -> None:
+    images = [file for file in tree.files if file.suffix.lower() in SUFFIXES]
+    unnamed = [str(file.relative_to(folder)) for file in images if real(file) not in named]
     if unnamed:
         raise user_error(
             expected=f"for each image below {folder} a row that names it",
@@ -200,7 +116,7 @@ def _refuse_paths(data: datasets.Dataset, column: str, roots: Sequence[str]) -> 
     for row, (embedded, path) in enumerate(zip(encoded, paths, strict=True)):
         if embedded or not path:
             continue
-        file = _resolved(Path(path))
+        file = resolved(Path(path))
         if file is None or not any(file.is_relative_to(root) for root in allowed):
             raise user_error(
                 expected=f"embedded images in column '{column}'",

@@ -12,6 +12,7 @@ from torch import nn
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Loaders, loaders_of
 from hf_transfer.data.sample_columns import Selected
+from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Wanted, saved_description
@@ -37,6 +38,10 @@ class TextModality(Modality[TextConfig]):
     kind: ClassVar[str] = "A text"
     task: ClassVar[str] = "text-classification"
     larger_head: ClassVar[bool] = True
+
+    def read(self, path: Path, config: TextConfig) -> Loaded:
+        """See `Modality.read`; files of text may be samples."""
+        return read_files(path, config.data, self.text_columns(config), samples_are_texts=True)
 
     def bad_rows(self, split: Split, config: TextConfig) -> dict[int, str]:  # noqa: ARG002
         """See `Modality.bad_rows`."""

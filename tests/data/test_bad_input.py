@@ -66,7 +66,7 @@ def test_a_folder_without_images(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_a_picture_beside_the_class_folders(refused: Refused, picture_folder: Folder) -> None:
-    """`datasets` then makes no labels for any picture."""
+    """It would be a picture without a class."""
     folder = picture_folder(cat=6, dog=6)
     (folder / "stray.png").write_bytes((folder / "cat" / "000.png").read_bytes())
     refused(
@@ -86,15 +86,21 @@ def test_one_class_only(refused: Refused, picture_folder: Folder) -> None:
     )
 
 
-@pytest.mark.parametrize("below", [".", "cat"])
-def test_pictures_in_one_folder_have_no_labels(below: str, refused: Refused, picture_folder: Folder) -> None:
-    """`datasets` makes no labels for a single folder, so no other column could be named."""
+def test_pictures_in_one_folder_have_no_labels(refused: Refused, picture_folder: Folder) -> None:
+    folder = picture_folder(cat=6)
     refused(
-        dataset_name=picture_folder(cat=6) / below,
+        dataset_name=folder / "cat",
         expected="a label for each sample, of at least 2 classes",
-        found="samples without labels: images in one folder",
-        do="put images of each class in a folder of their own, as in FOLDER/cat/1.jpg; give tables a column label",
+        found=f"samples without labels: images in one folder, {folder}/cat",
+        do="put images of each class in a folder of their own, as in FOLDER/cat/1.jpg; or add a table train.csv",
     )
+
+
+def test_a_single_class_folder(refused: Refused, picture_folder: Folder) -> None:
+    refused(
+        dataset_name=picture_folder(cat=6), expected="at least 2 classes", found="only 1 class, 'cat', in 6 rows",
+        do="another class",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -144,9 +144,9 @@ def test_a_path_in_a_metadata_file_that_leaves_the_folder_is_refused(
     text = "\n".join(lines if kind == "csv" else map(json.dumps, rows)) + "\n"
     (folder / f"metadata.{kind}").write_text(text)
     with user_error_with(
-        expected=f"a data set that can be read at {folder}",
-        found=f"Invalid metadata file_name '{named[-1]}'",
-        do="fix",
+        expected=f"paths of images that stay in {folder}, relative to their table",
+        found=f"1 that leave it: {named[-1]} in row 12 of metadata.{kind}",
+        do="copy these images into the folder",
     ):
         load_images(folder)
 
@@ -171,7 +171,9 @@ def test_an_address_in_a_table_of_pictures_gets_no_request(tmp_path: Path) -> No
     with served(StandIn()) as hub:
         rows = [{"image": f"{hub.endpoint}/{n}.png", "label": "ab"[n % 2]} for n in range(12)]
         path = write_table(tmp_path / "a.csv", rows)
-        with user_error_with(expected="images that can be read", found="there is no such file", do="fix or remove"):
+        with user_error_with(
+            expected="files for all images that column 'image' names", found="12 that do not exist: http", do="correct"
+        ):
             load_images(path)
     assert hub.asked == []
 

@@ -256,13 +256,14 @@ def test_a_path_that_does_not_exist_is_not_looked_for_on_the_hub(name: str, sett
         load_splits(settings(dataset_name=name), ImageModality())
 
 
-def test_split_folders_in_capitals_are_refused_because_test_images_would_be_trained_on(
-    settings: Settings, tmp_path: Path
-) -> None:
-    folders = [f"{split}/{label}" for split in ("Train", "Test") for label in "ab"]
+@pytest.mark.parametrize("names", [("Train", "Test"), ("TRAINING", "EVAL"), ("train_images", "test_images")])
+def test_split_folders_of_other_names_are_splits(names: tuple[str, str], settings: Settings, tmp_path: Path) -> None:
+    """In any case, and with the same words beside the split."""
+    folders = [f"{split}/{label}" for split in names for label in "ab"]
     write_pictures(tmp_path, *(f"{folder}/{number}.png" for folder in folders for number in range(5)))
-    with user_error_with(expected="split folders in lower case", found="Test, Train", do="rename them: test, train"):
-        load_splits(settings(dataset_name=str(tmp_path)), ImageModality())
+    splits = load_splits(settings(dataset_name=str(tmp_path)), ImageModality())
+    assert sizes(splits) == {"train": 8, "validation": 2, "test": 10}
+    assert splits.target.names == ["a", "b"]
 
 
 def test_a_folder_without_images_or_tables_says_what_it_looked_for(settings: Settings, tmp_path: Path) -> None:

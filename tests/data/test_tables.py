@@ -9,7 +9,8 @@ import pandas
 import pytest
 
 from hf_transfer.data.checked import load_splits
-from hf_transfer.data.sources import Loaded, load
+from hf_transfer.data.sample_columns import read_data
+from hf_transfer.data.sources import Loaded
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.pair import PairModality
 from hf_transfer.modalities.text import TextModality
@@ -33,7 +34,7 @@ def read(text_settings: TextSettings) -> Read:
 
     def run(path: Path, **settings: Any) -> Loaded:
         config = text_settings(dataset_name=str(path), **settings)
-        return load(config.data, lambda path: TextModality().read(path, config))
+        return read_data(config, TextModality(), None)
 
     return run
 
