@@ -111,6 +111,7 @@ class Run:
             target.check_finished(finished, part.name)
             self.splits = replace(self.splits, target=finished)
             self.model = run_folder.load_finished(part, finished)
+            self._note(self.preprocessing.adapt_to(self.model))
             return self.model
         self.strategy: Strategy = choose_strategy(config.strategy, larger_head=self.modality.larger_head)
         self._example = self.preprocessing.example()
@@ -120,6 +121,7 @@ class Run:
             gradient_checkpointing=config.training.gradient_checkpointing,
         )  # fmt: skip
         self.model = self._new_model.model
+        self._note(self.preprocessing.adapt_to(self.model))
         layers = output_layers(self.model, self._new_model.groups)
         target = target.for_head(has_bias=all(layer.bias is not None for layer in layers))
         target.start(layers, self.splits.train.targets[self.splits.train.counted])

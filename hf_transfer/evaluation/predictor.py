@@ -65,6 +65,7 @@ class Predictor:
         self.modality, self.target, self.preprocessing = modality, target, preprocessing
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.eval().to(self._device)
+        preprocessing.adapt_to(self.model)
 
     def __call__(self, samples: Sequence[Any], top: int = 3) -> list[dict[str, float]]:
         """Predict samples: for each of them the names with their numbers, most important first.

@@ -51,6 +51,10 @@ class Preprocessing(ABC):
     def example(self) -> Batch:
         """Model inputs of two samples that differ, to trace a model with."""
 
+    def adapt_to(self, model: nn.Module) -> list[str]:  # noqa: ARG002
+        """Choose what depends on how the model itself behaves, before the first batch; sentences on that."""
+        return []
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the files of transformers' own processors."""

@@ -78,6 +78,10 @@ class PairPreprocessing(Preprocessing):
         present = torch.ones(2, dtype=torch.bool)
         return self.pixels.example() | self.tokens.example() | dict.fromkeys(PRESENT, present)
 
+    def adapt_to(self, model: nn.Module) -> list[str]:
+        """See `TokenPreprocessing.adapt_to`; the model answers texts alone."""
+        return self.tokens.adapt_to(model)
+
     def save(self, folder: Path) -> None:
         """Write the files of both."""
         self.pixels.save(folder)

@@ -153,6 +153,9 @@ def tokens_of(checkpoint: Checkpoint, config: TextConfig | MultimodalConfig | No
     # A run saves its own length as the tokenizer's limit. The next run that starts from its model may use longer texts.
     tokenizer.model_max_length = saved_description(checkpoint).get("tokenizer_limit", tokenizer.model_max_length)
     length = (config.text.max_seq_length if config else None) or saved.get("max_length")
+    # A new run finds out again what its model needs.
+    padded_length = checkpoint.padded_length or (getattr(checkpoint.config, "padded_length", None) if saved else None)
     return TokenPreprocessing(
-        tokenizer, model_limit=checkpoint.longest_input, max_seq_length=length, columns=saved.get("columns")
-    )
+        tokenizer, model_limit=checkpoint.longest_input, max_seq_length=length, columns=saved.get("columns"),
+        takes_mask=checkpoint.takes_mask, padded_length=padded_length,
+    )  # fmt: skip
