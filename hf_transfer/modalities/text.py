@@ -155,7 +155,10 @@ def tokens_of(checkpoint: Checkpoint, config: TextConfig | MultimodalConfig | No
     length = (config.text.max_seq_length if config else None) or saved.get("max_length")
     # A new run finds out again what its model needs.
     padded_length = checkpoint.padded_length or (getattr(checkpoint.config, "padded_length", None) if saved else None)
-    return TokenPreprocessing(
+    tokens = TokenPreprocessing(
         tokenizer, model_limit=checkpoint.longest_input, max_seq_length=length, columns=saved.get("columns"),
         takes_mask=checkpoint.takes_mask, padded_length=padded_length,
     )  # fmt: skip
+    pair = config.text.text_pair_column_name if isinstance(config, TextConfig) else None
+    tokens.refuse_no_room(2 if tokens.pair or pair else 1)
+    return tokens

@@ -1,6 +1,7 @@
 """From texts to model inputs: a checkpoint's own tokenizer, where texts are truncated, and how they are padded."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ class TokenPreprocessing(Preprocessing):
         self.tokenizer, self.columns, self._limit = tokenizer, columns or {}, int(tokenizer.model_max_length)
         self.max_length = max_seq_length or min(limits, default=WITHOUT_LIMIT)
         self.padded_length = padded_length
+        self._special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self._words: dict[int, bool] = {}
+        self._is_set = max_seq_length is not None
         names = [name for name in tokenizer.model_input_names if name != MASK]
         # Saved with the tokenizer, so that other programs make the same inputs.
         tokenizer.model_input_names = [*names, MASK] if takes_mask else names
@@ -91,6 +95,33 @@ class TokenPreprocessing(Preprocessing):
         for position, text in zip(too_long, truncated, strict=True):
             whole[position] = text
         return [text if text["input_ids"] else self._one_token(text) for text in whole], lost
+
+    def refuse_no_room(self, texts: int) -> None:
+        """Refuse a length of which special tokens leave no room for a word of each text.
+
+        Args:
+            texts: how many a sample has: 1 or 2.
+        """
+        special = self.tokenizer.num_special_tokens_to_add(pair=texts == 2)
+        if self.max_length >= special + texts:
+            return
+        raise user_error(
+            expected=f"--max_seq_length of at least {special + texts}, so that a word is left of each text",
+            found=f"{self.max_length}, and {special} special tokens for each {'pair' if texts == 2 else 'text'}",
+            do="raise it, or leave it out" if self._is_set else "correct model_max_length in tokenizer_config.json",
+        )
+
+    def emptied(self, texts: Sequence[tuple[str, ...]], encoded: Sequence[Encoded]) -> list[bool]:
+        """Whether only special tokens and white space are left of each sample, or of one of the texts of a pair.
+
+        Args:
+            texts: before truncation.
+            encoded: their tokens after it.
+        """
+        return [
+            self._parts_with_words(tokens["input_ids"]) < len(sample) and self._loses_a_text(sample)
+            for sample, tokens in zip(texts, encoded, strict=True)
+        ]
 
     @property
     def padding(self) -> str:
@@ -179,6 +210,29 @@ class TokenPreprocessing(Preprocessing):
     def pair(self) -> bool | None:
         """Of a finished model: whether it was trained on pairs of texts; None: unknown."""
         return "text_pair_column_name" in self.columns if self.columns else None
+
+    def _parts_with_words(self, ids: Sequence[int]) -> int:
+        """How many stretches between special tokens have a word; a pair without special tokens is one stretch."""
+        stretches = groupby(ids, key=lambda token: token in self._special)
+        return sum(any(map(self._is_word, stretch)) for is_special, stretch in stretches if not is_special)
+
+    def _loses_a_text(self, sample: tuple[str, ...]) -> bool:
+        """Whether a text of the sample has words, of which none is left after truncation."""
+        encoded = self.tokenizer(*sample, truncation=True, max_length=self.max_length, verbose=False)
+        if not encoded.is_fast:
+            # Tokenizers in Python do not say which token is of which text.
+            return self._parts_with_words(encoded["input_ids"]) == 0
+        kept = {
+            part
+            for token, part in zip(encoded["input_ids"], encoded.sequence_ids(0), strict=True)
+            if part is not None and self._is_word(token)
+        }
+        return any(text.strip() and number not in kept for number, text in enumerate(sample))
+
+    def _is_word(self, token: int) -> bool:
+        if token not in self._words:
+            self._words[token] = bool(str(self.tokenizer.decode([token])).strip())
+        return self._words[token]
 
     def _one_token(self, empty: Encoded) -> Encoded:
         """One padding token for a text without tokens: some tokenizers have no special tokens, and drop characters."""
