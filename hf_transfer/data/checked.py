@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 
 from hf_transfer.data import columns, verification
-from hf_transfer.data.sources import SPLIT_NAMES, load, read_files, rename_splits, unused_files
+from hf_transfer.data.sources import Loaded, load, read_files, rename_splits, unused_files
+from hf_transfer.data.split_names import SPLIT_NAMES
 from hf_transfer.data.splits import Split, Splits, cut_stratified, few_of_each
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
@@ -18,8 +19,8 @@ from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.table import target_of
 from hf_transfer.targets.target import OPTIONAL_SETTINGS
 
-# The settings that name columns of text, of all modalities.
-TEXT_SETTINGS = ("label_column_name", "text_column_name", "text_pair_column_name")
+# The settings that name columns which are read as they are written, of all modalities.
+TEXT_SETTINGS = ("label_column_name", "text_column_name", "text_pair_column_name", "image_column_name")
 
 
 class Selected(NamedTuple):
@@ -50,7 +51,7 @@ class SampleColumns(ABC, Generic[Config]):
     usable: ClassVar[str]
     unusable: ClassVar[str]
 
-    def read(self, path: Path, config: Config) -> datasets.DatasetDict:
+    def read(self, path: Path, config: Config) -> Loaded:
         """The data set in a file or folder on this machine."""
         return read_files(path, config.data, self.text_columns(config))
 
@@ -109,12 +110,15 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     Raises:
         UserError: anything that a person must fix in the data or in the settings about them.
     """
-    loaded, info = (given, None) if given is not None else load(config.data, lambda path: modality.read(path, config))
-    data, notes = rename_splits(loaded)
+    loaded = Loaded(given) if given is not None else load(config.data, lambda path: modality.read(path, config))
+    data, notes = rename_splits(loaded.data)
+    notes = [*loaded.notes, *notes]
     if given is None:
         notes += modality.notes_on_files(config.data.dataset_name, data)
-    selected = modality.select(data, config)
-    label_columns = columns.label_columns(data["train"], config.data)
+    selected, label_columns = columns.together(
+        lambda: modality.select(data, config), lambda: columns.label_columns(data["train"], config.data)
+    )
+    notes += columns.notes_on_choice(selected.columns, label_columns.names, config.flat())
     if "text_column_name" in selected.columns:
         notes += columns.unused_texts(data["train"], (*selected.columns.values(), *label_columns.names))
     kind, reasons = target_of(config.data.problem_type, data["train"], label_columns)
@@ -145,8 +149,8 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
         samples=modality.samples,
         copies=modality.copies(checked),
         notes=notes,
-        commit=info.commit if info else None,
-        languages=info.languages if info else (),
+        commit=loaded.info.commit if loaded.info else None,
+        languages=loaded.info.languages if loaded.info else (),
     )
 
 

@@ -79,21 +79,6 @@ def refuse_guessed_labels(folder: Path, columns: Iterable[str]) -> None:
                 )
 
 
-def refuse_surplus_fields(loaded: Mapping[str, datasets.Dataset], source: Path) -> None:
-    """Refuse rows with more fields than the header: pandas would shift each field by one column."""
-    if any("__index_level_0__" in split.column_names for split in loaded.values()):
-        raise user_error(
-            expected=f"as many fields in each row of {source} as in its first line",
-            found="rows with more fields",
-            do="quote fields that hold commas, or name the missing columns in the first line",
-        )
-
-
-def text_or_none(field: str) -> str | None:
-    """A field of a CSV file as it is written: 007 stays 007; an empty field is missing."""
-    return field or None
-
-
 def unused_images(images: Iterable[Path], loaded: Mapping[str, datasets.Dataset]) -> list[str]:
     """A note on images that are in no split: `datasets` skips files whose names it does not expect."""
     used = set()
@@ -102,13 +87,6 @@ def unused_images(images: Iterable[Path], loaded: Mapping[str, datasets.Dataset]
             paths = pyarrow.compute.struct_field(split.with_format("arrow")[:][column], "path").to_pylist()
             used |= {os.path.normpath(path) for path in paths if path}
     return _note([Path(os.path.normpath(image.absolute())) for image in images], used, "images")
-
-
-def unused_tables(folder: Path, builder: str, files: Iterable[Path]) -> list[str]:
-    """A note on tables in a folder that are in no split."""
-    data_files = datasets.load_dataset_builder(builder, data_dir=str(folder)).config.data_files
-    used = {os.path.normpath(path) for paths in data_files.values() for path in paths}
-    return _note(files, used, "tables")
 
 
 def _note(files: Iterable[Path], used: Set[str], kind: str) -> list[str]:

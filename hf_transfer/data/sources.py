@@ -1,26 +1,38 @@
 """From a name to a data set: Hub ids, folders, files, samples and data in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from hf_transfer.data import columns, files, hub_access, samples, tables
+from hf_transfer.data import columns, encodings, files, hub_access, samples, tables
+from hf_transfer.data.origins import Origins
 from hf_transfer.data.pictures import SUFFIXES
-from hf_transfer.errors import user_error
+from hf_transfer.data.split_names import SPLIT_NAMES
+from hf_transfer.errors import UserError, user_error
 from hf_transfer.settings.data import DataSettings
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval"),
-}
-# A data set as it was read, and what the Hub says of it: None for other data, and without an answer.
-Loaded = tuple[datasets.DatasetDict, hub_access.RepositoryInfo | None]
+
+class Loaded(NamedTuple):
+    """A data set as it was read.
+
+    Attributes:
+        data: its splits.
+        info: what the Hub says of it; None for other data, and without an answer.
+        origins: of each split the file and line of each row; empty for data of the Hub, of memory and of the samples.
+        notes: sentences on how files were read.
+    """
+
+    data: datasets.DatasetDict
+    info: hub_access.RepositoryInfo | None = None
+    origins: Mapping[str, Origins] = MappingProxyType({})
+    notes: Sequence[str] = ()
 
 
-def load(settings: DataSettings, read: Callable[[Path], datasets.DatasetDict]) -> Loaded:
+def load(settings: DataSettings, read: Callable[[Path], Loaded]) -> Loaded:
     """The data set that `dataset_name` names.
 
     Args:
@@ -32,12 +44,12 @@ def load(settings: DataSettings, read: Callable[[Path], datasets.DatasetDict]) -
     """
     name = settings.dataset_name
     if samples.is_sample(name):
-        return samples.load_sample(name), None
+        return Loaded(samples.load_sample(name))
     path = Path(name).expanduser()
     try:
         if path.exists():
             files.refuse_patterns(path)
-            data, info = read(path), None
+            loaded = read(path)
         elif _looks_like_a_path(name):
             raise user_error(
                 expected="a data set: a folder or file here, a Hub id, or sample:NAME",
@@ -45,13 +57,14 @@ def load(settings: DataSettings, read: Callable[[Path], datasets.DatasetDict]) -
                 do="correct --dataset_name",
             )
         else:
-            data, info = _load_from_hub(settings)
-        for split in data.values():
+            loaded = _load_from_hub(settings)
+        for split in loaded.data.values():
             # Arrow accepts invalid text, and would fail later, wherever that sample is read.
             split.data.table.validate(full=True)
-        return data, info
+        return loaded
     except (DatasetGenerationError, OSError, ValueError, TypeError, RuntimeError, StopIteration) as error:
-        tables.refuse_other_encoding(path, settings.encoding)
+        if path.exists() and (other := _of_other_encoding(path, settings.encoding)):
+            raise other from error
         empty = isinstance(error, StopIteration)
         raise user_error(
             expected=f"a data set that can be read at {name}",
@@ -60,7 +73,7 @@ def load(settings: DataSettings, read: Callable[[Path], datasets.DatasetDict]) -
         ) from error
 
 
-def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) -> datasets.DatasetDict:
+def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) -> Loaded:
     """A folder of images by class, a folder of tables, or one table.
 
     Args:
@@ -75,9 +88,10 @@ def read_files(path: Path, settings: DataSettings, text_columns: Sequence[str]) 
         files.refuse_compressed(files.files_below(path, [".zip"]))
         if settings.problem_type != "regression":
             files.refuse_guessed_labels(path, (settings.label_column_name or "", *columns.LABEL_NAMES))
-        return datasets.load_dataset("imagefolder", data_dir=str(path))
+        return Loaded(datasets.load_dataset("imagefolder", data_dir=str(path)))
     if table_files:
-        return tables.load_tables(path, table_files, settings, text_columns)
+        read = tables.load_tables(path, table_files, settings, text_columns)
+        return Loaded(read.data, origins=read.origins, notes=read.notes)
     raise user_error(
         expected=f"images ({', '.join(sorted(SUFFIXES))}) or tables ({', '.join(tables.TABLE_BUILDERS)}) below {path}",
         found=f"{len(files.files_below(path))} files, and none of these kinds",
@@ -95,10 +109,15 @@ def unused_files(name: str, loaded: datasets.DatasetDict) -> list[str]:
     folder = Path(name).expanduser()
     if samples.is_sample(name) or not folder.is_dir():
         return []
-    images, table_files = _images_and_tables(folder)
-    if images:
-        return files.unused_images(images, loaded)
-    return files.unused_tables(folder, tables.TABLE_BUILDERS[table_files[0].suffix.lower()], table_files)
+    images, _ = _images_and_tables(folder)
+    return files.unused_images(images, loaded) if images else []
+
+
+def _of_other_encoding(path: Path, encoding: str) -> UserError | None:
+    """The error on the first bytes of CSV and JSON files that are not valid in an encoding; None: all are."""
+    below = [path] if path.is_file() else files.files_below(path, tables.TABLE_BUILDERS)
+    text = [file for file in below if tables.TABLE_BUILDERS.get(file.suffix.lower()) in ("csv", "json")]
+    return next(filter(None, (encodings.undecodable(file, encoding) for file in text)), None)
 
 
 def _refuse_capital_splits(folder: Path) -> None:
@@ -124,7 +143,7 @@ def _load_from_hub(settings: DataSettings) -> Loaded:
         if info:
             raise
         raise hub_access.unreachable(name, kind="dataset", setting="dataset_name") from error
-    return data, info
+    return Loaded(data, info)
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -1,58 +1,209 @@
-"""Tables on this machine: CSV, JSON and Parquet."""
+"""Tables on this machine: CSV, JSON and Parquet. Each row of a file arrives, and its line is known."""
 
-from collections.abc import Sequence
+import glob
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import datasets
+import numpy as np
+import pyarrow as pa
 
 from hf_transfer.data import columns, files
+from hf_transfer.data.delimited import read_delimited
+from hf_transfer.data.field_types import infer_types
+from hf_transfer.data.json_files import Lines, read_json
+from hf_transfer.data.origins import Origins
+from hf_transfer.data.split_names import files_by_split, notes_on_files
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 
-TABLE_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+TABLE_BUILDERS = {
+    ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json",
+}  # fmt: skip
 
 
-def load_tables(
-    source: Path, tables: Sequence[Path], settings: DataSettings, text_columns: Sequence[str]
-) -> datasets.DatasetDict:
-    """Tables of one kind; a file whose name begins with a split's name belongs to that split."""
-    builders = {TABLE_BUILDERS.get(file.suffix.lower()) for file in tables}
-    builder = builders.pop()
-    if builders or builder is None:
+class Table(NamedTuple):
+    """The rows of one file.
+
+    Attributes:
+        data: its columns.
+        lines: at which each row starts; 0: the file has no lines [rows].
+        notes: sentences on how it was read.
+    """
+
+    data: datasets.Dataset
+    lines: Lines
+    notes: list[str]
+
+
+class Tables(NamedTuple):
+    """The rows of all files of a data set.
+
+    Attributes:
+        data: the rows of each split.
+        origins: of each split: the file and line of each row.
+        notes: sentences on how the files were read, and on those that were not.
+    """
+
+    data: datasets.DatasetDict
+    origins: dict[str, Origins]
+    notes: list[str]
+
+
+class _Read(NamedTuple):
+    """A file as it was read: columns, lines, notes, and a hash of all that decides on the columns."""
+
+    table: pa.Table
+    lines: Lines
+    notes: list[str]
+    digest: str
+
+
+def load_tables(source: Path, tables: Sequence[Path], settings: DataSettings, text_columns: Sequence[str]) -> Tables:
+    """A table, or a folder of tables of one kind; names of files and folders say the splits.
+
+    Args:
+        source: the file or folder.
+        tables: the files.
+        settings: encoding and delimiter.
+        text_columns: columns whose values are text also where they look like numbers.
+
+    Raises:
+        UserError: files of several kinds, or a file that cannot be read; see `read_delimited` and `read_json`.
+    """
+    splits, unused = files_by_split(source, tables) if source.is_dir() else ({"train": list(tables)}, [])
+    chosen = [file for split_files in splits.values() for file in split_files]
+    read = read_each(chosen, settings, text_columns, source)
+    notes = notes_on_files(source, splits, unused) + [note for table in read.values() for note in table.notes]
+    whole = joined({split: {file: read[file] for file in split_files} for split, split_files in splits.items()}, notes)
+    return whole._replace(data=_with_all_columns(whole.data))
+
+
+def joined(splits: Mapping[str, Mapping[Path, Table]], notes: Sequence[str] = ()) -> Tables:
+    """The rows of the files of each split, one file after the other.
+
+    Raises:
+        UserError: the files of a split have different columns.
+    """
+    data, origins = datasets.DatasetDict(), {}
+    for split, tables in splits.items():
+        refuse_other_columns({file: table.data for file, table in tables.items()})
+        data[split] = datasets.concatenate_datasets(_of_the_same_types(tables))
+        lengths = [len(table.lines) for table in tables.values()]
+        origins[split] = Origins(
+            tuple(map(str, tables)),
+            np.repeat(np.arange(len(tables), dtype=np.int32), lengths),
+            np.concatenate([table.lines for table in tables.values()]),
+        )
+    return Tables(data, origins, list(notes))
+
+
+def _with_all_columns(data: datasets.DatasetDict) -> datasets.DatasetDict:
+    """Splits with the columns of training; those that a split lacks have no values there, as labels withheld."""
+    for split, rows in data.items():
+        for name, feature in data.get("train", rows).features.items():
+            if name not in rows.column_names:
+                rows = rows.add_column(name, [None] * len(rows), feature=feature)
+        data[split] = rows
+    return data
+
+
+def _of_the_same_types(tables: Mapping[Path, Table]) -> list[datasets.Dataset]:
+    """The rows of each file, with the types of the first one.
+
+    Raises:
+        UserError: class numbers stand for other names in another file.
+    """
+    first, *others = tables
+    features = tables[first].data.features
+    for file in others:
+        for name, feature in tables[file].data.features.items():
+            numbered = isinstance(feature, datasets.ClassLabel) or isinstance(features[name], datasets.ClassLabel)
+            if numbered and feature != features[name]:
+                raise user_error(
+                    expected=f"the same classes in the same order in column {name!r} of {first} and {file}",
+                    found="others",
+                    do="write the names of the classes in place of their numbers, or give both files the same names",
+                )
+    return [table.data if table.data.features == features else table.data.cast(features) for table in tables.values()]
+
+
+def refuse_other_columns(tables: Mapping[Path, datasets.Dataset]) -> None:
+    """Refuse tables with different columns: where a table lacks a column, all its values would count as missing."""
+    first, *others = tables
+    wanted = set(tables[first].column_names)
+    for table in others:
+        if different := sorted(wanted ^ set(tables[table].column_names)):
+            raise user_error(
+                expected=f"the same columns in {table} and in {first}",
+                found=f"{', '.join(different)} in only one of them",
+                do="give all tables the same columns",
+            )
+
+
+def read_each(
+    tables: Sequence[Path], settings: DataSettings, text_columns: Sequence[str], source: Path
+) -> dict[Path, Table]:
+    """The rows of each of several tables of one kind; a column has the same type in all of them.
+
+    Args:
+        tables: the files.
+        settings: encoding and delimiter.
+        text_columns: columns whose values are text also where they look like numbers.
+        source: the file or folder, for messages.
+    """
+    kinds = {TABLE_BUILDERS.get(file.suffix.lower()) for file in tables}
+    kind = kinds.pop()
+    if kinds or kind is None:
         raise user_error(
             expected=f"files of one kind among {', '.join(TABLE_BUILDERS)}",
             found=f"{', '.join(sorted({file.suffix or file.name for file in tables}))} in {source}",
             do="name one of them, or a folder that has one kind",
         )
     files.refuse_compressed(tables)
-    options: dict[str, Any] = {} if builder == "parquet" else {"encoding": settings.encoding}
-    if builder == "csv":
-        # Only an empty field is missing: pandas would also drop texts and labels such as None, NA, null or nan.
-        as_text = dict.fromkeys([*text_columns, *columns.LABEL_NAMES, *columns.TEXT_NAMES], files.text_or_none)
-        options |= {"keep_default_na": False, "na_values": [""], "converters": as_text}
-    if builder == "json":
-        options["parse_agent_traces"] = False
-    if all(file.suffix.lower() == ".tsv" for file in tables):
-        options["sep"] = "\t"
-    where = {"data_dir": str(source)} if source.is_dir() else {"data_files": str(source)}
-    loaded = datasets.load_dataset(builder, **where, **options)
-    files.refuse_surplus_fields(loaded, source)
-    return loaded
+    if kind == "parquet":
+        return {file: _parquet(file) for file in tables}
+    if kind == "csv":
+        return _delimited(tables, settings, text_columns)
+    read = [_Read(*read_json(file, settings.encoding)) for file in tables]
+    return dict(zip(tables, _of_one_schema(tables, read, ""), strict=True))
 
 
-def refuse_other_encoding(path: Path, encoding: str) -> None:
-    """Name the first bytes of CSV and JSON files that are not valid in `encoding`."""
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        if TABLE_BUILDERS.get(file.suffix.lower()) not in ("csv", "json"):
-            continue
-        try:
-            # Not line by line: in UTF-16 the byte of a line feed is half of a character.
-            file.read_bytes().decode(encoding)
-        except UnicodeDecodeError as error:
-            lines = error.object[: error.start].split(b"\n")
-            raise user_error(
-                expected=f"text in {encoding} in {file}",
-                found=f"line {len(lines)}: byte 0x{error.object[error.start]:02x} at column {len(lines[-1]) + 1}",
-                do="name the file's encoding, for example --encoding latin-1 or cp1252, or save it as UTF-8",
-            ) from error
+def _delimited(tables: Sequence[Path], settings: DataSettings, text_columns: Sequence[str]) -> dict[Path, Table]:
+    read = [_Read(*read_delimited(file, settings.encoding, settings.delimiter)) for file in tables]
+    # Labels and texts are as they are written: 007, None and 1.0 are names.
+    typed = infer_types([one.table for one in read], lambda name: name in text_columns or columns.stays_text(name))
+    read = [one._replace(table=table) for one, table in zip(read, typed, strict=True)]
+    return dict(zip(tables, _of_one_schema(tables, read, "csv"), strict=True))
+
+
+def _of_one_schema(tables: Sequence[Path], read: Sequence[_Read], kind: str) -> list[Table]:
+    """The tables, in which a column has one type.
+
+    Raises:
+        UserError: it has types that have nothing in common.
+    """
+    parts = [columns.without_indices(one.table) for one in read]
+    try:
+        schema = pa.unify_schemas([part.schema for part in parts], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise user_error(
+            expected=f"values of one type in each column of {', '.join(map(str, tables))}",
+            found=str(error).splitlines()[0],
+            do="write all values of this column in the same way in all files",
+        ) from error
+    result = []
+    for one, part in zip(read, parts, strict=True):
+        common = pa.schema([schema.field(name) for name in part.column_names])
+        digest = hashlib.sha256(f"{kind} {one.digest} {common}".encode()).hexdigest()[:32]
+        result.append(Table(datasets.Dataset(part.cast(common), fingerprint=digest), one.lines, one.notes))
+    return result
+
+
+def _parquet(file: Path) -> Table:
+    # `datasets` reads names as patterns.
+    loaded = datasets.load_dataset("parquet", data_files={"train": [glob.escape(str(file.absolute()))]})["train"]
+    indices = [name for name in loaded.column_names if columns.is_index(name)]
+    return Table(loaded.remove_columns(indices), np.zeros(len(loaded), dtype=np.int64), [])

@@ -18,6 +18,7 @@ from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
 from hf_transfer.data.checked import Selected
 from hf_transfer.data.rows import is_given
+from hf_transfer.data.sources import Loaded
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.image import ImageInputs, ImageModality, ImageRows, image_inputs, image_rows
@@ -186,7 +187,7 @@ class PairModality(Modality[MultimodalConfig]):
     task: ClassVar[str] = "image-text-classification"
     has_pipeline: ClassVar[bool] = False
 
-    def read(self, path: Path, config: MultimodalConfig) -> datasets.DatasetDict:
+    def read(self, path: Path, config: MultimodalConfig) -> Loaded:
         """See `Modality.read`."""
         return read_pairs(path, config, self.text_columns(config))
 
@@ -205,14 +206,16 @@ class PairModality(Modality[MultimodalConfig]):
     def select(self, loaded: datasets.DatasetDict, config: MultimodalConfig) -> Selected:
         """See `Modality.select`."""
         train = loaded["train"]
-        image = columns.image_column(train, config.image.image_column_name)
+        image, text = columns.together(
+            lambda: columns.image_column(train, config.image.image_column_name),
+            lambda: columns.text_column(train, config.text.text_column_name, config.data),
+        )
         if image == config.text.text_column_name:
             raise user_error(
                 expected="two columns for --image_column_name and --text_column_name",
                 found=f"'{image}' for both",
                 do="name the other column",
             )
-        text = columns.text_column(train, config.text.text_column_name, config.data.label_column_name)
         name = config.data.dataset_name
         pairs = {split: select_pairs(rows, image, text, name) for split, rows in loaded.items()}
         return Selected(pairs, {"image_column_name": image, "text_column_name": text})

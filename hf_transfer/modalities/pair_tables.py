@@ -1,7 +1,5 @@
 """Images with texts in tables, which hold paths of images or the images themselves."""
 
-import re
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +11,9 @@ from hf_transfer.data import columns
 from hf_transfer.data.files import files_below
 from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.pictures import SUFFIXES
-from hf_transfer.data.sources import SPLIT_NAMES
-from hf_transfer.data.tables import TABLE_BUILDERS, load_tables
+from hf_transfer.data.sources import Loaded
+from hf_transfer.data.split_names import notes_on_files, split_of
+from hf_transfer.data.tables import TABLE_BUILDERS, joined, read_each, refuse_other_columns
 from hf_transfer.errors import some, user_error
 from hf_transfer.settings.run import MultimodalConfig
 
@@ -44,7 +43,7 @@ def select_pairs(data: datasets.Dataset, image: str, text: str, dataset_name: st
     return datasets.concatenate_datasets([images, datasets.Dataset.from_dict({"text": texts}, features)], axis=1)
 
 
-def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]) -> datasets.DatasetDict:
+def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]) -> Loaded:
     """Tables, or a folder of them with their images; a table's paths are relative to its own folder.
 
     Args:
@@ -56,9 +55,11 @@ def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]
         UserError: paths that leave the folder or do not exist, images that no row names, tables with other columns.
     """
     folder = path if path.is_dir() else path.parent
-    split_of = _tables(folder) if path.is_dir() else {path: "train"}
-    tables = {table: load_tables(table, [table], config.data, text_columns)["train"] for table in split_of}
-    _refuse_other_columns(tables)
+    splits = _tables(folder) if path.is_dir() else {"train": [path]}
+    files = [file for split_files in splits.values() for file in split_files]
+    read = read_each(files, config.data, text_columns, path)
+    tables: Tables = {file: table.data for file, table in read.items()}
+    refuse_other_columns(tables)
     column = _path_column(list(tables.values()), config.image.image_column_name)
     embedded = [(data, name) for data in tables.values() for name in _embedded(data)] if column is None else []
     for data, name in embedded:
@@ -68,14 +69,14 @@ def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]
         tables, named = _with_files(tables, column, folder.resolve())
     if path.is_dir() and (column is not None or embedded):
         _refuse_unnamed(folder, named)
-    parts = defaultdict(list)
-    for table, data in tables.items():
-        parts[split_of[table]].append(data)
-    return datasets.DatasetDict({name: datasets.concatenate_datasets(part) for name, part in parts.items()})
+    notes = notes_on_files(folder, splits, []) + [note for table in read.values() for note in table.notes]
+    with_images = {file: table._replace(data=tables[file]) for file, table in read.items()}
+    whole = joined({split: {file: with_images[file] for file in splits[split]} for split in splits})
+    return Loaded(whole.data, origins=whole.origins, notes=notes)
 
 
-def _tables(folder: Path) -> dict[Path, str]:
-    """The tables below a folder, each with its split: those named `metadata` if there are any, else all."""
+def _tables(folder: Path) -> dict[str, list[Path]]:
+    """The tables of each split below a folder: those named `metadata` if there are any, else all."""
     visible = _visible(folder, TABLE_BUILDERS)
     tables = [file for file in visible if file.stem == METADATA] or visible
     if not tables:
@@ -84,41 +85,24 @@ def _tables(folder: Path) -> dict[Path, str]:
             found="none",
             do=f"write a metadata.csv beside the images, with the columns {PATH_NAME}, text and label",
         )
-    splits = {table: _split_of(table.relative_to(folder)) for table in tables}
-    unknown = [str(table.relative_to(folder)) for table, split in splits.items() if split is None]
+    names = {table: split_of(table.relative_to(folder)) for table in tables}
+    unknown = [str(table.relative_to(folder)) for table, split in names.items() if split is None]
     if 0 < len(unknown) < len(tables):
         raise user_error(
             expected=f"tables in {folder} that all name their split, as train.csv or test/metadata.csv do",
             found=f"{some(unknown)}, beside others that do",
             do="rename these or move them elsewhere",
         )
-    return {table: split or "train" for table, split in splits.items()}
-
-
-def _split_of(table: Path) -> str | None:
-    """The split whose name a part of the path begins with."""
-    splits = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-    words = [re.match("[a-z]*", part.lower()) for part in table.parts]
-    return next((splits[word[0]] for word in words if word and word[0] in splits), None)
+    splits: dict[str, list[Path]] = {}
+    for table, split in names.items():
+        splits.setdefault(split or "train", []).append(table)
+    return splits
 
 
 def _visible(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The files below a folder that have one of these suffixes and are not hidden."""
     files = files_below(folder, suffixes)
     return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-
-
-def _refuse_other_columns(tables: Tables) -> None:
-    """Refuse tables with different columns: where a table lacks a column, all its values would count as missing."""
-    first, *others = tables
-    wanted = set(tables[first].column_names)
-    for table in others:
-        if different := sorted(wanted ^ set(tables[table].column_names)):
-            raise user_error(
-                expected=f"the same columns in {table} and in {first}",
-                found=f"{', '.join(different)} in only one of them",
-                do="give all tables the same columns",
-            )
 
 
 def _path_column(tables: Sequence[datasets.Dataset], wanted: str | None) -> str | None:
@@ -130,9 +114,9 @@ def _path_column(tables: Sequence[datasets.Dataset], wanted: str | None) -> str 
         return None
     for data in tables:
         text = [name for name, kind in data.features.items() if columns.is_text(kind)]
-        likely = [name for name in text if next(filter(None, data[name]), "").lower().endswith(tuple(SUFFIXES))]
-        usual = [name for name in (PATH_NAME, *columns.IMAGE_NAMES) if name in text]
-        chosen = [name for name in text if name == wanted] if wanted else usual[:1] or likely
+        usual = [PATH_NAME] if PATH_NAME in text else columns.by_name(text, columns.IMAGE)
+        likely = columns.likely_paths(data, text)
+        chosen = [name for name in text if name == wanted] if wanted else usual if len(usual) == 1 else likely
         if len(chosen) == 1:
             return chosen[0]
     return None

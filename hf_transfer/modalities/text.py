@@ -44,12 +44,13 @@ class TextModality(Modality[TextConfig]):
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`."""
-        return any(columns.is_text(kind) for name, kind in features.items() if name not in columns.LABEL_NAMES)
+        return any(columns.is_text(kind) for name, kind in features.items() if not columns.may_be(columns.LABEL, name))
 
     def select(self, loaded: datasets.DatasetDict, config: TextConfig) -> Selected:
         """See `Modality.select`."""
         train = loaded["train"]
-        chosen = [columns.text_column(train, config.text.text_column_name, config.data.label_column_name)]
+        chosen = [columns.text_column(train, config.text.text_column_name, config.data)]
+        columns.refuse_other_values(train, chosen[0])
         if (pair := config.text.text_pair_column_name) is not None:
             chosen.append(columns.text_pair_column(train, pair, chosen[0]))
         texts = {name: columns.texts(split, chosen) for name, split in loaded.items()}

@@ -6,7 +6,17 @@ from typing import Literal
 
 from hf_transfer.settings.fields import REQUIRED, STEPS, TRAINS, Need, Topic, setting
 from hf_transfer.settings.model import exists, on_the_hub
-from hf_transfer.settings.ranges import BELOW_ONE, ENCODING, NAME, NOT_NEGATIVE, SEED, SEPARATOR, SHARE, at_least
+from hf_transfer.settings.ranges import (
+    BELOW_ONE,
+    DELIMITER,
+    ENCODING,
+    NAME,
+    NOT_NEGATIVE,
+    SEED,
+    SEPARATOR,
+    SHARE,
+    at_least,
+)
 
 ON_THE_HUB = on_the_hub("data", "dataset_name")
 LOCAL_FILES = Need(
@@ -29,6 +39,10 @@ class DataSettings(Topic):
     )
     dataset_revision: str = setting("Branch, tag or commit of a data set on the Hub.", "main", ON_THE_HUB)
     encoding: str = setting("Encoding of CSV and JSON files.", "utf-8", ENCODING, LOCAL_FILES)
+    delimiter: str | None = setting(
+        "Separator of fields in CSV and TSV files: a sign, or tab, comma, semicolon, pipe (default: as the first lines "
+        "show).", None, DELIMITER, LOCAL_FILES,
+    )  # fmt: skip
     label_column_name: str | None = setting("Column with the labels (default: chosen by name and type).", None)
     label_column_names: list[str] = setting(
         "Several columns with labels instead: of 0 and 1, one for each label, or of numbers.", []

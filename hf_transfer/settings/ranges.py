@@ -42,6 +42,15 @@ def _is_name(text: str) -> bool:
     return bool(text.strip())
 
 
+# Separators of fields in tables, by their names.
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+
+
+def _is_delimiter(text: str) -> bool:
+    """Whether a text is the name of a separator, or one sign that fields of a table can be separated by."""
+    return text in DELIMITERS or (len(text) == 1 and not text.isalnum() and text not in '"\r\n\0')
+
+
 NOT_NEGATIVE = Range("a number of at least 0", lambda value: 0 <= value < float("inf"))
 POSITIVE = Range("a number above 0", lambda value: 0 < value < float("inf"))
 BELOW_ONE = Range("a number from 0 to below 1", lambda value: 0 <= value < 1)
@@ -51,5 +60,6 @@ FACTOR = Range("a number above 0 and at most 1", lambda value: 0 < value <= 1)
 SEED = Range("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
 NAME = Range("a name or a path", _is_name)
 SEPARATOR = Range("signs that are no letters, digits or spaces", lambda text: text and not re.search(r"[\w ]", text))
+DELIMITER = Range("one sign, such as ; or |, or comma, semicolon, tab or pipe", _is_delimiter)
 COUNTED_FROM_ONE = Range("numbers of at least 1", lambda values: min(values, default=1) >= 1)
 ENCODING = Range("the name of an encoding, such as utf-8 or latin-1", lambda name: can_encode("a", name))

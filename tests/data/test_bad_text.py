@@ -142,7 +142,7 @@ def test_a_file_of_another_encoding_is_refused_with_line_and_byte_and_read_with_
         dataset_name=path,
         expected=f"text in utf-8 in {path}",
         found=f"line {8 if kind == 'csv' else 7}: byte 0xe9 at column {line.index(0xE9) + 1}",
-        do="name the file's encoding, for example --encoding latin-1 or cp1252, or save it as UTF-8",
+        do="name the file's encoding, for example --encoding cp1252, or save it as UTF-8",
     )
     with pytest.raises(AssertionError, match="model weights were loaded"):
         refused(dataset_name=path, encoding="latin-1", expected="", found="", do="")
@@ -156,9 +156,9 @@ def test_another_error_in_a_file_is_not_taken_for_its_encoding(encoding: str, re
     refused(
         dataset_name=path,
         encoding=encoding,
-        expected=f"a data set that can be read at {path}",
-        found="Error tokenizing data. C error: Expected 2 fields in line 3, saw 4",
-        do="fix or remove the file that this names",
+        expected=f"2 fields in each row of {path}, as in its first line (text, label)",
+        found="line 3: 4",
+        do="enclose fields that hold the separator ',' in quotes",
     )
 
 
@@ -260,7 +260,7 @@ def test_files_of_two_kinds(refused: Refused, tmp_path: Path) -> None:
 
 def test_a_csv_file_with_a_broken_line(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\nword1,a\nword2,b,c,d\n")
-    refused(dataset_name=tmp_path / "a.csv", expected="can be read at", found="line 3", do="fix or remove")
+    refused(dataset_name=tmp_path / "a.csv", expected="2 fields in each row", found="line 3: 4", do="enclose")
 
 
 def test_a_tokenizer_with_neither_a_pad_token_nor_an_end_of_text_token(refused: Refused, tmp_path: Path) -> None:

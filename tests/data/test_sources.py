@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_transfer.data import sources
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.pictures import decode
 from hf_transfer.data.rows import describe_row, encoded_image
@@ -209,13 +210,12 @@ def test_data_without_a_training_split_are_refused_with_the_splits_there_are(
 
 
 def test_splits_that_are_not_used_are_noted(
-    settings: Settings, picture_table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, picture_table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some data sets bring an `unsupervised` or `extra` part."""
     loaded = datasets.DatasetDict({"train": picture_table([0, 1] * 10), "extra": picture_table([0, 1], seed=9)})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: loaded)
-    picture_table([0, 1]).to_parquet(tmp_path / "data.parquet")
-    splits = load_splits(settings(dataset_name=str(tmp_path / "data.parquet")), ImageModality())
+    monkeypatch.setattr(sources, "_load_from_hub", lambda _: sources.Loaded(loaded))
+    splits = load_splits(settings(dataset_name="somebody/pictures"), ImageModality())
     assert splits.notes[0] == "Splits not used: extra."
 
 

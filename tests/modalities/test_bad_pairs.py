@@ -260,7 +260,7 @@ def test_a_data_set_of_the_hub_cannot_name_files_here(
     if as_text:
         texts = [os.fspath(folder / row["file_name"]) for row in pair_rows()]
         data = data.remove_columns("image").add_column("image", texts)
-    monkeypatch.setattr(sources, "_load_from_hub", lambda settings: (datasets.DatasetDict(train=data), None))
+    monkeypatch.setattr(sources, "_load_from_hub", lambda settings: sources.Loaded(datasets.DatasetDict(train=data)))
     refused(
         "somebody/pairs", expected="embedded images in column 'image'", found=f"in row 0 the path {folder}/0.png",
         do="embed the images with their bytes",

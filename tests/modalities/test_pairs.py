@@ -134,7 +134,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[datasets.Dataset], None]:
     """What the Hub is to give for any name: a data set with a training split."""
 
     def gives(data: datasets.Dataset) -> None:
-        monkeypatch.setattr(sources, "_load_from_hub", lambda settings: (datasets.DatasetDict(train=data), None))
+        monkeypatch.setattr(
+            sources, "_load_from_hub", lambda settings: sources.Loaded(datasets.DatasetDict(train=data))
+        )
 
     return gives
 
