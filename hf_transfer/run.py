@@ -174,7 +174,8 @@ class Run:
         target = self._finished_target()
         # From here on only what was saved counts: the figures are those of the files.
         self.model, finished = run_folder.save_and_load(
-            self.fitted.model, self.preprocessing, self.modality.name, self.splits.columns, target,
+            self.fitted.model, self.preprocessing, self.modality.name,
+            {**self.splits.columns, **self.config.data.read_with()}, target,
             self.checkpoint, self.config, self.accelerator,
         )  # fmt: skip
         self.splits, self.loaders = replace(self.splits, target=finished), replace(self.loaders, target=finished)

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from hf_transfer.data.batches import Batch
+from hf_transfer.data.verification import fault_of_texts
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import Preprocessing
 
@@ -110,6 +111,14 @@ class TokenPreprocessing(Preprocessing):
             found=f"{self.max_length}, and {special} special tokens for each {'pair' if texts == 2 else 'text'}",
             do="raise it, or leave it out" if self._is_set else "correct model_max_length in tokenizer_config.json",
         )
+
+    def fault_of(self, texts: tuple[str | None, ...]) -> str:
+        """Why a text, or a pair of them, can have no answer; empty: it can."""
+        if fault := fault_of_texts(texts):
+            return fault
+        sample = tuple(map(str, texts))
+        is_emptied = self.emptied([sample], self.encode([sample])[0])[0]
+        return f"no word is left of it in {self.max_length} tokens" if is_emptied else ""
 
     def emptied(self, texts: Sequence[tuple[str, ...]], encoded: Sequence[Encoded]) -> list[bool]:
         """Whether only special tokens and white space are left of each sample, or of one of the texts of a pair.

@@ -262,6 +262,17 @@ class LabelSets(target.Target):
             for shares, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
+    @property
+    def answer_columns(self) -> list[str]:
+        """See `Target.answer_columns`."""
+        return ["labels", "probabilities"]
+
+    def answer_cells(self, answer: Sequence[tuple[str, float]], decisions: Mapping[str, Any]) -> list[str | float]:
+        """The chosen labels and their probabilities, joined by the separator."""
+        shares = dict(answer)
+        chosen = decisions["labels"]
+        return [self.separator.join(chosen), self.separator.join(f"{shares[name]:.4f}" for name in chosen)]
+
     def decisions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """The labels that are chosen, by their thresholds."""
         return [{"labels": self.truth(row)} for row in self.predicted(outputs)]

@@ -339,6 +339,20 @@ class Target(ABC):
             top: how many of them to return for a sample, at most.
         """
 
+    @property
+    def answer_columns(self) -> list[str]:
+        """The columns of an answer in a table."""
+        return ["label", "probability"]
+
+    def answer_cells(self, answer: Sequence[tuple[str, float]], decisions: Mapping[str, Any]) -> list[str | float]:  # noqa: ARG002
+        """An answer in these columns.
+
+        Args:
+            answer: of `answers`, with all outputs.
+            decisions: of `decisions`.
+        """
+        return list(answer[0])
+
     def decisions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """What follows from the answers, for each sample as JSON: the labels that are chosen, for example."""
         return [{} for _ in outputs]
