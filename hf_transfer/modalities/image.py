@@ -30,6 +30,7 @@ from hf_transfer.modalities.sample_tables import (
     STANDARD_INPUT,
     NamedPictures,
     SampleTable,
+    columns_of,
     expanded,
     input_lines,
     is_table,
@@ -232,7 +233,8 @@ def _table_of_pictures(path: Path, wanted: Wanted, saved: Saved) -> tuple[Sample
             path, [wanted[setting] or ""] if wanted.get(setting) else existing, existing, expected="of pictures",
             do=f"name it in --{setting}",
         )  # fmt: skip
-        column = columns.image_column(table.data, None)
+        with columns_of(path):
+            column = columns.image_column(table.data, None)
     return table, column
 
 

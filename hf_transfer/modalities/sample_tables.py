@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 
+from hf_transfer.data.columns import ColumnError
 from hf_transfer.data.files import files_below
 from hf_transfer.data.origins import Origins
 from hf_transfer.data.pictures import SUFFIXES
@@ -103,7 +105,9 @@ def table_at(path: Path, wanted: Wanted, saved: Mapping[str, Any]) -> SampleTabl
     for encoding in filter(None, dict.fromkeys(encodings)):
         for delimiter in dict.fromkeys(delimiters):
             try:
-                return _read(path, DataSettings(dataset_name=str(path), encoding=encoding, delimiter=delimiter), columns)
+                return _read(
+                    path, DataSettings(dataset_name=str(path), encoding=encoding, delimiter=delimiter), columns
+                )
             except UserError as error:
                 errors.append(error)
     raise errors[0]
@@ -196,6 +200,15 @@ def chosen_columns(
         if name := wanted.get(setting) or next(known, None):
             chosen[setting] = name
     return chosen
+
+
+@contextmanager
+def columns_of(path: Path) -> Iterator[None]:
+    """Add the table to the message of a column that cannot be chosen."""
+    try:
+        yield
+    except ColumnError as error:
+        raise user_error(expected=f"{error.expected} in {path}", found=error.found, do=error.do) from error
 
 
 def refuse_missing(path: Path, chosen: Collection[str], existing: Sequence[str], *, expected: str, do: str) -> None:

@@ -29,6 +29,7 @@ from hf_transfer.modalities.sample_tables import (
     TEXT_SUFFIXES,
     SampleTable,
     chosen_columns,
+    columns_of,
     expanded,
     file_text,
     input_lines,
@@ -187,7 +188,8 @@ def _table_of_texts(path: Path, wanted: Wanted, saved: TokenPreprocessing) -> tu
     chosen = chosen_columns(existing, usual, wanted, saved.columns)
     if "text_column_name" not in chosen:
         labels = DataSettings(dataset_name=str(path), label_column_name=saved.columns.get("label_column_name"))
-        chosen = {"text_column_name": columns.text_column(table.data, None, labels), **chosen}
+        with columns_of(path):
+            chosen = {"text_column_name": columns.text_column(table.data, None, labels), **chosen}
     names = list(chosen.values())
     refuse_missing(
         path, names, existing, expected="of texts", do="name it in --text_column_name (and --text_pair_column_name)"
