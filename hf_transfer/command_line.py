@@ -1,7 +1,6 @@
 """The console command `hf-transfer`: use or publish a finished model, and check this machine."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NoReturn
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.installation import check_installation
 from hf_transfer.settings.parsing import exit_with, load_settings
+from hf_transfer.settings.ranges import DELIMITER, ENCODING
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,22 +68,53 @@ def _parser() -> _Parser:
 def _add_samples(predict: argparse.ArgumentParser) -> None:
     add = predict.add_argument
     add("model", help="The --output_dir of a run, a folder with a model, a Hub id, or sample:NAME.")
-    add("files", nargs="*", type=Path, help="Pictures, or tables of texts or of pairs (CSV, TSV).")
+    add("files", nargs="*", type=Path,
+        help="Pictures, files of text, tables (CSV, TSV, JSON, Parquet), folders of these, or - for lines of standard "
+        "input.")  # fmt: skip
     add("--image", type=Path, help="For a model of images with texts: a picture, alone or with --text.")
-    add("--text", help="For a model of images with texts: a text, alone or with --image.")
+    add("--text", nargs="+", action="extend", default=[], help="One or several texts instead of files.")
+    add(
+        "--text_pair", nargs="+", action="extend", default=[], help="For pairs of texts: a second text for each --text."
+    )
     add("--top", type=int, default=3, help="Number of labels to print for a sample (default: 3).")
     add("--text_column_name", help="Column of a table with the texts (default: as in training, or found by its name).")
     add("--text_pair_column_name", help="Column with the second texts, for pairs of texts.")
     add("--image_column_name", help="Column with paths of images (default: as in training, or found by its name).")
+    add("--encoding", help="Encoding of tables and files of text (default: UTF-8, or else as in training).")
+    add("--delimiter", help="Separator of fields in CSV files: a sign, or tab, comma, semicolon, pipe (default: as in "
+        "training, or as the first lines show).")  # fmt: skip
+    add("--format", choices=("jsonl", "csv", "text"), help="How answers are written (default: jsonl, or as the name of "
+        "--output says).")  # fmt: skip
+    add("--output", type=Path, metavar="FILE", help="Write the answers into this file instead of on the screen.")
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    top, pair = arguments.top, (arguments.image, arguments.text)
-    if top < 1:
-        raise user_error(expected="--top of at least 1", found=str(top), do="change --top")
-    if (pair == (None, None)) == (not arguments.files):
+    _check_predict(arguments)
+    from hf_transfer.evaluation.answers import Report, write_answers
+    from hf_transfer.evaluation.predictor import predictor_for
+    from hf_transfer.modalities.modality import Typed
+
+    typed = Typed(arguments.image, arguments.text, arguments.text_pair)
+    predictor = predictor_for(arguments.model, arguments.files, of_texts=bool(arguments.text))
+    report = Report.of(arguments.output, arguments.format)
+    top = len(predictor.target.names) if report.writer.takes_all else arguments.top
+    if arguments.files:
+        names = ("text_column_name", "text_pair_column_name", "image_column_name", "encoding", "delimiter")
+        wanted = {name: getattr(arguments, name) for name in names}
+        answers = predictor.files(arguments.files, top, wanted)
+    else:
+        answers = predictor.typed(typed, top)
+    write_answers(answers, predictor.target, report, in_files=bool(arguments.files), usable=predictor.modality.usable)
+
+
+def _check_predict(arguments: argparse.Namespace) -> None:
+    """Refuse what no model can answer, before anything is loaded."""
+    if arguments.top < 1:
+        raise user_error(expected="--top of at least 1", found=str(arguments.top), do="change --top")
+    is_typed = arguments.image is not None or bool(arguments.text)
+    if is_typed == bool(arguments.files):
         raise user_error(
-            expected="files, or one sample by --image, --text or both",
+            expected="files, or samples by --text or --image",
             found="both" if arguments.files else "neither",
             do="see hf-transfer predict --help",
         )
@@ -93,18 +124,20 @@ def _predict(arguments: argparse.Namespace) -> None:
             found="both --image_column_name and --text_pair_column_name",
             do="leave one of them out",
         )
-    from hf_transfer.evaluation.predictor import classify_files, load
+    for name, values in (("encoding", ENCODING), ("delimiter", DELIMITER)):
+        value = getattr(arguments, name)
+        if value is not None and not values.holds(value):
+            raise user_error(expected=f"--{name}: {values.words}", found=value, do=f"change --{name}")
+    if arguments.output is not None and any(_same_file(arguments.output, file) for file in arguments.files):
+        raise user_error(
+            expected="another file for --output than those to predict",
+            found=str(arguments.output),
+            do="change --output",
+        )
 
-    if not arguments.files:
-        predictor = load(arguments.model, modality="multimodal")
-        ((scores, decisions),) = predictor.answers([predictor.modality.sample_of(pair, predictor.preprocessing)], top)
-        path = {} if arguments.image is None else {"path": str(arguments.image)}
-        print(json.dumps({**path, **decisions, predictor.target.answered_as: dict(scores)}, ensure_ascii=False))
-        return
-    names = ("text_column_name", "text_pair_column_name", "image_column_name")
-    columns = {name: getattr(arguments, name) for name in names}
-    for answer in classify_files(arguments.model, arguments.files, top=top, columns=columns):
-        print(json.dumps(answer.as_json(), ensure_ascii=False))
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 def _push(arguments: argparse.Namespace) -> None:

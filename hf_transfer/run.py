@@ -120,6 +120,7 @@ class Run:
         if not config.trains():
             (part,) = self.checkpoint.parts
             self.model = run_folder.load_finished(part, target)
+            self._note(self.preprocessing.adapt_to(self.model))
             return self.model
         self.strategy: Strategy = choose_strategy(config.strategy, larger_head=self.modality.larger_head)
         self._example = self.preprocessing.example()
@@ -129,6 +130,7 @@ class Run:
             gradient_checkpointing=config.training.gradient_checkpointing,
         )  # fmt: skip
         self.model = self._new_model.model
+        self._note(self.preprocessing.adapt_to(self.model))
         layers = output_layers(self.model, self._new_model.groups)
         target = target.for_head(has_bias=all(layer.bias is not None for layer in layers))
         target.start(layers, self.splits.train.targets[self.splits.train.counted])
@@ -186,7 +188,8 @@ class Run:
         target = self._finished_target()
         # From here on only what was saved counts: the figures are those of the files.
         self.model, finished = run_folder.save_and_load(
-            self.fitted.model, self.preprocessing, self.modality.name, self.splits.columns, target,
+            self.fitted.model, self.preprocessing, self.modality.name,
+            {**self.splits.columns, **self.config.data.read_with()}, target,
             self.checkpoint, self.config, self.accelerator,
         )  # fmt: skip
         self.splits, self.loaders = replace(self.splits, target=finished), replace(self.loaders, target=finished)

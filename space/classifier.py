@@ -129,7 +129,10 @@ class Classifier:
                     tokens[name][position] = [
                         {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 1}.get(name, 0)
                     ]
-            inputs |= self.tokenizer.pad(dict(tokens), return_tensors="pt")
+            # Some models answer to padding: their run padded all texts to one length.
+            length = getattr(self.model.config, "padded_length", None)
+            padding = "max_length" if length else "longest"
+            inputs |= self.tokenizer.pad(dict(tokens), padding=padding, max_length=length, return_tensors="pt")
         return {name: value.to(self.device) for name, value in inputs.items()}, tokens
 
     @torch.no_grad()

@@ -134,15 +134,17 @@ def notes_on_levels(splits: Mapping[str, Split], white: float | None) -> list[st
 
 def bad_texts(split: Split) -> dict[int, str]:
     """The rows without a text, each with the reason."""
-    bad = {}
-    for row, texts in zip(split.rows.tolist(), texts_of(split), strict=True):
-        if any(text is None for text in texts):
-            bad[row] = "missing"
-        elif any(not text for text in texts):
-            bad[row] = "empty"
-        elif any(not str(text).strip() for text in texts):
-            bad[row] = "white space only"
-    return bad
+    faults = zip(split.rows.tolist(), map(fault_of_texts, texts_of(split)), strict=True)
+    return {row: fault for row, fault in faults if fault}
+
+
+def fault_of_texts(texts: Sequence[str | None]) -> str:
+    """What a text, or one of a pair, lacks; empty if all have words."""
+    if any(text is None for text in texts):
+        return "missing"
+    if not all(texts):
+        return "empty"
+    return "" if all(text and text.strip() for text in texts) else "white space only"
 
 
 def bad_pairs(split: Split, config: Any) -> dict[int, str]:

@@ -24,7 +24,7 @@ def write_predictions(folder: Path, predictions: Predictions, unlabelled: Unlabe
         unlabelled: the samples.
     """
     split, target = unlabelled.split, predictions.target
-    answers = target.answer_columns(predictions.outputs, unlabelled.columns)
+    answers = target.labelled_answers(predictions.outputs, unlabelled.columns)
     answer_of = dict(zip(predictions.index.tolist(), answers, strict=True))
     lines = [
         {

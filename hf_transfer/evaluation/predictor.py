@@ -1,8 +1,8 @@
 """Predictions of a finished model for samples that belong to no data set."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +12,25 @@ from transformers.utils.hub import cached_file
 from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.samples import backbone_folder, is_sample
 from hf_transfer.errors import user_error
+from hf_transfer.evaluation.answers import Answer, Scores
 from hf_transfer.evaluation.run_folder import MODEL_FOLDER, load_finished
-from hf_transfer.modalities.modality import PREPROCESSING_FILE, Modality, Preprocessing, saved_description
+from hf_transfer.modalities.modality import (
+    PREPROCESSING_FILE,
+    LocatedSample,
+    Modality,
+    Preprocessing,
+    Typed,
+    saved_description,
+)
 from hf_transfer.modalities.sample_tables import is_table
 from hf_transfer.modalities.table import MODALITIES, modality_named
+from hf_transfer.models.modeling_pooled import PooledConfig
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.targets.table import target_of_model
 from hf_transfer.targets.target import Target
 
 BATCH_SIZE = 32
-Scores = list[tuple[str, float]]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model predicts for a sample in a file.
-
-    Attributes:
-        path: the picture, or the table that the sample is in.
-        scores: names with their numbers, most important first.
-        decisions: what follows from the scores, as JSON: the labels that are chosen, or intervals of numbers.
-        answered_as: what the scores are, as a key of JSON.
-        row: of a sample in a table: its row, counted from 1 below the header.
-    """
-
-    path: Path
-    scores: Scores
-    decisions: Mapping[str, Any]
-    answered_as: str
-    row: int | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The content of a line of JSON."""
-        place = {} if self.row is None else {"row": self.row}
-        return {"path": str(self.path), **place, **self.decisions, self.answered_as: dict(self.scores)}
 
 
 class Predictor:
@@ -63,8 +47,10 @@ class Predictor:
         self, model: torch.nn.Module, modality: Modality[Any], target: Target, preprocessing: Preprocessing
     ) -> None:
         self.modality, self.target, self.preprocessing = modality, target, preprocessing
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        self._device = device or torch.device("cpu")
         self.model = model.eval().to(self._device)
+        preprocessing.adapt_to(self.model)
 
     def __call__(self, samples: Sequence[Any], top: int = 3) -> list[dict[str, float]]:
         """Predict samples: for each of them the names with their numbers, most important first.
@@ -94,23 +80,41 @@ class Predictor:
         return [self.modality.sample_of(value, self.preprocessing) for value in values]
 
     def files(
-        self, paths: Sequence[Path], top: int = 3, columns: Mapping[str, str | None] | None = None
-    ) -> list[Answer]:
-        """Predict files: pictures, or the rows of tables.
+        self, paths: Sequence[Path], top: int = 3, wanted: Mapping[str, str | None] | None = None
+    ) -> Iterator[Answer]:
+        """Predict files, one batch after the other; a sample that cannot be read has a fault in place of an answer.
 
         Args:
-            paths: all pictures, or all CSV or TSV files.
+            paths: files that hold samples, tables of them, folders of either, or - for lines of standard input.
             top: how many names to return for a sample, at most.
-            columns: the settings that name columns, with their values; those left out are as in training, or else
-                found by their names.
+            wanted: the settings that name columns, and `encoding` and `delimiter`; those left out are as in training,
+                or else found by the names of columns and in the files.
 
         Raises:
-            UserError: files that cannot be read.
+            UserError: a file that has no such samples, or a table that cannot be read.
         """
-        located = self.modality.samples_in(paths, columns or {}, self.preprocessing)
-        answers = self.answers([one.sample for one in located], top)
-        key = self.target.answered_as
-        return [Answer(one.path, *answer, key, one.row) for one, answer in zip(located, answers, strict=True)]
+        return self._answered(self.modality.samples_in(paths, wanted or {}, self.preprocessing), top)
+
+    def typed(self, samples: Typed, top: int = 3) -> Iterator[Answer]:
+        """Predict samples as they are typed on a command line.
+
+        Args:
+            samples: that are in no file.
+            top: how many names to return for a sample, at most.
+
+        Raises:
+            UserError: the model takes other samples, or a picture cannot be read.
+        """
+        return self._answered(self.modality.typed(samples, self.preprocessing), top)
+
+    def _answered(self, samples: Iterable[LocatedSample], top: int) -> Iterator[Answer]:
+        located = iter(samples)
+        while batch := list(islice(located, BATCH_SIZE)):
+            answers = self.answers([one.sample for one in batch if not one.fault], top)
+            for one in batch:
+                scores, decisions = ([], {}) if one.fault else next(answers)
+                key = self.target.answered_as
+                yield Answer(one.path, scores, decisions, key, one.row, one.fault, one.line, one.text)
 
     @torch.no_grad()
     def answers(self, samples: Sequence[Any], top: int) -> Iterator[tuple[Scores, dict[str, Any]]]:
@@ -142,12 +146,13 @@ def load(model_name_or_path: str | Path, *, modality: str | None = None) -> Pred
     return Predictor(load_finished(checkpoint, target), chosen, target, chosen.saved_preprocessing(checkpoint))
 
 
-def modality_of(model: str, files: Sequence[Path] = ()) -> Modality[Any]:
+def modality_of(model: str, files: Sequence[Path] = (), *, of_texts: bool = False) -> Modality[Any]:
     """The modality of a finished model: as saved with it, else by its configuration, else by the files to predict.
 
     Args:
         model: a folder, a Hub id, or sample:NAME.
         files: that the model is to predict.
+        of_texts: it is to predict texts that are in no file.
     """
     by_name = {one.name: one for one in MODALITIES.values()}
     saved = _json_file(model, PREPROCESSING_FILE).get("modality")
@@ -156,7 +161,7 @@ def modality_of(model: str, files: Sequence[Path] = ()) -> Modality[Any]:
     suitable = modalities_of_model(model)
     if len(suitable) == 1:
         return suitable[0]
-    return by_name["text" if any(map(is_table, files)) else "image"]
+    return by_name["text" if of_texts or any(map(is_table, files)) else "image"]
 
 
 def modalities_of_model(model: str) -> list[Modality[Any]]:
@@ -166,7 +171,10 @@ def modalities_of_model(model: str) -> list[Modality[Any]]:
         model: a folder, a Hub id, or sample:NAME.
     """
     model_type = _json_file(model, "config.json").get("model_type")
-    types = {"pair": {*TASKS["image-text-classification"].model_types, *TASKS["dual-encoder"].model_types}}
+    types: dict[str, Collection[str]] = {
+        "pair": {*TASKS["image-text-classification"].model_types, *TASKS["dual-encoder"].model_types},
+        "text": {*TASKS["text-classification"].model_types, PooledConfig.model_type},
+    }
     return [one for one in MODALITIES.values() if model_type in types.get(one.name, TASKS[one.task].model_types)]
 
 
@@ -185,6 +193,24 @@ def _json_file(model: str, name: str) -> dict[str, Any]:
         return {}
 
 
+def predictor_for(model_name_or_path: str | Path, paths: Sequence[Path] = (), *, of_texts: bool = False) -> Predictor:
+    """The predictor of a model for these files, which decide what its samples are where the model does not say.
+
+    Args:
+        model_name_or_path: see `load`.
+        paths: see `Predictor.files`.
+        of_texts: texts are to be predicted that are in no file.
+
+    Raises:
+        UserError: no such model, or no such table.
+    """
+    for path in paths:
+        if is_table(path) and not path.is_file():
+            raise user_error(expected=f"a table in {path}", found="no such file", do="correct the path")
+    name = _model_of(model_name_or_path)
+    return load(name, modality=modality_of(name, paths, of_texts=of_texts).config.recipe)
+
+
 def classify_files(
     model_name_or_path: str | Path,
     paths: Sequence[Path],
@@ -192,26 +218,18 @@ def classify_files(
     top: int = 3,
     columns: Mapping[str, str | None] | None = None,
 ) -> list[Answer]:
-    """Predict files with a finished model: pictures, or the rows of tables of texts or of pairs.
+    """Predict files with a finished model; for many of them, `Predictor.files` yields one answer after the other.
 
     Args:
         model_name_or_path: see `load`.
-        paths: all pictures, or all CSV or TSV files.
+        paths: see `Predictor.files`.
         top: how many names to return for a sample.
         columns: see `Predictor.files`.
 
     Raises:
         UserError: no such model, or a file that cannot be read.
     """
-    tables = [path for path in paths if is_table(path)]
-    if 0 < len(tables) < len(paths):
-        raise user_error(
-            expected="pictures, or tables of texts",
-            found=f"both: {next(path for path in paths if path not in tables)} and {tables[0]}",
-            do="predict the pictures and the tables with two commands",
-        )
-    name = _model_of(model_name_or_path)
-    return load(name, modality=modality_of(name, paths).config.recipe).files(paths, top, columns)
+    return list(predictor_for(model_name_or_path, paths).files(paths, top, columns))
 
 
 def _model_of(model_name_or_path: str | Path) -> str:

@@ -1,7 +1,7 @@
 """Samples that are images: columns, batches, augmentation, prediction."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,23 +15,37 @@ from torch.utils.data import Dataset
 from hf_transfer.data import batches, columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, LabelRows, Loaders
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE, Levels
-from hf_transfer.data.pictures import BadImageError, decode, decode_picture
+from hf_transfer.data.pictures import SUFFIXES, BadImageError, decode, decode_picture
 from hf_transfer.data.rows import describe_row, encoded_image
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.samples import NOT_TO_BE_MIRRORED
 from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
+from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.augmentation import Augmentation
 from hf_transfer.modalities.mixing import Mixing
-from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Wanted
+from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Typed, Wanted
 from hf_transfer.modalities.pixels import PixelPreprocessing
+from hf_transfer.modalities.sample_tables import (
+    STANDARD_INPUT,
+    NamedPictures,
+    SampleTable,
+    columns_of,
+    expanded,
+    input_lines,
+    is_table,
+    refuse_missing,
+    table_at,
+)
 from hf_transfer.models.pretrained import AnyCheckpoint
 from hf_transfer.settings.run import MultimodalConfig, RunConfig, VisionConfig
 from hf_transfer.targets.target import Target
 
 DECODED_CACHE_BYTES = 1 << 30
 DEFAULT_VIEWS = 4
+# Why there can be no answer, where a table names no picture.
+MISSING = "missing"
 
 
 class ImageRows(Dataset[dict[str, Tensor]]):
@@ -211,7 +225,7 @@ class ImageModality(Modality[VisionConfig]):
 
     def sample_of(self, value: Any, saved: Any = None) -> Image.Image:
         """An RGB picture, from a path or a picture."""
-        white = _white_of(saved)
+        white = white_of(saved)
         try:
             return decode_picture(value, white) if isinstance(value, Image.Image) else decode(_raw(Path(value)), white)
         except (BadImageError, TypeError) as error:
@@ -221,26 +235,80 @@ class ImageModality(Modality[VisionConfig]):
                 do="correct or leave out this sample",
             ) from error
 
-    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: Any) -> list[LocatedSample]:  # noqa: ARG002
-        """Each file is a picture; the error names all that cannot be read."""
-        located, problems, white = [], [], _white_of(saved)
-        for path in files:
-            try:
-                located.append(LocatedSample(path, None, decode(_raw(path), white)))
-            except BadImageError as error:
-                problems.append(f"{path} ({error})")
-        if problems:
-            raise user_error(
-                expected="readable pictures", found="; ".join(problems), do="correct or leave out these paths"
-            )
-        return located
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: PixelPreprocessing) -> Iterator[LocatedSample]:
+        """Each file is a picture, or a table that holds or names some; a folder may have either."""
+        paths = expanded(files, [SUFFIXES, TABLE_BUILDERS], expected="pictures, or tables of them")
+        tables = {path: _table_of_pictures(path, wanted, saved.columns) for path in paths if is_table(path)}
+        return _located(paths, tables, white_of(saved))
+
+    def typed(self, samples: Typed, saved: PixelPreprocessing) -> list[LocatedSample]:
+        """See `Modality.typed`: one picture."""
+        if samples.image is None or samples.texts or samples.text_pairs:
+            return super().typed(samples, saved)
+        return list(self.samples_in([samples.image], {}, saved))
+
+
+def _table_of_pictures(path: Path, wanted: Wanted, saved: Saved) -> tuple[SampleTable, str]:
+    """A table, and its column of pictures."""
+    table = table_at(path, wanted, saved)
+    existing, setting = table.data.column_names, "image_column_name"
+    known = [name for name in (wanted.get(setting), saved.get(setting)) if name]
+    column = next((name for name in known if name in existing), None)
+    if column is None:
+        refuse_missing(
+            path, [wanted[setting] or ""] if wanted.get(setting) else existing, existing, expected="of pictures",
+            do=f"name it in --{setting}",
+        )  # fmt: skip
+        with columns_of(path):
+            column = columns.image_column(table.data, None)
+    return table, column
+
+
+def _located(
+    paths: Sequence[Path], tables: Mapping[Path, tuple[SampleTable, str]], white: float | None
+) -> Iterator[LocatedSample]:
+    for path in paths:
+        if path in tables:
+            table, column = tables[path]
+            pictures = NamedPictures(path.parent)
+            for row, line, values in table.rows([column]):
+                yield LocatedSample(path, row, *picture_in(values[column], pictures, white), line)
+        elif path == STANDARD_INPUT:
+            for row, name in input_lines():
+                yield LocatedSample(path, row, *picture_in(name, NamedPictures(Path()), white))
+        else:
+            yield LocatedSample(path, None, *_decoded(_raw(path), white))
+
+
+def picture_in(value: Any, pictures: NamedPictures, white: float | None = None) -> tuple[Image.Image | None, str]:
+    """The picture that a table holds or names, and what is wrong with it.
+
+    Args:
+        value: a path, or `{"bytes": ..., "path": ...}`.
+        pictures: those beside the table.
+        white: see `pictures.decode`.
+    """
+    if isinstance(value, Mapping) and value.get("bytes") is not None:
+        return _decoded(value, white)
+    name = value.get("path") if isinstance(value, Mapping) else value
+    if name is None or not str(name).strip():
+        return None, MISSING
+    picture, fault = _decoded(_raw(pictures.path(str(name))), white)
+    return picture, fault and f"{name}: {fault}"
+
+
+def _decoded(raw: Mapping[str, Any], white: float | None) -> tuple[Image.Image | None, str]:
+    try:
+        return decode(dict(raw), white), ""
+    except BadImageError as error:
+        return None, str(error)
 
 
 def _raw(path: Path) -> dict[str, Any]:
     return {"bytes": None, "path": str(path)}
 
 
-def _white_of(saved: Any) -> float | None:
+def white_of(saved: Any) -> float | None:
     """What was white in the pictures of more than 8 bits that a model was trained on; None: there were none."""
     return None if saved is None else saved.columns.get(LARGEST_PIXEL_VALUE)
 

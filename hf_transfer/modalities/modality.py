@@ -3,7 +3,7 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +28,8 @@ PREPROCESSING_FILE = "preprocessing.json"
 SCHEMA = 1
 # Numbers of tokens in that file.
 LENGTHS = ("max_length", "tokenizer_limit")
+# Of the settings with which the training data were read, those of one file.
+READ_WITH = ("encoding", "delimiter")
 # The content of such a file, and the settings that name columns, by name; None where they are left open.
 Saved = Mapping[str, Any]
 Wanted = Mapping[str, str | None]
@@ -52,6 +54,14 @@ class Preprocessing(ABC):
     @abstractmethod
     def example(self) -> Batch:
         """Model inputs of two samples that differ, to trace a model with."""
+
+    def adapt_to(self, model: nn.Module) -> list[str]:  # noqa: ARG002
+        """Choose what depends on how the model itself behaves, before the first batch; sentences on that."""
+        return []
+
+    def fault_of(self, sample: Any) -> str:  # noqa: ARG002
+        """Why there can be no answer to a sample, such as an empty text; empty: there can be one."""
+        return ""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -83,14 +93,39 @@ class LocatedSample(NamedTuple):
     """A sample outside of a data set.
 
     Attributes:
-        path: the picture, or the table that the sample is in.
+        path: the picture, or the table that the sample is in; None: it is in no file.
         row: its row in a table, counted from 1 below the header; None: the file is the sample.
         sample: as `Preprocessing.inputs` takes it.
+        fault: why there can be no answer; empty: there can be one.
+        line: of the file, as an editor counts it; None: unknown, or the file has no lines.
+        text: by which people know a sample that is in no file.
     """
 
-    path: Path
+    path: Path | None
     row: int | None
     sample: Any
+    fault: str = ""
+    line: int | None = None
+    text: str | None = None
+
+
+class Typed(NamedTuple):
+    """Samples as they are typed on a command line.
+
+    Attributes:
+        image: the path of a picture.
+        texts: one or several.
+        text_pairs: a second text for each of them.
+    """
+
+    image: Path | None = None
+    texts: Sequence[str] = ()
+    text_pairs: Sequence[str] = ()
+
+    def given(self) -> str:
+        """Which of them there are, for messages."""
+        flags = {"--image": self.image, "--text": self.texts, "--text_pair": self.text_pairs}
+        return " and ".join(flag for flag, value in flags.items() if value) or "none of them"
 
 
 class Modality(SampleColumns[Config]):
@@ -149,7 +184,11 @@ class Modality(SampleColumns[Config]):
         """
         values = config.flat()
         return config.replaced(
-            **{name: column for name, column in preprocessing.columns.items() if values.get(name, "") in (None, [])}
+            **{
+                name: column
+                for name, column in preprocessing.columns.items()
+                if name not in READ_WITH and values.get(name, "") in (None, [])
+            }
         )
 
     @abstractmethod
@@ -191,17 +230,34 @@ class Modality(SampleColumns[Config]):
         """
 
     @abstractmethod
-    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: Any) -> list[LocatedSample]:
-        """The samples in files.
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: Any) -> Iterable[LocatedSample]:
+        """The samples in files, one by one; a sample that cannot be read has a fault.
 
         Args:
-            files: pictures, or tables.
-            wanted: the settings that name columns, by name; None where they are left open.
+            files: files that hold samples, tables of them, folders of either, or - for lines of standard input.
+            wanted: the settings that name columns, and `encoding` and `delimiter`, by name; None where they are left
+                open.
             saved: the preprocessing of the model.
 
         Raises:
-            UserError: some files cannot be read.
+            UserError: a file that has no such samples, or a table that cannot be read.
         """
+
+    def typed(self, samples: Typed, saved: Any) -> list[LocatedSample]:  # noqa: ARG002
+        """The samples on a command line.
+
+        Args:
+            samples: as they are typed.
+            saved: the preprocessing of the model.
+
+        Raises:
+            UserError: these are no such samples.
+        """
+        raise user_error(
+            expected=f"files, for a model of {self.samples}",
+            found=samples.given(),
+            do="name files, or a folder of them",
+        )
 
 
 def save_preprocessing(

@@ -1,7 +1,7 @@
 """Samples that are an image with a text, either of which may be missing."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,17 +18,35 @@ from torch.utils.data import Dataset
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
 from hf_transfer.data.levels import Levels
-from hf_transfer.data.picture_tables import PATH_NAME
+from hf_transfer.data.picture_tables import METADATA
 from hf_transfer.data.rows import is_given
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded
 from hf_transfer.data.splits import Split, Splits, part_of
+from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import user_error
-from hf_transfer.modalities.image import ImageInputs, ImageModality, ImageRows, image_inputs, image_rows
-from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Wanted
+from hf_transfer.modalities.image import (
+    MISSING,
+    ImageInputs,
+    ImageModality,
+    ImageRows,
+    image_inputs,
+    image_rows,
+    picture_in,
+    white_of,
+)
+from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Typed, Wanted
 from hf_transfer.modalities.pair_tables import read_pairs, select_pairs
 from hf_transfer.modalities.pixels import PixelPreprocessing
-from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
+from hf_transfer.modalities.sample_tables import (
+    NamedPictures,
+    SampleTable,
+    chosen_columns,
+    expanded,
+    is_table,
+    refuse_missing,
+    table_at,
+)
 from hf_transfer.modalities.text import TextModality, tokens_of
 from hf_transfer.modalities.text_batches import TextRows, collate_texts, describe_truncation, orders_of
 from hf_transfer.modalities.tokens import TokenPreprocessing
@@ -40,6 +58,8 @@ from hf_transfer.targets.target import Target
 PRESENT = ("image_present", "text_present")
 # The recipe for samples none of which has this part.
 OTHER_RECIPE = {"image": "text", "text": "vision"}
+# Why there can be no answer.
+NEITHER = "neither an image nor a text"
 Pair = tuple[Image.Image | None, str | None]
 
 
@@ -81,6 +101,10 @@ class PairPreprocessing(Preprocessing):
         """Model inputs of two whole pairs, of noisy pictures and short texts, to trace a model with."""
         present = torch.ones(2, dtype=torch.bool)
         return self.pixels.example() | self.tokens.example() | dict.fromkeys(PRESENT, present)
+
+    def adapt_to(self, model: nn.Module) -> list[str]:
+        """See `TokenPreprocessing.adapt_to`; the model answers texts alone."""
+        return self.tokens.adapt_to(model)
 
     def save(self, folder: Path) -> None:
         """Write the files of both."""
@@ -302,23 +326,69 @@ class PairModality(Modality[MultimodalConfig]):
         image, text = value
         return None if image is None else ImageModality().sample_of(image, saved), text
 
-    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: PairPreprocessing) -> list[LocatedSample]:
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: PairPreprocessing) -> Iterator[LocatedSample]:
         """Each row of a table is a pair; paths of images are relative to the table."""
-        usual = {"text_column_name": columns.TEXT_NAMES, "image_column_name": (PATH_NAME, *columns.IMAGE_NAMES)}
+        paths = expanded(files, [TABLE_BUILDERS], expected="tables of images with texts")
+        # As in training: beside a metadata file, other tables of a folder are not read.
+        named = [path for path in paths if path.stem == METADATA]
+        tables = [path for path in paths if path in files or path in named or not named]
+        for path in tables:
+            if not is_table(path):
+                raise user_error(
+                    expected=f"tables ({', '.join(TABLE_BUILDERS)}) of images with texts",
+                    found=str(path),
+                    do="name a table, or give one sample in --image and --text",
+                )
+        return _located([_table_of_pairs(path, wanted, saved) for path in tables], white_of(saved))
+
+    def typed(self, samples: Typed, saved: PairPreprocessing) -> list[LocatedSample]:
+        """See `Modality.typed`: an image, a text or both; or several texts."""
+        if samples.text_pairs or (samples.image is not None and len(samples.texts) > 1):
+            raise user_error(
+                expected="--image, --text, or one of both, for a model of images with texts",
+                found=samples.given() + (f" with {len(samples.texts)} texts" if len(samples.texts) > 1 else ""),
+                do="name many samples in a table",
+            )
+        several = len(samples.texts) > 1
+        texts: list[str | None] = [*samples.texts] or [None]
         located = []
-        for path in files:
-            rows, existing = rows_in(path)
-            chosen = chosen_columns(existing, usual, wanted, saved.columns)
-            refuse_missing(
-                path, chosen.values(), existing, expected="of texts, or one of paths of images",
-                do="name them in --text_column_name and --image_column_name",
-            )  # fmt: skip
-            text, image = (chosen.get(setting) for setting in usual)
-            for number, row in enumerate(rows, start=1):
-                words, file = (row[name] if name else "" for name in (text, image))
-                picture = ImageModality().sample_of(path.parent / file, saved) if file else None
-                located.append(LocatedSample(path, number, (picture, words or None)))
+        for text in texts:
+            image, words = self.sample_of((samples.image, text), saved)
+            fault = "" if image or (words and words.strip()) else NEITHER
+            located.append(LocatedSample(samples.image, None, (image, words), fault, text=text if several else None))
         return located
+
+
+def _table_of_pairs(path: Path, wanted: Wanted, saved: PairPreprocessing) -> tuple[SampleTable, str | None, str | None]:
+    """A table, and its columns of images and of texts."""
+    table = table_at(path, wanted, saved.columns)
+    existing = table.data.column_names
+    usual = {
+        "text_column_name": columns.by_name(existing, columns.TEXT),
+        "image_column_name": columns.by_name(existing, columns.IMAGE),
+    }
+    chosen = chosen_columns(existing, usual, wanted, saved.columns)
+    refuse_missing(
+        path, chosen.values(), existing, expected="of texts, or one of paths of images",
+        do="name them in --text_column_name and --image_column_name",
+    )  # fmt: skip
+    if text := chosen.get("text_column_name"):
+        columns.refuse_other_values(table.data, text)
+    return table, chosen.get("image_column_name"), text
+
+
+def _located(
+    tables: Sequence[tuple[SampleTable, str | None, str | None]], white: float | None
+) -> Iterator[LocatedSample]:
+    for table, image, text in tables:
+        pictures = NamedPictures(table.path.parent)
+        for row, line, values in table.rows([name for name in (image, text) if name]):
+            words, value = (values[name] if name else None for name in (text, image))
+            words = words if words and words.strip() else None
+            picture, fault = picture_in(value, pictures, white)
+            if picture is None and fault == MISSING:
+                fault = "" if words else NEITHER
+            yield LocatedSample(table.path, row, (picture, words), fault, line)
 
 
 def part_alone(loaders: Loaders, part: str) -> Loaders:

@@ -1,34 +1,186 @@
-"""Tables of samples for prediction: CSV and TSV files, and which of their columns are used."""
+"""Samples to predict: in tables, in folders, in files of text, and in lines of standard input."""
 
-import csv
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from hf_transfer.errors import user_error
+import datasets
+
+from hf_transfer.data.columns import ColumnError
+from hf_transfer.data.files import files_below
+from hf_transfer.data.origins import Origins
+from hf_transfer.data.pictures import SUFFIXES
+from hf_transfer.data.tables import TABLE_BUILDERS, load_tables
+from hf_transfer.errors import UserError, user_error
 from hf_transfer.modalities.modality import Wanted
+from hf_transfer.settings.data import DataSettings
 
-TABLES = {".csv": ",", ".tsv": "\t"}
+STANDARD_INPUT = Path("-")
+TEXT_SUFFIXES = (".txt",)
+ROWS_AT_ONCE = 1_000
+UTF_8 = "utf-8"
+# The errors of Arrow and `datasets` for files that are damaged.
+DAMAGED = (OSError, ValueError, TypeError, RuntimeError, datasets.exceptions.DatasetGenerationError)
+
+
+class SampleTable(NamedTuple):
+    """A table of samples.
+
+    Attributes:
+        path: of its file.
+        data: its rows.
+        origins: the line of each row.
+    """
+
+    path: Path
+    data: datasets.Dataset
+    origins: Origins
+
+    def rows(self, columns: Collection[str]) -> Iterator[tuple[int, int | None, dict[str, Any]]]:
+        """Of each row its number, counted from 1, its line, and its values in these columns."""
+        chosen = self.data.select_columns(list(dict.fromkeys(columns)))
+        for name, kind in chosen.features.items():
+            if isinstance(kind, datasets.Image):
+                chosen = chosen.cast_column(name, datasets.Image(decode=False))
+        for start in range(0, len(chosen), ROWS_AT_ONCE):
+            block = chosen[start : start + ROWS_AT_ONCE]
+            for place, values in enumerate(zip(*block.values(), strict=True), start=start):
+                yield place + 1, self.origins.of(place)[1], dict(zip(block, values, strict=True))
+
+
+class NamedPictures:
+    """Finds the pictures that a table names: relative to it, or by their names below its folder.
+
+    Args:
+        folder: of the table.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._by_name: dict[str, list[Path]] | None = None
+
+    def path(self, name: str) -> Path:
+        """The file that is meant; if there is none, or several are alike, the path relative to the table."""
+        direct = self.folder / name
+        if direct.is_file():
+            return direct
+        if self._by_name is None:
+            self._by_name = {}
+            for path in files_below(self.folder, SUFFIXES):
+                for key in {path.name, path.stem}:
+                    self._by_name.setdefault(key, []).append(path)
+        alike = self._by_name.get(name, [])
+        return alike[0] if len(alike) == 1 else direct
 
 
 def is_table(path: Path) -> bool:
     """Whether a file is a table of samples, by its name."""
-    return path.suffix.lower() in TABLES
+    return path.suffix.lower() in TABLE_BUILDERS
 
 
-def rows_in(path: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """The rows of a table, and the names of its columns.
+def table_at(path: Path, wanted: Wanted, saved: Mapping[str, Any]) -> SampleTable:
+    """A table, read as the settings say, or else as the training data was.
+
+    Without settings, UTF-8 comes before the encoding of the training data: what is valid UTF-8 is hardly anything else.
+
+    Args:
+        path: the table.
+        wanted: `encoding` and `delimiter`, if they are set, and columns that are text whatever they look like.
+        saved: the same of the training data.
 
     Raises:
         UserError: it cannot be read.
     """
+    encodings = [wanted.get("encoding")] if wanted.get("encoding") else [UTF_8, saved.get("encoding")]
+    delimiters = [wanted.get("delimiter")] if wanted.get("delimiter") else [saved.get("delimiter"), None]
+    columns = [
+        name
+        for known in (wanted, saved)
+        for setting, name in known.items()
+        if setting.endswith("_column_name") and isinstance(name, str)
+    ]
+    errors: list[UserError] = []
+    for encoding in filter(None, dict.fromkeys(encodings)):
+        for delimiter in dict.fromkeys(delimiters):
+            try:
+                return _read(
+                    path, DataSettings(dataset_name=str(path), encoding=encoding, delimiter=delimiter), columns
+                )
+            except UserError as error:
+                errors.append(error)
+    raise errors[0]
+
+
+def _read(path: Path, settings: DataSettings, text_columns: Sequence[str]) -> SampleTable:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, delimiter=TABLES.get(path.suffix.lower(), ","))
-            return list(table), list(table.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        tables = load_tables(path, [path], settings, text_columns)
+        (data,), (origins,) = tables.data.values(), tables.origins.values()
+        # Arrow accepts invalid text, and would fail in the middle of the answers.
+        data.data.table.validate(full=True)
+        return SampleTable(path, data, origins)
+    except DAMAGED as error:
         raise user_error(
-            expected=f"a table in UTF-8 in {path}", found=str(error), do="correct the path or the file"
+            expected=f"a table in {path} ({', '.join(TABLE_BUILDERS)})",
+            found=(str(error.__cause__ or error) or type(error).__name__).splitlines()[0],
+            do="correct the path or the file",
         ) from error
+
+
+def expanded(paths: Iterable[Path], kinds: Sequence[Collection[str]], *, expected: str) -> list[Path]:
+    """The files that are meant: of a folder all files of the first kind that it has.
+
+    Args:
+        paths: files, folders, or - for standard input.
+        kinds: suffixes of files, in lower case.
+        expected: what a folder should have, for the message ("pictures").
+
+    Raises:
+        UserError: a folder has no such file.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        visible = [file for file in files_below(path) if not _is_hidden(file.relative_to(path))]
+        groups = ([file for file in visible if file.suffix.lower() in suffixes] for suffixes in kinds)
+        if not (first := next(filter(None, groups), [])):
+            suffixes = sorted(suffix for kind in kinds for suffix in kind)
+            raise user_error(
+                expected=f"{expected} in {path} ({', '.join(suffixes)})",
+                found=f"{len(visible)} files, and none of these" if visible else "an empty folder",
+                do="name a folder that has some, or files",
+            )
+        files += first
+    return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def input_lines() -> Iterator[tuple[int, str]]:
+    """The lines of standard input, counted from 1, without their ends."""
+    for number, line in enumerate(sys.stdin, start=1):
+        yield number, line.rstrip("\r\n")
+
+
+def file_text(path: Path, wanted: Wanted, saved: Mapping[str, Any]) -> tuple[str, str]:
+    """The whole text of a file, and what is wrong with it; its encoding is chosen as in `table_at`."""
+    encodings = [wanted.get("encoding")] if wanted.get("encoding") else [UTF_8, saved.get("encoding")]
+    fault = ""
+    for encoding in filter(None, encodings):
+        try:
+            return path.read_text("utf-8-sig" if encoding == UTF_8 else encoding), ""
+        except UnicodeDecodeError as error:
+            fault = (
+                fault or f"byte 0x{error.object[error.start]:02x} is not {encoding}: name the encoding in --encoding"
+            )
+        except OSError as error:
+            return "", str(error.strerror or error)
+    return "", fault
 
 
 def chosen_columns(
@@ -38,7 +190,7 @@ def chosen_columns(
 
     Args:
         existing: the columns of a table.
-        usual: by the settings: usual names of their columns.
+        usual: by the settings: columns that may be meant, the likeliest first.
         wanted: columns that the settings name; None where they are left open.
         saved: columns of the training data, which come before those with usual names.
     """
@@ -48,6 +200,15 @@ def chosen_columns(
         if name := wanted.get(setting) or next(known, None):
             chosen[setting] = name
     return chosen
+
+
+@contextmanager
+def columns_of(path: Path) -> Iterator[None]:
+    """Add the table to the message of a column that cannot be chosen."""
+    try:
+        yield
+    except ColumnError as error:
+        raise user_error(expected=f"{error.expected} in {path}", found=error.found, do=error.do) from error
 
 
 def refuse_missing(path: Path, chosen: Collection[str], existing: Sequence[str], *, expected: str, do: str) -> None:

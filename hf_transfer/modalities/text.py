@@ -1,6 +1,6 @@
 """Samples that are texts, or pairs of texts: columns, loaders, R-Drop, prediction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,12 +14,34 @@ from hf_transfer.data.batches import Loaders, loaders_of
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
+from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import user_error
-from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Wanted, saved_description
-from hf_transfer.modalities.sample_tables import chosen_columns, refuse_missing, rows_in
+from hf_transfer.modalities.modality import (
+    LocatedSample,
+    Modality,
+    Regularisation,
+    Saved,
+    Typed,
+    Wanted,
+    saved_description,
+)
+from hf_transfer.modalities.sample_tables import (
+    STANDARD_INPUT,
+    TEXT_SUFFIXES,
+    SampleTable,
+    chosen_columns,
+    columns_of,
+    expanded,
+    file_text,
+    input_lines,
+    is_table,
+    refuse_missing,
+    table_at,
+)
 from hf_transfer.modalities.text_batches import TextRows, TokenInputs, collate_texts, describe_truncation, orders_of
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
+from hf_transfer.settings.data import DataSettings
 from hf_transfer.settings.run import MultimodalConfig, RunConfig, TextConfig
 from hf_transfer.targets.target import Target
 
@@ -133,24 +155,73 @@ class TextModality(Modality[TextConfig]):
             )
         return tuple(texts)
 
-    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: TokenPreprocessing) -> list[LocatedSample]:
-        """Each row of a table is a text, or a pair if the model takes pairs."""
-        located = []
-        for path in files:
-            rows, existing = rows_in(path)
-            only_column = existing[: len(existing) == 1]
-            usual = {"text_column_name": (*columns.TEXT_NAMES, *only_column), "text_pair_column_name": ()}
-            chosen = chosen_columns(existing, usual, wanted, saved.columns)
-            names = list(chosen.values()) if "text_column_name" in chosen else []
-            do = "name it in --text_column_name (and --text_pair_column_name)"
-            refuse_missing(path, names, existing, expected="of texts", do=do)
-            do = "name the second one in --text_pair_column_name" if saved.pair else "leave --text_pair_column_name out"
-            saved.refuse_other(len(names), found=f"{'one column' if saved.pair else 'two columns'} of {path}", do=do)
-            located += [
-                LocatedSample(path, number, tuple(row[name] or "" for name in names))
-                for number, row in enumerate(rows, start=1)
-            ]
-        return located
+    def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: TokenPreprocessing) -> Iterator[LocatedSample]:
+        """Each row of a table is a text, or a pair if the model takes pairs; each file of text is one, too."""
+        paths = expanded(files, [TABLE_BUILDERS, TEXT_SUFFIXES], expected="tables or files of text")
+        for path in paths:
+            if path != STANDARD_INPUT and not is_table(path) and path.suffix.lower() not in TEXT_SUFFIXES:
+                raise user_error(
+                    expected=f"tables ({', '.join(TABLE_BUILDERS)}) or files of text ({', '.join(TEXT_SUFFIXES)})",
+                    found=str(path),
+                    do="name such a file, or give texts in --text",
+                )
+            if not is_table(path):
+                saved.refuse_other(1, found=f"a single text in {path}", do="name a table with a column for each text")
+        tables = {path: _table_of_texts(path, wanted, saved) for path in paths if is_table(path)}
+        return _located(paths, tables, wanted, saved)
+
+    def typed(self, samples: Typed, saved: TokenPreprocessing) -> list[LocatedSample]:
+        """See `Modality.typed`: texts, or as many pairs."""
+        counts = {len(samples.texts)} | ({len(samples.text_pairs)} if samples.text_pairs else set())
+        if samples.image is not None or len(counts) > 1:
+            raise user_error(
+                expected="--text for a model of texts, or as many --text_pair as --text",
+                found=samples.given() if samples.image else " and ".join(map(str, sorted(counts))),
+                do="correct the command",
+            )
+        texts = list(zip(samples.texts, *([samples.text_pairs] if samples.text_pairs else []), strict=True))
+        do = "add --text_pair" if saved.pair else "leave --text_pair out"
+        saved.refuse_other(len(texts[0]), found=samples.given(), do=do)
+        return [LocatedSample(None, None, one, saved.fault_of(one), text=" | ".join(one)) for one in texts]
+
+
+def _table_of_texts(path: Path, wanted: Wanted, saved: TokenPreprocessing) -> tuple[SampleTable, list[str]]:
+    """A table, and its columns of texts."""
+    table = table_at(path, wanted, saved.columns)
+    existing = table.data.column_names
+    usual: dict[str, Sequence[str]] = {"text_column_name": (), "text_pair_column_name": ()}
+    chosen = chosen_columns(existing, usual, wanted, saved.columns)
+    if "text_column_name" not in chosen:
+        labels = DataSettings(dataset_name=str(path), label_column_name=saved.columns.get("label_column_name"))
+        with columns_of(path):
+            chosen = {"text_column_name": columns.text_column(table.data, None, labels), **chosen}
+    names = list(chosen.values())
+    refuse_missing(
+        path, names, existing, expected="of texts", do="name it in --text_column_name (and --text_pair_column_name)"
+    )
+    for name in names:
+        columns.refuse_other_values(table.data, name)
+    do = "name the second one in --text_pair_column_name" if saved.pair else "leave --text_pair_column_name out"
+    saved.refuse_other(len(names), found=f"{'one column' if saved.pair else 'two columns'} of {path}", do=do)
+    return table, names
+
+
+def _located(
+    paths: Sequence[Path], tables: Mapping[Path, tuple[SampleTable, list[str]]], wanted: Wanted,
+    saved: TokenPreprocessing,
+) -> Iterator[LocatedSample]:  # fmt: skip
+    for path in paths:
+        if path in tables:
+            table, names = tables[path]
+            for row, line, values in table.rows(names):
+                texts = tuple(values[name] for name in names)
+                yield LocatedSample(path, row, texts, saved.fault_of(texts), line)
+        elif path == STANDARD_INPUT:
+            for row, text in input_lines():
+                yield LocatedSample(path, row, (text,), saved.fault_of((text,)))
+        else:
+            text, fault = file_text(path, wanted, saved.columns)
+            yield LocatedSample(path, None, (text,), fault or saved.fault_of((text,)))
 
 
 def tokens_of(checkpoint: Checkpoint, config: TextConfig | MultimodalConfig | None, saved: Saved) -> TokenPreprocessing:
@@ -159,6 +230,12 @@ def tokens_of(checkpoint: Checkpoint, config: TextConfig | MultimodalConfig | No
     # A run saves its own length as the tokenizer's limit. The next run that starts from its model may use longer texts.
     tokenizer.model_max_length = saved_description(checkpoint).get("tokenizer_limit", tokenizer.model_max_length)
     length = (config.text.max_seq_length if config else None) or saved.get("max_length")
-    return TokenPreprocessing(
-        tokenizer, model_limit=checkpoint.longest_input, max_seq_length=length, columns=saved.get("columns")
-    )
+    # A new run finds out again what its model needs.
+    padded_length = checkpoint.padded_length or (getattr(checkpoint.config, "padded_length", None) if saved else None)
+    tokens = TokenPreprocessing(
+        tokenizer, model_limit=checkpoint.longest_input, max_seq_length=length, columns=saved.get("columns"),
+        takes_mask=checkpoint.takes_mask, padded_length=padded_length,
+    )  # fmt: skip
+    pair = config.text.text_pair_column_name if isinstance(config, TextConfig) else None
+    tokens.refuse_no_room(2 if tokens.pair or pair else 1)
+    return tokens

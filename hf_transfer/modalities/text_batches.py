@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from hf_transfer.data.batches import Batch, EpochSampler, InputMaker, LabelRows
 from hf_transfer.data.rows import texts_of
 from hf_transfer.data.splits import Split
+from hf_transfer.errors import user_error
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.settings.data import TextSettings
 from hf_transfer.settings.training import TrainingSettings
@@ -30,6 +31,7 @@ class TextRows(Dataset[dict[str, Any]]):
     Attributes:
         lengths: tokens of each sample after truncation [rows].
         lost: tokens of each sample that were cut off [rows].
+        emptied: whether no word is left of a sample, or of one of the texts of a pair [rows].
     """
 
     def __init__(self, split: Split, preprocessing: TokenPreprocessing) -> None:
@@ -37,18 +39,21 @@ class TextRows(Dataset[dict[str, Any]]):
         self._labels = LabelRows(split)
         texts = [tuple(text or "" for text in texts) for texts in texts_of(split)]
         parts: dict[str, list[npt.NDArray[np.int32]]] = {}
-        lengths, lost = [], []
+        lengths, lost, emptied = [], [], []
         # In parts: lists of Python numbers take ten times the memory of arrays.
         for start in range(0, len(texts), TEXTS_ENCODED_TOGETHER):
-            encoded, cut = preprocessing.encode(texts[start : start + TEXTS_ENCODED_TOGETHER])
+            some = texts[start : start + TEXTS_ENCODED_TOGETHER]
+            encoded, cut = preprocessing.encode(some)
             lengths += [len(text["input_ids"]) for text in encoded]
             lost += cut
+            emptied += preprocessing.emptied(some, encoded)
             for key in encoded[0]:
                 flat = np.concatenate([np.asarray(text[key], dtype=np.int32) for text in encoded])
                 parts.setdefault(key, []).append(flat)
         self._flat = {key: np.concatenate(flat) for key, flat in parts.items()}
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.lost = np.asarray(lost, dtype=np.int64)
+        self.emptied = np.asarray(emptied, dtype=bool)
         self._ends = self.lengths.cumsum()
         self._padding = preprocessing.padding
 
@@ -142,11 +147,29 @@ def collate_texts(preprocessing: TokenPreprocessing, samples: Sequence[Mapping[s
 
 
 def describe_truncation(rows: Mapping[str, TextRows], max_length: int) -> list[str]:
-    """A sentence on truncated texts, if there are any."""
+    """Sentences on truncated texts, and on those of which no word is left, if there are any.
+
+    Raises:
+        UserError: no word is left of any text of the training split.
+    """
     truncated = {name: int((part.lost > 0).sum()) for name, part in rows.items()}
-    if not any(truncated.values()):
-        return []
-    texts = ", ".join(f"{count:,} of {len(rows[name]):,} in {name}" for name, count in truncated.items() if count)
-    tokens = sum(int(part.lost.sum()) for part in rows.values())
-    share = tokens / (tokens + sum(int(part.lengths.sum()) for part in rows.values()))
-    return [f"Truncated to {max_length} tokens: {texts}; {tokens:,} tokens ({share:.1%}) were lost."]
+    emptied = {name: int(part.emptied.sum()) for name, part in rows.items()}
+    if emptied["train"] == len(rows["train"]):
+        raise user_error(
+            expected="training texts of which a word is left",
+            found=f"none among {emptied['train']:,}: only special tokens and white space, in {max_length} tokens",
+            do="raise --max_seq_length, or leave it out" if truncated["train"] else "choose a model for this script",
+        )
+    sentences = []
+    if any(truncated.values()):
+        tokens = sum(int(part.lost.sum()) for part in rows.values())
+        share = tokens / (tokens + sum(int(part.lengths.sum()) for part in rows.values()))
+        counts = _counts(truncated, rows)
+        sentences.append(f"Truncated to {max_length} tokens: {counts}; {tokens:,} tokens ({share:.1%}) were lost.")
+    if any(emptied.values()):
+        sentences.append(f"No word is left of a text in {max_length} tokens: {_counts(emptied, rows)}.")
+    return sentences
+
+
+def _counts(counts: Mapping[str, int], rows: Mapping[str, TextRows]) -> str:
+    return ", ".join(f"{count:,} of {len(rows[name]):,} in {name}" for name, count in counts.items() if count)

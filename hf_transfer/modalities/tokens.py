@@ -1,19 +1,28 @@
-"""From texts to model inputs: a checkpoint's own tokenizer, with the length at which texts are truncated."""
+"""From texts to model inputs: a checkpoint's own tokenizer, where texts are truncated, and how they are padded."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from hf_transfer.data.batches import Batch
+from hf_transfer.data.verification import fault_of_texts
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import Preprocessing
 
 # Tokenizers without a limit state a number above this.
 LONGEST_LIMIT = 1_000_000
 WITHOUT_LIMIT = 512
+MASK = "attention_mask"
+# Outputs that differ by more than this share of the largest depend on padding; rounding gives less than 1e-5.
+ROUNDING = 1e-4
+# Padded to the length of the first, an encoder with convolutions sees other neighbours of the second and third.
+UNEQUAL = (("one two three four five six seven eight nine",), ("one",), ("",))
 Encoded = dict[str, list[int]]
 
 
@@ -25,10 +34,13 @@ class TokenPreprocessing(Preprocessing):
         model_limit: how many tokens the model has positions for; None: unknown.
         max_seq_length: truncate to this many tokens; None: to what tokenizer and model take.
         columns: see `Preprocessing.columns`.
+        takes_mask: whether the model is told which tokens are padding.
+        padded_length: see there.
 
     Attributes:
         tokenizer: it pads; one without a pad token pads with its end-of-text token.
         max_length: tokens that a text may have, with its special tokens.
+        padded_length: how many tokens all texts are padded to; None: as many as the longest text of a batch has.
         notes: what was decided about the tokenizer, in sentences.
 
     Raises:
@@ -38,7 +50,7 @@ class TokenPreprocessing(Preprocessing):
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, model_limit: int | None, max_seq_length: int | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str] | None = None, takes_mask: bool = True, padded_length: int | None = None,
     ) -> None:  # fmt: skip
         limits = [limit for limit in (tokenizer.model_max_length, model_limit) if limit and 0 < limit < LONGEST_LIMIT]
         if limits and max_seq_length is not None and max_seq_length > min(limits):
@@ -67,6 +79,13 @@ class TokenPreprocessing(Preprocessing):
             self.notes.append(f"The tokenizer has no pad token: texts are padded with {tokenizer.eos_token}.")
         self.tokenizer, self.columns, self._limit = tokenizer, columns or {}, int(tokenizer.model_max_length)
         self.max_length = max_seq_length or min(limits, default=WITHOUT_LIMIT)
+        self.padded_length = padded_length
+        self._special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self._words: dict[int, bool] = {}
+        self._is_set = max_seq_length is not None
+        names = [name for name in tokenizer.model_input_names if name != MASK]
+        # Saved with the tokenizer, so that other programs make the same inputs.
+        tokenizer.model_input_names = [*names, MASK] if takes_mask else names
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[list[Encoded], list[int]]:
         """Token ids of texts or pairs, truncated to `max_length`, and how many tokens each of them lost."""
@@ -78,15 +97,89 @@ class TokenPreprocessing(Preprocessing):
             whole[position] = text
         return [text if text["input_ids"] else self._one_token(text) for text in whole], lost
 
+    def refuse_no_room(self, texts: int) -> None:
+        """Refuse a length of which special tokens leave no room for a word of each text.
+
+        Args:
+            texts: how many a sample has: 1 or 2.
+        """
+        special = self.tokenizer.num_special_tokens_to_add(pair=texts == 2)
+        if self.max_length >= special + texts:
+            return
+        raise user_error(
+            expected=f"--max_seq_length of at least {special + texts}, so that a word is left of each text",
+            found=f"{self.max_length}, and {special} special tokens for each {'pair' if texts == 2 else 'text'}",
+            do="raise it, or leave it out" if self._is_set else "correct model_max_length in tokenizer_config.json",
+        )
+
+    def fault_of(self, texts: tuple[str | None, ...]) -> str:
+        """Why a text, or a pair of them, can have no answer; empty: it can."""
+        if fault := fault_of_texts(texts):
+            return fault
+        sample = tuple(map(str, texts))
+        is_emptied = self.emptied([sample], self.encode([sample])[0])[0]
+        return f"no word is left of it in {self.max_length} tokens" if is_emptied else ""
+
+    def emptied(self, texts: Sequence[tuple[str, ...]], encoded: Sequence[Encoded]) -> list[bool]:
+        """Whether only special tokens and white space are left of each sample, or of one of the texts of a pair.
+
+        Args:
+            texts: before truncation.
+            encoded: their tokens after it.
+        """
+        return [
+            self._parts_with_words(tokens["input_ids"]) < len(sample) and self._loses_a_text(sample)
+            for sample, tokens in zip(texts, encoded, strict=True)
+        ]
+
     @property
     def padding(self) -> str:
-        """What a batch of texts of different length is padded with, and where."""
-        return f"{self.tokenizer.pad_token_id} on the {self.tokenizer.padding_side}"
+        """What texts are padded with, where, and up to which length."""
+        length = f" to {self.padded_length}" if self.padded_length else ""
+        return f"{self.tokenizer.pad_token_id} on the {self.tokenizer.padding_side}{length}"
 
     def pad(self, texts: Sequence[Encoded]) -> Batch:
-        """Model inputs [texts, tokens of the longest]."""
-        batch = pad_without_fast_tokenizer_warning(self.tokenizer, list(texts), padding="longest", return_tensors="pt")
+        """Model inputs [texts, tokens of the longest], or [texts, `padded_length`]."""
+        batch = pad_without_fast_tokenizer_warning(
+            self.tokenizer, list(texts), padding="max_length" if self.padded_length else "longest",
+            max_length=self.padded_length, return_tensors="pt",
+        )  # fmt: skip
         return dict(batch)
+
+    def adapt_to(self, model: nn.Module) -> list[str]:
+        """Pad so that the answer to a text does not depend on the other texts of its batch.
+
+        Three short texts are predicted together and alone: padded on the side that the tokenizer prefers, then on the
+        other one (GPT-2 counts positions from the left end of a batch, XLNet reads the last one). Where both change
+        the answers, as in models with convolutions over the tokens (ConvBERT, MobileBERT, CANINE), all texts are
+        padded to one length.
+        """
+        if self.padded_length is None:
+            preferred = self.tokenizer.padding_side
+            sides = (preferred, "left" if preferred == "right" else "right")
+            suitable = next((side for side in sides if self._pads_without_effect(model, side)), None)
+            self._pad_on(suitable or preferred)
+            self.padded_length = None if suitable else self.max_length
+        # For programs that load the model without this package.
+        config: Any = model.config
+        config.padded_length = self.padded_length
+        if self.padded_length is None:
+            return []
+        length = f"All texts are padded to {self.padded_length} tokens, since padding changes the answers of this model"
+        return [f"{length}. A pipeline needs padding='max_length' and truncation=True for this."]
+
+    def _pads_without_effect(self, model: nn.Module, side: str) -> bool:
+        """Whether short texts have the same outputs alone and beside a longer one, padded on this side."""
+        self._pad_on(side)
+        texts = self.encode(UNEQUAL)[0]
+        together = _outputs(model, self.pad(texts))
+        alone = torch.cat([_outputs(model, self.pad([text])) for text in texts])
+        return bool((together - alone).abs().max() <= ROUNDING * alone.abs().max())
+
+    def _pad_on(self, side: str) -> None:
+        self.tokenizer.padding_side = side
+        # The attribute alone is not saved.
+        self.tokenizer.init_kwargs["padding_side"] = side
 
     def inputs(self, samples: Sequence[tuple[str, ...]]) -> Batch:
         """Model inputs of texts that belong to no split: tuples of one text, or of two.
@@ -127,9 +220,32 @@ class TokenPreprocessing(Preprocessing):
         """Of a finished model: whether it was trained on pairs of texts; None: unknown."""
         return "text_pair_column_name" in self.columns if self.columns else None
 
+    def _parts_with_words(self, ids: Sequence[int]) -> int:
+        """How many stretches between special tokens have a word; a pair without special tokens is one stretch."""
+        stretches = groupby(ids, key=lambda token: token in self._special)
+        return sum(any(map(self._is_word, stretch)) for is_special, stretch in stretches if not is_special)
+
+    def _loses_a_text(self, sample: tuple[str, ...]) -> bool:
+        """Whether a text of the sample has words, of which none is left after truncation."""
+        encoded = self.tokenizer(*sample, truncation=True, max_length=self.max_length, verbose=False)
+        if not encoded.is_fast:
+            # Tokenizers in Python do not say which token is of which text.
+            return self._parts_with_words(encoded["input_ids"]) == 0
+        kept = {
+            part
+            for token, part in zip(encoded["input_ids"], encoded.sequence_ids(0), strict=True)
+            if part is not None and self._is_word(token)
+        }
+        return any(text.strip() and number not in kept for number, text in enumerate(sample))
+
+    def _is_word(self, token: int) -> bool:
+        if token not in self._words:
+            self._words[token] = bool(str(self.tokenizer.decode([token])).strip())
+        return self._words[token]
+
     def _one_token(self, empty: Encoded) -> Encoded:
         """One padding token for a text without tokens: some tokenizers have no special tokens, and drop characters."""
-        values = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 1}
+        values = {"input_ids": self.tokenizer.pad_token_id, MASK: 1}
         return {key: [values.get(key, 0)] for key in empty}
 
     def _encode(self, texts: Sequence[tuple[str, ...]], *, truncation: bool) -> list[Encoded]:
@@ -138,3 +254,16 @@ class TokenPreprocessing(Preprocessing):
         columns = [list(column) for column in zip(*texts, strict=True)]
         encoded = self.tokenizer(*columns, truncation=truncation, max_length=self.max_length, verbose=False)
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, inputs: Batch) -> Tensor:
+    """The outputs of a classifier in evaluation mode [texts, outputs]."""
+    was_training = model.training
+    model.train(False)
+    try:
+        device = next(model.parameters()).device
+        outputs: Tensor = model(**{name: value.to(device) for name, value in inputs.items()}).logits
+        return outputs.float()
+    finally:
+        model.train(was_training)

@@ -144,7 +144,6 @@ class FusionModel(PreTrainedModel):
         self.image_projection = nn.Linear(config.image_width, width)
         self.text_projection = nn.Linear(config.text_width, width)
         self.image_norm, self.text_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        # Learned vectors that replace missing ones.
         self.missing = nn.Embedding(len(MODALITIES), width)
         self.image_classifier = nn.Linear(width, labels)
         self.text_classifier = nn.Linear(width, labels)
@@ -290,8 +289,10 @@ class FusionModel(PreTrainedModel):
             blank = Image.new("RGB", (64, 64))
             inputs |= self._processor([image or blank for image in upright], return_tensors="pt")
         if any(text is not None for text in texts):
-            words = [text or "" for text in texts]
-            inputs |= self._tokenizer(words, padding=True, truncation=True, return_tensors="pt")
+            tokens = self._tokenizer([text or "" for text in texts], truncation=True)
+            length = getattr(self.config, "padded_length", None)
+            padding = {"padding": "max_length", "max_length": length} if length else {"padding": True}
+            inputs |= self._tokenizer.pad(tokens, **padding, return_tensors="pt")
         return {name: value.to(self.device) for name, value in inputs.items()}
 
 

@@ -1,5 +1,6 @@
 """A pretrained classifier with a new head, and the image processor or tokenizer it was trained with."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +9,14 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoImageProcessor,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file
 
@@ -26,6 +34,7 @@ from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.target import Target
 
 HEAD_STANDARD_DEVIATION = 0.02
+SIGLIP_TEXT = "siglip_text_model"
 
 
 class ImageProcessor(Protocol):
@@ -198,6 +207,27 @@ class Checkpoint(AnyCheckpoint):
         tables = (module for name, module in model.named_modules() if "position" in name)
         padding = (table.padding_idx for table in tables if isinstance(table, nn.Embedding))
         return int(stated) - max((index + 1 for index in padding if index is not None), default=0)
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the model is to be told which tokens are padding."""
+        config = self._text_config
+        if config.model_type == SIGLIP_TEXT:
+            # It was pretrained without: see `padded_length`.
+            return False
+        # Our own modelling files take a mask, whatever the backbone does with it.
+        architecture: Any = None if self._pooling else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+        return architecture is None or "attention_mask" in inspect.signature(architecture.forward).parameters
+
+    @property
+    def padded_length(self) -> int | None:
+        """How many tokens each text had in pretraining, with padding; None: as many as it has itself.
+
+        SigLIP reads a text from its last position, behind the padding: Zhai et al., "Sigmoid loss for language image
+        pre-training", ICCV 2023, https://arxiv.org/abs/2303.15343; transformers documents `padding="max_length"`.
+        """
+        config = self._text_config
+        return int(config.max_position_embeddings) if config.model_type == SIGLIP_TEXT else None
 
     def _build(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
         with loading_errors(self.name), hub_access.local_files_only(self.offline):

@@ -89,8 +89,8 @@ class PairCheckpoint(AnyCheckpoint):
             name.replace("vision_model.", "image_tower.", 1).replace("text_model.", "text_tower.", 1) for name in names
         )
         if self.image.config.model_type == "siglip":
-            # SigLIP takes the last token of a text, which must be padding up to a fixed length.
-            return Tower(dual.vision_model, "pooler"), Tower(dual.text_model, "mean"), missing
+            # Its pooler reads the last position, behind padding to a fixed length: see `Checkpoint.padded_length`.
+            return Tower(dual.vision_model, "pooler"), Tower(dual.text_model, "pooler"), missing
         image = Tower(dual.vision_model, "pooler", dual.visual_projection.weight)
         return image, Tower(dual.text_model, "pooler", dual.text_projection.weight), missing
 

@@ -82,6 +82,11 @@ class DataSettings(Topic):
         "Decode this many samples before training; headers are read of all.", 10_000, at_least(0)
     )
 
+    def read_with(self) -> dict[str, str]:
+        """The settings with which files were read, where they are not the default: the model remembers them."""
+        encoding = {} if self.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else {"encoding": self.encoding}
+        return encoding | ({"delimiter": self.delimiter} if self.delimiter else {})
+
 
 @dataclass(frozen=True)
 class ImageSettings(Topic):

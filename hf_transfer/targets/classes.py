@@ -201,7 +201,7 @@ class Classes(target.Target):
             reporting.Picture("confusion", "confusion.png", "Confusion matrix of the test split", (matrix, names))
         ]
 
-    def answer_columns(self, outputs: Tensor, columns: target.LabelColumns) -> list[dict[str, Any]]:
+    def labelled_answers(self, outputs: Tensor, columns: target.LabelColumns) -> list[dict[str, Any]]:
         """The most probable class, in a column named as that of the labels, and its probability."""
         return [{columns.only: name, "probability": share} for ((name, share),) in self.answers(outputs, 1)]
 

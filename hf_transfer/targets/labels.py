@@ -253,7 +253,7 @@ class LabelSets(target.Target):
         rows = label_rows(self.names, outputs.double().numpy(), self._chosen(probabilities), targets, self._limits())
         return [reporting.Table("label_scores", "Labels (test)", ROW_COLUMNS, ROW_TITLES, rows)], []
 
-    def answer_columns(self, outputs: Tensor, columns: target.LabelColumns) -> list[dict[str, Any]]:
+    def labelled_answers(self, outputs: Tensor, columns: target.LabelColumns) -> list[dict[str, Any]]:
         """The labels that are chosen: joined, or as 1 and 0 in a column for each, as the data have them."""
         if len(columns.names) == 1:
             return [{columns.only: self.separator.join(self.truth(row))} for row in self.predicted(outputs)]
@@ -274,6 +274,17 @@ class LabelSets(target.Target):
             [(self.label_names[number], share) for number, share in zip(numbers, shares, strict=True)]
             for shares, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
+
+    @property
+    def answer_columns(self) -> list[str]:
+        """See `Target.answer_columns`."""
+        return ["labels", "probabilities"]
+
+    def answer_cells(self, answer: Sequence[tuple[str, float]], decisions: Mapping[str, Any]) -> list[str | float]:
+        """The chosen labels and their probabilities, joined by the separator."""
+        shares = dict(answer)
+        chosen = decisions["labels"]
+        return [self.separator.join(chosen), self.separator.join(f"{shares[name]:.4f}" for name in chosen)]
 
     def decisions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """The labels that are chosen, by their thresholds."""

@@ -302,6 +302,17 @@ class Numbers(target.Target):
         """The names of the numbers with their values, all of them."""
         return [list(zip(self.output_names, row, strict=True)) for row in self.predicted(outputs).tolist()]
 
+    @property
+    def answer_columns(self) -> list[str]:
+        """Each number, and the ends of its interval if it has one."""
+        ends = ("", " low", " high") if self.half_widths else ("",)
+        return [f"{name}{end}" for name in self.output_names for end in ends]
+
+    def answer_cells(self, answer: Sequence[tuple[str, float]], decisions: Mapping[str, Any]) -> list[str | float]:
+        """See `Target.answer_cells`."""
+        values, intervals = dict(answer), decisions.get("intervals", {})
+        return [number for name in self.output_names for number in (values[name], *intervals.get(name, ()))]
+
     def decisions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """The intervals of the numbers, if there are any."""
         if not self.half_widths:

@@ -336,7 +336,7 @@ class Target(ABC):
             top: how many of them to return for a sample, at most.
         """
 
-    def answer_columns(self, outputs: Tensor, columns: LabelColumns) -> list[dict[str, Any]]:  # noqa: ARG002
+    def labelled_answers(self, outputs: Tensor, columns: LabelColumns) -> list[dict[str, Any]]:  # noqa: ARG002
         """What the model says of each sample, as columns of a table.
 
         Args:
@@ -344,6 +344,20 @@ class Target(ABC):
             columns: of the labels in the training data.
         """
         return [dict(answer) for answer in self.answers(outputs, len(self.names))]
+
+    @property
+    def answer_columns(self) -> list[str]:
+        """The columns of an answer in a table."""
+        return ["label", "probability"]
+
+    def answer_cells(self, answer: Sequence[tuple[str, float]], decisions: Mapping[str, Any]) -> list[str | float]:  # noqa: ARG002
+        """An answer in these columns.
+
+        Args:
+            answer: of `answers`, with all outputs.
+            decisions: of `decisions`.
+        """
+        return list(answer[0])
 
     def decisions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """What follows from the answers, for each sample as JSON: the labels that are chosen, for example."""
