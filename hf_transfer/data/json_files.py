@@ -65,11 +65,12 @@ def _quick(file: Path, codec: str) -> tuple[pa.Table, Lines] | None:
     numbers, longest = [], 0
     with file.open(encoding=codec) as text:
         for number, line in enumerate(text, start=1):
-            longest = max(longest, len(line))
-            if line.strip():
+            if len(line) > longest:
+                longest = len(line)
+            if not line.isspace():
                 numbers.append(number)
-            if len(numbers) == 1 and line.strip()[:1] == "[":
-                return None
+                if len(numbers) == 1 and line.lstrip()[0] == "[":
+                    return None
     # One object may be a table of its own.
     if codec not in ("utf-8", "utf-8-sig") or len(numbers) < 2:
         return None
