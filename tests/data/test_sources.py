@@ -270,7 +270,7 @@ def test_a_folder_without_images_or_tables_says_what_it_looked_for(settings: Set
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "notes.txt").write_text("x")
     with user_error_with(
-        expected=".png, .ppm", found="1 files, and none of these kinds", do="put each class in a folder of its own"
+        expected=".pnm, .ppm", found="1 files, and none of these kinds", do="put each class in a folder of its own"
     ):
         load_splits(settings(dataset_name=str(tmp_path / "data")), ImageModality())
 
