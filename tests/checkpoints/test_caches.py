@@ -9,7 +9,6 @@ import datasets.config
 import pytest
 from huggingface_hub import constants
 
-from hf_transfer.checkpoints import caches
 from hf_transfer.checkpoints.caches import usable_caches
 from hf_transfer.data import hub_access
 from hf_transfer.data.hub_access import cache_folder
@@ -27,7 +26,7 @@ def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
     (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(caches.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
     return home
 
 
