@@ -148,6 +148,7 @@ raise {"exit": SystemExit(3), "interrupt": KeyboardInterrupt}.get(sys.argv[1], V
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "code"), [("error", 1), ("exit", 3), ("stuck", 1), ("interrupt", -signal.SIGINT), ("wait", -signal.SIGKILL)]
 )
