@@ -95,7 +95,7 @@ def _loaded(data: FolderData | tables.Tables) -> Loaded:
 
 def read_files(
     path: Path, settings: DataSettings, text_columns: Sequence[str], *, image_column: str | None = None,
-    samples_are_texts: bool = False,
+    tables_name_images: bool = False, samples_are_texts: bool = False,
 ) -> Loaded:  # fmt: skip
     """A folder of images or texts by class, images that a table names, a folder of tables, or one table.
 
@@ -104,10 +104,11 @@ def read_files(
         settings: how it is read.
         text_columns: columns whose values are text also where they look like numbers.
         image_column: the column of images, if the settings name it.
+        tables_name_images: whether a table that names files names images.
         samples_are_texts: whether tables come before images, and files of text are samples.
     """
     if path.is_file():
-        if samples_are_texts:
+        if not tables_name_images:
             return _loaded(tables.load_tables(path, [path], settings, text_columns))
         return _loaded(picture_folders.read_table_of_pictures(path, settings, text_columns, image_column))
     tree = files.walk(path)

@@ -170,7 +170,8 @@ class ImageModality(Modality[VisionConfig]):
 
     def read(self, path: Path, config: VisionConfig) -> Loaded:
         """See `Modality.read`; tables may name images."""
-        return read_files(path, config.data, self.text_columns(config), image_column=config.image.image_column_name)
+        column = config.image.image_column_name
+        return read_files(path, config.data, self.text_columns(config), image_column=column, tables_name_images=True)
 
     def bad_rows(self, split: Split, config: VisionConfig) -> dict[int, str]:
         """See `Modality.bad_rows`."""

@@ -33,7 +33,9 @@ class DataSettings(Topic):
     """The data set, its columns and its splits."""
 
     dataset_name: str = setting(
-        "Hub id, local folder, CSV/JSON/Parquet file or folder of them, or sample:NAME.", REQUIRED, NAME
+        "Hub id, local folder, zip or tar archive of one, CSV/JSON/Parquet file or folder of them, or sample:NAME.",
+        REQUIRED,
+        NAME,
     )
     dataset_config_name: str | None = setting(
         "Configuration of a data set on the Hub that has several.", None, ON_THE_HUB
