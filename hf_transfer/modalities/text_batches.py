@@ -154,7 +154,7 @@ def describe_truncation(rows: Mapping[str, TextRows], max_length: int) -> list[s
     """
     truncated = {name: int((part.lost > 0).sum()) for name, part in rows.items()}
     emptied = {name: int(part.emptied.sum()) for name, part in rows.items()}
-    if emptied["train"] == len(rows["train"]):
+    if "train" in rows and emptied["train"] == len(rows["train"]):
         raise user_error(
             expected="training texts of which a word is left",
             found=f"none among {emptied['train']:,}: only special tokens and white space, in {max_length} tokens",
