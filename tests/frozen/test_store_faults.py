@@ -65,6 +65,8 @@ def test_a_killed_process_leaves_nothing_that_is_read(tmp_path: Path, writes: in
 
 
 def write_and_read(given: Samples, folder: Path, start: Any) -> None:
+    # OpenMP's threads are not in a forked process, which would wait for them without end.
+    torch.set_num_threads(1)
     start.wait()
     for _ in range(30):
         store = given.store(folder)

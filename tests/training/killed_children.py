@@ -36,6 +36,8 @@ def exit_code(work: Callable[[], object]) -> int:
     """The exit code of a child that does some work: -9 if it was killed."""
 
     def run() -> None:
+        # OpenMP's threads are not in a forked process, which would wait for them without end.
+        torch.set_num_threads(1)
         work()
         sys.stdout.flush()
         # The child must not run the exit handlers of this process, nor wait for its threads.
