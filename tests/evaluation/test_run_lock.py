@@ -1,6 +1,5 @@
 """The lock of a run's folder: between processes, within one process, after a kill, and with loader workers."""
 
-import multiprocessing
 import os
 import re
 import signal
@@ -18,8 +17,7 @@ from hf_transfer.evaluation.run_folder import locked
 from hf_transfer.settings.run import VisionConfig
 from hf_transfer.whole_run import run_all_steps
 from tests.conftest import Recipe
-
-forks: Any = multiprocessing.get_context("fork")
+from tests.forks import forked, forks
 
 
 def hold(folder: Path, pipe: Any) -> None:
@@ -35,7 +33,7 @@ def hold(folder: Path, pipe: Any) -> None:
 def holder(folder: Path) -> Iterator[tuple[Any, Any, list[int]]]:
     """A process that holds the lock of a folder, a pipe to it, and the process ids of its loader workers."""
     ours, theirs = forks.Pipe()
-    process = forks.Process(target=hold, args=(folder, theirs))
+    process = forked(hold, folder, theirs)
     process.start()
     assert ours.poll(60)
     workers = ours.recv()
@@ -59,7 +57,7 @@ def try_to_lock(folder: Path, pipe: Any) -> None:
 def answer_of_another_process(folder: Path) -> str:
     """What a process gets that tries to lock the folder."""
     ours, theirs = forks.Pipe()
-    process = forks.Process(target=try_to_lock, args=(folder, theirs))
+    process = forked(try_to_lock, folder, theirs)
     process.start()
     process.join()
     return str(ours.recv())
@@ -95,7 +93,7 @@ def test_a_killed_process_frees_the_folder_even_if_its_loader_workers_outlive_it
 
 def test_a_worker_that_ends_does_not_free_the_folder(tmp_path: Path) -> None:
     with locked(tmp_path):
-        worker = forks.Process(target=int)
+        worker = forked(int)
         worker.start()
         worker.join()
         assert f"in use by process {os.getpid()} on " in answer_of_another_process(tmp_path)

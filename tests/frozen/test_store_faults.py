@@ -4,7 +4,6 @@ import contextlib
 import errno
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -21,12 +20,11 @@ from hf_transfer.checkpoints.files import can_be_written, free_bytes, in_units
 from hf_transfer.errors import UserError
 from hf_transfer.frozen import store as store_module
 from hf_transfer.frozen.store import Chunk, Column, Store
+from tests.forks import forked, forks
 from tests.frozen.stored_samples import Samples, chunk_files, samples, temporary_files
 from tests.training.memory import in_a_process
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
-# Forked children need no seconds to start: they share the modules that this process has loaded.
-forks = multiprocessing.get_context("fork")
 
 
 def write_and_be_killed(given: Samples, folder: Path, writes: int) -> None:
@@ -48,7 +46,7 @@ def write_and_be_killed(given: Samples, folder: Path, writes: int) -> None:
 @pytest.mark.parametrize("writes", range(1, 7), ids=lambda writes: f"file_{writes}")
 def test_a_killed_process_leaves_nothing_that_is_read(tmp_path: Path, writes: int) -> None:
     given = samples(columns=(Column((1 << 12,), torch.float32),))
-    process = forks.Process(target=write_and_be_killed, args=(given, tmp_path, writes))
+    process = forked(write_and_be_killed, given, tmp_path, writes)
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -77,7 +75,7 @@ def write_and_read(given: Samples, folder: Path, start: Any) -> None:
 
 def test_processes_that_write_at_once_leave_an_undamaged_store(tmp_path: Path) -> None:
     given, start = samples(columns=(Column((1 << 12,), torch.float32),)), forks.Barrier(2)
-    processes = [forks.Process(target=write_and_read, args=(given, tmp_path, start)) for _ in range(2)]
+    processes = [forked(write_and_read, given, tmp_path, start) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -1,6 +1,5 @@
 """Publish a folder: in one commit, even if it is killed or the Hub fails, and without secrets."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,12 +13,11 @@ from huggingface_hub import HfApi
 from hf_transfer.data import hub_access
 from hf_transfer.hub.publish import Published
 from tests.conftest import REPOSITORY
+from tests.forks import forked
 from tests.hub.clients import environment
 from tests.hub.contents import Stored
 from tests.hub.pushes import CARD, FILES, NAME, a_folder, ours, pushed, refused
 from tests.hub.stand_in import READER, STRANGER, WRITER, StandIn, served, with_accounts
-
-forks = multiprocessing.get_context("fork")
 
 
 def test_a_folder_becomes_a_private_repository_in_one_commit(hub: StandIn, folder: Path) -> None:
@@ -85,7 +83,7 @@ def _push_in_a_child(folder: Path) -> None:
 
 def _killed_at(hub: StandIn, folder: Path, request: int, answered: int) -> int | None:
     """Push in a process that is killed when a request arrives, or when it has been handled; its exit code."""
-    child = forks.Process(target=_push_in_a_child, args=(folder,))
+    child = forked(_push_in_a_child, folder)
     first = len(hub.asked)
 
     def kill(number: int, now: int) -> None:

@@ -1,6 +1,5 @@
 """Children that are killed with SIGKILL at a chosen moment: in a step of training, or in an operation on files."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,8 +12,8 @@ from typing import Any, NoReturn
 import safetensors.torch
 import torch
 
-# Children share what this process has imported, so that they start at once.
-forks = multiprocessing.get_context("fork")
+from tests.forks import forked
+
 # The operations on files that Python reports to audit hooks; files of tensors are counted separately.
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
@@ -43,7 +42,7 @@ def exit_code(work: Callable[[], object]) -> int:
         # The child must not run the exit handlers of this process, nor wait for its threads.
         os._exit(0)
 
-    child = forks.Process(target=run)
+    child = forked(run)
     child.start()
     child.join()
     assert child.exitcode is not None

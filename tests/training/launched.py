@@ -3,7 +3,6 @@
 Forks need not import again what this process has imported, which would take longer than most scripts.
 """
 
-import multiprocessing
 import os
 import runpy
 import socket
@@ -19,13 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.state import AcceleratorState, GradientState
 from tqdm import tqdm
 
 from tests.conftest import REPOSITORY
+from tests.forks import forked
 
-forks = multiprocessing.get_context("fork")
 LONGEST_SECONDS = 240.0
 
 
@@ -53,8 +51,6 @@ def be_rank(rank: int, processes: int, port: int) -> None:
     """Set this fork up like one of several processes that torchrun has started."""
     # The lock of the parent would stay locked in all forks if one of them is killed while it holds it.
     tqdm.set_lock(threading.RLock())
-    # A fork has no copies of its parent's OpenMP threads, and would wait for them forever.
-    torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     if processes > 1:
@@ -137,7 +133,7 @@ def _forked(count: int, script: Path | str, arguments: Sequence[str]) -> Ended:
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        processes = [forks.Process(target=quietly, args=(partial(work, rank), log)) for rank in range(count)]
+        processes = [forked(quietly, partial(work, rank), log) for rank in range(count)]
         for process in processes:
             process.start()
         code = wait_for(processes, LONGEST_SECONDS)
