@@ -97,8 +97,9 @@ def _thorough(file: Path, codec: str) -> tuple[pa.Table, Lines]:
             values, lines = _one_after_another(text)
     except json.JSONDecodeError as error:
         # A sign that is missing at the end of a line is noticed at the beginning of the next one.
-        is_sign = error.msg.startswith("Expecting '")
-        fault = json.JSONDecodeError(error.msg, text, len(text[: error.pos].rstrip())) if is_sign else error
+        until = len(text[: error.pos].rstrip())
+        is_late = error.msg.startswith("Expecting '") and "\n" in text[until : error.pos]
+        fault = json.JSONDecodeError(error.msg, text, until) if is_late else error
         raise user_error(
             expected=f"JSON in {file}: {FORMS}",
             found=f"line {fault.lineno}, column {fault.colno}: {fault.msg}",
