@@ -1,7 +1,7 @@
 """Folders of pictures, whose classes are named by folders or by tables, and tables that name pictures."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,6 @@ from hf_transfer.data.picture_tables import (
     TRIED,
     PictureFinder,
     path_column,
-    picture_column,
     real,
     tables_in,
     with_pictures,
@@ -53,13 +52,16 @@ def read(
         return data._replace(notes=[*data.notes, *notes, *_not_used(list(split_of))])
     read = read_tables(list(split_of), settings, text_columns, folder)
     finder = PictureFinder(folder, tree)
-    naming = {}
-    for table, rows in read.items():
-        if (column := path_column({table: rows.data}, finder, image_column, labels_in(settings))) is not None:
-            naming[table] = _with_pictures(table, rows, column, finder, image_column)
-    if not naming:
+    chosen_columns = {
+        table: path_column({table: rows.data}, finder, image_column, labels_in(settings))
+        for table, rows in read.items()
+    }
+    path_columns = {table: column for table, column in chosen_columns.items() if column is not None}
+    if not path_columns:
         data = read_pictures(folder, tree)
         return data._replace(notes=[*data.notes, *notes, *_not_used(list(split_of))])
+    name = _one_name(set(path_columns.values()), image_column)
+    naming = {table: _with_pictures(table, read[table], column, finder, name) for table, column in path_columns.items()}
     chosen = _without_copies(naming, split_of)
     notes += _not_used([table for table in split_of if table not in chosen])
     named = {file for table in chosen for file in naming[table].files}
@@ -105,15 +107,14 @@ class _Naming(NamedTuple):
     files: set[Path]
 
 
-def _with_pictures(table: Path, rows: Table, column: str, finder: PictureFinder, image_column: str | None) -> _Naming:
-    name = picture_column(column, rows.data, image_column)
+def _one_name(path_columns: Collection[str], wanted: str | None) -> str:
+    """What the column with the pictures is called in all tables: as set, or as it is in the tables if that is one."""
+    return wanted or (next(iter(path_columns)) if len(path_columns) == 1 else columns.IMAGE_NAMES[0])
+
+
+def _with_pictures(table: Path, rows: Table, column: str, finder: PictureFinder, name: str) -> _Naming:
     pictures, files = with_pictures({table: rows.data}, column, finder, name=name, all_exist=False)
-    note = (
-        []
-        if columns.plain(column) in map(columns.plain, columns.IMAGE.names)
-        else [f"Column {column!r} of {table} names the images."]
-    )
-    return _Naming(rows._replace(data=pictures[table], notes=[*rows.notes, *note]), files)
+    return _Naming(rows._replace(data=pictures[table]), files)
 
 
 def _without_copies(naming: Mapping[Path, _Naming], split_of: Mapping[Path, str | None]) -> list[Path]:
@@ -140,7 +141,7 @@ def read_table_of_pictures(
     if column is None:
         return whole
     read = Table(data, whole.origins["train"].lines, whole.notes)
-    naming = _with_pictures(table, read, column, finder, image_column)
+    naming = _with_pictures(table, read, column, finder, image_column or column)
     return whole._replace(data=datasets.DatasetDict(train=naming.rows.data), notes=naming.rows.notes)
 
 

@@ -183,13 +183,6 @@ def _share(data: datasets.Dataset, column: str, finder: PictureFinder, table: Pa
     return sum(bool(finder.candidates(value, table)) for value in values) / max(1, len(values))
 
 
-def picture_column(column: str, data: datasets.Dataset, wanted: str | None) -> str:
-    """What the column with the pictures is called: as set, or else `image`, as in folders of classes, if it is free."""
-    if wanted is not None:
-        return wanted
-    return column if "image" in data.column_names else "image"
-
-
 def with_pictures(
     tables: Tables, column: str, finder: PictureFinder, *, name: str, all_exist: bool
 ) -> tuple[dict[Path, datasets.Dataset], set[Path]]:

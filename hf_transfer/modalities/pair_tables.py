@@ -16,7 +16,6 @@ from hf_transfer.data.picture_tables import (
     PictureFinder,
     embedded_columns,
     path_column,
-    picture_column,
     real,
     resolved,
     tables_in,
@@ -75,9 +74,7 @@ def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]
         _refuse_paths(data, name, ())
     named: set[Path] = set()
     if column is not None:
-        usual = column in columns.IMAGE.names
-        name = column if usual and not wanted else picture_column(column, whole.data["train"], wanted)
-        rows, named = with_pictures(rows, column, finder, name=name, all_exist=True)
+        rows, named = with_pictures(rows, column, finder, name=wanted or column, all_exist=True)
         whole = joined({table: read[table]._replace(data=data) for table, data in rows.items()}, split_of, config.data)
     if tree and (column is not None or embedded):
         _refuse_unnamed(folder, tree, named)

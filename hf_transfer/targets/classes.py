@@ -86,7 +86,11 @@ class Classes(target.Target):
         notes = notes_on_similar_names(samples, self.outputs)
         for split, of_split in counts.items():
             lacking = [name for name, count in zip(self.label_names, of_split, strict=True) if not count]
-            notes += [f"In {split} no sample is of {shown_names(lacking)}."] if lacking else []
+            notes += (
+                [f"In {split} no sample has the class{'es' if len(lacking) > 1 else ''} {shown_names(lacking)}."]
+                if lacking
+                else []
+            )
         joined = [name for name in self.label_names if any(sign in name for sign in CLEAR_SEPARATORS)]
         advice = "If samples have several labels: --problem_type multi_label_classification."
         return [*notes, *([f"{joined[0]!r} is one class. {advice}"] if joined else [])]

@@ -35,7 +35,7 @@ class LabelColumns(NamedTuple):
     def where(self, split: str, rows: Sequence[int]) -> str:
         """The first of some rows of a split, for messages."""
         if split not in self.row_names:
-            return f"rows {list(rows[:LISTED])}"
+            return f"rows {list(rows[:LISTED])}, counted from 0"
         return ", ".join(self.row_names[split](row) for row in rows[:LISTED])
 
     def __str__(self) -> str:

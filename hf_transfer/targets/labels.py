@@ -134,7 +134,11 @@ class LabelSets(target.Target):
             notes += [f"{what}: {', '.join(parts)}."] if parts else []
         for split, cells in values.items():
             lacking = [self.label_names[label] for label in np.flatnonzero(np.nansum(cells, 0) == 0)]
-            notes += [f"In {split} no sample has the label {shown_names(lacking)}."] if lacking else []
+            notes += (
+                [f"In {split} no sample has the label{'s' if len(lacking) > 1 else ''} {shown_names(lacking)}."]
+                if lacking
+                else []
+            )
         return notes
 
     def describe_names(self, source: str) -> list[str]:

@@ -73,7 +73,7 @@ def _without_label(rows: Sequence[int], split: str, columns: LabelColumns, expec
     return user_error(
         expected=expected,
         found=f"none in {len(rows)} rows of split '{split}', first in {columns.where(split, rows)}",
-        do="fill in or remove these rows (rows count from 0), or drop them with --on_missing_label drop",
+        do="fill in or remove these rows, or drop them with --on_missing_label drop",
     )
 
 

@@ -82,7 +82,7 @@ def _no_number(value: object, name: str, where: str) -> UserError:
     return user_error(
         expected=f"finite numbers in column '{name}'",
         found=f"{value!r} in {where}",
-        do="correct or remove this row (rows count from 0); for classes: --problem_type single_label_classification",
+        do="correct or remove this row; for classes: --problem_type single_label_classification",
     )
 
 

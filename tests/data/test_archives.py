@@ -28,7 +28,7 @@ def test_an_archive_of_a_folder_is_read_as_the_folder(kind: str, tmp_path: Path)
 
 
 def test_archives_of_texts_and_of_tables_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_transfer.data.checked.cache_folder", lambda _: tmp_path / "cache")
+    monkeypatch.setattr("hf_transfer.data.sample_columns.cache_folder", lambda _: tmp_path / "cache")
     fill(tmp_path / "texts", "pos", "neg", write=write_text)
     write_table(tmp_path / "tables" / "train.csv", text_rows(30))
     assert total(read_texts(Path(shutil.make_archive(str(tmp_path / "a"), "zip", tmp_path / "texts")))) == {

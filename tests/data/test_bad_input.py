@@ -179,7 +179,7 @@ def test_a_missing_label_in_a_metadata_file(kind: str, refused: Refused, picture
     refused(
         dataset_name=folder,
         expected="a label in every row of column 'label'",
-        found="none in 1 rows of split 'train', first in rows [4]",
+        found=f"metadata.{kind}, line {6 if kind == 'csv' else 5}",
         do="fill in or remove these rows",
     )
 
@@ -190,7 +190,7 @@ def test_a_class_folder_that_only_the_test_split_has(refused: Refused, picture_f
     refused(
         dataset_name=folder,
         expected="in column 'label' of split 'test' only classes that training has (cat, dog)",
-        found="'bird' in 2 rows, first in row ",
+        found=f"'bird' in 2 rows, first in {folder}/test/bird/000.png",
         do="add training samples with these labels, or rename or remove them",
     )
 

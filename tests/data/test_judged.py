@@ -69,7 +69,7 @@ def test_classes_are_matched_with_those_of_the_model_by_name(
     assert splits.target.names == list(NAMES)
     assert classes(splits, "test") == expected
     assert splits.describe()[1].startswith("Classes: owl, ant, bee (those of the model, matched with ")
-    assert "In test no sample is of " in " ".join(splits.notes)
+    assert "In test no sample has the class" in " ".join(splits.notes)
 
 
 @pytest.mark.parametrize(

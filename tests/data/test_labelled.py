@@ -92,20 +92,20 @@ def test_parquet_files_keep_the_names_that_each_has_for_its_numbers(
 def test_the_first_lines_name_the_classes_and_where_they_are_from(
     labels: list[Any], feature: Any, expected: str, text_settings: TextSettings
 ) -> None:
-    (_, names, *_) = of(text_settings, {"train": texts(labels, feature)}).describe()
+    (_, _, names, *_) = of(text_settings, {"train": texts(labels, feature)}).describe()
     assert names.endswith(expected)
 
 
 def test_classes_of_folders_are_said_to_be_names_of_folders(settings: Settings, tmp_path: Path) -> None:
     write_pictures(tmp_path, [{"file_name": f"{name}/{n}.png"} for name in ("red", "blue") for n in range(6)])
     splits = load_splits(settings(dataset_name=str(tmp_path)), ImageModality())
-    assert splits.describe()[1] == "Classes: blue, red (names of folders)."
+    assert splits.describe()[2] == "Classes: blue, red (names of folders)."
 
 
 def test_labels_of_several_columns_are_named_by_these(text_settings: TextSettings) -> None:
     rows = texts([0, 1] * 10).rename_column("label", "x").add_column("y", [1, 1, 0, 0] * 5)
     splits = of(text_settings, {"train": rows}, label_column_names=["x", "y"])
-    assert splits.describe()[1] == "Labels: x, y (names of columns)."
+    assert splits.describe()[2] == "Labels: x, y (names of columns)."
 
 
 @pytest.mark.parametrize(
@@ -157,9 +157,8 @@ def test_a_test_split_without_labels_is_predicted_and_another_is_split_off(
     assert (splits.unlabelled.name, splits.unlabelled.split.rows.tolist()) == ("test", list(range(6)))
     assert len(splits.test) == 6
     assert not splits.dropped
-    (_, _, first, second, *_) = splits.describe()
-    assert first == "Split test has no labels (6 rows): its predictions are in predictions.csv."
-    assert second.startswith("No test split: 6 rows were split off training")
+    assert splits.describe()[1].endswith("test from 15 % of train, split off by content and class.")
+    assert splits.notes[0] == "Split test has no labels (6 rows): its predictions are in predictions.csv."
 
 
 def test_a_test_table_without_the_column_of_labels_is_predicted(text_settings: TextSettings, tmp_path: Path) -> None:

@@ -168,5 +168,5 @@ def test_whole_numbers_of_a_metadata_file_are_classes_also_where_a_label_is_miss
     write_metadata(tmp_path / "whole", "csv", labels)
     assert read(tmp_path / "whole").target.names == ["0", "1"]
     write_metadata(tmp_path / "missing", "csv", labels | {"3.png": ""})
-    with user_error_with(expected="a label in every row", found="first in rows [3]", do="fill in"):
+    with user_error_with(expected="a label in every row", found="metadata.csv, line 5", do="fill in"):
         read(tmp_path / "missing")

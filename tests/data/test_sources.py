@@ -20,11 +20,6 @@ from tests.data.conftest import Settings, noise, same, user_error_with
 
 Table = Callable[..., datasets.Dataset]
 
-ALL_FROM_TRAIN = (
-    "Splits: train from split 'train'; validation from 15 % of train, split off by content and class; "
-    "test from 15 % of train, split off by content and class."
-)
-
 
 def sizes(splits: Splits) -> dict[str, int]:
     return {name: len(split) for name, split in splits.items()}
@@ -57,7 +52,12 @@ def test_missing_splits_are_split_off_training_by_class_and_noted(settings: Sett
     folder = picture_folder(cat=20, dog=20)
     splits = load_splits(settings(dataset_name=str(folder)), ImageModality())
     assert sizes(splits) == {"train": 28, "validation": 6, "test": 6}
-    assert splits.describe() == ["28 train, 6 validation, 6 test images of 2 classes.", ALL_FROM_TRAIN]
+    assert splits.describe() == [
+        "28 train, 6 validation, 6 test images of 2 classes.",
+        f"Splits: train from 40 files in {folder}; validation from 15 % of train, split off by content and class; "
+        "test from 15 % of train, split off by content and class.",
+        "Classes: cat, dog (names of folders).",
+    ]
     rows = np.concatenate([split.rows for _, split in splits.items()])
     assert sorted(rows.tolist()) == list(range(40))
 
@@ -94,8 +94,8 @@ def test_only_the_split_that_is_missing_is_split_off(settings: Settings, tmp_pat
     splits = load_splits(settings(dataset_name=str(tmp_path)), ImageModality())
     assert sizes(splits) == {"train": 17, "validation": 3, "test": 20}
     assert splits.describe()[1] == (
-        "Splits: train from split 'train'; validation from 15 % of train, split off by content and class; "
-        "test from split 'test'."
+        "Splits: train from 20 files in train; validation from 15 % of train, split off by content and class; "
+        "test from 20 files in test."
     )
 
 

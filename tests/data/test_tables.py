@@ -122,7 +122,9 @@ def test_pairs_and_pictures_are_read_with_every_separator(
 
 def test_a_delimiter_is_one_sign_or_its_name(text_settings: TextSettings) -> None:
     for bad in ("ab", "a", "7", '"', "commas"):
-        with user_error_with(expected="--delimiter: one sign, such as ; or |", found=bad, do="change --delimiter"):
+        with user_error_with(
+            expected="--delimiter: one sign, such as ; or ^, or comma", found=bad, do="change --delimiter"
+        ):
             text_settings(dataset_name="a.csv", delimiter=bad)
 
 

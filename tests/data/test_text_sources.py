@@ -56,7 +56,7 @@ def test_a_file_is_read_with_its_labels_and_missing_splits_are_split_off_by_clas
     assert everything(splits) == sorted(as_pairs(rows))
     assert splits.describe() == [
         "28 train, 6 validation, 6 test texts of 2 classes.",
-        "Splits: train from split 'train'; validation from 15 % of train, split off by content and class; "
+        f"Splits: train from data.{kind}; validation from 15 % of train, split off by content and class; "
         "test from 15 % of train, split off by content and class.",
         "Classes: a, b (values of column 'label').",
     ]
@@ -83,8 +83,8 @@ def test_only_the_split_that_is_missing_is_split_off(text_settings: TextSettings
     splits = load_splits(text_settings(dataset_name=str(tmp_path)), TextModality())
     assert splits.describe()[0] == "17 train, 3 validation, 20 test texts of 2 classes."
     assert splits.describe()[1] == (
-        "Splits: train from split 'train'; validation from 15 % of train, split off by content and class; "
-        "test from split 'test'."
+        "Splits: train from train.csv; validation from 15 % of train, split off by content and class; "
+        "test from test.csv."
     )
 
 

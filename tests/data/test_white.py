@@ -145,7 +145,8 @@ def test_white_is_measured_however_few_pictures_are_verified(verified: int, sett
 def test_of_many_pictures_only_some_are_measured(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "MEASURED_IMAGES", 7)
     splits = loaded(settings(verify_samples=3), several(3000, 30), several(3000))
-    assert len(splits.train.levels) == len(splits.test.levels) == 7
+    # Validation is split off what was read as training.
+    assert len(splits.train.levels) + len(splits.validation.levels) == len(splits.test.levels) == 7
 
 
 def test_what_was_measured_is_remembered(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

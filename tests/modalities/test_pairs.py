@@ -51,8 +51,9 @@ def test_metadata_beside_the_pictures_give_pairs_that_stay_together(
     assert pairs_of(splits) == written(folder, rows)
     assert splits.describe() == [
         "28 train, 6 validation, 6 test pairs of 2 classes.",
-        "Splits: train from split 'train'; validation from 15 % of train, split off by content and class; "
+        f"Splits: train from metadata.{kind}; validation from 15 % of train, split off by content and class; "
         "test from 15 % of train, split off by content and class.",
+        "Classes: a, b (values of column 'label').",
     ]
 
 
