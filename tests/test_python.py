@@ -41,8 +41,8 @@ def test_a_folder_of_pictures_is_learned_asked_and_resumed(
     assert run.metrics["test"]["accuracy"] == Results.read(out).metrics["test"]["accuracy"]
     files = sorted(path.name for path in out.iterdir())
     assert files == [
-        ".card", ".lock", "checkpoints", "config.yaml", "confusion.png", "curves.png", "model", "report.md",
-        "results.json",
+        ".card", ".lock", "checkpoints", "config.yaml", "confusion.png", "curves.png", "data.json", "model",
+        "report.md", "results.json",
     ]  # fmt: skip
 
     classify = ht.load(out)

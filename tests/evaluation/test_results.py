@@ -134,8 +134,8 @@ def test_the_kept_epoch_is_the_best_of_the_history_and_the_one_that_was_evaluate
 def test_the_run_folder_holds_the_model_the_report_and_its_pictures(finished_run: Run) -> None:
     """Nothing else is left behind."""
     assert {path.name for path in finished_run.out.iterdir()} == {
-        "model", "results.json", "report.md", "curves.png", "confusion.png", "config.yaml", ".lock", "checkpoints",
-        ".card",
+        "model", "results.json", "report.md", "curves.png", "confusion.png", "config.yaml", "data.json", ".lock",
+        "checkpoints", ".card",
     }  # fmt: skip
     assert {path.name for path in (finished_run.out / "model").iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json", "preprocessing.json", "README.md",

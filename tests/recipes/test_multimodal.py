@@ -28,7 +28,8 @@ from tests.training.launched import two_forks
 
 COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
 FILES = [
-    ".card", ".lock", "checkpoints", "config.yaml", "confusion.png", "curves.png", "model", "report.md", "results.json",
+    ".card", ".lock", "checkpoints", "config.yaml", "confusion.png", "curves.png", "data.json", "model",
+    "report.md", "results.json",
 ]  # fmt: skip
 WITHOUT_US = """
 import json, sys

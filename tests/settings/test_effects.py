@@ -29,6 +29,7 @@ WITHOUT_EFFECT: list[tuple[type[RunConfig], tuple[str, ...], str, str, str]] = [
         )
     ),
     (TextConfig, PROBE, "--rdrop_alpha=1", STEPWISE, SOLVED),
+    (VisionConfig, PROBE, "--batch_norm_statistics=updated", "--strategy partial or", "--strategy linear_probe"),
     (TextConfig, PROBE, "--train_sampling_strategy=random", STEPWISE, SOLVED),
     *(
         (VisionConfig, EVALUATED, flag, "training", "--evaluate_only")

@@ -78,7 +78,8 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
 
 def train_tiny(name: str, *, rows: Rows | None = None, strategy: Strategy | None = None, **chosen: Any) -> Fit:
     model, groups, _ = tiny(name)
-    return train(model, groups, strategy or FullFineTuning(), settings(**chosen), rows or Rows(24), Rows(20, seed=1))
+    strategy = strategy or FullFineTuning(updates_statistics=True)
+    return train(model, groups, strategy, settings(**chosen), rows or Rows(24), Rows(20, seed=1))
 
 
 def test_rates_by_layer_and_of_the_head_arrive_in_the_optimizer(steps: Steps) -> None:

@@ -375,7 +375,10 @@ class Reopened(GradualUnfreezing):
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """See `Strategy.stages`."""
         head, everything = LinearProbeThenFineTuning().stages(groups, epochs)
-        return [Stage(everything.trainable, 1), Stage(head.trainable, 1), Stage(everything.trainable, 1)]
+        return [
+            Stage(learns, 1, updates_statistics=True)
+            for learns in (everything.trainable, head.trainable, everything.trainable)
+        ]
 
 
 def test_a_group_that_is_frozen_again_keeps_its_moments(tmp_path: Path) -> None:

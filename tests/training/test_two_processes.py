@@ -84,8 +84,8 @@ def test_the_vision_recipe_runs_on_two_processes(tmp_path: Path, strategy: str, 
     ended = start("recipes/vision.py", *(f"--{name}={value}" for name, value in flags.items()))
     assert ended.returncode == 0, ended.output[-3000:]
     assert sorted(path.name for path in out.iterdir()) == [
-        ".card", ".lock", "checkpoints", "config.yaml", "confusion.png", "curves.png", "model", "report.md",
-        "results.json",
+        ".card", ".lock", "checkpoints", "config.yaml", "confusion.png", "curves.png", "data.json", "model",
+        "report.md", "results.json",
     ]  # fmt: skip
     results = json.loads((out / "results.json").read_text())
     epochs = 1 if strategy == "linear_probe" else 2  # the probe is solved

@@ -33,11 +33,11 @@ from tests.tiny_text_models import TEXT_ARCHITECTURES, tiny_text_model, token_id
 ROWS, BATCH = 24, 4
 STEPS = ROWS // BATCH  # of an epoch
 STRATEGIES: dict[str, Strategy] = {
-    "full": FullFineTuning(),
+    "full": FullFineTuning(updates_statistics=True),
     "linear_probe": LinearProbe(),
-    "partial": PartialFineTuning(layers=1),
-    "gradual": GradualUnfreezing(),
-    "lp_ft": LinearProbeThenFineTuning(),
+    "partial": PartialFineTuning(layers=1, updates_statistics=True),
+    "gradual": GradualUnfreezing(updates_statistics=True),
+    "lp_ft": LinearProbeThenFineTuning(updates_statistics=True),
     "bitfit": BiasTuning(),
     "lora": LowRankAdaptation(),
 }
