@@ -287,4 +287,4 @@ def test_predict_takes_one_sample_or_files(capsys: pytest.CaptureFixture[str], t
         with pytest.raises(SystemExit) as end:
             console(["predict", "model", *map(str, arguments)])
         assert end.value.code == 2
-        assert "files, or one sample by --image, --text or both" in capsys.readouterr().err
+        assert "files, or samples by --text or --image" in capsys.readouterr().err
