@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_transfer.errors import some, user_error
+from hf_transfer.errors import user_error
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -64,31 +64,6 @@ def files_by_split(folder: Path, files: Sequence[Path]) -> tuple[dict[str, list[
     return {split: splits[split] for split in SPLIT_NAMES if split in splits}, unknown
 
 
-def notes_on_files(folder: Path, splits: dict[str, list[Path]], unused: Sequence[Path]) -> list[str]:
-    """Sentences on which files became which split, if there are several, and on those that are not used.
-
-    Args:
-        folder: of the data set; a file: there is nothing to say.
-        splits: the files of each split.
-        unused: other files.
-    """
-    notes: list[str] = []
-    if not folder.is_dir():
-        return notes
-    only_one = sum(map(len, splits.values())) == 1
-    if not only_one and any(len(files) > 1 or not _is_plain(files[0].relative_to(folder)) for files in splits.values()):
-        parts = [f"{name} from {some(_shown(folder, files))}" for name, files in splits.items()]
-        notes.append(f"Files: {'; '.join(parts)}.")
-    if unused:
-        notes.append(f"Not used, since they are in no split: {len(unused)} tables, such as {unused[0]}.")
-    return notes
-
-
-def _is_plain(file: Path) -> bool:
-    """Whether the only file of a split needs no word on it: train.csv, test/any.csv, val-00000-of-00001.parquet."""
-    known = {word for words in SPLIT_NAMES.values() for word in words}
-    return any(re.sub(r"-[0-9]{5}-of-[0-9]{5}$", "", part) in known for part in (file.stem, *file.parent.parts))
-
-
-def _shown(folder: Path, files: Sequence[Path]) -> list[str]:
-    return [str(file.relative_to(folder)) for file in files]
+def notes_on_unused(unused: Sequence[Path]) -> list[str]:
+    """A sentence on tables that are in no split, if there are some."""
+    return [f"Not used, since they are in no split: {len(unused)} tables, such as {unused[0]}."] if unused else []

@@ -15,7 +15,7 @@ from hf_transfer.data.delimited import read_delimited
 from hf_transfer.data.field_types import infer_types
 from hf_transfer.data.json_files import Lines, read_json
 from hf_transfer.data.origins import Origins
-from hf_transfer.data.split_names import files_by_split, notes_on_files
+from hf_transfer.data.split_names import files_by_split, notes_on_unused
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 
@@ -79,7 +79,7 @@ def load_tables(source: Path, tables: Sequence[Path], settings: DataSettings, te
     splits, unused = files_by_split(source, tables) if source.is_dir() else ({"train": list(tables)}, [])
     chosen = [file for split_files in splits.values() for file in split_files]
     read = read_each(chosen, settings, text_columns, source)
-    notes = notes_on_files(source, splits, unused) + [note for table in read.values() for note in table.notes]
+    notes = notes_on_unused(unused) + [note for table in read.values() for note in table.notes]
     whole = joined({split: {file: read[file] for file in split_files} for split, split_files in splits.items()}, notes)
     return whole._replace(data=with_all_columns(whole.data))
 

@@ -54,15 +54,16 @@ def test_test_rows_are_never_trained_on(names: tuple[str, str], read: Read, tmp_
     splits = read(tmp_path / "data")
     assert set(splits.test.dataset["text"]) == {row["text"] for row in text_rows(20, seed=1)}
     assert not {row["text"] for row in text_rows(20, seed=1)} & set(splits.train.dataset["text"])
-    assert f"Files: train from {names[0]}; test from {names[1]}." in splits.notes
+    assert f"Splits: train from {names[0]};" in splits.where_from
+    assert splits.where_from.endswith(f"test from {names[1]}.")
 
 
-def test_several_files_that_become_training_are_named(read: Read, tmp_path: Path) -> None:
+def test_several_files_that_become_training_are_counted(read: Read, tmp_path: Path) -> None:
     for number in range(7):
         write_table(tmp_path / "data" / f"part{number}.csv", text_rows(10, seed=number))
     splits = read(tmp_path / "data")
     assert len(splits.train) + len(splits.validation) + len(splits.test) == 70
-    assert splits.notes[0] == ("Files: train from part0.csv, part1.csv, part2.csv, part3.csv, part4.csv and 2 more.")
+    assert splits.where_from.startswith(f"Splits: train from 7 files in {tmp_path}/data; validation from 15 %")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
