@@ -68,6 +68,16 @@ class PictureFinder:
             matches = same or [path for path in matches if not self._splits(path)] or matches
         return matches
 
+    def path(self, value: str, table: Path) -> Path:
+        """The only picture that a value can mean; else the path relative to the table.
+
+        Args:
+            value: see `candidates`.
+            table: in which it stands.
+        """
+        candidates = self.candidates(value, table)
+        return candidates[0] if len(candidates) == 1 else table.parent / value
+
     def leaves(self, value: str, file: Path | None) -> bool:
         """Whether a value of a table in a folder leads out of this folder, is an absolute path, or an address."""
         if self.anywhere:

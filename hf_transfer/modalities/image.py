@@ -1,7 +1,8 @@
 """Samples that are images: columns, batches, augmentation, prediction."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 from hf_transfer.data import batches, columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, LabelRows, Loaders
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE, Levels
+from hf_transfer.data.picture_tables import PictureFinder
 from hf_transfer.data.pictures import SUFFIXES, BadImageError, decode, decode_picture
 from hf_transfer.data.rows import describe_row, encoded_image
 from hf_transfer.data.sample_columns import Selected
@@ -29,7 +31,6 @@ from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisat
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.sample_tables import (
     STANDARD_INPUT,
-    NamedPictures,
     SampleTable,
     columns_of,
     expanded,
@@ -271,22 +272,24 @@ def _located(
     for path in paths:
         if path in tables:
             table, column = tables[path]
-            pictures = NamedPictures(path.parent)
+            path_of = partial(PictureFinder(path.parent, anywhere=True).path, table=path)
             for row, line, values in table.rows([column]):
-                yield LocatedSample(path, row, *picture_in(values[column], pictures, white), line)
+                yield LocatedSample(path, row, *picture_in(values[column], path_of, white), line)
         elif path == STANDARD_INPUT:
             for row, name in input_lines():
-                yield LocatedSample(path, row, *picture_in(name, NamedPictures(Path()), white))
+                yield LocatedSample(path, row, *picture_in(name, Path, white))
         else:
             yield LocatedSample(path, None, *_decoded(_raw(path), white))
 
 
-def picture_in(value: Any, pictures: NamedPictures, white: float | None = None) -> tuple[Image.Image | None, str]:
+def picture_in(
+    value: Any, path_of: Callable[[str], Path], white: float | None = None
+) -> tuple[Image.Image | None, str]:
     """The picture that a table holds or names, and what is wrong with it.
 
     Args:
         value: a path, or `{"bytes": ..., "path": ...}`.
-        pictures: those beside the table.
+        path_of: the file that a name in the table means.
         white: see `pictures.decode`.
     """
     if isinstance(value, Mapping) and value.get("bytes") is not None:
@@ -294,7 +297,7 @@ def picture_in(value: Any, pictures: NamedPictures, white: float | None = None) 
     name = value.get("path") if isinstance(value, Mapping) else value
     if name is None or not str(name).strip():
         return None, MISSING
-    picture, fault = _decoded(_raw(pictures.path(str(name))), white)
+    picture, fault = _decoded(_raw(path_of(str(name))), white)
     return picture, fault and f"{name}: {fault}"
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
 from hf_transfer.data.levels import Levels
-from hf_transfer.data.picture_tables import METADATA
+from hf_transfer.data.picture_tables import METADATA, PictureFinder
 from hf_transfer.data.rows import is_given
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded
@@ -39,7 +39,6 @@ from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessi
 from hf_transfer.modalities.pair_tables import read_pairs, select_pairs
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.sample_tables import (
-    NamedPictures,
     SampleTable,
     chosen_columns,
     expanded,
@@ -381,11 +380,11 @@ def _located(
     tables: Sequence[tuple[SampleTable, str | None, str | None]], white: float | None
 ) -> Iterator[LocatedSample]:
     for table, image, text in tables:
-        pictures = NamedPictures(table.path.parent)
+        path_of = partial(PictureFinder(table.path.parent, anywhere=True).path, table=table.path)
         for row, line, values in table.rows([name for name in (image, text) if name]):
             words, value = (values[name] if name else None for name in (text, image))
             words = words if words and words.strip() else None
-            picture, fault = picture_in(value, pictures, white)
+            picture, fault = picture_in(value, path_of, white)
             if picture is None and fault == MISSING:
                 fault = "" if words else NEITHER
             yield LocatedSample(table.path, row, (picture, words), fault, line)

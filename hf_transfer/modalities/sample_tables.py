@@ -11,7 +11,6 @@ import datasets
 from hf_transfer.data.columns import ColumnError
 from hf_transfer.data.files import files_below
 from hf_transfer.data.origins import Origins
-from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.tables import TABLE_BUILDERS, load_tables
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.modalities.modality import Wanted
@@ -48,31 +47,6 @@ class SampleTable(NamedTuple):
             block = chosen[start : start + ROWS_AT_ONCE]
             for place, values in enumerate(zip(*block.values(), strict=True), start=start):
                 yield place + 1, self.origins.of(place)[1], dict(zip(block, values, strict=True))
-
-
-class NamedPictures:
-    """Finds the pictures that a table names: relative to it, or by their names below its folder.
-
-    Args:
-        folder: of the table.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._by_name: dict[str, list[Path]] | None = None
-
-    def path(self, name: str) -> Path:
-        """The file that is meant; if there is none, or several are alike, the path relative to the table."""
-        direct = self.folder / name
-        if direct.is_file():
-            return direct
-        if self._by_name is None:
-            self._by_name = {}
-            for path in files_below(self.folder, SUFFIXES):
-                for key in {path.name, path.stem}:
-                    self._by_name.setdefault(key, []).append(path)
-        alike = self._by_name.get(name, [])
-        return alike[0] if len(alike) == 1 else direct
 
 
 def is_table(path: Path) -> bool:
