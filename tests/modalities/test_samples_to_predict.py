@@ -192,6 +192,25 @@ def test_rows_are_images_with_texts_whose_paths_are_relative_to_the_table(tmp_pa
     assert all(same(located[place].sample[0], PIXELS) for place in (0, 2))
 
 
+@pytest.mark.parametrize("name", ["pictures/{}.png", "{}.png", "{}", "{}.PNG"])
+def test_pictures_are_named_in_any_column_as_in_training_and_found_as_there(name: str, tmp_path: Path) -> None:
+    """See `test_a_column_of_paths_is_found` in tests/data/test_columns.py; of two with one name, neither is meant."""
+    for folder in ("pictures", "others"):
+        (tmp_path / folder).mkdir()
+    picture_file(tmp_path / "pictures" / "1.png")
+    for folder in ("pictures", "others"):
+        picture_file(tmp_path / folder / "2.png")
+    rows = [{"what": name.format(number), "text": "word5"} for number in (1, 2)]
+    table = write_table(tmp_path / "t.csv", rows)
+    images = list(ImageModality().samples_in([table], {}, pixels({"image_column_name": "what"})))
+    both = list(
+        PairModality().samples_in([table], {}, pairs({"image_column_name": "what", "text_column_name": "text"}))
+    )
+    assert same(images[0].sample, PIXELS)
+    assert same(both[0].sample[0], PIXELS)
+    assert (images[1].sample is None) is (both[1].sample[0] is None) is (not name.startswith("pictures"))
+
+
 def test_images_with_texts_are_found_by_the_usual_names_of_columns(tmp_path: Path) -> None:
     picture_file(tmp_path / "a.png")
     path = write_table(tmp_path / "a.csv", [{"file_name": "a.png", "text": "one"}])
