@@ -133,6 +133,7 @@ def test_without_the_hub_the_repository_is_named_within_seconds(
     assert ended[kind].seconds < LONGEST_SECONDS
 
 
+@pytest.mark.slow
 def test_without_the_hub_a_model_in_the_cache_is_trained_all_the_same(silent: Any) -> None:
     """After the first request without an answer, only local files are used."""
     _, _, ended = silent

@@ -215,6 +215,7 @@ with ending_when_asked() as request:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_the_whole_group_does_not_end_the_workers(number: signal.Signals) -> None:
     """Schedulers send it to all processes of a job."""

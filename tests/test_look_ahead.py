@@ -70,6 +70,7 @@ def test_a_run_is_measured_and_leaves_no_files(
     assert not list(tmp_path.rglob("*.chunk*"))
 
 
+@pytest.mark.slow
 def test_a_run_on_texts_is_measured_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = "\n".join(printed(capsys, "--config", str(settings(tmp_path, "intents", max_train_samples_per_class=8))))
     assert "48 train, 150 validation, 480 test texts of 6 classes." in output

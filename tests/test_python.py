@@ -114,6 +114,7 @@ def test_the_recipe_is_inferred_from_the_model(model: str | tuple[str, str], rec
     assert _recipe_for(_models(model, {}), "sample:glyph-names", None) == recipe
 
 
+@pytest.mark.slow
 def test_several_runs_in_one_process_have_their_own_precision(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", SEVERAL_RUNS, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=False

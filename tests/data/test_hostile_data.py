@@ -197,6 +197,7 @@ Path({ran!r}).touch()
 """
 
 
+@pytest.mark.slow
 def test_a_script_in_a_data_set_on_the_hub_is_not_run(tmp_path: Path) -> None:
     """With the real client in a new process, since it reads its environment when it is imported."""
     folder, ran = tmp_path / "folder", tmp_path / "ran"

@@ -98,6 +98,7 @@ def _killed_at(hub: StandIn, folder: Path, request: int, answered: int) -> int |
     return child.exitcode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True], ids=["a new repository", "one with an earlier push"])
 def test_killed_at_any_request_the_repository_is_as_before_or_as_after_and_the_same_call_completes_it(
     hub: StandIn, tmp_path: Path, again: bool
@@ -138,6 +139,7 @@ def test_many_files_are_published_in_one_commit(hub: StandIn, tmp_path: Path) ->
     assert len(ours(hub.model(NAME))) == 303
 
 
+@pytest.mark.slow
 def test_large_files_are_uploaded_by_xet_if_it_is_installed(folder: Path, tmp_path: Path) -> None:
     """Pushed twice, and downloaded elsewhere."""
     pytest.importorskip("hf_xet")

@@ -55,6 +55,7 @@ def predicted(run: FinishedRun) -> list[str]:
     return [answer.scores[0][0] for answer in classify_files(run.out, run.files, top=1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_predict_and_the_code_in_the_card_give_the_accuracy_of_the_report(
     runs: dict[str, FinishedRun], printed: dict[str, list[Any]], name: str, capsys: pytest.CaptureFixture[str]

@@ -190,6 +190,7 @@ def test_a_saved_model_is_loaded_with_the_same_weights_and_outputs(name: str, tm
     assert torch.equal(outputs(again, inputs).logits, outputs(model, inputs).logits)
 
 
+@pytest.mark.slow
 def test_without_this_package_it_predicts_the_same(tmp_path: Path) -> None:
     """In a new process that cannot import it, from the copy of the file beside the weights.
 

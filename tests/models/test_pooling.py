@@ -175,6 +175,7 @@ print(json.dumps({"answers": answers, "logits": logits.tolist(), "labels": label
 """
 
 
+@pytest.mark.slow
 def test_transformers_loads_the_folder_where_this_package_is_not_installed(finished: Path, tmp_path: Path) -> None:
     """In a new process: the pipeline, and the model itself, which can be saved and loaded again."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}

@@ -40,6 +40,7 @@ def losses_on_test(recipe: str, out: Path, **settings: object) -> dict[str, Any]
     return {name: value["loss"] for name, value in metrics.items()} if recipe == "multimodal" else {"": metrics["loss"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "store"), [(kind, store) for kind in OF_TEXTS for store in ("on", "off")] + [("siglip", "on")]
 )

@@ -125,6 +125,7 @@ def assert_independent(run: Run) -> Target:
     return test.target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", COLUMN)
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft", "full", "lora"])
@@ -169,6 +170,7 @@ def test_a_pipeline_gives_our_probabilities_and_numbers(
         assert all(50 < scores["size"] < 350 for scores in ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", COLUMN)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_with_a_store_ends_with_the_same_bytes_as_without(recipe: str, target: str, start: Start) -> None:
@@ -325,6 +327,7 @@ def test_labels_in_columns_with_unknown_cells_run_to_the_end(
     assert run.metrics["test"]["map"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", COLUMN)
 @pytest.mark.parametrize("strategy", ["linear_probe", "full"])
 def test_two_processes_end_with_the_metrics_of_one(

@@ -139,6 +139,7 @@ def answers(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict
     return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_both_and_reports_each_alone(
     recipe: Any, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +197,7 @@ def test_a_run_learns_from_both_and_reports_each_alone(
         assert metrics == pytest.approx(test[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_a_dual_encoder_gives_both_towers(kind: str, recipe: Any, given: Path, tmp_path: Path) -> None:
     """Frozen, with what comes out of both stored."""

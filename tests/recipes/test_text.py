@@ -137,6 +137,7 @@ def test_a_run_leaves_the_files_that_the_design_promises(
     assert ("texts are padded with" in (tmp_path / "out" / "report.md").read_text()) == (model == "gpt2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
 def test_the_model_learns_and_a_pipeline_without_us_gives_the_labels(
     model: str, run: Run, checkpoints: dict[str, Path], tmp_path: Path

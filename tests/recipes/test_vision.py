@@ -65,6 +65,7 @@ def photographs(tmp_path: Path) -> Path:
     return tmp_path / "photo graphs äöü"
 
 
+@pytest.mark.slow
 def test_the_demo_ends_with_a_table_of_metrics_and_the_paths_of_report_and_model(tmp_path: Path) -> None:
     out = launch(
         "--config=recipes/configs/digits.yaml", "--num_train_epochs=12", "--learning_rate=1e-3",

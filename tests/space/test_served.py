@@ -279,6 +279,7 @@ def test_other_routes_of_gradio_are_closed(demo: Demo, method: str, path: str, s
     assert answered == status
 
 
+@pytest.mark.slow
 def test_the_demo_runs_in_the_repository(tmp_path: Path) -> None:
     """`MODEL_ID=... python space/app.py`."""
     model = save_checkpoint(tmp_path / "my-model")
@@ -312,6 +313,7 @@ def test_the_demo_starts_on_a_busy_machine(tmp_path: Path, monkeypatch: pytest.M
         assert demo.request("GET", "/config")[0] == 200
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_served_ends_the_demo_with_a_message(tmp_path: Path) -> None:
     """No traceback."""
     (tmp_path / "empty").mkdir()

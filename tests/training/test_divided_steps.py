@@ -47,6 +47,7 @@ def test_the_gradient_does_not_depend_on_the_batches_of_a_step(
     assert loss == pytest.approx(expected_loss, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("division", ON_TWO_PROCESSES)
 def test_the_gradient_does_not_depend_on_the_processes(

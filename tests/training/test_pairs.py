@@ -79,6 +79,7 @@ def test_the_heads_of_single_modalities_learn_with_their_weight(tmp_path: Path) 
     assert not torch.allclose(biases[0], biases[1], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategies", [{"strategy": "full"}, {"image_strategy": "gradual", "text_strategy": "lora"}])
 def test_a_killed_run_resumes_to_the_same_bytes(strategies: dict[str, Any], tmp_path: Path) -> None:
     """The generator that draws which modality is dropped is in the checkpoint."""

@@ -250,6 +250,7 @@ save_file(logits, folder / "logits.safetensors")
 """
 
 
+@pytest.mark.slow
 def test_what_trainer_saves_loads_without_hf_transfer(tmp_path: Path) -> None:
     """A transformers model, saved while groups are frozen, and a peft adapter on its base."""
     expected: dict[str, Tensor] = {}

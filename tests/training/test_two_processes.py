@@ -67,6 +67,7 @@ def test_drift_is_found_in_the_gathered_sums(shift: float, stops: bool) -> None:
         _refuse_drift(processes, nn.Linear(3, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "start"), [("scratch", two_forks), ("linear_probe", torchrun)])
 def test_the_vision_recipe_runs_on_two_processes(tmp_path: Path, strategy: str, start: Callable[..., Ended]) -> None:
     """One set of files; that each sample counts once and weights are equal is checked by the loop."""

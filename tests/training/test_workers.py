@@ -183,6 +183,7 @@ def in_session(leader: int) -> list[str]:
     return [status[1] for status in statuses if int(status[3]) == leader and status[0] != "Z"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["train_epoch", "predict_split", "remaining_batches"])
 def test_a_run_that_fails_in_python_leaves_no_workers_and_no_locked_folder(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
