@@ -205,7 +205,7 @@ def predictor_for(model_name_or_path: str | Path, paths: Sequence[Path] = (), *,
         UserError: no such model, or no such table.
     """
     for path in paths:
-        if is_table(path) and not path.is_file():
+        if is_table(path) and not path.exists():
             raise user_error(expected=f"a table in {path}", found="no such file", do="correct the path")
     name = _model_of(model_name_or_path)
     return load(name, modality=modality_of(name, paths, of_texts=of_texts).config.recipe)

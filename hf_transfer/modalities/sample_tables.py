@@ -1,4 +1,4 @@
-"""Samples to predict: in tables, in folders, in files of text, and in lines of standard input."""
+"""Samples to predict: in tables, in folders and archives, in files of text, and in lines of standard input."""
 
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
 
+from hf_transfer.data.archives import is_archive, unpacked
 from hf_transfer.data.columns import ColumnError
 from hf_transfer.data.files import files_below
+from hf_transfer.data.folders import read_saved, saved_folder
+from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.origins import Origins
 from hf_transfer.data.tables import TABLE_BUILDERS, load_tables
 from hf_transfer.errors import UserError, user_error
@@ -50,8 +54,8 @@ class SampleTable(NamedTuple):
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file is a table of samples, by its name."""
-    return path.suffix.lower() in TABLE_BUILDERS
+    """Whether a path is a table of samples, by its name, or a folder that `save_to_disk` has written."""
+    return path.suffix.lower() in TABLE_BUILDERS or (path.is_dir() and saved_folder(path) is not None)
 
 
 def table_at(path: Path, wanted: Wanted, saved: Mapping[str, Any]) -> SampleTable:
@@ -89,6 +93,10 @@ def table_at(path: Path, wanted: Wanted, saved: Mapping[str, Any]) -> SampleTabl
 
 def _read(path: Path, settings: DataSettings, text_columns: Sequence[str]) -> SampleTable:
     try:
+        if path.is_dir():
+            rows = datasets.concatenate_datasets(list(read_saved(path).data.values()))
+            without_lines = np.zeros(len(rows), dtype=np.int64)
+            return SampleTable(path, rows, Origins((str(path),), without_lines.astype(np.int32), without_lines))
         tables = load_tables(path, [path], settings, text_columns)
         (data,), (origins,) = tables.data.values(), tables.origins.values()
         # Arrow accepts invalid text, and would fail in the middle of the answers.
@@ -103,10 +111,12 @@ def _read(path: Path, settings: DataSettings, text_columns: Sequence[str]) -> Sa
 
 
 def expanded(paths: Iterable[Path], kinds: Sequence[Collection[str]], *, expected: str) -> list[Path]:
-    """The files that are meant: of a folder all files of the first kind that it has.
+    """The files that are meant: of a folder or an archive all files of the first kind that it has.
+
+    A folder that `save_to_disk` of `datasets` has written stays as it is.
 
     Args:
-        paths: files, folders, or - for standard input.
+        paths: files, archives, folders, or - for standard input.
         kinds: suffixes of files, in lower case.
         expected: what a folder should have, for the message ("pictures").
 
@@ -114,16 +124,20 @@ def expanded(paths: Iterable[Path], kinds: Sequence[Collection[str]], *, expecte
         UserError: a folder has no such file.
     """
     files: list[Path] = []
-    for path in paths:
+    for given in paths:
+        path = unpacked(given, cache_folder(None)) if is_archive(given) and given.is_file() else given
         if not path.is_dir():
             files.append(path)
+            continue
+        if (saved := saved_folder(path)) is not None:
+            files.append(saved)
             continue
         visible = [file for file in files_below(path) if not _is_hidden(file.relative_to(path))]
         groups = ([file for file in visible if file.suffix.lower() in suffixes] for suffixes in kinds)
         if not (first := next(filter(None, groups), [])):
             suffixes = sorted(suffix for kind in kinds for suffix in kind)
             raise user_error(
-                expected=f"{expected} in {path} ({', '.join(suffixes)})",
+                expected=f"{expected} in {given} ({', '.join(suffixes)})",
                 found=f"{len(visible)} files, and none of these" if visible else "an empty folder",
                 do="name a folder that has some, or files",
             )

@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas
 import pytest
@@ -67,6 +69,11 @@ def written(path: Path, content: str | bytes, encoding: str = "utf-8") -> Path:
     return path
 
 
+KINDS = [
+    "csv", "tsv", "semicolons", "pipes", "marked", "jsonl", "json", "parquet", "saved", "saved splits", "zip", "gztar",
+]  # fmt: skip
+
+
 def table_of(kind: str, path: Path) -> Path:
     frame = pandas.DataFrame({"text": TEXTS, "label": list("abca")})
     if kind == "parquet":
@@ -75,6 +82,16 @@ def table_of(kind: str, path: Path) -> Path:
         frame.to_json(path / "t.jsonl", orient="records", lines=True)
     elif kind == "json":
         frame.to_json(path / "t.json", orient="records")
+    elif kind == "saved":
+        datasets.Dataset.from_pandas(frame).save_to_disk(path / "saved")
+    elif kind == "saved splits":
+        parts = {"train": datasets.Dataset.from_pandas(frame[:3]), "test": datasets.Dataset.from_pandas(frame[3:])}
+        datasets.DatasetDict(parts).save_to_disk(path / "saved")
+    elif kind in ("zip", "gztar"):
+        (path / "inside").mkdir()
+        frame.to_csv(path / "inside" / "t.csv", index=False)
+        shutil.make_archive(str(path / "t"), kind, path / "inside")
+        shutil.rmtree(path / "inside")
     else:
         name, sign, encoding = {
             "csv": ("t.csv", ",", "utf-8"), "tsv": ("t.tsv", "\t", "utf-8"), "semicolons": ("t.csv", ";", "utf-8"),
@@ -85,7 +102,7 @@ def table_of(kind: str, path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "semicolons", "pipes", "marked", "jsonl", "json", "parquet"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_table_has_the_same_answers_as_the_texts_themselves(
     kind: str, texts: Path, predict: Predict, tmp_path: Path
 ) -> None:
@@ -212,6 +229,8 @@ def test_a_folder_of_pictures_is_answered_flat_or_by_class(finished_run: Run, pr
     pictures_in(tmp_path / "classes" / "a")
     pictures_in(tmp_path / "classes" / "b", 1)
     (tmp_path / "classes" / "b" / "9.png").write_bytes(b"no picture")
+    archive = shutil.make_archive(str(tmp_path / "flat"), "zip", tmp_path / "flat")
+    assert [row["scores"] for row in predict(finished_run.out, archive)[1]] == [row["scores"] for row in flat]
     code, rows, err = predict(finished_run.out, tmp_path / "classes")
     assert (code, len(rows)) == (2, 5)
     assert [row["scores"] for row in rows[:4]] == [row["scores"] for row in (*flat, flat[0])]
