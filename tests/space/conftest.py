@@ -53,9 +53,10 @@ def served(script: Path, log: Path, **environment: str) -> Iterator[Served]:
     """Run `python app.py` and wait until it answers."""
     port = free_port()
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")}
-    variables |= {"GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    # For `wait_for`: on SIGABRT the stacks of all threads are in the log.
-    variables |= {"PYTHONFAULTHANDLER": "1", **environment}
+    # PYTHONFAULTHANDLER is for `wait_for`: on SIGABRT the stacks of all threads are in the log.
+    variables |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **environment}
+    # Last: an environment that was copied from this process may have the port of another demo.
+    variables |= {"GRADIO_SERVER_PORT": str(port)}
     url = f"http://127.0.0.1:{port}/"
     with log.open("w") as output:
         process = subprocess.Popen(
