@@ -132,13 +132,17 @@ class Adapters(Strategy):
         kind: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)]
         return kind(**self.settings(), target_modules=list(targets))
 
+    def suits(self, layer: nn.Module) -> bool:  # noqa: ARG002
+        """Whether the method is defined for the weights of a layer, which may be missing (device `meta`)."""
+        return True
+
     def _targets(self, model: nn.Module, groups: Sequence[Group]) -> list[str]:
         """Names of the layers that get an adapter."""
         layers = _layers(model, _adapted_groups(groups, self.layers))
         # The repr of a layer has all that matters: its class and its sizes.
         kinds = {repr(layer): layer for layer in layers.values()}
         adaptable = {kind for kind, layer in kinds.items() if _can_adapt(self, layer)}
-        targets = [name for name, layer in layers.items() if repr(layer) in adaptable]
+        targets = [name for name, layer in layers.items() if repr(layer) in adaptable and self.suits(layer)]
         if not targets:
             raise _nothing_to_adapt(self, kinds)
         return targets
@@ -164,6 +168,14 @@ class WeightDecomposedAdaptation(LowRankAdaptation):
     def settings(self) -> dict[str, Any]:
         """The settings of LoRA with `use_dora`."""
         return super().settings() | {"use_dora": True}
+
+    def suits(self, layer: nn.Module) -> bool:
+        """Not a layer with a weight vector of zeros, as pretrained convolutions have: it has no direction."""
+        assert isinstance(layer.weight, Tensor)
+        if layer.weight.is_meta:
+            return True
+        vectors = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+        return bool(vectors.detach().flatten(1).norm(dim=1).all())
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,22 @@ def test_every_layer_of_the_blocks_that_peft_can_adapt_has_an_adapter(
     assert adapt(name, InfusedAdapters(), **settings).layers().keys() == layers.keys()
 
 
+@pytest.mark.parametrize("name", ["vit", "resnet_basic", "bert", "gpt2"])
+def test_dora_leaves_out_layers_with_a_vector_of_zeros_which_has_no_direction(name: str) -> None:
+    """Pretrained networks have such filters; the outputs would be NaN."""
+    model, inputs = model_and_inputs(name)
+    layers = candidates(name)
+    first, *_, last = layers
+    for key in (first, last):
+        layer: Any = model.get_submodule(key)
+        with torch.no_grad():
+            (layer.weight.T if isinstance(layer, Conv1D) else layer.weight)[1] = 0
+    strategy = WeightDecomposedAdaptation()
+    adapted, groups = strategy.prepare(model, trace_groups(model, inputs), inputs, 0)
+    assert Adapted(adapted, groups, inputs).layers().keys() == layers.keys() - {first, last}
+    assert torch.isfinite(logits(adapted, inputs)).all()
+
+
 @pytest.mark.parametrize(("name", "top"), [("vit", 1), ("vit", 2), ("resnet_basic", 2), ("gpt2", 1), ("convnext", 4)])
 def test_the_top_blocks_have_the_adapters(name: str, top: int) -> None:
     blocks = (ALL | TEXT_ARCHITECTURES)[name].blocks[-top:]
