@@ -20,6 +20,8 @@ EUROPEAN = " for western European languages"
 USUAL = {"utf-8": "", "cp1252": EUROPEAN, "latin-1": EUROPEAN}
 WITHOUT_MARK = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 WIDE = ("utf-16", "utf-32")
+# The share of zero bytes below which UTF-8 is damaged rather than an encoding of several bytes.
+FEW_ZEROS = 1 / 8
 BLOCK = 1 << 20
 
 
@@ -73,8 +75,19 @@ def _wide(file: Path, wanted: str, likely: str | None, head: bytes) -> str:
     return wanted
 
 
+def _is_utf_8(head: bytes) -> bool:
+    """Whether bytes are UTF-8, apart from a character that is cut off at their end."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _without_mark(head: bytes) -> str | None:
     """The encoding of several bytes per character in which the beginning of a file is plain text, if there is one."""
+    if head.count(b"\0") < len(head) * FEW_ZEROS and _is_utf_8(head):
+        return None
     for encoding in reversed(WITHOUT_MARK):
         width = 4 if "32" in encoding else 2
         text = head[: len(head) - len(head) % width].decode(encoding, errors="replace")
