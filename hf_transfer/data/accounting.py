@@ -34,11 +34,11 @@ def sources_of(
         missing: the names of the splits that are cut off training.
         origins: of the rows, by the name of the split in the data set.
     """
-    sources, left = [], dict(renamed)
+    sources, unassigned = [], dict(renamed)
     for name, rows in loaded.items():
-        ours = next((one for one, used in left.items() if used is rows), None)
-        left.pop(ours or "", None)
-        splits = () if ours is None else (ours, *missing) if ours == "train" else (ours,)
+        split = next((one for one, used in unassigned.items() if used is rows), None)
+        unassigned.pop(split or "", None)
+        splits = () if split is None else (split, *missing) if split == "train" else (split,)
         sources.append(Source(name, len(rows), splits, origins.get(name)))
     return sources
 

@@ -10,8 +10,8 @@ import datasets
 from hf_transfer.data import columns
 from hf_transfer.data.files import Tree, walk
 from hf_transfer.data.pictures import SUFFIXES
-from hf_transfer.data.split_folders import SPLIT_OF, split_words
-from hf_transfer.data.split_names import split_of
+from hf_transfer.data.split_folders import split_words
+from hf_transfer.data.split_names import SPLIT_OF, split_of
 from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import some, user_error
 

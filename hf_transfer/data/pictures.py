@@ -52,7 +52,7 @@ def further_formats() -> tuple[str, ...]:
 
 
 def readable_formats() -> tuple[str, ...]:
-    """The formats that are decoded, in words for people."""
+    """The names of the formats that are decoded, for messages."""
     return (*FORMATS, *further_formats())
 
 

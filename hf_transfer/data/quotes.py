@@ -35,14 +35,14 @@ def quote_error(file: Path, start: int, end: int) -> QuoteError:
     """
     do = f'in line {start} enclose that field in quotes, and double those in it: "5" pipe becomes """5"" pipe"'
     if start == end:
-        found = f"line {start}: a field that begins with a quote, and goes on after the next one"
+        problem = f"line {start}: a field that begins with a quote, and goes on after the next one"
     elif end:
-        found = f"line {start}: a quote that is closed only in line {end}, so that these lines are one field"
+        problem = f"line {start}: a quote that is closed only in line {end}, so that these lines are one field"
         do += "; if that is right, save the table as JSON or Parquet"
     else:
-        found = f"line {start}: a quote that is never closed"
+        problem = f"line {start}: a quote that is never closed"
     expected = f"in {file} fields that have no quote at their beginning, or are enclosed in quotes"
-    return QuoteError(expected=expected, found=found, do=do, line=start)
+    return QuoteError(expected=expected, found=problem, do=do, line=start)
 
 
 class Spanning(NamedTuple):

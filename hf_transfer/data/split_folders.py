@@ -2,9 +2,8 @@
 
 import re
 
-from hf_transfer.data.split_names import SPLIT_NAMES
+from hf_transfer.data.split_names import SPLIT_OF
 
-SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 # Words beside the split in names such as train_images and test_set.
 CONTAINERS = frozenset({
     "data", "dataset", "file", "files", "folder", "image", "images", "img", "imgs", "jpg", "jpeg", "photo", "photos",

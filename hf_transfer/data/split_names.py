@@ -11,6 +11,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval"),
 }
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 # Beside these, in names of files only.
 SHORT_NAMES = {"trn": "train", "tst": "test", "evaluation": "test"}
 # As in TestSet, test2 or traindata.
@@ -43,7 +44,7 @@ def split_of(file: Path) -> str | None:
 
 
 def _named_in(name: str) -> list[str]:
-    known = {word: split for split, words in SPLIT_NAMES.items() for word in words} | SHORT_NAMES
+    known = SPLIT_OF | SHORT_NAMES
     # Capitals inside a name begin a word: myTrain, TestSet.
     words = re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
     matches = [match for word in words if (match := WORD.fullmatch(word))]

@@ -12,7 +12,7 @@ import pytest
 
 from hf_transfer.data.archives import unpacked
 from tests.data.conftest import text_rows, user_error_with, write_table
-from tests.data.test_class_folders import fill, read_pictures, read_texts, total, write_text
+from tests.data.small_folders import fill, read_pictures, read_texts, total, write_text
 
 KINDS = {"zip": ".zip", "tar": ".tar", "gztar": ".tar.gz", "bztar": ".tar.bz2", "xztar": ".tar.xz"}
 

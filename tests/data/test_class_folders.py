@@ -1,70 +1,29 @@
 """Folders of classes: what is a class, what is a split, and what is not read, for pictures and for texts."""
 
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import pytest
-from PIL import Image
 
-from hf_transfer.data.checked import load_splits
 from hf_transfer.data.files import walk
-from hf_transfer.data.splits import Splits
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.text import TextModality
 from hf_transfer.settings.run import TextConfig, VisionConfig
-from tests.data.conftest import noise, user_error_with
-
-Write = Callable[[Path, int], None]
-Read = Callable[[Path], Splits]
-
-
-def write_picture(path: Path, seed: int) -> None:
-    Image.fromarray(noise(4, 4, 3, seed=seed)).save(path.with_suffix(".png"))
-
-
-def write_text(path: Path, seed: int) -> None:
-    path.with_suffix(".txt").write_text(f"words of text {seed}")
-
-
-def read_pictures(path: Path) -> Splits:
-    cache = str(path.parent / "cache")
-    return load_splits(
-        VisionConfig.of(model_name_or_path="m", dataset_name=str(path), output_dir="o", cache_dir=cache),
-        ImageModality(),
-    )
-
-
-def read_texts(path: Path) -> Splits:
-    return load_splits(TextConfig.of(model_name_or_path="m", dataset_name=str(path), output_dir="o"), TextModality())
-
+from tests.data.conftest import user_error_with
+from tests.data.small_folders import (
+    Read,
+    Write,
+    counts,
+    fill,
+    read_pictures,
+    read_texts,
+    total,
+    write_picture,
+    write_text,
+)  # fmt: skip
 
 KINDS: list[tuple[Write, Read]] = [(write_picture, read_pictures), (write_text, read_texts)]
 both_kinds = pytest.mark.parametrize(("write", "read"), KINDS, ids=["pictures", "texts"])
-
-
-def fill(root: Path, *folders: str, write: Write = write_picture, count: int = 5) -> Path:
-    """So many different files in each folder."""
-    for number, folder in enumerate(folders):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for file in range(count):
-            write(root / folder / str(file), 100 * number + file)
-    return root
-
-
-def counts(splits: Splits) -> dict[str, dict[str, int]]:
-    """For each split how many samples each class has."""
-    names = splits.target.names
-    return {name: dict(Counter(names[one] for one in split.targets)) for name, split in splits.items()}
-
-
-def total(splits: Splits) -> dict[str, int]:
-    """How many samples each class has in all splits."""
-    whole: Counter[str] = Counter()
-    for of_split in counts(splits).values():
-        whole.update(of_split)
-    return dict(whole)
 
 
 @both_kinds
@@ -203,8 +162,8 @@ def test_hidden_folders_are_not_read(hidden: str, tmp_path: Path) -> None:
         (root / name).write_bytes(b"any")
     splits = read_pictures(root)
     assert total(splits) == {"x": 5, "y": 5}
-    ours = hidden in (".x", "y/.thumbs")
-    assert (f"Not used, since they are hidden: {root / hidden}." in splits.notes) == ours
+    is_noted = hidden in (".x", "y/.thumbs")
+    assert (f"Not used, since they are hidden: {root / hidden}." in splits.notes) == is_noted
 
 
 def test_links_to_files_and_folders_are_followed_once_and_loops_are_noted(tmp_path: Path) -> None:

@@ -17,13 +17,10 @@ from pathlib import Path
 import datasets.config
 import pytest
 
-from hf_transfer.data.checked import load_splits
 from hf_transfer.data.pictures import decode
-from hf_transfer.modalities.image import ImageModality
-from hf_transfer.modalities.text import TextModality
-from hf_transfer.settings.run import TextConfig, VisionConfig
 from tests.conftest import REPOSITORY
 from tests.data.conftest import png_by_hand, raw_bytes, text_rows, user_error_with, write_table
+from tests.data.small_folders import read_pictures, read_texts
 from tests.hub.clients import environment
 from tests.hub.contents import Repository
 from tests.hub.stand_in import StandIn, served
@@ -74,18 +71,6 @@ def bomb(kind: str) -> bytes:
     return BOMBS[kind]()
 
 
-def load_texts(path: Path) -> object:
-    return load_splits(TextConfig.of(model_name_or_path="m", dataset_name=str(path), output_dir="o"), TextModality())
-
-
-def load_images(path: Path) -> object:
-    cache = str(path.parent / "cache")
-    return load_splits(
-        VisionConfig.of(model_name_or_path="m", dataset_name=str(path), output_dir="o", cache_dir=cache),
-        ImageModality(),
-    )
-
-
 def written(folder: Path) -> int:
     """Bytes in all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -111,7 +96,7 @@ def test_a_compressed_table_is_refused_and_not_unpacked(kind: str, name: str, tm
             found=f"{path}, which is compressed with {kind.split()[-1]}",
             do="unpack it, check what comes out",
         ):
-            load_texts(source)
+            read_texts(source)
     assert not list(tmp_path.rglob("escaped*"))
     assert written(Path(datasets.config.HF_DATASETS_CACHE)) < 1_000_000
 
@@ -125,7 +110,7 @@ def test_an_archive_among_pictures_is_refused_and_not_unpacked(
     with user_error_with(
         expected="data that are not compressed", found="cat/more.zip, which is compressed with zip", do="move"
     ):
-        load_images(folder)
+        read_pictures(folder)
     assert not list(tmp_path.rglob("escaped*"))
 
 
@@ -148,7 +133,7 @@ def test_a_path_in_a_metadata_file_that_leaves_the_folder_is_refused(
         found=f"1 that leave it: {named[-1]} in row 12 of metadata.{kind}",
         do="copy these images into the folder",
     ):
-        load_images(folder)
+        read_pictures(folder)
 
 
 def test_a_link_to_another_file_is_refused_as_a_picture_and_its_content_is_not_shown(
@@ -162,7 +147,7 @@ def test_a_link_to_another_file_is_refused_as_a_picture_and_its_content_is_not_s
     with user_error_with(
         expected="images that can be read", found=f"{len(PRIVATE)} bytes that are not a JPEG", do="fix"
     ):
-        load_images(folder)
+        read_pictures(folder)
     assert PRIVATE not in "".join(capsys.readouterr())
 
 
@@ -174,7 +159,7 @@ def test_an_address_in_a_table_of_pictures_gets_no_request(tmp_path: Path) -> No
         with user_error_with(
             expected="files for all images that column 'image' names", found="12 that do not exist: http", do="correct"
         ):
-            load_images(path)
+            read_pictures(path)
     assert hub.asked == []
 
 

@@ -13,7 +13,7 @@ from hf_transfer.data.splits import Splits
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.pair import PairModality
 from tests.data.conftest import PairSettings, Settings, user_error_with, write_pictures, write_table
-from tests.data.test_class_folders import fill
+from tests.data.small_folders import fill
 
 COUNT = 24
 

@@ -24,6 +24,7 @@ from hf_transfer.modalities.text import TextModality
 from hf_transfer.settings.run import TextConfig, VisionConfig
 from tests.conftest import DRAWN_ONLY
 from tests.data.conftest import TextSettings, text_rows, user_error_with, write_table
+from tests.data.small_folders import read_texts
 
 KINDS = ["csv", "tsv", "json", "jsonl", "parquet"]
 # What programs have been seen to take for something else than a piece of text.
@@ -37,12 +38,6 @@ TEXTS = st.sampled_from(TEMPTING) | st.text(st.characters(codec="utf-8"), min_si
 ROWS = st.lists(st.tuples(TEXTS, TEXTS), min_size=2, max_size=5).filter(lambda rows: len({row[1] for row in rows}) > 1)
 
 
-def read(path: Path, **more: Any) -> Splits:
-    return load_splits(
-        TextConfig.of(model_name_or_path="m", dataset_name=str(path), output_dir="o", **more), TextModality()
-    )
-
-
 def texts_with_labels(splits: Splits) -> list[tuple[str | None, str]]:
     """Of all splits, one after the other."""
     return [
@@ -53,23 +48,40 @@ def texts_with_labels(splits: Splits) -> list[tuple[str | None, str]]:
 
 
 @given(st.sampled_from(KINDS), ROWS)
-@settings(max_examples=25, phases=DRAWN_ONLY)
+@settings(max_examples=400, phases=DRAWN_ONLY)
 @example("csv", [("x", "01"), ("y", "1")])
 @example("tsv", [("007", "TRUE"), ("7", "True")])
+@example("csv", [("x\0", "a"), ("y", "b")])
+@example("tsv", [("x", "a"), ("y", "b\0")])
+@example("json", [("x\0", "a"), ("y", "b")])
+@example("parquet", [("x\0", "a"), ("y", "b")])
 def test_texts_and_labels_are_read_as_they_are_written(kind: str, rows: list[tuple[str, str]]) -> None:
-    """Different labels stay different classes: 01 and 1, 1.0 and 1, TRUE and True."""
+    """Different labels stay different classes: 01 and 1, 1.0 and 1, TRUE and True.
+
+    A file of CSV that has zero bytes is damaged, or in another encoding: it is refused, with the line.
+    """
     written = [row for row in rows for _ in range(3)]
+    if kind in ("csv", "tsv") and "\0" in "".join(map("".join, rows)):
+        with (
+            TemporaryDirectory() as folder,
+            user_error_with(
+                expected="text in utf-8", found="a byte with the value 0, which no text has", do="remove that byte"
+            ),
+        ):
+            path = write_table(Path(folder) / f"a.{kind}", [{"text": text, "label": label} for text, label in written])
+            read_texts(path)
+        return
     with TemporaryDirectory() as folder:
         for split in ("train", "validation", "test"):
             write_table(Path(folder) / f"{split}.{kind}", [{"text": text, "label": label} for text, label in written])
-        assert texts_with_labels(read(Path(folder))) == written * 3
+        assert texts_with_labels(read_texts(Path(folder))) == written * 3
 
 
 def test_columns_that_the_settings_name_are_read_as_they_are_written_too(tmp_path: Path) -> None:
     rows = [{"number": f"00{n}", "other": f"0{n}", "code": ("01", "1")[n % 2]} for n in range(12)]
     path = write_table(tmp_path / "a.csv", rows)
     columns = {"text_column_name": "number", "text_pair_column_name": "other", "label_column_name": "code"}
-    splits = read(path, **columns)
+    splits = read_texts(path, **columns)
     assert splits.target.names == ["01", "1"]
     assert sorted(pair for _, split in splits.items() for pair in texts_of(split)) == sorted(
         (row["number"], row["other"]) for row in rows
@@ -80,22 +92,22 @@ def test_a_label_far_down_a_file_is_the_same_class_as_at_its_head(tmp_path: Path
     """CSV files are read ten thousand rows at a time, and the last part may have nothing but digits."""
     labels = ["a"] * 9_990 + ["01"] * 12_000
     path = write_table(tmp_path / "a.csv", [{"text": f"t{n}", "label": label} for n, label in enumerate(labels)])
-    assert read(path).target.names == ["01", "a"]
+    assert read_texts(path).target.names == ["01", "a"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_whole_numbers_that_are_text_are_classes_in_the_order_of_numbers(kind: str, tmp_path: Path) -> None:
     """So that class 10 of a CSV file is not number 2 of the model."""
     rows = [{"text": f"t{n}", "label": str(n % 12 - 1)} for n in range(48)]
-    assert read(write_table(tmp_path / f"a.{kind}", rows)).target.names == [str(n) for n in range(-1, 11)]
+    assert read_texts(write_table(tmp_path / f"a.{kind}", rows)).target.names == [str(n) for n in range(-1, 11)]
 
 
 def test_fractions_that_are_all_different_are_no_classes_of_a_csv_file(tmp_path: Path) -> None:
     """Grades with halves are, though."""
     rows = [row | {"label": n / 7} for n, row in enumerate(text_rows(40))]
-    assert read(write_table(tmp_path / "a.csv", rows)).target.problem_type == "regression"
+    assert read_texts(write_table(tmp_path / "a.csv", rows)).target.problem_type == "regression"
     grades = [row | {"label": 1 + n % 4 / 2} for n, row in enumerate(text_rows(40))]
-    assert read(write_table(tmp_path / "b.csv", grades)).target.names == ["1.0", "1.5", "2.0", "2.5"]
+    assert read_texts(write_table(tmp_path / "b.csv", grades)).target.names == ["1.0", "1.5", "2.0", "2.5"]
 
 
 def test_an_unquoted_comma_does_not_move_the_fields(tmp_path: Path) -> None:
@@ -106,7 +118,7 @@ def test_an_unquoted_comma_does_not_move_the_fields(tmp_path: Path) -> None:
         found="line 2: 3, and 19 more such rows",
         do="enclose fields that hold the separator ',' in quotes",
     ):
-        read(tmp_path / "a.csv")
+        read_texts(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,13 +126,13 @@ def test_labels_that_look_like_dates_are_read_as_they_are_written(kind: str, tmp
     """Arrow makes dates of what JSON has as text, and of dates another text."""
     days = ("2020-01-01", "2020-01-01 00:00:00")
     path = write_table(tmp_path / f"a.{kind}", [row | {"label": days[n % 2]} for n, row in enumerate(text_rows(12))])
-    assert read(path).target.names == list(days)
+    assert read_texts(path).target.names == list(days)
 
 
 def test_columns_that_look_like_the_log_of_an_agent_are_columns(tmp_path: Path) -> None:
     """`datasets` would convert such a table with another package."""
     rows = [{"type": "call", "id": "x", "version": 1, "cwd": "/"} | row for row in text_rows(20)]
-    assert len(read(write_table(tmp_path / "a.jsonl", rows)).train) in (14, 15)
+    assert len(read_texts(write_table(tmp_path / "a.jsonl", rows)).train) in (14, 15)
 
 
 def test_tables_that_belong_to_no_split_are_noted(tmp_path: Path) -> None:
@@ -129,7 +141,7 @@ def test_tables_that_belong_to_no_split_are_noted(tmp_path: Path) -> None:
         write_table(folder / f"{name}.csv", text_rows(20, seed=len(name)))
     # What others have saved beside them.
     (folder / "dataset_infos.json").write_text("{}")
-    assert f"Not used, since they are in no split: 1 tables, such as {folder / 'more.csv'}." in read(folder).notes
+    assert f"Not used, since they are in no split: 1 tables, such as {folder / 'more.csv'}." in read_texts(folder).notes
 
 
 WHOLE = {}
@@ -203,7 +215,7 @@ def test_a_damaged_parquet_file_is_refused_with_a_message(tmp_path: Path) -> Non
     length = int.from_bytes(whole[-8:-4], "little")
     (tmp_path / "a.parquet").write_bytes(whole[: -8 - length] + b"\xff" * length + whole[-8:])
     with user_error_with(expected="a data set that can be read at", found="deserialize thrift", do="fix or remove"):
-        read(tmp_path / "a.parquet")
+        read_texts(tmp_path / "a.parquet")
 
 
 def test_invalid_utf_8_in_a_parquet_file_is_refused_before_samples_are_read(tmp_path: Path) -> None:
@@ -213,7 +225,7 @@ def test_invalid_utf_8_in_a_parquet_file_is_refused_before_samples_are_read(tmp_
     labels = pyarrow.array([row["label"] for row in text_rows(12)])
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": labels}), tmp_path / "a.parquet")
     with user_error_with(expected="a data set that can be read", found="Invalid UTF8", do="fix or remove"):
-        read(tmp_path / "a.parquet")
+        read_texts(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("name", ["a[1]", "a*", "a?"])
@@ -222,7 +234,7 @@ def test_a_table_may_have_the_signs_of_a_pattern_in_its_name(name: str, kind: st
     """No other table is read that would fit the pattern."""
     write_table(tmp_path / f"ab.{kind}", text_rows(30))
     write_table(tmp_path / "a1.csv", text_rows(30))
-    splits = read(write_table(tmp_path / f"{name}.{kind}", text_rows(20)))
+    splits = read_texts(write_table(tmp_path / f"{name}.{kind}", text_rows(20)))
     assert sum(len(split) for _, split in splits.items()) == 20
 
 
@@ -247,4 +259,4 @@ def test_errors_of_the_network_are_reported(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("hf_transfer.data.hub_access.ask_hub", lambda *_, **__: RepositoryInfo("0" * 40))
     monkeypatch.setattr(datasets, "load_dataset", broken)
     with user_error_with(expected="can be read at org/x", found="the line went dead", do="or repeat the command"):
-        read(Path("org/x"))
+        read_texts(Path("org/x"))

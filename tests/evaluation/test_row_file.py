@@ -129,9 +129,9 @@ def test_as_many_rows_are_accounted_for_as_were_read(
     rows = list(read_rows(folder))
     assert len(rows) == 300 * len(names) == json.loads((folder / "data.json").read_text())["rows"]
     for split, part in splits.items():
-        own = [row for row in rows if row.split == split and row.fate in ("used", "masked")]
-        assert [row.number for row in own] == part.rows.tolist()
-        masked = {row.number: row.reason for row in own if row.fate == "masked"}
+        rows_of_split = [row for row in rows if row.split == split and row.fate in ("used", "masked")]
+        assert [row.number for row in rows_of_split] == part.rows.tolist()
+        masked = {row.number: row.reason for row in rows_of_split if row.fate == "masked"}
         assert masked == part.unreadable
     fates = {row.source: {one.fate for one in rows if one.source == row.source} for row in rows}
     if "extra" in names:

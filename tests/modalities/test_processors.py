@@ -94,11 +94,11 @@ def preprocessing(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("name", CASES)
 def test_inputs_are_those_of_the_processor(name: str, preprocessing: Any, pictures: dict[str, Path]) -> None:
     """From the file itself, as a pipeline of transformers reads it."""
-    processor, ours = preprocessing(name)
+    processor, pixels = preprocessing(name)
     for path in pictures.values():
         expected = np.asarray(processor(load_image(str(path)), return_tensors="np")["pixel_values"][0])
-        made = ours.inputs([decode(raw_path(path))])["pixel_values"][0].numpy()
-        assert made.shape == expected.shape == ours.shape
+        made = pixels.inputs([decode(raw_path(path))])["pixel_values"][0].numpy()
+        assert made.shape == expected.shape == pixels.shape
         assert np.abs(made - expected).max() <= TOLERANCE * max(1.0, float(np.abs(expected).max())), path.stem
 
 
@@ -110,18 +110,18 @@ def test_only_where_two_steps_give_other_values_the_processor_itself_is_used(pre
 @pytest.mark.parametrize("name", ["ViTImageProcessor", "ViTImageProcessor, padded", "SamImageProcessor"])
 def test_black_pixels_are_those_of_a_black_picture(name: str, preprocessing: Any) -> None:
     """In the type of all others: they share batches."""
-    _, ours = preprocessing(name)
-    picture = ours.resize(Image.new("RGB", (64, 64)))
-    assert ours.black().dtype == picture.dtype
-    assert ours.black().shape == picture.shape
-    assert not ours.black().any()
+    _, pixels = preprocessing(name)
+    picture = pixels.resize(Image.new("RGB", (64, 64)))
+    assert pixels.black().dtype == picture.dtype
+    assert pixels.black().shape == picture.shape
+    assert not pixels.black().any()
 
 
 @pytest.mark.parametrize("name", ["ViTImageProcessor, padded", "SamImageProcessor"])
 @pytest.mark.parametrize("augmentation", ["none", "light"])
 def test_batches_of_a_processor_that_pads_are_its_own(name: str, augmentation: str, preprocessing: Any) -> None:
     """A masked picture is among them; augmented ones stay in the range of the pixels."""
-    processor, ours = preprocessing(name)
+    processor, pixels = preprocessing(name)
     contents = [encoded(Image.fromarray(picture)) for picture in noise(5, 20, 24, 3)]
     split = split_of([*contents, b""])
     splits = Splits(split, split, split, Classes(("a", "b")), columns={}, samples="images", copies={}, notes=[])
@@ -129,7 +129,7 @@ def test_batches_of_a_processor_that_pads_are_its_own(name: str, augmentation: s
         model_name_or_path="sample:vit-glyphs", dataset_name="sample:digits", output_dir="out",
         augmentation=augmentation, on_bad_sample="skip",
     )  # fmt: skip
-    loaders = ImageModality().loaders(splits, ours, config, Accelerator(cpu=True), frozen_prefix=False)
+    loaders = ImageModality().loaders(splits, pixels, config, Accelerator(cpu=True), frozen_prefix=False)
     batch = next(iter(loaders.test))
     made = loaders.to_inputs(batch, torch.device("cpu"), "test", None).inputs["pixel_values"]
     for position, content in enumerate(contents):
@@ -161,9 +161,9 @@ def test_a_processor_that_brings_each_picture_to_the_same_mean_keeps_its_values(
 
         def save_pretrained(self, save_directory: Path) -> None: ...
 
-    ours, picture = PixelPreprocessing(Standardising()), Image.fromarray(noise(30, 20, 3))
+    pixels, picture = PixelPreprocessing(Standardising()), Image.fromarray(noise(30, 20, 3))
     expected = Standardising()(picture)["pixel_values"][0]
-    assert np.abs(ours.inputs([picture])["pixel_values"][0].numpy() - expected).max() <= TOLERANCE
+    assert np.abs(pixels.inputs([picture])["pixel_values"][0].numpy() - expected).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["Qwen2VLImageProcessor", "Siglip2ImageProcessor", "VideoMAEImageProcessor"])

@@ -101,21 +101,20 @@ def test_a_finished_model_is_judged_on_all_rows_by_the_names_of_its_classes(
 ) -> None:
     """The same samples, as they were numbered in training and otherwise, have the same figures."""
     recipe, target, out = finished
-    own = rows(recipe, 30, lambda kind: label_of(target, kind), LABELS[target], 900)
-    first = judge(recipe, out, {"test": own}, tmp_path / "first")
+    judged_rows = rows(recipe, 30, lambda kind: label_of(target, kind), LABELS[target], 900)
+    first = judge(recipe, out, {"test": judged_rows}, tmp_path / "first")
     assert (first.samples, first.masked) == ({"test": 30}, {"test": 0})
     assert list(first.metrics) == ["test"]
     assert first.baseline is not None
     assert first.baseline.name.endswith("of the judged samples themselves")
     assert "30" in (tmp_path / "first/report.md").read_text(encoding="utf-8")
-    other = own
+    other = judged_rows
     if target != "numbers":
         order = [1, 2, 0]
-        numbered = own.map(
+        other = judged_rows.map(
             lambda row: {"label": np.asarray(order)[row["label"]].tolist()},
-            features=datasets.Features(dict(own.features) | {"label": _reordered(LABELS[target], order)}),
+            features=datasets.Features(dict(judged_rows.features) | {"label": _reordered(LABELS[target], order)}),
         )
-        other = numbered
     again = judge(recipe, out, {"train": other}, tmp_path / "again")
     assert again.metrics == first.metrics
     assert again.samples == {"test": 30}
