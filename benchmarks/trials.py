@@ -149,7 +149,7 @@ def epochs_of_ours(run: "Run", loaders: "Loaders | None" = None) -> Callable[[in
     model, groups, batches = run.prepared.model, run.prepared.groups, loaders or run.loaders
     training, stages = config.training, strategy.stages(groups, config.training.num_train_epochs)
     changing = stages[0].trainable
-    set_trainable(model, groups, changing)
+    set_trainable(model, groups, changing, updates_statistics=stages[0].updates_statistics)
     steps = Steps(model, groups, batches, training, strategy, stages, run.regularisation)
     frozen = FrozenPrefix(
         model, groups, Passes(batches, accelerator, training.per_device_eval_batch_size, config.store)

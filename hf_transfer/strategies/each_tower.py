@@ -9,7 +9,7 @@ from torch import nn
 from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.pretrained import seeded
 from hf_transfer.models.towers import groups_of, renew_tower, trace
-from hf_transfer.strategies.freezing import Stage, Strategy, learning_parameters
+from hf_transfer.strategies.freezing import Stage, Strategy, learning_parameters, updated_statistics
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class EachTower:
         together = [
             [stages[min(epoch, len(stages) - 1)] for stages in by_tower] for epoch in range(max(map(len, by_tower)))
         ]
-        learns = [(learning_parameters(both), any(stage.updates_statistics for stage in both)) for both in together]
+        learns = [(learning_parameters(both), updated_statistics(both)) for both in together]
         # If the parameters do not change, the stage before goes on.
         return [
             Stage(trainable, len(list(run)), updates_statistics=updates)

@@ -29,14 +29,14 @@ class Stage:
         epochs: length of the stage.
         solved: only the head learns, which is a convex problem: a solver replaces the epochs if the model ends in one
             Linear layer.
-        updates_statistics: BatchNorm layers that learn normalise with the statistics of the batch, and update their
-            running ones; otherwise they normalise with these, which stay as they are.
+        updates_statistics: names of parameters: a BatchNorm layer all of whose parameters are among them normalises
+            with the statistics of the batch, and updates its running ones; others normalise with these, which stay.
     """
 
     trainable: frozenset[str]
     epochs: int
     solved: bool = False
-    updates_statistics: bool = False
+    updates_statistics: frozenset[str] = frozenset()
 
 
 class Strategy(Protocol):
@@ -109,6 +109,9 @@ class _FineTuning(Strategy):
 
     updates_statistics: bool = False
 
+    def _stage(self, learns: frozenset[str], epochs: int) -> Stage:
+        return Stage(learns, epochs, updates_statistics=learns if self.updates_statistics else frozenset())
+
 
 @dataclass(frozen=True)
 class PartialFineTuning(_FineTuning):
@@ -135,7 +138,7 @@ class PartialFineTuning(_FineTuning):
             without="use --strategy linear_probe or full",
         )  # fmt: skip
         learns = _parameters(groups[groups.index(lowest) :])
-        return [Stage(learns, epochs, updates_statistics=self.updates_statistics)]
+        return [self._stage(learns, epochs)]
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class GradualUnfreezing(_FineTuning):
             unfrozen = math.ceil(steps * number / count)
             length = 1 if number < count else epochs - count + 1
             learns = _parameters(groups[steps - unfrozen :])
-            stages.append(Stage(learns, length, updates_statistics=self.updates_statistics))
+            stages.append(self._stage(learns, length))
         return stages
 
 
@@ -180,7 +183,7 @@ class LinearProbeThenFineTuning(_FineTuning):
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """Two stages: the head, then all parameters."""
         head = Stage(_parameters(groups[-1:]), math.ceil(epochs / 4), solved=True)
-        return [head, Stage(_parameters(groups), epochs, updates_statistics=self.updates_statistics)]
+        return [head, self._stage(_parameters(groups), epochs)]
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ class FullFineTuning(_FineTuning):
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """One stage: all parameters."""
-        return [Stage(_parameters(groups), epochs, updates_statistics=self.updates_statistics)]
+        return [self._stage(_parameters(groups), epochs)]
 
 
 @dataclass(frozen=True)
@@ -278,6 +281,11 @@ def learning_parameters(stages: Sequence[Stage]) -> frozenset[str]:
     return frozenset[str]().union(*(stage.trainable for stage in stages))
 
 
+def updated_statistics(stages: Sequence[Stage]) -> frozenset[str]:
+    """Names of the parameters whose BatchNorm layers update their statistics in any stage; see `Stage`."""
+    return frozenset[str]().union(*(stage.updates_statistics for stage in stages))
+
+
 def frozen_towers(groups: Sequence[Group], stages: Sequence[Stage]) -> dict[str, list[Group]]:
     """For each tower the groups, counted from the input, that learn in no stage; see `towers_of`."""
     learns = learning_parameters(stages)
@@ -298,7 +306,7 @@ class _Frozen:
 
 
 def set_trainable(
-    model: nn.Module, groups: Sequence[Group], names: Set[str], *, updates_statistics: bool = False
+    model: nn.Module, groups: Sequence[Group], names: Set[str], *, updates_statistics: Set[str] = frozenset()
 ) -> None:
     """Let exactly the parameters `names` learn; a group in which nothing learns stays in evaluation mode.
 
@@ -308,7 +316,7 @@ def set_trainable(
         model: not wrapped.
         groups: its groups in depth order.
         names: of the parameters.
-        updates_statistics: let a BatchNorm whose scale and shift both learn update its statistics.
+        updates_statistics: see `Stage`.
 
     Raises:
         ValueError: the model has no parameter of such a name.
@@ -324,24 +332,26 @@ def set_trainable(
         # A group without parameters (pooling, dropout) has the mode of the group before it.
         if group.parameters:
             learns = not names.isdisjoint(group.parameters)
-        for name in group.modules:
-            for module in model.get_submodule(name).modules():
-                follows = not isinstance(module, _BatchNorm) or (updates_statistics and _all_learns(module))
+        # A BatchNorm without parameters does as the layers of its group.
+        of_group = not updates_statistics.isdisjoint(group.parameters)
+        for outermost in group.modules:
+            for name, module in model.get_submodule(outermost).named_modules(prefix=outermost):
+                follows = not isinstance(module, _BatchNorm) or (
+                    of_group
+                    and all(f"{name}.{one}" in updates_statistics for one, _ in module.named_parameters(recurse=False))
+                )
                 _unfreeze(module) if learns and follows else _freeze(module)
 
 
 def unfreeze(model: nn.Module, groups: Sequence[Group]) -> None:
     """Let all parameters learn, and give every module its own class again, so that the model can be pickled."""
-    set_trainable(model, groups, frozenset(name for name, _ in model.named_parameters()), updates_statistics=True)
+    names = frozenset(name for name, _ in model.named_parameters())
+    set_trainable(model, groups, names, updates_statistics=names)
 
 
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether a model has layers that keep statistics of batches."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())
-
-
-def _all_learns(module: nn.Module) -> bool:
-    return all(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def _freeze(module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from hf_transfer.errors import user_error
 from hf_transfer.models.groups import Group, evaluating, requiring_gradients
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.choice import Prepared
-from hf_transfer.strategies.freezing import Strategy, learning_parameters, set_trainable, unfreeze
+from hf_transfer.strategies.freezing import Strategy, learning_parameters, set_trainable, unfreeze, updated_statistics
 from hf_transfer.training import guard, random_numbers, resuming
 
 # The name under which the sizes are remembered: other batches round differently, so a resumed run must keep them.
@@ -69,7 +69,7 @@ def _measured(
 ) -> list[int]:  # fmt: skip
     model, groups = prepared.model, prepared.groups
     stages = strategy.stages(groups, config.training.num_train_epochs)
-    learning, updates = learning_parameters(stages), any(stage.updates_statistics for stage in stages)
+    learning, updates = learning_parameters(stages), updated_statistics(stages)
     model.to(accelerator.device)
 
     def step(size: int) -> None:

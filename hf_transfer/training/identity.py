@@ -120,7 +120,8 @@ def _strategy(strategy: Strategy) -> str:
 
 def _stage(stage: Stage, model: nn.Module) -> dict[str, Any]:
     names = "\n".join(f"{name} {tuple(model.get_parameter(name).shape)}" for name in sorted(stage.trainable))
+    updated = "\n".join(sorted(stage.updates_statistics))
     return {
         "parameters": hashlib.sha256(names.encode()).hexdigest(), "epochs": stage.epochs, "solved": stage.solved,
-        "updates_statistics": stage.updates_statistics,
+        "updates_statistics": hashlib.sha256(updated.encode()).hexdigest(),
     }  # fmt: skip

@@ -101,7 +101,8 @@ class StrategyCallback(TrainerCallback):
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Restore the classes of the modules, so that the model can be pickled and trained further."""
-        self._enter(Stage(frozenset(name for name, _ in self._model.named_parameters()), 0, updates_statistics=True))
+        names = frozenset(name for name, _ in self._model.named_parameters())
+        self._enter(Stage(names, 0, updates_statistics=names))
         trainable = learning_parameters(self._stages)
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(name in trainable)

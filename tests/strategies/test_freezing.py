@@ -105,7 +105,7 @@ def test_a_model_that_keeps_its_statistics_trains_with_the_outputs_that_it_is_ev
         evaluated = model.eval()(**images).logits
         set_trainable(model, groups, stage.trainable, updates_statistics=stage.updates_statistics)
         trained = model.train()(**images).logits
-        set_trainable(model, groups, stage.trainable, updates_statistics=True)
+        set_trainable(model, groups, stage.trainable, updates_statistics=stage.trainable)
         updated = model.train()(**images).logits
     assert torch.equal(trained, evaluated)
     assert not torch.allclose(updated, evaluated, atol=1e-3)

@@ -31,7 +31,8 @@ def prepared(name: str, *, layers: int | None = None) -> tuple[nn.Module, list[G
 
 def make_trainable(model: nn.Module, groups: list[Group], layers: int | None) -> None:
     strategy = FullFineTuning() if layers is None else PartialFineTuning(layers=layers)
-    set_trainable(model, groups, strategy.stages(groups, 1)[0].trainable, updates_statistics=True)
+    learns = strategy.stages(groups, 1)[0].trainable
+    set_trainable(model, groups, learns, updates_statistics=learns)
     model.train()
 
 

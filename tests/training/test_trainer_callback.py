@@ -377,7 +377,7 @@ class Reopened(GradualUnfreezing):
         """See `Strategy.stages`."""
         head, everything = LinearProbeThenFineTuning().stages(groups, epochs)
         return [
-            Stage(learns, 1, updates_statistics=True)
+            Stage(learns, 1, updates_statistics=learns)
             for learns in (everything.trainable, head.trainable, everything.trainable)
         ]
 
