@@ -119,13 +119,16 @@ class Numbers(target.Target):
         train, needed = values["train"], 2 * (1 + splits_to_cut)
         if len(train) < needed:
             raise user_error(expected=f"at least {needed} training samples", found=f"{len(train)}", do="add samples")
+        self._refuse_constants(train, "name another column, or add samples with other values")
+
+    def _refuse_constants(self, train: target.Values, do: str) -> None:
         for name, column in zip(self.output_names, train.T, strict=True):
             different = np.unique(column[~np.isnan(column)])
             if len(different) < 2:
                 raise user_error(
                     expected=f"different numbers in column '{name}', to tell samples apart",
                     found=f"{different[0]:g} in each training row" if len(different) else "no number in training",
-                    do="name another column, or add samples with other values",
+                    do=do,
                 )
 
     def notes(self, values: Mapping[str, target.Values]) -> list[str]:
@@ -150,7 +153,12 @@ class Numbers(target.Target):
         return {"problem_type": self.problem_type}
 
     def fitted(self, values: target.Values) -> Self:
-        """The target with the mean and the standard deviation of the known training values."""
+        """The target with the mean and the standard deviation of the known training values.
+
+        Raises:
+            UserError: in a column these are not two different numbers, once splits were split off training.
+        """
+        self._refuse_constants(values, "add rows that have it, leave the column out, or name splits of your own")
         return replace(self, mean=tuple(np.nanmean(values, 0).tolist()), scale=tuple(np.nanstd(values, 0).tolist()))
 
     def for_head(self, *, has_bias: bool) -> Self:

@@ -216,3 +216,13 @@ def test_a_finished_model_reads_numbers_by_its_own_names() -> None:
     np.testing.assert_array_equal(values["test"], [[np.nan, 1.0], [np.nan, 2.0]])
     with pytest.raises(UserError, match="the model does not have 'weight'"):
         Numbers.read({"test": rows}, LabelColumns(("height", "weight"), outputs=outputs))
+
+
+@pytest.mark.parametrize(
+    ("column", "found"), [([np.nan] * 4, "no number in training"), ([np.nan, 7, 7, 7], "7 in each")]
+)
+def test_a_column_without_different_numbers_in_what_is_left_for_training_is_refused(column: Any, found: str) -> None:
+    """Before the split the others had some: without this, its outputs would be NaN."""
+    values = np.stack([np.arange(4.0), np.asarray(column, dtype=np.float64)], axis=1)
+    with pytest.raises(UserError, match=f"column 'width'.*\n.*{found}.*\n.*name splits of your own"):
+        Numbers(("height", "width")).fitted(values)
