@@ -44,15 +44,15 @@ def walk(folder: Path) -> Tree:
     """
     tree = Tree([], [], [], [])
     above = [folder.resolve(), *folder.resolve().parents]
-    read = {_identity(one) for one in above}
+    read = {identity(one) for one in above}
     links = _walk(folder, read, tree)
     while links:
         # After the folders themselves: a link to one of them would be a copy of it.
         link = links.pop(0)
-        if _identity(link) in read:
+        if identity(link) in read:
             tree.not_followed.append(link)
             continue
-        read.add(_identity(link))
+        read.add(identity(link))
         tree.folders.append(link)
         links += _walk(link, read, tree)
     for part in (tree.files, tree.folders, tree.hidden, tree.not_followed):
@@ -68,14 +68,14 @@ def _walk(folder: Path, read: set[tuple[int, int]], tree: Tree) -> list[Path]:
             for entry in sorted(entries, key=lambda one: one.name):
                 path = Path(entry.path)
                 if not _is_folder(entry):
-                    if not is_hidden(entry.name) and entry.name not in FILES_TO_IGNORE:
+                    if is_read(entry.name):
                         tree.files.append(path)
                 elif is_hidden(entry.name):
                     tree.hidden.append(path)
                 elif entry.is_symlink():
                     links.append(path)
                 else:
-                    read.add(_identity(path))
+                    read.add(identity(path))
                     tree.folders.append(path)
                     waiting.append(path)
     return links
@@ -89,7 +89,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def identity(folder: Path) -> tuple[int, int]:
+    """What tells a folder from all others, by whatever path it is named."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 
@@ -97,6 +98,11 @@ def _identity(folder: Path) -> tuple[int, int]:
 def is_hidden(name: str) -> bool:
     """Whether programs put a file or folder of this name beside data: hidden files, thumbnails, archives of macOS."""
     return name.startswith(".") or name.lower() in HIDDEN
+
+
+def is_read(name: str) -> bool:
+    """Whether a file of this name is looked at: neither a hidden one, nor one that `datasets` ignores."""
+    return not is_hidden(name) and name not in FILES_TO_IGNORE
 
 
 def files_below(folder: Path, suffixes: Collection[str] | None = None) -> list[Path]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from hf_transfer.data.files import files_below
+from hf_transfer.data.files import files_below, identity, is_hidden, is_read
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.errors import user_error
 from hf_transfer.settings.model import exists, is_here
@@ -112,7 +112,7 @@ def fingerprint(path: Path, without: Path, latest: float = math.inf) -> Fingerpr
         latest: give up at this time of the monotonic clock.
 
     Returns:
-        How many `files` there are, with how many `bytes`, a hash of their `names_and_sizes`, and one of these with the
+        How many `files` there are, with how many `bytes`, a hash of their `names_and_sizes`, and one of the
         `times` of their last change; None if it took too long.
     """
     names_and_sizes, times, count, size = hashlib.sha256(), hashlib.sha256(), 0, 0
@@ -129,19 +129,24 @@ def fingerprint(path: Path, without: Path, latest: float = math.inf) -> Fingerpr
         times.update(f"{status.st_mtime_ns}|".encode())
     return {
         "files": count, "bytes": size, "names_and_sizes": names_and_sizes.hexdigest(),
-        "times": names_and_sizes.hexdigest() + times.hexdigest(),
+        "times": times.hexdigest(),
     }  # fmt: skip
 
 
 def _visible_files(path: Path, without: Path) -> Iterator[Path]:
-    """The file itself, or the files below a folder, in a fixed order; links are followed, as in reading data."""
+    """The file itself, or the files below a folder that reading data looks at, one by one, in a fixed order.
+
+    Links are followed, each folder once, as in `data.files.walk`, which cannot be stopped on its way.
+    """
     if not path.is_dir():
         yield path
         return
+    looked_at = {identity(folder) for folder in (without, path.resolve(), *path.resolve().parents) if folder.is_dir()}
     for root, folders, names in os.walk(path, followlinks=True):
-        kept = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = [name for name in kept if not _is_same(Path(root, name), without)]
-        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+        below = {name: identity(Path(root, name)) for name in sorted(folders) if not is_hidden(name)}
+        folders[:] = [name for name, one in below.items() if one not in looked_at]
+        looked_at.update(below.values())
+        yield from (Path(root, name) for name in sorted(names) if is_read(name))
 
 
 def _read_with(path: Path) -> Iterator[Path]:

@@ -205,3 +205,17 @@ def test_looking_for_changes_takes_no_longer_than_its_limit(root: Path, monkeypa
         f"--dataset_name {root}/data has too many files to look for changes quickly."
     ]
     assert time.monotonic() - started < 1
+
+
+def test_each_folder_is_looked_at_once_and_only_files_that_are_read_count(root: Path) -> None:
+    """Two links that lead upwards would otherwise be followed for ever."""
+    before = inputs.fingerprint(root / "data", root / "out")
+    for name in ("a", "b"):
+        (root / "data" / name).mkdir(exist_ok=True)
+        linked(root / "data" / name / "up", root / "data")
+    for name in ("Thumbs.db", ".hidden", "__MACOSX/1.png"):
+        (root / "data" / name).parent.mkdir(exist_ok=True)
+        (root / "data" / name).write_text("any")
+    assert inputs.fingerprint(root / "data", root / "out", time.monotonic() + 20) == before
+    linked(root / "data" / "linked", root / "out/model")
+    assert inputs.fingerprint(root / "data", root / "out")["files"] == before["files"] + 2
