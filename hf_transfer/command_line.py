@@ -128,16 +128,26 @@ def _check_predict(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and not values.holds(value):
             raise user_error(expected=f"--{name}: {values.words}", found=value, do=f"change --{name}")
-    if arguments.output is not None and any(_same_file(arguments.output, file) for file in arguments.files):
+    if arguments.text_pair and arguments.files:
         raise user_error(
-            expected="another file for --output than those to predict",
-            found=str(arguments.output),
-            do="change --output",
+            expected="--text_pair together with --text",
+            found="files, with which --text_pair has no effect",
+            do="leave --text_pair out; of tables, --text_pair_column_name names the column of second texts",
         )
+    if arguments.output is not None:
+        _check_output(arguments.output, arguments.files)
 
 
-def _same_file(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
+def _check_output(output: Path, files: Sequence[Path]) -> None:
+    """Refuse a file of answers that would replace what is predicted, or be predicted by the next command."""
+    if output.is_dir():
+        raise user_error(expected="a file for --output", found=f"the folder {output}", do="name a file in it")
+    if inputs := [file for file in files if output.resolve().is_relative_to(file.resolve())]:
+        raise user_error(
+            expected="an --output that is not, and does not lie in, what is predicted",
+            found=f"{output}, with {inputs[0]} to predict",
+            do="name a file in another folder",
+        )
 
 
 def _push(arguments: argparse.Namespace) -> None:

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TextIO
@@ -162,13 +164,12 @@ def write_answers(answers: Iterable[Answer], target: Target, report: Report, *, 
     else:
         partial = report.file.with_name(f".{report.file.name}.partial")
         try:
-            with partial.open("w", encoding="utf-8", newline="") as opened:
+            with _explained_failures():
+                opened = partial.open("w", encoding="utf-8", newline="")
+            with opened:
                 failed = _write(answers, report.writer(opened, target, with_paths=in_files))
-            partial.replace(report.file)
-        except OSError as error:
-            raise user_error(
-                expected="an --output that can be written", found=str(error), do="name another file"
-            ) from error
+            with _explained_failures():
+                partial.replace(report.file)
         finally:
             partial.unlink(missing_ok=True)
     if failed.count:
@@ -193,13 +194,34 @@ class _Failed:
 def _write(answers: Iterable[Answer], writer: Writer) -> _Failed:
     failed = _Failed()
     for answer in answers:
-        writer.write(answer)
+        with _explained_failures():
+            writer.write(answer)
         failed.all += 1
         if answer.fault:
             failed.count += 1
             if len(failed.first) < LISTED:
                 failed.first.append(f"{answer.place()} ({answer.fault})")
+    with _explained_failures():
+        writer.file.flush()
     return failed
+
+
+@contextmanager
+def _explained_failures() -> Iterator[None]:
+    """Turn errors of the file, or of the screen, into a message; those of the answers themselves are not its business.
+
+    Another program that reads no more, such as `head`, ends the command without one.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        # Otherwise Python would write again, and report it, when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        raise user_error(
+            expected="an --output that can be written", found=str(error), do="name another file"
+        ) from error
 
 
 def _decided(value: Any) -> str:

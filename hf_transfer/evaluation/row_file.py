@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hf_transfer.checkpoints.files import put
 from hf_transfer.data.fates import ITS_OWN, Accounted
 from hf_transfer.errors import user_error
 
@@ -61,10 +62,8 @@ def write_rows(folder: Path, rows: Sequence[Accounted]) -> Path:
     ).encode()  # fmt: skip
     packed = len(content) > LARGEST_BYTES
     path, other = (folder / name for name in ((PACKED_ROW_FILE, ROW_FILE) if packed else (ROW_FILE, PACKED_ROW_FILE)))
-    partial = folder / f".{path.name}-partial"
     # Without a time: the same rows give the same file.
-    partial.write_bytes(gzip.compress(content, mtime=0) if packed else content)
-    partial.replace(path)
+    put(path, gzip.compress(content, mtime=0) if packed else content)
     other.unlink(missing_ok=True)
     return path
 

@@ -207,7 +207,7 @@ class Classes(target.Target):
 
     def labelled_answers(self, outputs: Tensor, columns: target.LabelColumns) -> list[dict[str, Any]]:
         """The most probable class, in a column named as that of the labels, and its probability."""
-        return [{columns.only: name, "probability": share} for ((name, share),) in self.answers(outputs, 1)]
+        return [{"probability": share} | {columns.only: name} for ((name, share),) in self.answers(outputs, 1)]
 
     def shown(self, value: Any) -> str:
         """The class name."""

@@ -77,7 +77,7 @@ def read_label_sets(splits: Mapping[str, datasets.Dataset], columns: LabelColumn
         UserError: cells that are neither 0 nor 1, rows without a list, labels that training or the model never has, or
             names that cannot be told apart in a text.
     """
-    if _are_flags(columns):
+    if are_flags(columns):
         names, separator = list(columns.outputs or columns.names), columns.separator or SEPARATORS[0]
         refuse_unknown_columns(columns, "labels")
         cells = {split: _cells_of_flags(rows, names, columns, split) for split, rows in splits.items()}
@@ -93,7 +93,7 @@ def read_label_sets(splits: Mapping[str, datasets.Dataset], columns: LabelColumn
 
 def missing_sets(rows: datasets.Dataset, columns: LabelColumns) -> npt.NDArray[np.bool_]:
     """Whether nothing is known about the labels of each row [rows]; an empty text says that there are none."""
-    if _are_flags(columns):
+    if are_flags(columns):
         unknown = [[(flag := _flag(value)) is not None and np.isnan(flag) for value in rows[name][:]]
                    for name in columns.names]  # fmt: skip
         return np.asarray(np.all(unknown, axis=0), dtype=bool)
@@ -101,7 +101,7 @@ def missing_sets(rows: datasets.Dataset, columns: LabelColumns) -> npt.NDArray[n
     return missing_labels(rows, columns) if is_named else np.zeros(len(rows), dtype=bool)
 
 
-def _are_flags(columns: LabelColumns) -> bool:
+def are_flags(columns: LabelColumns) -> bool:
     """Whether each column is for one label: there are several, or it is named like a label of the model."""
     return len(columns.names) > 1 or columns.only in columns.outputs
 

@@ -16,7 +16,7 @@ from hf_transfer.errors import user_error
 from hf_transfer.targets import reporting, target
 from hf_transfer.targets.class_names import notes_on_similar_names, shown_names
 from hf_transfer.targets.label_metrics import label_intervals, label_metrics, label_rows, sample_f1
-from hf_transfer.targets.label_sets import SEPARATORS, missing_sets, read_label_sets, why_label_sets
+from hf_transfer.targets.label_sets import SEPARATORS, are_flags, missing_sets, read_label_sets, why_label_sets
 from hf_transfer.targets.label_weights import positive_weights
 from hf_transfer.targets.stratification import few_of_each_label
 from hf_transfer.targets.thresholds import choose_thresholds
@@ -259,7 +259,7 @@ class LabelSets(target.Target):
 
     def labelled_answers(self, outputs: Tensor, columns: target.LabelColumns) -> list[dict[str, Any]]:
         """The labels that are chosen: joined, or as 1 and 0 in a column for each, as the data have them."""
-        if len(columns.names) == 1:
+        if not are_flags(columns):
             return [{columns.only: self.separator.join(self.truth(row))} for row in self.predicted(outputs)]
         return [dict(zip(self.label_names, row, strict=True)) for row in self.predicted(outputs).tolist()]
 

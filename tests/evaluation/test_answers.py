@@ -2,14 +2,18 @@
 
 import csv
 import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from hf_transfer.evaluation.answers import Answer, Table
+from hf_transfer.errors import UserError
+from hf_transfer.evaluation.answers import Answer, JsonLines, Report, Table, write_answers
 from hf_transfer.targets.classes import Classes
+from hf_transfer.targets.label_columns import LabelColumns
 from hf_transfer.targets.labels import LabelSets
 from hf_transfer.targets.numbers import Numbers
 from hf_transfer.targets.target import Target
@@ -54,3 +58,49 @@ def test_a_row_without_an_answer_has_its_reason_in_the_last_column(target: Targe
     assert row.pop("error") == "it is damaged"
     assert (row.pop("path"), row.pop("row")) == ("t.csv", "1")
     assert set(row.values()) == {""}
+
+
+class Closed(io.StringIO):
+    """A screen whose reader has gone."""
+
+    def __init__(self, error: OSError, place: Path) -> None:
+        super().__init__()
+        self.error, self.place = error, os.open(place, os.O_RDWR | os.O_CREAT)
+
+    def fileno(self) -> int:
+        return self.place
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+def test_a_reader_that_has_enough_ends_the_command_without_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in `hf-transfer predict ... | head -1`; a full disk is an error."""
+    answers = [Answer(Path("a.png"), [("cat", 1.0)], {}, "scores")] * 3
+    for error, ended in ((BrokenPipeError(), SystemExit), (OSError("no space left"), UserError)):
+        monkeypatch.setattr("sys.stdout", Closed(error, tmp_path / "screen"))
+        with pytest.raises(ended):
+            write_answers(answers, Classes(("cat", "dog")), Report(None, JsonLines), in_files=True, usable="pictures")
+
+
+def test_an_error_of_the_answers_is_not_taken_for_one_of_the_output(tmp_path: Path) -> None:
+    def failing() -> Iterator[Answer]:
+        yield Answer(Path("a.png"), [("cat", 1.0)], {}, "scores")
+        raise PermissionError("somebody else's picture")
+
+    report = Report(tmp_path / "answers.csv", Table)
+    with pytest.raises(PermissionError, match="somebody else's picture"):
+        write_answers(failing(), Classes(("cat", "dog")), report, in_files=True, usable="pictures")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predictions_of_a_split_without_labels_are_named_as_its_columns_are() -> None:
+    """A column of one label has 1 and 0, and a column of classes may be called `probability`."""
+    outputs = torch.tensor([[9.0, -9.0, -9.0]])
+    flags = LabelColumns(("red",), outputs=LABELS.label_names)
+    assert LABELS.labelled_answers(outputs, flags) == [{"-old": True, "new; used": False, "red": False}]
+    assert LABELS.labelled_answers(outputs, LabelColumns(("tags",))) == [{"tags": "-old"}]
+    [answer] = Classes(("cat", "dog")).labelled_answers(torch.tensor([[9.0, 0.0]]), LabelColumns(("probability",)))
+    assert answer == {"probability": "cat"}

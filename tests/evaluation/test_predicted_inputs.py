@@ -303,7 +303,7 @@ def test_answers_are_written_as_csv_and_as_text(
     assert shown.splitlines()[0].startswith(f"{table}, line 2: {read[0]['label']} 0.")
     code, _, err = raw(capsys, texts, table, "--output", table)
     assert code == 2
-    assert "another file for --output" in err
+    assert f"{table}, with {table} to predict" in err
     assert table.read_text().startswith("text\n")
 
 
@@ -326,6 +326,19 @@ def test_what_a_model_of_texts_cannot_take_is_refused(
     else:
         assert (code, rows) == (2, [])
         assert message in err
+
+
+def test_an_output_among_what_is_predicted_is_refused(texts: Path, predict: Predict, tmp_path: Path) -> None:
+    """It would replace a table, or be a table of the next command. Elsewhere, the advice works."""
+    table = written(tmp_path / "tables" / "a.csv", "text\nword5\n")
+    for output in (table, tmp_path / "tables" / "answers.csv", tmp_path / "tables" / "below" / ".." / "b.csv"):
+        code, rows, err = predict(texts, tmp_path / "tables", "--output", output)
+        assert (code, rows) == (2, [])
+        assert f"{output}, with {tmp_path}/tables to predict" in err
+    assert "name a file in it" in predict(texts, table, "--output", tmp_path)[2]
+    assert predict(texts, tmp_path / "tables", "--output", tmp_path / "answers.csv")[0] == 0
+    assert table.read_text() == "text\nword5\n"
+    assert "--text_pair has no effect" in predict(texts, table, "--text_pair", "word5")[2]
 
 
 def test_a_model_of_pictures_takes_no_texts(finished_run: Run, predict: Predict) -> None:
