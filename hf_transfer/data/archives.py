@@ -90,7 +90,7 @@ def _members(archive: Path) -> Iterator[Iterator[Member]]:
         raise user_error(
             expected=f"a zip or tar archive in {archive} that can be unpacked",
             found=str(error) or type(error).__name__,
-            do="unpack it yourself, and name the folder",
+            do="fetch it again if it is damaged; or unpack it yourself, and name the folder",
         ) from error
 
 
@@ -180,7 +180,7 @@ def _too_large(archive: Path, packed: int, limit: int, *, disk: bool) -> Excepti
     return user_error(
         expected=f"an archive that unpacks to at most {limit:,} bytes, {reason}",
         found=f"more in {archive}, of {packed:,} bytes",
-        do="free space, or set --cache_dir to another disk"
+        do="free space, or set --cache_dir, or HF_HOME, to another disk"
         if disk
         else "unpack it yourself, check what comes out, and name the folder",
     )

@@ -199,13 +199,14 @@ def _refuse_without_classes(root: Path, arranged: Arrangement, kind: Kind) -> No
             found=f"samples without labels: {len(loose)} {kind.plural} beside the class folders, such as {loose[0]}",
             do=f"{do}, or move these elsewhere",
         )
+    columns = "file_name and label" if kind is PICTURES else "text and label"
     training = [part for split, part in arranged.parts.items() if split in ("train", "training")]
     classless = [part for part in training or list(arranged.parts.values()) if not part.classes]
     if classless:
         raise user_error(
             expected=expected,
             found=f"samples without labels: {kind.plural} in one folder, {classless[0].root}",
-            do=f"{do}; or add a table train.csv to {root}, with the columns file_name and label",
+            do=f"{do}; or add a table train.csv to {root}, with the columns {columns}",
         )
     for split, part in arranged.parts.items():
         if not part.classes:

@@ -11,13 +11,13 @@ from scipy.sparse import csr_array
 from hf_transfer.data.fates import Source
 from hf_transfer.data.groups import Keys, Units, units_of
 from hf_transfer.data.samples import is_sample
+from hf_transfer.data.split_names import SPLIT_NAMES
 from hf_transfer.data.splits import Split, cut_stratified, part_of
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.targets.stratification import cut_units
 from hf_transfer.targets.target import Target
 
-SPLITS = ("train", "validation", "test")
 FILES_SHOWN = 3
 
 
@@ -93,7 +93,7 @@ def where_from(sources: Sequence[Source], missing: Sequence[str], settings: Data
     if is_sample(settings.dataset_name):
         how = target.divided_by
     parts |= {name: f"{100 * fractions(settings)[name]:.3g} % of train, split off {how}" for name in missing}
-    return f"Splits: {'; '.join(f'{name} from {parts[name]}' for name in SPLITS if name in parts)}."
+    return f"Splits: {'; '.join(f'{name} from {parts[name]}' for name in SPLIT_NAMES if name in parts)}."
 
 
 def _files(source: Source, folder: Path) -> str:

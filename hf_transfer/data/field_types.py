@@ -33,13 +33,13 @@ def _type_of(values: pa.ChunkedArray) -> pa.DataType:
     # 007 is a name.
     if not all_numbers(values) or pc.any(pc.match_substring_regex(values, r"^\s*[-+]?0[0-9]")).as_py():
         return pa.large_string()
-    for kind in (pa.int64(), pa.float64()):
-        try:
-            _numbers(values, kind)
-        except pa.ArrowInvalid:
-            continue
-        return kind
-    return pa.large_string()
+    kind = pa.float64() if pc.any(pc.match_substring_regex(values, "[.eE]")).as_py() else pa.int64()
+    try:
+        _numbers(values, kind)
+    except pa.ArrowInvalid:
+        # Longer whole numbers are identifiers, whose last digits a float would lose.
+        return pa.large_string()
+    return kind
 
 
 def _numbers(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

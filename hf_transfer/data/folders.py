@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_transfer.data.class_folders import PICTURES, TEXTS, Arrangement, Part, checked
-from hf_transfer.data.files import Tree
+from hf_transfer.data.files import Tree, is_hidden
 from hf_transfer.data.origins import Origins
 from hf_transfer.data.split_folders import is_split
 from hf_transfer.errors import user_error
@@ -123,7 +123,7 @@ def _text(file: Path, encoding: str) -> str:
 
 def saved_folder(folder: Path) -> Path | None:
     """The folder that `save_to_disk` has written: this one, or the only one in it; None: it is another folder."""
-    inner = [one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")]
+    inner = [one for one in folder.iterdir() if one.is_dir() and not is_hidden(one.name)]
     for candidate in [folder, *(inner if len(inner) == 1 else [])]:
         is_split_folder = (candidate / SAVED_SPLIT).is_file() and (candidate / "dataset_info.json").is_file()
         if is_split_folder or (candidate / SAVED_SPLITS).is_file():

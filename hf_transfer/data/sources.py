@@ -9,13 +9,13 @@ from typing import NamedTuple
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from hf_transfer.data import archives, encodings, files, folders, hub_access, picture_folders, samples, tables
+from hf_transfer.data import archives, files, folders, hub_access, picture_folders, samples, tables
 from hf_transfer.data.class_folders import PICTURES, TEXTS, advice_on_unread, described_suffixes
 from hf_transfer.data.folders import FolderData
 from hf_transfer.data.origins import Origins
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.split_names import SPLIT_NAMES
-from hf_transfer.errors import UserError, user_error
+from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 
 
@@ -68,8 +68,6 @@ def load(settings: DataSettings, read: Callable[[Path], Loaded], cache: Path) ->
         return loaded
     except (DatasetGenerationError, OSError, ValueError, TypeError, RuntimeError, StopIteration) as error:
         hub_access.refuse_cache_without_rights(error)
-        if path.exists() and (other := _of_other_encoding(path, settings.encoding)):
-            raise other from error
         empty = isinstance(error, StopIteration)
         raise user_error(
             expected=f"a data set that can be read at {name}",
@@ -115,7 +113,7 @@ def read_files(
     images, table_files = _of(tree, SUFFIXES), _of(tree, tables.TABLE_BUILDERS)
     plain_tables = [file for file in table_files if not file.name.startswith("metadata.")]
     if images and not (samples_are_texts and plain_tables):
-        files.refuse_compressed(_of(tree, (".zip",)))
+        files.refuse_compressed(file for file in tree.files if archives.is_archive(file))
         return _loaded(picture_folders.read(path, tree, settings, text_columns, image_column))
     if table_files:
         return _loaded(tables.load_tables(path, plain_tables or table_files, settings, text_columns))
@@ -138,13 +136,6 @@ def _of(tree: files.Tree, suffixes: Collection[str]) -> list[Path]:
     return [file for file in tree.files if file.suffix.lower() in suffixes]
 
 
-def _of_other_encoding(path: Path, encoding: str) -> UserError | None:
-    """The error on the first bytes of CSV and JSON files that are not valid in an encoding; None: all are."""
-    below = [path] if path.is_file() else files.files_below(path, tables.TABLE_BUILDERS)
-    text = [file for file in below if tables.TABLE_BUILDERS.get(file.suffix.lower()) in ("csv", "json")]
-    return next(filter(None, (encodings.undecodable(file, encoding) for file in text)), None)
-
-
 def _load_from_hub(settings: DataSettings) -> Loaded:
     name = settings.dataset_name
     info = hub_access.ask_hub(name, kind="dataset", revision=settings.dataset_revision)
@@ -163,7 +154,8 @@ def _looks_like_a_path(name: str) -> bool:
     return (
         name.startswith((".", "/", "~"))
         or name.count("/") > 1
-        or Path(name).suffix.lower() in {*tables.TABLE_BUILDERS, *archives.SUFFIXES}
+        or Path(name).suffix.lower() in tables.TABLE_BUILDERS
+        or archives.is_archive(Path(name))
     )
 
 

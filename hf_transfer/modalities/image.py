@@ -32,6 +32,7 @@ from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.sample_tables import (
     STANDARD_INPUT,
     SampleTable,
+    chosen_columns,
     columns_of,
     expanded,
     input_lines,
@@ -254,16 +255,11 @@ def _table_of_pictures(path: Path, wanted: Wanted, saved: Saved) -> tuple[Sample
     """A table, and its column of pictures."""
     table = table_at(path, wanted, saved)
     existing, setting = table.data.column_names, "image_column_name"
-    known = [name for name in (wanted.get(setting), saved.get(setting)) if name]
-    column = next((name for name in known if name in existing), None)
-    if column is None:
-        refuse_missing(
-            path, [wanted[setting] or ""] if wanted.get(setting) else existing, existing, expected="of pictures",
-            do=f"name it in --{setting}",
-        )  # fmt: skip
-        with columns_of(path):
-            column = columns.image_column(table.data, None)
-    return table, column
+    if chosen := chosen_columns(existing, {setting: ()}, wanted, saved):
+        refuse_missing(path, chosen.values(), existing, expected="of pictures", do=f"name it in --{setting}")
+        return table, chosen[setting]
+    with columns_of(path):
+        return table, columns.image_column(table.data, None)
 
 
 def _located(

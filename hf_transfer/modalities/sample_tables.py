@@ -132,7 +132,7 @@ def expanded(paths: Iterable[Path], kinds: Sequence[Collection[str]], *, expecte
         if (saved := saved_folder(path)) is not None:
             files.append(saved)
             continue
-        visible = [file for file in files_below(path) if not _is_hidden(file.relative_to(path))]
+        visible = files_below(path)
         groups = ([file for file in visible if file.suffix.lower() in suffixes] for suffixes in kinds)
         if not (first := next(filter(None, groups), [])):
             suffixes = sorted(suffix for kind in kinds for suffix in kind)
@@ -143,10 +143,6 @@ def expanded(paths: Iterable[Path], kinds: Sequence[Collection[str]], *, expecte
             )
         files += first
     return files
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def input_lines() -> Iterator[tuple[int, str]]:

@@ -8,12 +8,12 @@ import datasets
 import pytest
 
 from hf_transfer.data.checked import load_splits
-from hf_transfer.data.rows import describe_row
+from hf_transfer.data.rows import describe_row, encoded_image
 from hf_transfer.data.splits import Splits
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.pair import PairModality
 from tests.data.conftest import PairSettings, Settings, user_error_with, write_pictures, write_table
-from tests.data.small_folders import fill
+from tests.data.small_folders import fill, read_pictures
 
 COUNT = 24
 
@@ -175,3 +175,22 @@ def test_a_table_of_embedded_pictures_is_read_as_before(settings: Settings, pict
     picture_table([0, 1] * 10).to_parquet(tmp_path / "a.parquet")
     loaded = ImageModality().read(tmp_path / "a.parquet", settings(dataset_name="d"))
     assert isinstance(loaded.data["train"].features["image"], datasets.Image)
+
+
+@pytest.mark.parametrize("test_columns", [["id"], ["id", "other"]])
+@pytest.mark.parametrize("column", ["id", "image"])
+def test_a_test_table_of_nothing_but_pictures_is_predicted(
+    column: str, test_columns: list[str], tmp_path: Path
+) -> None:
+    """As on Kaggle: the labels are withheld, and often there is no other column."""
+    fill(tmp_path / "images", "train", "test", count=20)
+    train = [{column: f"train/{number}.png", "label": "ab"[number % 2]} for number in range(20)]
+    test = [{"id": f"test/{number}.png", "other": number} for number in range(6)]
+    renamed = [{column if name == "id" else name: row[name] for name in test_columns} for row in test]
+    write_table(tmp_path / "train.csv", [row | dict.fromkeys(renamed[0].keys() - {column}, 1) for row in train])
+    write_table(tmp_path / "test.csv", renamed)
+    splits = read_pictures(tmp_path)
+    assert splits.unlabelled is not None
+    paths = [encoded_image(splits.unlabelled.split, row)["path"] for row in range(6)]
+    assert paths == [str(tmp_path / "images" / "test" / f"{number}.png") for number in range(6)]
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 20

@@ -154,7 +154,7 @@ def test_files_of_one_split_have_the_same_columns_and_classes(read: Read, tmp_pa
         (["1", "-2", "+3"], "int64"), (["1", "", "3"], "int64"), (["1.5", "2", "1e3"], "float64"),
         (["True", "false", "TRUE"], "bool"), (["007", "1", "2"], "large_string"), (["1", "x", "3"], "large_string"),
         (["1,5", "2,5", "3,5"], "large_string"), (["nan", "1", "2"], "large_string"), (["", "", ""], "null"),
-        (["9" * 20, "1", "2"], "float64"),
+        (["9" * 20, "1", "2"], "large_string"), (["9" * 20, "1.5", "2"], "float64"),
     ],
 )  # fmt: skip
 def test_other_columns_are_numbers_where_all_values_are(
