@@ -16,6 +16,8 @@ from hf_transfer.targets.missing_labels import missing_labels, refuse_missing
 
 Labels = npt.NDArray[np.int64]
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")
+# A number as it is written in much of Europe.
+DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+(,[0-9]+)?")
 LISTS = (datasets.Sequence, datasets.List, datasets.LargeList, list)
 # In a column of numbers other texts are mistakes, which reading it reports; in one of classes they are names.
 SHARE_OF_NUMBERS = 0.9
@@ -165,6 +167,12 @@ def fractions_among(values: Collection[object]) -> bool:
         and any(not WHOLE_NUMBER.fullmatch(text.strip()) for text in numbers)
         and (different > MOST_CLASSES_OF_FRACTIONS or 2 * different > len(numbers))
     )
+
+
+def decimal_commas_among(values: Iterable[object]) -> bool:
+    """Whether all values are texts of numbers, with fractions behind a comma instead of a point."""
+    texts = [value.strip() for value in values if isinstance(value, str) and value.strip()]
+    return all(map(DECIMAL_COMMA.fullmatch, texts)) and fractions_among([text.replace(",", ".") for text in texts])
 
 
 def _unsuitable(kind: str, columns: LabelColumns) -> UserError:

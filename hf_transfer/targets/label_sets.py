@@ -12,6 +12,7 @@ from hf_transfer.errors import some, user_error
 from hf_transfer.targets.class_labels import (
     LISTS,
     class_name,
+    decimal_commas_among,
     in_order,
     in_training,
     names_of_numbers,
@@ -162,6 +163,8 @@ def _separator_in(values: Iterable[object]) -> str | None:
     """
     texts = [value for value in values if isinstance(value, str) and value.strip()]
     for separator in SEPARATORS:
+        if separator == "," and decimal_commas_among(texts):
+            continue
         joined = {text for text in texts if len(parts_of(text, separator)) > 1}
         if not joined:
             continue

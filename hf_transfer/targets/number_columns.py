@@ -7,7 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_transfer.errors import UserError, user_error
-from hf_transfer.targets.class_labels import LISTS, fractions_among, refuse_other_types, refuse_unknown_columns
+from hf_transfer.targets.class_labels import (
+    DECIMAL_COMMA,
+    LISTS,
+    decimal_commas_among,
+    fractions_among,
+    refuse_other_types,
+    refuse_unknown_columns,
+)
 from hf_transfer.targets.label_columns import LabelColumns
 from hf_transfer.targets.missing_labels import missing_labels, refuse_missing
 
@@ -23,7 +30,10 @@ def why_numbers(train: datasets.Dataset, columns: LabelColumns) -> str | None:
     feature = train.features[columns.only]
     if not isinstance(feature, datasets.Value):
         return None
-    return "numbers with fractions" if fractions_among(train[columns.only][:]) else None
+    values = train[columns.only][:]
+    if decimal_commas_among(values):
+        return "numbers with a decimal comma"
+    return "numbers with fractions" if fractions_among(values) else None
 
 
 def read_numbers(splits: Mapping[str, datasets.Dataset], columns: LabelColumns) -> dict[str, Floats]:
@@ -82,7 +92,10 @@ def _no_number(value: object, name: str, where: str) -> UserError:
     return user_error(
         expected=f"finite numbers in column '{name}'",
         found=f"{value!r} in {where}",
-        do="correct or remove this row; for classes: --problem_type single_label_classification",
+        do="write numbers with a decimal point, as 0.8; if these are several labels: "
+        "--problem_type multi_label_classification"
+        if isinstance(value, str) and DECIMAL_COMMA.fullmatch(value.strip())
+        else "correct or remove this row; for classes: --problem_type single_label_classification",
     )
 
 

@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 
+from hf_transfer.targets.label_sets import why_label_sets
 from hf_transfer.targets.number_columns import read_numbers, why_numbers
 from hf_transfer.targets.target import LabelColumns
 from tests.data.conftest import user_error_with
@@ -38,7 +39,7 @@ def test_one_of_several_numbers_may_be_missing() -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [("tall", "'tall'"), ("nan", "'nan'"), (float("inf"), "inf"), ("-inf", "'-inf'"), ("1,5", "'1,5'")],
+    [("tall", "'tall'"), ("nan", "'nan'"), (float("inf"), "inf"), ("-inf", "'-inf'")],
 )
 def test_a_value_that_is_no_finite_number_is_refused_with_its_row(value: Any, shown: str) -> None:
     rows = table([1.5, value] if isinstance(value, float) else ["1.5", value])
@@ -48,6 +49,19 @@ def test_a_value_that_is_no_finite_number_is_refused_with_its_row(value: Any, sh
         do="correct or remove this row",
     ):
         read_numbers({"train": rows}, COLUMN)
+
+
+@pytest.mark.parametrize("values", [["1,5", "-0,25", "3"], ["1.5", "0,8", "2.5"]])
+def test_a_decimal_comma_is_refused_with_what_to_write(values: list[str]) -> None:
+    """A column of such numbers is not one of labels that are joined by commas."""
+    rows = table(values)
+    with user_error_with(expected="finite numbers in column 'height'", found="in row", do="a decimal point, as 0.8"):
+        read_numbers({"train": rows}, COLUMN)
+    alone = table([f"{number},{number % 7}" for number in range(40)])
+    assert why_numbers(alone, COLUMN) == "numbers with a decimal comma"
+    assert why_label_sets(alone, COLUMN) is None
+    few = table(["1,2", "2,3", "1,3", "1"] * 10)
+    assert (why_numbers(few, COLUMN), why_label_sets(few, COLUMN)) == (None, "texts joined by ','")
 
 
 @pytest.mark.parametrize("values", [[1.5, None, 2.0], [1.5, float("nan"), 2.0], ["1.5", "", "2"]])
