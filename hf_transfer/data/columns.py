@@ -197,6 +197,12 @@ def text_column(data: datasets.Dataset, wanted: str | None, settings: DataSettin
     if not any(labels):
         labels = [name for name in data.column_names if may_be(LABEL, name)]
     texts = {name for name, feature in data.features.items() if name not in labels and is_text(feature)}
+    of_images = any(isinstance(feature, datasets.Image) for feature in data.features.values())
+    if wanted is None and not texts and of_images and not by_name(data.column_names, TEXT):
+        raise ColumnError(
+            expected=f"the column for --{TEXT.setting}", found=f"pictures: the columns {', '.join(data.column_names)}",
+            do="learn pictures with recipes/vision.py",
+        )  # fmt: skip
     candidates = [name for name in data.column_names if name in texts]
     return _column(data, wanted, TEXT, candidates, lambda _: [], taken=labels)
 

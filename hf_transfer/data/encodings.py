@@ -129,6 +129,23 @@ def _ends(block: bytes) -> int:
     return block.count(b"\n") or block.count(b"\r")
 
 
+def read_text(file: Path, wanted: str) -> str:
+    """The whole text of a file, with line feeds at the ends of lines, as Python reads text.
+
+    Args:
+        file: of text.
+        wanted: its encoding by the settings; see `encoding_of`.
+
+    Raises:
+        UserError: it is in another encoding.
+    """
+    encoding, _ = encoding_of(file, wanted)
+    if (error := undecodable(file, encoding)) is not None:
+        raise error
+    with file.open(encoding=encoding) as opened:
+        return opened.read()
+
+
 def undecodable(file: Path, encoding: str) -> UserError | None:
     """The error that names the first bytes of a file that are not valid in an encoding; None: all are."""
     content = file.read_bytes()

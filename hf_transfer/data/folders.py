@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from hf_transfer.data import encodings
 from hf_transfer.data.class_folders import PICTURES, TEXTS, Arrangement, Part, checked
 from hf_transfer.data.files import Tree, is_hidden
 from hf_transfer.data.origins import Origins
@@ -48,7 +49,7 @@ def read_texts(root: Path, tree: Tree, encoding: str) -> FolderData:
     """
     return _data_of(
         checked(root, tree, TEXTS), "text", datasets.Value("large_string"),
-        lambda files: pa.array([_text(file, encoding) for file in files], pa.large_string()),
+        lambda files: pa.array([encodings.read_text(file, encoding) for file in files], pa.large_string()),
     )  # fmt: skip
 
 
@@ -106,19 +107,6 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _text(file: Path, encoding: str) -> str:
-    content = file.read_bytes()
-    try:
-        return content.decode("utf-8-sig" if encoding.lower().replace("_", "-") == "utf-8" else encoding)
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise user_error(
-            expected=f"text in {encoding} in {file}",
-            found=f"line {line}: byte 0x{content[error.start]:02x}",
-            do="name the encoding of the files, for example --encoding latin-1 or cp1252, or save them as UTF-8",
-        ) from error
 
 
 def saved_folder(folder: Path) -> Path | None:

@@ -173,11 +173,13 @@ class _Places:
 def _rows_of_object(file: Path, value: Mapping[str, Any]) -> list[Any]:
     """The rows of a table that is one object, in one of the forms of `pandas.DataFrame.to_json`, or of one row."""
     parts = list(value.values())
-    if isinstance(value.get("schema"), dict) and isinstance(value.get("data"), list):
-        index = value["schema"].get("primaryKey", [])
-        return [{name: cell for name, cell in row.items() if name not in index} for row in value["data"]]
-    if isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):
-        return [dict(zip(value["columns"], row, strict=True)) for row in value["data"]]
+    schema, names, data = (value.get(name) for name in ("schema", "columns", "data"))
+    rows = data if isinstance(data, list) else []
+    if rows and isinstance(schema, dict) and all(isinstance(row, dict) for row in rows):
+        index = schema.get("primaryKey", [])
+        return [{name: cell for name, cell in row.items() if name not in index} for row in rows]
+    if rows and isinstance(names, list) and all(isinstance(row, list) and len(row) == len(names) for row in rows):
+        return [dict(zip(names, row, strict=True)) for row in rows]
     if len(parts) > 1 and all(isinstance(part, list) for part in parts) and len(set(map(len, parts))) == 1:
         return [dict(zip(value, row, strict=True)) for row in zip(*parts, strict=True)]
     if parts and all(isinstance(part, dict) for part in parts):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -75,11 +75,13 @@ def read_labelled(
     chosen = {name: data[name].select(rows) if len(dropped[name]) else data[name] for name, rows in kept.items()}
     target, values = kind.read(chosen, columns)
     counts = [f"{len(rows):,} in {name}" for name, rows in dropped.items() if len(rows)]
-    names = target.describe_names(_source(chosen, samples, columns))
+    names = target.describe_names(_source(chosen, columns, origins or {}))
     notes = [f"Rows without a label, dropped: {', '.join(counts)}."] if counts else []
-    unlabelled = _unlabelled(withheld, data, samples, values, columns)
+    unlabelled = _unlabelled(withheld, data, samples, values, columns, origins or {})
     notes += _notes_on_withheld(withheld, data, unlabelled)
-    splits = {name: Split(samples[name], rows, values[name]) for name, rows in kept.items()}
+    splits = {
+        name: Split(samples[name], rows, values[name], origins=(origins or {}).get(name)) for name, rows in kept.items()
+    }
     dropped = {name: rows for name, rows in dropped.items() if len(rows)}
     return Labelled(target, splits, unlabelled, dropped, names, notes)
 
@@ -108,7 +110,7 @@ def _row_names(
 
 def _unlabelled(
     withheld: list[str], data: Mapping[str, datasets.Dataset], samples: Mapping[str, datasets.Dataset],
-    values: Mapping[str, Values], columns: LabelColumns,
+    values: Mapping[str, Values], columns: LabelColumns, origins: Mapping[str, Origins],
 ) -> Unlabelled | None:  # fmt: skip
     """The split to predict: test, if it has no labels; its rows have a value that no sample has."""
     name = next((name for name in ("test", *withheld) if name in withheld and len(data[name])), None)
@@ -119,7 +121,8 @@ def _unlabelled(
     nothing = np.nan if np.issubdtype(like.dtype, np.floating) else -1
     targets = np.full((len(rows), *like.shape[1:]), nothing, dtype=like.dtype)
     keys = [key for key in data[name].column_names if key not in columns.names and _tells_rows_apart(data[name], key)]
-    return Unlabelled(name, Split(samples[name], rows, targets), {key: data[name][key][:] for key in keys}, columns)
+    split = Split(samples[name], rows, targets, origins=origins.get(name))
+    return Unlabelled(name, split, {key: data[name][key][:] for key in keys}, columns)
 
 
 def _tells_rows_apart(rows: datasets.Dataset, column: str) -> bool:
@@ -143,25 +146,21 @@ def _notes_on_withheld(
     return notes
 
 
-def _source(
-    splits: Mapping[str, datasets.Dataset], samples: Mapping[str, datasets.Dataset], columns: LabelColumns
-) -> str:
+def _source(splits: Mapping[str, datasets.Dataset], columns: LabelColumns, origins: Mapping[str, Origins]) -> str:
     """Where the names of the outputs are from."""
     name, rows = next(iter(splits.items()))
     if len(columns.names) > 1:
         source = "names of columns"
     elif (feature := class_feature(rows.features[columns.only])) is None:
         source = f"values of {columns}"
-    elif _are_folders(rows, feature, columns.only, samples[name]):
+    elif _are_folders(rows, feature, columns.only, origins.get(name)):
         source = "names of folders"
     else:
         source = f"names of the feature '{columns.only}'"
     return f"those of the model, matched with {source}" if columns.outputs else source
 
 
-def _are_folders(rows: datasets.Dataset, feature: datasets.ClassLabel, column: str, samples: datasets.Dataset) -> bool:
+def _are_folders(rows: datasets.Dataset, feature: datasets.ClassLabel, column: str, origins: Origins | None) -> bool:
     """Whether the first sample is a file in a folder that is named like its class."""
-    image: Any = samples[0].get("image") if len(samples) else None
-    path = image.get("path") if isinstance(image, dict) else None
     number = rows[column][0] if len(rows) else None
-    return bool(path) and isinstance(number, int) and feature.names[number] in Path(str(path)).parts
+    return origins is not None and isinstance(number, int) and feature.names[number] in Path(origins.of(0)[0]).parts

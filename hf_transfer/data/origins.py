@@ -26,6 +26,9 @@ class Origins:
         return self.files[int(self.file_numbers[row])], int(self.lines[row]) or None
 
     def describe(self, row: int) -> str:
-        """The file and line of a row, for messages."""
+        """The file and line of a row, for messages; its place, from 1, in a file of several rows without lines."""
         file, line = self.of(row)
-        return f"{file}, line {line}" if line else file
+        if line:
+            return f"{file}, line {line}"
+        of_file = np.flatnonzero(self.file_numbers == self.file_numbers[row])
+        return f"{file}, row {np.searchsorted(of_file, row) + 1}" if len(of_file) > 1 else file

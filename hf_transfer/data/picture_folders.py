@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import datasets
 
-from hf_transfer.data import columns, tables
+from hf_transfer.data import columns
 from hf_transfer.data.class_folders import PICTURES, Arrangement, arrange, notes_on_unread
 from hf_transfer.data.files import Tree
 from hf_transfer.data.folders import FolderData, read_pictures
@@ -18,11 +18,13 @@ from hf_transfer.data.picture_tables import (
     PictureFinder,
     path_column,
     real,
+    splits_named,
     tables_in,
     with_pictures,
 )  # fmt: skip
 from hf_transfer.data.pictures import SUFFIXES
-from hf_transfer.data.tables import TABLE_BUILDERS, Table, Tables, load_tables, read_each
+from hf_transfer.data.tables import TABLE_BUILDERS, Table, Tables, load_tables, read_each, with_all_columns
+from hf_transfer.data.tables import joined as joined_tables
 from hf_transfer.errors import UserError, some, user_error
 from hf_transfer.settings.data import DataSettings
 
@@ -42,16 +44,17 @@ def read(
         text_columns: columns whose values are text also where they look like numbers.
         image_column: the column that names pictures, if the settings name it.
     """
-    split_of, notes = tables_in(folder, tree)
-    metadata = any(table.stem == METADATA for table in split_of)
+    tables, notes = tables_in(tree)
+    metadata = any(table.stem == METADATA for table in tables)
     labels = set(labels_in(settings)) - set(columns.LABEL_NAMES)
     arranged = arrange(folder, tree, PICTURES)
-    if not split_of or not (metadata or labels or not arranged.names_classes()):
-        _refuse_other_labels(list(split_of), arranged, PictureFinder(folder, tree), settings)
-        data = read_pictures(folder, tree)
-        return data._replace(notes=[*data.notes, *notes, *_not_used(list(split_of))])
-    read = read_tables(list(split_of), settings, text_columns, folder)
     finder = PictureFinder(folder, tree)
+    if not tables or not (metadata or labels or not arranged.names_classes()):
+        _refuse_other_labels(tables, arranged, finder, settings)
+        data = read_pictures(folder, tree)
+        return data._replace(notes=[*data.notes, *notes, *_not_used(tables)])
+    split_of = splits_named(folder, tables)
+    read = read_tables(tables, settings, text_columns, folder)
     chosen_columns = {
         table: path_column({table: rows.data}, finder, image_column, labels_in(settings))
         for table, rows in read.items()
@@ -59,7 +62,7 @@ def read(
     path_columns = {table: column for table, column in chosen_columns.items() if column is not None}
     if not path_columns:
         data = read_pictures(folder, tree)
-        return data._replace(notes=[*data.notes, *notes, *_not_used(list(split_of))])
+        return data._replace(notes=[*data.notes, *notes, *_not_used(tables)])
     name = _one_name(set(path_columns.values()), image_column)
     naming = {table: _with_pictures(table, read[table], column, finder, name) for table, column in path_columns.items()}
     chosen = _without_copies(naming, split_of)
@@ -91,8 +94,9 @@ def _refuse_other_labels(
         for label in columns.by_name(data.column_names, columns.LABEL)[:1] if column else []:
             for value, name in zip(data[label][:TRIED], data[column][:TRIED], strict=True):
                 pictures = finder.candidates(str(name), table)
-                folder = class_of.get(real(pictures[0])) if pictures else None
-                if folder not in (None, str(value)):
+                # One of several of the same name may be another.
+                folder = class_of.get(real(pictures[0])) if len(pictures) == 1 else None
+                if value is not None and folder not in (None, str(value)):
                     raise user_error(
                         expected=f"one source of labels in {finder.root}: folders, or a table",
                         found=f"{pictures[0]}, which has the label {value!r} in {table.name} and is in folder {folder}",
@@ -113,7 +117,7 @@ def _one_name(path_columns: Collection[str], wanted: str | None) -> str:
 
 
 def _with_pictures(table: Path, rows: Table, column: str, finder: PictureFinder, name: str) -> _Naming:
-    pictures, files = with_pictures({table: rows.data}, column, finder, name=name, all_exist=False)
+    pictures, files = with_pictures({table: rows}, column, finder, name=name, all_exist=False)
     return _Naming(rows._replace(data=pictures[table]), files)
 
 
@@ -198,8 +202,8 @@ def joined(rows: Mapping[Path, Table], split_of: Mapping[Path, str], settings: D
     splits: dict[str, dict[Path, Table]] = defaultdict(dict)
     for table, one in rows.items():
         splits[split_of[table]][table] = one
-    whole = tables.joined(splits, [note for one in rows.values() for note in one.notes])
-    return whole._replace(data=tables.with_all_columns(whole.data))
+    whole = joined_tables(splits, [note for one in rows.values() for note in one.notes])
+    return whole._replace(data=with_all_columns(whole.data))
 
 
 def _not_used(paths: Sequence[Path]) -> list[str]:

@@ -11,8 +11,8 @@ from hf_transfer.data import columns
 from hf_transfer.data.files import Tree, walk
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.split_folders import split_words
-from hf_transfer.data.split_names import SPLIT_OF, split_of
-from hf_transfer.data.tables import TABLE_BUILDERS
+from hf_transfer.data.split_names import SPLIT_OF, only_split_in, split_of
+from hf_transfer.data.tables import TABLE_BUILDERS, Table
 from hf_transfer.errors import some, user_error
 
 METADATA = "metadata"
@@ -65,7 +65,7 @@ class PictureFinder:
             return []
         matches = [path for path in self._named(parts[-1]) if self._ends_with(path, parts)]
         if len(matches) > 1:
-            split = split_of(Path(table.name))
+            split = only_split_in(table.stem)
             same = [path for path in matches if split in self._splits(path)]
             matches = same or [path for path in matches if not self._splits(path)] or matches
         return matches
@@ -125,8 +125,13 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def tables_in(folder: Path, tree: Tree) -> tuple[dict[Path, str | None], list[str]]:
-    """The tables below a folder, each with the split that its path names: those named `metadata` if there are any.
+def splits_named(folder: Path, tables: Sequence[Path]) -> dict[Path, str | None]:
+    """The split that the path of each table names; None: it names none."""
+    return {table: split_of(table.relative_to(folder)) for table in tables}
+
+
+def tables_in(tree: Tree) -> tuple[list[Path], list[str]]:
+    """The tables below a folder: those named `metadata` if there are any.
 
     Returns:
         The tables, and a note on examples of answers, such as sample_submission.csv, which are left out.
@@ -135,7 +140,7 @@ def tables_in(folder: Path, tree: Tree) -> tuple[dict[Path, str | None], list[st
     answers = [file for file in tables if "submission" in file.stem.lower()]
     chosen = [file for file in tables if file.stem == METADATA] or [file for file in tables if file not in answers]
     notes = [f"Not used, since they are examples of answers: {some(list(map(str, answers)))}."] if answers else []
-    return {table: split_of(table.relative_to(folder)) for table in chosen}, notes
+    return chosen, notes
 
 
 def embedded_columns(data: datasets.Dataset) -> list[str]:
@@ -196,7 +201,7 @@ def _share(data: datasets.Dataset, column: str, finder: PictureFinder, table: Pa
 
 
 def with_pictures(
-    tables: Tables, column: str, finder: PictureFinder, *, name: str, all_exist: bool
+    tables: Mapping[Path, Table], column: str, finder: PictureFinder, *, name: str, all_exist: bool
 ) -> tuple[dict[Path, datasets.Dataset], set[Path]]:
     """The tables with pictures in the place of their names, None for rows without one; and all pictures.
 
@@ -212,9 +217,12 @@ def with_pictures(
     """
     problems: dict[str, list[str]] = {"outside": [], "missing": [], "several": []}
     changed, named = {}, set()
-    for table, data in tables.items():
+    for table, (data, lines, _) in tables.items():
+        places = [f"line {line}" if line else f"row {row + 1}" for row, line in enumerate(lines)]
         files = [
-            _file(str(value), table, row, finder, problems) if value is not None and str(value).strip() else None
+            _file(str(value), table, places[row], finder, problems)
+            if value is not None and str(value).strip()
+            else None
             for row, value in enumerate(data[column][:])
         ]
         named |= {file for file in files if file is not None}
@@ -230,9 +238,9 @@ def with_pictures(
     return changed, named
 
 
-def _file(value: str, table: Path, row: int, finder: PictureFinder, problems: Mapping[str, list[str]]) -> Path | None:
+def _file(value: str, table: Path, place: str, finder: PictureFinder, problems: Mapping[str, list[str]]) -> Path | None:
     """The picture that a value names, or where it would be; None: it leads out of the folder."""
-    where = f"{value} in row {row} of {table.name}"
+    where = f"{value} in {table.name}, {place}"
     direct = resolved(table.parent / value)
     if finder.leaves(value, direct):
         problems["outside"].append(where)
@@ -264,5 +272,5 @@ def _refuse(problems: Mapping[str, list[str]], column: str, finder: PictureFinde
         raise user_error(
             expected=f"files for all images that column '{column}' names",
             found=f"{len(missing)} that do not exist: {some(missing)}",
-            do="correct these paths (rows are counted from 0); leave the field empty if there is no image",
+            do="correct these paths; leave the field empty if there is no image",
         )

@@ -34,6 +34,9 @@ def is_given(split: Split, column: str) -> npt.NDArray[np.bool_]:
 
 
 def describe_row(split: Split, row: int) -> str:
-    """The path of a row's image, or its number."""
+    """The path of a row's image, and the file and line of the row; its number, if neither is known."""
     path = encoded_image(split, row)["path"] if "image" in split.dataset.column_names else None
-    return str(path) if path else f"row {row}"
+    if split.origins is None:
+        return str(path) if path else f"row {row}"
+    in_file = split.origins.describe(row)
+    return f"{path} in {in_file}" if path and split.origins.of(row)[0] != path else in_file

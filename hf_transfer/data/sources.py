@@ -13,6 +13,7 @@ from hf_transfer.data import archives, files, folders, hub_access, picture_folde
 from hf_transfer.data.class_folders import PICTURES, TEXTS, advice_on_unread, described_suffixes
 from hf_transfer.data.folders import FolderData
 from hf_transfer.data.origins import Origins
+from hf_transfer.data.picture_tables import METADATA
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.split_names import SPLIT_NAMES
 from hf_transfer.errors import user_error
@@ -111,12 +112,16 @@ def read_files(
         return _loaded(picture_folders.read_table_of_pictures(path, settings, text_columns, image_column))
     tree = files.walk(path)
     images, table_files = _of(tree, SUFFIXES), _of(tree, tables.TABLE_BUILDERS)
-    plain_tables = [file for file in table_files if not file.name.startswith("metadata.")]
+    plain_tables = [file for file in table_files if file.stem != METADATA]
     if images and not (samples_are_texts and plain_tables):
         files.refuse_compressed(file for file in tree.files if archives.is_archive(file))
         return _loaded(picture_folders.read(path, tree, settings, text_columns, image_column))
     if table_files:
-        return _loaded(tables.load_tables(path, plain_tables or table_files, settings, text_columns))
+        loaded = _loaded(tables.load_tables(path, plain_tables or table_files, settings, text_columns))
+        unused = [file for file in table_files if plain_tables and file.stem == METADATA]
+        unused += [file for file in _of(tree, TEXTS.suffixes) if samples_are_texts and file.parent != path]
+        note = f"Not used, since tables come before them: {len(unused)} files, such as {unused[0]}." if unused else ""
+        return loaded._replace(notes=[*loaded.notes, *filter(None, [note])])
     if samples_are_texts and _of(tree, TEXTS.suffixes):
         return _loaded(folders.read_texts(path, tree, settings.encoding))
     if unread := _of(tree, PICTURES.unread):
@@ -192,7 +197,8 @@ def rename_splits(
         raise user_error(
             expected=f"a training split, named {' or '.join(SPLIT_NAMES['train'])}",
             found=f"the splits {', '.join(loaded)}",
-            do="rename the split that is for training (in a folder: its sub-folder)",
+            do="rename the split that is for training (in a folder: its sub-folder); to judge a finished model: "
+            "--evaluate_only",
         )
     if not renamed:
         raise user_error(

@@ -43,6 +43,12 @@ def split_of(file: Path) -> str | None:
     return None
 
 
+def only_split_in(name: str) -> str | None:
+    """The split that a name says; None: it says none, or several."""
+    splits = _named_in(name)
+    return splits[0] if len(splits) == 1 else None
+
+
 def _named_in(name: str) -> list[str]:
     known = SPLIT_OF | SHORT_NAMES
     # Capitals inside a name begin a word: myTrain, TestSet.

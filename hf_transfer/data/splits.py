@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from hf_transfer.data.fates import Accounted
 from hf_transfer.data.levels import Levels
+from hf_transfer.data.origins import Origins
 from hf_transfer.targets.target import LabelColumns, Target, Values
 
 Rows = npt.NDArray[np.int64]
@@ -28,6 +29,7 @@ class Split:
         targets: what is predicted of these rows, in the same order [rows, ...].
         unreadable: rows that are masked, each with the reason.
         levels: rows whose pictures have more than 8 bits for each channel, with the values of those decoded so far.
+        origins: the file and line of each row of the data set; None: they are not known.
     """
 
     dataset: datasets.Dataset
@@ -35,6 +37,7 @@ class Split:
     targets: Values
     unreadable: dict[int, str] = field(default_factory=dict)
     levels: Mapping[int, Levels] = field(default_factory=dict)
+    origins: Origins | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -174,14 +174,18 @@ def refuse_bad_rows(
         raise user_error(
             expected=f"{usable} in split '{split_name}'",
             found=f"{len(bad)} {unusable}: {_list(bad, split)}",
-            do="fix or remove them, or mask them with --on_bad_sample skip",
+            do="fix or remove them" + (", or mask them with --on_bad_sample skip" if _are_few(bad, split) else ""),
         )
     refuse_bad_share(bad, split, split_name)
 
 
+def _are_few(bad: Mapping[int, str], split: Split) -> bool:
+    return len(bad) <= MAX_BAD_SHARE * len(split)
+
+
 def refuse_bad_share(bad: Mapping[int, str], split: Split, split_name: str) -> None:
     """Refuse to mask more than 1 % of a split: so many are hardly an accident."""
-    if len(bad) > MAX_BAD_SHARE * len(split):
+    if not _are_few(bad, split):
         raise user_error(
             expected=f"at most {MAX_BAD_SHARE:.0%} bad samples in split '{split_name}' with --on_bad_sample skip",
             found=f"{len(bad)} of {len(split)}: {_list(bad, split)}",

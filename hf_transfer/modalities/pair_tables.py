@@ -18,6 +18,7 @@ from hf_transfer.data.picture_tables import (
     path_column,
     real,
     resolved,
+    splits_named,
     tables_in,
     with_pictures,
 )  # fmt: skip
@@ -64,7 +65,6 @@ def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]
     tree = walk(path) if is_folder else None
     split_of, notes = _tables(folder, tree) if tree else ({path: "train"}, [])
     read = read_tables(list(split_of), config.data, text_columns, path)
-    whole = joined(read, split_of, config.data)
     rows = {table: one.data for table, one in read.items()}
     wanted = config.image.image_column_name
     finder = PictureFinder(folder, tree, anywhere=not is_folder)
@@ -74,8 +74,8 @@ def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]
         _refuse_paths(data, name, ())
     named: set[Path] = set()
     if column is not None:
-        rows, named = with_pictures(rows, column, finder, name=wanted or column, all_exist=True)
-        whole = joined({table: read[table]._replace(data=data) for table, data in rows.items()}, split_of, config.data)
+        rows, named = with_pictures(read, column, finder, name=wanted or column, all_exist=True)
+    whole = joined({table: read[table]._replace(data=data) for table, data in rows.items()}, split_of, config.data)
     if tree and (column is not None or embedded):
         _refuse_unnamed(folder, tree, named)
     return Loaded(whole.data, origins=whole.origins, notes=[*whole.notes, *notes])
@@ -83,14 +83,14 @@ def read_pairs(path: Path, config: MultimodalConfig, text_columns: Sequence[str]
 
 def _tables(folder: Path, tree: Tree) -> tuple[dict[Path, str], list[str]]:
     """The tables below a folder, each with its split, and notes on tables that are not used."""
-    tables, notes = tables_in(folder, tree)
+    tables, notes = tables_in(tree)
     if not tables:
         raise user_error(
             expected=f"tables ({', '.join(TABLE_BUILDERS)}) of images and texts below {folder}",
             found="none",
             do=f"write a metadata.csv beside the images, with the columns {PATH_NAME}, text and label",
         )
-    return splits_of(folder, tables, list(tables)), notes
+    return splits_of(folder, splits_named(folder, tables), tables), notes
 
 
 def _refuse_unnamed(folder: Path, tree: Tree, named: set[Path]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 
+from hf_transfer.data import encodings
 from hf_transfer.data.archives import is_archive, unpacked
 from hf_transfer.data.columns import ColumnError
 from hf_transfer.data.files import files_below
@@ -71,7 +72,7 @@ def table_at(path: Path, wanted: Wanted, saved: Mapping[str, Any]) -> SampleTabl
     Raises:
         UserError: it cannot be read.
     """
-    encodings = [wanted.get("encoding")] if wanted.get("encoding") else [UTF_8, saved.get("encoding")]
+    named = [wanted.get("encoding")] if wanted.get("encoding") else [UTF_8, saved.get("encoding")]
     delimiters = [wanted.get("delimiter")] if wanted.get("delimiter") else [saved.get("delimiter"), None]
     columns = [
         name
@@ -80,7 +81,7 @@ def table_at(path: Path, wanted: Wanted, saved: Mapping[str, Any]) -> SampleTabl
         if setting.endswith("_column_name") and isinstance(name, str)
     ]
     errors: list[UserError] = []
-    for encoding in filter(None, dict.fromkeys(encodings)):
+    for encoding in filter(None, dict.fromkeys(named)):
         for delimiter in dict.fromkeys(delimiters):
             try:
                 return _read(
@@ -153,15 +154,13 @@ def input_lines() -> Iterator[tuple[int, str]]:
 
 def file_text(path: Path, wanted: Wanted, saved: Mapping[str, Any]) -> tuple[str, str]:
     """The whole text of a file, and what is wrong with it; its encoding is chosen as in `table_at`."""
-    encodings = [wanted.get("encoding")] if wanted.get("encoding") else [UTF_8, saved.get("encoding")]
+    named = [wanted.get("encoding")] if wanted.get("encoding") else [UTF_8, saved.get("encoding")]
     fault = ""
-    for encoding in filter(None, encodings):
+    for encoding in filter(None, dict.fromkeys(named)):
         try:
-            return path.read_text("utf-8-sig" if encoding == UTF_8 else encoding), ""
-        except UnicodeDecodeError as error:
-            fault = (
-                fault or f"byte 0x{error.object[error.start]:02x} is not {encoding}: name the encoding in --encoding"
-            )
+            return encodings.read_text(path, encoding), ""
+        except UserError as error:
+            fault = fault or f"no {encoding}: {error.found}; name the encoding in --encoding"
         except OSError as error:
             return "", str(error.strerror or error)
     return "", fault

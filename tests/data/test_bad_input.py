@@ -140,7 +140,7 @@ def test_an_image_that_cannot_be_read_is_named_by_its_path(
         max_train_samples_per_class=None,
         expected="images that can be read in split",
         found=f"1 that cannot be read: {bad} ({reason}",
-        do="fix or remove them, or mask them with --on_bad_sample skip",
+        do="fix or remove them",
     )
 
 
@@ -163,7 +163,7 @@ def test_a_picture_that_metadata_name_and_that_does_not_exist(refused: Refused, 
     (folder / "metadata.csv").write_text(f"file_name,label\n{rows}cat/gone.png,cat\n")
     refused(
         dataset_name=folder, max_train_samples_per_class=None, expected="images that can be read",
-        found=f"{folder}/cat/gone.png (there is no such file)", do="fix or remove",
+        found=f"{folder}/cat/gone.png in {folder}/metadata.csv, line 14 (there is no such file)", do="fix or remove",
     )  # fmt: skip
 
 
@@ -233,7 +233,7 @@ def test_a_row_without_an_image(refused: Refused, tmp_path: Path) -> None:
     table.to_parquet(tmp_path / "data.parquet")
     refused(
         dataset_name=tmp_path / "data.parquet", max_train_samples_per_class=None, expected="images that can be read",
-        found="1 that cannot be read: row 7 (there is no such file)", do="fix or remove",
+        found=f"1 that cannot be read: {tmp_path}/data.parquet, row 8 (there is no such file)", do="fix or remove",
     )  # fmt: skip
 
 

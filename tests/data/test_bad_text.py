@@ -60,8 +60,8 @@ def test_a_row_without_a_text_is_named_by_its_number_and_its_reason(
     refused(
         dataset_name=split_files(tmp_path / "data", rows),
         expected="a text in every row in split 'train'",
-        found=f"2 without one: row 4 ({reason}); row 17 ({reason})",
-        do="fix or remove them, or mask them with --on_bad_sample skip",
+        found=f"train.jsonl, line 5 ({reason}); {tmp_path}/data/train.jsonl, line 18 ({reason})",
+        do="fix or remove them",
     )
 
 
@@ -71,15 +71,17 @@ def test_an_empty_field_of_a_csv_file_is_a_missing_text(refused: Refused, tmp_pa
     refused(
         dataset_name=write_table(tmp_path / "a.csv", rows),
         expected="a text in every row in split",
-        found="1 without one: row 4 (missing)",
-        do="mask them with --on_bad_sample skip",
+        found=f"1 without one: {tmp_path}/a.csv, line 6 (missing)",
+        do="fix or remove them",
     )
 
 
 def test_a_column_without_any_text_is_reported_by_its_rows(refused: Refused, tmp_path: Path) -> None:
     """Such a column has no type."""
     write_table(tmp_path / "a.jsonl", [row | {"text": None} for row in text_rows(20)])
-    refused(dataset_name=tmp_path / "a.jsonl", expected="a text in every row", found="20 without one: row 0 ", do="fix")
+    refused(
+        dataset_name=tmp_path / "a.jsonl", expected="a text in every row", found="a.jsonl, line 1 (missing)", do="fix"
+    )
 
 
 def test_a_pair_needs_both_texts(refused: Refused, tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_a_pair_needs_both_texts(refused: Refused, tmp_path: Path) -> None:
         dataset_name=write_table(tmp_path / "a.jsonl", rows),
         text_pair_column_name="other",
         expected="a text in every row",
-        found="1 without one: row 9 (white space only)",
+        found=f"1 without one: {tmp_path}/a.jsonl, line 10 (white space only)",
         do="fix or remove them",
     )
 
@@ -100,7 +102,7 @@ def test_more_than_one_percent_of_bad_texts_are_too_many_to_skip(refused: Refuse
         dataset_name=split_files(tmp_path / "data", rows),
         on_bad_sample="skip",
         expected="at most 1% bad samples in split 'train' with --on_bad_sample skip",
-        found="2 of 199: row 4 (empty); row 17 (empty)",
+        found=f"2 of 199: {tmp_path}/data/train.jsonl, line 5 (empty); {tmp_path}/data/train.jsonl, line 18 (empty)",
         do="fix or remove these samples",
     )
 
@@ -333,7 +335,7 @@ def test_a_text_model_is_no_image_classifier(vision: Recipe, bert: Path, tmp_pat
 
 
 def test_pictures_are_no_texts(refused: Refused, picture_folder: Callable[..., Path]) -> None:
-    refused(dataset_name=picture_folder(a=8, b=8), expected="--text_column_name", found="image, label", do="set")
+    refused(dataset_name=picture_folder(a=8, b=8), expected="--text_column_name", found="image, label", do="vision.py")
 
 
 def test_a_packaged_sample_model_whose_package_is_missing(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

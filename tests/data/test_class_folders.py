@@ -1,5 +1,6 @@
 """Folders of classes: what is a class, what is a split, and what is not read, for pictures and for texts."""
 
+import shutil
 from pathlib import Path
 
 import datasets
@@ -7,6 +8,7 @@ import pytest
 
 from hf_transfer.data.files import walk
 from hf_transfer.modalities.image import ImageModality
+from hf_transfer.modalities.sample_tables import file_text
 from hf_transfer.modalities.text import TextModality
 from hf_transfer.settings.run import TextConfig, VisionConfig
 from tests.data.conftest import user_error_with
@@ -219,5 +221,80 @@ def test_files_of_text_have_the_encoding_that_is_named(encoding: str, tmp_path: 
     config = TextConfig.of(model_name_or_path="m", dataset_name=str(root), output_dir="o", encoding=encoding)
     texts = TextModality().read(root, config).data["train"]["text"][:]
     assert all(text.endswith(" façade") for text in texts)
-    with user_error_with(expected="text in utf-8 in", found="line 1: byte 0x", do="--encoding latin-1"):
+    if encoding == "utf-16":
+        # The mark at its beginning tells.
+        assert all(text.endswith(" façade") for text in read_texts(root).train.dataset["text"])
+        return
+    with user_error_with(expected="text in utf-8 in", found="line 1: byte 0x", do="--encoding cp1252"):
         read_texts(root)
+
+
+def test_classes_of_folders_of_text_are_said_to_be_names_of_folders(tmp_path: Path) -> None:
+    assert read_texts(fill(tmp_path, "x", "y", write=write_text)).names == ["Classes: x, y (names of folders)."]
+
+
+def test_the_advice_for_files_of_text_in_one_folder_names_columns_of_a_table_of_texts(tmp_path: Path) -> None:
+    """And works: a table comes before files, which a note says."""
+    fill(tmp_path, "train", write=write_text)
+    with user_error_with(expected="of at least 2 classes", found="in one folder", do="with the columns text and label"):
+        read_texts(tmp_path)
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"t{n},{'ab'[n % 2]}\n" for n in range(20)))
+    splits = read_texts(tmp_path)
+    assert splits.target.names == ["a", "b"]
+    assert f"Not used, since tables come before them: 5 files, such as {tmp_path}/train/0.txt." in splits.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("info.json", '{"schema": {"primaryKey": ["i"]}, "data": [[1, 2]]}'), ("train_val.csv", "a,b\n1,2\n"),
+        ("info.json", '{"columns": ["a", "b"], "data": [1, 2]}'), ("labels.csv", "file_name,label\n0.png,y\n"),
+        ("labels.csv", "file_name,label\nx/0.png,\nx/1.png,x\n"),
+    ],
+)  # fmt: skip
+def test_a_table_that_is_not_used_does_not_stop_a_folder_of_pictures(name: str, content: str, tmp_path: Path) -> None:
+    """Also if it cannot be read, says two splits, or has names that several pictures have."""
+    fill(tmp_path, "x", "y")
+    (tmp_path / name).write_text(content)
+    splits = read_pictures(tmp_path)
+    assert total(splits) == {"x": 5, "y": 5}
+    assert f"Not used, since folders or other tables name the classes: {tmp_path / name}." in splits.notes
+
+
+def test_metadata_beside_another_table_of_texts_are_noted(tmp_path: Path) -> None:
+    for name in ("train.csv", "metadata.csv"):
+        (tmp_path / name).write_text("text,label\n" + "".join(f"{name}{n},{'ab'[n % 2]}\n" for n in range(20)))
+    splits = read_texts(tmp_path)
+    assert total(splits) == {"a": 10, "b": 10}
+    assert f"Not used, since tables come before them: 1 files, such as {tmp_path}/metadata.csv." in splits.notes
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "gztar", "bztar"])
+def test_an_archive_among_pictures_is_refused_whatever_its_kind(suffix: str, tmp_path: Path) -> None:
+    fill(tmp_path / "data", "x", "y")
+    archive = shutil.make_archive(str(tmp_path / "data" / "x" / "more"), suffix, tmp_path / "data" / "y")
+    with user_error_with(expected="data that are not compressed", found=archive, do="move the archive elsewhere"):
+        read_pictures(tmp_path / "data")
+    Path(archive).rename(tmp_path / Path(archive).name)
+    assert total(read_pictures(tmp_path / "data")) == {"x": 5, "y": 5}
+
+
+def test_a_saved_data_set_beside_what_macos_leaves_is_read(tmp_path: Path) -> None:
+    rows = {"text": [f"t{n}" for n in range(20)], "label": ["a", "b"] * 10}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "data" / "saved")
+    (tmp_path / "data" / "__MACOSX").mkdir()
+    assert total(read_texts(tmp_path / "data")) == {"a": 10, "b": 10}
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_a_file_of_text_is_the_same_in_training_and_in_prediction(encoding: str, ends: str, tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            (tmp_path / name / f"{number}.txt").write_bytes(f"né {name}{number}{ends}and more{ends}".encode(encoding))
+    chosen = {"encoding": "cp1252"} if encoding == "cp1252" else {}
+    learned = read_texts(tmp_path, **chosen).train.dataset["text"][:]
+    asked = [file_text(file, {}, chosen) for file in sorted(tmp_path.rglob("*.txt"))]
+    assert sorted(learned) == sorted(text for text, _ in asked)
+    assert all("\r" not in text and text.startswith("né ") and not fault for text, fault in asked)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_transfer.data.checked import load_splits
-from hf_transfer.data.rows import describe_row
+from hf_transfer.data.rows import encoded_image
 from hf_transfer.data.splits import Splits
 from hf_transfer.errors import UserError
 from hf_transfer.modalities.image import ImageModality
@@ -63,7 +63,7 @@ def read(folder: Path) -> Splits:
 def labels_of(splits: Splits) -> dict[str, str]:
     """What was read: paths with classes."""
     return {
-        describe_row(split, row): splits.target.names[label]
+        encoded_image(split, row)["path"]: splits.target.names[label]
         for split in (splits.train, splits.validation, splits.test)
         for row, label in zip(split.rows.tolist(), split.targets.tolist(), strict=True)
     }

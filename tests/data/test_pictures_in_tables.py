@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from hf_transfer.data.checked import load_splits
-from hf_transfer.data.rows import describe_row, encoded_image
+from hf_transfer.data.rows import encoded_image
 from hf_transfer.data.splits import Splits
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.pair import PairModality
@@ -41,7 +41,7 @@ def pictures_and_table(root: Path, files: str, values: str, column: str, table: 
 def labels_by_number(splits: Splits) -> dict[str, str]:
     """Of each picture its number, which its name ends with, and its label."""
     return {
-        Path(describe_row(split, row)).stem[-3:].lstrip("_"): splits.target.names[label]
+        Path(encoded_image(split, row)["path"]).stem[-3:].lstrip("_"): splits.target.names[label]
         for _, split in splits.items()
         for row, label in zip(split.rows.tolist(), split.targets.tolist(), strict=True)
     }
@@ -96,7 +96,7 @@ def test_pictures_of_the_same_name_are_told_apart_by_the_split_of_the_table(read
     splits = read(tmp_path / "data")
     for name in ("train", "test"):
         part = splits.of(name)
-        assert {Path(describe_row(part, row)).parent.name for row in part.rows.tolist()} == {name}
+        assert {Path(encoded_image(part, row)["path"]).parent.name for row in part.rows.tolist()} == {name}
 
 
 def test_a_name_of_several_pictures_is_refused(read: Any, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_name_of_several_pictures_is_refused(read: Any, tmp_path: Path) -> Non
     write_pictures(root, [{"file_name": f"images_2/{n:03}.png"} for n in range(3)], seed=1)
     with user_error_with(
         expected="one image for each value of column 'id'",
-        found="3 that name several: 000 in row 0 of train.csv: images_1/000.png, images_2/000.png",
+        found="3 that name several: 000 in train.csv, line 2: images_1/000.png, images_2/000.png",
         do="write their paths relative to the table",
     ):
         read(root)

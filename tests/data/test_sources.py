@@ -13,7 +13,7 @@ from PIL import Image
 from hf_transfer.data import sources
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.pictures import decode
-from hf_transfer.data.rows import describe_row, encoded_image
+from hf_transfer.data.rows import encoded_image
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.modalities.image import ImageModality
 from tests.data.conftest import Settings, noise, same, user_error_with
@@ -27,7 +27,7 @@ def sizes(splits: Splits) -> dict[str, int]:
 
 def classes_by_path(split: Split, names: list[str]) -> dict[str, str]:
     rows = zip(split.rows.tolist(), split.targets.tolist(), strict=True)
-    return {describe_row(split, row): names[label] for row, label in rows}
+    return {encoded_image(split, row)["path"]: names[label] for row, label in rows}
 
 
 def write_pictures(folder: Path, *names: str, seed: int = 0) -> None:

@@ -83,7 +83,7 @@ def test_a_bad_image_stops_the_run_with_its_path_and_reason(
     with user_error_with(
         expected="images that can be read in split 'train'",
         found=f"1 that cannot be read: {tmp_path}/data/0003.png ({reason}",
-        do="fix or remove them, or mask them with --on_bad_sample skip",
+        do="fix or remove them",
     ):
         unreadable(split, "train", settings())
 

@@ -93,7 +93,7 @@ def test_a_test_picture_above_white_is_refused_by_its_row(settings: Settings) ->
     with user_error_with(
         expected="images that can be read in split 'test'",
         found="1 that cannot be read: row 5 (its values go up to 5,000, above 4,095, which is white in these data)",
-        do="fix or remove them, or mask them with --on_bad_sample skip",
+        do="fix or remove them",
     ):
         loaded(settings(), several(3000), [*several(3000, 5), *several(5000, 1)])
 

@@ -47,7 +47,7 @@ def test_a_row_with_neither_image_nor_text_is_named_by_its_number(folder: Path, 
         max_train_samples_per_class=None,
         expected="rows with an image that can be read, a text, or both in split '",
         found="(neither an image nor a text)",
-        do="fix or remove them, or mask them with --on_bad_sample skip",
+        do="fix or remove them",
     )
     (folder / "metadata.csv").unlink()
     rows[3]["text"] = ""
@@ -56,8 +56,8 @@ def test_a_row_with_neither_image_nor_text_is_named_by_its_number(folder: Path, 
     refused(
         with_rows(folder, rows, "train.csv"),
         expected="in split 'train'",
-        found="2 others: row 24 (neither an image nor a text); row 25 (neither an image nor a text)",
-        do="mask them",
+        found=f"line 26 (neither an image nor a text); {folder}/train.csv, line 27 (neither an image nor a text)",
+        do="fix or remove them",
     )
 
 
@@ -84,7 +84,7 @@ def test_an_image_that_cannot_be_read_is_named_though_its_text_is_good(folder: P
     refused(
         with_rows(folder, pair_rows()),
         expected="rows with an image that can be read",
-        found=f"1 others: {folder}/5.png (10 bytes that are not a JPEG",
+        found=f"1 others: {folder}/5.png in {folder}/metadata.csv, line 7 (10 bytes that are not a JPEG",
         do="fix or remove",
     )
 
@@ -102,7 +102,7 @@ def test_an_image_path_that_leaves_the_folder_is_refused(name: str, folder: Path
     refused(
         with_rows(folder, [*pair_rows(), bad]),
         expected=f"paths of images that stay in {folder}, relative to their table",
-        found=f"1 that leave it: {bad['file_name']} in row 24 of metadata.csv",
+        found=f"1 that leave it: {bad['file_name']} in metadata.csv, line 26",
         do="copy these images into the folder",
     )
 
@@ -128,7 +128,7 @@ def test_missing_files_that_metadata_name_are_listed_and_counted(folder: Path, r
     (folder / "a_folder").mkdir()
     names = ["a_folder", "gone.png", "0.png/below.png", "x" * 300, "two.png", "three.png", "four.png"]
     rows = [*pair_rows(), *({"file_name": name, "text": "x", "label": "a"} for name in names)]
-    listed = [f"{name} in row {24 + number} of metadata.csv" for number, name in enumerate(names[:5])]
+    listed = [f"{name} in metadata.csv, line {26 + number}" for number, name in enumerate(names[:5])]
     refused(
         with_rows(folder, rows),
         expected="files for all images that column 'file_name' names",

@@ -228,3 +228,12 @@ def test_a_table_that_cannot_be_read_is_named(content: bytes | None, tmp_path: P
         path.write_bytes(content)
     with user_error_with(expected=str(path), found="", do=""):
         texts_in(path, {}, tokens())
+
+
+def test_a_column_of_pictures_that_is_named_and_missing_is_refused_although_that_of_the_training_is_there(
+    tmp_path: Path,
+) -> None:
+    picture_file(tmp_path / "a.png")
+    table = write_table(tmp_path / "a.csv", [{"image": "a.png", "after": "a.png"}])
+    with user_error_with(expected="a column aftr", found="image, after", do="--image_column_name"):
+        list(ImageModality().samples_in([table], {"image_column_name": "aftr"}, pixels({"image_column_name": "image"})))
