@@ -14,6 +14,8 @@ from hf_transfer.targets.target import LabelColumns
 
 # Columns that pandas and `datasets` write for the index of a frame, and pandas reads for columns without a name.
 INDEX = re.compile(r"__index_level_[0-9]+__|Unnamed: [0-9.]+(_level_[0-9]+)?")
+# Where a table names pictures, these names: the pictures stand in their place.
+PICTURE_NAMES = "__names_of_pictures__"
 First = TypeVar("First")
 Second = TypeVar("Second")
 
@@ -112,8 +114,8 @@ def notes_on_choice(chosen: Mapping[str, str], labels: Sequence[str], settings: 
 
 
 def is_index(name: str) -> bool:
-    """Whether a column holds the index of a frame, by its name."""
-    return INDEX.fullmatch(name) is not None
+    """Whether a column holds the index of a frame, or names of pictures, by its name."""
+    return name == PICTURE_NAMES or INDEX.fullmatch(name) is not None
 
 
 def without_indices(table: pa.Table) -> pa.Table:
@@ -200,7 +202,7 @@ def text_column(data: datasets.Dataset, wanted: str | None, settings: DataSettin
     of_images = any(isinstance(feature, datasets.Image) for feature in data.features.values())
     if wanted is None and not texts and of_images and not by_name(data.column_names, TEXT):
         raise ColumnError(
-            expected=f"the column for --{TEXT.setting}", found=f"pictures: the columns {', '.join(data.column_names)}",
+            expected=f"the column for --{TEXT.setting}", found=f"pictures: the columns {_listed(data)}",
             do="learn pictures with recipes/vision.py",
         )  # fmt: skip
     candidates = [name for name in data.column_names if name in texts]
@@ -229,7 +231,7 @@ def texts(data: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:
 
 def unused_texts(data: datasets.Dataset, used: Sequence[str]) -> list[str]:
     """A note on further columns of text, if there are any."""
-    unused = [name for name, kind in data.features.items() if is_text(kind) and name not in used]
+    unused = [name for name, kind in data.features.items() if is_text(kind) and name not in used and not is_index(name)]
     return [f"Columns of text that are not used: {', '.join(unused)}."] if unused else []
 
 
@@ -239,7 +241,7 @@ def label_columns(data: datasets.Dataset, settings: DataSettings) -> LabelColumn
     if missing := [name for name in several if name not in data.column_names]:
         raise user_error(
             expected=f"the columns {', '.join(several)}, as --label_column_names says",
-            found=f"no column {', '.join(map(repr, missing))}; there are {', '.join(data.column_names)}",
+            found=f"no column {', '.join(map(repr, missing))}; there are {_listed(data)}",
             do="correct --label_column_names",
         )
     return LabelColumns(tuple(several) or (_label_column(data, settings.label_column_name),), settings.label_separator)
@@ -247,7 +249,7 @@ def label_columns(data: datasets.Dataset, settings: DataSettings) -> LabelColumn
 
 def _label_column(data: datasets.Dataset, wanted: str | None) -> str:
     candidates = [name for name, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)]
-    if wanted is None and len(data.column_names) == 1:
+    if wanted is None and sum(not is_index(name) for name in data.column_names) == 1:
         raise ColumnError(
             expected="a label for each sample, of at least 2 classes",
             found="samples without labels: images in one folder or beside the class folders, or a table of one column",
@@ -271,6 +273,10 @@ def refuse_other_values(data: datasets.Dataset, column: str) -> None:
         )
 
 
+def _listed(data: datasets.Dataset) -> str:
+    return ", ".join(name for name in data.column_names if not is_index(name))
+
+
 def _kind(feature: object) -> str:
     if isinstance(feature, datasets.Value):
         return f"values of type {feature.dtype}"
@@ -286,7 +292,7 @@ def _wanted(data: datasets.Dataset, wanted: str, setting: str) -> str:
         return str(alike[0])
     raise ColumnError(
         expected=f"the column for --{setting}",
-        found=f"no column {wanted!r}; there are {', '.join(existing)}",
+        found=f"no column {wanted!r}; there are {_listed(data)}",
         do=f"set --{setting} to one of these",
     )
 
@@ -318,6 +324,6 @@ def _column(
     doubt = f", of which {' and '.join(named)} could be it" if len(named) > 1 else ""
     raise ColumnError(
         expected=f"the column for --{role.setting}",
-        found=f"the columns {', '.join(data.column_names)}{doubt}",
+        found=f"the columns {_listed(data)}{doubt}",
         do=f"set --{role.setting} to one of these",
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 
+from hf_transfer.data.columns import PICTURE_NAMES
 from hf_transfer.data.origins import Origins
 from hf_transfer.data.splits import UNLABELLED, Rows, Split, Unlabelled
 from hf_transfer.errors import user_error
@@ -121,8 +122,10 @@ def _unlabelled(
     nothing = np.nan if np.issubdtype(like.dtype, np.floating) else -1
     targets = np.full((len(rows), *like.shape[1:]), nothing, dtype=like.dtype)
     keys = [key for key in data[name].column_names if key not in columns.names and _tells_rows_apart(data[name], key)]
+    of_pictures = next((key for key, kind in data[name].features.items() if isinstance(kind, datasets.Image)), "")
+    names = {key: of_pictures if key == PICTURE_NAMES else key for key in keys}
     split = Split(samples[name], rows, targets, origins=origins.get(name))
-    return Unlabelled(name, split, {key: data[name][key][:] for key in keys}, columns)
+    return Unlabelled(name, split, {names[key]: data[name][key][:] for key in keys}, columns)
 
 
 def _tells_rows_apart(rows: datasets.Dataset, column: str) -> bool:

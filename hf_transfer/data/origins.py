@@ -25,6 +25,11 @@ class Origins:
         """The file of a row, and its line; None: the file has no lines."""
         return self.files[int(self.file_numbers[row])], int(self.lines[row]) or None
 
+    def whole_file(self, row: int) -> str | None:
+        """The file that is a row; None: it has other rows, or lines."""
+        file, line = self.of(row)
+        return file if line is None and np.count_nonzero(self.file_numbers == self.file_numbers[row]) == 1 else None
+
     def describe(self, row: int) -> str:
         """The file and line of a row, for messages; its place, from 1, in a file of several rows without lines."""
         file, line = self.of(row)

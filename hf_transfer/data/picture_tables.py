@@ -24,8 +24,6 @@ AS_WRITTEN = tuple({
     for name in ("id", "file", "filename", "file_name", "image", "image_id", "img", "img_id", "imageid", "photo")
     for form in (name, name.capitalize(), name.title(), name.upper(), name.replace("id", "ID").replace("_", ""))
 })  # fmt: skip
-# What the column of pictures is called until that of their names is gone, which may have the same name.
-PLACEHOLDER = "__pictures__"
 # The values of a column by which it is judged.
 TRIED = 50
 # Longer names are those of no file.
@@ -228,9 +226,8 @@ def with_pictures(
         named |= {file for file in files if file is not None}
         pictures = [None if file is None else {"bytes": None, "path": str(file)} for file in files]
         feature = datasets.Image(decode=not all_exist)
-        # The other columns last: without any, the rows would be lost with the only one.
-        whole = data.add_column(PLACEHOLDER, pictures, feature=feature).remove_columns(column)
-        changed[table] = whole.rename_column(PLACEHOLDER, name)
+        # The names stay: they may be the identifiers of the rows.
+        changed[table] = data.rename_column(column, columns.PICTURE_NAMES).add_column(name, pictures, feature=feature)
     if problems["missing"] and not all_exist and any(file.is_file() for file in named):
         # The check of all pictures names these, or masks them.
         problems["missing"] = []

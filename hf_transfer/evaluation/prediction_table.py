@@ -15,8 +15,8 @@ from hf_transfer.targets.predictions import Predictions
 def write_predictions(folder: Path, predictions: Predictions, unlabelled: Unlabelled) -> Path:
     """Write `predictions.csv`: a line for each sample without a label, in the order of the data.
 
-    The columns: `row`, counted from 1 below the header, or `path` of a picture; the columns of the data that tell rows
-    apart, such as an identifier; and the answer. Of a masked sample the answer is empty.
+    The columns: `row`, counted from 1 below the header, or `path` of a picture or a file of text; the columns of the
+    data that tell rows apart, such as an identifier; and the answer. Of a masked sample the answer is empty.
 
     Args:
         folder: of the run.
@@ -41,4 +41,6 @@ def write_predictions(folder: Path, predictions: Predictions, unlabelled: Unlabe
 
 def _place(split: Split, row: int) -> dict[str, Any]:
     path = encoded_image(split, row)["path"] if "image" in split.dataset.column_names else None
+    if path is None and split.origins is not None:
+        path = split.origins.whole_file(row)
     return {"path": path} if path else {"row": row + 1}

@@ -194,3 +194,4 @@ def test_a_test_table_of_nothing_but_pictures_is_predicted(
     paths = [encoded_image(splits.unlabelled.split, row)["path"] for row in range(6)]
     assert paths == [str(tmp_path / "images" / "test" / f"{number}.png") for number in range(6)]
     assert len(splits.train) + len(splits.validation) + len(splits.test) == 20
+    assert splits.unlabelled.keys[column] == [f"test/{number}.png" for number in range(6)]

@@ -5,6 +5,8 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from torch import Tensor
 
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.answers import Answer, JsonLines, Report, Table, write_answers
+from hf_transfer.evaluation.prediction_table import write_predictions
 from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.label_columns import LabelColumns
 from hf_transfer.targets.labels import LabelSets
 from hf_transfer.targets.numbers import Numbers
 from hf_transfer.targets.target import Target
+from tests.data.small_folders import fill, read_texts, write_text
 
 TWO_NUMBERS = Numbers(("height", "width"), in_units=True, half_widths=(0.5, 2.0))
 LABELS = LabelSets(("-old", "new; used", "red"), separator="|", thresholds=(0.5, 0.2, 0.99))
@@ -104,3 +108,17 @@ def test_predictions_of_a_split_without_labels_are_named_as_its_columns_are() ->
     assert LABELS.labelled_answers(outputs, LabelColumns(("tags",))) == [{"tags": "-old"}]
     [answer] = Classes(("cat", "dog")).labelled_answers(torch.tensor([[9.0, 0.0]]), LabelColumns(("probability",)))
     assert answer == {"probability": "cat"}
+
+
+def test_predictions_of_files_of_text_name_the_files(tmp_path: Path) -> None:
+    """Numbers of rows alone could not be matched with them."""
+    fill(tmp_path / "data" / "train", "x", "y", write=write_text)
+    fill(tmp_path / "data", "test", write=write_text, count=3)
+    unlabelled = read_texts(tmp_path / "data").unlabelled
+    assert unlabelled is not None
+    outputs = torch.tensor([[9.0, 0.0], [0.0, 9.0], [9.0, 0.0]])
+    predictions: Any = SimpleNamespace(target=Classes(("x", "y")), outputs=outputs, index=torch.arange(3))
+    with write_predictions(tmp_path, predictions, unlabelled).open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["path"] for line in lines] == [str(tmp_path / "data" / "test" / f"{n}.txt") for n in range(3)]
+    assert [line["label"] for line in lines] == ["x", "y", "x"]
