@@ -206,8 +206,11 @@ class Classes(target.Target):
         ]
 
     def labelled_answers(self, outputs: Tensor, columns: target.LabelColumns) -> list[dict[str, Any]]:
-        """The most probable class, in a column named as that of the labels, and its probability."""
-        return [{"probability": share} | {columns.only: name} for ((name, share),) in self.answers(outputs, 1)]
+        """The most probable class, in a column named as that of the labels, and its probability in one beside it."""
+        answers = [answer for (answer,) in self.answers(outputs, 1)]
+        if columns.only == "probability":
+            return [{columns.only: name} for name, _ in answers]
+        return [{columns.only: name, "probability": share} for name, share in answers]
 
     def shown(self, value: Any) -> str:
         """The class name."""
