@@ -13,14 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_transfer.data import encodings
-from hf_transfer.data.quotes import Lines, QuoteError, Spanning, quote_error, refuse_swallowed_lines
+from hf_transfer.data.quotes import QuoteError, Spanning, quote_error, refuse_swallowed_lines
+from hf_transfer.data.read_data import Lines, ReadTable
 from hf_transfer.errors import UserError, some, user_error
 from hf_transfer.settings.ranges import DELIMITERS
 
@@ -65,23 +66,7 @@ class Layout:
         )  # fmt: skip
 
 
-class TextTable(NamedTuple):
-    """A table as it is written.
-
-    Attributes:
-        table: columns of text, null where a field is empty.
-        lines: at which each row starts [rows].
-        notes: sentences on how it was read.
-        digest: a hash of the file and of the way in which it was read.
-    """
-
-    table: pa.Table
-    lines: Lines
-    notes: list[str]
-    digest: str
-
-
-def read_delimited(file: Path, encoding: str, delimiter: str | None = None) -> TextTable:
+def read_delimited(file: Path, encoding: str, delimiter: str | None = None) -> ReadTable:
     """All rows of a file of delimited text; blank lines are no rows.
 
     Args:
@@ -106,7 +91,7 @@ def read_delimited(file: Path, encoding: str, delimiter: str | None = None) -> T
             notes = [
                 f"{file.name}: quotes are read as text, since the one in line {error.line} encloses no whole field."
             ]
-    return TextTable(table, lines, [*layout.notes, *notes], f"{digest} {replace(layout, notes=())}")
+    return ReadTable(table, lines, [*layout.notes, *notes], f"{digest} {replace(layout, notes=())}")
 
 
 def layout_of(file: Path, encoding: str, delimiter: str | None = None) -> Layout:

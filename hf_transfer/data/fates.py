@@ -48,11 +48,6 @@ class Accounted:
     reasons: dict[int, str]
     origins: Origins | None = None
 
-    def fate(self, row: int) -> Fate:
-        """The fate of a row."""
-        fate = self.fates[int(self.numbers[row])]
-        return fate._replace(reason=self.reasons[row]) if fate.reason == ITS_OWN else fate
-
 
 class Source(NamedTuple):
     """A split as it was read.

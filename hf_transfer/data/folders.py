@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -12,6 +12,7 @@ from hf_transfer.data import encodings
 from hf_transfer.data.class_folders import PICTURES, TEXTS, Arrangement, Part, checked
 from hf_transfer.data.files import Tree, is_hidden
 from hf_transfer.data.origins import Origins
+from hf_transfer.data.read_data import ReadSplits
 from hf_transfer.data.split_folders import is_split
 from hf_transfer.errors import user_error
 
@@ -19,21 +20,7 @@ from hf_transfer.errors import user_error
 SAVED_SPLITS, SAVED_SPLIT = "dataset_dict.json", "state.json"
 
 
-class FolderData(NamedTuple):
-    """What was read from a folder.
-
-    Attributes:
-        data: its splits, as they are called there in lower case.
-        origins: the file of each row, by split; empty where rows have none.
-        notes: sentences on how the folder was understood, and what in it is not used.
-    """
-
-    data: datasets.DatasetDict
-    origins: dict[str, Origins]
-    notes: list[str]
-
-
-def read_pictures(root: Path, tree: Tree) -> FolderData:
+def read_pictures(root: Path, tree: Tree) -> ReadSplits:
     """A folder of pictures by class, in the columns `image` and `label`; see `class_folders.checked`.
 
     The labels of a split without folders of classes are missing.
@@ -41,7 +28,7 @@ def read_pictures(root: Path, tree: Tree) -> FolderData:
     return _data_of(checked(root, tree, PICTURES), "image", datasets.Image(), picture_column)
 
 
-def read_texts(root: Path, tree: Tree, encoding: str) -> FolderData:
+def read_texts(root: Path, tree: Tree, encoding: str) -> ReadSplits:
     """A folder of text files by class, in the columns `text` and `label`; see `class_folders.checked`.
 
     Raises:
@@ -55,7 +42,7 @@ def read_texts(root: Path, tree: Tree, encoding: str) -> FolderData:
 
 def _data_of(
     arranged: Arrangement, column: str, feature: Any, values: Callable[[Sequence[Path]], pa.Array]
-) -> FolderData:
+) -> ReadSplits:
     names = sorted({name for part in arranged.parts.values() for name in part.classes})
     data, origins = datasets.DatasetDict(), {}
     for split, part in arranged.parts.items():
@@ -66,7 +53,7 @@ def _data_of(
         origins[split] = Origins(
             tuple(map(str, files)), np.arange(len(files), dtype=np.int32), np.zeros(len(files), dtype=np.int64)
         )
-    return FolderData(data, origins, arranged.notes)
+    return ReadSplits(data, origins, arranged.notes)
 
 
 def _rows(part: Part, names: Sequence[str]) -> tuple[list[Path], Sequence[int | None]]:
@@ -119,7 +106,7 @@ def saved_folder(folder: Path) -> Path | None:
     return None
 
 
-def read_saved(folder: Path) -> FolderData:
+def read_saved(folder: Path) -> ReadSplits:
     """A `Dataset` or `DatasetDict` that `save_to_disk` has written.
 
     A single data set is the split that it was loaded as, or else the one for training.
@@ -128,4 +115,4 @@ def read_saved(folder: Path) -> FolderData:
     if not isinstance(saved, datasets.DatasetDict):
         split = str(saved.split)
         saved = datasets.DatasetDict({split if is_split(split) else "train": saved})
-    return FolderData(saved.with_format(None), {}, [])
+    return ReadSplits(saved.with_format(None), {}, [])

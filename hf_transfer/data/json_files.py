@@ -5,40 +5,23 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.json
 
 from hf_transfer.data import columns, encodings
+from hf_transfer.data.read_data import Lines, ReadTable
 from hf_transfer.errors import UserError, some, user_error
 
-Lines = npt.NDArray[np.int64]
 Row = Mapping[str, Any]
 FORMS = "a list of objects, an object of lists, or lines with an object each"
 DECODER = json.JSONDecoder()
 SPACE = re.compile(r"[ \t\r\n]+")
 
 
-class JsonTable(NamedTuple):
-    """A table in a JSON file.
-
-    Attributes:
-        table: its columns.
-        lines: at which each row starts; 0 where a row is not in one place [rows].
-        notes: sentences on how it was read.
-        digest: a hash of the file and its encoding.
-    """
-
-    table: pa.Table
-    lines: Lines
-    notes: list[str]
-    digest: str
-
-
-def read_json(file: Path, encoding: str) -> JsonTable:
+def read_json(file: Path, encoding: str) -> ReadTable:
     """All rows of a JSON file: lines with an object each, a list of objects, an object of lists, or a form of pandas.
 
     Args:
@@ -57,7 +40,7 @@ def read_json(file: Path, encoding: str) -> JsonTable:
         raise encodings.undecodable(file, codec) or error from error
     if not len(table):
         raise _no_rows(file)
-    return JsonTable(table, lines, notes, f"{digest} {codec}")
+    return ReadTable(table, lines, notes, f"{digest} {codec}")
 
 
 def _quick(file: Path, codec: str) -> tuple[pa.Table, Lines] | None:

@@ -10,7 +10,7 @@ import datasets
 from hf_transfer.data import columns
 from hf_transfer.data.class_folders import PICTURES, Arrangement, arrange, notes_on_unread
 from hf_transfer.data.files import Tree
-from hf_transfer.data.folders import FolderData, read_pictures
+from hf_transfer.data.folders import read_pictures
 from hf_transfer.data.picture_tables import (
     AS_WRITTEN,
     METADATA,
@@ -23,7 +23,8 @@ from hf_transfer.data.picture_tables import (
     with_pictures,
 )  # fmt: skip
 from hf_transfer.data.pictures import SUFFIXES
-from hf_transfer.data.tables import TABLE_BUILDERS, Table, Tables, load_tables, read_each, with_all_columns
+from hf_transfer.data.read_data import ReadSplits
+from hf_transfer.data.tables import TABLE_BUILDERS, Table, load_tables, read_each, with_all_columns
 from hf_transfer.data.tables import joined as joined_tables
 from hf_transfer.errors import UserError, some, user_error
 from hf_transfer.settings.data import DataSettings
@@ -31,7 +32,7 @@ from hf_transfer.settings.data import DataSettings
 
 def read(
     folder: Path, tree: Tree, settings: DataSettings, text_columns: Sequence[str], image_column: str | None
-) -> FolderData:
+) -> ReadSplits:
     """A folder of pictures: by class, or with tables that name them.
 
     Tables are read if they are called `metadata`, if the label column that the settings name is in them, or if the
@@ -72,7 +73,7 @@ def read(
     if unnamed:
         notes.append(f"Not used, since no table names them: {len(unnamed)} images, such as {unnamed[0]}.")
     whole = joined({table: naming[table].rows for table in chosen}, splits_of(folder, split_of, chosen), settings)
-    return FolderData(whole.data, whole.origins, [*whole.notes, *notes, *notes_on_unread(tree, PICTURES)])
+    return ReadSplits(whole.data, whole.origins, [*whole.notes, *notes, *notes_on_unread(tree, PICTURES)])
 
 
 def _refuse_other_labels(
@@ -129,7 +130,7 @@ def _without_copies(naming: Mapping[Path, _Naming], split_of: Mapping[Path, str 
 
 def read_table_of_pictures(
     table: Path, settings: DataSettings, text_columns: Sequence[str], image_column: str | None
-) -> Tables:
+) -> ReadSplits:
     """One table that the user has named; if it names pictures, these may lie anywhere.
 
     Args:
@@ -182,7 +183,7 @@ def splits_of(folder: Path, split_of: Mapping[Path, str | None], chosen: Sequenc
     return {table: split_of[table] or "train" for table in chosen}
 
 
-def joined(rows: Mapping[Path, Table], split_of: Mapping[Path, str], settings: DataSettings) -> Tables:
+def joined(rows: Mapping[Path, Table], split_of: Mapping[Path, str], settings: DataSettings) -> ReadSplits:
     """The rows of tables by split; a test split without labels has missing ones.
 
     Raises:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_transfer.data.field_types import all_numbers
+from hf_transfer.data.read_data import Lines
 from hf_transfer.errors import UserError, user_error
 
-Lines = npt.NDArray[np.int64]
 LINE_END = re.compile(r"\r\n|\r|\n")
 
 

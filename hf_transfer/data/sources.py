@@ -11,10 +11,10 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from hf_transfer.data import archives, files, folders, hub_access, picture_folders, samples, tables
 from hf_transfer.data.class_folders import PICTURES, TEXTS, advice_on_unread, described_suffixes
-from hf_transfer.data.folders import FolderData
 from hf_transfer.data.origins import Origins
 from hf_transfer.data.picture_tables import METADATA
 from hf_transfer.data.pictures import SUFFIXES
+from hf_transfer.data.read_data import ReadSplits
 from hf_transfer.data.split_names import SPLIT_NAMES
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
@@ -88,7 +88,7 @@ def _read(path: Path, read: Callable[[Path], Loaded], cache: Path) -> Loaded:
     return loaded._replace(notes=[*notes, *loaded.notes])
 
 
-def _loaded(data: FolderData | tables.Tables) -> Loaded:
+def _loaded(data: ReadSplits) -> Loaded:
     return Loaded(data.data, origins=data.origins, notes=data.notes)
 
 

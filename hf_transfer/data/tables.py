@@ -13,8 +13,9 @@ import pyarrow as pa
 from hf_transfer.data import columns, files
 from hf_transfer.data.delimited import read_delimited
 from hf_transfer.data.field_types import infer_types
-from hf_transfer.data.json_files import Lines, read_json
+from hf_transfer.data.json_files import read_json
 from hf_transfer.data.origins import Origins
+from hf_transfer.data.read_data import Lines, ReadSplits, ReadTable
 from hf_transfer.data.split_names import files_by_split, notes_on_unused
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
@@ -41,30 +42,9 @@ class Table(NamedTuple):
     notes: list[str]
 
 
-class Tables(NamedTuple):
-    """The rows of all files of a data set.
-
-    Attributes:
-        data: the rows of each split.
-        origins: of each split: the file and line of each row.
-        notes: sentences on how the files were read, and on those that were not.
-    """
-
-    data: datasets.DatasetDict
-    origins: dict[str, Origins]
-    notes: list[str]
-
-
-class _Read(NamedTuple):
-    """A file as it was read: columns, lines, notes, and a hash of all that decides on the columns."""
-
-    table: pa.Table
-    lines: Lines
-    notes: list[str]
-    digest: str
-
-
-def load_tables(source: Path, tables: Sequence[Path], settings: DataSettings, text_columns: Sequence[str]) -> Tables:
+def load_tables(
+    source: Path, tables: Sequence[Path], settings: DataSettings, text_columns: Sequence[str]
+) -> ReadSplits:
     """A table, or a folder of tables of one kind; names of files and folders say the splits.
 
     Args:
@@ -84,7 +64,7 @@ def load_tables(source: Path, tables: Sequence[Path], settings: DataSettings, te
     return whole._replace(data=with_all_columns(whole.data))
 
 
-def joined(splits: Mapping[str, Mapping[Path, Table]], notes: Sequence[str] = ()) -> Tables:
+def joined(splits: Mapping[str, Mapping[Path, Table]], notes: Sequence[str] = ()) -> ReadSplits:
     """The rows of the files of each split, one file after the other.
 
     Raises:
@@ -100,7 +80,7 @@ def joined(splits: Mapping[str, Mapping[Path, Table]], notes: Sequence[str] = ()
             np.repeat(np.arange(len(tables), dtype=np.int32), lengths),
             np.concatenate([table.lines for table in tables.values()]),
         )
-    return Tables(data, origins, list(notes))
+    return ReadSplits(data, origins, list(notes))
 
 
 def with_all_columns(data: datasets.DatasetDict) -> datasets.DatasetDict:
@@ -171,19 +151,19 @@ def read_each(
         return {file: _parquet(file) for file in tables}
     if kind == "csv":
         return _delimited(tables, settings, text_columns)
-    read = [_Read(*read_json(file, settings.encoding)) for file in tables]
+    read = [read_json(file, settings.encoding) for file in tables]
     return dict(zip(tables, _of_one_schema(tables, read, ""), strict=True))
 
 
 def _delimited(tables: Sequence[Path], settings: DataSettings, text_columns: Sequence[str]) -> dict[Path, Table]:
-    read = [_Read(*read_delimited(file, settings.encoding, settings.delimiter)) for file in tables]
+    read = [read_delimited(file, settings.encoding, settings.delimiter) for file in tables]
     # Labels and texts are as they are written: 007, None and 1.0 are names.
     typed = infer_types([one.table for one in read], lambda name: name in text_columns or columns.stays_text(name))
     read = [one._replace(table=table) for one, table in zip(read, typed, strict=True)]
     return dict(zip(tables, _of_one_schema(tables, read, "csv"), strict=True))
 
 
-def _of_one_schema(tables: Sequence[Path], read: Sequence[_Read], kind: str) -> list[Table]:
+def _of_one_schema(tables: Sequence[Path], read: Sequence[ReadTable], kind: str) -> list[Table]:
     """The tables, in which a column has one type.
 
     Raises:
