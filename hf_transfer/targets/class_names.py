@@ -13,6 +13,21 @@ def shown_names(names: Sequence[str]) -> str:
     return ", ".join(map(_shown, names[:NAMES_SHOWN])) + (f" and {more:,} more" if more > 0 else "")
 
 
+def notes_on_lacking(lacking: Mapping[str, Sequence[str]], one: str, several: str) -> list[str]:
+    """Sentences on names that no sample of a split has.
+
+    Args:
+        lacking: these names, by split.
+        one: what such a name is ("class").
+        several: the same in the plural.
+    """
+    return [
+        f"In {split} no sample has the {several if len(names) > 1 else one} {shown_names(names)}."
+        for split, names in lacking.items()
+        if names
+    ]
+
+
 def similar_names(name: str, others: Iterable[str]) -> list[str]:
     """The other names that differ from a name only in case or in surrounding spaces."""
     return [other for other in others if other != name and _folded(other) == _folded(name)]

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
 
 from hf_transfer.targets import reporting, target
 from hf_transfer.targets.class_labels import check_classes, read_labels
-from hf_transfer.targets.class_names import notes_on_similar_names, shown_names
+from hf_transfer.targets.class_names import notes_on_lacking, notes_on_similar_names, shown_names
 from hf_transfer.targets.intervals import bootstrap_interval, wilson_interval
 from hf_transfer.targets.label_sets import CLEAR_SEPARATORS
 
@@ -84,13 +84,11 @@ class Classes(target.Target):
         counts = {split: np.bincount(numbers, minlength=classes) for split, numbers in values.items()}
         samples = dict(zip(self.label_names, sum(counts.values(), start=np.zeros(classes, np.int64)), strict=True))
         notes = notes_on_similar_names(samples, self.outputs)
-        for split, of_split in counts.items():
-            lacking = [name for name, count in zip(self.label_names, of_split, strict=True) if not count]
-            notes += (
-                [f"In {split} no sample has the class{'es' if len(lacking) > 1 else ''} {shown_names(lacking)}."]
-                if lacking
-                else []
-            )
+        lacking = {
+            split: [self.label_names[number] for number in np.flatnonzero(of_split == 0)]
+            for split, of_split in counts.items()
+        }
+        notes += notes_on_lacking(lacking, "class", "classes")
         joined = [name for name in self.label_names if any(sign in name for sign in CLEAR_SEPARATORS)]
         advice = "If samples have several labels: --problem_type multi_label_classification."
         return [*notes, *([f"{joined[0]!r} is one class. {advice}"] if joined else [])]
@@ -166,7 +164,7 @@ class Classes(target.Target):
 
     def evaluate(self, outputs: Tensor, targets: target.Values, only: str | None = None) -> target.Metrics:
         """Accuracy, macro F1 (the plain mean over the classes that occur), and mean cross-entropy."""
-        predicted = outputs.argmax(-1).numpy()
+        predicted = self.predicted(outputs)
         metrics = {"accuracy": float((predicted == targets).mean())}
         if only is None or only == "f1_macro":
             metrics["f1_macro"] = macro_f1(targets, predicted, len(self.label_names))
@@ -174,7 +172,7 @@ class Classes(target.Target):
 
     def intervals(self, outputs: Tensor, targets: target.Values) -> dict[str, target.Interval]:
         """Wilson's for accuracy, bootstrap percentiles for macro F1."""
-        predicted, classes = outputs.argmax(-1).numpy(), len(self.label_names)
+        predicted, classes = self.predicted(outputs), len(self.label_names)
         return {
             "accuracy": wilson_interval(int((predicted == targets).sum()), len(targets)),
             "f1_macro": bootstrap_interval(
@@ -184,12 +182,12 @@ class Classes(target.Target):
 
     def sample_scores(self, outputs: Tensor, targets: target.Values) -> npt.NDArray[np.float64]:
         """1 for a right answer, 0 for a wrong one."""
-        scores: npt.NDArray[np.float64] = (outputs.argmax(-1).numpy() == targets).astype(float)
+        scores: npt.NDArray[np.float64] = (self.predicted(outputs) == targets).astype(float)
         return scores
 
     def details(self, outputs: Tensor, targets: target.Values) -> tuple[list[reporting.Table], list[reporting.Picture]]:
         """Precision, recall and F1 of each class, and which classes are confused."""
-        predicted, names = outputs.argmax(-1).numpy(), self.names
+        predicted, names = self.predicted(outputs), self.names
         matrix: npt.NDArray[np.int64] = confusion_matrix(targets, predicted, labels=range(len(names)))
         columns = precision_recall_fscore_support(targets, predicted, labels=range(len(names)), zero_division=0.0)
         rows = [

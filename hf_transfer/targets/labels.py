@@ -14,7 +14,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hf_transfer.errors import user_error
 from hf_transfer.targets import reporting, target
-from hf_transfer.targets.class_names import notes_on_similar_names, shown_names
+from hf_transfer.targets.cells import Cells, known_cells
+from hf_transfer.targets.class_names import notes_on_lacking, notes_on_similar_names, shown_names
 from hf_transfer.targets.label_metrics import label_intervals, label_metrics, label_rows, sample_f1
 from hf_transfer.targets.label_sets import SEPARATORS, are_flags, missing_sets, read_label_sets, why_label_sets
 from hf_transfer.targets.label_weights import positive_weights
@@ -36,7 +37,7 @@ def _share(name: str, title: str, hub: tuple[str, str, Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True)
-class LabelSets(target.Target):
+class LabelSets(Cells):
     """A set of labels for each sample, float32 [samples, labels]: 1, 0, or NaN where it is not known.
 
     Attributes:
@@ -103,17 +104,14 @@ class LabelSets(target.Target):
 
     def check(self, values: Mapping[str, target.Values], *, splits_to_cut: int) -> None:
         """See `Target.check`: a single label, too few samples, or labels that all samples have alike."""
-        counts, samples = np.nansum(values["train"], axis=0), len(values["train"])
+        counts = np.nansum(values["train"], axis=0)
         if len(self.label_names) < 2:
             raise user_error(
                 expected="at least 2 labels, each of which a sample may have or not",
                 found=f"only {', '.join(self.names) or 'samples without any'}",
                 do="for one class of several: --problem_type single_label_classification; or name other columns",
             )
-        if samples < 2 * (1 + splits_to_cut):
-            raise user_error(
-                expected=f"at least {2 * (1 + splits_to_cut)} training samples", found=f"{samples}", do="add samples"
-            )
+        self.refuse_few(values, splits_to_cut)
         known = (~np.isnan(values["train"])).sum(0)
         if not ((counts > 0) & (counts < known)).any():
             raise user_error(
@@ -132,14 +130,11 @@ class LabelSets(target.Target):
         for what, counts in (("Samples without any label", empty), ("Labels not known, which count nowhere", unknown)):
             parts = [f"{count:,} in {split}" for split, count in counts.items() if count]
             notes += [f"{what}: {', '.join(parts)}."] if parts else []
-        for split, cells in values.items():
-            lacking = [self.label_names[label] for label in np.flatnonzero(np.nansum(cells, 0) == 0)]
-            notes += (
-                [f"In {split} no sample has the label{'s' if len(lacking) > 1 else ''} {shown_names(lacking)}."]
-                if lacking
-                else []
-            )
-        return notes
+        lacking = {
+            split: [self.label_names[label] for label in np.flatnonzero(np.nansum(cells, 0) == 0)]
+            for split, cells in values.items()
+        }
+        return [*notes, *notes_on_lacking(lacking, "label", "labels")]
 
     def describe_names(self, source: str) -> list[str]:
         """See `Target.describe_names`."""
@@ -188,21 +183,13 @@ class LabelSets(target.Target):
             if layer.bias is not None:
                 layer.bias.copy_(_shares(values).logit())
 
-    def mixed(self, targets: Tensor, counted: Tensor) -> Tensor:
-        """The cells as they are, which can be mixed; zeros for a sample that does not count."""
-        return targets.where(counted[:, None], 0.0)
-
-    def weight(self, targets: Tensor, counted: Tensor, options: target.LossOptions) -> Tensor:  # noqa: ARG002
-        """The number of known cells; it depends neither on the smoothing nor on the weights of positives."""
-        return target.known_cells(targets, counted).sum()
-
     def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: target.LossOptions) -> target.LossSums:
         """Binary cross-entropy over the known cells, or the asymmetric loss.
 
         Reference: Ridnik, Ben-Baruch, Zamir, Noy, Friedman, Protter and Zelnik-Manor, "Asymmetric Loss For Multi-Label
         Classification", ICCV 2021, https://arxiv.org/abs/2009.14119.
         """
-        known = target.known_cells(targets, counted)
+        known = known_cells(targets, counted)
         truth = targets.to(outputs.dtype).where(known, 0.0)
         truth = truth * (1 - options.smoothing) + options.smoothing / 2
         weights = None if options.weights is None else options.weights.to(outputs)
@@ -239,9 +226,7 @@ class LabelSets(target.Target):
         probabilities = _probabilities(outputs)
         # In training there are no thresholds yet.
         metrics = label_metrics(outputs.double().numpy(), self._chosen(probabilities), targets, only)
-        everyone = torch.ones(len(targets), dtype=torch.bool)
-        total, weight = self.loss(outputs.double(), torch.from_numpy(targets), everyone, target.LossOptions())
-        return {**metrics, "loss": (total / weight.clamp(min=1)).item()}
+        return {**metrics, "loss": self.mean_loss(outputs, targets)}
 
     def intervals(self, outputs: Tensor, targets: target.Values) -> dict[str, target.Interval]:
         """Bootstrap percentiles."""

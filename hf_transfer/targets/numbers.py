@@ -15,6 +15,7 @@ from torch.nn.functional import huber_loss, mse_loss
 
 from hf_transfer.errors import user_error
 from hf_transfer.targets import reporting, target
+from hf_transfer.targets.cells import Cells, known_cells
 from hf_transfer.targets.number_columns import read_numbers, why_numbers
 from hf_transfer.targets.number_metrics import (
     interval_coverage,
@@ -41,7 +42,7 @@ def _metric(
 
 
 @dataclass(frozen=True)
-class Numbers(target.Target):
+class Numbers(Cells):
     """One or several numbers for each sample, float64 [samples, outputs] in the user's units; NaN: not known.
 
     A model in training gives standardised numbers. Mean and scale are folded into its last layer when it is saved.
@@ -116,10 +117,8 @@ class Numbers(target.Target):
 
     def check(self, values: Mapping[str, target.Values], *, splits_to_cut: int) -> None:
         """See `Target.check`: a constant, or too few samples."""
-        train, needed = values["train"], 2 * (1 + splits_to_cut)
-        if len(train) < needed:
-            raise user_error(expected=f"at least {needed} training samples", found=f"{len(train)}", do="add samples")
-        self._refuse_constants(train, "name another column, or add samples with other values")
+        self.refuse_few(values, splits_to_cut)
+        self._refuse_constants(values["train"], "name another column, or add samples with other values")
 
     def _refuse_constants(self, train: target.Values, do: str) -> None:
         for name, column in zip(self.output_names, train.T, strict=True):
@@ -202,21 +201,13 @@ class Numbers(target.Target):
         """Standardised numbers, float64."""
         return (targets.to(_precise(targets)) - self._mean(targets)) / self._scale(targets)
 
-    def mixed(self, targets: Tensor, counted: Tensor) -> Tensor:
-        """The numbers as they are, which can be mixed; zeros for a sample that does not count."""
-        return targets.where(counted[:, None], 0.0)
-
-    def weight(self, targets: Tensor, counted: Tensor, options: target.LossOptions) -> Tensor:  # noqa: ARG002
-        """The number of known cells."""
-        return target.known_cells(targets, counted).sum()
-
     def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: target.LossOptions) -> target.LossSums:
         """Squared error of the standardised numbers that are known, or Huber's loss, quadratic up to one deviation.
 
         Reference: Huber, "Robust Estimation of a Location Parameter", Annals of Mathematical Statistics 1964,
         https://doi.org/10.1214/aoms/1177703732.
         """
-        known = target.known_cells(targets, counted)
+        known = known_cells(targets, counted)
         truth = self.learned(targets).to(outputs.dtype).where(known, 0.0)
         values = self.learned(outputs).to(outputs.dtype) if self.in_units else outputs
         pointwise = huber_loss if options.kind == "huber" else mse_loss
@@ -258,10 +249,8 @@ class Numbers(target.Target):
 
     def evaluate(self, outputs: Tensor, targets: target.Values, only: str | None = None) -> target.Metrics:
         """Errors and correlations in the user's units, and the mean squared error of standardised numbers."""
-        everyone = torch.ones(len(targets), dtype=torch.bool)
-        total, weight = self.loss(outputs.double(), torch.from_numpy(targets), everyone, target.LossOptions())
         metrics = number_metrics(self.predicted(outputs), targets, only)
-        return {**metrics, "loss": (total / weight.clamp(min=1)).item()}
+        return {**metrics, "loss": self.mean_loss(outputs, targets)}
 
     def intervals(self, outputs: Tensor, targets: target.Values) -> dict[str, target.Interval]:
         """Bootstrap percentiles."""

@@ -377,16 +377,6 @@ def names_of_outputs(config: Any) -> tuple[str, ...]:
     return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
 
 
-def known_cells(targets: Tensor, counted: Tensor) -> Tensor:
-    """The cells of the samples that count, except for those that are not known, bool [samples, outputs].
-
-    Args:
-        targets: cells [samples, outputs]; NaN for those that are not known.
-        counted: bool [samples].
-    """
-    return counted[:, None] & ~targets.isnan()
-
-
 def one_kind_each(strata: Strata) -> csr_array:
     """Of which kinds samples are that have one each: 0 or 1 [samples, kinds]."""
     kinds, numbers = np.unique(strata, return_inverse=True)
