@@ -27,6 +27,8 @@ from hf_transfer.strategies.freezing import Stage, Strategy, top_blocks
 
 # Endings of the names of modules that peft's model for text classification saves by itself.
 SAVED_FOR_TEXT = ("classifier", "score")
+# In each step, for each layer: it makes the loss NaN.
+LARGEST_CHANCE_TO_DROP_ALL = 1e-12
 # peft can attach these methods to a layer, but they need more than that, or are no adapters.
 UNSUITABLE = {
     "ADALORA": "it needs the number of steps, and the training loop must call it to prune ranks",
@@ -215,6 +217,12 @@ class OtherAdapters(Adapters):
     """
 
     peft_type: str = "LOHA"  # type: ignore[misc]
+
+    def suits(self, layer: nn.Module) -> bool:
+        """Not a layer of so few rows that rank dropout may drop all: peft divides by the share of those that are left."""
+        assert isinstance(layer.weight, Tensor)
+        dropout = self.settings().get("rank_dropout", 0.0)
+        return bool(dropout ** len(layer.weight) <= LARGEST_CHANCE_TO_DROP_ALL)
 
 
 def _adapted_groups(groups: Sequence[Group], layers: int | None) -> list[Group]:

@@ -194,6 +194,30 @@ def test_dora_leaves_out_layers_with_a_vector_of_zeros_which_has_no_direction(na
     assert torch.isfinite(logits(adapted, inputs)).all()
 
 
+@pytest.mark.parametrize("peft_type", ["LOHA", "LOKR"])
+def test_layers_whose_rows_dropout_may_all_drop_have_no_adapter(peft_type: str) -> None:
+    """peft divides by the share of rows that are left: in a layer of few rows it is 0 sooner or later, and 0 / 0 is NaN."""
+    strategy = OtherAdapters(peft_type=peft_type, dropout=0.5)
+    assert not strategy.suits(nn.Conv2d(32, 1, 1))
+    assert not strategy.suits(nn.Linear(32, 20))
+    assert strategy.suits(nn.Linear(32, 48))
+    assert OtherAdapters(peft_type=peft_type, dropout=0.0).suits(nn.Conv2d(32, 1, 1))
+    assert OtherAdapters(peft_type="LORA", dropout=0.5).suits(nn.Conv2d(32, 1, 1))
+
+
+def test_an_adapted_model_with_a_layer_of_one_output_computes_numbers_in_every_step() -> None:
+    """Squeeze-and-excitation of small networks has such layers."""
+    torch.manual_seed(0)
+    model = Small()
+    model.stem = nn.Sequential(nn.Conv2d(3, 48, 1), nn.Conv2d(48, 1, 1), nn.Conv2d(1, 48, 1))
+    model.head = nn.Linear(48, 4)
+    inputs = {"pixel_values": torch.randn(2, 3, 8, 8)}
+    strategy = OtherAdapters(peft_type="LOHA", dropout=0.3)
+    adapted, _ = strategy.prepare(model, trace_groups(model, inputs), inputs, 0)
+    adapted.train()
+    assert all(bool(logits(adapted, inputs).isfinite().all()) for _ in range(100))
+
+
 @pytest.mark.parametrize(("name", "top"), [("vit", 1), ("vit", 2), ("resnet_basic", 2), ("gpt2", 1), ("convnext", 4)])
 def test_the_top_blocks_have_the_adapters(name: str, top: int) -> None:
     blocks = (ALL | TEXT_ARCHITECTURES)[name].blocks[-top:]
@@ -222,7 +246,7 @@ class Small(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3)
+        self.stem: nn.Module = nn.Conv2d(3, 8, 3)
         self.head = nn.Linear(8, 4)
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
