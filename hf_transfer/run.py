@@ -27,6 +27,7 @@ from hf_transfer.evaluation.prediction_table import write_predictions
 from hf_transfer.evaluation.report import results_table, shown_again, write_report
 from hf_transfer.evaluation.results import PART, Results, Scores
 from hf_transfer.evaluation.row_file import write_rows
+from hf_transfer.host_memory import freed_memory_kept
 from hf_transfer.hub.publish import Published
 from hf_transfer.hub.runs import prepare_to_publish, publish_run, push_run
 from hf_transfer.modalities.modality import Modality, Regularisation, saved_description
@@ -166,6 +167,8 @@ class Run:
             UserError: the folder cannot be used, memory or disk is full, or a loss is not finite.
             Interrupted: a signal asked the run to end; a checkpoint has been written.
         """
+        # Not for reading data: memory of many short threads would be kept, too.
+        self._until_end.enter_context(freed_memory_kept())
         needed = run_folder.size_of_model(self.model) if self.config.trains() else 0
         folder = self._until_end.enter_context(run_folder.open_run_folder(self.config, self.accelerator, needed))
         if self.accelerator.is_main_process:

@@ -219,7 +219,7 @@ class OtherAdapters(Adapters):
     peft_type: str = "LOHA"  # type: ignore[misc]
 
     def suits(self, layer: nn.Module) -> bool:
-        """Not a layer of so few rows that rank dropout may drop all: peft divides by the share of those that are left."""
+        """Not a layer of so few rows that rank dropout may drop all: peft divides by the share that is left."""
         assert isinstance(layer.weight, Tensor)
         dropout = self.settings().get("rank_dropout", 0.0)
         return bool(dropout ** len(layer.weight) <= LARGEST_CHANCE_TO_DROP_ALL)

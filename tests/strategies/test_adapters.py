@@ -196,7 +196,7 @@ def test_dora_leaves_out_layers_with_a_vector_of_zeros_which_has_no_direction(na
 
 @pytest.mark.parametrize("peft_type", ["LOHA", "LOKR"])
 def test_layers_whose_rows_dropout_may_all_drop_have_no_adapter(peft_type: str) -> None:
-    """peft divides by the share of rows that are left: in a layer of few rows it is 0 sooner or later, and 0 / 0 is NaN."""
+    """peft divides by the share of rows that are left: of few rows it is 0 sooner or later, and 0 / 0 is NaN."""
     strategy = OtherAdapters(peft_type=peft_type, dropout=0.5)
     assert not strategy.suits(nn.Conv2d(32, 1, 1))
     assert not strategy.suits(nn.Linear(32, 20))
