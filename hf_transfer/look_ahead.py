@@ -13,6 +13,7 @@ from statistics import mean
 import huggingface_hub.constants
 import torch
 
+from hf_transfer import host_memory
 from hf_transfer.checkpoints.files import free_bytes, in_units
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.hub_account import describe_token, find_destination
@@ -38,6 +39,7 @@ def machine() -> Iterator[tuple[str, str]]:
     yield "machine", platform.platform()
     yield "processors", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads"
     yield "accelerators", ", ".join(devices) or "none"
+    yield "memory", host_memory.description()
     yield "cache", f"{home}, {in_units(free_bytes(home))} free"
     yield "token for the Hub", describe_token()
     yield "import name", "ours alone"

@@ -23,6 +23,7 @@ from hf_transfer.evaluation import inputs
 from hf_transfer.evaluation.results import RESULTS_FILE, Results
 from hf_transfer.evaluation.row_file import PACKED_ROW_FILE, ROW_FILE
 from hf_transfer.modalities.modality import Preprocessing, save_preprocessing
+from hf_transfer.models.memory_format import in_channels_last
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.settings.run import RunConfig
@@ -307,10 +308,10 @@ def load_finished(checkpoint: Checkpoint, target: Target) -> nn.Module:
     """
     folder = adapter_of(checkpoint)
     if folder is None:
-        return checkpoint.finished_classifier()
+        return in_channels_last(checkpoint.finished_classifier())
     settings = adapter_settings(folder)
     base = Checkpoint(settings["base_model_name_or_path"], settings.get("revision") or "main", checkpoint.task)
-    return load_adapter(folder, base.classifier(target, seed=0, fresh_weights=False))
+    return in_channels_last(load_adapter(folder, base.classifier(target, seed=0, fresh_weights=False)))
 
 
 def size_of_model(model: nn.Module) -> int:

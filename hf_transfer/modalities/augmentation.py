@@ -133,15 +133,14 @@ def _matrices(count: int, *elements: Floats | float) -> Floats:
 
 def _warp(images: Tensor, matrices: Floats) -> Tensor:
     """Bilinear sampling along affine maps; outside of the image its border is repeated."""
-    # Element by element: a batched matrix product may round differently for another batch size.
+    # Element by element: a batched matrix product may round differently for another batch size. On the device: the grid
+    # is two thirds of the size of the images.
     height, width = images.shape[-2:]
-    x = ((torch.arange(width, dtype=torch.float64) * 2 + 1) / width - 1).view(1, 1, width)
-    y = ((torch.arange(height, dtype=torch.float64) * 2 + 1) / height - 1).view(1, height, 1)
-    m = torch.from_numpy(matrices)[:, :, :, None, None]
+    x = ((torch.arange(width, device=images.device) * 2 + 1) / width - 1).view(1, 1, width)
+    y = ((torch.arange(height, device=images.device) * 2 + 1) / height - 1).view(1, height, 1)
+    m = torch.from_numpy(matrices).float().to(images.device)[:, :, :, None, None]
     grid = torch.stack([m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2], m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2]], -1)
-    return torch.nn.functional.grid_sample(
-        images, grid.to(images), mode="bilinear", padding_mode="border", align_corners=False
-    )
+    return torch.nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _trivial(images: Tensor, draws: Floats) -> Tensor:

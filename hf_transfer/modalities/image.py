@@ -46,6 +46,8 @@ from hf_transfer.targets.target import Target
 
 DECODED_CACHE_BYTES = 1 << 30
 DEFAULT_VIEWS = 4
+# With more training samples for each output, augmented views do not make a solved head better: see docs/benchmarks.md.
+FEW_SAMPLES = 16
 # Why there can be no answer, where a table names no picture.
 MISSING = "missing"
 
@@ -99,6 +101,7 @@ class ImageInputs(InputMaker):
         augmentation: random changes to training images.
         splits: of the run.
         mask: mask images that are found to be unreadable during training; else they are an error.
+        solved_views: augmented views that a solved head sees of a training image.
 
     Attributes:
         views: see `Loaders.views`.
@@ -106,11 +109,12 @@ class ImageInputs(InputMaker):
     """
 
     def __init__(
-        self, preprocessing: PixelPreprocessing, augmentation: Augmentation, splits: Splits, *, mask: bool
-    ) -> None:
+        self, preprocessing: PixelPreprocessing, augmentation: Augmentation, splits: Splits, *, mask: bool,
+        solved_views: int = DEFAULT_VIEWS,
+    ) -> None:  # fmt: skip
         self.preprocessing, self.augmentation, self.splits, self.mask = preprocessing, augmentation, splits, mask
         self._white = splits.columns.get(LARGEST_PIXEL_VALUE)
-        self.views, self.cycle = augmentation.views or DEFAULT_VIEWS, augmentation.views
+        self.views, self.cycle = solved_views, augmentation.views
         if augmentation.kind == "none":
             self.views, self.cycle = 0, 1
         self._contents: dict[str, str] = {}
@@ -335,4 +339,13 @@ def image_inputs(
         seed=config.training.seed,
         views=views if images.cache_views is None else images.cache_views,
     )
-    return ImageInputs(preprocessing, augmentation, splits, mask=config.data.on_bad_sample == "skip")
+    return ImageInputs(
+        preprocessing, augmentation, splits, mask=config.data.on_bad_sample == "skip",
+        solved_views=images.cache_views or _views_worth_solving(splits),
+    )  # fmt: skip
+
+
+def _views_worth_solving(splits: Splits) -> int:
+    """How many augmented views make a solved head better: each costs a pass over the training images."""
+    outputs = max(2, len(splits.target.names))
+    return DEFAULT_VIEWS if splits.train is not None and len(splits.train) <= FEW_SAMPLES * outputs else 0

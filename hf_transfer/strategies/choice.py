@@ -7,6 +7,7 @@ from torch import nn
 
 from hf_transfer.errors import user_error
 from hf_transfer.models.groups import Group, Inputs, describe_frozen
+from hf_transfer.models.memory_format import in_channels_last
 from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
 from hf_transfer.models.towers import groups_of, towers_of
 from hf_transfer.settings.strategy import StrategySettings
@@ -123,6 +124,7 @@ def load_model(
         checkpoint, target, inputs, seed=seed, fresh_weights=strategy.fresh_weights,
         gradient_checkpointing=gradient_checkpointing,
     )  # fmt: skip
+    in_channels_last(model)
     return NewModel(model, groups, checkpoint.describe_missing(groups))
 
 

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_transfer.errors import user_error
 from hf_transfer.models.groups import Group
+from hf_transfer.models.memory_format import contiguous
 from hf_transfer.settings.training import TrainingSettings
 
 
@@ -91,7 +92,8 @@ def sharded_copy(model: nn.Module, groups: Sequence[Group], accelerator: Acceler
             found=f"{scalars[0]}, a single number",
             do="train it without FSDP (recipes/configs/accelerate/multi_gpu.yaml)",
         )
-    part = copy.deepcopy(model.to("cpu"))
+    # FSDP divides the first dimension, and refuses other formats.
+    part = contiguous(copy.deepcopy(model.to("cpu")))
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for group in groups:
         if group.is_block and any(True for _ in part.get_submodule(group.name).parameters()):
@@ -131,7 +133,11 @@ def whole_on_first(tensor: Tensor) -> Tensor:
 
 
 def placed_like(value: Tensor, other: Tensor) -> Tensor:
-    """A tensor, whole on every process, moved to the device of another and sharded like it."""
-    if isinstance(value, DTensor) or not isinstance(other, DTensor) or value.shape != other.shape:
+    """A tensor, whole on every process, moved to the device of another, in its memory format and sharded like it."""
+    if isinstance(value, DTensor) or value.shape != other.shape:
         return value.to(other.device)
+    if not isinstance(other, DTensor):
+        moved = value.to(other.device)
+        # Fused optimizers read both in the order of the memory.
+        return moved if moved.stride() == other.stride() else torch.empty_like(other).copy_(moved)
     return distribute_tensor(value.to(other.device), other.device_mesh, other.placements, src_data_rank=None)

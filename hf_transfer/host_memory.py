@@ -1,0 +1,59 @@
+"""How malloc treats freed memory: during a run it is kept, and used again for the activations of the next batch.
+
+By default glibc returns large blocks to the system as soon as they are freed. The next batch asks for them again, and
+the kernel has to find, clear and map every page: on CPUs this can cost more than computing.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+# Parameters of mallopt(3), from malloc.h, with the values of a run and those of glibc.
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
+KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}
+DEFAULT = {MMAP_MAX: 65_536, TRIM_THRESHOLD: 128 << 10}
+# Variables with which a user has chosen something himself.
+CHOSEN_BY = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+TUNABLES = "GLIBC_TUNABLES"
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Inside, malloc keeps freed memory; at the end it has glibc's own values again, and returns what is free.
+
+    Loader processes that are started inside do the same. Nothing happens where `description` says so.
+    """
+    if _reason_against(os.environ) is not None or not _set(KEPT):
+        yield
+        return
+    try:
+        yield
+    finally:
+        _set(DEFAULT)
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def description(environment: Mapping[str, str] = os.environ) -> str:
+    """What a run does about freed memory on this machine, in words."""
+    reason = _reason_against(environment)
+    return "freed memory is kept during a run (glibc)" if reason is None else f"left as it is: {reason}"
+
+
+def _reason_against(environment: Mapping[str, str]) -> str | None:
+    """Why malloc is left as it is; None: it is not."""
+    try:
+        is_glibc = bool(os.confstr("CS_GNU_LIBC_VERSION"))
+    except (AttributeError, ValueError):
+        is_glibc = False
+    if not is_glibc:
+        return "this system does not use glibc"
+    chosen = [name for name in CHOSEN_BY if name in environment]
+    if "glibc.malloc" in environment.get(TUNABLES, ""):
+        chosen.append(TUNABLES)
+    return f"{' and '.join(chosen)} set it" if chosen else None
+
+
+def _set(values: Mapping[int, int]) -> bool:
+    """Set parameters of malloc; whether it took all of them."""
+    return sum(ctypes.CDLL(None).mallopt(name, value) for name, value in values.items()) == len(values)
