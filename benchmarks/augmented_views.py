@@ -57,7 +57,8 @@ def accuracies(run: Run) -> Iterator[tuple[int, dict[int, list[float]]]]:
         (test,) = stores_of(passes, [("test", None)], [Column((layer.in_features,), torch.float32)], material).values()
         fill({("test", None): test}, compute, passes)
         with features_of(compute, [layer.in_features], max(VIEWS), material, passes) as features:
-            classes = np.concatenate([store.chunk(0)[-2].numpy() for store in features.train[:1]])
+            first = features.train[0]
+            classes = np.concatenate([first.chunk(number)[-2].numpy() for number in range(len(first.chunks))])
             judged = replace(features, validation=test)
             for each in EACH:
                 by_views: dict[int, list[float]] = {views: [] for views in VIEWS}
