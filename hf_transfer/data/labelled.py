@@ -13,10 +13,9 @@ from hf_transfer.data.origins import Origins
 from hf_transfer.data.splits import UNLABELLED, Rows, Split, Unlabelled
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
+from hf_transfer.settings.output import PREDICTIONS_FILE
 from hf_transfer.targets.missing_labels import class_feature, has_no_labels, labels_in
 from hf_transfer.targets.target import LabelColumns, Target, Values
-
-PREDICTIONS_FILE = "predictions.csv"
 
 
 class Labelled(NamedTuple):
