@@ -8,8 +8,6 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from hf_transfer.errors import user_error
 from hf_transfer.targets.class_labels import class_name
@@ -62,6 +60,9 @@ def units_of(keys: Sequence[Keys]) -> Units:
     Args:
         keys: by column, of all rows; every row has one in the first column.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     rows, nodes, first_node = [], [], len(keys[0])
     for column in keys:
         given = np.flatnonzero(column != NO_KEY)
