@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_transfer.evaluation import further_metrics, inputs, run_folder
 from hf_transfer.evaluation.report import results_table, shown_again, write_report
-from hf_transfer.evaluation.results import PART, Results, Scores
-from hf_transfer.hub.runs import prepare_to_publish, publish_run, push_run
+from hf_transfer.evaluation.results import PART, Results, Scores, baseline_of
+from hf_transfer.hub.runs import loaded_commits, prepare_to_publish, publish_run, push_run
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.training.launching import ONLY_PROCESS, Processes, may_be_one_of_several
 from hf_transfer.versions import versions
@@ -23,7 +23,7 @@ from hf_transfer.versions import versions
 if TYPE_CHECKING:
     import datasets
     from accelerate import Accelerator
-    from torch import Tensor, nn
+    from torch import nn
 
     from hf_transfer.data.batches import Loaders
     from hf_transfer.data.splits import Splits
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hf_transfer.strategies.freezing import Strategy
     from hf_transfer.targets.predictions import Predictions
     from hf_transfer.targets.reporting import Table
-    from hf_transfer.targets.target import Baseline, Target, Values
+    from hf_transfer.targets.target import Target
     from hf_transfer.training.progress import Fit
 
 
@@ -79,7 +79,8 @@ class Run:
     def processes(self) -> Processes:
         """The processes of the run; devices are not started for it where this is the only one."""
         if self._accelerator is not None or may_be_one_of_several():
-            return self.accelerator
+            accelerator: Processes = self.accelerator
+            return accelerator
         return ONLY_PROCESS
 
     @cached_property
@@ -93,11 +94,6 @@ class Run:
     def is_finished(self) -> bool:
         """Whether `--output_dir` has the results of this run already, on all processes."""
         return self.results is not None
-
-    def as_finished(self, results: Results) -> Run:
-        """This run, which was finished before with these results."""
-        self.results, self._was_finished = results, True
-        return self
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -238,21 +234,18 @@ class Run:
     def _finished_target(self) -> Target:
         """The target with what it takes from held-out predictions; the model's outputs become what users want."""
         from hf_transfer.models.towers import output_layers
+        from hf_transfer.training.predictions import predict_split
 
         target, fitted = self.splits.target, self.fitted
         if target.is_calibrated:
-            outputs, targets = fitted.held_out_predictions() or self._validation()
-            target = target.calibrated(outputs, targets)
-            self._note(target.describe_calibration(len(targets)))
+            held_out = fitted.held_out_predictions()
+            if held_out is None:
+                validation = predict_split(fitted.model, self.loaders, "validation", self.accelerator)
+                held_out = validation.outputs, validation.targets
+            target = target.calibrated(*held_out)
+            self._note(target.describe_calibration(len(held_out[1])))
         target.finish(output_layers(fitted.model, self.prepared.groups))
         return target
-
-    def _validation(self) -> tuple[Tensor, Values]:
-        """Outputs of the trained model for validation, and the true values."""
-        from hf_transfer.training.predictions import predict_split
-
-        predictions = predict_split(self.fitted.model, self.loaders, "validation", self.accelerator)
-        return predictions.outputs, predictions.targets
 
     def evaluate(self) -> dict[str, Predictions]:
         """Predict validation, test and samples without labels, and parts of each test sample alone, if it has parts."""
@@ -326,6 +319,7 @@ class Run:
     def _results(self, tables: Sequence[Table]) -> Results:
         import torch
 
+        from hf_transfer.evaluation import saved_model
         from hf_transfer.evaluation.parts import worth_of_parts
 
         config, splits, fitted, checkpoint = self.config, self.splits, self.fitted, self.checkpoint
@@ -341,16 +335,16 @@ class Run:
             model_name_or_path=checkpoint.name,
             names={name: str(config.flat()[name]) for name in checkpoint.commits},
             dataset_name=config.data.dataset_name,
-            commits=self._commits(),
+            commits=loaded_commits(config, splits, checkpoint.commits, in_memory=self._data is not None),
             languages=list(splits.languages),
             seed=config.training.seed,
             labels=splits.target.names,
-            parameters={"total": count_parameters(self.model), "trainable": fitted.trainable},
+            parameters={"total": saved_model.count_parameters(self.model), "trainable": fitted.trainable},
             scores={
                 name: Scores(predictions.metrics(), predictions.intervals(), len(predictions), predictions.masked)
                 for name, predictions in judged.items()
             },
-            baseline=self._baseline(test),
+            baseline=baseline_of(splits, test),
             samples={split: len(rows) - masked[split] for split, rows in splits.labelled()},
             masked=masked,
             tables=list(tables),
@@ -374,23 +368,6 @@ class Run:
             inputs=self._inputs,
         )
 
-    def _baseline(self, test: Predictions) -> Baseline:
-        """From the labels of training; without any, from those on which the model is judged."""
-        train, target = self.splits.train, self.splits.target
-        if len(train):
-            return target.baseline(train.targets[train.counted], test.targets)
-        baseline = target.baseline(test.targets, test.targets)
-        return baseline._replace(name=f"{baseline.name} of the judged samples themselves")
-
-    def _commits(self) -> dict[str, str | None]:
-        """By the settings that name something on the Hub: the commit that was loaded; None where it did not answer."""
-        from hf_transfer.data.hub_access import is_hub_id
-
-        loaded = dict(self.checkpoint.commits)
-        if self._data is None:
-            loaded["dataset_name"] = self.splits.commit
-        return {name: commit for name, commit in loaded.items() if is_hub_id(str(self.config.flat()[name]))}
-
 
 @contextmanager
 def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahead: bool = False) -> Iterator[Run]:
@@ -409,7 +386,8 @@ def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahe
         processes = run.processes
         results = None if ahead else run_folder.results_or_start(config, processes)
         if results is not None:
-            yield run.as_finished(results)
+            run.results, run._was_finished = results, True
+            yield run
             return
         from hf_transfer.checkpoints.caches import usable_caches
         from hf_transfer.data.workers import explained_worker_failures
@@ -418,8 +396,3 @@ def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahe
             if note:
                 processes.print(note)
             yield run
-
-
-def count_parameters(model: nn.Module) -> int:
-    """How many parameters a model has, without the copies that peft keeps of what it has replaced."""
-    return sum(value.numel() for name, value in model.named_parameters() if ".original_module." not in name)

@@ -108,3 +108,8 @@ def size_of_model(model: nn.Module) -> int:
     """Bytes of the weights that `save_model` would write: of a model with adapters, those that are not its base's."""
     names = {name for name, one in model.named_parameters() if one.requires_grad} if is_adapted(model) else None
     return sum(value.nbytes for name, value in model.state_dict().items() if names is None or name in names)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many parameters a model has, without the copies that peft keeps of what it has replaced."""
+    return sum(value.numel() for name, value in model.named_parameters() if ".original_module." not in name)

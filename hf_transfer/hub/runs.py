@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_transfer.data.splits import Splits
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation.results import RESULTS_FILE
 from hf_transfer.evaluation.run_folder import MODEL_FOLDER, finished_run, has_card
@@ -43,6 +45,23 @@ def _base_not_on_hub(base: str) -> UserError:
         found=f"{base}, which is only on this machine",
         do="publish the base first and train from its Hub id, or add --merge_adapter",
     )
+
+
+def loaded_commits(
+    config: RunConfig, splits: Splits, of_models: Mapping[str, str | None], *, in_memory: bool
+) -> dict[str, str | None]:
+    """By the settings that name something on the Hub: the commit that was loaded; None where it did not answer.
+
+    Args:
+        config: the settings of the run.
+        splits: of its data.
+        of_models: the commits of its checkpoints, by setting.
+        in_memory: whether the data were passed by a program.
+    """
+    from hf_transfer.data.hub_access import is_hub_id
+
+    loaded = dict(of_models) if in_memory else {**of_models, "dataset_name": splits.commit}
+    return {name: commit for name, commit in loaded.items() if is_hub_id(str(config.flat()[name]))}
 
 
 def publish_run(config: RunConfig) -> None:

@@ -41,7 +41,9 @@ def test_all_fonts_of_the_glyphs_come_with_matplotlib_and_draw_every_character()
 
 
 def test_a_glyph_is_a_pure_function_of_its_generator() -> None:
-    first, again, other = (sample_data.render_glyph("R", "DejaVuSans", np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        sample_data.render_glyph("R", "DejaVuSans", np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
     assert isinstance(first, Image.Image)
     assert first.mode == "L"
     assert first.size[0] == first.size[1]
