@@ -1,10 +1,11 @@
 """From a loaded data set to checked splits: columns, targets, missing splits, unreadable samples, copies."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import datasets
 import numpy as np
 
 from hf_transfer.data import columns
@@ -22,6 +23,9 @@ from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.table import target_of
 from hf_transfer.targets.target import OPTIONAL_SETTINGS, LabelColumns, Target
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class Opened(NamedTuple):
@@ -146,6 +150,8 @@ def checked_unlabelled(
 
 def _without_groups(data: datasets.DatasetDict, config: RunConfig) -> datasets.DatasetDict:
     """The data without the names of groups, so that they are not taken for the texts, unless they are these."""
+    import datasets
+
     name, named = config.data.group_column_name, config.flat()
     settings = [one for one in TEXT_SETTINGS if one != "group_column_name"]
     if name is None or columns.is_usual(name) or name in [named.get(one) for one in settings]:

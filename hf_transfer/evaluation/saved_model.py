@@ -1,12 +1,11 @@
 """The model of a run: written into its folder, and loaded again."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from accelerate import Accelerator
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from hf_transfer.evaluation.run_folder import MODEL_FOLDER
 from hf_transfer.modalities.modality import Preprocessing, save_preprocessing
@@ -22,6 +21,10 @@ from hf_transfer.strategies.adapter_files import (
 )
 from hf_transfer.targets.table import target_of_model, write_settings
 from hf_transfer.targets.target import Target
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
 
 
 def save_model(

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import datasets
 from PIL import Image
 
 from hf_transfer.data import columns, verification
@@ -33,6 +32,9 @@ from hf_transfer.modalities.sample_tables import (
 )
 from hf_transfer.settings.run import RunConfig, VisionConfig
 from hf_transfer.targets.target import Target
+
+if TYPE_CHECKING:
+    import datasets
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -80,6 +82,8 @@ class ImageModality(Modality[VisionConfig]):
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`."""
+        import datasets
+
         return any(isinstance(feature, datasets.Image) for feature in features.values())
 
     def select(self, loaded: datasets.DatasetDict, config: VisionConfig) -> Selected:

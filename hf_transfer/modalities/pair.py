@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import datasets
 import numpy as np
 
 from hf_transfer.data import columns, verification
@@ -33,6 +32,9 @@ from hf_transfer.modalities.sample_tables import (
 from hf_transfer.modalities.text import TextModality, tokens_of
 from hf_transfer.settings.run import MultimodalConfig, RunConfig
 from hf_transfer.targets.target import Target
+
+if TYPE_CHECKING:
+    import datasets
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import datasets
-
 from hf_transfer.data import columns, verification
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded, read_files
@@ -40,6 +38,9 @@ from hf_transfer.modalities.sample_tables import (
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.settings.run import MultimodalConfig, RunConfig, TextConfig
 from hf_transfer.targets.target import Target
+
+if TYPE_CHECKING:
+    import datasets
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
