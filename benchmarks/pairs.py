@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.intervals import mean_interval
 from benchmarks.trials import ready_run, train
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders
-from hf_transfer.modalities.pair import part_alone
+from hf_transfer.modalities.pair_batches import part_alone
 from hf_transfer.run import Run
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.settings.run import MultimodalConfig

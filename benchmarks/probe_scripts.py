@@ -44,7 +44,7 @@ def main(how: str, kind: str, path: str, data: str, out: str) -> None:
     targets = {name: [classes.index(label) for label in split["label"]] for name, split in splits.items()}
     model, forward = _model(kind, path, len(classes), tuned)
     layer = model.classifier[-1] if isinstance(model.classifier, nn.Sequential) else model.classifier
-    with _features_only(model):
+    with FeaturesOnly(model):
         features = {name: _outputs(forward, rows, tuned) for name, rows in samples.items() if name != "test"}
     best = max(
         (LogisticRegression(C=c, max_iter=1_000).fit(features["train"], targets["train"]) for c in 10.0 ** np.arange(-2, 3)),
@@ -82,7 +82,7 @@ def _model(kind: str, path: str, classes: int, tuned: bool, saved: str | None = 
     return model, lambda rows: model(**processor(rows, return_tensors="pt")).logits
 
 
-class _features_only:
+class FeaturesOnly:
     """Inside, the logits of the model are the inputs of its last layer."""
 
     def __init__(self, model: Any) -> None:

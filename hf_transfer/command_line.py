@@ -1,8 +1,10 @@
 """The console command `hf-transfer`: use or publish a finished model, and check this machine."""
 
 import argparse
+import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -90,12 +92,13 @@ def _add_samples(predict: argparse.ArgumentParser) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     _check_predict(arguments)
-    from hf_transfer.evaluation.answers import Report, write_answers
-    from hf_transfer.evaluation.predictor import predictor_for
-    from hf_transfer.modalities.modality import Typed
+    with _no_garbage_collected():
+        from hf_transfer.evaluation.answers import Report, write_answers
+        from hf_transfer.evaluation.predictor import predictor_for
+        from hf_transfer.modalities.modality import Typed
 
-    typed = Typed(arguments.image, arguments.text, arguments.text_pair)
-    predictor = predictor_for(arguments.model, arguments.files, of_texts=bool(arguments.text))
+        typed = Typed(arguments.image, arguments.text, arguments.text_pair)
+        predictor = predictor_for(arguments.model, arguments.files, of_texts=bool(arguments.text))
     report = Report.of(arguments.output, arguments.format)
     top = len(predictor.target.names) if report.writer.takes_all else arguments.top
     if arguments.files:
@@ -105,6 +108,16 @@ def _predict(arguments: argparse.Namespace) -> None:
     else:
         answers = predictor.typed(typed, top)
     write_answers(answers, predictor.target, report, in_files=bool(arguments.files), usable=predictor.modality.usable)
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """While libraries are imported, nearly all objects stay: looking for others takes a seventh of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _check_predict(arguments: argparse.Namespace) -> None:

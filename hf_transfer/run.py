@@ -1,80 +1,95 @@
 """One run, from settings to files. A recipe, every command and Python go through this one path."""
 
+from __future__ import annotations
+
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
-
-from hf_transfer.checkpoints.caches import usable_caches
-from hf_transfer.data.batches import Loaders
-from hf_transfer.data.checked import load_splits
-from hf_transfer.data.hub_access import is_hub_id
-from hf_transfer.data.judged import load_judged
-from hf_transfer.data.splits import UNLABELLED, Splits
-from hf_transfer.data.workers import explained_worker_failures
 from hf_transfer.evaluation import further_metrics, inputs, run_folder
-from hf_transfer.evaluation.parts import worth_of_parts
-from hf_transfer.evaluation.prediction_table import write_predictions
 from hf_transfer.evaluation.report import results_table, shown_again, write_report
-from hf_transfer.evaluation.results import PART, Results, Scores
-from hf_transfer.evaluation.row_file import write_rows
+from hf_transfer.evaluation.results import PART, Results, Scores, baseline_of
 from hf_transfer.host_memory import freed_memory_kept
-from hf_transfer.hub.publish import Published
-from hf_transfer.hub.runs import prepare_to_publish, publish_run, push_run
-from hf_transfer.modalities.modality import Modality, Regularisation, saved_description
-from hf_transfer.modalities.table import modality_named
-from hf_transfer.models.pretrained import AnyCheckpoint
-from hf_transfer.models.towers import output_layers
+from hf_transfer.hub.runs import loaded_commits, prepare_to_publish, publish_run, push_run
 from hf_transfer.settings.run import RunConfig
-from hf_transfer.strategies.choice import Prepared, choose_strategy, load_model, prepare_model
-from hf_transfer.strategies.freezing import Strategy, has_batch_norm
-from hf_transfer.targets.predictions import Predictions
-from hf_transfer.targets.reporting import Table
-from hf_transfer.targets.target import Baseline, Target, Values
-from hf_transfer.training.batch_size import find_batch_sizes
-from hf_transfer.training.devices import start_accelerator
-from hf_transfer.training.loop import fit
-from hf_transfer.training.predictions import predict_split
-from hf_transfer.training.progress import Fit
+from hf_transfer.training.launching import ONLY_PROCESS, Processes, may_be_one_of_several
 from hf_transfer.versions import versions
+
+if TYPE_CHECKING:
+    import datasets
+    from accelerate import Accelerator
+    from torch import nn
+
+    from hf_transfer.data.batches import Loaders
+    from hf_transfer.data.splits import Splits
+    from hf_transfer.hub.publish import Published
+    from hf_transfer.modalities.modality import Modality, Regularisation
+    from hf_transfer.models.pretrained import AnyCheckpoint
+    from hf_transfer.strategies.choice import Prepared
+    from hf_transfer.strategies.freezing import Strategy
+    from hf_transfer.targets.predictions import Predictions
+    from hf_transfer.targets.reporting import Table
+    from hf_transfer.targets.target import Target
+    from hf_transfer.training.progress import Fit
 
 
 class Run:
     """The state of one run; made by `open_run`. Its steps are called in the order in which they stand here.
 
+    A step imports what it needs: wrong data are found, and a finished run is shown, before torch is imported.
+
     Args:
         config: the settings.
-        accelerator: devices and processes.
         data: a data set in memory; None: what the settings name.
-        results: of a run that is finished already.
 
     Attributes:
         config: the settings; `--auto_batch_size` changes the batch sizes.
-        accelerator: devices and processes.
-        modality: what a sample is.
         results: what the run came to, once it is finished.
         notes: sentences on data and model.
     """
 
-    def __init__(
-        self, config: RunConfig, accelerator: Accelerator, data: datasets.DatasetDict | None = None,
-        results: Results | None = None,
-    ) -> None:  # fmt: skip
-        self.config, self.accelerator, self._data, self.results = config, accelerator, data, results
-        self.modality: Modality[Any] = modality_named(config.recipe)
+    def __init__(self, config: RunConfig, data: datasets.DatasetDict | None = None) -> None:
+        self.config, self._data = config, data
+        self.results: Results | None = None
         self.notes: list[str] = []
         self._started = time.perf_counter()
-        self._was_finished = results is not None
+        self._was_finished = False
+        self._accelerator: Accelerator | None = None
         self._until_end = ExitStack()
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Devices, processes, precision and trackers, started on first use and closed with the run.
+
+        Raises:
+            UserError: the precision or a tracker is not available on this machine.
+        """
+        if self._accelerator is None:
+            from hf_transfer.training.devices import start_accelerator
+
+            self._accelerator = self._until_end.enter_context(start_accelerator(self.config))
+        return self._accelerator
+
+    @property
+    def processes(self) -> Processes:
+        """The processes of the run; devices are not started for it where this is the only one."""
+        if self._accelerator is not None or may_be_one_of_several():
+            accelerator: Processes = self.accelerator
+            return accelerator
+        return ONLY_PROCESS
+
+    @cached_property
+    def modality(self) -> Modality[Any]:
+        """What a sample is."""
+        from hf_transfer.modalities.table import modality_named
+
+        return modality_named(self.config.recipe)
 
     @property
     def is_finished(self) -> bool:
@@ -88,21 +103,29 @@ class Run:
         return self.results.metrics
 
     def load_data(self) -> Splits:
-        """Find the model's small files, then load, check and split the data: what can be wrong is found before weights.
+        """Find data and columns, then the model's small files, then check and split the data, all before any weights.
 
         Raises:
             UserError: a model or data that cannot be used, or a result that could not be published.
         """
+        from hf_transfer.data.checked import open_data, splits_of
+        from hf_transfer.data.judged import load_judged
+        from hf_transfer.modalities.modality import saved_description
+
         config, modality = self.config, self.modality
         further_metrics.check(config.output.metrics)
-        prepare_to_publish(config, self.accelerator)
+        prepare_to_publish(config, self.processes)
+        if config.trains():
+            with self.processes.main_process_first():
+                opened = open_data(config, modality, self._data)
+        accelerator = self.accelerator
         self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
         saved = {} if config.trains() else saved_description(self.checkpoint.parts[0])
         self.preprocessing = modality.preprocessing(self.checkpoint, config, saved)
-        self._inputs = inputs.fingerprints(config) if self.accelerator.is_main_process else {}
-        with self.accelerator.main_process_first():
+        self._inputs = inputs.fingerprints(config) if accelerator.is_main_process else {}
+        with accelerator.main_process_first():
             if config.trains():
-                self.splits = load_splits(config, modality, self._data)
+                self.splits = splits_of(opened, config, modality)
             else:
                 (part,) = self.checkpoint.parts
                 as_trained = modality.as_trained(config, self.preprocessing)
@@ -117,10 +140,14 @@ class Run:
         Raises:
             UserError: the strategy does not suit the model, or the checkpoint is not complete.
         """
+        from hf_transfer.evaluation import saved_model
+        from hf_transfer.models.towers import output_layers
+        from hf_transfer.strategies.choice import choose_strategy, load_model
+
         config, target = self.config, self.splits.target
         if not config.trains():
             (part,) = self.checkpoint.parts
-            self.model = run_folder.load_finished(part, target)
+            self.model = saved_model.load_finished(part, target)
             self._note(self.preprocessing.adapt_to(self.model))
             return self.model
         self.strategy: Strategy = choose_strategy(config.strategy, larger_head=self.modality.larger_head)
@@ -144,6 +171,9 @@ class Run:
         Raises:
             UserError: the settings ask for what this model cannot have.
         """
+        from hf_transfer.strategies.choice import prepare_model
+        from hf_transfer.strategies.freezing import has_batch_norm
+
         config, target = self.config, self.splits.target
         if not config.trains():
             self.loaders = self._loaders(frozen_prefix=False)
@@ -167,9 +197,15 @@ class Run:
             UserError: the folder cannot be used, memory or disk is full, or a loss is not finite.
             Interrupted: a signal asked the run to end; a checkpoint has been written.
         """
-        # Not for reading data: memory of many short threads would be kept, too.
+        from hf_transfer.evaluation import saved_model
+        from hf_transfer.evaluation.row_file import write_rows
+        from hf_transfer.training.batch_size import find_batch_sizes
+        from hf_transfer.training.loop import fit
+        from hf_transfer.training.progress import Fit
+
+        # Only from here on: reading data, short threads take much memory, which should be returned.
         self._until_end.enter_context(freed_memory_kept())
-        needed = run_folder.size_of_model(self.model) if self.config.trains() else 0
+        needed = saved_model.size_of_model(self.model) if self.config.trains() else 0
         folder = self._until_end.enter_context(run_folder.open_run_folder(self.config, self.accelerator, needed))
         if self.accelerator.is_main_process:
             write_rows(folder, self.splits.rows_as_read)
@@ -190,7 +226,7 @@ class Run:
         )  # fmt: skip
         target = self._finished_target()
         # From here on only what was saved counts: the figures are those of the files.
-        self.model, finished = run_folder.save_and_load(
+        self.model, finished = saved_model.save_and_load(
             self.fitted.model, self.preprocessing, self.modality.name,
             {**self.splits.columns, **self.config.data.read_with()}, target,
             self.checkpoint, self.config, self.accelerator,
@@ -200,21 +236,25 @@ class Run:
 
     def _finished_target(self) -> Target:
         """The target with what it takes from held-out predictions; the model's outputs become what users want."""
+        from hf_transfer.models.towers import output_layers
+        from hf_transfer.training.predictions import predict_split
+
         target, fitted = self.splits.target, self.fitted
         if target.is_calibrated:
-            outputs, targets = fitted.held_out_predictions() or self._validation()
-            target = target.calibrated(outputs, targets)
-            self._note(target.describe_calibration(len(targets)))
+            held_out = fitted.held_out_predictions()
+            if held_out is None:
+                validation = predict_split(fitted.model, self.loaders, "validation", self.accelerator)
+                held_out = validation.outputs, validation.targets
+            target = target.calibrated(*held_out)
+            self._note(target.describe_calibration(len(held_out[1])))
         target.finish(output_layers(fitted.model, self.prepared.groups))
         return target
 
-    def _validation(self) -> tuple[Tensor, Values]:
-        """Outputs of the trained model for validation, and the true values."""
-        predictions = predict_split(self.fitted.model, self.loaders, "validation", self.accelerator)
-        return predictions.outputs, predictions.targets
-
     def evaluate(self) -> dict[str, Predictions]:
         """Predict validation, test and samples without labels, and parts of each test sample alone, if it has parts."""
+        from hf_transfer.data.splits import UNLABELLED
+        from hf_transfer.training.predictions import predict_split
+
         accelerator = self.accelerator
         self.predictions = {
             split: predict_split(self.model, self.loaders, split, accelerator) for split in self.splits.judged()
@@ -229,6 +269,8 @@ class Run:
 
     def write_report(self) -> Results | None:
         """Write `predictions.csv`, `report.md` and its pictures, and `results.json`; on the main process alone."""
+        from hf_transfer.evaluation.prediction_table import write_predictions
+
         if not self.accelerator.is_main_process:
             return None
         test = self.predictions["test"]
@@ -246,7 +288,7 @@ class Run:
         Raises:
             UserError: the Hub did not take it; the run is complete, and the command that is left is named.
         """
-        if not self.accelerator.is_main_process or self.results is None:
+        if not self.processes.is_main_process or self.results is None:
             return
         print(results_table(self.results, self.config.output.output_dir))
         if self._was_finished:
@@ -263,7 +305,7 @@ class Run:
         return push_run(Path(self.config.output.output_dir), repository, private=private)
 
     def close(self) -> None:
-        """Release the folder of the run."""
+        """Release the folder of the run, and what its devices and trackers hold."""
         self._until_end.close()
 
     def _loaders(self, *, frozen_prefix: bool) -> Loaders:
@@ -278,6 +320,11 @@ class Run:
         self.accelerator.print(*sentences, sep="\n")
 
     def _results(self, tables: Sequence[Table]) -> Results:
+        import torch
+
+        from hf_transfer.evaluation import saved_model
+        from hf_transfer.evaluation.parts import worth_of_parts
+
         config, splits, fitted, checkpoint = self.config, self.splits, self.fitted, self.checkpoint
         test = self.predictions["test"]
         judged = self.predictions | {f"test {PART.format(part)}": alone for part, alone in self.parts.items()}
@@ -291,16 +338,16 @@ class Run:
             model_name_or_path=checkpoint.name,
             names={name: str(config.flat()[name]) for name in checkpoint.commits},
             dataset_name=config.data.dataset_name,
-            commits=self._commits(),
+            commits=loaded_commits(config, splits, checkpoint.commits, in_memory=self._data is not None),
             languages=list(splits.languages),
             seed=config.training.seed,
             labels=splits.target.names,
-            parameters={"total": count_parameters(self.model), "trainable": fitted.trainable},
+            parameters={"total": saved_model.count_parameters(self.model), "trainable": fitted.trainable},
             scores={
                 name: Scores(predictions.metrics(), predictions.intervals(), len(predictions), predictions.masked)
                 for name, predictions in judged.items()
             },
-            baseline=self._baseline(test),
+            baseline=baseline_of(splits, test),
             samples={split: len(rows) - masked[split] for split, rows in splits.labelled()},
             masked=masked,
             tables=list(tables),
@@ -324,25 +371,10 @@ class Run:
             inputs=self._inputs,
         )
 
-    def _baseline(self, test: Predictions) -> Baseline:
-        """From the labels of training; without any, from those on which the model is judged."""
-        train, target = self.splits.train, self.splits.target
-        if len(train):
-            return target.baseline(train.targets[train.counted], test.targets)
-        baseline = target.baseline(test.targets, test.targets)
-        return baseline._replace(name=f"{baseline.name} of the judged samples themselves")
-
-    def _commits(self) -> dict[str, str | None]:
-        """By the settings that name something on the Hub: the commit that was loaded; None where it did not answer."""
-        loaded = dict(self.checkpoint.commits)
-        if self._data is None:
-            loaded["dataset_name"] = self.splits.commit
-        return {name: commit for name, commit in loaded.items() if is_hub_id(str(self.config.flat()[name]))}
-
 
 @contextmanager
 def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahead: bool = False) -> Iterator[Run]:
-    """A run with devices, processes, precision and trackers; its folder is released at the end.
+    """A run; at the end its folder is released, and devices, processes and trackers are as they were before.
 
     Args:
         config: the settings.
@@ -350,16 +382,20 @@ def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahe
         ahead: only look at what the run would take: what is in `--output_dir` does not matter.
 
     Raises:
-        UserError: the folder holds other files or another run, or the precision is not available on this machine.
+        UserError: the folder holds other files or another run, or the environment has variables of a launcher that do
+            not belong together.
     """
-    with start_accelerator(config) as accelerator, usable_caches(config.store.cache_dir) as note:
-        results = None if ahead else run_folder.results_or_start(config, accelerator)
-        if note and results is None:
-            accelerator.print(note)
-        with closing(Run(config, accelerator, data, results)) as run, explained_worker_failures():
+    with closing(Run(config, data)) as run:
+        processes = run.processes
+        results = None if ahead else run_folder.results_or_start(config, processes)
+        if results is not None:
+            run.results, run._was_finished = results, True
             yield run
+            return
+        from hf_transfer.checkpoints.caches import usable_caches
+        from hf_transfer.data.workers import explained_worker_failures
 
-
-def count_parameters(model: nn.Module) -> int:
-    """How many parameters a model has, without the copies that peft keeps of what it has replaced."""
-    return sum(value.numel() for name, value in model.named_parameters() if ".original_module." not in name)
+        with usable_caches(config.store.cache_dir) as note, explained_worker_failures():
+            if note:
+                processes.print(note)
+            yield run

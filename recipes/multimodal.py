@@ -8,15 +8,13 @@ accelerate launch recipes/multimodal.py --dataset_name path/to/folder --strategy
 A flag wins over the file; `--help` lists all settings. On a finished run the same command prints its result again.
 """
 
+from hf_transfer.run import open_run
 from hf_transfer.settings.parsing import run_recipe
 from hf_transfer.settings.run import MultimodalConfig
 
 
 def main(config: MultimodalConfig) -> None:
     """Data -> model -> training -> evaluation -> files in `--output_dir` -> Hub."""
-    # Imported here: torch and transformers take seconds to import, and a wrong setting is answered at once.
-    from hf_transfer.run import open_run
-
     with open_run(config) as run:
         if not run.is_finished:
             # Samples in three splits; unreadable ones, missing labels and copies of training samples are found here.

@@ -39,8 +39,10 @@ LONGEST_DELAY = 0.05
 LONGEST_RUN = 180.0
 # Imported before the children are forked, so that they start at once.
 SHARED_MODULES = (
-    "hf_transfer.evaluation.report", "hf_transfer.modalities.table", "hf_transfer.run", "kornia",
-    "sklearn.linear_model",
+    "hf_transfer.data.judged", "hf_transfer.evaluation.pictures", "hf_transfer.evaluation.prediction_table",
+    "hf_transfer.evaluation.saved_model", "hf_transfer.hub.card", "hf_transfer.modalities.pair_batches",
+    "hf_transfer.run", "hf_transfer.strategies.adapters", "hf_transfer.strategies.choice",
+    "hf_transfer.training.batch_size", "hf_transfer.training.loop", "sklearn.linear_model",
 )  # fmt: skip
 
 
@@ -92,9 +94,10 @@ def _note_phases(shared: Any) -> None:
     """Let functions of the library note the phase in shared memory."""
     from hf_transfer import run
     from hf_transfer.checkpoints.checkpoint import Checkpoints
-    from hf_transfer.evaluation import run_folder
+    from hf_transfer.data import checked
+    from hf_transfer.evaluation import saved_model
     from hf_transfer.frozen import features, prefix, store
-    from hf_transfer.training import guard, loop, resuming
+    from hf_transfer.training import guard, loop, predictions, resuming
 
     def note(home: Any, function: str, phase: str) -> None:
         original = getattr(home, function)
@@ -105,18 +108,19 @@ def _note_phases(shared: Any) -> None:
 
         setattr(home, function, call)
 
-    note(run, "load_splits", "loading")
+    note(checked, "open_data", "loading")
+    note(checked, "splits_of", "loading")
     note(prefix, "fill", "store")
     note(features, "fill", "store")
     # At least one chunk of training and one of validation.
     note(store.Store, "check", "store")
     note(loop, "train_epoch", "step")
     note(loop, "predict_split", "evaluation")
-    note(run, "predict_split", "evaluation")
+    note(predictions, "predict_split", "evaluation")
     note(Checkpoints, "_rotate", "rotation")
     note(Checkpoints, "save", "saving")
     note(resuming.Checkpointing, "save", "saving")
-    note(run_folder, "save_model", "finishing")
+    note(saved_model, "save_model", "finishing")
     note(run, "write_report", "finishing")
     save_or_stop = guard.Guard.save_or_stop
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
-import datasets.config
 from huggingface_hub import constants
 
 from hf_transfer.checkpoints.files import can_be_written
@@ -34,6 +33,8 @@ def usable_caches(named: str | None) -> Iterator[str]:
     Raises:
         UserError: there is no other folder.
     """
+    import datasets.config
+
     usual = [Path(datasets.config.HF_DATASETS_CACHE), *([] if named else [Path(constants.HF_HOME)])]
     if all(map(can_be_written, usual)):
         yield ""

@@ -18,7 +18,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from hf_transfer.checkpoints.files import free_bytes, in_units, put
+from hf_transfer.checkpoints.files import PREFIX, free_bytes, in_units, put
 from hf_transfer.errors import user_error
 
 # Increment when the checkpoint format changes.
@@ -26,7 +26,6 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
 RUN_FILE = "run.json"
-PREFIX = "checkpoint-"
 Tensors = dict[str, Tensor]
 
 

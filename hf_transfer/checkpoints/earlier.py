@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_transfer.checkpoints.checkpoint import PREFIX
+from hf_transfer.checkpoints.files import PREFIX
 
 EARLIER_RUN = ".earlier-run"
 # Its name while files are moved into it or out of it.

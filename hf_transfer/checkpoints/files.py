@@ -5,6 +5,8 @@ import tempfile
 import uuid
 from pathlib import Path
 
+# Of the folder of the checkpoints of a run, and the prefix of their names.
+CHECKPOINTS_FOLDER, PREFIX = "checkpoints", "checkpoint-"
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 

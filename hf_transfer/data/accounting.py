@@ -1,8 +1,10 @@
 """What becomes of each row of a data set as it was read: no row is lost without a word."""
 
-from collections.abc import Iterable, Mapping
+from __future__ import annotations
 
-import datasets
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from hf_transfer.data.fates import (
@@ -20,6 +22,9 @@ from hf_transfer.data.fates import (
 )
 from hf_transfer.data.origins import Origins
 from hf_transfer.data.splits import Rows, Split
+
+if TYPE_CHECKING:
+    import datasets
 
 
 def sources_of(

@@ -1,10 +1,11 @@
 """From a loaded data set to checked splits: columns, targets, missing splits, unreadable samples, copies."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import datasets
 import numpy as np
 
 from hf_transfer.data import columns
@@ -14,7 +15,7 @@ from hf_transfer.data.groups import Groups, read_groups
 from hf_transfer.data.labelled import read_labelled
 from hf_transfer.data.sample_columns import TEXT_SETTINGS, SampleColumns, Selected, read_data
 from hf_transfer.data.samples import is_sample
-from hf_transfer.data.sources import origins_by_split, rename_splits
+from hf_transfer.data.sources import Loaded, origins_by_split, rename_splits
 from hf_transfer.data.split_names import SPLIT_NAMES
 from hf_transfer.data.splits import UNLABELLED, Rows, Split, Splits, Unlabelled, few_of_each
 from hf_transfer.errors import user_error
@@ -23,9 +24,37 @@ from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.table import target_of
 from hf_transfer.targets.target import OPTIONAL_SETTINGS, LabelColumns, Target
 
+if TYPE_CHECKING:
+    import datasets
+
+
+class Opened(NamedTuple):
+    """A data set that was found and read, and of which the columns are known; its samples are not checked yet.
+
+    Attributes:
+        loaded: as it was read.
+        data: its splits, by the names that a run uses.
+        groups: the rows that stay together, if a column names them.
+        selected: the samples.
+        label_columns: where the labels are.
+        notes: what was decided, in sentences.
+    """
+
+    loaded: Loaded
+    data: datasets.DatasetDict
+    groups: Groups | None
+    selected: Selected
+    label_columns: LabelColumns
+    notes: list[str]
+
 
 def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets.DatasetDict | None = None) -> Splits:
-    """Load, check and divide the samples that the settings name.
+    """Load, check and divide the samples that the settings name: see `open_data` and `splits_of`."""
+    return splits_of(open_data(config, modality, given), config, modality)
+
+
+def open_data(config: RunConfig, modality: SampleColumns[Any], given: datasets.DatasetDict | None = None) -> Opened:
+    """Find and read the data set that the settings name, and choose its columns.
 
     Args:
         config: the settings of the run.
@@ -33,7 +62,7 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
         given: data in memory; None: what `dataset_name` names.
 
     Raises:
-        UserError: anything that a person must fix in the data or in the settings about them.
+        UserError: there is no such data set, it cannot be read, or a column is missing.
     """
     loaded = read_data(config, modality, given)
     data, notes = rename_splits(loaded.data)
@@ -47,8 +76,23 @@ def load_splits(config: RunConfig, modality: SampleColumns[Any], given: datasets
     if "text_column_name" in selected.columns:
         used = (*selected.columns.values(), *label_columns.names, config.data.group_column_name or "")
         notes += columns.unused_texts(data["train"], used)
+    return Opened(loaded, data, groups, selected, label_columns, notes)
+
+
+def splits_of(opened: Opened, config: RunConfig, modality: SampleColumns[Any]) -> Splits:
+    """Check and divide the samples of a data set.
+
+    Args:
+        opened: of `open_data`.
+        config: the settings of the run.
+        modality: what a sample is.
+
+    Raises:
+        UserError: anything that a person must fix in the data or in the settings about them.
+    """
+    loaded, data, groups, selected, label_columns, notes = opened
     kind, reasons = target_of(config.data.problem_type, data["train"], label_columns)
-    notes += reasons
+    notes = [*notes, *reasons]
     Ranking.of(kind, config.training.metric_for_best_model)
     config.refuse(OPTIONAL_SETTINGS - kind.supported_settings, f"the problem type {kind.problem_type}")
     origins = origins_by_split(loaded, data)
@@ -106,6 +150,8 @@ def checked_unlabelled(
 
 def _without_groups(data: datasets.DatasetDict, config: RunConfig) -> datasets.DatasetDict:
     """The data without the names of groups, so that they are not taken for the texts, unless they are these."""
+    import datasets
+
     name, named = config.data.group_column_name, config.flat()
     settings = [one for one in TEXT_SETTINGS if one != "group_column_name"]
     if name is None or columns.is_usual(name) or name in [named.get(one) for one in settings]:

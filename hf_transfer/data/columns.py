@@ -1,16 +1,20 @@
 """Choose the columns of images, texts and labels in a table."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import datasets
 import pyarrow as pa
 
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.targets.target import LabelColumns
+
+if TYPE_CHECKING:
+    import datasets
 
 # Columns that pandas and `datasets` write for the index of a frame, and pandas reads for columns without a name.
 INDEX = re.compile(r"__index_level_[0-9]+__|Unnamed: [0-9.]+(_level_[0-9]+)?")
@@ -162,6 +166,8 @@ def first_split(loaded: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
 
 def image_column(data: datasets.Dataset, wanted: str | None) -> str:
     """The column of images, or of their paths."""
+    import datasets
+
     candidates = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
     return _column(data, wanted, IMAGE, candidates, lambda names: likely_paths(data, names))
 
@@ -174,6 +180,8 @@ def likely_paths(data: datasets.Dataset, names: Sequence[str]) -> list[str]:
 
 def images(data: datasets.Dataset, column: str) -> datasets.Dataset:
     """Only the images, as encoded bytes or paths, in a column `image`."""
+    import datasets
+
     try:
         encoded = data.cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -195,6 +203,8 @@ def text_column(data: datasets.Dataset, wanted: str | None, settings: DataSettin
         wanted: the column that the settings name.
         settings: name the columns of labels, which are not chosen; else those that could be labels are not.
     """
+    import datasets
+
     labels = settings.label_column_names or [settings.label_column_name or ""]
     if not any(labels):
         labels = [name for name in data.column_names if may_be(LABEL, name)]
@@ -248,6 +258,8 @@ def label_columns(data: datasets.Dataset, settings: DataSettings) -> LabelColumn
 
 
 def _label_column(data: datasets.Dataset, wanted: str | None) -> str:
+    import datasets
+
     candidates = [name for name, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)]
     if wanted is None and sum(not is_index(name) for name in data.column_names) == 1:
         raise ColumnError(
@@ -260,6 +272,8 @@ def _label_column(data: datasets.Dataset, wanted: str | None) -> str:
 
 def is_text(feature: object) -> bool:
     """Whether a column is of text by its type."""
+    import datasets
+
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
@@ -278,6 +292,8 @@ def _listed(data: datasets.Dataset) -> str:
 
 
 def _kind(feature: object) -> str:
+    import datasets
+
     if isinstance(feature, datasets.Value):
         return f"values of type {feature.dtype}"
     return "lists" if isinstance(feature, list | datasets.List | datasets.LargeList) else type(feature).__name__

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
 
 from hf_transfer.data.fates import Source
 from hf_transfer.data.groups import Keys, Units, units_of
@@ -15,7 +14,6 @@ from hf_transfer.data.split_names import SPLIT_NAMES
 from hf_transfer.data.splits import Split, cut_stratified, part_of
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
-from hf_transfer.targets.stratification import cut_units
 from hf_transfer.targets.target import Target
 
 FILES_SHOWN = 3
@@ -53,6 +51,10 @@ def cut_by_unit(
     split: Split, units: Units, places: npt.NDArray[np.float64], fraction: float, target: Target
 ) -> npt.NDArray[np.bool_]:
     """Which rows of a split are split off: whole units, with every kind of sample in proportion [rows]."""
+    from scipy.sparse import csr_array
+
+    from hf_transfer.targets.stratification import cut_units
+
     of_rows = csr_array(
         (np.ones(len(split), dtype=np.int64), (units.of_rows, np.arange(len(split)))),
         shape=(len(units.keys), len(split)),

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path
 
-from datasets.data_files import FILES_TO_IGNORE
-from datasets.utils.extract import Extractor
-
 from hf_transfer.errors import user_error
 
+# As in `datasets.data_files`, whose import would take longer than to show a finished run.
+FILES_TO_IGNORE = frozenset({
+    "README.md", "config.json", "dataset_info.json", "dataset_infos.json", "dummy_data.zip", "dataset_dict.json",
+})  # fmt: skip
 # Beside names that begin with a dot; in lower case.
 HIDDEN = frozenset({
     "__macosx", "@eadir", "__pycache__", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
@@ -127,6 +128,8 @@ def refuse_compressed(files: Iterable[Path]) -> None:
 
 
 def _compression(file: Path) -> str | None:
+    from datasets.utils.extract import Extractor
+
     try:
         return Extractor.infer_extractor_format(file) or ("zip" if file.suffix.lower() == ".zip" else None)
     except (EOFError, LZMAError, zlib.error):

@@ -1,10 +1,11 @@
 """Reads folders: pictures or texts by class, pictures that a table names, and data sets that `datasets` has saved."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -16,6 +17,9 @@ from hf_transfer.data.read_data import ReadSplits
 from hf_transfer.data.split_folders import is_split
 from hf_transfer.errors import user_error
 
+if TYPE_CHECKING:
+    import datasets
+
 # The files by which `datasets` knows a folder that `save_to_disk` has written.
 SAVED_SPLITS, SAVED_SPLIT = "dataset_dict.json", "state.json"
 
@@ -25,6 +29,8 @@ def read_pictures(root: Path, tree: Tree) -> ReadSplits:
 
     The labels of a split without folders of classes are missing.
     """
+    import datasets
+
     return _data_of(checked(root, tree, PICTURES), "image", datasets.Image(), picture_column)
 
 
@@ -34,6 +40,8 @@ def read_texts(root: Path, tree: Tree, encoding: str) -> ReadSplits:
     Raises:
         UserError: a file is not in this encoding.
     """
+    import datasets
+
     return _data_of(
         checked(root, tree, TEXTS), "text", datasets.Value("large_string"),
         lambda files: pa.array([encodings.read_text(file, encoding) for file in files], pa.large_string()),
@@ -43,6 +51,8 @@ def read_texts(root: Path, tree: Tree, encoding: str) -> ReadSplits:
 def _data_of(
     arranged: Arrangement, column: str, feature: Any, values: Callable[[Sequence[Path]], pa.Array]
 ) -> ReadSplits:
+    import datasets
+
     names = sorted({name for part in arranged.parts.values() for name in part.classes})
     data, origins = datasets.DatasetDict(), {}
     for split, part in arranged.parts.items():
@@ -67,6 +77,8 @@ def _rows(part: Part, names: Sequence[str]) -> tuple[list[Path], Sequence[int | 
 
 def _data_set(columns: Mapping[str, pa.Array], features: datasets.Features) -> datasets.Dataset:
     """A data set of these columns. Not from dictionaries: those are encoded one by one, which takes minutes."""
+    import datasets
+
     table = pa.table(dict(columns)).cast(features.arrow_schema)
     return datasets.Dataset(datasets.table.InMemoryTable(table), info=datasets.DatasetInfo(features=features))
 
@@ -111,6 +123,8 @@ def read_saved(folder: Path) -> ReadSplits:
 
     A single data set is the split that it was loaded as, or else the one for training.
     """
+    import datasets
+
     saved = datasets.load_from_disk(str(folder))
     if not isinstance(saved, datasets.DatasetDict):
         split = str(saved.split)

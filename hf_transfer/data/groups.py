@@ -1,18 +1,19 @@
 """Units: rows that stay on one side when a split is made, since they share their content or their group."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from hf_transfer.errors import user_error
-from hf_transfer.targets.class_labels import class_name
+
+if TYPE_CHECKING:
+    import datasets
 
 # One number for each row: rows that share it belong together.
 Keys = npt.NDArray[np.uint64]
@@ -42,7 +43,7 @@ class Units(NamedTuple):
             places[unit] = int.from_bytes(digest.digest()) / 2 ** (8 * KEY_BYTES)
         return places
 
-    def part(self, positions: npt.NDArray[np.int64]) -> "Units":
+    def part(self, positions: npt.NDArray[np.int64]) -> Units:
         """The units of the rows at these positions, all of whose rows are among them."""
         chosen, of_rows = np.unique(self.of_rows[positions], return_inverse=True)
         return Units(of_rows, self.keys[chosen])
@@ -62,6 +63,9 @@ def units_of(keys: Sequence[Keys]) -> Units:
     Args:
         keys: by column, of all rows; every row has one in the first column.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     rows, nodes, first_node = [], [], len(keys[0])
     for column in keys:
         given = np.flatnonzero(column != NO_KEY)
@@ -136,6 +140,10 @@ def read_groups(data: datasets.DatasetDict, column: str) -> Groups:
 
 
 def _names(rows: datasets.Dataset, column: str) -> list[str | None]:
+    import datasets
+
+    from hf_transfer.targets.class_labels import class_name
+
     feature = rows.features[column]
     if isinstance(feature, datasets.Image):
         # Rows with the same picture are a group.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 from unittest.mock import patch
 
-import datasets.config
 import httpx2
 from huggingface_hub import HfApi, constants, errors, is_offline_mode
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -129,6 +128,8 @@ def refuse_cache_without_rights(error: BaseException | None) -> None:
     Raises:
         UserError: it is.
     """
+    import datasets.config
+
     roots = [Path(root) for root in (constants.HF_HOME, constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE)]
     cause = error
     while cause is not None:
@@ -148,6 +149,8 @@ def local_files_only(enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
+    import datasets.config
+
     # The libraries read the environment only when they are imported: after that, only their constants count.
     with patch.object(constants, "HF_HUB_OFFLINE", True), patch.object(datasets.config, "HF_HUB_OFFLINE", True):
         yield

@@ -1,9 +1,10 @@
 """The samples on which a finished model is judged: all that the data set has for it, matched by name."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
-import datasets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from hf_transfer.data import columns
@@ -17,6 +18,9 @@ from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.class_names import shown_names
 from hf_transfer.targets.table import TARGETS, target_of, target_of_model
 from hf_transfer.targets.target import OPTIONAL_SETTINGS
+
+if TYPE_CHECKING:
+    import datasets
 
 
 def load_judged(

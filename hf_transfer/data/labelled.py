@@ -1,11 +1,12 @@
 """Which rows have labels: splits with them, rows without one, and splits of which no row has one."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import datasets
 import numpy as np
 
 from hf_transfer.data.columns import PICTURE_NAMES
@@ -13,10 +14,12 @@ from hf_transfer.data.origins import Origins
 from hf_transfer.data.splits import UNLABELLED, Rows, Split, Unlabelled
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
+from hf_transfer.settings.output import PREDICTIONS_FILE
 from hf_transfer.targets.missing_labels import class_feature, has_no_labels, labels_in
 from hf_transfer.targets.target import LabelColumns, Target, Values
 
-PREDICTIONS_FILE = "predictions.csv"
+if TYPE_CHECKING:
+    import datasets
 
 
 class Labelled(NamedTuple):
@@ -114,6 +117,8 @@ def _unlabelled(
     values: Mapping[str, Values], columns: LabelColumns, origins: Mapping[str, Origins],
 ) -> Unlabelled | None:  # fmt: skip
     """The split to predict: test, if it has no labels; its rows have a value that no sample has."""
+    import datasets
+
     name = next((name for name in ("test", *withheld) if name in withheld and len(data[name])), None)
     if name is None:
         return None
@@ -130,6 +135,8 @@ def _unlabelled(
 
 def _tells_rows_apart(rows: datasets.Dataset, column: str) -> bool:
     """Whether a column has numbers or short texts, another one in every row, as identifiers do."""
+    import datasets
+
     feature = rows.features[column]
     if not isinstance(feature, datasets.Value) or not feature.dtype.startswith(("int", "uint", "string", "large_str")):
         return False

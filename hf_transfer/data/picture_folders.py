@@ -5,8 +5,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import datasets
-
 from hf_transfer.data import columns
 from hf_transfer.data.class_folders import PICTURES, Arrangement, arrange, notes_on_unread
 from hf_transfer.data.files import Tree
@@ -139,6 +137,8 @@ def read_table_of_pictures(
         text_columns: columns whose values are text also where they look like numbers.
         image_column: the column that names pictures, if the settings name it.
     """
+    import datasets
+
     whole = load_tables(table, [table], settings, [*text_columns, *AS_WRITTEN])
     data = whole.data["train"]
     finder = PictureFinder(table.parent, anywhere=True)

@@ -1,11 +1,12 @@
 """Tables that name pictures: relative to the table, or by their names in a folder beside it, with or without suffix."""
 
+from __future__ import annotations
+
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import datasets
+from typing import TYPE_CHECKING, TypeAlias
 
 from hf_transfer.data import columns
 from hf_transfer.data.files import Tree, walk
@@ -14,6 +15,9 @@ from hf_transfer.data.split_folders import split_words
 from hf_transfer.data.split_names import SPLIT_OF, only_split_in, split_of
 from hf_transfer.data.tables import TABLE_BUILDERS, Table
 from hf_transfer.errors import some, user_error
+
+if TYPE_CHECKING:
+    import datasets
 
 METADATA = "metadata"
 # The column of an imagefolder's metadata with the paths of images.
@@ -28,7 +32,7 @@ AS_WRITTEN = tuple({
 TRIED = 50
 # Longer names are those of no file.
 NAME_LENGTH = 255
-Tables = Mapping[Path, datasets.Dataset]
+Tables: TypeAlias = "Mapping[Path, datasets.Dataset]"
 
 
 class PictureFinder:
@@ -143,6 +147,8 @@ def tables_in(tree: Tree) -> tuple[list[Path], list[str]]:
 
 def embedded_columns(data: datasets.Dataset) -> list[str]:
     """The columns whose type is that of images, or can be read as images."""
+    import datasets
+
     kinds = data.features.items()
     return [
         name for name, kind in kinds if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "path" in kind)
@@ -163,6 +169,8 @@ def path_column(tables: Tables, finder: PictureFinder, wanted: str | None, other
     Returns:
         The column; None if the tables hold the pictures themselves, or if no column, or several, can be meant.
     """
+    import datasets
+
     if any(map(embedded_columns, tables.values())) and wanted is None:
         return None
     for table, data in tables.items():
@@ -213,6 +221,8 @@ def with_pictures(
     Raises:
         UserError: a value leads out of the folder of the data, names several pictures, or names none.
     """
+    import datasets
+
     problems: dict[str, list[str]] = {"outside": [], "missing": [], "several": []}
     changed, named = {}, set()
     for table, (data, lines, _) in tables.items():

@@ -1,13 +1,17 @@
 """What reading files gives: the table in a file, and the splits of a data set."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
-import datasets
+from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from hf_transfer.data.origins import Origins
+
+if TYPE_CHECKING:
+    import datasets
 
 # At which each row of a file starts, as an editor counts; 0: a row is not in one place, or the file has no lines.
 Lines = npt.NDArray[np.int64]

@@ -1,12 +1,12 @@
 """How a modality finds its samples in the rows of a data set."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
-
-import datasets
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from hf_transfer.data import verification
 from hf_transfer.data.groups import Keys
@@ -15,6 +15,9 @@ from hf_transfer.data.levels import Levels
 from hf_transfer.data.sources import Loaded, load, read_files
 from hf_transfer.data.splits import Split
 from hf_transfer.settings.run import RunConfig
+
+if TYPE_CHECKING:
+    import datasets
 
 # The settings that name columns which are read as they are written, of all modalities.
 TEXT_SETTINGS = (

@@ -1,13 +1,12 @@
 """From a name to a data set: Hub ids, folders, files, archives, samples and data in memory."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
-
-import datasets
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from typing import TYPE_CHECKING, NamedTuple
 
 from hf_transfer.data import archives, files, folders, hub_access, picture_folders, samples, tables
 from hf_transfer.data.class_folders import PICTURES, TEXTS, advice_on_unread, described_suffixes
@@ -18,6 +17,9 @@ from hf_transfer.data.read_data import ReadSplits
 from hf_transfer.data.split_names import SPLIT_NAMES
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class Loaded(NamedTuple):
@@ -47,6 +49,8 @@ def load(settings: DataSettings, read: Callable[[Path], Loaded], cache: Path) ->
     Raises:
         UserError: there is no such data set, or it cannot be read.
     """
+    from datasets.exceptions import DatasetGenerationError
+
     name = settings.dataset_name
     if samples.is_sample(name):
         return Loaded(samples.load_sample(name))
@@ -142,6 +146,9 @@ def _of(tree: files.Tree, suffixes: Collection[str]) -> list[Path]:
 
 
 def _load_from_hub(settings: DataSettings) -> Loaded:
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
     name = settings.dataset_name
     info = hub_access.ask_hub(name, kind="dataset", revision=settings.dataset_revision)
     try:
@@ -189,6 +196,8 @@ def rename_splits(
     Raises:
         UserError: there is no training split, or none of the three.
     """
+    import datasets
+
     renamed = {}
     for split, usual_names in SPLIT_NAMES.items():
         if present := [name for name in usual_names if name in loaded]:

@@ -1,12 +1,13 @@
 """Splits: some rows of a data set, and how to divide and reduce them in proportion."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +15,9 @@ from hf_transfer.data.fates import Accounted
 from hf_transfer.data.levels import Levels
 from hf_transfer.data.origins import Origins
 from hf_transfer.targets.target import LabelColumns, Target, Values
+
+if TYPE_CHECKING:
+    import datasets
 
 Rows = npt.NDArray[np.int64]
 UNLABELLED = "unlabelled"

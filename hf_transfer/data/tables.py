@@ -1,12 +1,13 @@
 """Tables on this machine: CSV, JSON and Parquet. Each row of a file arrives, and its line is known."""
 
+from __future__ import annotations
+
 import glob
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -20,12 +21,12 @@ from hf_transfer.data.split_names import files_by_split, notes_on_unused
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 
+if TYPE_CHECKING:
+    import datasets
+
 TABLE_BUILDERS = {
     ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json",
 }  # fmt: skip
-
-# The type of a column without values.
-NO_VALUES = datasets.Value("null")
 
 
 class Table(NamedTuple):
@@ -70,6 +71,8 @@ def joined(splits: Mapping[str, Mapping[Path, Table]], notes: Sequence[str] = ()
     Raises:
         UserError: the files of a split have different columns.
     """
+    import datasets
+
     data, origins = datasets.DatasetDict(), {}
     for split, tables in splits.items():
         refuse_other_columns({file: table.data for file, table in tables.items()})
@@ -99,13 +102,16 @@ def _of_the_same_types(tables: Mapping[Path, Table]) -> list[datasets.Dataset]:
     Raises:
         UserError: class numbers stand for other names in another file.
     """
-    features = datasets.Features()
+    import datasets
+
+    # The type of a column without values.
+    features, none = datasets.Features(), datasets.Value("null")
     for file, table in tables.items():
         for name, feature in table.data.features.items():
             earlier = features.setdefault(name, feature)
-            if earlier == NO_VALUES:
+            if earlier == none:
                 features[name] = feature
-            elif feature not in (earlier, NO_VALUES) and isinstance(feature, datasets.ClassLabel):
+            elif feature not in (earlier, none) and isinstance(feature, datasets.ClassLabel):
                 raise user_error(
                     expected=f"in column {name!r} of {file} the same classes in the same order as in files before it",
                     found="others",
@@ -169,6 +175,8 @@ def _of_one_schema(tables: Sequence[Path], read: Sequence[ReadTable], kind: str)
     Raises:
         UserError: it has types that have nothing in common.
     """
+    import datasets
+
     parts = [columns.without_indices(one.table) for one in read]
     try:
         schema = pa.unify_schemas([part.schema for part in parts], promote_options="permissive")
@@ -188,6 +196,8 @@ def _of_one_schema(tables: Sequence[Path], read: Sequence[ReadTable], kind: str)
 
 def _parquet(file: Path) -> Table:
     # `datasets` reads names as patterns.
+    import datasets
+
     loaded = datasets.load_dataset("parquet", data_files={"train": [glob.escape(str(file.absolute()))]})["train"]
     indices = [name for name in loaded.column_names if columns.is_index(name)]
     return Table(loaded.remove_columns(indices), np.zeros(len(loaded), dtype=np.int64), [])

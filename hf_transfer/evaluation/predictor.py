@@ -13,7 +13,8 @@ from hf_transfer.data.hub_access import is_hub_id
 from hf_transfer.data.samples import backbone_folder, is_sample
 from hf_transfer.errors import user_error
 from hf_transfer.evaluation.answers import Answer, Scores
-from hf_transfer.evaluation.run_folder import MODEL_FOLDER, load_finished
+from hf_transfer.evaluation.run_folder import MODEL_FOLDER
+from hf_transfer.evaluation.saved_model import load_finished
 from hf_transfer.modalities.modality import (
     PREPROCESSING_FILE,
     LocatedSample,

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hf_transfer.data.labelled import PREDICTIONS_FILE
 from hf_transfer.evaluation import inputs
-from hf_transfer.evaluation.pictures import draw, draw_curves, kept_epochs
 from hf_transfer.evaluation.results import RESULTS_FILE, Results
 from hf_transfer.evaluation.templates import render
+from hf_transfer.settings.output import PREDICTIONS_FILE
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.reporting import Picture
 
@@ -24,6 +23,8 @@ def write_report(folder: Path, results: Results, pictures: Sequence[Picture]) ->
         results: of the run.
         pictures: of the target.
     """
+    from hf_transfer.evaluation.pictures import draw, draw_curves, kept_epochs
+
     draw(folder, pictures)
     if results.history:
         draw_curves(folder / CURVES_FILE, results.history, results.soup, results.target.metrics)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from hf_transfer.checkpoints.files import put
-from hf_transfer.data.splits import shown_count
+from hf_transfer.data.splits import Splits, shown_count
 from hf_transfer.errors import user_error
+from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.reporting import Table
 from hf_transfer.targets.table import TARGETS
 from hf_transfer.targets.target import Baseline, Interval, Metrics, Target
@@ -200,6 +201,15 @@ class Results:
         baseline = content.get("baseline") and Baseline(**content["baseline"])
         plain = {name: content[name] for name in _plain_fields(cls) if name in content}
         return cls(**plain, scores=scores, tables=tables, baseline=baseline)
+
+
+def baseline_of(splits: Splits, test: Predictions) -> Baseline:
+    """What a model must beat on test: from the labels of training; without any, from those on which it is judged."""
+    train, target = splits.train, splits.target
+    if len(train):
+        return target.baseline(train.targets[train.counted], test.targets)
+    baseline = target.baseline(test.targets, test.targets)
+    return baseline._replace(name=f"{baseline.name} of the judged samples themselves")
 
 
 def _plain_fields(results: type[Results]) -> list[str]:

@@ -1,39 +1,32 @@
-"""The folder of a run: which run it belongs to, whether the run is finished, its lock, and the saved model."""
+"""The folder of a run: which run it belongs to, whether the run is finished, and its lock."""
+
+from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import filelock
-import torch
-from accelerate import Accelerator
-from peft import PeftModel
-from torch import nn
 
 from hf_transfer.checkpoints.earlier import EARLIER_RUN, EarlierRun, is_there
-from hf_transfer.checkpoints.files import free_bytes, in_units
-from hf_transfer.data.labelled import PREDICTIONS_FILE
+from hf_transfer.checkpoints.files import CHECKPOINTS_FOLDER, free_bytes, in_units
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation import inputs
 from hf_transfer.evaluation.results import RESULTS_FILE, Results
 from hf_transfer.evaluation.row_file import PACKED_ROW_FILE, ROW_FILE
-from hf_transfer.modalities.modality import Preprocessing, save_preprocessing
-from hf_transfer.models.memory_format import in_channels_last
-from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
+from hf_transfer.settings.output import PREDICTIONS_FILE
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.settings.run import RunConfig
-from hf_transfer.strategies.adapter_files import adapter_of, adapter_settings, load_adapter, merged, save_adapter
-from hf_transfer.targets.table import TARGETS, target_of_model, write_settings
-from hf_transfer.targets.target import Target
-from hf_transfer.training.resuming import FOLDER as CHECKPOINTS_FOLDER
+from hf_transfer.targets.table import TARGETS
+from hf_transfer.training.launching import Processes
 
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
+# Of the model.
+CARD_FILE = "README.md"
 LOCK_FILE = ".lock"
 PARTIAL_CONFIG = ".config-partial"
 PICTURES = ("curves.png", *(name for target in TARGETS.values() for name in target.picture_files))
@@ -93,7 +86,12 @@ def finished_run(out: Path) -> tuple[Results, Path]:
     return Results.read(out), model
 
 
-def results_or_start(config: RunConfig, accelerator: Accelerator) -> Results | None:
+def has_card(out: Path) -> bool:
+    """Whether the model of a run has a card: it is written last, and only publishing changes it."""
+    return (out / MODEL_FOLDER / CARD_FILE).is_file()
+
+
+def results_or_start(config: RunConfig, processes: Processes) -> Results | None:
     """The results of the run, if it is finished; else None, and the run may start.
 
     What a killed process has left of an earlier run in `--output_dir` is put right first.
@@ -101,23 +99,23 @@ def results_or_start(config: RunConfig, accelerator: Accelerator) -> Results | N
     Raises:
         UserError: the folder holds other files or another run, or the run would replace files that it reads.
     """
-    _settle_earlier_run(Path(config.output.output_dir), accelerator)
+    _settle_earlier_run(Path(config.output.output_dir), processes)
     results = finished_results(config)
     if results is None and (present := earlier_run(Path(config.output.output_dir)).present()):
         inputs.refuse_replaced_inputs(config, present)
     return results
 
 
-def _settle_earlier_run(folder: Path, accelerator: Accelerator) -> None:
+def _settle_earlier_run(folder: Path, processes: Processes) -> None:
     earlier = earlier_run(folder)
-    if accelerator.is_main_process and any(map(is_there, (earlier.aside, earlier.moving))):
+    if processes.is_main_process and any(map(is_there, (earlier.aside, earlier.moving))):
         try:
             # If another run holds the lock, that one will do it.
             with suppress(UserError), locked(folder):
                 print(earlier.settle())
         except OSError as error:
             raise _not_writable(error) from error
-    accelerator.wait_for_everyone()
+    processes.wait_for_everyone()
 
 
 def earlier_run(folder: Path) -> EarlierRun:
@@ -127,7 +125,7 @@ def earlier_run(folder: Path) -> EarlierRun:
 
 
 @contextmanager
-def open_run_folder(config: RunConfig, accelerator: Accelerator, needed: int = 0) -> Iterator[Path]:
+def open_run_folder(config: RunConfig, processes: Processes, needed: int = 0) -> Iterator[Path]:
     """Lock and prepare the folder: files of an earlier run are moved aside, all others stay, the settings are written.
 
     At the end they are removed if the run is finished, and brought back if it has left nothing: see `EarlierRun`. The
@@ -136,15 +134,15 @@ def open_run_folder(config: RunConfig, accelerator: Accelerator, needed: int = 0
 
     Args:
         config: the settings.
-        accelerator: the processes.
+        processes: of the run.
         needed: bytes of the model that will be written.
 
     Raises:
         UserError: the folder cannot be written to, it has too little room, or another run is writing into it.
     """
     folder = Path(config.output.output_dir)
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
+    processes.wait_for_everyone()
+    if not processes.is_main_process:
         yield folder
         return
     with ExitStack() as held:
@@ -234,96 +232,10 @@ def _write_holder(descriptor: int) -> None:
     os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
 
 
-def save_model(
-    model: Any, folder: Path, *, base: str | None = None, revision: str = "main", merge: bool = False
-) -> None:
-    """Write a model as plain transformers or peft files into a new folder.
-
-    Args:
-        model: unwrapped, with adapters or without.
-        folder: to write into.
-        base: for an adapter: the path or Hub id of its base model.
-        revision: branch, tag or commit of a base on the Hub.
-        merge: merge an adapter into the weights.
-    """
-    if isinstance(model, PeftModel) and not merge:
-        if base is not None and Path(base).is_dir():
-            # Loaded from another folder, a relative path would be taken for a Hub id.
-            base = str(Path(base).resolve())
-        else:
-            model.active_peft_config.revision = revision
-        save_adapter(model, folder, base_model_name=base)
-    else:
-        adapted = any(isinstance(module, PeftModel) for module in model.modules())
-        whole: Any = merged(model) if adapted else model
-        whole.save_pretrained(folder)
-
-
-def save_and_load(
-    model: Any, preprocessing: Preprocessing, modality: str, columns: Mapping[str, str], target: Target,
-    checkpoint: AnyCheckpoint, config: RunConfig, accelerator: Accelerator,
-) -> tuple[nn.Module, Target]:  # fmt: skip
-    """Write a trained model into the folder of its run, completely or not at all, and load it again.
-
-    Args:
-        model: unwrapped, with adapters or without.
-        preprocessing: of the run.
-        modality: its name.
-        columns: of the data.
-        target: what it predicts, written into its configuration.
-        checkpoint: what it was trained from.
-        config: the settings of the run.
-        accelerator: the main process writes, and all read.
-
-    Returns:
-        The model as loaded from the files, and what it predicts.
-    """
-    folder = Path(config.output.output_dir)
-    if accelerator.is_main_process:
-        partial = folder / ".model-partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        write_settings(base.config, target)
-        save_model(
-            model, partial, base=checkpoint.path, revision=checkpoint.commit or config.model.model_revision,
-            merge=config.strategy.merge_adapter,
-        )  # fmt: skip
-        save_preprocessing(preprocessing, modality, columns, target.problem_type, partial)
-        partial.rename(folder / MODEL_FOLDER)
-    accelerator.wait_for_everyone()
-    saved = Checkpoint(str(folder / MODEL_FOLDER), task=checkpoint.task)
-    finished = target_of_model(saved.config, target.problem_type)
-    return load_finished(saved, finished), finished
-
-
-def load_finished(checkpoint: Checkpoint, target: Target) -> nn.Module:
-    """Load a finished model with its own head; an adapter is loaded with its base.
-
-    Args:
-        checkpoint: a folder OUT/model, a model on the Hub, or a sample.
-        target: what it predicts.
-
-    Raises:
-        UserError: the base of an adapter cannot be loaded.
-    """
-    folder = adapter_of(checkpoint)
-    if folder is None:
-        return in_channels_last(checkpoint.finished_classifier())
-    settings = adapter_settings(folder)
-    base = Checkpoint(settings["base_model_name_or_path"], settings.get("revision") or "main", checkpoint.task)
-    return in_channels_last(load_adapter(folder, base.classifier(target, seed=0, fresh_weights=False)))
-
-
-def size_of_model(model: nn.Module) -> int:
-    """Bytes of the weights that `save_model` would write: of a model with adapters, those that are not its base's."""
-    names = (
-        {name for name, one in model.named_parameters() if one.requires_grad} if isinstance(model, PeftModel) else None
-    )
-    return sum(value.nbytes for name, value in model.state_dict().items() if names is None or name in names)
-
-
 def peak_memory_bytes() -> dict[str, int]:
     """The peak memory of this process: of the host, and of its accelerator (0 without one)."""
+    import torch
+
     host = 0
     if sys.platform != "win32":
         import resource

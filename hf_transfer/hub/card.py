@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_transfer.checkpoints.files import put
 from hf_transfer.evaluation.results import Results
-from hf_transfer.evaluation.run_folder import CONFIG_FILE, PICTURES
+from hf_transfer.evaluation.run_folder import CARD_FILE, CONFIG_FILE, PICTURES
 from hf_transfer.evaluation.templates import render
 from hf_transfer.hub.card_text import Source, bases_of, code_file, shown_settings, source_of
 from hf_transfer.modalities.table import MODALITIES
@@ -21,7 +21,6 @@ from hf_transfer.settings.strategy import ADAPTERS
 from hf_transfer.strategies.adapter_files import is_adapter_folder
 from hf_transfer.targets.predictions import Ranking
 
-CARD_FILE = "README.md"
 # Stands in a card for the model's name on the Hub, until it has one.
 NOWHERE = "OWNER/NAME"
 # Holds the hash of the card as it was written: a card that was edited since is not overwritten.

@@ -1,30 +1,35 @@
 """Publish a run: what is checked before it is trained, and what is published when it is finished."""
 
+from __future__ import annotations
+
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
-
-from hf_transfer.data.hub_access import ask_hub, is_hub_id, is_valid_name
+from hf_transfer.data.splits import Splits
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation.results import RESULTS_FILE
-from hf_transfer.evaluation.run_folder import MODEL_FOLDER, finished_run
-from hf_transfer.hub.card import NOWHERE, write_card
-from hf_transfer.hub.publish import Published, create_repository, publish_folder, visibility
-from hf_transfer.hub.space import publish_space
+from hf_transfer.evaluation.run_folder import MODEL_FOLDER, finished_run, has_card
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import ADAPTERS
-from hf_transfer.strategies.adapter_files import adapter_settings, is_adapter_folder
+from hf_transfer.training.launching import Processes
+
+if TYPE_CHECKING:
+    from hf_transfer.hub.publish import Published
 
 
-def prepare_to_publish(config: RunConfig, accelerator: Accelerator) -> None:
+def prepare_to_publish(config: RunConfig, processes: Processes) -> None:
     """Create the repositories, before anything slow: what could not be published at the end is refused now.
 
     Raises:
         UserError: an adapter that others could not load, no token, or a token that may not write there.
     """
-    if not config.output.push_to_hub or not accelerator.is_main_process:
+    if not config.output.push_to_hub or not processes.is_main_process:
         return
+    from hf_transfer.data.hub_access import is_hub_id
+    from hf_transfer.hub.publish import create_repository
+
     output, base = config.output, config.model.model_name_or_path
     if config.strategy.strategy in ADAPTERS and not config.strategy.merge_adapter and not is_hub_id(base):
         raise _base_not_on_hub(base)
@@ -42,21 +47,42 @@ def _base_not_on_hub(base: str) -> UserError:
     )
 
 
+def loaded_commits(
+    config: RunConfig, splits: Splits, of_models: Mapping[str, str | None], *, in_memory: bool
+) -> dict[str, str | None]:
+    """By the settings that name something on the Hub: the commit that was loaded; None where it did not answer.
+
+    Args:
+        config: the settings of the run.
+        splits: of its data.
+        of_models: the commits of its checkpoints, by setting.
+        in_memory: whether the data were passed by a program.
+    """
+    from hf_transfer.data.hub_access import is_hub_id
+
+    loaded = dict(of_models) if in_memory else {**of_models, "dataset_name": splits.commit}
+    return {name: commit for name, commit in loaded.items() if is_hub_id(str(config.flat()[name]))}
+
+
 def publish_run(config: RunConfig) -> None:
-    """Write the model card of a finished run and, if the settings say so, publish the model and its demo.
+    """Write the model card of a finished run, if it has none, and publish model and demo, if the settings say so.
 
     Raises:
         UserError: the Hub refused; the run is complete, and the message names the command that publishes it.
     """
     output = config.output
     out = Path(output.output_dir)
-    if not (out / "model").is_dir():
+    if not (out / MODEL_FOLDER).is_dir() or (has_card(out) and not output.push_to_hub):
         return
+    from hf_transfer.hub.card import NOWHERE, write_card
+
     write_card(out, output.hub_model_id or NOWHERE)
     if output.push_to_hub:
         published = push_run(out, str(output.hub_model_id), private=output.hub_private_repo)
         print(f"published    {published.url} at commit {published.revision}")
         if output.push_space:
+            from hf_transfer.hub.space import publish_space
+
             demo = publish_space(
                 out, str(output.hub_model_id), private=output.hub_private_repo,
                 model=output.hub_model_id, revision=published.revision,
@@ -76,6 +102,11 @@ def push_run(out: Path, repository: str, *, private: bool) -> Published:
         UserError: there is no finished run, others could not load its adapter, or the Hub refused; then the message
             names the command that publishes it.
     """
+    from hf_transfer.data.hub_access import ask_hub, is_valid_name
+    from hf_transfer.hub.card import write_card
+    from hf_transfer.hub.publish import publish_folder, visibility
+    from hf_transfer.strategies.adapter_files import adapter_settings, is_adapter_folder
+
     if out.name == MODEL_FOLDER and not (out / RESULTS_FILE).is_file():
         out = out.parent
     results, model = finished_run(out)

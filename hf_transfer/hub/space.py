@@ -28,9 +28,9 @@ from hf_transfer.data.splits import Split
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation.predictor import load
 from hf_transfer.evaluation.results import Results
-from hf_transfer.evaluation.run_folder import CONFIG_FILE, MODEL_FOLDER, finished_run
+from hf_transfer.evaluation.run_folder import CARD_FILE, CONFIG_FILE, MODEL_FOLDER, finished_run
 from hf_transfer.evaluation.templates import render
-from hf_transfer.hub.card import CARD_FILE, as_line
+from hf_transfer.hub.card import as_line
 from hf_transfer.hub.card_text import code_file, source_of
 from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder, visibility
 from hf_transfer.interruption import Interrupted, ending_at_once

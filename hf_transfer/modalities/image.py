@@ -1,34 +1,24 @@
 """Samples that are images: columns, batches, augmentation, prediction."""
 
-import hashlib
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import datasets
-import torch
-from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from hf_transfer.data import batches, columns, verification
-from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, LabelRows, Loaders
+from hf_transfer.data import columns, verification
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE, Levels
 from hf_transfer.data.picture_tables import PictureFinder
 from hf_transfer.data.pictures import SUFFIXES, BadImageError, decode, decode_picture
-from hf_transfer.data.rows import describe_row, encoded_image
 from hf_transfer.data.sample_columns import Selected
-from hf_transfer.data.samples import NOT_TO_BE_MIRRORED
 from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import user_error
-from hf_transfer.modalities.augmentation import Augmentation
-from hf_transfer.modalities.mixing import Mixing
 from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Typed, Wanted
-from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.sample_tables import (
     STANDARD_INPUT,
     SampleTable,
@@ -40,127 +30,22 @@ from hf_transfer.modalities.sample_tables import (
     refuse_missing,
     table_at,
 )
-from hf_transfer.models.pretrained import AnyCheckpoint
-from hf_transfer.settings.run import MultimodalConfig, RunConfig, VisionConfig
+from hf_transfer.settings.run import RunConfig, VisionConfig
 from hf_transfer.targets.target import Target
 
-DECODED_CACHE_BYTES = 1 << 30
-DEFAULT_VIEWS = 4
-# With more training samples for each output, augmented views do not make a solved head better: see docs/benchmarks.md.
-FEW_SAMPLES = 16
+if TYPE_CHECKING:
+    import datasets
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+    from hf_transfer.data.batches import Loaders
+    from hf_transfer.modalities.pixels import PixelPreprocessing
+    from hf_transfer.models.pretrained import AnyCheckpoint
+
 # Why there can be no answer, where a table names no picture.
 MISSING = "missing"
-
-
-class ImageRows(Dataset[dict[str, Tensor]]):
-    """One split as a torch data set: resized pixels, target, mask and row number of each sample.
-
-    An unreadable image is masked: it keeps its position and its target, and its pixels are black. Decoded pixels are
-    kept in memory, up to `keep_bytes`, because decoding can take longer than the step of a small model.
-
-    Args:
-        split: checked images.
-        preprocessing: of the run.
-        keep_bytes: for decoded pixels.
-        white: see `pictures.decode`.
-    """
-
-    def __init__(
-        self, split: Split, preprocessing: PixelPreprocessing, *, keep_bytes: int, white: float | None = None
-    ) -> None:
-        self.split, self.preprocessing, self._white = split, preprocessing, white
-        self._labels = LabelRows(split)
-        self._decoded: dict[int, Tensor] = {}
-        self._room = keep_bytes // preprocessing.black().nbytes
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
-        try:
-            return self._labels[position] | {"pixel_values": self._pixels(int(self.split.rows[position]))}
-        except BadImageError:
-            return self._labels[position] | {"pixel_values": self.preprocessing.black(), "counted": torch.tensor(False)}
-
-    def _pixels(self, row: int) -> Tensor:
-        if row in self._decoded:
-            return self._decoded[row]
-        if row in self.split.unreadable:
-            raise BadImageError(self.split.unreadable[row])
-        pixels = self.preprocessing.resize(decode(encoded_image(self.split, row), self._white))
-        if len(self._decoded) < self._room:
-            self._decoded[row] = pixels
-        return pixels
-
-
-class ImageInputs(InputMaker):
-    """Makes model inputs of 8-bit pixels, augmented in training; of batches without pixels they are all zero.
-
-    Args:
-        preprocessing: of the run.
-        augmentation: random changes to training images.
-        splits: of the run.
-        mask: mask images that are found to be unreadable during training; else they are an error.
-        solved_views: augmented views that a solved head sees of a training image.
-
-    Attributes:
-        views: see `Loaders.views`.
-        cycle: see `Loaders.cycle`.
-    """
-
-    def __init__(
-        self, preprocessing: PixelPreprocessing, augmentation: Augmentation, splits: Splits, *, mask: bool,
-        solved_views: int = DEFAULT_VIEWS,
-    ) -> None:  # fmt: skip
-        self.preprocessing, self.augmentation, self.splits, self.mask = preprocessing, augmentation, splits, mask
-        self._white = splits.columns.get(LARGEST_PIXEL_VALUE)
-        self.views, self.cycle = solved_views, augmentation.views
-        if augmentation.kind == "none":
-            self.views, self.cycle = 0, 1
-        self._contents: dict[str, str] = {}
-        self._unreadable: dict[str, dict[int, str]] = {name: dict(one.unreadable) for name, one in splits.items()}
-
-    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
-        """See `InputMaker`."""
-        labelled = super().__call__(batch, device, split, epoch)
-        if "pixel_values" in batch:
-            self._check_masked(batch, split)
-            pixels = labelled.inputs["pixel_values"].float()
-            if epoch is not None and self.augmentation.kind != "none":
-                pixels = self.augmentation(pixels / 255.0, batch["index"], epoch) * 255.0
-            pixels = self.preprocessing.normalise(pixels)
-        else:
-            pixels = torch.zeros((), device=device).expand(len(batch["index"]), *self.preprocessing.shape)
-        return labelled._replace(inputs=labelled.inputs | {"pixel_values": pixels})
-
-    def fingerprint(self, split: str, epoch: int | None) -> str:
-        """See `InputMaker.fingerprint`."""
-        rows = self.splits.of(split)
-        # Only once: it reads the status of every image file.
-        if split not in self._contents:
-            self._contents[split] = verification.image_fingerprint(rows)
-        parts = [rows.fingerprint(), self._contents[split], str(self.mask), self.preprocessing.fingerprint()]
-        parts += [] if self._white is None else [str(self._white)]
-        if self.augmentation.kind != "none" and epoch is not None:
-            parts += [self.augmentation.fingerprint(), str(self.augmentation.view(rows.rows, epoch)[:1])]
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
-
-    def _check_masked(self, batch: Batch, split: str) -> None:
-        """Report masked samples that verification has not found: of a large data set it decodes only some images."""
-        rows, known = self.splits.of(split), self._unreadable[split]
-        masked = batch["index"][~batch["counted"]].tolist()
-        for row in (row for row in masked if row not in known):
-            try:
-                decode(encoded_image(rows, row), self._white)
-            except BadImageError as error:
-                if not self.mask:
-                    raise user_error(
-                        expected=f"images that can be read in split '{split}'",
-                        found=f"{describe_row(rows, row)}: {error}",
-                        do="fix or remove it, or mask such images with --on_bad_sample skip",
-                    ) from error
-                known[row] = str(error)
-                verification.refuse_bad_share(known, rows, split)
 
 
 class ImageModality(Modality[VisionConfig]):
@@ -197,6 +82,8 @@ class ImageModality(Modality[VisionConfig]):
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`."""
+        import datasets
+
         return any(isinstance(feature, datasets.Image) for feature in features.values())
 
     def select(self, loaded: datasets.DatasetDict, config: VisionConfig) -> Selected:
@@ -207,6 +94,8 @@ class ImageModality(Modality[VisionConfig]):
 
     def preprocessing(self, checkpoint: AnyCheckpoint, config: VisionConfig | None, saved: Saved) -> PixelPreprocessing:  # noqa: ARG002
         """See `Modality.preprocessing`."""
+        from hf_transfer.modalities.pixels import PixelPreprocessing
+
         return PixelPreprocessing(checkpoint.parts[0].processor(), saved.get("columns"))
 
     def loaders(
@@ -214,17 +103,22 @@ class ImageModality(Modality[VisionConfig]):
         *, frozen_prefix: bool,
     ) -> Loaders:  # fmt: skip
         """See `Modality.loaders`."""
+        from hf_transfer.data import batches
+        from hf_transfer.modalities.image_batches import image_inputs, image_rows
+
         workers = batches.workers_for(config.store.dataloader_num_workers, splits.longest())
         images = image_inputs(splits, preprocessing, config, frozen_prefix=frozen_prefix)
         order = batches.EpochSampler(len(splits.train), config.training.seed)
         return batches.loaders_of(
             image_rows(splits, preprocessing, workers), {"train": order}, config.training, workers, accelerator,
-            light_rows={name: LabelRows(split) for name, split in splits.items()},
+            light_rows={name: batches.LabelRows(split) for name, split in splits.items()},
             target=splits.target, to_inputs=images, views=images.views, cycle=images.cycle,
         )  # fmt: skip
 
     def regularisation(self, config: VisionConfig, model: nn.Module, target: Target) -> Regularisation:  # noqa: ARG002
         """Mixup and CutMix, if the settings ask for them."""
+        from hf_transfer.modalities.mixing import Mixing
+
         training = config.training
         if training.mixup_alpha == training.cutmix_alpha == 0:
             return Regularisation()
@@ -315,37 +209,3 @@ def _raw(path: Path) -> dict[str, Any]:
 def white_of(saved: Any) -> float | None:
     """What was white in the pictures of more than 8 bits that a model was trained on; None: there were none."""
     return None if saved is None else saved.columns.get(LARGEST_PIXEL_VALUE)
-
-
-def image_rows(splits: Splits, preprocessing: PixelPreprocessing, workers: int) -> dict[str, ImageRows]:
-    """The images of all splits, for this many worker processes, each of which keeps pixels of its own."""
-    room = DECODED_CACHE_BYTES // max(1, workers)
-    white = splits.columns.get(LARGEST_PIXEL_VALUE)
-    return {name: ImageRows(split, preprocessing, keep_bytes=room, white=white) for name, split in splits.items()}
-
-
-def image_inputs(
-    splits: Splits, preprocessing: PixelPreprocessing, config: VisionConfig | MultimodalConfig, *, frozen_prefix: bool
-) -> ImageInputs:
-    """Model inputs with the augmentation that the settings ask for.
-
-    Behind a frozen prefix an image has few views, whose activations can be stored.
-    """
-    images, keeps_class = config.image, config.data.dataset_name not in NOT_TO_BE_MIRRORED
-    views = DEFAULT_VIEWS if frozen_prefix else 0
-    augmentation = Augmentation(
-        kind=images.augmentation,
-        flip=keeps_class if images.horizontal_flip is None else images.horizontal_flip,
-        seed=config.training.seed,
-        views=views if images.cache_views is None else images.cache_views,
-    )
-    return ImageInputs(
-        preprocessing, augmentation, splits, mask=config.data.on_bad_sample == "skip",
-        solved_views=images.cache_views or _views_worth_solving(splits),
-    )  # fmt: skip
-
-
-def _views_worth_solving(splits: Splits) -> int:
-    """How many augmented views make a solved head better: each costs a pass over the training images."""
-    outputs = max(2, len(splits.target.names))
-    return DEFAULT_VIEWS if splits.train is not None and len(splits.train) <= FEW_SAMPLES * outputs else 0

@@ -1,27 +1,31 @@
 """What a modality is: one object that holds everything that depends on what a sample is."""
 
+from __future__ import annotations
+
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-import datasets
-from accelerate import Accelerator
-from torch import Tensor, nn
-
-from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE
 from hf_transfer.data.sample_columns import Config, SampleColumns
 from hf_transfer.data.splits import Splits
 from hf_transfer.errors import user_error
-from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.target import Target
 from hf_transfer.versions import versions
+
+if TYPE_CHECKING:
+    import datasets
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+    from hf_transfer.data.batches import Batch, Loaders
+    from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 
 # Saved beside the weights: everything else that predictions depend on.
 PREPROCESSING_FILE = "preprocessing.json"
@@ -33,8 +37,15 @@ READ_WITH = ("encoding", "delimiter")
 # The content of such a file, and the settings that name columns, by name; None where they are left open.
 Saved = Mapping[str, Any]
 Wanted = Mapping[str, str | None]
-# Mixes the samples of a batch with each other, by inputs, targets, mask, row numbers and epoch; see `mixing.Mixing`.
-Mixer = Callable[[Batch, Tensor, Tensor, Tensor, int], tuple[Batch, Tensor]]
+
+
+class Mixer(Protocol):
+    """Mixes the samples of a batch with each other; see `mixing.Mixing`."""
+
+    def __call__(
+        self, inputs: Batch, targets: Tensor, counted: Tensor, index: Tensor, epoch: int, /
+    ) -> tuple[Batch, Tensor]:
+        """Mixed inputs and targets, by inputs, targets, mask, row numbers and epoch."""
 
 
 class Preprocessing(ABC):
@@ -159,6 +170,8 @@ class Modality(SampleColumns[Config]):
         Raises:
             UserError: it does not exist, cannot be read, or is not a model of this modality.
         """
+        from hf_transfer.models.pretrained import Checkpoint
+
         return Checkpoint(config.model.model_name_or_path, config.model.model_revision, self.task)
 
     @abstractmethod

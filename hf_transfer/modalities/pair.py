@@ -1,22 +1,15 @@
 """Samples that are an image with a text, either of which may be missing."""
 
-import hashlib
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import datasets
 import numpy as np
-import torch
-from accelerate import Accelerator
-from PIL import Image
-from torch import nn
-from torch.utils.data import Dataset
 
 from hf_transfer.data import columns, verification
-from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
 from hf_transfer.data.levels import Levels
 from hf_transfer.data.picture_tables import METADATA, PictureFinder
 from hf_transfer.data.rows import is_given
@@ -25,19 +18,9 @@ from hf_transfer.data.sources import Loaded
 from hf_transfer.data.splits import Split, Splits, part_of
 from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import user_error
-from hf_transfer.modalities.image import (
-    MISSING,
-    ImageInputs,
-    ImageModality,
-    ImageRows,
-    image_inputs,
-    image_rows,
-    picture_in,
-    white_of,
-)
-from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Typed, Wanted
+from hf_transfer.modalities.image import MISSING, ImageModality, picture_in, white_of
+from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Typed, Wanted
 from hf_transfer.modalities.pair_tables import read_pairs, select_pairs
-from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.sample_tables import (
     SampleTable,
     chosen_columns,
@@ -47,154 +30,24 @@ from hf_transfer.modalities.sample_tables import (
     table_at,
 )
 from hf_transfer.modalities.text import TextModality, tokens_of
-from hf_transfer.modalities.text_batches import TextRows, collate_texts, describe_truncation, orders_of
-from hf_transfer.modalities.tokens import TokenPreprocessing
-from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
-from hf_transfer.models.pretrained_pair import PairCheckpoint
 from hf_transfer.settings.run import MultimodalConfig, RunConfig
 from hf_transfer.targets.target import Target
 
-PRESENT = ("image_present", "text_present")
+if TYPE_CHECKING:
+    import datasets
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+    from hf_transfer.data.batches import Loaders
+    from hf_transfer.modalities.pair_batches import Pair, PairPreprocessing
+    from hf_transfer.models.pretrained import AnyCheckpoint
+
 # The recipe for samples none of which has this part.
 OTHER_RECIPE = {"image": "text", "text": "vision"}
 # Why there can be no answer.
 NEITHER = "neither an image nor a text"
-Pair = tuple[Image.Image | None, str | None]
-
-
-class PairPreprocessing(Preprocessing):
-    """The image processor and the tokenizer of a pair.
-
-    Args:
-        pixels: of the image tower.
-        tokens: of the text tower.
-        columns: see `Preprocessing.columns`.
-    """
-
-    def __init__(
-        self, pixels: PixelPreprocessing, tokens: TokenPreprocessing, columns: Mapping[str, str] | None = None
-    ) -> None:
-        self.pixels, self.tokens, self.columns = pixels, tokens, columns or {}
-
-    def inputs(self, samples: Sequence[Pair]) -> Batch:
-        """Model inputs of pairs that belong to no split; None, or a text of white space, stands for a missing part.
-
-        Raises:
-            UserError: a pair has neither.
-        """
-        images = [image for image, _ in samples]
-        texts = [text if text is not None and text.strip() else None for _, text in samples]
-        for position, (image, text) in enumerate(zip(images, texts, strict=True), start=1):
-            if image is None and text is None:
-                raise user_error(
-                    expected="an image, a text, or both", found=f"neither, in pair {position}", do="give at least one"
-                )
-        present = torch.tensor([image is not None for image in images])
-        black = Image.new("RGB", (64, 64))
-        pixels = self.pixels.inputs([image or black for image in images])["pixel_values"]
-        inputs = self.tokens.inputs([(text or "",) for text in texts])
-        inputs["pixel_values"] = pixels.where(present[:, None, None, None], 0.0)
-        return inputs | {"image_present": present, "text_present": torch.tensor([text is not None for text in texts])}
-
-    def example(self) -> Batch:
-        """Model inputs of two whole pairs, of noisy pictures and short texts, to trace a model with."""
-        present = torch.ones(2, dtype=torch.bool)
-        return self.pixels.example() | self.tokens.example() | dict.fromkeys(PRESENT, present)
-
-    def adapt_to(self, model: nn.Module) -> list[str]:
-        """See `TokenPreprocessing.adapt_to`; the model answers texts alone."""
-        return self.tokens.adapt_to(model)
-
-    def save(self, folder: Path) -> None:
-        """Write the files of both."""
-        self.pixels.save(folder)
-        self.tokens.save(folder)
-
-    def description(self) -> dict[str, Any]:
-        """See `PixelPreprocessing.description` and `TokenPreprocessing.description`."""
-        return self.pixels.description() | self.tokens.description()
-
-
-class PairRows(Dataset[dict[str, Any]]):
-    """One split as a torch data set: pixels, tokens, what is present, target, mask and row number of each sample.
-
-    A missing image has black pixels, a missing text is empty. An unreadable sample is masked, and reaches the model as
-    one with a text and no image: for a sample without both, the output might be NaN.
-
-    Args:
-        texts: the tokens of the split.
-        images: its images; None: leave the pixels out.
-    """
-
-    def __init__(self, texts: TextRows, images: ImageRows | None) -> None:
-        self.texts, self.images = texts, images
-        self.split, self.lengths = texts.split, texts.lengths
-        self._with_image, self._with_text = is_given(texts.split, "image"), is_given(texts.split, "text")
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        sample = self.texts[position]
-        with_image, with_text = bool(self._with_image[position]), bool(self._with_text[position])
-        if self.images is not None and with_image:
-            sample |= self.images[position]
-        elif self.images is not None:
-            sample["pixel_values"] = self.images.preprocessing.black()
-        present = (sample["counted"] & with_image, ~sample["counted"] | with_text)
-        return sample | dict(zip(PRESENT, present, strict=True))
-
-
-class PairInputs(InputMaker):
-    """Makes model inputs of pairs; the pixels and their augmentation are the same as for images alone.
-
-    Args:
-        images: makes the pixels.
-        texts: the tokens of each split.
-    """
-
-    def __init__(self, images: ImageInputs, texts: Mapping[str, TextRows]) -> None:
-        self.images, self.texts = images, texts
-
-    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
-        """See `InputMaker`; for a missing image the model gets zeros."""
-        labelled = self.images(batch, device, split, epoch)
-        if "pixel_values" not in batch:
-            return labelled
-        present = labelled.inputs["image_present"][:, None, None, None]
-        pixels = labelled.inputs["pixel_values"].where(present, 0.0)
-        return labelled._replace(inputs=labelled.inputs | {"pixel_values": pixels})
-
-    def fingerprint(self, split: str, epoch: int | None) -> str:
-        """See `InputMaker.fingerprint`."""
-        # That of the images covers the whole table, and so also which texts are missing.
-        parts = f"{self.images.fingerprint(split, epoch)} {self.texts[split].fingerprint()}"
-        return hashlib.sha256(parts.encode()).hexdigest()
-
-
-class PartInputs(InputMaker):
-    """As another maker, but with one part of each pair alone; samples without this part do not count.
-
-    Args:
-        pairs: makes the inputs of whole pairs.
-        part: image or text.
-    """
-
-    def __init__(self, pairs: InputMaker, part: str) -> None:
-        self.pairs, self.part = pairs, part
-
-    def __call__(self, batch: Batch, device: torch.device, split: str, epoch: int | None) -> LabelledInputs:
-        """See `InputMaker`."""
-        labelled = self.pairs(batch, device, split, epoch)
-        (other,) = [name for name in PRESENT if name != f"{self.part}_present"]
-        present = labelled.inputs[f"{self.part}_present"]
-        # A sample that lacks this part keeps the other one: the output for a sample without both might be NaN.
-        hidden = {other: labelled.inputs[other] & ~present}
-        return labelled._replace(inputs=labelled.inputs | hidden, counted=labelled.counted & present)
-
-    def fingerprint(self, split: str, epoch: int | None) -> str:
-        """See `InputMaker.fingerprint`."""
-        return f"{self.pairs.fingerprint(split, epoch)}, {self.part} alone"
 
 
 class PairModality(Modality[MultimodalConfig]):
@@ -268,6 +121,9 @@ class PairModality(Modality[MultimodalConfig]):
 
     def checkpoint(self, config: MultimodalConfig) -> AnyCheckpoint:
         """Both towers; with `--evaluate_only`, a finished model."""
+        from hf_transfer.models.pretrained import Checkpoint
+        from hf_transfer.models.pretrained_pair import PairCheckpoint
+
         if config.output.evaluate_only:
             return Checkpoint(str(config.model.model_name_or_path), config.model.model_revision, self.task)
         return PairCheckpoint(
@@ -278,6 +134,9 @@ class PairModality(Modality[MultimodalConfig]):
         self, checkpoint: AnyCheckpoint, config: MultimodalConfig | None, saved: Saved
     ) -> PairPreprocessing:
         """See `Modality.preprocessing`; a finished model has both processors in its one folder."""
+        from hf_transfer.modalities.pair_batches import PairPreprocessing
+        from hf_transfer.modalities.pixels import PixelPreprocessing
+
         pixels = PixelPreprocessing(checkpoint.parts[0].processor())
         return PairPreprocessing(pixels, tokens_of(checkpoint.parts[-1], config, saved), saved.get("columns"))
 
@@ -291,6 +150,11 @@ class PairModality(Modality[MultimodalConfig]):
         tokenizer makes [batch, tokens], and `image_present` and `text_present`, bool [batch], of which each sample has
         at least one.
         """
+        from hf_transfer.data.batches import loaders_of, workers_for
+        from hf_transfer.modalities.image_batches import image_inputs, image_rows
+        from hf_transfer.modalities.pair_batches import PairInputs, PairRows
+        from hf_transfer.modalities.text_batches import TextRows, collate_texts, describe_truncation, orders_of
+
         pixels, tokens = preprocessing.pixels, preprocessing.tokens
         workers = workers_for(config.store.dataloader_num_workers, splits.longest())
         images = image_inputs(splits, pixels, config, frozen_prefix=frozen_prefix)
@@ -306,6 +170,8 @@ class PairModality(Modality[MultimodalConfig]):
 
     def parts(self, loaders: Loaders) -> dict[str, Loaders]:
         """Loaders of the images alone, and of the texts alone."""
+        from hf_transfer.modalities.pair_batches import part_alone
+
         return {part: part_alone(loaders, part) for part in ("image", "text")}
 
     def regularisation(self, config: MultimodalConfig, model: nn.Module, target: Target) -> Regularisation:  # noqa: ARG002
@@ -388,8 +254,3 @@ def _located(
             if picture is None and fault == MISSING:
                 fault = "" if words else NEITHER
             yield LocatedSample(table.path, row, (picture, words), fault, line)
-
-
-def part_alone(loaders: Loaders, part: str) -> Loaders:
-    """The same batches with only one part of each pair, `image` or `text`."""
-    return replace(loaders, to_inputs=PartInputs(loaders.to_inputs, part), without_first_layers=None)

@@ -1,9 +1,11 @@
 """Images with texts in tables, which hold paths of images or the images themselves."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import huggingface_hub.constants
 import pyarrow.compute
 
@@ -28,6 +30,9 @@ from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import some, user_error
 from hf_transfer.settings.run import MultimodalConfig
 
+if TYPE_CHECKING:
+    import datasets
+
 
 def select_pairs(data: datasets.Dataset, image: str, text: str, dataset_name: str) -> datasets.Dataset:
     """The columns `image`, not decoded, and `text`; a text of white space counts as missing.
@@ -38,6 +43,8 @@ def select_pairs(data: datasets.Dataset, image: str, text: str, dataset_name: st
         text: the column of texts.
         dataset_name: as the user named the data set.
     """
+    import datasets
+
     columns.refuse_other_values(data, text)
     texts = [value if value is not None and value.strip() else None for value in data[text][:]]
     images = columns.images(data, image)
@@ -106,6 +113,8 @@ def _refuse_unnamed(folder: Path, tree: Tree, named: set[Path]) -> None:
 
 def _refuse_paths(data: datasets.Dataset, column: str, roots: Sequence[str]) -> None:
     """Refuse images that are not embedded in a table, but files of this machine outside of `roots`."""
+    import datasets
+
     values = data.cast_column(column, datasets.Image(decode=False)).with_format("arrow")[:][column]
     encoded = pyarrow.compute.is_valid(pyarrow.compute.struct_field(values, "bytes")).to_pylist()
     paths = pyarrow.compute.struct_field(values, "path").to_pylist()

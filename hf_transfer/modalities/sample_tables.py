@@ -1,12 +1,13 @@
 """Samples to predict: in tables, in folders and archives, in files of text, and in lines of standard input."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import datasets
 import numpy as np
 
 from hf_transfer.data import encodings
@@ -21,12 +22,13 @@ from hf_transfer.errors import UserError, user_error
 from hf_transfer.modalities.modality import Wanted
 from hf_transfer.settings.data import DataSettings
 
+if TYPE_CHECKING:
+    import datasets
+
 STANDARD_INPUT = Path("-")
 TEXT_SUFFIXES = (".txt",)
 ROWS_AT_ONCE = 1_000
 UTF_8 = "utf-8"
-# The errors of Arrow and `datasets` for files that are damaged.
-DAMAGED = (OSError, ValueError, TypeError, RuntimeError, datasets.exceptions.DatasetGenerationError)
 
 
 class SampleTable(NamedTuple):
@@ -44,6 +46,8 @@ class SampleTable(NamedTuple):
 
     def rows(self, columns: Collection[str]) -> Iterator[tuple[int, int | None, dict[str, Any]]]:
         """Of each row its number, counted from 1, its line, and its values in these columns."""
+        import datasets
+
         chosen = self.data.select_columns(list(dict.fromkeys(columns)))
         for name, kind in chosen.features.items():
             if isinstance(kind, datasets.Image):
@@ -93,6 +97,8 @@ def table_at(path: Path, wanted: Wanted, saved: Mapping[str, Any]) -> SampleTabl
 
 
 def _read(path: Path, settings: DataSettings, text_columns: Sequence[str]) -> SampleTable:
+    import datasets
+
     try:
         if path.is_dir():
             rows = datasets.concatenate_datasets(list(read_saved(path).data.values()))
@@ -103,7 +109,8 @@ def _read(path: Path, settings: DataSettings, text_columns: Sequence[str]) -> Sa
         # Arrow accepts invalid text, and would fail in the middle of the answers.
         data.data.table.validate(full=True)
         return SampleTable(path, data, origins)
-    except DAMAGED as error:
+    # The errors of Arrow and `datasets` for files that are damaged.
+    except (OSError, ValueError, TypeError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
         raise user_error(
             expected=f"a table in {path} ({', '.join(TABLE_BUILDERS)})",
             found=(str(error.__cause__ or error) or type(error).__name__).splitlines()[0],

@@ -1,16 +1,13 @@
 """Samples that are texts, or pairs of texts: columns, loaders, R-Drop, prediction."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
-
-import datasets
-from accelerate import Accelerator
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_transfer.data import columns, verification
-from hf_transfer.data.batches import Loaders, loaders_of
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
@@ -38,12 +35,20 @@ from hf_transfer.modalities.sample_tables import (
     refuse_missing,
     table_at,
 )
-from hf_transfer.modalities.text_batches import TextRows, TokenInputs, collate_texts, describe_truncation, orders_of
-from hf_transfer.modalities.tokens import TokenPreprocessing
-from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.settings.run import MultimodalConfig, RunConfig, TextConfig
 from hf_transfer.targets.target import Target
+
+if TYPE_CHECKING:
+    import datasets
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+    from hf_transfer.data.batches import Loaders
+    from hf_transfer.modalities.tokens import TokenPreprocessing
+    from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 
 # Measured on short texts: it improved accuracy with 160 texts of each class, and not with eight.
 DEFAULT_RDROP_ALPHA = {"full": 1.0, "scratch": 1.0}
@@ -86,6 +91,8 @@ class TextModality(Modality[TextConfig]):
 
     def checkpoint(self, config: TextConfig) -> Checkpoint:
         """See `Modality.checkpoint`."""
+        from hf_transfer.models.pretrained import Checkpoint
+
         return Checkpoint(config.model.model_name_or_path, config.model.model_revision, self.task, config.text.pooling)
 
     def preprocessing(self, checkpoint: AnyCheckpoint, config: TextConfig | None, saved: Saved) -> TokenPreprocessing:
@@ -112,6 +119,15 @@ class TextModality(Modality[TextConfig]):
         *, frozen_prefix: bool,  # noqa: ARG002
     ) -> Loaders:  # fmt: skip
         """See `Modality.loaders`; notes report truncated texts."""
+        from hf_transfer.data.batches import loaders_of
+        from hf_transfer.modalities.text_batches import (
+            TextRows,
+            TokenInputs,
+            collate_texts,
+            describe_truncation,
+            orders_of,
+        )
+
         rows = {name: TextRows(split, preprocessing) for name, split in splits.items()}
         # Tokens are in memory already: workers would only copy them.
         workers = config.store.dataloader_num_workers or 0
@@ -129,6 +145,8 @@ class TextModality(Modality[TextConfig]):
         Raises:
             UserError: it is set, and the model has no dropout.
         """
+        from torch import nn
+
         wanted = config.training.rdrop_alpha
         drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
         if wanted and not drops:
@@ -226,6 +244,8 @@ def _located(
 
 def tokens_of(checkpoint: Checkpoint, config: TextConfig | MultimodalConfig | None, saved: Saved) -> TokenPreprocessing:
     """The preprocessing with a checkpoint's tokenizer; it truncates as set, or else as saved, or else at the limit."""
+    from hf_transfer.modalities.tokens import TokenPreprocessing
+
     tokenizer = checkpoint.tokenizer()
     # A run saves its own length as the tokenizer's limit. The next run that starts from its model may use longer texts.
     tokenizer.model_max_length = saved_description(checkpoint).get("tokenizer_limit", tokenizer.model_max_length)

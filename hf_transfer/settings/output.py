@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from hf_transfer.settings.fields import REQUIRED, TRAINS, Need, Topic, setting
 from hf_transfer.settings.ranges import NAME, at_least
 
+# In the folder of a run: the answers to samples without labels.
+PREDICTIONS_FILE = "predictions.csv"
 SAVED = Need("checkpoints", lambda config: config.checkpoints.save_steps != 0, "--save_steps 0")
 PUSHED = Need("--push_to_hub", lambda config: config.output.push_to_hub, "a run that is not published")
 

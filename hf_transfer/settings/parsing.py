@@ -1,10 +1,8 @@
 """From a command line and a YAML file to settings, and how a recipe starts and ends."""
 
-import copy
-import dataclasses
 import os
 import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -14,7 +12,8 @@ from hf_transfer.installation import check_installation
 from hf_transfer.interruption import Interrupted, ending_at_once, same_command
 from hf_transfer.settings.fields import unknown_settings
 from hf_transfer.settings.files import file_as_arguments
-from hf_transfer.settings.run import RunConfig, required, without_effect
+from hf_transfer.settings.flags import FlagParser
+from hf_transfer.settings.run import RunConfig, part, required, without_effect
 
 Config = TypeVar("Config", bound=RunConfig)
 # A run writes all settings that have a value; nobody writes so many by hand.
@@ -111,29 +110,10 @@ def _names(flags: Sequence[str]) -> set[str]:
     return names | {name.removeprefix("no_") for name in names}
 
 
-class _Help(ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action: Action) -> str | None:
-        stated = action.default is None or "(default" in (action.help or "")
-        return action.help if stated else super()._get_help_string(action)
-
-
 def _parsed(config_class: type[Config], arguments: list[str]) -> Config:
     """The settings of a whole command line, of which none is checked against the others' effects."""
-    from transformers import HfArgumentParser
-
-    class Parser(HfArgumentParser):
-        @staticmethod
-        def _parse_dataclass_field(parser: ArgumentParser, field: dataclasses.Field[Any]) -> None:
-            # It changes the field, and takes all metadata for arguments of argparse.
-            shown = copy.copy(field)
-            shown.metadata = {"help": field.metadata["help"]}  # type: ignore[assignment]
-            HfArgumentParser._parse_dataclass_field(parser, shown)
-
-        def error(self, message: str) -> NoReturn:
-            raise user_error(expected="settings as --help lists them", found=message, do="correct that setting")
-
     topics = config_class.topic_types()
-    parser = Parser(list(topics.values()), allow_abbrev=False, formatter_class=_Help)  # type: ignore[arg-type]
+    parser = FlagParser(topics.values())
     parser.add_argument("--config", metavar="FILE.yaml", default=None, help="Settings in a file; flags win over it.")
     known = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
     if bare := [argument for argument in arguments if "--" in (argument, argument.partition("=")[2])]:
@@ -141,13 +121,12 @@ def _parsed(config_class: type[Config], arguments: list[str]) -> Config:
         raise user_error(
             expected="settings with their values", found=", ".join(bare), do="leave -- out, or use another name"
         )
-    *parsed, _, unknown = parser.parse_args_into_dataclasses(
-        arguments, return_remaining_strings=True, look_for_args_file=False
-    )
+    values, unknown = parser.parse_known_args(arguments)
+    parsed: dict[str, Any] = {name: topic(**part(topic, vars(values))) for name, topic in topics.items()}
     if unknown:
         names = [name.split("=")[0].removeprefix("--") for name in unknown if name.startswith("-")]
         raise unknown_settings(names or unknown, known)
-    return config_class(**dict(zip(topics, parsed, strict=True)))
+    return config_class(**parsed)
 
 
 def config_path(argv: Sequence[str]) -> Path | None:

@@ -76,7 +76,7 @@ class RunConfig:
         if missing := [f"--{name}" for name in required(cls) if name not in values]:
             raise user_error(expected=", ".join(missing), found="no value", do="add what is missing")
         given = {name: converted(known[name], value) for name, value in values.items()}
-        topics: dict[str, Any] = {name: topic(**_part(topic, given)) for name, topic in cls.topic_types().items()}
+        topics: dict[str, Any] = {name: topic(**part(topic, given)) for name, topic in cls.topic_types().items()}
         config = cls(**topics)
         if ineffective := config.ineffective():
             raise without_effect(config, *next(iter(ineffective.items())))
@@ -94,7 +94,7 @@ class RunConfig:
     def replaced(self, **values: Any) -> Self:
         """The same settings with other values for some, by their flat names."""
         assert values.keys() <= self.settings().keys(), f"settings that do not exist: {sorted(values)}"
-        topics = {name: dataclasses.replace(one, **_part(type(one), values)) for name, one in vars(self).items()}
+        topics = {name: dataclasses.replace(one, **part(type(one), values)) for name, one in vars(self).items()}
         return type(self)(**topics)
 
     def trains(self) -> bool:
@@ -298,6 +298,6 @@ def required(config_class: type[RunConfig]) -> list[str]:
     return [name for name, one in config_class.settings().items() if is_required(one)]
 
 
-def _part(topic: type[Topic], values: Mapping[str, Any]) -> dict[str, Any]:
+def part(topic: type[Topic], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that belong to a topic."""
     return {one.name: values[one.name] for one in dataclasses.fields(topic) if one.name in values}

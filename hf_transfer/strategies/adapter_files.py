@@ -1,5 +1,7 @@
 """Adapters on disk, in peft's own format, and adapters merged into the weights of a plain model."""
 
+from __future__ import annotations
+
 import json
 import warnings
 from collections.abc import Iterator
@@ -8,20 +10,20 @@ from copy import deepcopy
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-from peft import PeftModel, PeftType, get_peft_model_state_dict
-from safetensors.torch import load_file
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from hf_transfer.errors import user_error
-from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.models.trust import refuse_imports
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_transfer.models.pretrained import Checkpoint
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def save_adapter(model: nn.Module, folder: Path, *, base_model_name: str | None = None) -> None:
+def save_adapter(model: Any, folder: Path, *, base_model_name: str | None = None) -> None:
     """Write the adapter and the head, with the base model's configuration, which has the new labels.
 
     Not peft's README.md: it is a template with empty fields and the path of the base model.
@@ -31,7 +33,7 @@ def save_adapter(model: nn.Module, folder: Path, *, base_model_name: str | None 
         folder: is created if it does not exist; other files in it stay.
         base_model_name: the name of the base model; None: where it was loaded from.
     """
-    assert isinstance(model, PeftModel)
+    assert is_adapted(model)
     base: Any = model.get_base_model()
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as scratch, quiet_peft():
@@ -49,6 +51,11 @@ def save_adapter(model: nn.Module, folder: Path, *, base_model_name: str | None 
     config = deepcopy(base.config)
     config.architectures = [type(base).__name__]
     config.save_pretrained(folder)
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether a module is a model of peft; peft itself, which takes long to import, is needed only for those."""
+    return any(kind.__name__ == "PeftModel" and kind.__module__.startswith("peft.") for kind in type(module).__mro__)
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -98,6 +105,9 @@ def load_adapter(folder: Path, base_model: nn.Module) -> nn.Module:
             found="a folder without these files" if folder.is_dir() else "no such folder",
             do="name the folder OUT/model of a run with adapters",
         )
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
     settings = adapter_settings(folder)
     try:
         with quiet_peft():
@@ -123,9 +133,12 @@ def merged(model: nn.Module) -> nn.Module:
     Raises:
         UserError: adapters of this kind, or of such a layer, cannot be merged.
     """
+    from peft import PeftType
+    from torch import nn
+
     # With a parent, a whole model with adapters is replaced as a tower is.
     parent = nn.ModuleDict({"model": deepcopy(model)})
-    adapted = [(name, module) for name, module in parent.named_modules() if isinstance(module, PeftModel)]
+    adapted = [(name, module) for name, module in parent.named_modules() if is_adapted(module)]
     for name, part in adapted:
         try:
             with quiet_peft():

@@ -10,8 +10,8 @@ from hf_transfer.models.groups import Group, Inputs, describe_frozen
 from hf_transfer.models.memory_format import in_channels_last
 from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
 from hf_transfer.models.towers import groups_of, towers_of
-from hf_transfer.settings.strategy import StrategySettings
-from hf_transfer.strategies import adapters, freezing
+from hf_transfer.settings.strategy import ADAPTERS, StrategySettings
+from hf_transfer.strategies import freezing
 from hf_transfer.strategies.adapter_files import adapter_of
 from hf_transfer.strategies.each_tower import EachTower
 from hf_transfer.strategies.freezing import Strategy, frozen_towers
@@ -32,9 +32,9 @@ def choose_strategy(settings: StrategySettings, *, larger_head: bool = False) ->
 
 
 def _strategy(name: str, settings: StrategySettings, larger_head: bool) -> Strategy:
-    rank, alpha, dropout = settings.adapter_rank, settings.adapter_alpha, settings.adapter_dropout
-    layers = settings.adapter_layers
     updates = settings.batch_norm_statistics == "updated"
+    if name in ADAPTERS:
+        return _adapters(name, settings)
     strategies: dict[str, Strategy] = {
         "linear_probe": freezing.LinearProbe(),
         "partial": freezing.PartialFineTuning(settings.trainable_layers, updates_statistics=updates),
@@ -43,6 +43,16 @@ def _strategy(name: str, settings: StrategySettings, larger_head: bool) -> Strat
         "full": freezing.FullFineTuning(larger_head=larger_head, updates_statistics=updates),
         "scratch": freezing.FromScratch(larger_head=larger_head),
         "bitfit": freezing.BiasTuning(),
+    }
+    return strategies[name]
+
+
+def _adapters(name: str, settings: StrategySettings) -> Strategy:
+    from hf_transfer.strategies import adapters
+
+    rank, alpha, dropout = settings.adapter_rank, settings.adapter_alpha, settings.adapter_dropout
+    layers = settings.adapter_layers
+    strategies: dict[str, Strategy] = {
         "lora": adapters.LowRankAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
         "dora": adapters.WeightDecomposedAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
         "ia3": adapters.InfusedAdapters(layers=layers),

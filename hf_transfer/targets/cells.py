@@ -1,12 +1,15 @@
 """What several labels and several numbers share: for each sample a row of cells, some of which may not be known."""
 
-from collections.abc import Mapping
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from hf_transfer.errors import user_error
 from hf_transfer.targets import target
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Cells(target.Target):
@@ -28,6 +31,8 @@ class Cells(target.Target):
 
     def mean_loss(self, outputs: Tensor, targets: target.Values) -> float:
         """The mean loss of the known cells of samples that all count; 0, if there is none."""
+        import torch
+
         everyone = torch.ones(len(targets), dtype=torch.bool)
         total, weight = self.loss(outputs.double(), torch.from_numpy(targets), everyone, target.LossOptions())
         return (total / weight.clamp(min=1)).item()

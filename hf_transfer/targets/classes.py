@@ -1,24 +1,23 @@
 """One class for each sample: labels, cross-entropy, accuracy and macro F1, confusion."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import datasets
 import numpy as np
 import numpy.typing as npt
-import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from sklearn.utils import compute_class_weight
-from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
 
 from hf_transfer.targets import reporting, target
-from hf_transfer.targets.class_labels import check_classes, read_labels
 from hf_transfer.targets.class_names import notes_on_lacking, notes_on_similar_names, shown_names
 from hf_transfer.targets.intervals import bootstrap_interval, wilson_interval
-from hf_transfer.targets.label_sets import CLEAR_SEPARATORS
+from hf_transfer.targets.label_columns import CLEAR_SEPARATORS
+
+if TYPE_CHECKING:
+    import datasets
+    from torch import Tensor
 
 CONFUSIONS_NAMED = 5
 OF_OTHER_TARGETS = {"multi_label_loss", "regression_loss", "label_separator"}
@@ -61,6 +60,8 @@ class Classes(target.Target):
         cls, splits: Mapping[str, datasets.Dataset], columns: target.LabelColumns
     ) -> tuple[Self, dict[str, target.Values]]:
         """See `Target.read`."""
+        from hf_transfer.targets.class_labels import read_labels
+
         names, numbers = read_labels(splits, columns)
         return cls(tuple(names)), dict(numbers)
 
@@ -76,6 +77,8 @@ class Classes(target.Target):
 
     def check(self, values: Mapping[str, target.Values], *, splits_to_cut: int) -> None:
         """See `Target.check`: one class only, or a class with too few samples."""
+        from hf_transfer.targets.class_labels import check_classes
+
         check_classes(self.names, values, splits_to_cut=splits_to_cut)
 
     def notes(self, values: Mapping[str, target.Values]) -> list[str]:
@@ -111,6 +114,8 @@ class Classes(target.Target):
 
     def mixed(self, targets: Tensor, counted: Tensor) -> Tensor:
         """Shares of the classes, float32 [batch, classes]; zeros for a sample that does not count."""
+        from torch.nn.functional import one_hot
+
         return one_hot(targets.where(counted, 0), len(self.label_names)).float() * counted[:, None]
 
     def weight(self, targets: Tensor, counted: Tensor, options: target.LossOptions) -> Tensor:
@@ -121,7 +126,7 @@ class Classes(target.Target):
         if weights is None:
             return counted.sum()
         # Not targets[counted]: its size is unknown until the GPU has finished, so the CPU would wait.
-        return (weights[torch.where(counted, targets, 0)] * counted).sum()
+        return (weights[targets.where(counted, 0)] * counted).sum()
 
     def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: target.LossOptions) -> target.LossSums:
         """Cross-entropy, smoothed and weighted by class.
@@ -129,6 +134,8 @@ class Classes(target.Target):
         Reference: Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, "Rethinking the Inception Architecture for Computer
         Vision", CVPR 2016, https://arxiv.org/abs/1512.00567 (label smoothing).
         """
+        from torch.nn.functional import cross_entropy
+
         weights = None if options.weights is None else options.weights.to(outputs)
         if targets.is_floating_point():
             total = _loss_of_shares(outputs, targets.to(outputs), weights, options.smoothing)
@@ -145,7 +152,9 @@ class Classes(target.Target):
         Reference: Wu, Li, Wang, Meng, Qin, Chen, Zhang and Liu, "R-Drop: Regularized Dropout for Neural Networks",
         NeurIPS 2021, https://arxiv.org/abs/2106.14448.
         """
-        first, second = log_softmax(outputs, -1).chunk(2)
+        from torch.nn.functional import kl_div
+
+        first, second = outputs.log_softmax(-1).chunk(2)
         divergence = partial(kl_div, log_target=True, reduction="none")
         both = divergence(first, second) + divergence(second, first)
         once = counted.chunk(2)[0]
@@ -153,6 +162,8 @@ class Classes(target.Target):
 
     def baseline(self, values: target.Values, targets: target.Values) -> target.Baseline:
         """The most frequent class, with the shares of the classes in training as probabilities."""
+        import torch
+
         counts = np.bincount(values, minlength=len(self.label_names)) + SMALLEST_COUNT
         shares = torch.from_numpy(counts / counts.sum()).log().expand(len(targets), -1)
         return target.Baseline("always the most frequent class", self.evaluate(shares, targets))
@@ -164,6 +175,9 @@ class Classes(target.Target):
 
     def evaluate(self, outputs: Tensor, targets: target.Values, only: str | None = None) -> target.Metrics:
         """Accuracy, macro F1 (the plain mean over the classes that occur), and mean cross-entropy."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
         predicted = self.predicted(outputs)
         metrics = {"accuracy": float((predicted == targets).mean())}
         if only is None or only == "f1_macro":
@@ -187,6 +201,8 @@ class Classes(target.Target):
 
     def details(self, outputs: Tensor, targets: target.Values) -> tuple[list[reporting.Table], list[reporting.Picture]]:
         """Precision, recall and F1 of each class, and which classes are confused."""
+        from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
         predicted, names = self.predicted(outputs), self.names
         matrix: npt.NDArray[np.int64] = confusion_matrix(targets, predicted, labels=range(len(names)))
         columns = precision_recall_fscore_support(targets, predicted, labels=range(len(names)), zero_division=0.0)
@@ -228,7 +244,7 @@ def _loss_of_shares(outputs: Tensor, shares: Tensor, weights: Tensor | None, smo
     spread = shares.sum(-1, keepdim=True) / shares.shape[-1]
     smooth = (1 - smoothing) * shares + smoothing * spread
     smooth = smooth if weights is None else smooth * weights
-    return -(smooth * log_softmax(outputs, -1)).sum()
+    return -(smooth * outputs.log_softmax(-1)).sum()
 
 
 def macro_f1(true: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int) -> float:
@@ -269,6 +285,9 @@ def balanced_class_weights(labels: npt.NDArray[np.int64], classes: int) -> Tenso
         labels: class numbers [samples] of the training samples that count.
         classes: how many classes the model tells apart.
     """
+    import torch
+    from sklearn.utils import compute_class_weight
+
     weights, present = np.ones(classes), np.unique(labels)
     weights[present] = compute_class_weight("balanced", classes=present, y=labels)
     return torch.from_numpy(weights).float()

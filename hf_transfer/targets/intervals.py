@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 
 from hf_transfer.targets.target import Interval
 
@@ -23,6 +22,8 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     Reference: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927,
     https://doi.org/10.1080/01621459.1927.10502953.
     """
+    from scipy.stats import binomtest
+
     low, high = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
     return float(low), float(high)
 

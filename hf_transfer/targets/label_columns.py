@@ -6,6 +6,11 @@ from typing import NamedTuple
 
 from hf_transfer.errors import LISTED
 
+# Between the labels of a text: a comma is often a part of a name.
+CLEAR_SEPARATORS = (";", "|")
+# In this order, where a column has several of them.
+SEPARATORS = (*CLEAR_SEPARATORS, ",")
+
 
 class LabelColumns(NamedTuple):
     """Where a data set has what is to be predicted.

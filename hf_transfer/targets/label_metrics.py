@@ -3,16 +3,20 @@
 Truth is 1 where a sample has a label, 0 where it has not, and NaN where that is not known: such a cell counts nowhere.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
 
 from hf_transfer.targets.intervals import WEIGHTS_AT_ONCE, affordable_resamples, bootstrap_intervals
 from hf_transfer.targets.target import Interval
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -189,7 +193,9 @@ class _Groups(NamedTuple):
     positives: csr_array
 
     @classmethod
-    def of(cls, ranked: _Ranked, samples: int, number: type) -> "_Groups":
+    def of(cls, ranked: _Ranked, samples: int, number: type) -> _Groups:
+        from scipy.sparse import csr_array
+
         shape = (len(ranked.seen), samples)
         return cls(
             *(
@@ -244,7 +250,7 @@ class _Cells:
     f1: Floats
 
     @classmethod
-    def of(cls, chosen: Flags, truth: Floats) -> "_Cells":
+    def of(cls, chosen: Flags, truth: Floats) -> _Cells:
         known: Flags = ~np.isnan(truth)
         named, there, some = chosen & known, np.equal(truth, 1), np.any(known, axis=1)
         exact = np.all(named == there, axis=1) & some

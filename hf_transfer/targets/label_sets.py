@@ -20,14 +20,10 @@ from hf_transfer.targets.class_labels import (
     refuse_unknown,
     refuse_unknown_columns,
 )
-from hf_transfer.targets.label_columns import LabelColumns
+from hf_transfer.targets.label_columns import SEPARATORS, LabelColumns
 from hf_transfer.targets.missing_labels import class_feature, missing_labels, refuse_missing
 
 Cells = npt.NDArray[np.float32]
-# A comma is often a part of a name.
-CLEAR_SEPARATORS = (";", "|")
-# In this order, where a column has several of them.
-SEPARATORS = (*CLEAR_SEPARATORS, ",")
 # A text is taken for several labels if at least this share of the parts of joined values also occurs in others.
 SHARE_OF_SHARED_PARTS = 2 / 3
 EACH_ROW = "labels in every row of {}; a sample without any label has an empty list, or zeros"

@@ -1,26 +1,27 @@
 """Several labels for each sample, or none: cells of 0 and 1, binary cross-entropy, thresholds."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import datasets
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.sparse import csr_array
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hf_transfer.errors import user_error
 from hf_transfer.targets import reporting, target
 from hf_transfer.targets.cells import Cells, known_cells
 from hf_transfer.targets.class_names import notes_on_lacking, notes_on_similar_names, shown_names
+from hf_transfer.targets.label_columns import SEPARATORS
 from hf_transfer.targets.label_metrics import label_intervals, label_metrics, label_rows, sample_f1
-from hf_transfer.targets.label_sets import SEPARATORS, are_flags, missing_sets, read_label_sets, why_label_sets
 from hf_transfer.targets.label_weights import positive_weights
-from hf_transfer.targets.stratification import few_of_each_label
 from hf_transfer.targets.thresholds import choose_thresholds
+
+if TYPE_CHECKING:
+    import datasets
+    from scipy.sparse import csr_array
+    from torch import Tensor, nn
 
 Floats = npt.NDArray[np.float64]
 DEFAULT_THRESHOLD = 0.5
@@ -75,6 +76,8 @@ class LabelSets(Cells):
     @classmethod
     def recognises(cls, train: datasets.Dataset, columns: target.LabelColumns) -> str | None:
         """See `Target.recognises`: lists, texts joined by a separator, or columns of 0 and 1."""
+        from hf_transfer.targets.label_sets import why_label_sets
+
         return why_label_sets(train, columns)
 
     @classmethod
@@ -82,12 +85,16 @@ class LabelSets(Cells):
         cls, splits: Mapping[str, datasets.Dataset], columns: target.LabelColumns
     ) -> tuple[Self, dict[str, target.Values]]:
         """See `Target.read`."""
+        from hf_transfer.targets.label_sets import read_label_sets
+
         names, separator, cells = read_label_sets(splits, columns)
         return cls(tuple(names), separator), dict(cells)
 
     @classmethod
     def missing(cls, rows: datasets.Dataset, columns: target.LabelColumns) -> npt.NDArray[np.bool_]:
         """See `Target.missing`; an empty text says that a sample has no label."""
+        from hf_transfer.targets.label_sets import missing_sets
+
         return missing_sets(rows, columns)
 
     @classmethod
@@ -152,11 +159,15 @@ class LabelSets(Cells):
 
     def kinds(self, values: target.Values) -> csr_array:
         """The labels of each sample; a kind of their own for samples without labels."""
+        from scipy.sparse import csr_array
+
         has_label = values == 1
         return csr_array(np.column_stack([has_label, ~has_label.any(1)]).astype(np.int64))
 
     def few(self, values: target.Values, limit: int, generator: np.random.Generator) -> target.Positions:
         """Positions of a few samples of each label: see `few_of_each_label`."""
+        from hf_transfer.targets.stratification import few_of_each_label
+
         return few_of_each_label(values, limit, generator)
 
     def describe(self) -> str:
@@ -170,18 +181,22 @@ class LabelSets(Cells):
 
     def loss_weights(self, values: target.Values, balanced: bool) -> Tensor | None:
         """What a positive of each label counts beside a negative, float32 [labels]; None, if it is not asked for."""
+        import torch
+
         return torch.from_numpy(positive_weights(values)).float() if balanced else None
 
-    @torch.no_grad()
     def start(self, layers: Sequence[nn.Linear], values: target.Values) -> None:
         """Start with the share of each label as its probability: else the first steps only learn that most are rare.
 
         Reference: Lin, Goyal, Girshick, He and Dollar, "Focal Loss for Dense Object Detection", ICCV 2017,
         https://arxiv.org/abs/1708.02002 (section 4.1).
         """
-        for layer in layers:
-            if layer.bias is not None:
-                layer.bias.copy_(_shares(values).logit())
+        import torch
+
+        with torch.no_grad():
+            for layer in layers:
+                if layer.bias is not None:
+                    layer.bias.copy_(_shares(values).logit())
 
     def loss(self, outputs: Tensor, targets: Tensor, counted: Tensor, options: target.LossOptions) -> target.LossSums:
         """Binary cross-entropy over the known cells, or the asymmetric loss.
@@ -189,6 +204,8 @@ class LabelSets(Cells):
         Reference: Ridnik, Ben-Baruch, Zamir, Noy, Friedman, Protter and Zelnik-Manor, "Asymmetric Loss For Multi-Label
         Classification", ICCV 2021, https://arxiv.org/abs/2009.14119.
         """
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
         known = known_cells(targets, counted)
         truth = targets.to(outputs.dtype).where(known, 0.0)
         truth = truth * (1 - options.smoothing) + options.smoothing / 2
@@ -244,6 +261,8 @@ class LabelSets(Cells):
 
     def labelled_answers(self, outputs: Tensor, columns: target.LabelColumns) -> list[dict[str, Any]]:
         """The labels that are chosen: joined, or as 1 and 0 in a column for each, as the data have them."""
+        from hf_transfer.targets.label_sets import are_flags
+
         if not are_flags(columns):
             return [{columns.only: self.separator.join(self.truth(row))} for row in self.predicted(outputs)]
         return [dict(zip(self.label_names, row, strict=True)) for row in self.predicted(outputs).tolist()]
@@ -289,6 +308,8 @@ class LabelSets(Cells):
 
 def _shares(values: target.Values) -> Tensor:
     """The share of each label among the samples of which it is known, float64 [labels]; neither 0 nor 1."""
+    import torch
+
     known = (~np.isnan(values)).sum(0)
     return torch.from_numpy((np.nansum(values, 0) + 0.5) / (known + 1))
 
@@ -300,6 +321,8 @@ def _probabilities(outputs: Tensor) -> Floats:
 
 def _asymmetric_loss(outputs: Tensor, truth: Tensor, weights: Tensor | None) -> Tensor:
     """Losses of cells: of positives their cross-entropy, of negatives that of shifted probabilities, focused."""
+    import torch
+
     shifted = (outputs.sigmoid() - MARGIN).clamp(min=0)
     positives = -torch.nn.functional.logsigmoid(outputs) * (1 if weights is None else weights)
     negatives = -(shifted**NEGATIVE_POWER) * torch.log1p(-shifted.clamp(max=1 - torch.finfo(outputs.dtype).eps))

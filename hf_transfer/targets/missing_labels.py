@@ -1,14 +1,18 @@
 """Rows without a label, and splits of which no row has one."""
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from __future__ import annotations
 
-import datasets
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import numpy.typing as npt
 
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.targets.label_columns import LabelColumns
+
+if TYPE_CHECKING:
+    import datasets
 
 # What stands in every row of a split whose labels are withheld, as in many public test splits.
 WITHHELD = (-1, "-1")
@@ -49,6 +53,8 @@ def labels_in(rows: datasets.Dataset, column: str) -> Iterator[Any]:
 
 def class_feature(feature: Any) -> datasets.ClassLabel | None:
     """The names of class numbers in a column, or in its lists; None: it has no class numbers."""
+    import datasets
+
     inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
     return inner if isinstance(inner, datasets.ClassLabel) else None
 

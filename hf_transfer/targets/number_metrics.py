@@ -3,18 +3,22 @@
 Truth is NaN where a number is not known: such a cell counts nowhere.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
 
 from hf_transfer.targets.intervals import WEIGHTS_AT_ONCE, affordable_resamples, bootstrap_intervals
 from hf_transfer.targets.target import Interval
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Floats = npt.NDArray[np.float64]
 
@@ -138,7 +142,9 @@ class _Ranks:
     sums: csr_array
 
     @classmethod
-    def of(cls, values: Floats) -> "_Ranks":
+    def of(cls, values: Floats) -> _Ranks:
+        from scipy.sparse import csr_array
+
         distinct, group = np.unique(values, return_inverse=True)
         samples = np.arange(len(values))
         shape = (len(distinct), len(values))
@@ -176,7 +182,7 @@ class _Output:
     ranks: tuple[_Ranks, _Ranks]
 
     @classmethod
-    def of(cls, predicted: Floats, truth: Floats) -> "_Output":
+    def of(cls, predicted: Floats, truth: Floats) -> _Output:
         known = ~np.isnan(truth)
         here, there = predicted[known].astype(float), truth[known].astype(float)
         # Squares of numbers far from 0 would lose the digits in which they differ.

@@ -1,22 +1,18 @@
 """One or several numbers for each sample: squared error of standardised values, ridge regression, residuals."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import datasets
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.sparse import csr_array
-from torch import Tensor, nn
-from torch.nn.functional import huber_loss, mse_loss
 
 from hf_transfer.errors import user_error
 from hf_transfer.targets import reporting, target
 from hf_transfer.targets.cells import Cells, known_cells
-from hf_transfer.targets.number_columns import read_numbers, why_numbers
 from hf_transfer.targets.number_metrics import (
     interval_coverage,
     interval_half_widths,
@@ -24,6 +20,12 @@ from hf_transfer.targets.number_metrics import (
     number_metrics,
     number_rows,
 )
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+    from scipy.sparse import csr_array
+    from torch import Tensor, nn
 
 Floats = npt.NDArray[np.float64]
 COVERAGE = 0.9
@@ -90,6 +92,8 @@ class Numbers(Cells):
     @classmethod
     def recognises(cls, train: datasets.Dataset, columns: target.LabelColumns) -> str | None:
         """See `Target.recognises`: numbers with fractions, or several columns of numbers."""
+        from hf_transfer.targets.number_columns import why_numbers
+
         return why_numbers(train, columns)
 
     @classmethod
@@ -97,6 +101,8 @@ class Numbers(Cells):
         cls, splits: Mapping[str, datasets.Dataset], columns: target.LabelColumns
     ) -> tuple[Self, dict[str, target.Values]]:
         """See `Target.read`."""
+        from hf_transfer.targets.number_columns import read_numbers
+
         return cls(columns.outputs or columns.names), dict(read_numbers(splits, columns))
 
     @classmethod
@@ -207,6 +213,8 @@ class Numbers(Cells):
         Reference: Huber, "Robust Estimation of a Location Parameter", Annals of Mathematical Statistics 1964,
         https://doi.org/10.1214/aoms/1177703732.
         """
+        from torch.nn.functional import huber_loss, mse_loss
+
         known = known_cells(targets, counted)
         truth = self.learned(targets).to(outputs.dtype).where(known, 0.0)
         values = self.learned(outputs).to(outputs.dtype) if self.in_units else outputs
@@ -214,14 +222,16 @@ class Numbers(Cells):
         losses = pointwise(values, truth, reduction="none")
         return target.LossSums((losses * known).sum(), self.weight(targets, counted, options))
 
-    @torch.no_grad()
     def finish(self, layers: Sequence[nn.Linear]) -> None:
         """Fold mean and scale into the layers: from then on they give numbers in the user's units."""
-        for layer in layers:
-            scale, mean = self._scale(layer.weight), self._mean(layer.weight)
-            layer.weight.copy_(layer.weight * scale[:, None])
-            if layer.bias is not None:
-                layer.bias.copy_(layer.bias * scale + mean)
+        import torch
+
+        with torch.no_grad():
+            for layer in layers:
+                scale, mean = self._scale(layer.weight), self._mean(layer.weight)
+                layer.weight.copy_(layer.weight * scale[:, None])
+                if layer.bias is not None:
+                    layer.bias.copy_(layer.bias * scale + mean)
 
     def calibrated(self, outputs: Tensor, targets: target.Values) -> Self:
         """The target with intervals of predictions; see `interval_half_widths`."""
@@ -237,6 +247,8 @@ class Numbers(Cells):
 
     def baseline(self, values: target.Values, targets: target.Values) -> target.Baseline:
         """The mean of the training samples."""
+        import torch
+
         mean = np.nanmean(values, 0)
         outputs = torch.from_numpy(mean).expand(len(targets), -1)
         return target.Baseline("always the mean", replace(self, in_units=True).evaluate(outputs, targets))
@@ -321,12 +333,10 @@ class Numbers(Cells):
         ]  # fmt: skip
 
     def _mean(self, like: Tensor) -> Tensor:
-        mean = self.mean or (0.0,) * len(self.output_names)
-        return torch.tensor(mean, dtype=_precise(like), device=like.device)
+        return like.new_tensor(self.mean or (0.0,) * len(self.output_names), dtype=_precise(like))
 
     def _scale(self, like: Tensor) -> Tensor:
-        scale = self.scale or (1.0,) * len(self.output_names)
-        return torch.tensor(scale, dtype=_precise(like), device=like.device)
+        return like.new_tensor(self.scale or (1.0,) * len(self.output_names), dtype=_precise(like))
 
 
 def _standard_score(values: target.Values) -> Floats:
@@ -338,6 +348,8 @@ def _standard_score(values: target.Values) -> Floats:
 
 def _precise(like: Tensor) -> torch.dtype:
     """Double precision, which Apple's GPUs do not have."""
+    import torch
+
     return torch.float32 if like.device.type == "mps" else torch.float64
 
 

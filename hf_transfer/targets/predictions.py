@@ -1,15 +1,20 @@
 """What a model gives for the samples of a split, and how epochs are ranked by it."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from hf_transfer.errors import user_error
 from hf_transfer.targets.target import Interval, Metrics, Target, Values
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Ranking:
     lower_is_better: bool
 
     @classmethod
-    def of(cls, target: Target | type[Target], metric: str | None) -> "Ranking":
+    def of(cls, target: Target | type[Target], metric: str | None) -> Ranking:
         """The ranking by a metric, or by the target's own if it is None.
 
         Raises:

@@ -1,14 +1,17 @@
 """The table of targets: what can be predicted, by problem type."""
 
-from typing import Any
+from __future__ import annotations
 
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from hf_transfer.errors import user_error
 from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.labels import LabelSets
 from hf_transfer.targets.numbers import Numbers
 from hf_transfer.targets.target import LabelColumns, Target
+
+if TYPE_CHECKING:
+    import datasets
 
 TARGETS: dict[str, type[Target]] = {kind.problem_type: kind for kind in (Classes, LabelSets, Numbers)}
 

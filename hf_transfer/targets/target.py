@@ -1,19 +1,23 @@
 """What a target is: one object that holds everything that depends on what is predicted."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-import datasets
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
-from torch import Tensor, nn
 
 from hf_transfer.targets.label_columns import LabelColumns as LabelColumns
 from hf_transfer.targets.missing_labels import missing_labels
 from hf_transfer.targets.reporting import Metric, Picture, Table
+
+if TYPE_CHECKING:
+    import datasets
+    from scipy.sparse import csr_array
+    from torch import Tensor, nn
 
 # One row for each sample: class numbers [samples], or cells [samples, outputs], of which those not known are NaN.
 Values = npt.NDArray[Any]
@@ -379,6 +383,8 @@ def names_of_outputs(config: Any) -> tuple[str, ...]:
 
 def one_kind_each(strata: Strata) -> csr_array:
     """Of which kinds samples are that have one each: 0 or 1 [samples, kinds]."""
+    from scipy.sparse import csr_array
+
     kinds, numbers = np.unique(strata, return_inverse=True)
     entries = (np.ones(len(strata), dtype=np.int64), (np.arange(len(strata)), numbers))
     return csr_array(entries, shape=(len(strata), len(kinds)))

@@ -2,7 +2,6 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
 
 Floats = npt.NDArray[np.float64]
 
@@ -87,6 +86,8 @@ def _shared(probabilities: Floats, truth: Floats) -> float:
 
 def _between(shared: Floats, searched: Floats | float, positives: npt.NDArray[np.int64]) -> Floats:
     """Thresholds between two, the nearer to the second the more positives it was chosen by."""
+    from scipy.special import expit, logit
+
     weight = positives / (positives + HALFWAY_POSITIVES)
     shared_odds, searched_odds = (logit(np.clip(one, LEAST, 1 - LEAST)) for one in (shared, searched))
     thresholds: Floats = expit(weight * searched_odds + (1 - weight) * shared_odds)

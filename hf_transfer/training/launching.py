@@ -4,9 +4,8 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-
-import torch
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 from hf_transfer.errors import UserError, user_error
 
@@ -17,6 +16,54 @@ NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SIZES_OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # Later than a slow start, and long before somebody gives up.
 SECONDS_UNTIL_SAID = 30.0
+
+
+class Processes(Protocol):
+    """The processes of a run, by the names of accelerate's `Accelerator`, which is one of these."""
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the process that writes and prints."""
+
+    def wait_for_everyone(self) -> None:
+        """Return when all processes have come here."""
+
+    def main_process_first(self) -> AbstractContextManager[None]:
+        """In it, the other processes wait until the main one is through."""
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on the main process alone."""
+
+
+class _OnlyProcess:
+    """The one process of a run, which waits for nobody."""
+
+    is_main_process = True
+    print = staticmethod(print)
+
+    def wait_for_everyone(self) -> None: ...
+
+    def main_process_first(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+ONLY_PROCESS: Processes = _OnlyProcess()
+
+
+def may_be_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process may share its run with others: a launcher has started it, or its program uses accelerate.
+
+    Args:
+        environment: the variables of a launcher.
+
+    Raises:
+        UserError: some are missing, are no numbers or contradict each other.
+    """
+    # A program that has imported accelerate may have connected its processes itself.
+    if "accelerate" in sys.modules:
+        return True
+    check_launch(environment)
+    return int(environment.get("WORLD_SIZE", "1")) > 1
 
 
 def check_launch(environment: Mapping[str, str] = os.environ) -> None:
@@ -52,6 +99,8 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
 
 def runs_on_cpus(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether several processes share their work on CPUs, which accelerate does only if it is told to."""
+    import torch
+
     several = int(environment.get("WORLD_SIZE", "1")) > 1
     device = torch.accelerator.current_accelerator(check_available=True) if several else None
     # Processes cannot communicate from Apple's GPUs.

@@ -16,6 +16,7 @@ from accelerate.utils.operations import is_tensor_information
 from torch import Tensor, nn
 
 from hf_transfer.checkpoints.checkpoint import BrokenCheckpointError, Checkpoints, Saved, Tensors, in_background
+from hf_transfer.checkpoints.files import CHECKPOINTS_FOLDER
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.frozen.prefix import FrozenPrefix
 from hf_transfer.settings.output import CheckpointSettings
@@ -27,7 +28,7 @@ from hf_transfer.training.progress import Fit, Position
 from hf_transfer.training.random_numbers import random_state, set_random_state
 from hf_transfer.training.steps import Steps
 
-FOLDER = "checkpoints"
+FOLDER = CHECKPOINTS_FOLDER
 HELD_OUT = "held-out"
 # In the file of a run that resumed from a checkpoint that the user named: which one.
 BEGAN_FROM = "began from"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib import font_manager, get_data_path
 
-from hf_transfer.data import samples
+from hf_transfer.data import sample_data, samples
 from hf_transfer.data.pictures import decode
 
 Row = dict[str, str]
@@ -47,7 +47,7 @@ LETTERS = {
 
 def rows_of(split: str) -> list[Row]:
     """The rows as they are shipped: character, font, text and label, each of which may be empty."""
-    with (samples.TEXT_FOLDER / "glyph-names" / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+    with (sample_data.TEXT_FOLDER / "glyph-names" / f"{split}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -136,11 +136,11 @@ def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> datasets.DatasetDict
     """The sample as it is loaded, of fewer rows: drawing takes long."""
     folder = tmp_path / "glyph-names"
     folder.mkdir()
-    for path in (samples.TEXT_FOLDER / "glyph-names").glob("*.*"):
+    for path in (sample_data.TEXT_FOLDER / "glyph-names").glob("*.*"):
         head = 1 + (60 if path.stem == "train" else 12)
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / path.name).write_text("".join(lines[:head]), encoding="utf-8")
-    monkeypatch.setattr(samples, "TEXT_FOLDER", tmp_path)
+    monkeypatch.setattr(sample_data, "TEXT_FOLDER", tmp_path)
     return samples.load_sample("sample:glyph-names")
 
 
@@ -154,11 +154,11 @@ def test_the_sample_holds_a_picture_a_text_and_a_letter_in_each_row(few: dataset
         assert data["text"][:] == [row["text"] or None for row in rows]
         assert data["label"][:] == [names.index(row["label"]) for row in rows]
         assert data.features["label"].names == names
-        generator = np.random.default_rng((samples.GLYPH_NAMES_SEED, number, samples.GLYPH_CANVAS))
+        generator = np.random.default_rng((sample_data.GLYPH_NAMES_SEED, number, sample_data.GLYPH_CANVAS))
         for row, image in zip(rows, encoded["image"][:], strict=True):
             assert (image is None) == (not row["character"])
             if row["character"]:
-                drawn = samples.render_glyph(row["character"], row["font"], generator)
+                drawn = sample_data.render_glyph(row["character"], row["font"], generator)
                 assert np.array_equal(np.asarray(decode(image))[..., 0], np.asarray(drawn))
 
 

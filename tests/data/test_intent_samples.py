@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 
-from hf_transfer.data import samples
+from hf_transfer.data import sample_data, samples
 
 SPLITS = ("train", "validation", "test")
 SIZES = {"train": 480, "validation": 150, "test": 300}
@@ -130,7 +130,7 @@ def test_no_text_comes_twice_and_no_request_is_in_two_splits(
 
 
 def test_messages_without_a_request_are_other_ones_in_every_split(sets: datasets.DatasetDict) -> None:
-    with (samples.TEXT_FOLDER / "intent-sets" / "no_request.csv").open(encoding="utf-8", newline="") as file:
+    with (sample_data.TEXT_FOLDER / "intent-sets" / "no_request.csv").open(encoding="utf-8", newline="") as file:
         written = [(row["split"], row["text"]) for row in csv.DictReader(file)]
     shown = [(split, row["text"]) for split in SPLITS for row in sets[split] if not row["labels"]]
     assert sorted(shown) == sorted(written)
@@ -168,7 +168,7 @@ def test_a_deadline_stands_before_after_and_within_a_message(deadlines: datasets
 
 def test_validation_and_test_have_wordings_and_numbers_that_training_lacks(deadlines: datasets.DatasetDict) -> None:
     """A third of their deadlines are worded anew; 60 hours, and a week and a half, are never trained."""
-    with (samples.TEXT_FOLDER / "intent-deadlines" / "deadlines.csv").open(encoding="utf-8", newline="") as file:
+    with (sample_data.TEXT_FOLDER / "intent-deadlines" / "deadlines.csv").open(encoding="utf-8", newline="") as file:
         new = [row["phrase"] for row in csv.DictReader(file) if row["in_training"] == "no"]
     assert len(new) > 25
     words = re.compile(

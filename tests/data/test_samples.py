@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from hf_transfer.data import samples
+from hf_transfer.data import sample_data, samples
 from hf_transfer.data.pictures import decode
 from tests.data.conftest import same, user_error_with
 
@@ -26,33 +26,35 @@ def test_the_digits_are_those_of_scikit_learn() -> None:
 
 def test_no_glyph_is_a_digit_and_none_comes_twice() -> None:
     """The source task must not know the target's classes."""
-    assert not any(character.isdigit() for character in samples.GLYPH_CHARACTERS)
-    assert len(set(samples.GLYPH_CHARACTERS)) == len(samples.GLYPH_CHARACTERS)
+    assert not any(character.isdigit() for character in sample_data.GLYPH_CHARACTERS)
+    assert len(set(sample_data.GLYPH_CHARACTERS)) == len(sample_data.GLYPH_CHARACTERS)
 
 
 def test_all_fonts_of_the_glyphs_come_with_matplotlib_and_draw_every_character() -> None:
     """A font without a character would draw its box for 'missing' instead."""
     from matplotlib import font_manager, get_data_path
 
-    for name in samples.GLYPH_FONTS:
+    for name in sample_data.GLYPH_FONTS:
         font = font_manager.get_font(f"{get_data_path()}/fonts/ttf/{name}.ttf")
         known = font.get_charmap()
-        assert all(ord(character) in known for character in samples.GLYPH_CHARACTERS), name
+        assert all(ord(character) in known for character in sample_data.GLYPH_CHARACTERS), name
 
 
 def test_a_glyph_is_a_pure_function_of_its_generator() -> None:
-    first, again, other = (samples.render_glyph("R", "DejaVuSans", np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        sample_data.render_glyph("R", "DejaVuSans", np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
     assert isinstance(first, Image.Image)
     assert first.mode == "L"
     assert first.size[0] == first.size[1]
-    assert first.size[0] in samples.GLYPH_SIZES
+    assert first.size[0] in sample_data.GLYPH_SIZES
     assert same(first, again)
     assert first.size != other.size or not same(first, other)
 
 
 def test_a_glyph_is_light_on_dark() -> None:
     for seed in range(20):
-        pixels = np.asarray(samples.render_glyph("I", "DejaVuSans", np.random.default_rng(seed)), dtype=float)
+        pixels = np.asarray(sample_data.render_glyph("I", "DejaVuSans", np.random.default_rng(seed)), dtype=float)
         border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         assert pixels.max() > 150
         assert np.median(border) < pixels.max() / 2

@@ -13,7 +13,8 @@ from hf_transfer.data import verification
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.splits import Splits
 from hf_transfer.errors import UserError
-from hf_transfer.modalities.image import ImageModality, image_rows
+from hf_transfer.modalities.image import ImageModality
+from hf_transfer.modalities.image_batches import image_rows
 from hf_transfer.modalities.pair import PairModality
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from tests.data.conftest import PairSettings, Settings, raw_bytes, user_error_with

@@ -13,12 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import hf_transfer.run
 from hf_transfer.settings.parsing import run_recipe
 from hf_transfer.settings.run import VisionConfig
 from tests.conftest import Finished, load_recipe
 
 CLASSES = ("blue", "green", "red")
+# Where the steps of a run are imported from.
+STEPS = {
+    "open_data": "hf_transfer.data.checked",
+    "fit": "hf_transfer.training.loop",
+    "predict_split": "hf_transfer.training.predictions",
+    "write_report": "hf_transfer.run",
+}
 COUNTS = {"train": 6, "validation": 5, "test": 7}
 
 
@@ -46,12 +52,12 @@ class Run:
 
 
 def start(argv: list[str], **replaced: object) -> Finished:
-    """Run `recipes/vision.py` in this process; `replaced` are functions of `hf_transfer.run` to replace."""
+    """Run `recipes/vision.py` in this process; `replaced` are its steps to replace."""
     recipe = load_recipe("vision")
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.ExitStack() as stack:
         for name, replacement in replaced.items():
-            stack.enter_context(patch.object(hf_transfer.run, name, replacement))
+            stack.enter_context(patch(f"{STEPS[name]}.{name}", replacement))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         try:

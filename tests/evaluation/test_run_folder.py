@@ -28,7 +28,7 @@ def results(folder: Path) -> Any:
 def test_the_same_command_again_prints_its_table_and_trains_nothing(copied_run: Run) -> None:
     """A finished run is not repeated."""
     before = hashes(copied_run.out)
-    again = start(copied_run.argv(), fit=forbidden, load_splits=forbidden)
+    again = start(copied_run.argv(), fit=forbidden, open_data=forbidden)
     assert (again.code, again.err) == (0, "")
     table = copied_run.printed[copied_run.printed.index("scratch from sample:vit-glyphs on") :].splitlines()
     assert len(table) >= 8

@@ -128,7 +128,7 @@ def test_a_run_frees_its_folder_when_it_ends(vision: Recipe, tmp_path: Path, mon
     def fails(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("hf_transfer.run.fit", fails)
+    monkeypatch.setattr("hf_transfer.training.loop.fit", fails)
     with pytest.raises(MemoryError):
         run_all_steps(config)
     assert (tmp_path / "error/.lock").is_file()

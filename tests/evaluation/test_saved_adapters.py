@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from hf_transfer.data.samples import backbone_folder
-from hf_transfer.evaluation import run_folder
+from hf_transfer.evaluation import saved_model
 from hf_transfer.models.groups import trace_groups
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.strategies.adapters import LowRankAdaptation
@@ -35,10 +35,10 @@ def test_the_base_of_a_relative_path_is_found_from_another_folder(
     monkeypatch.chdir(tmp_path)
     checkpoint = Checkpoint("./base")
     model, inputs = adapted(checkpoint)
-    run_folder.save_model(model, tmp_path / "model", base=checkpoint.path)
+    saved_model.save_model(model, tmp_path / "model", base=checkpoint.path)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    again = run_folder.load_finished(Checkpoint(str(tmp_path / "model"), task=TASK), TARGET)
+    again = saved_model.load_finished(Checkpoint(str(tmp_path / "model"), task=TASK), TARGET)
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
 
@@ -48,7 +48,7 @@ def test_the_base_is_loaded_in_the_revision_it_was_trained_on(tmp_path: Path) ->
     checkpoint = Checkpoint("sample:vit-glyphs")
     model, _ = adapted(checkpoint)
     assert isinstance(model, PeftModel)
-    run_folder.save_model(model, tmp_path / "model", base="owner/base", revision="v2")
+    saved_model.save_model(model, tmp_path / "model", base="owner/base", revision="v2")
     assert json.loads((tmp_path / "model" / "adapter_config.json").read_text())["revision"] == "v2"
     loaded: list[tuple[object, ...]] = []
 
@@ -56,6 +56,6 @@ def test_the_base_is_loaded_in_the_revision_it_was_trained_on(tmp_path: Path) ->
         loaded.append(names[:2])
         return checkpoint if names[0] == "owner/base" else Checkpoint(str(names[0]))
 
-    with patch.object(run_folder, "Checkpoint", recorded):
-        run_folder.load_finished(Checkpoint(str(tmp_path / "model"), task=TASK), TARGET)
+    with patch.object(saved_model, "Checkpoint", recorded):
+        saved_model.load_finished(Checkpoint(str(tmp_path / "model"), task=TASK), TARGET)
     assert ("owner/base", "v2") in loaded

@@ -52,5 +52,5 @@ def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise AssertionError("this should have been refused before")
 
-    monkeypatch.setattr("hf_transfer.run.load_splits", stop)
-    monkeypatch.setattr("hf_transfer.modalities.modality.Checkpoint", stop)
+    monkeypatch.setattr("hf_transfer.data.checked.open_data", stop)
+    monkeypatch.setattr("hf_transfer.models.pretrained.Checkpoint", stop)

@@ -220,7 +220,7 @@ def test_only_the_main_process_asks_the_hub(hub: StandIn, tmp_path: Path) -> Non
         is_main_process = False
 
     config = VisionConfig.of(model_name_or_path="m", dataset_name="d", output_dir=str(tmp_path), **PUSH)
-    runs.prepare_to_publish(config, Second())
+    runs.prepare_to_publish(config, Second())  # type: ignore[arg-type]
     assert hub.asked == []
 
 

@@ -17,9 +17,10 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from hf_transfer.data.batches import LabelledInputs, LabelRows, Loaders
 from hf_transfer.data.rows import encoded_image
 from hf_transfer.data.splits import Split, Splits
-from hf_transfer.modalities import augmentation, image
+from hf_transfer.modalities import augmentation, image_batches
 from hf_transfer.modalities.augmentation import Augmentation
-from hf_transfer.modalities.image import ImageInputs, ImageModality, ImageRows, image_inputs
+from hf_transfer.modalities.image import ImageModality
+from hf_transfer.modalities.image_batches import ImageInputs, ImageRows, image_inputs
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.settings.run import VisionConfig
 from hf_transfer.targets.classes import Classes
@@ -250,7 +251,7 @@ def test_decoded_pixels_are_kept_up_to_the_given_room(
         decoded.append(row)
         return encoded_image(split, row)
 
-    monkeypatch.setattr(image, "encoded_image", counted)
+    monkeypatch.setattr(image_batches, "encoded_image", counted)
     assert all(torch.equal(rows[position]["pixel_values"], first[position]) for position in range(3))
     assert decoded == [2]
 

@@ -11,7 +11,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.modality import LocatedSample, Modality
-from hf_transfer.modalities.pair import PairModality, PairPreprocessing
+from hf_transfer.modalities.pair import PairModality
+from hf_transfer.modalities.pair_batches import PairPreprocessing
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.text import TextModality
 from hf_transfer.modalities.tokens import TokenPreprocessing

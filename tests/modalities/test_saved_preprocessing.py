@@ -20,7 +20,8 @@ from hf_transfer.modalities.modality import (
     save_preprocessing,
     saved_description,
 )
-from hf_transfer.modalities.pair import PairModality, PairPreprocessing
+from hf_transfer.modalities.pair import PairModality
+from hf_transfer.modalities.pair_batches import PairPreprocessing
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.text import TextModality
 from hf_transfer.modalities.tokens import TokenPreprocessing

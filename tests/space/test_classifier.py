@@ -19,7 +19,7 @@ from hf_transfer.data.pictures import BadImageError
 from hf_transfer.data.pictures import decode as decoded_in_training
 from hf_transfer.data.pictures import readable_formats as formats_in_training
 from hf_transfer.evaluation.predictor import classify_files, load
-from hf_transfer.evaluation.run_folder import load_finished
+from hf_transfer.evaluation.saved_model import load_finished
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.models.pooling import pooled_classifier
 from hf_transfer.models.pretrained import Checkpoint

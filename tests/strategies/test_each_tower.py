@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_transfer.errors import UserError
-from hf_transfer.evaluation.run_folder import save_model
+from hf_transfer.evaluation.saved_model import save_model
 from hf_transfer.models.fusion import FusionModel
 from hf_transfer.models.groups import Group
 from hf_transfer.strategies.choice import choose_strategy

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_transfer.errors import UserError
-from hf_transfer.evaluation.run_folder import load_finished
+from hf_transfer.evaluation.saved_model import load_finished
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.strategies.adapter_files import adapter_settings, load_adapter, save_adapter
 from hf_transfer.strategies.adapters import LowRankAdaptation

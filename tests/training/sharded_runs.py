@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from hf_transfer.evaluation.run_folder import save_model
+from hf_transfer.evaluation.saved_model import save_model
 from hf_transfer.interruption import Interrupted
 from hf_transfer.training import steps
 from hf_transfer.training.devices import start_accelerator
