@@ -27,7 +27,15 @@ from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.augmentation import Augmentation
 from hf_transfer.modalities.mixing import Mixing
-from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Typed, Wanted
+from hf_transfer.modalities.modality import (
+    LocatedSample,
+    Modality,
+    Preprocessing,
+    Regularisation,
+    Saved,
+    Typed,
+    Wanted,
+)
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.sample_tables import (
     STANDARD_INPUT,
@@ -46,6 +54,8 @@ from hf_transfer.targets.target import Target
 
 DECODED_CACHE_BYTES = 1 << 30
 DEFAULT_VIEWS = 4
+# From an encoded picture to its pixels.
+Reader = Callable[[dict[str, Any]], Tensor]
 # Why there can be no answer, where a table names no picture.
 MISSING = "missing"
 
@@ -85,7 +95,7 @@ class ImageRows(Dataset[dict[str, Tensor]]):
             return self._decoded[row]
         if row in self.split.unreadable:
             raise BadImageError(self.split.unreadable[row])
-        pixels = self.preprocessing.resize(decode(encoded_image(self.split, row), self._white))
+        pixels = self.preprocessing.read(encoded_image(self.split, row), self._white)
         if len(self._decoded) < self._room:
             self._decoded[row] = pixels
         return pixels
@@ -147,7 +157,7 @@ class ImageInputs(InputMaker):
         masked = batch["index"][~batch["counted"]].tolist()
         for row in (row for row in masked if row not in known):
             try:
-                decode(encoded_image(rows, row), self._white)
+                self.preprocessing.read(encoded_image(rows, row), self._white)
             except BadImageError as error:
                 if not self.mask:
                     raise user_error(
@@ -203,7 +213,7 @@ class ImageModality(Modality[VisionConfig]):
 
     def preprocessing(self, checkpoint: AnyCheckpoint, config: VisionConfig | None, saved: Saved) -> PixelPreprocessing:  # noqa: ARG002
         """See `Modality.preprocessing`."""
-        return PixelPreprocessing(checkpoint.parts[0].processor(), saved.get("columns"))
+        return PixelPreprocessing(checkpoint.parts[0].processor(), saved.get("columns"), saved)
 
     def loaders(
         self, splits: Splits, preprocessing: PixelPreprocessing, config: VisionConfig, accelerator: Accelerator,
@@ -228,9 +238,11 @@ class ImageModality(Modality[VisionConfig]):
 
     def sample_of(self, value: Any, saved: Any = None) -> Image.Image:
         """An RGB picture, from a path or a picture."""
-        white = white_of(saved)
+        white, side = white_of(saved), None if saved is None else saved.least_side
         try:
-            return decode_picture(value, white) if isinstance(value, Image.Image) else decode(_raw(Path(value)), white)
+            if isinstance(value, Image.Image):
+                return decode_picture(value, white)
+            return decode(_raw(Path(value)), white, side)
         except (BadImageError, TypeError) as error:
             raise user_error(
                 expected="a readable picture, or its path",
@@ -242,7 +254,7 @@ class ImageModality(Modality[VisionConfig]):
         """Each file is a picture, or a table that holds or names some; a folder may have either."""
         paths = expanded(files, [SUFFIXES, TABLE_BUILDERS], expected="pictures, or tables of them")
         tables = {path: _table_of_pictures(path, wanted, saved.columns) for path in paths if is_table(path)}
-        return _located(paths, tables, white_of(saved))
+        return _located(paths, tables, reader_of(saved, saved))
 
     def typed(self, samples: Typed, saved: PixelPreprocessing) -> list[LocatedSample]:
         """See `Modality.typed`: one picture."""
@@ -263,43 +275,51 @@ def _table_of_pictures(path: Path, wanted: Wanted, saved: Saved) -> tuple[Sample
 
 
 def _located(
-    paths: Sequence[Path], tables: Mapping[Path, tuple[SampleTable, str]], white: float | None
+    paths: Sequence[Path], tables: Mapping[Path, tuple[SampleTable, str]], read: Reader
 ) -> Iterator[LocatedSample]:
     for path in paths:
         if path in tables:
             table, column = tables[path]
             path_of = partial(PictureFinder(path.parent, anywhere=True).path, table=path)
             for row, line, values in table.rows([column]):
-                yield LocatedSample(path, row, *picture_in(values[column], path_of, white), line)
+                yield LocatedSample(path, row, *picture_in(values[column], path_of, read), line)
         elif path == STANDARD_INPUT:
             for row, name in input_lines():
-                yield LocatedSample(path, row, *picture_in(name, Path, white))
+                yield LocatedSample(path, row, *picture_in(name, Path, read))
         else:
-            yield LocatedSample(path, None, *_decoded(_raw(path), white))
+            yield LocatedSample(path, None, *_read(_raw(path), read))
 
 
-def picture_in(
-    value: Any, path_of: Callable[[str], Path], white: float | None = None
-) -> tuple[Image.Image | None, str]:
-    """The picture that a table holds or names, and what is wrong with it.
+def picture_in(value: Any, path_of: Callable[[str], Path], read: Reader) -> tuple[Tensor | None, str]:
+    """The pixels of a picture that a table holds or names, and what is wrong with it.
 
     Args:
         value: a path, or `{"bytes": ..., "path": ...}`.
         path_of: the file that a name in the table means.
-        white: see `pictures.decode`.
+        read: see `reader_of`.
     """
     if isinstance(value, Mapping) and value.get("bytes") is not None:
-        return _decoded(value, white)
+        return _read(value, read)
     name = value.get("path") if isinstance(value, Mapping) else value
     if name is None or not str(name).strip():
         return None, MISSING
-    picture, fault = _decoded(_raw(path_of(str(name))), white)
-    return picture, fault and f"{name}: {fault}"
+    pixels, fault = _read(_raw(path_of(str(name))), read)
+    return pixels, fault and f"{name}: {fault}"
 
 
-def _decoded(raw: Mapping[str, Any], white: float | None) -> tuple[Image.Image | None, str]:
+def reader_of(saved: Preprocessing, pixels: PixelPreprocessing) -> Reader:
+    """Reads encoded pictures as in the training of a model, and resizes each at once: many would fill the memory.
+
+    Args:
+        saved: the preprocessing of the model.
+        pixels: that of its pictures.
+    """
+    return partial(pixels.read, white=white_of(saved))
+
+
+def _read(raw: Mapping[str, Any], read: Reader) -> tuple[Tensor | None, str]:
     try:
-        return decode(dict(raw), white), ""
+        return read(dict(raw)), ""
     except BadImageError as error:
         return None, str(error)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE
+from hf_transfer.data.pictures import DECODED_SIDE
 from hf_transfer.data.sample_columns import Config, SampleColumns
 from hf_transfer.data.splits import Splits
 from hf_transfer.errors import user_error
@@ -26,8 +27,8 @@ from hf_transfer.versions import versions
 # Saved beside the weights: everything else that predictions depend on.
 PREPROCESSING_FILE = "preprocessing.json"
 SCHEMA = 1
-# Numbers of tokens in that file.
-LENGTHS = ("max_length", "tokenizer_limit")
+# Numbers of tokens and of pixels in that file.
+LENGTHS = ("max_length", "tokenizer_limit", DECODED_SIDE)
 # Of the settings with which the training data were read, those of one file.
 READ_WITH = ("encoding", "delimiter")
 # The content of such a file, and the settings that name columns, by name; None where they are left open.
@@ -317,6 +318,8 @@ def read_description(path: Path, model: str) -> dict[str, Any]:
                 raise ValueError(f"{LARGEST_PIXEL_VALUE} is {white}")
             content["columns"][LARGEST_PIXEL_VALUE] = white
         content |= {name: int(content[name]) for name in LENGTHS if name in content}
+        if (side := content.get(DECODED_SIDE, 1)) < 1:
+            raise ValueError(f"{DECODED_SIDE} is {side}")
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise user_error(
             expected=f"a {PREPROCESSING_FILE} in {model} as hf_transfer writes it",

@@ -30,10 +30,11 @@ from hf_transfer.modalities.image import (
     ImageInputs,
     ImageModality,
     ImageRows,
+    Reader,
     image_inputs,
     image_rows,
     picture_in,
-    white_of,
+    reader_of,
 )
 from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Typed, Wanted
 from hf_transfer.modalities.pair_tables import read_pairs, select_pairs
@@ -59,7 +60,7 @@ PRESENT = ("image_present", "text_present")
 OTHER_RECIPE = {"image": "text", "text": "vision"}
 # Why there can be no answer.
 NEITHER = "neither an image nor a text"
-Pair = tuple[Image.Image | None, str | None]
+Pair = tuple[Image.Image | torch.Tensor | None, str | None]
 
 
 class PairPreprocessing(Preprocessing):
@@ -69,12 +70,16 @@ class PairPreprocessing(Preprocessing):
         pixels: of the image tower.
         tokens: of the text tower.
         columns: see `Preprocessing.columns`.
+
+    Attributes:
+        least_side: see `PixelPreprocessing.least_side`.
     """
 
     def __init__(
         self, pixels: PixelPreprocessing, tokens: TokenPreprocessing, columns: Mapping[str, str] | None = None
     ) -> None:
         self.pixels, self.tokens, self.columns = pixels, tokens, columns or {}
+        self.least_side = pixels.least_side
 
     def inputs(self, samples: Sequence[Pair]) -> Batch:
         """Model inputs of pairs that belong to no split; None, or a text of white space, stands for a missing part.
@@ -91,7 +96,7 @@ class PairPreprocessing(Preprocessing):
                 )
         present = torch.tensor([image is not None for image in images])
         black = Image.new("RGB", (64, 64))
-        pixels = self.pixels.inputs([image or black for image in images])["pixel_values"]
+        pixels = self.pixels.inputs([black if image is None else image for image in images])["pixel_values"]
         inputs = self.tokens.inputs([(text or "",) for text in texts])
         inputs["pixel_values"] = pixels.where(present[:, None, None, None], 0.0)
         return inputs | {"image_present": present, "text_present": torch.tensor([text is not None for text in texts])}
@@ -278,7 +283,7 @@ class PairModality(Modality[MultimodalConfig]):
         self, checkpoint: AnyCheckpoint, config: MultimodalConfig | None, saved: Saved
     ) -> PairPreprocessing:
         """See `Modality.preprocessing`; a finished model has both processors in its one folder."""
-        pixels = PixelPreprocessing(checkpoint.parts[0].processor())
+        pixels = PixelPreprocessing(checkpoint.parts[0].processor(), saved=saved)
         return PairPreprocessing(pixels, tokens_of(checkpoint.parts[-1], config, saved), saved.get("columns"))
 
     def loaders(
@@ -338,7 +343,8 @@ class PairModality(Modality[MultimodalConfig]):
                     found=str(path),
                     do="name a table, or give one sample in --image and --text",
                 )
-        return _located([_table_of_pairs(path, wanted, saved) for path in tables], white_of(saved))
+        read = reader_of(saved, saved.pixels)
+        return _located([_table_of_pairs(path, wanted, saved) for path in tables], read)
 
     def typed(self, samples: Typed, saved: PairPreprocessing) -> list[LocatedSample]:
         """See `Modality.typed`: an image, a text or both; or several texts."""
@@ -353,7 +359,7 @@ class PairModality(Modality[MultimodalConfig]):
         located = []
         for text in texts:
             image, words = self.sample_of((samples.image, text), saved)
-            fault = "" if image or (words and words.strip()) else NEITHER
+            fault = "" if image is not None or (words and words.strip()) else NEITHER
             located.append(LocatedSample(samples.image, None, (image, words), fault, text=text if several else None))
         return located
 
@@ -376,15 +382,13 @@ def _table_of_pairs(path: Path, wanted: Wanted, saved: PairPreprocessing) -> tup
     return table, chosen.get("image_column_name"), text
 
 
-def _located(
-    tables: Sequence[tuple[SampleTable, str | None, str | None]], white: float | None
-) -> Iterator[LocatedSample]:
+def _located(tables: Sequence[tuple[SampleTable, str | None, str | None]], read: Reader) -> Iterator[LocatedSample]:
     for table, image, text in tables:
         path_of = partial(PictureFinder(table.path.parent, anywhere=True).path, table=table.path)
         for row, line, values in table.rows([name for name in (image, text) if name]):
             words, value = (values[name] if name else None for name in (text, image))
             words = words if words and words.strip() else None
-            picture, fault = picture_in(value, path_of, white)
+            picture, fault = picture_in(value, path_of, read)
             if picture is None and fault == MISSING:
                 fault = "" if words else NEITHER
             yield LocatedSample(table.path, row, (picture, words), fault, line)
