@@ -98,6 +98,7 @@ class Run:
         self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
         saved = {} if config.trains() else saved_description(self.checkpoint.parts[0])
         self.preprocessing = modality.preprocessing(self.checkpoint, config, saved)
+        self.modality = modality = modality.for_run(self.preprocessing, config)
         self._inputs = inputs.fingerprints(config) if self.accelerator.is_main_process else {}
         with self.accelerator.main_process_first():
             if config.trains():

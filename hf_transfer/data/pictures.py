@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
@@ -113,18 +113,45 @@ def _upright_rgb(picture: Image.Image, white: float | None) -> Image.Image:
     return ImageOps.exif_transpose(picture).convert("RGB")
 
 
+class Decoded(NamedTuple):
+    """A picture with what is known of its values.
+
+    Attributes:
+        picture: as RGB; None if it cannot be scaled to 8 bits: see `beyond_white`.
+        levels: its values, if it has more than 8 bits for each channel.
+        white: the value that has become white in such a picture, else 0.
+    """
+
+    picture: Image.Image | None
+    levels: Levels | None = None
+    white: float = 0.0
+
+
+def decode_with_levels(raw: dict[str, Any], white: float | None = None, least_side: int | None = None) -> Decoded:
+    """Decode a picture; see `decode`.
+
+    Raises:
+        BadImageError: as `decode`; large values are none of its reasons.
+    """
+    with _opened(raw) as picture:
+        _reduce(picture, least_side)
+        deep = deep_picture(picture)
+        if deep is None:
+            return Decoded(ImageOps.exif_transpose(picture).convert("RGB"))
+        levels = deep.levels
+        if beyond_white(levels, white) is not None:
+            return Decoded(None, levels)
+        white = white_level(levels.largest, whole=levels.whole) if white is None else white
+        return Decoded(deep.in_eight_bits(white), levels, white)
+
+
 def decoded_levels(raw: dict[str, Any]) -> Levels | None:
     """Decode a picture; returns its values if it has more than 8 bits for each channel, else None.
 
     Raises:
         BadImageError: as `decode`; large values are none of its reasons.
     """
-    with _opened(raw) as picture:
-        deep = deep_picture(picture)
-        if deep is not None:
-            return deep.levels
-        ImageOps.exif_transpose(picture).convert("RGB")
-        return None
+    return decode_with_levels(raw).levels
 
 
 def check_header(raw: dict[str, Any]) -> bool:

@@ -15,9 +15,13 @@ from torch.utils.data import Dataset
 
 from hf_transfer.data import batches, columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, LabelRows, Loaders
+from hf_transfer.data.groups import Keys
+from hf_transfer.data.hub_access import cache_folder
+from hf_transfer.data.identities import image_fingerprint
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE, Levels
 from hf_transfer.data.picture_tables import PictureFinder
 from hf_transfer.data.pictures import SUFFIXES, BadImageError, decode, decode_picture
+from hf_transfer.data.pixel_store import NO_PLACE
 from hf_transfer.data.rows import describe_row, encoded_image
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.samples import NOT_TO_BE_MIRRORED
@@ -26,6 +30,7 @@ from hf_transfer.data.splits import Split, Splits
 from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.augmentation import Augmentation
+from hf_transfer.modalities.kept_pixels import KeptPixels
 from hf_transfer.modalities.mixing import Mixing
 from hf_transfer.modalities.modality import (
     LocatedSample,
@@ -53,6 +58,7 @@ from hf_transfer.settings.run import MultimodalConfig, RunConfig, VisionConfig
 from hf_transfer.targets.target import Target
 
 DECODED_CACHE_BYTES = 1 << 30
+GIGABYTE = 10**9
 DEFAULT_VIEWS = 4
 # From an encoded picture to its pixels.
 Reader = Callable[[dict[str, Any]], Tensor]
@@ -63,20 +69,24 @@ MISSING = "missing"
 class ImageRows(Dataset[dict[str, Tensor]]):
     """One split as a torch data set: resized pixels, target, mask and row number of each sample.
 
-    An unreadable image is masked: it keeps its position and its target, and its pixels are black. Decoded pixels are
-    kept in memory, up to `keep_bytes`, because decoding can take longer than the step of a small model.
+    An unreadable image is masked: it keeps its position and its target, and its pixels are black. Decoded pixels for
+    which there is no place on disk are kept in memory, up to `keep_bytes`, because decoding can take longer than the
+    step of a small model.
 
     Args:
         split: checked images.
         preprocessing: of the run.
         keep_bytes: for decoded pixels.
         white: see `pictures.decode`.
+        kept: pixels on disk; None: there are none.
     """
 
     def __init__(
-        self, split: Split, preprocessing: PixelPreprocessing, *, keep_bytes: int, white: float | None = None
-    ) -> None:
-        self.split, self.preprocessing, self._white = split, preprocessing, white
+        self, split: Split, preprocessing: PixelPreprocessing, *, keep_bytes: int, white: float | None = None,
+        kept: KeptPixels | None = None,
+    ) -> None:  # fmt: skip
+        self.split, self.preprocessing, self._white, self._kept = split, preprocessing, white, kept
+        self._places = None if kept is None else kept.places(split, white)
         self._labels = LabelRows(split)
         self._decoded: dict[int, Tensor] = {}
         self._room = keep_bytes // preprocessing.black().nbytes
@@ -86,15 +96,19 @@ class ImageRows(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         try:
-            return self._labels[position] | {"pixel_values": self._pixels(int(self.split.rows[position]))}
+            return self._labels[position] | {"pixel_values": self._pixels(position)}
         except BadImageError:
             return self._labels[position] | {"pixel_values": self.preprocessing.black(), "counted": torch.tensor(False)}
 
-    def _pixels(self, row: int) -> Tensor:
+    def _pixels(self, position: int) -> Tensor:
+        row = int(self.split.rows[position])
         if row in self._decoded:
             return self._decoded[row]
         if row in self.split.unreadable:
             raise BadImageError(self.split.unreadable[row])
+        place = NO_PLACE if self._places is None else int(self._places[position])
+        if self._kept is not None and place != NO_PLACE:
+            return self._kept.pixels(self.split, row, place, self._white)
         pixels = self.preprocessing.read(encoded_image(self.split, row), self._white)
         if len(self._decoded) < self._room:
             self._decoded[row] = pixels
@@ -144,7 +158,7 @@ class ImageInputs(InputMaker):
         rows = self.splits.of(split)
         # Only once: it reads the status of every image file.
         if split not in self._contents:
-            self._contents[split] = verification.image_fingerprint(rows)
+            self._contents[split] = image_fingerprint(rows)
         parts = [rows.fingerprint(), self._contents[split], str(self.mask), self.preprocessing.fingerprint()]
         parts += [] if self._white is None else [str(self._white)]
         if self.augmentation.kind != "none" and epoch is not None:
@@ -179,19 +193,34 @@ class ImageModality(Modality[VisionConfig]):
     unusable: ClassVar[str] = "that cannot be read"
     kind: ClassVar[str] = "An image"
     task: ClassVar[str] = "image-classification"
+    _kept: KeptPixels | None = None
 
     def read(self, path: Path, config: VisionConfig) -> Loaded:
         """See `Modality.read`; tables may name images."""
         column = config.image.image_column_name
         return read_files(path, config.data, self.text_columns(config), image_column=column, tables_name_images=True)
 
+    def for_run(self, preprocessing: PixelPreprocessing, config: VisionConfig) -> "ImageModality":
+        """See `Modality.for_run`: what the checks decode is kept."""
+        modality = ImageModality()
+        modality._kept = kept_pixels(preprocessing, config)
+        return modality
+
     def bad_rows(self, split: Split, config: VisionConfig) -> dict[int, str]:
         """See `Modality.bad_rows`."""
-        return verification.bad_images(split, config)
+        return verification.bad_images(split, config, self._kept)
 
     def levels(self, split: Split, config: VisionConfig) -> Mapping[int, Levels]:
         """See `SampleColumns.levels`."""
-        return verification.look_at_images(split, config).levels
+        return verification.look_at_images(split, config, self._kept).levels
+
+    def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
+        """See `SampleColumns.copies`."""
+        return verification.copies(splits, self._kept)
+
+    def keys(self, split: Split, config: VisionConfig) -> list[Keys]:
+        """See `SampleColumns.keys`."""
+        return [verification.content_keys(split, config, self._kept)]
 
     def measured(self, train: Split, config: VisionConfig) -> dict[str, Any]:
         """The setting `largest_pixel_value`, if there are pictures of more than 8 bits."""
@@ -223,8 +252,9 @@ class ImageModality(Modality[VisionConfig]):
         workers = batches.workers_for(config.store.dataloader_num_workers, splits.longest())
         images = image_inputs(splits, preprocessing, config, frozen_prefix=frozen_prefix)
         order = batches.EpochSampler(len(splits.train), config.training.seed)
+        rows = image_rows(splits, preprocessing, workers, self._kept)
         return batches.loaders_of(
-            image_rows(splits, preprocessing, workers), {"train": order}, config.training, workers, accelerator,
+            rows, {"train": order}, config.training, workers, accelerator,
             light_rows={name: LabelRows(split) for name, split in splits.items()},
             target=splits.target, to_inputs=images, views=images.views, cycle=images.cycle,
         )  # fmt: skip
@@ -333,11 +363,21 @@ def white_of(saved: Any) -> float | None:
     return None if saved is None else saved.columns.get(LARGEST_PIXEL_VALUE)
 
 
-def image_rows(splits: Splits, preprocessing: PixelPreprocessing, workers: int) -> dict[str, ImageRows]:
-    """The images of all splits, for this many worker processes, each of which keeps pixels of its own."""
+def kept_pixels(preprocessing: PixelPreprocessing, config: VisionConfig | MultimodalConfig) -> KeptPixels:
+    """The pixels of a run with these settings."""
+    limit = int(config.image.cache_pixels_gb * GIGABYTE)
+    return KeptPixels(preprocessing, cache_folder(config.store.cache_dir), limit)
+
+
+def image_rows(
+    splits: Splits, preprocessing: PixelPreprocessing, workers: int, kept: KeptPixels | None = None
+) -> dict[str, ImageRows]:
+    """The images of all splits, for this many worker processes, each of which keeps pixels of its own in memory."""
     room = DECODED_CACHE_BYTES // max(1, workers)
     white = splits.columns.get(LARGEST_PIXEL_VALUE)
-    return {name: ImageRows(split, preprocessing, keep_bytes=room, white=white) for name, split in splits.items()}
+    return {
+        name: ImageRows(split, preprocessing, keep_bytes=room, white=white, kept=kept) for name, split in splits.items()
+    }
 
 
 def image_inputs(

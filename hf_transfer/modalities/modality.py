@@ -172,6 +172,15 @@ class Modality(SampleColumns[Config]):
             saved: of a finished model: `saved_description`; empty for a run that trains.
         """
 
+    def for_run(self, preprocessing: Any, config: Config) -> "Modality[Config]":  # noqa: ARG002
+        """The modality in a run: what its checks make of samples may be kept for the loaders.
+
+        Args:
+            preprocessing: of the run.
+            config: settings of the run.
+        """
+        return self
+
     def saved_preprocessing(self, checkpoint: Checkpoint) -> Any:
         """The preprocessing that was saved with a finished model; without one, the checkpoint's own."""
         return self.preprocessing(checkpoint, None, saved_description(checkpoint))

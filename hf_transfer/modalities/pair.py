@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
+from hf_transfer.data.groups import Keys
 from hf_transfer.data.levels import Levels
-from hf_transfer.data.picture_tables import METADATA, PictureFinder
+from hf_transfer.data.picture_tables import METADATA
 from hf_transfer.data.rows import is_given
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded
@@ -26,26 +27,21 @@ from hf_transfer.data.splits import Split, Splits, part_of
 from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.image import (
-    MISSING,
     ImageInputs,
     ImageModality,
     ImageRows,
-    Reader,
     image_inputs,
     image_rows,
-    picture_in,
+    kept_pixels,
     reader_of,
 )
+from hf_transfer.modalities.kept_pixels import KeptPixels
 from hf_transfer.modalities.modality import LocatedSample, Modality, Preprocessing, Regularisation, Saved, Typed, Wanted
-from hf_transfer.modalities.pair_tables import read_pairs, select_pairs
+from hf_transfer.modalities.pair_tables import NEITHER, pairs_in, read_pairs, select_pairs, table_of_pairs
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.modalities.sample_tables import (
-    SampleTable,
-    chosen_columns,
     expanded,
     is_table,
-    refuse_missing,
-    table_at,
 )
 from hf_transfer.modalities.text import TextModality, tokens_of
 from hf_transfer.modalities.text_batches import TextRows, collate_texts, describe_truncation, orders_of
@@ -58,8 +54,6 @@ from hf_transfer.targets.target import Target
 PRESENT = ("image_present", "text_present")
 # The recipe for samples none of which has this part.
 OTHER_RECIPE = {"image": "text", "text": "vision"}
-# Why there can be no answer.
-NEITHER = "neither an image nor a text"
 Pair = tuple[Image.Image | torch.Tensor | None, str | None]
 
 
@@ -213,18 +207,34 @@ class PairModality(Modality[MultimodalConfig]):
     kind: ClassVar[str] = "An image and text"
     task: ClassVar[str] = "image-text-classification"
     has_pipeline: ClassVar[bool] = False
+    _kept: KeptPixels | None = None
 
     def read(self, path: Path, config: MultimodalConfig) -> Loaded:
         """See `Modality.read`."""
         return read_pairs(path, config, self.text_columns(config))
 
+    def for_run(self, preprocessing: PairPreprocessing, config: MultimodalConfig) -> "PairModality":
+        """See `Modality.for_run`: what the checks decode is kept."""
+        modality = PairModality()
+        modality._kept = kept_pixels(preprocessing.pixels, config)
+        return modality
+
     def bad_rows(self, split: Split, config: MultimodalConfig) -> dict[int, str]:
         """See `Modality.bad_rows`."""
-        return verification.bad_pairs(split, config)
+        return verification.bad_pairs(split, config, self._kept)
+
+    def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
+        """See `SampleColumns.copies`."""
+        return verification.copies(splits, self._kept)
+
+    def keys(self, split: Split, config: MultimodalConfig) -> list[Keys]:
+        """See `SampleColumns.keys`."""
+        return [verification.content_keys(split, config, self._kept)]
 
     def levels(self, split: Split, config: MultimodalConfig) -> Mapping[int, Levels]:
         """See `SampleColumns.levels`."""
-        return verification.look_at_images(part_of(split, np.flatnonzero(is_given(split, "image"))), config).levels
+        images = part_of(split, np.flatnonzero(is_given(split, "image")))
+        return verification.look_at_images(images, config, self._kept).levels
 
     def measured(self, train: Split, config: MultimodalConfig) -> dict[str, Any]:
         """See `ImageModality.measured`."""
@@ -299,7 +309,7 @@ class PairModality(Modality[MultimodalConfig]):
         pixels, tokens = preprocessing.pixels, preprocessing.tokens
         workers = workers_for(config.store.dataloader_num_workers, splits.longest())
         images = image_inputs(splits, pixels, config, frozen_prefix=frozen_prefix)
-        pictures = image_rows(splits, pixels, workers)
+        pictures = image_rows(splits, pixels, workers, self._kept)
         texts = {name: TextRows(split, tokens) for name, split in splits.items()}
         return loaders_of(
             {name: PairRows(texts[name], pictures[name]) for name in texts},
@@ -344,7 +354,7 @@ class PairModality(Modality[MultimodalConfig]):
                     do="name a table, or give one sample in --image and --text",
                 )
         read = reader_of(saved, saved.pixels)
-        return _located([_table_of_pairs(path, wanted, saved) for path in tables], read)
+        return pairs_in([table_of_pairs(path, wanted, saved.columns) for path in tables], read)
 
     def typed(self, samples: Typed, saved: PairPreprocessing) -> list[LocatedSample]:
         """See `Modality.typed`: an image, a text or both; or several texts."""
@@ -362,36 +372,6 @@ class PairModality(Modality[MultimodalConfig]):
             fault = "" if image is not None or (words and words.strip()) else NEITHER
             located.append(LocatedSample(samples.image, None, (image, words), fault, text=text if several else None))
         return located
-
-
-def _table_of_pairs(path: Path, wanted: Wanted, saved: PairPreprocessing) -> tuple[SampleTable, str | None, str | None]:
-    """A table, and its columns of images and of texts."""
-    table = table_at(path, wanted, saved.columns)
-    existing = table.data.column_names
-    usual = {
-        "text_column_name": columns.by_name(existing, columns.TEXT),
-        "image_column_name": columns.by_name(existing, columns.IMAGE),
-    }
-    chosen = chosen_columns(existing, usual, wanted, saved.columns)
-    refuse_missing(
-        path, chosen.values(), existing, expected="of texts, or one of paths of images",
-        do="name them in --text_column_name and --image_column_name",
-    )  # fmt: skip
-    if text := chosen.get("text_column_name"):
-        columns.refuse_other_values(table.data, text)
-    return table, chosen.get("image_column_name"), text
-
-
-def _located(tables: Sequence[tuple[SampleTable, str | None, str | None]], read: Reader) -> Iterator[LocatedSample]:
-    for table, image, text in tables:
-        path_of = partial(PictureFinder(table.path.parent, anywhere=True).path, table=table.path)
-        for row, line, values in table.rows([name for name in (image, text) if name]):
-            words, value = (values[name] if name else None for name in (text, image))
-            words = words if words and words.strip() else None
-            picture, fault = picture_in(value, path_of, read)
-            if picture is None and fault == MISSING:
-                fault = "" if words else NEITHER
-            yield LocatedSample(table.path, row, (picture, words), fault, line)
 
 
 def part_alone(loaders: Loaders, part: str) -> Loaders:

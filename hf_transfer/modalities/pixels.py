@@ -117,9 +117,16 @@ class PixelPreprocessing(Preprocessing):
 
     def fingerprint(self) -> str:
         """A hash that changes with whatever happens to a picture: it is read off pictures of noise."""
-        digest = hashlib.sha256(f"{DECODING} {self.least_side}".encode())
-        for tensor in (*map(self.resize, self._noise()), self.shift, self.scale):
+        digest = hashlib.sha256(self.way().encode())
+        for tensor in (self.shift, self.scale):
             digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def way(self) -> str:
+        """The same for what happens until a picture is resized: models may share it."""
+        digest = hashlib.sha256(f"{DECODING} {self.least_side}".encode())
+        for pixels in map(self.resize, self._noise()):
+            digest.update(pixels.numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:

@@ -111,6 +111,10 @@ class ImageSettings(Topic):
         "Augmented views of a sample; 0: a new one in every epoch (default: 4 behind a frozen prefix, else 0).",
         None, at_least(0), TRAINS, AUGMENTED,
     )  # fmt: skip
+    cache_pixels_gb: float = setting(
+        "Gigabytes of resized pictures that are kept in --cache_dir, for later epochs and runs; 0: none.",
+        8.0, NOT_NEGATIVE, "speed",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
