@@ -237,12 +237,12 @@ def copies(splits: Mapping[str, Split], kept: KeptPictures | None = None) -> dic
 
 def _count_copies(splits: Mapping[str, Split], kept: KeptPictures | None) -> dict[str, int]:
     groups = {name: _by_size_and_text(split) for name, split in splits.items()}
-    counts = {}
-    for name in (name for name in splits if name != "train"):
-        shared = groups["train"].keys() & groups[name].keys()
-        in_training = set(_keys_of(splits["train"], groups["train"], shared, kept))
-        counts[name] = sum(key in in_training for key in _keys_of(splits[name], groups[name], shared, kept))
-    return counts
+    shared = {name: groups["train"].keys() & groups[name].keys() for name in splits if name != "train"}
+    in_training = set(_keys_of(splits["train"], groups["train"], set().union(*shared.values()), kept))
+    return {
+        name: sum(key in in_training for key in _keys_of(splits[name], groups[name], groups_of_both, kept))
+        for name, groups_of_both in shared.items()
+    }
 
 
 def _check_rows(split: Split, order: Rows, decoded: set[int], white: float | None, kept: KeptPictures | None) -> Looked:
