@@ -8,7 +8,6 @@ line has the mean accuracy without views, and how much views add, with a 95 % in
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -71,7 +70,7 @@ def accuracies(run: Run) -> Iterator[tuple[int, dict[int, list[float]]]]:
                 yield each, by_views
 
 
-def drawn(classes: np.ndarray, each: int, seed: int) -> np.ndarray:  # type: ignore[type-arg]
+def drawn(classes: np.ndarray, each: int, seed: int) -> np.ndarray:
     """Which samples are drawn: `each` of every class, or all if there are fewer [samples]."""
     generator, seen = np.random.default_rng(seed), np.zeros(len(classes), dtype=bool)
     for one in np.unique(classes):
@@ -109,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

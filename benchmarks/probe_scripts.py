@@ -43,13 +43,14 @@ def main(how: str, kind: str, path: str, data: str, out: str) -> None:
     classes = sorted(set(splits["train"]["label"]), key=str)
     targets = {name: [classes.index(label) for label in split["label"]] for name, split in splits.items()}
     model, forward = _model(kind, path, len(classes), tuned)
-    layer = model.classifier[-1] if isinstance(model.classifier, nn.Sequential) else model.classifier
+    layer: Any = model.classifier[-1] if isinstance(model.classifier, nn.Sequential) else model.classifier
     with FeaturesOnly(model):
         features = {name: _outputs(forward, rows, tuned) for name, rows in samples.items() if name != "test"}
-    best = max(
-        (LogisticRegression(C=c, max_iter=1_000).fit(features["train"], targets["train"]) for c in 10.0 ** np.arange(-2, 3)),
-        key=lambda solved: solved.score(features["validation"], targets["validation"]),
-    )  # fmt: skip
+    solved = [
+        LogisticRegression(C=c, max_iter=1_000).fit(features["train"], targets["train"])
+        for c in 10.0 ** np.arange(-2, 3)
+    ]
+    best = max(solved, key=lambda one: one.score(features["validation"], targets["validation"]))
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(best.coef_))
         layer.bias.copy_(torch.from_numpy(best.intercept_))
@@ -89,8 +90,8 @@ class FeaturesOnly:
         self._model, self._classifier = model, model.classifier
 
     def __enter__(self) -> None:
-        whole = self._classifier
-        self._model.classifier = nn.Sequential(*whole[:-1]) if isinstance(whole, nn.Sequential) else nn.Identity()
+        whole: Any = self._classifier
+        self._model.classifier = nn.Sequential(*list(whole)[:-1]) if isinstance(whole, nn.Sequential) else nn.Identity()
 
     def __exit__(self, *_: object) -> None:
         self._model.classifier = self._classifier

@@ -62,9 +62,22 @@ def _parser() -> _Parser:
         "--config", type=Path,
         help="Settings of a run: print its data, its time, memory and disk space, without training.",
     )  # fmt: skip
-    for command, run in ((predict, _predict), (push, _push), (demo, _demo), (space, _space), (doctor, _doctor)):
+    cache = commands.add_parser("cache", help="List what earlier runs keep on disk for later ones, or delete it.")
+    _add_choice_of_stores(cache)
+    runs = {predict: _predict, push: _push, demo: _demo, space: _space, doctor: _doctor, cache: _cache}
+    for command, run in runs.items():
         command.set_defaults(run_command=run)
     return parser
+
+
+def _add_choice_of_stores(cache: argparse.ArgumentParser) -> None:
+    cache.add_argument("--cache_dir", help="The folder, as in the settings of a run (default: HF_HOME/hf_transfer).")
+    cache.add_argument(
+        "--clear", nargs="*", metavar="NAME", help="Delete what is listed, or only what has these names."
+    )
+    cache.add_argument(
+        "--older_than", type=float, default=0.0, metavar="DAYS", help="Only what has not been used for so many days."
+    )
 
 
 def _add_samples(predict: argparse.ArgumentParser) -> None:
@@ -208,6 +221,25 @@ def _doctor(arguments: argparse.Namespace) -> None:
         print(f"\n{path}: the {config.recipe} recipe, {config.strategy.flag()}")
         for sentence in look_ahead(config):
             print(sentence)
+
+
+def _cache(arguments: argparse.Namespace) -> None:
+    if not 0 <= arguments.older_than < float("inf"):
+        raise user_error(
+            expected="--older_than of at least 0 days", found=str(arguments.older_than), do="change --older_than"
+        )
+    from hf_transfer.checkpoints.files import in_units
+    from hf_transfer.checkpoints.kept import delete, kept_in, named, table_of
+    from hf_transfer.data.hub_access import cache_folder
+
+    folder = cache_folder(arguments.cache_dir)
+    stores = kept_in(folder, arguments.older_than)
+    if arguments.clear is not None:
+        stores = named(stores, arguments.clear, folder)
+        delete(stores)
+    print(*table_of(stores), sep="\n", end="\n" if stores else "")
+    total = in_units(sum(one.bytes for one in stores))
+    print(f"{total} {'in' if arguments.clear is None else 'deleted from'} {folder}")
 
 
 if __name__ == "__main__":

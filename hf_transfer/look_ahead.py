@@ -1,4 +1,4 @@
-"""What a machine has, and what a run would take on it; nothing is trained, and nothing stays on disk."""
+"""What a machine has, and what a run would take on it; nothing is trained, and nothing stays but caches."""
 
 import io
 import itertools

@@ -118,12 +118,12 @@ class Run:
         if config.trains():
             with self.processes.main_process_first():
                 opened = open_data(config, modality, self._data)
-        accelerator = self.accelerator
         self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
         saved = {} if config.trains() else saved_description(self.checkpoint.parts[0])
         self.preprocessing = modality.preprocessing(self.checkpoint, config, saved)
-        self._inputs = inputs.fingerprints(config) if accelerator.is_main_process else {}
-        with accelerator.main_process_first():
+        self.modality = modality = modality.for_run(self.preprocessing, config)
+        self._inputs = inputs.fingerprints(config) if self.accelerator.is_main_process else {}
+        with self.accelerator.main_process_first():
             if config.trains():
                 self.splits = splits_of(opened, config, modality)
             else:
@@ -203,8 +203,7 @@ class Run:
         from hf_transfer.training.loop import fit
         from hf_transfer.training.progress import Fit
 
-        # Only from here on: reading data, short threads take much memory, which should be returned.
-        self._until_end.enter_context(freed_memory_kept())
+        self._until_end.enter_context(freed_memory_kept())  # Not before: short threads that read data would keep it.
         needed = saved_model.size_of_model(self.model) if self.config.trains() else 0
         folder = self._until_end.enter_context(run_folder.open_run_folder(self.config, self.accelerator, needed))
         if self.accelerator.is_main_process:

@@ -59,6 +59,7 @@ class Settings:
         texts: names of the texts of a sample; empty: unknown.
         max_length: number of tokens to which texts are truncated; None: unknown.
         largest_pixel_value: what was white in the model's training pictures of more than 8 bits; None: unknown.
+        decoded_side: so many pixels of each side of a JPEG the model was trained on, at least; None: on all.
         trust_remote_code: run the modelling file beside the weights.
         examples: samples of the test split.
     """
@@ -72,6 +73,7 @@ class Settings:
     texts: tuple[str, ...] = ()
     max_length: int | None = None
     largest_pixel_value: float | None = None
+    decoded_side: int | None = None
     trust_remote_code: bool = False
     examples: tuple[Example, ...] = ()
 
@@ -121,12 +123,13 @@ def with_preprocessing(settings: Settings, model: Path) -> Settings:
         columns = [content["columns"].get(name) for name in ("text_column_name", "text_pair_column_name")]
         texts = tuple(str(name) for name in columns if name is not None)
         max_length = int(content["max_length"]) if "max_length" in content else None
+        side = int(content["decoded_side"]) if "decoded_side" in content else None
         white = float(content["columns"][LARGEST_PIXEL_VALUE]) if LARGEST_PIXEL_VALUE in content["columns"] else None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise NoClassifierError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
     return replace(
         settings, texts=settings.texts or texts, max_length=settings.max_length or max_length,
-        largest_pixel_value=settings.largest_pixel_value or white,
+        largest_pixel_value=settings.largest_pixel_value or white, decoded_side=settings.decoded_side or side,
     )  # fmt: skip
 
 

@@ -173,6 +173,7 @@ def main() -> None:
                 texts=len(settings.text_names),
                 max_length=settings.max_length,
                 white=settings.largest_pixel_value,
+                least_side=settings.decoded_side,
                 trust_remote_code=settings.trust_remote_code,
             )
         except NoClassifierError as error:

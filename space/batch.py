@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classifier import Classifier, Sample
-from pictures import BadInputError, decode
+from pictures import BadInputError
 from target import Cell, Target
 
 MAX_ROWS = 1_000
@@ -46,7 +46,7 @@ class Row:
         if self.name and self.picture is None:
             raise BadInputError("No picture with this name was uploaded.")
         check_sample(classifier, self.texts, has_picture=self.picture is not None)
-        return Sample(decode(self.picture, classifier.white) if self.picture else None, self.texts)
+        return Sample(classifier.decode(self.picture) if self.picture else None, self.texts)
 
 
 def header(classifier: Classifier, text_names: Sequence[str]) -> list[str]:

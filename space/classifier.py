@@ -1,6 +1,7 @@
 """Load a finished model from a folder or the Hub, and predict pictures, texts, or both."""
 
 import inspect
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchEncoding
 
+from pictures import decode
 from target import Target, target_of
 
 # Weights from safetensors only: loading a pickle can run any code.
@@ -63,6 +65,7 @@ class Classifier:
         texts: number of texts of a sample, if it has texts.
         max_length: number of tokens to which texts are truncated; None: as many as the model takes.
         white: what is white in pictures of more than 8 bits; None: as each picture tells.
+        least_side: see `pictures.decode`.
         trust_remote_code: run the modelling file beside the weights.
 
     Attributes:
@@ -72,7 +75,6 @@ class Classifier:
         takes_text: whether a sample has a text.
         either: whether a sample may lack its picture or its text.
         texts: number of texts of a sample.
-        white: what is white in pictures of more than 8 bits; see `pictures.decode`.
         model: in evaluation mode, without gradients for its weights.
 
     Raises:
@@ -81,9 +83,9 @@ class Classifier:
 
     def __init__(
         self, folder: Path, *, texts: int = 1, max_length: int | None = None, white: float | None = None,
-        trust_remote_code: bool = False,
+        least_side: int | None = None, trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
-        self.white = white
+        self._white, self._least_side = white, least_side
         config = _config(folder, trust_remote_code)
         auto_class = _auto_class(config, folder, trust_remote_code)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,6 +110,10 @@ class Classifier:
             if self.tokenizer.pad_token is None:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
             self.max_length = max_length or longest_text(self.model, self.tokenizer)
+
+    def decode(self, path: str | os.PathLike[str]) -> Image.Image:
+        """A picture as in training; see `pictures.decode`."""
+        return decode(path, self._white, self._least_side)
 
     def encode(self, samples: Sequence[Sample]) -> tuple[dict[str, Tensor], BatchEncoding | None]:
         """Model inputs, and the tokens of the texts."""

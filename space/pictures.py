@@ -20,13 +20,14 @@ class BadInputError(ValueError):
     """What cannot be classified, such as a broken picture; the message tells the visitor why."""
 
 
-def decode(path: str | os.PathLike[str], white: float | None = None) -> Image.Image:
+def decode(path: str | os.PathLike[str], white: float | None = None, least_side: int | None = None) -> Image.Image:
     """The picture as RGB: first frame, EXIF orientation applied, alpha dropped, more than 8 bits scaled to 8.
 
     Args:
         path: of the picture.
         white: the value that is white in pictures of more than 8 bits for each channel; None: the largest value of
             this picture, rounded up to a number of bits.
+        least_side: so many pixels of each side of a JPEG are enough; None: all are decoded.
 
     Raises:
         BadInputError: empty, truncated, corrupt, no picture, larger than the limits, or with values that are no shades.
@@ -45,6 +46,8 @@ def decode(path: str | os.PathLike[str], white: float | None = None) -> Image.Im
                     f"It declares {picture.width} x {picture.height} pixels, more than this demo decodes."
                 )
             picture.seek(0)
+            if least_side is not None:
+                picture.draft(None, (least_side, least_side))
             deep = deep_picture(picture)
             return ImageOps.exif_transpose(picture).convert("RGB") if deep is None else deep.in_eight_bits(white)
     except BadInputError:

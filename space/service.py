@@ -137,7 +137,7 @@ class Service:
     def _sample(self, picture: str | None, *texts: str) -> Sample:
         of_sample = texts[: len(self.text_names)]
         check_sample(self.classifier, of_sample, has_picture=picture is not None)
-        return Sample(decode(picture, self.classifier.white) if picture else None, of_sample)
+        return Sample(self.classifier.decode(picture) if picture else None, of_sample)
 
 
 def _same(one: Image.Image | None, other: Image.Image | None) -> bool:

@@ -28,9 +28,9 @@ LONGEST_README = 180
 # Flags of other programs, and of our own commands that are no recipes.
 OTHER_FLAGS = {
     "--format", "--output", "--text_pair",
-    "--checkout", "--config", "--config_file", "--cpu", "--help", "--image", "--machine_rank", "--main_process_ip",
-    "--models", "--mutants", "--nodes", "--nproc_per_node", "--num_processes", "--only", "--signals-to-handle",
-    "--text", "--top",
+    "--checkout", "--clear", "--config", "--config_file", "--cpu", "--help", "--image", "--machine_rank",
+    "--main_process_ip", "--models", "--mutants", "--nodes", "--nproc_per_node", "--num_processes", "--older_than",
+    "--only", "--signals-to-handle", "--text", "--top",
 }  # fmt: skip
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import pyarrow.compute
+import numpy.typing as npt
 
 from hf_transfer.data.groups import NO_KEY, Keys, key_of
 from hf_transfer.data.hub_access import cache_folder
+from hf_transfer.data.identities import image_fingerprint
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE, Levels, white_level
 from hf_transfer.data.pictures import (
     DECODING,
@@ -26,6 +27,7 @@ from hf_transfer.data.pictures import (
     decoded_levels,
     readable_formats,
 )
+from hf_transfer.data.private_files import private_folder, put_private
 from hf_transfer.data.rows import describe_row, encoded_image, is_given, texts_of
 from hf_transfer.data.splits import Rows, Split, part_of
 from hf_transfer.errors import user_error
@@ -35,6 +37,8 @@ from hf_transfer.settings.run import RunConfig
 MAX_BAD_SHARE = 0.01
 # So many images of more than 8 bits are decoded at least, if there are so many.
 MEASURED_IMAGES = 1_000
+# The folder of what is remembered, below that of `--cache_dir`.
+VERIFIED = "verified"
 # Of a picture with many values hardly anything is seen in fewer shades.
 MANY_VALUES, FEW_SHADES = 64, 32
 LISTED_SAMPLES = 5
@@ -59,42 +63,54 @@ class Looked(NamedTuple):
     keys: dict[int, int]
 
 
-def look_at_images(split: Split, config: RunConfig) -> Looked:
+class KeptPictures(Protocol):
+    """Decodes pictures and keeps what comes out for those who train on them; see `modalities.kept_pixels`.
+
+    Attributes:
+        cache: the folder of all that is kept.
+    """
+
+    cache: Path
+
+    def places(self, split: Split, white: float | None) -> npt.NDArray[np.int64]:
+        """Where the picture of each row is kept [rows]."""
+
+    def known(self, split: Split, places: npt.NDArray[np.int64]) -> dict[int, int]:
+        """The rows whose pictures are kept and have 8 bits, each with the key of its content."""
+
+    def look(self, raw: dict[str, Any], key: int, place: int, white: float | None) -> Levels | None:
+        """Decode a picture with this key and keep it; see `pictures.decoded_levels`."""
+
+
+def look_at_images(split: Split, config: Any, kept: KeptPictures | None = None) -> Looked:
     """Read the images of a split; the result is cached until an image changes.
 
     The header of every image is read. `verify_samples` images are decoded, drawn at random if there are more. Of
-    images of more than 8 bits, at least `MEASURED_IMAGES` are, since their largest value tells what is white.
+    images of more than 8 bits, at least `MEASURED_IMAGES` are, since their largest value tells what is white. An image
+    that is kept can be decoded, and is not looked at again.
+
+    Args:
+        split: the images.
+        config: of a run whose samples have images.
+        kept: keeps what is decoded; None: it is thrown away.
     """
     order = np.random.default_rng(config.data.split_seed).permutation(split.rows)
     decoded = order[: config.data.verify_samples].tolist()
     key = hashlib.sha256(" ".join(("with contents", image_fingerprint(split), DECODING, *readable_formats())).encode())
     key.update(order[: config.data.verify_samples].tobytes())
-    cached = cache_folder(config.store.cache_dir) / "verified" / f"{key.hexdigest()}.json"
+    cached = cache_folder(config.store.cache_dir) / VERIFIED / f"{key.hexdigest()}.json"
     if cached.is_file():
         content = json.loads(cached.read_text(encoding="utf-8"))
         bad, levels, keys = ({int(row): value for row, value in content[name].items()} for name in Looked._fields)
         return Looked(bad, {row: Levels(*values) for row, values in levels.items()}, keys)
-    looked = _check_rows(split, order, set(decoded))
-    _remember(cached, json.dumps(looked._asdict()).encode())
+    looked = _check_rows(split, order, set(decoded), config.image.largest_pixel_value, kept)
+    put_private(private_folder(cached.parent) / cached.name, json.dumps(looked._asdict()).encode())
     return looked
 
 
-def _remember(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed once it is complete: another process must not read half of it.
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
-def bad_images(split: Split, config: Any) -> dict[int, str]:
-    """The rows whose image cannot be used, each with the reason.
-
-    Args:
-        split: the images.
-        config: of a run whose samples have images.
-    """
-    looked, white = look_at_images(split, config), config.image.largest_pixel_value
+def bad_images(split: Split, config: Any, kept: KeptPictures | None = None) -> dict[int, str]:
+    """The rows whose image cannot be used, each with the reason; see `look_at_images`."""
+    looked, white = look_at_images(split, config, kept), config.image.largest_pixel_value
     reasons = {row: beyond_white(levels, white) for row, levels in looked.levels.items()}
     return looked.bad | {row: reason for row, reason in reasons.items() if reason is not None}
 
@@ -147,11 +163,11 @@ def fault_of_texts(texts: Sequence[str | None]) -> str:
     return "" if all(text and text.strip() for text in texts) else "white space only"
 
 
-def bad_pairs(split: Split, config: Any) -> dict[int, str]:
+def bad_pairs(split: Split, config: Any, kept: KeptPictures | None = None) -> dict[int, str]:
     """The rows with neither an image nor a text, or with an image that cannot be read, each with the reason."""
     with_image, with_text = is_given(split, "image"), is_given(split, "text")
     bad = dict.fromkeys(split.rows[~(with_image | with_text)].tolist(), "neither an image nor a text")
-    return bad | bad_images(part_of(split, np.flatnonzero(with_image)), config)
+    return bad | bad_images(part_of(split, np.flatnonzero(with_image)), config, kept)
 
 
 def refuse_bad_rows(
@@ -193,42 +209,69 @@ def refuse_bad_share(bad: Mapping[int, str], split: Split, split_name: str) -> N
         )
 
 
-def copies(splits: Mapping[str, Split]) -> dict[str, int]:
+def copies(splits: Mapping[str, Split], kept: KeptPictures | None = None) -> dict[str, int]:
     """For validation and test, if there is training: how many of their rows have an exact copy in it.
 
     A copy has the same image, the same text, or both, as far as samples have them. Only images of rows that agree in
-    their text and in the size of their image are read and hashed.
+    their text and in the size of their image are compared, by the keys of their contents.
+
+    Args:
+        splits: to compare.
+        kept: knows the keys of images that have been decoded; the counts are cached beside it until an image changes.
+            None: all are read.
     """
     if "train" not in splits:
         return {}
-    groups = {name: _by_size_and_text(split) for name, split in splits.items()}
-    counts = {}
-    for name in (name for name in splits if name != "train"):
-        shared = groups["train"].keys() & groups[name].keys()
-        known = set(_digests(splits["train"], groups["train"], shared))
-        counts[name] = sum(digest in known for digest in _digests(splits[name], groups[name], shared))
+    if kept is None:
+        return _count_copies(splits, None)
+    digest = hashlib.sha256(b"copies")
+    for name, split in sorted(splits.items()):
+        digest.update(f"{name} {split.fingerprint()} {image_fingerprint(split)}".encode())
+    cached = kept.cache / VERIFIED / f"{digest.hexdigest()}.copies"
+    if cached.is_file():
+        return {str(name): int(count) for name, count in json.loads(cached.read_bytes()).items()}
+    counts = _count_copies(splits, kept)
+    put_private(private_folder(cached.parent) / cached.name, json.dumps(counts).encode())
     return counts
 
 
-def _check_rows(split: Split, order: Rows, decoded: set[int]) -> Looked:
+def _count_copies(splits: Mapping[str, Split], kept: KeptPictures | None) -> dict[str, int]:
+    groups = {name: _by_size_and_text(split) for name, split in splits.items()}
+    shared = {name: groups["train"].keys() & groups[name].keys() for name in splits if name != "train"}
+    in_training = set(_keys_of(splits["train"], groups["train"], set().union(*shared.values()), kept))
+    return {
+        name: sum(key in in_training for key in _keys_of(splits[name], groups[name], groups_of_both, kept))
+        for name, groups_of_both in shared.items()
+    }
+
+
+def _check_rows(split: Split, order: Rows, decoded: set[int], white: float | None, kept: KeptPictures | None) -> Looked:
     """Look at all images; `decoded`, and some of those of more than 8 bits in this order, are decoded."""
     looked = Looked({}, {}, {})
+    places: dict[int, int] = {}
+    if kept is not None:
+        in_store = kept.places(split, white)
+        places = dict(zip(split.rows.tolist(), in_store.tolist(), strict=True))
+        looked.keys.update(kept.known(split, in_store))
 
     def header(row: int) -> bool | None:
         return None if row in decoded else _or_bad(check_header, encoded_image(split, row), row, looked.bad)
 
     def decode(row: int) -> None:
-        raw = encoded_image(split, row)
+        raw, look = encoded_image(split, row), decoded_levels
         if content_size(raw) >= 0:
-            # Read once, for both purposes.
+            # Read once, for all purposes.
             raw = raw | {"bytes": content(raw)}
             looked.keys[row] = key_of(raw["bytes"])
-        levels = _or_bad(decoded_levels, raw, row, looked.bad)
+            if kept is not None:
+                look = partial(kept.look, key=looked.keys[row], place=places[row], white=white)
+        levels = _or_bad(look, raw, row, looked.bad)
         if levels is not None:
             looked.levels[row] = levels
 
+    rows = [row for row in order.tolist() if row not in looked.keys]
+    decoded = decoded - looked.keys.keys()
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        rows = order.tolist()
         deep = [row for row, is_deep in zip(rows, pool.map(header, rows), strict=True) if is_deep]
         list(pool.map(decode, decoded))
         list(pool.map(decode, deep[: max(0, MEASURED_IMAGES - len(looked.levels))]))
@@ -245,7 +288,7 @@ def _or_bad(look: Callable[[dict[str, Any]], Any], raw: dict[str, Any], row: int
         return None
 
 
-def content_keys(split: Split, config: RunConfig) -> Keys:
+def content_keys(split: Split, config: RunConfig, kept: KeptPictures | None = None) -> Keys:
     """The key of each row's content: of its image, its texts, or both; of its columns, if it has neither [rows].
 
     A row without content has a key of its own. Images that were not read as a whole when they were checked are read
@@ -254,7 +297,7 @@ def content_keys(split: Split, config: RunConfig) -> Keys:
     names = split.dataset.column_names
     parts: list[Sequence[object]] = []
     if "image" in names:
-        parts.append(_image_keys(split, config))
+        parts.append(_image_keys(split, config, kept))
     if "text" in names:
         parts.append([texts if any(text is not None for text in texts) else None for texts in texts_of(split)])
     if not parts:
@@ -269,12 +312,12 @@ def content_keys(split: Split, config: RunConfig) -> Keys:
     return np.asarray(keys, dtype=np.uint64)
 
 
-def _image_keys(split: Split, config: RunConfig) -> list[int | None]:
+def _image_keys(split: Split, config: RunConfig, kept: KeptPictures | None) -> list[int | None]:
     """The key of each row's image; None: it has none, or its file is missing."""
     images = part_of(split, np.flatnonzero(is_given(split, "image")))
-    keys = look_at_images(images, config).keys
+    keys = look_at_images(images, config, kept).keys
     rest = [row for row in images.rows.tolist() if row not in keys]
-    cached = cache_folder(config.store.cache_dir) / "verified" / f"{image_fingerprint(images)}.keys"
+    cached = cache_folder(config.store.cache_dir) / VERIFIED / f"{image_fingerprint(images)}.keys"
     if rest and cached.is_file():
         read = np.frombuffer(cached.read_bytes(), dtype=np.uint64).tolist()
         keys = dict(zip(images.rows.tolist(), read, strict=True))
@@ -282,7 +325,8 @@ def _image_keys(split: Split, config: RunConfig) -> list[int | None]:
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             keys = keys | dict(zip(rest, pool.map(partial(_image_key, images), rest), strict=True))
         # `NO_KEY` for missing files.
-        _remember(cached, np.asarray([keys[row] for row in images.rows.tolist()], dtype=np.uint64).tobytes())
+        all_keys = np.asarray([keys[row] for row in images.rows.tolist()], dtype=np.uint64)
+        put_private(private_folder(cached.parent) / cached.name, all_keys.tobytes())
     return [keys.get(row) or None for row in split.rows.tolist()]
 
 
@@ -297,22 +341,6 @@ def _list(bad: Mapping[int, str], split: Split) -> str:
     return "; ".join(listed) + (f"; and {more} more" if more else "")
 
 
-def image_fingerprint(split: Split) -> str:
-    """A hash that changes with any image of a split; a file counts as changed by its size or its time of change."""
-    key = hashlib.sha256(f"{split.dataset._fingerprint}{split.rows.tolist()}".encode())
-    # In Arrow's own columns: reading a million rows one by one would take minutes.
-    images = split.dataset.with_format("arrow")[:]["image"]
-    sizes = pyarrow.compute.binary_length(pyarrow.compute.struct_field(images, "bytes")).take(split.rows)
-    paths = pyarrow.compute.struct_field(images, "path").take(split.rows)
-    for path, size in zip(paths.to_pylist(), sizes.to_pylist(), strict=True):
-        if size is None and path and Path(path).is_file():
-            status = Path(path).stat()
-            key.update(f"{path}|{status.st_size}|{status.st_mtime_ns}".encode())
-        else:
-            key.update(f"{size}".encode())
-    return key.hexdigest()
-
-
 def _by_size_and_text(split: Split) -> Groups:
     """The rows that can be read, by what is known before an image is: its size, and the text of the row."""
     # Not each modality has texts.
@@ -325,13 +353,18 @@ def _by_size_and_text(split: Split) -> Groups:
     return groups
 
 
-def _digests(split: Split, groups: Groups, shared: Iterable[Group]) -> list[tuple[Group, bytes]]:
-    """Group and hash of the image for all rows of the shared groups."""
+def _keys_of(
+    split: Split, groups: Groups, shared: Iterable[Group], kept: KeptPictures | None
+) -> list[tuple[Group, int]]:
+    """Group and key of the image for all rows of the shared groups."""
+    members = [(group, row) for group in shared for row in groups[group]]
+    known = {} if kept is None or not members else kept.known(split, kept.places(split, None))
 
-    def digest(member: tuple[Group, int]) -> tuple[Group, bytes]:
+    def key(member: tuple[Group, int]) -> tuple[Group, int]:
         group, row = member
-        encoded = b"" if group[0] == NO_IMAGE else content(encoded_image(split, row))
-        return group, hashlib.blake2b(encoded, digest_size=16).digest()
+        if group[0] == NO_IMAGE:
+            return group, int(NO_KEY)
+        return group, known.get(row) or key_of(content(encoded_image(split, row)))
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(digest, [(group, row) for group in shared for row in groups[group]]))
+        return list(pool.map(key, members))

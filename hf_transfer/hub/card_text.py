@@ -12,7 +12,16 @@ from hf_transfer.data.samples import is_sample
 from hf_transfer.evaluation.results import Results
 
 # These settings say nothing about the model, and some of them something about the machine.
-NOT_SHOWN = {"recipe", "output_dir", "cache_dir", "debug", "report_to", "dataloader_num_workers", "hub_model_id"}
+NOT_SHOWN = {
+    "recipe",
+    "output_dir",
+    "cache_dir",
+    "cache_pixels_gb",
+    "debug",
+    "report_to",
+    "dataloader_num_workers",
+    "hub_model_id",
+}
 PATHS = {"model_name_or_path", "image_model_name_or_path", "text_model_name_or_path", "dataset_name"}
 
 

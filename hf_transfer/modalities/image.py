@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from PIL import Image
 
 from hf_transfer.data import columns, verification
+from hf_transfer.data.groups import Keys
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE, Levels
 from hf_transfer.data.picture_tables import PictureFinder
 from hf_transfer.data.pictures import SUFFIXES, BadImageError, decode, decode_picture
@@ -18,7 +19,15 @@ from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import user_error
-from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Typed, Wanted
+from hf_transfer.modalities.modality import (
+    LocatedSample,
+    Modality,
+    Preprocessing,
+    Regularisation,
+    Saved,
+    Typed,
+    Wanted,
+)
 from hf_transfer.modalities.sample_tables import (
     STANDARD_INPUT,
     SampleTable,
@@ -35,15 +44,16 @@ from hf_transfer.targets.target import Target
 
 if TYPE_CHECKING:
     import datasets
-
-if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import nn
+    from torch import Tensor, nn
 
     from hf_transfer.data.batches import Loaders
+    from hf_transfer.modalities.kept_pixels import KeptPixels
     from hf_transfer.modalities.pixels import PixelPreprocessing
     from hf_transfer.models.pretrained import AnyCheckpoint
 
+# From an encoded picture to its pixels.
+Reader = Callable[[dict[str, Any]], "Tensor"]
 # Why there can be no answer, where a table names no picture.
 MISSING = "missing"
 
@@ -58,19 +68,36 @@ class ImageModality(Modality[VisionConfig]):
     unusable: ClassVar[str] = "that cannot be read"
     kind: ClassVar[str] = "An image"
     task: ClassVar[str] = "image-classification"
+    _kept: KeptPixels | None = None
 
     def read(self, path: Path, config: VisionConfig) -> Loaded:
         """See `Modality.read`; tables may name images."""
         column = config.image.image_column_name
         return read_files(path, config.data, self.text_columns(config), image_column=column, tables_name_images=True)
 
+    def for_run(self, preprocessing: PixelPreprocessing, config: VisionConfig) -> ImageModality:
+        """See `Modality.for_run`: what the checks decode is kept."""
+        from hf_transfer.modalities.image_batches import kept_pixels
+
+        modality = ImageModality()
+        modality._kept = kept_pixels(preprocessing, config)
+        return modality
+
     def bad_rows(self, split: Split, config: VisionConfig) -> dict[int, str]:
         """See `Modality.bad_rows`."""
-        return verification.bad_images(split, config)
+        return verification.bad_images(split, config, self._kept)
 
     def levels(self, split: Split, config: VisionConfig) -> Mapping[int, Levels]:
         """See `SampleColumns.levels`."""
-        return verification.look_at_images(split, config).levels
+        return verification.look_at_images(split, config, self._kept).levels
+
+    def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
+        """See `SampleColumns.copies`."""
+        return verification.copies(splits, self._kept)
+
+    def keys(self, split: Split, config: VisionConfig) -> list[Keys]:
+        """See `SampleColumns.keys`."""
+        return [verification.content_keys(split, config, self._kept)]
 
     def measured(self, train: Split, config: VisionConfig) -> dict[str, Any]:
         """The setting `largest_pixel_value`, if there are pictures of more than 8 bits."""
@@ -96,7 +123,7 @@ class ImageModality(Modality[VisionConfig]):
         """See `Modality.preprocessing`."""
         from hf_transfer.modalities.pixels import PixelPreprocessing
 
-        return PixelPreprocessing(checkpoint.parts[0].processor(), saved.get("columns"))
+        return PixelPreprocessing(checkpoint.parts[0].processor(), saved.get("columns"), saved)
 
     def loaders(
         self, splits: Splits, preprocessing: PixelPreprocessing, config: VisionConfig, accelerator: Accelerator,
@@ -110,7 +137,8 @@ class ImageModality(Modality[VisionConfig]):
         images = image_inputs(splits, preprocessing, config, frozen_prefix=frozen_prefix)
         order = batches.EpochSampler(len(splits.train), config.training.seed)
         return batches.loaders_of(
-            image_rows(splits, preprocessing, workers), {"train": order}, config.training, workers, accelerator,
+            image_rows(splits, preprocessing, workers, self._kept), {"train": order}, config.training, workers,
+            accelerator,
             light_rows={name: batches.LabelRows(split) for name, split in splits.items()},
             target=splits.target, to_inputs=images, views=images.views, cycle=images.cycle,
         )  # fmt: skip
@@ -126,9 +154,11 @@ class ImageModality(Modality[VisionConfig]):
 
     def sample_of(self, value: Any, saved: Any = None) -> Image.Image:
         """An RGB picture, from a path or a picture."""
-        white = white_of(saved)
+        white, side = white_of(saved), None if saved is None else saved.least_side
         try:
-            return decode_picture(value, white) if isinstance(value, Image.Image) else decode(_raw(Path(value)), white)
+            if isinstance(value, Image.Image):
+                return decode_picture(value, white)
+            return decode(_raw(Path(value)), white, side)
         except (BadImageError, TypeError) as error:
             raise user_error(
                 expected="a readable picture, or its path",
@@ -140,7 +170,7 @@ class ImageModality(Modality[VisionConfig]):
         """Each file is a picture, or a table that holds or names some; a folder may have either."""
         paths = expanded(files, [SUFFIXES, TABLE_BUILDERS], expected="pictures, or tables of them")
         tables = {path: _table_of_pictures(path, wanted, saved.columns) for path in paths if is_table(path)}
-        return _located(paths, tables, white_of(saved))
+        return _located(paths, tables, reader_of(saved, saved))
 
     def typed(self, samples: Typed, saved: PixelPreprocessing) -> list[LocatedSample]:
         """See `Modality.typed`: one picture."""
@@ -161,43 +191,51 @@ def _table_of_pictures(path: Path, wanted: Wanted, saved: Saved) -> tuple[Sample
 
 
 def _located(
-    paths: Sequence[Path], tables: Mapping[Path, tuple[SampleTable, str]], white: float | None
+    paths: Sequence[Path], tables: Mapping[Path, tuple[SampleTable, str]], read: Reader
 ) -> Iterator[LocatedSample]:
     for path in paths:
         if path in tables:
             table, column = tables[path]
             path_of = partial(PictureFinder(path.parent, anywhere=True).path, table=path)
             for row, line, values in table.rows([column]):
-                yield LocatedSample(path, row, *picture_in(values[column], path_of, white), line)
+                yield LocatedSample(path, row, *picture_in(values[column], path_of, read), line)
         elif path == STANDARD_INPUT:
             for row, name in input_lines():
-                yield LocatedSample(path, row, *picture_in(name, Path, white))
+                yield LocatedSample(path, row, *picture_in(name, Path, read))
         else:
-            yield LocatedSample(path, None, *_decoded(_raw(path), white))
+            yield LocatedSample(path, None, *_read(_raw(path), read))
 
 
-def picture_in(
-    value: Any, path_of: Callable[[str], Path], white: float | None = None
-) -> tuple[Image.Image | None, str]:
-    """The picture that a table holds or names, and what is wrong with it.
+def picture_in(value: Any, path_of: Callable[[str], Path], read: Reader) -> tuple[Tensor | None, str]:
+    """The pixels of a picture that a table holds or names, and what is wrong with it.
 
     Args:
         value: a path, or `{"bytes": ..., "path": ...}`.
         path_of: the file that a name in the table means.
-        white: see `pictures.decode`.
+        read: see `reader_of`.
     """
     if isinstance(value, Mapping) and value.get("bytes") is not None:
-        return _decoded(value, white)
+        return _read(value, read)
     name = value.get("path") if isinstance(value, Mapping) else value
     if name is None or not str(name).strip():
         return None, MISSING
-    picture, fault = _decoded(_raw(path_of(str(name))), white)
-    return picture, fault and f"{name}: {fault}"
+    pixels, fault = _read(_raw(path_of(str(name))), read)
+    return pixels, fault and f"{name}: {fault}"
 
 
-def _decoded(raw: Mapping[str, Any], white: float | None) -> tuple[Image.Image | None, str]:
+def reader_of(saved: Preprocessing, pixels: PixelPreprocessing) -> Reader:
+    """Reads encoded pictures as in the training of a model, and resizes each at once: many would fill the memory.
+
+    Args:
+        saved: the preprocessing of the model.
+        pixels: that of its pictures.
+    """
+    return partial(pixels.read, white=white_of(saved))
+
+
+def _read(raw: Mapping[str, Any], read: Reader) -> tuple[Tensor | None, str]:
     try:
-        return decode(dict(raw), white), ""
+        return read(dict(raw)), ""
     except BadImageError as error:
         return None, str(error)
 

@@ -8,17 +8,22 @@ from torch.utils.data import Dataset
 
 from hf_transfer.data import verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, LabelRows
+from hf_transfer.data.hub_access import cache_folder
+from hf_transfer.data.identities import image_fingerprint
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE
-from hf_transfer.data.pictures import BadImageError, decode
+from hf_transfer.data.pictures import BadImageError
+from hf_transfer.data.pixel_store import NO_PLACE
 from hf_transfer.data.rows import describe_row, encoded_image
 from hf_transfer.data.samples import NOT_TO_BE_MIRRORED
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.augmentation import Augmentation
+from hf_transfer.modalities.kept_pixels import KeptPixels
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.settings.run import MultimodalConfig, VisionConfig
 
 DECODED_CACHE_BYTES = 1 << 30
+GIGABYTE = 10**9
 DEFAULT_VIEWS = 4
 # With more training samples for each output, augmented views do not make a solved head better: see docs/benchmarks.md.
 FEW_SAMPLES = 16
@@ -27,20 +32,24 @@ FEW_SAMPLES = 16
 class ImageRows(Dataset[dict[str, Tensor]]):
     """One split as a torch data set: resized pixels, target, mask and row number of each sample.
 
-    An unreadable image is masked: it keeps its position and its target, and its pixels are black. Decoded pixels are
-    kept in memory, up to `keep_bytes`, because decoding can take longer than the step of a small model.
+    An unreadable image is masked: it keeps its position and its target, and its pixels are black. Decoded pixels for
+    which there is no place on disk are kept in memory, up to `keep_bytes`, because decoding can take longer than the
+    step of a small model.
 
     Args:
         split: checked images.
         preprocessing: of the run.
         keep_bytes: for decoded pixels.
         white: see `pictures.decode`.
+        kept: pixels on disk; None: there are none.
     """
 
     def __init__(
-        self, split: Split, preprocessing: PixelPreprocessing, *, keep_bytes: int, white: float | None = None
-    ) -> None:
-        self.split, self.preprocessing, self._white = split, preprocessing, white
+        self, split: Split, preprocessing: PixelPreprocessing, *, keep_bytes: int, white: float | None = None,
+        kept: KeptPixels | None = None,
+    ) -> None:  # fmt: skip
+        self.split, self.preprocessing, self._white, self._kept = split, preprocessing, white, kept
+        self._places = None if kept is None else kept.places(split, white)
         self._labels = LabelRows(split)
         self._decoded: dict[int, Tensor] = {}
         self._room = keep_bytes // preprocessing.black().nbytes
@@ -50,16 +59,20 @@ class ImageRows(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         try:
-            return self._labels[position] | {"pixel_values": self._pixels(int(self.split.rows[position]))}
+            return self._labels[position] | {"pixel_values": self._pixels(position)}
         except BadImageError:
             return self._labels[position] | {"pixel_values": self.preprocessing.black(), "counted": torch.tensor(False)}
 
-    def _pixels(self, row: int) -> Tensor:
+    def _pixels(self, position: int) -> Tensor:
+        row = int(self.split.rows[position])
         if row in self._decoded:
             return self._decoded[row]
         if row in self.split.unreadable:
             raise BadImageError(self.split.unreadable[row])
-        pixels = self.preprocessing.resize(decode(encoded_image(self.split, row), self._white))
+        place = NO_PLACE if self._places is None else int(self._places[position])
+        if self._kept is not None and place != NO_PLACE:
+            return self._kept.pixels(self.split, row, place, self._white)
+        pixels = self.preprocessing.read(encoded_image(self.split, row), self._white)
         if len(self._decoded) < self._room:
             self._decoded[row] = pixels
         return pixels
@@ -110,7 +123,7 @@ class ImageInputs(InputMaker):
         rows = self.splits.of(split)
         # Only once: it reads the status of every image file.
         if split not in self._contents:
-            self._contents[split] = verification.image_fingerprint(rows)
+            self._contents[split] = image_fingerprint(rows)
         parts = [rows.fingerprint(), self._contents[split], str(self.mask), self.preprocessing.fingerprint()]
         parts += [] if self._white is None else [str(self._white)]
         if self.augmentation.kind != "none" and epoch is not None:
@@ -123,7 +136,7 @@ class ImageInputs(InputMaker):
         masked = batch["index"][~batch["counted"]].tolist()
         for row in (row for row in masked if row not in known):
             try:
-                decode(encoded_image(rows, row), self._white)
+                self.preprocessing.read(encoded_image(rows, row), self._white)
             except BadImageError as error:
                 if not self.mask:
                     raise user_error(
@@ -135,11 +148,21 @@ class ImageInputs(InputMaker):
                 verification.refuse_bad_share(known, rows, split)
 
 
-def image_rows(splits: Splits, preprocessing: PixelPreprocessing, workers: int) -> dict[str, ImageRows]:
-    """The images of all splits, for this many worker processes, each of which keeps pixels of its own."""
+def kept_pixels(preprocessing: PixelPreprocessing, config: VisionConfig | MultimodalConfig) -> KeptPixels:
+    """The pixels of a run with these settings."""
+    limit = int(config.image.cache_pixels_gb * GIGABYTE)
+    return KeptPixels(preprocessing, cache_folder(config.store.cache_dir), limit)
+
+
+def image_rows(
+    splits: Splits, preprocessing: PixelPreprocessing, workers: int, kept: KeptPixels | None = None
+) -> dict[str, ImageRows]:
+    """The images of all splits, for this many worker processes, each of which keeps pixels of its own in memory."""
     room = DECODED_CACHE_BYTES // max(1, workers)
     white = splits.columns.get(LARGEST_PIXEL_VALUE)
-    return {name: ImageRows(split, preprocessing, keep_bytes=room, white=white) for name, split in splits.items()}
+    return {
+        name: ImageRows(split, preprocessing, keep_bytes=room, white=white, kept=kept) for name, split in splits.items()
+    }
 
 
 def image_inputs(

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE
+from hf_transfer.data.pictures import DECODED_SIDE
 from hf_transfer.data.sample_columns import Config, SampleColumns
 from hf_transfer.data.splits import Splits
 from hf_transfer.errors import user_error
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 # Saved beside the weights: everything else that predictions depend on.
 PREPROCESSING_FILE = "preprocessing.json"
 SCHEMA = 1
-# Numbers of tokens in that file.
-LENGTHS = ("max_length", "tokenizer_limit")
+# Numbers of tokens and of pixels in that file.
+LENGTHS = ("max_length", "tokenizer_limit", DECODED_SIDE)
 # Of the settings with which the training data were read, those of one file.
 READ_WITH = ("encoding", "delimiter")
 # The content of such a file, and the settings that name columns, by name; None where they are left open.
@@ -184,6 +185,15 @@ class Modality(SampleColumns[Config]):
             saved: of a finished model: `saved_description`; empty for a run that trains.
         """
 
+    def for_run(self, preprocessing: Any, config: Config) -> Modality[Config]:  # noqa: ARG002
+        """The modality in a run: what its checks make of samples may be kept for the loaders.
+
+        Args:
+            preprocessing: of the run.
+            config: settings of the run.
+        """
+        return self
+
     def saved_preprocessing(self, checkpoint: Checkpoint) -> Any:
         """The preprocessing that was saved with a finished model; without one, the checkpoint's own."""
         return self.preprocessing(checkpoint, None, saved_description(checkpoint))
@@ -330,6 +340,8 @@ def read_description(path: Path, model: str) -> dict[str, Any]:
                 raise ValueError(f"{LARGEST_PIXEL_VALUE} is {white}")
             content["columns"][LARGEST_PIXEL_VALUE] = white
         content |= {name: int(content[name]) for name in LENGTHS if name in content}
+        if (side := content.get(DECODED_SIDE, 1)) < 1:
+            raise ValueError(f"{DECODED_SIDE} is {side}")
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise user_error(
             expected=f"a {PREPROCESSING_FILE} in {model} as hf_transfer writes it",

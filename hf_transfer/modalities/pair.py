@@ -10,44 +10,35 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from hf_transfer.data import columns, verification
+from hf_transfer.data.groups import Keys
 from hf_transfer.data.levels import Levels
-from hf_transfer.data.picture_tables import METADATA, PictureFinder
+from hf_transfer.data.picture_tables import METADATA
 from hf_transfer.data.rows import is_given
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded
 from hf_transfer.data.splits import Split, Splits, part_of
 from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import user_error
-from hf_transfer.modalities.image import MISSING, ImageModality, picture_in, white_of
+from hf_transfer.modalities.image import ImageModality, reader_of
 from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Typed, Wanted
-from hf_transfer.modalities.pair_tables import read_pairs, select_pairs
-from hf_transfer.modalities.sample_tables import (
-    SampleTable,
-    chosen_columns,
-    expanded,
-    is_table,
-    refuse_missing,
-    table_at,
-)
+from hf_transfer.modalities.pair_tables import NEITHER, pairs_in, read_pairs, select_pairs, table_of_pairs
+from hf_transfer.modalities.sample_tables import expanded, is_table
 from hf_transfer.modalities.text import TextModality, tokens_of
 from hf_transfer.settings.run import MultimodalConfig, RunConfig
 from hf_transfer.targets.target import Target
 
 if TYPE_CHECKING:
     import datasets
-
-if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
     from hf_transfer.data.batches import Loaders
+    from hf_transfer.modalities.kept_pixels import KeptPixels
     from hf_transfer.modalities.pair_batches import Pair, PairPreprocessing
     from hf_transfer.models.pretrained import AnyCheckpoint
 
 # The recipe for samples none of which has this part.
 OTHER_RECIPE = {"image": "text", "text": "vision"}
-# Why there can be no answer.
-NEITHER = "neither an image nor a text"
 
 
 class PairModality(Modality[MultimodalConfig]):
@@ -61,18 +52,36 @@ class PairModality(Modality[MultimodalConfig]):
     kind: ClassVar[str] = "An image and text"
     task: ClassVar[str] = "image-text-classification"
     has_pipeline: ClassVar[bool] = False
+    _kept: KeptPixels | None = None
 
     def read(self, path: Path, config: MultimodalConfig) -> Loaded:
         """See `Modality.read`."""
         return read_pairs(path, config, self.text_columns(config))
 
+    def for_run(self, preprocessing: PairPreprocessing, config: MultimodalConfig) -> PairModality:
+        """See `Modality.for_run`: what the checks decode is kept."""
+        from hf_transfer.modalities.image_batches import kept_pixels
+
+        modality = PairModality()
+        modality._kept = kept_pixels(preprocessing.pixels, config)
+        return modality
+
     def bad_rows(self, split: Split, config: MultimodalConfig) -> dict[int, str]:
         """See `Modality.bad_rows`."""
-        return verification.bad_pairs(split, config)
+        return verification.bad_pairs(split, config, self._kept)
+
+    def copies(self, splits: Mapping[str, Split]) -> dict[str, int]:
+        """See `SampleColumns.copies`."""
+        return verification.copies(splits, self._kept)
+
+    def keys(self, split: Split, config: MultimodalConfig) -> list[Keys]:
+        """See `SampleColumns.keys`."""
+        return [verification.content_keys(split, config, self._kept)]
 
     def levels(self, split: Split, config: MultimodalConfig) -> Mapping[int, Levels]:
         """See `SampleColumns.levels`."""
-        return verification.look_at_images(part_of(split, np.flatnonzero(is_given(split, "image"))), config).levels
+        images = part_of(split, np.flatnonzero(is_given(split, "image")))
+        return verification.look_at_images(images, config, self._kept).levels
 
     def measured(self, train: Split, config: MultimodalConfig) -> dict[str, Any]:
         """See `ImageModality.measured`."""
@@ -137,7 +146,7 @@ class PairModality(Modality[MultimodalConfig]):
         from hf_transfer.modalities.pair_batches import PairPreprocessing
         from hf_transfer.modalities.pixels import PixelPreprocessing
 
-        pixels = PixelPreprocessing(checkpoint.parts[0].processor())
+        pixels = PixelPreprocessing(checkpoint.parts[0].processor(), saved=saved)
         return PairPreprocessing(pixels, tokens_of(checkpoint.parts[-1], config, saved), saved.get("columns"))
 
     def loaders(
@@ -158,7 +167,7 @@ class PairModality(Modality[MultimodalConfig]):
         pixels, tokens = preprocessing.pixels, preprocessing.tokens
         workers = workers_for(config.store.dataloader_num_workers, splits.longest())
         images = image_inputs(splits, pixels, config, frozen_prefix=frozen_prefix)
-        pictures = image_rows(splits, pixels, workers)
+        pictures = image_rows(splits, pixels, workers, self._kept)
         texts = {name: TextRows(split, tokens) for name, split in splits.items()}
         return loaders_of(
             {name: PairRows(texts[name], pictures[name]) for name in texts},
@@ -204,7 +213,8 @@ class PairModality(Modality[MultimodalConfig]):
                     found=str(path),
                     do="name a table, or give one sample in --image and --text",
                 )
-        return _located([_table_of_pairs(path, wanted, saved) for path in tables], white_of(saved))
+        read = reader_of(saved, saved.pixels)
+        return pairs_in([table_of_pairs(path, wanted, saved.columns) for path in tables], read)
 
     def typed(self, samples: Typed, saved: PairPreprocessing) -> list[LocatedSample]:
         """See `Modality.typed`: an image, a text or both; or several texts."""
@@ -219,38 +229,6 @@ class PairModality(Modality[MultimodalConfig]):
         located = []
         for text in texts:
             image, words = self.sample_of((samples.image, text), saved)
-            fault = "" if image or (words and words.strip()) else NEITHER
+            fault = "" if image is not None or (words and words.strip()) else NEITHER
             located.append(LocatedSample(samples.image, None, (image, words), fault, text=text if several else None))
         return located
-
-
-def _table_of_pairs(path: Path, wanted: Wanted, saved: PairPreprocessing) -> tuple[SampleTable, str | None, str | None]:
-    """A table, and its columns of images and of texts."""
-    table = table_at(path, wanted, saved.columns)
-    existing = table.data.column_names
-    usual = {
-        "text_column_name": columns.by_name(existing, columns.TEXT),
-        "image_column_name": columns.by_name(existing, columns.IMAGE),
-    }
-    chosen = chosen_columns(existing, usual, wanted, saved.columns)
-    refuse_missing(
-        path, chosen.values(), existing, expected="of texts, or one of paths of images",
-        do="name them in --text_column_name and --image_column_name",
-    )  # fmt: skip
-    if text := chosen.get("text_column_name"):
-        columns.refuse_other_values(table.data, text)
-    return table, chosen.get("image_column_name"), text
-
-
-def _located(
-    tables: Sequence[tuple[SampleTable, str | None, str | None]], white: float | None
-) -> Iterator[LocatedSample]:
-    for table, image, text in tables:
-        path_of = partial(PictureFinder(table.path.parent, anywhere=True).path, table=table.path)
-        for row, line, values in table.rows([name for name in (image, text) if name]):
-            words, value = (values[name] if name else None for name in (text, image))
-            words = words if words and words.strip() else None
-            picture, fault = picture_in(value, path_of, white)
-            if picture is None and fault == MISSING:
-                fault = "" if words else NEITHER
-            yield LocatedSample(table.path, row, (picture, words), fault, line)

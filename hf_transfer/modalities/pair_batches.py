@@ -21,7 +21,7 @@ from hf_transfer.modalities.text_batches import TextRows
 from hf_transfer.modalities.tokens import TokenPreprocessing
 
 PRESENT = ("image_present", "text_present")
-Pair = tuple[Image.Image | None, str | None]
+Pair = tuple[Image.Image | torch.Tensor | None, str | None]
 
 
 class PairPreprocessing(Preprocessing):
@@ -31,12 +31,16 @@ class PairPreprocessing(Preprocessing):
         pixels: of the image tower.
         tokens: of the text tower.
         columns: see `Preprocessing.columns`.
+
+    Attributes:
+        least_side: see `PixelPreprocessing.least_side`.
     """
 
     def __init__(
         self, pixels: PixelPreprocessing, tokens: TokenPreprocessing, columns: Mapping[str, str] | None = None
     ) -> None:
         self.pixels, self.tokens, self.columns = pixels, tokens, columns or {}
+        self.least_side = pixels.least_side
 
     def inputs(self, samples: Sequence[Pair]) -> Batch:
         """Model inputs of pairs that belong to no split; None, or a text of white space, stands for a missing part.
@@ -53,7 +57,7 @@ class PairPreprocessing(Preprocessing):
                 )
         present = torch.tensor([image is not None for image in images])
         black = Image.new("RGB", (64, 64))
-        pixels = self.pixels.inputs([image or black for image in images])["pixel_values"]
+        pixels = self.pixels.inputs([black if image is None else image for image in images])["pixel_values"]
         inputs = self.tokens.inputs([(text or "",) for text in texts])
         inputs["pixel_values"] = pixels.where(present[:, None, None, None], 0.0)
         return inputs | {"image_present": present, "text_present": torch.tensor([text is not None for text in texts])}

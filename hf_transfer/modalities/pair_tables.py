@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub.constants
 import pyarrow.compute
@@ -28,10 +29,16 @@ from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.sources import Loaded
 from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import some, user_error
+from hf_transfer.modalities.image import MISSING, Reader, picture_in
+from hf_transfer.modalities.modality import LocatedSample, Wanted
+from hf_transfer.modalities.sample_tables import SampleTable, chosen_columns, refuse_missing, table_at
 from hf_transfer.settings.run import MultimodalConfig
 
 if TYPE_CHECKING:
     import datasets
+
+# Why there can be no answer.
+NEITHER = "neither an image nor a text"
 
 
 def select_pairs(data: datasets.Dataset, image: str, text: str, dataset_name: str) -> datasets.Dataset:
@@ -129,3 +136,48 @@ def _refuse_paths(data: datasets.Dataset, column: str, roots: Sequence[str]) -> 
                 found=f"in row {row} the path {path}",
                 do="embed the images with their bytes, or give their paths in a column of text, relative to the table",
             )
+
+
+def table_of_pairs(path: Path, wanted: Wanted, saved: Mapping[str, Any]) -> tuple[SampleTable, str | None, str | None]:
+    """A table of pairs to predict, and its columns of images and of texts.
+
+    Args:
+        path: of the table.
+        wanted: the settings that name columns, by name.
+        saved: the columns of the training data, by the setting that names each.
+
+    Raises:
+        UserError: it lacks a column, or cannot be read.
+    """
+    table = table_at(path, wanted, saved)
+    existing = table.data.column_names
+    usual = {
+        "text_column_name": columns.by_name(existing, columns.TEXT),
+        "image_column_name": columns.by_name(existing, columns.IMAGE),
+    }
+    chosen = chosen_columns(existing, usual, wanted, saved)
+    refuse_missing(
+        path, chosen.values(), existing, expected="of texts, or one of paths of images",
+        do="name them in --text_column_name and --image_column_name",
+    )  # fmt: skip
+    if text := chosen.get("text_column_name"):
+        columns.refuse_other_values(table.data, text)
+    return table, chosen.get("image_column_name"), text
+
+
+def pairs_in(tables: Sequence[tuple[SampleTable, str | None, str | None]], read: Reader) -> Iterator[LocatedSample]:
+    """The pairs in tables, one by one.
+
+    Args:
+        tables: each with its columns of images and of texts.
+        read: see `image.reader_of`.
+    """
+    for table, image, text in tables:
+        path_of = partial(PictureFinder(table.path.parent, anywhere=True).path, table=table.path)
+        for row, line, values in table.rows([name for name in (image, text) if name]):
+            words, value = (values[name] if name else None for name in (text, image))
+            words = words if words and words.strip() else None
+            picture, fault = picture_in(value, path_of, read)
+            if picture is None and fault == MISSING:
+                fault = "" if words else NEITHER
+            yield LocatedSample(table.path, row, (picture, words), fault, line)

@@ -11,13 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from hf_transfer.data.batches import Batch
-from hf_transfer.data.pictures import DECODING
+from hf_transfer.data.pictures import DECODED_SIDE, DECODING, decode
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import Preprocessing
+from hf_transfer.modalities.resizing import Resizing, resizings_of
 from hf_transfer.models.pretrained import ImageProcessor
 
 # Largest difference from the processor's own values, relative to their largest where that is above 1.
 TOLERANCE = 1e-5
+# A JPEG keeps at least so many pixels for each one that the processor resizes to; see docs/benchmarks.md.
+DECODED_FOR_EACH = 2
 
 
 class PixelPreprocessing(Preprocessing):
@@ -28,20 +31,29 @@ class PixelPreprocessing(Preprocessing):
     whatever flags the processor has. Whether that is all is checked on pictures of noise: of other processors, such as
     those that pad with a value of their own, the pixels are numbers with fractions, made from the processor's outputs.
 
+    Where Pillow alone gives the same bytes for these pictures, it resizes without the processor's way through arrays,
+    and large JPEG pictures are decoded at a fraction of their size: then it is known how many pixels are wanted.
+
     Args:
         processor: of the checkpoint.
         columns: see `Preprocessing.columns`.
+        saved: of a finished model: what `description` returned; empty or None: there is none.
 
     Attributes:
         shape: of the pixels of an image, [3, height, width].
         in_two_steps: whether pixels have 8 bits; else they are float32.
+        least_side: see `pictures.decode`.
 
     Raises:
         UserError: the processor fails on a plain image, or gives images of different sizes.
     """
 
-    def __init__(self, processor: ImageProcessor, columns: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, processor: ImageProcessor, columns: Mapping[str, Any] | None = None,
+        saved: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.processor, self.columns = processor, columns or {}
+        self._resizing: Resizing | None = None
         self._sizes_only: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
         if hasattr(processor, "include_top"):
             # With this, EfficientNet's processor divides by the standard deviation despite the other two flags.
@@ -65,7 +77,19 @@ class PixelPreprocessing(Preprocessing):
             )
         self.shape = tuple(black.shape)
         self.shift, self.scale = _shift_and_scale(black, white)
-        self.in_two_steps = all(self._agrees(picture) for picture in self._noise())
+        noise = self._noise()
+        self.in_two_steps = all(map(self._agrees, noise))
+        if self.in_two_steps:
+            self._resizing = next((one for one in resizings_of(processor) if self._is_resizing(one, noise)), None)
+        side = self._resizing.side if self._resizing else None
+        self.least_side = None if side is None else DECODED_FOR_EACH * side
+        if saved:
+            # As in training, also by earlier versions, which decoded all pixels.
+            self.least_side = saved.get(DECODED_SIDE)
+
+    def read(self, raw: dict[str, Any], white: float | None = None) -> Tensor:
+        """Decode and resize a picture; see `pictures.decode` and `resize`."""
+        return self.resize(decode(raw, white, self.least_side))
 
     def resize(self, image: Image.Image) -> Tensor:
         """Pixels [3, height, width] with values from 0 to 255, of the size that the model takes."""
@@ -81,9 +105,10 @@ class PixelPreprocessing(Preprocessing):
         """Pixels of a black picture of the model's size, to stand for one that is missing."""
         return torch.zeros(self.shape, dtype=torch.uint8 if self.in_two_steps else torch.float32)
 
-    def inputs(self, samples: Sequence[Image.Image]) -> Batch:
-        """Model inputs of RGB pictures that belong to no split."""
-        return {"pixel_values": self.normalise(torch.stack([self.resize(image) for image in samples]).float())}
+    def inputs(self, samples: Sequence[Image.Image | Tensor]) -> Batch:
+        """Model inputs of RGB pictures that belong to no split, or of what `resize` has made of them."""
+        pixels = [one if isinstance(one, Tensor) else self.resize(one) for one in samples]
+        return {"pixel_values": self.normalise(torch.stack(pixels).float())}
 
     def example(self) -> Batch:
         """Model inputs of two noisy pictures, to trace a model with."""
@@ -92,9 +117,16 @@ class PixelPreprocessing(Preprocessing):
 
     def fingerprint(self) -> str:
         """A hash that changes with whatever happens to a picture: it is read off pictures of noise."""
-        digest = hashlib.sha256(DECODING.encode())
-        for tensor in (*map(self.resize, self._noise()), self.shift, self.scale):
+        digest = hashlib.sha256(self.way().encode())
+        for tensor in (self.shift, self.scale):
             digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def way(self) -> str:
+        """The same for what happens until a picture is resized: models may share it."""
+        digest = hashlib.sha256(f"{DECODING} {self.least_side}".encode())
+        for pixels in map(self.resize, self._noise()):
+            digest.update(pixels.numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -103,7 +135,8 @@ class PixelPreprocessing(Preprocessing):
 
     def description(self) -> dict[str, Any]:
         """How pictures are decoded, and their size [height, width]."""
-        return {"decoding": DECODING, "size": list(self.shape[1:])}
+        side = {} if self.least_side is None else {DECODED_SIDE: self.least_side}
+        return {"decoding": DECODING, **side, "size": list(self.shape[1:])}
 
     def _noise(self) -> list[Image.Image]:
         """Pictures of noise of several sizes: a processor may crop or shrink only large ones, or enlarge small ones."""
@@ -123,7 +156,13 @@ class PixelPreprocessing(Preprocessing):
         difference = (self.normalise(pixels.float()) - expected).abs().max()
         return bool(difference <= TOLERANCE * max(1.0, float(expected.abs().max())))
 
+    def _is_resizing(self, resizing: Resizing, pictures: Sequence[Image.Image]) -> bool:
+        """Whether the processor does this and nothing else with the size of pictures, to the byte."""
+        return all(torch.equal(torch.from_numpy(resizing(one)), self._resized(one)) for one in pictures)
+
     def _resized(self, image: Image.Image) -> Tensor:
+        if self._resizing is not None:
+            return torch.from_numpy(self._resizing(image))
         pixels = self.processor(image, **self._sizes_only, return_tensors="np")["pixel_values"][0]
         return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.uint8))
 

@@ -24,5 +24,5 @@ def contiguous(model: Model) -> Model:
 def _with(model: Model, chosen: memory_format) -> Model:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            module.to(memory_format=chosen)
+            module.weight.data = module.weight.data.contiguous(memory_format=chosen)
     return model

@@ -112,6 +112,10 @@ class ImageSettings(Topic):
         "solved head 4 if there are at most 16 training samples for each class, else none).",
         None, at_least(0), TRAINS, AUGMENTED,
     )  # fmt: skip
+    cache_pixels_gb: float = setting(
+        "Gigabytes of resized pictures that are kept in --cache_dir, for later epochs and runs; 0: none.",
+        8.0, NOT_NEGATIVE, "speed",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

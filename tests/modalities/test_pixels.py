@@ -200,5 +200,5 @@ def test_the_fingerprint_changes_with_how_pictures_are_decoded(
 
 
 def test_how_pictures_are_decoded_and_their_size_are_saved(preprocessing: PixelPreprocessing) -> None:
-    assert preprocessing.description() == {"decoding": DECODING, "size": [32, 32]}
+    assert preprocessing.description() == {"decoding": DECODING, "decoded_side": 64, "size": [32, 32]}
     assert "first frame, EXIF orientation applied, RGB" in DECODING

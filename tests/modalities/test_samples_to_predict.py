@@ -34,6 +34,11 @@ def pixels(columns: dict[str, str] | None = None) -> PixelPreprocessing:
     return PixelPreprocessing(processor, columns)
 
 
+def of_the_model(sample: Any) -> bool:
+    """Whether it is the picture in the size of the model: in full size, many would fill the memory."""
+    return same(sample, pixels().resize(PICTURE))
+
+
 def pairs(columns: dict[str, str] | None = None) -> PairPreprocessing:
     return PairPreprocessing(pixels(), tokens(), columns)
 
@@ -100,7 +105,7 @@ def test_each_file_is_a_picture_and_what_cannot_be_read_has_a_fault(tmp_path: Pa
     paths = [picture_file(tmp_path / name) for name in ("a.png", "b.png")]
     (tmp_path / "c.png").write_bytes(b"")
     located = list(ImageModality().samples_in([*paths, tmp_path / "c.png", tmp_path / "d.png"], {}, pixels()))
-    assert [(one.path, one.row, same(one.sample, PIXELS)) for one in located[:2]] == [
+    assert [(one.path, one.row, of_the_model(one.sample)) for one in located[:2]] == [
         (path, None, True) for path in paths
     ]
     assert [(one.sample, one.fault) for one in located[2:]] == [
@@ -190,7 +195,7 @@ def test_rows_are_images_with_texts_whose_paths_are_relative_to_the_table(tmp_pa
         (path, 3, None),
     ]
     assert located[1].sample[0] is None
-    assert all(same(located[place].sample[0], PIXELS) for place in (0, 2))
+    assert all(of_the_model(located[place].sample[0]) for place in (0, 2))
 
 
 @pytest.mark.parametrize("name", ["pictures/{}.png", "{}.png", "{}", "{}.PNG"])
@@ -207,8 +212,8 @@ def test_pictures_are_named_in_any_column_as_in_training_and_found_as_there(name
     both = list(
         PairModality().samples_in([table], {}, pairs({"image_column_name": "what", "text_column_name": "text"}))
     )
-    assert same(images[0].sample, PIXELS)
-    assert same(both[0].sample[0], PIXELS)
+    assert of_the_model(images[0].sample)
+    assert of_the_model(both[0].sample[0])
     assert (images[1].sample is None) is (both[1].sample[0] is None) is (not name.startswith("pictures"))
 
 
@@ -216,7 +221,7 @@ def test_images_with_texts_are_found_by_the_usual_names_of_columns(tmp_path: Pat
     picture_file(tmp_path / "a.png")
     path = write_table(tmp_path / "a.csv", [{"file_name": "a.png", "text": "one"}])
     [located] = PairModality().samples_in([path], {}, pairs())
-    assert (same(located.sample[0], PIXELS), located.sample[1]) == (True, "one")
+    assert (of_the_model(located.sample[0]), located.sample[1]) == (True, "one")
     path = write_table(tmp_path / "b.csv", [{"p": "1", "q": "2"}])
     with user_error_with(expected="a column of texts, or one of paths of images", found="the columns p, q", do="name"):
         PairModality().samples_in([path], {}, pairs())

@@ -1,6 +1,7 @@
 """Convolutions lie in memory as libraries compute with them; nothing else about a model changes."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def test_values_names_and_answers_stay_the_same(name: str) -> None:
 
 
 def test_only_convolutions_over_images_are_changed_and_can_be_changed_back() -> None:
-    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv1d(4, 4, 3), nn.Conv3d(4, 4, 3), nn.Linear(4, 4))
+    model: Any = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv1d(4, 4, 3), nn.Conv3d(4, 4, 3), nn.Linear(4, 4))
     model.register_parameter("positions", nn.Parameter(torch.zeros(1, 4, 5, 6)))
     strides = {name: value.stride() for name, value in model.named_parameters()}
     in_channels_last(model)
@@ -38,7 +39,7 @@ def test_only_convolutions_over_images_are_changed_and_can_be_changed_back() -> 
 def test_an_optimizer_that_continues_steps_as_one_without_a_break() -> None:
     """The kernels of fused optimizers read weights, gradients and moments in the order of the memory."""
 
-    def steps(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def steps(model: Any, optimizer: torch.optim.Optimizer) -> None:
         for _ in range(3):
             optimizer.zero_grad()
             model(inputs).square().mean().backward()

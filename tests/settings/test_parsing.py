@@ -145,6 +145,7 @@ RANGES_OF_NUMBERS = {
     **dict.fromkeys(("label_smoothing_factor", "adapter_dropout", "ema_decay"), "from 0 to below 1"),
     **dict.fromkeys(("learning_rate", "head_learning_rate"), "above 0 and at most 10"),
     **dict.fromkeys(("validation_fraction", "test_fraction"), "above 0 and at most 0.5"),
+    "cache_pixels_gb": "a number of at least 0",
     "save_total_limit": "at least 2",
     "max_seq_length": "at least 3",
     "modality_dropout": "from 0 to below 1",
@@ -267,7 +268,14 @@ def test_a_default_that_version_0_1_wrote_down_is_no_difference() -> None:
 
 
 UNCOUNTED = {
-    "speed": {"cache_frozen", "cache_dir", "dataloader_num_workers", "save_steps", "save_total_limit"},
+    "speed": {
+        "cache_frozen",
+        "cache_dir",
+        "cache_pixels_gb",
+        "dataloader_num_workers",
+        "save_steps",
+        "save_total_limit",
+    },
     "output": {"output_dir", "report_to", "debug"},
     "publication": {"push_to_hub", "push_space", "hub_model_id", "hub_private_repo"},
     "command": {"overwrite_output_dir", "no_resume", "resume_from_checkpoint", "allow_mismatch"},
