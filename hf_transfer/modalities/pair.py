@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders, loaders_of, workers_for
+from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.levels import Levels
 from hf_transfer.data.picture_tables import METADATA, PictureFinder
 from hf_transfer.data.rows import is_given
@@ -295,7 +296,8 @@ class PairModality(Modality[MultimodalConfig]):
         workers = workers_for(config.store.dataloader_num_workers, splits.longest())
         images = image_inputs(splits, pixels, config, frozen_prefix=frozen_prefix)
         pictures = image_rows(splits, pixels, workers)
-        texts = {name: TextRows(split, tokens) for name, split in splits.items()}
+        cache = cache_folder(config.store.cache_dir)
+        texts = {name: TextRows(split, tokens, cache) for name, split in splits.items()}
         return loaders_of(
             {name: PairRows(texts[name], pictures[name]) for name in texts},
             orders_of(texts, config.text, config.training), config.training, workers, accelerator,

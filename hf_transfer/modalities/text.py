@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_transfer.data import columns, verification
 from hf_transfer.data.batches import Loaders, loaders_of
+from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
@@ -112,8 +113,9 @@ class TextModality(Modality[TextConfig]):
         *, frozen_prefix: bool,  # noqa: ARG002
     ) -> Loaders:  # fmt: skip
         """See `Modality.loaders`; notes report truncated texts."""
-        rows = {name: TextRows(split, preprocessing) for name, split in splits.items()}
-        # Tokens are in memory already: workers would only copy them.
+        cache = cache_folder(config.store.cache_dir)
+        rows = {name: TextRows(split, preprocessing, cache) for name, split in splits.items()}
+        # Tokens are in memory or mapped already: workers would only copy them.
         workers = config.store.dataloader_num_workers or 0
         return loaders_of(
             rows, orders_of(rows, config.text, config.training), config.training, workers, accelerator,

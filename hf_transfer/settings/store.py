@@ -26,7 +26,9 @@ class StoreSettings(Topic):
         "Data type of stored activations (default: that in which each is computed).", "auto", TRAINS, STORED
     )
     cache_dir: str | None = setting(
-        "Folder for verification results and outputs of frozen layers (default: HF_HOME/hf_transfer).", None, "speed"
+        "Folder for results of checks, tokens and outputs of frozen layers (default: HF_HOME/hf_transfer).",
+        None,
+        "speed",
     )
     dataloader_num_workers: int | None = setting(
         "Processes that decode samples (default: 0 for small data, else up to 4).", None, at_least(0), "speed"
