@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -17,6 +17,7 @@ from hf_transfer.targets.target import LabelColumns, Target, Values
 
 Rows = npt.NDArray[np.int64]
 UNLABELLED = "unlabelled"
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,12 @@ def few_of_each(split: Split, limit: int, seed: int, target: Target) -> Split:
 def part_of(split: Split, positions: Rows) -> Split:
     """The rows at these positions of a split."""
     rows = split.rows[positions]
-    unreadable = {row: split.unreadable[row] for row in rows.tolist() if row in split.unreadable}
-    levels = {row: split.levels[row] for row in rows.tolist() if row in split.levels}
-    return dataclasses.replace(split, rows=rows, targets=split.targets[positions], unreadable=unreadable, levels=levels)
+    return dataclasses.replace(
+        split, rows=rows, targets=split.targets[positions], unreadable=_of_rows(split.unreadable, rows),
+        levels=_of_rows(split.levels, rows),
+    )  # fmt: skip
+
+
+def _of_rows(values: Mapping[int, Value], rows: Rows) -> dict[int, Value]:
+    """Those of the values by row that some rows have: often none, however many rows there are."""
+    return {row: values[row] for row in np.intersect1d(list(values), rows).tolist()} if values else {}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from hf_transfer.data.pictures import (
 )
 from hf_transfer.data.rows import describe_row, encoded_image, is_given, texts_of
 from hf_transfer.data.splits import Rows, Split, part_of
+from hf_transfer.data.text_checks import copies_of_texts, each_text
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.settings.run import RunConfig
@@ -132,21 +133,6 @@ def notes_on_levels(splits: Mapping[str, Split], white: float | None) -> list[st
     return notes
 
 
-def bad_texts(split: Split) -> dict[int, str]:
-    """The rows without a text, each with the reason."""
-    faults = zip(split.rows.tolist(), map(fault_of_texts, texts_of(split)), strict=True)
-    return {row: fault for row, fault in faults if fault}
-
-
-def fault_of_texts(texts: Sequence[str | None]) -> str:
-    """What a text, or one of a pair, lacks; empty if all have words."""
-    if any(text is None for text in texts):
-        return "missing"
-    if not all(texts):
-        return "empty"
-    return "" if all(text and text.strip() for text in texts) else "white space only"
-
-
 def bad_pairs(split: Split, config: Any) -> dict[int, str]:
     """The rows with neither an image nor a text, or with an image that cannot be read, each with the reason."""
     with_image, with_text = is_given(split, "image"), is_given(split, "text")
@@ -201,6 +187,8 @@ def copies(splits: Mapping[str, Split]) -> dict[str, int]:
     """
     if "train" not in splits:
         return {}
+    if not any("image" in split.dataset.column_names for split in splits.values()):
+        return copies_of_texts(splits)
     groups = {name: _by_size_and_text(split) for name, split in splits.items()}
     counts = {}
     for name in (name for name in splits if name != "train"):
@@ -252,21 +240,21 @@ def content_keys(split: Split, config: RunConfig) -> Keys:
     once, and their keys are cached until an image changes.
     """
     names = split.dataset.column_names
-    parts: list[Sequence[object]] = []
+    parts: list[Iterable[object]] = []
     if "image" in names:
         parts.append(_image_keys(split, config))
     if "text" in names:
-        parts.append([texts if any(text is not None for text in texts) else None for texts in texts_of(split)])
+        parts.append(each_text(split))
     if not parts:
         chosen = split.dataset.select(split.rows)
         parts = [chosen[name][:] for name in names]
     contents = zip(split.rows.tolist(), zip(*parts, strict=True), strict=True)
     # Invalid surrogates are in texts that were written in another encoding.
-    keys = [
+    keys = (
         key_of((repr(values) if any(value is not None for value in values) else f"row {row}").encode(errors="replace"))
         for row, values in contents
-    ]
-    return np.asarray(keys, dtype=np.uint64)
+    )
+    return np.fromiter(keys, np.uint64, len(split))
 
 
 def _image_keys(split: Split, config: RunConfig) -> list[int | None]:

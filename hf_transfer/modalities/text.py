@@ -9,13 +9,14 @@ import datasets
 from accelerate import Accelerator
 from torch import nn
 
-from hf_transfer.data import columns, verification
+from hf_transfer.data import columns
 from hf_transfer.data.batches import Loaders, loaders_of
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.data.tables import TABLE_BUILDERS
+from hf_transfer.data.text_checks import bad_texts
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import (
     LocatedSample,
@@ -68,7 +69,7 @@ class TextModality(Modality[TextConfig]):
 
     def bad_rows(self, split: Split, config: TextConfig) -> dict[int, str]:  # noqa: ARG002
         """See `Modality.bad_rows`."""
-        return verification.bad_texts(split)
+        return bad_texts(split)
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from hf_transfer.data.batches import Batch
-from hf_transfer.data.verification import fault_of_texts
+from hf_transfer.data.text_checks import fault_of_texts
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import Preprocessing
 
@@ -234,16 +234,19 @@ class TokenPreprocessing(Preprocessing):
 
     def _parts_with_words(self, texts: Sequence[Sequence[int]]) -> list[int]:
         """How many stretches between special tokens have a word, of each text; a pair without them is one stretch."""
-        ids = np.fromiter(chain.from_iterable(texts), np.int64)
-        of_text = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-        is_special = np.isin(ids, list(self._special))
-        different, places = np.unique(ids, return_inverse=True)
-        is_word = np.array([self._is_word(token) for token in different.tolist()], dtype=bool)[places]
+        lengths = [len(text) for text in texts]
+        ids = np.fromiter(chain.from_iterable(texts), np.int64, sum(lengths))
+        of_text = np.repeat(np.arange(len(texts)), lengths)
+        different = np.flatnonzero(np.bincount(ids)).tolist()
+        are_special, are_words = np.zeros((2, 1 + max(different, default=0)), dtype=bool)
+        are_special[different] = [token in self._special for token in different]
+        are_words[different] = [self._is_word(token) for token in different]
+        is_special, is_word = are_special[ids], (are_words & ~are_special)[ids]
         # A stretch begins behind a special token, and with a text.
         begins = ~is_special
         begins[1:] &= is_special[:-1] | (of_text[1:] != of_text[:-1])
-        stretches = np.unique(np.cumsum(begins)[~is_special & is_word])
-        counts: list[int] = np.bincount(of_text[begins][stretches - 1], minlength=len(texts)).tolist()
+        have_words = np.bincount(np.cumsum(begins)[is_word] - 1, minlength=np.count_nonzero(begins)) > 0
+        counts: list[int] = np.bincount(of_text[begins][have_words], minlength=len(texts)).tolist()
         return counts
 
     def _loses_a_text(self, sample: tuple[str, ...]) -> bool:
