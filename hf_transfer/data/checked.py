@@ -156,7 +156,8 @@ def _divided(
     checked = {
         name: splits[name] if name in cut_off else modality.checked(splits[name], name, config) for name in SPLIT_NAMES
     }
-    return _Divided(checked, np.setdiff1d(all_of_train.rows, checked["train"].rows), measured)
+    limited = all_of_train.rows[~np.isin(all_of_train.rows, checked["train"].rows, kind="table")]
+    return _Divided(checked, limited, measured)
 
 
 def _copies(

@@ -66,12 +66,12 @@ def read_labelled(
     _refuse_none(first, next(iter(data)), columns)
     withheld = [name for name, rows in data.items() if rows is not first and has_no_labels(rows, columns, known)]
     kept: dict[str, Rows] = {}
+    dropped: dict[str, Rows] = {}
     for name in (name for name in data if name not in withheld):
         # Where rows are an error, the target itself refuses them.
         drops = settings.on_missing_label == "drop"
         missing = kind.missing(data[name], columns) if drops else np.zeros(len(data[name]), dtype=bool)
-        kept[name] = np.flatnonzero(~missing)
-    dropped = {name: np.setdiff1d(np.arange(len(data[name])), rows) for name, rows in kept.items()}
+        kept[name], dropped[name] = np.flatnonzero(~missing), np.flatnonzero(missing)
     columns = columns._replace(row_names=_row_names(kept, data, origins or {}))
     chosen = {
         name: _chosen(data[name], rows, columns) if len(dropped[name]) else data[name] for name, rows in kept.items()

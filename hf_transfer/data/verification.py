@@ -5,12 +5,12 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow
 import pyarrow.compute
 
 from hf_transfer.data.groups import NO_KEY, Keys, key_of
@@ -26,9 +26,10 @@ from hf_transfer.data.pictures import (
     decoded_levels,
     readable_formats,
 )
-from hf_transfer.data.rows import describe_row, encoded_image, is_given, texts_of
+from hf_transfer.data.rows import as_dict, describe_row, encoded_image, encoded_images, is_given, texts_of
 from hf_transfer.data.splits import Rows, Split, part_of
 from hf_transfer.data.text_checks import copies_of_texts, each_text
+from hf_transfer.data.threads import in_threads
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.settings.run import RunConfig
@@ -185,7 +186,7 @@ def copies(splits: Mapping[str, Split]) -> dict[str, int]:
     A copy has the same image, the same text, or both, as far as samples have them. Only images of rows that agree in
     their text and in the size of their image are read and hashed.
     """
-    if "train" not in splits:
+    if "train" not in splits or len(splits) == 1:
         return {}
     if not any("image" in split.dataset.column_names for split in splits.values()):
         return copies_of_texts(splits)
@@ -202,8 +203,8 @@ def _check_rows(split: Split, order: Rows, decoded: set[int]) -> Looked:
     """Look at all images; `decoded`, and some of those of more than 8 bits in this order, are decoded."""
     looked = Looked({}, {}, {})
 
-    def header(row: int) -> bool | None:
-        return None if row in decoded else _or_bad(check_header, encoded_image(split, row), row, looked.bad)
+    def header(row: int, image: pyarrow.StructScalar) -> bool | None:
+        return None if row in decoded else _or_bad(check_header, as_dict(image), row, looked.bad)
 
     def decode(row: int) -> None:
         raw = encoded_image(split, row)
@@ -215,11 +216,12 @@ def _check_rows(split: Split, order: Rows, decoded: set[int]) -> Looked:
         if levels is not None:
             looked.levels[row] = levels
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        rows = order.tolist()
-        deep = [row for row, is_deep in zip(rows, pool.map(header, rows), strict=True) if is_deep]
-        list(pool.map(decode, decoded))
-        list(pool.map(decode, deep[: max(0, MEASURED_IMAGES - len(looked.levels))]))
+    rows = split.rows.tolist()
+    images = zip(rows, encoded_images(split), strict=True)
+    are_deep = {row for row, is_deep in zip(rows, in_threads(lambda one: header(*one), images), strict=True) if is_deep}
+    deep = [row for row in order.tolist() if row in are_deep]
+    list(in_threads(decode, list(decoded)))
+    list(in_threads(decode, deep[: max(0, MEASURED_IMAGES - len(looked.levels))]))
     bad, levels, keys = looked
     return Looked(dict(sorted(bad.items())), dict(sorted(levels.items())), dict(sorted(keys.items())))
 
@@ -267,15 +269,15 @@ def _image_keys(split: Split, config: RunConfig) -> list[int | None]:
         read = np.frombuffer(cached.read_bytes(), dtype=np.uint64).tolist()
         keys = dict(zip(images.rows.tolist(), read, strict=True))
     elif rest:
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            keys = keys | dict(zip(rest, pool.map(partial(_image_key, images), rest), strict=True))
+        left_out = part_of(images, np.flatnonzero(~np.isin(images.rows, list(keys))))
+        keys = keys | dict(zip(rest, in_threads(_image_key, encoded_images(left_out)), strict=True))
         # `NO_KEY` for missing files.
         _remember(cached, np.asarray([keys[row] for row in images.rows.tolist()], dtype=np.uint64).tobytes())
     return [keys.get(row) or None for row in split.rows.tolist()]
 
 
-def _image_key(split: Split, row: int) -> int:
-    raw = encoded_image(split, row)
+def _image_key(image: pyarrow.StructScalar) -> int:
+    raw = as_dict(image)
     return key_of(content(raw)) if content_size(raw) >= 0 else int(NO_KEY)
 
 
@@ -292,13 +294,15 @@ def image_fingerprint(split: Split) -> str:
     images = split.dataset.with_format("arrow")[:]["image"]
     sizes = pyarrow.compute.binary_length(pyarrow.compute.struct_field(images, "bytes")).take(split.rows)
     paths = pyarrow.compute.struct_field(images, "path").take(split.rows)
-    for path, size in zip(paths.to_pylist(), sizes.to_pylist(), strict=True):
-        if size is None and path and Path(path).is_file():
-            status = Path(path).stat()
-            key.update(f"{path}|{status.st_size}|{status.st_mtime_ns}".encode())
-        else:
-            key.update(f"{size}".encode())
+    key.update("".join(map(_state_of_image, paths.to_pylist(), sizes.to_pylist())).encode())
     return key.hexdigest()
+
+
+def _state_of_image(path: str | None, size: int | None) -> str:
+    if size is None and path and Path(path).is_file():
+        status = Path(path).stat()
+        return f"{path}|{status.st_size}|{status.st_mtime_ns}"
+    return str(size)
 
 
 def _by_size_and_text(split: Split) -> Groups:
@@ -306,9 +310,11 @@ def _by_size_and_text(split: Split) -> Groups:
     # Not each modality has texts.
     texts = dict(zip(split.rows.tolist(), texts_of(split), strict=False))
     groups: Groups = defaultdict(list)
-    with_images = "image" in split.dataset.column_names
-    for row in split.rows[split.counted].tolist():
-        size = content_size(encoded_image(split, row)) if with_images else NO_IMAGE
+    counting = part_of(split, np.flatnonzero(split.counted))
+    sizes: Iterable[int] = repeat(NO_IMAGE, len(counting))
+    if "image" in split.dataset.column_names:
+        sizes = (content_size(as_dict(image)) for image in encoded_images(counting))
+    for row, size in zip(counting.rows.tolist(), sizes, strict=True):
         groups[size, texts.get(row)].append(row)
     return groups
 
@@ -321,5 +327,4 @@ def _digests(split: Split, groups: Groups, shared: Iterable[Group]) -> list[tupl
         encoded = b"" if group[0] == NO_IMAGE else content(encoded_image(split, row))
         return group, hashlib.blake2b(encoded, digest_size=16).digest()
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(digest, [(group, row) for group in shared for row in groups[group]]))
+    return list(in_threads(digest, [(group, row) for group in shared for row in groups[group]]))
