@@ -64,6 +64,13 @@ def blocks_of_texts(split: Split) -> Iterator[pa.Table]:
             yield block.cast(pa.schema([(name, pa.large_string()) for name in names]))
 
 
+def joined_bytes(texts: pa.LargeStringArray) -> memoryview:
+    """The bytes of texts, of which none is missing, one after the other; nothing is copied."""
+    _, offsets, content = texts.buffers()
+    borders = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return memoryview(content or b"")[borders[0] : borders[-1]] if len(texts) else memoryview(b"")
+
+
 def texts_in(block: pa.Table) -> list[tuple[str | None, ...]]:
     """The text of each row of a block, or its pair of texts."""
     return list(zip(*(column.to_pylist() for column in block.columns), strict=True))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow.compute
 
 from hf_transfer.data.cached_folders import note_use, refuse_full_disk, written_folder
-from hf_transfer.data.rows import blocks_of_texts, texts_in
+from hf_transfer.data.rows import blocks_of_texts, joined_bytes, texts_in
 from hf_transfer.data.splits import Split
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.versions import versions
@@ -176,10 +176,8 @@ def _key(split: Split, preprocessing: TokenPreprocessing) -> str:
     for block in blocks_of_texts(split):
         for name, column in zip(block.column_names, block.columns, strict=True):
             texts = pyarrow.compute.fill_null(column.combine_chunks(), "")
-            _, offsets, content = texts.buffers()
-            borders = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-            lengths.update(name.encode() + np.diff(borders).tobytes())
-            contents.update(memoryview(content)[borders[0] : borders[-1]] if content else b"")
+            lengths.update(name.encode() + pyarrow.compute.binary_length(texts).to_numpy().tobytes())
+            contents.update(joined_bytes(texts))
     material = {
         "format": FORMAT, "lengths": lengths.hexdigest(), "texts": contents.hexdigest(),
         "tokenizer": preprocessing.fingerprint(), "versions": versions(),

@@ -27,7 +27,7 @@ def digest(data: Any) -> str:
     return hashlib.sha256(repr((parts, data.target.names, data.copies)).encode()).hexdigest()[:16]
 
 
-LABELS = {
+LABELS: dict[str, tuple[list[Any], str]] = {
     "names": ([["b", "a", "c d"][row % 7 % 3] for row in range(500)], "847f082a5dc758dc"),
     "numbers": ([row % 12 for row in range(500)], "fcdcd681dcb9cdd4"),
     "fractions that are whole": ([float(row % 4) for row in range(500)], "150e5d92afd67027"),
