@@ -7,7 +7,7 @@ TEST_THREADS := $(or $(OMP_NUM_THREADS),1)
 export OMP_NUM_THREADS ?= 2
 INSTALL_CHROMIUM := (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium)
 
-.PHONY: setup demo browser test test-slow test-all mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-start backbones clean
+.PHONY: setup demo browser test test-slow test-all mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-start bench-scale backbones clean
 
 setup: .venv/ready
 
@@ -57,7 +57,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-start  ## All measurements of docs/benchmarks.md that need no other data.
+bench: bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-start bench-scale  ## All measurements of docs/benchmarks.md that need no other data.
 
 bench-transfer: setup
 	$(BIN)/python -m benchmarks.transfer_or_scratch
@@ -83,6 +83,11 @@ bench-space: setup  ## The demo next to a bare pipeline.
 
 bench-start: setup  ## How long it takes until a command answers.
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.start
+
+bench-scale: setup  ## A million texts and a million small pictures: time to the first step, and memory.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.million_rows --kind texts
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.million_rows --kind texts-parquet
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.million_rows --kind pictures
 
 backbones: setup  ## Train the sample backbones again and compare them with what is shipped.
 	$(BIN)/python -m benchmarks.sample_backbones

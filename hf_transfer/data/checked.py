@@ -10,8 +10,9 @@ import numpy as np
 
 from hf_transfer.data import columns
 from hf_transfer.data.accounting import account, sources_of
-from hf_transfer.data.cutting import cut_missing, cut_sample, where_from
+from hf_transfer.data.cutting import cut_once, cut_sample, where_from
 from hf_transfer.data.groups import Groups, read_groups
+from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.labelled import read_labelled
 from hf_transfer.data.sample_columns import TEXT_SETTINGS, SampleColumns, Selected, read_data
 from hf_transfer.data.samples import is_sample
@@ -190,7 +191,8 @@ def _divided(
         else:
             keys = modality.keys(train, config)
             group = [] if groups is None else groups.columns(train.rows, keys[0])
-            splits = splits | cut_missing(train, missing, [*group, *keys], config.data, target)
+            cache = cache_folder(config.store.cache_dir)
+            splits = splits | cut_once(cache, train, missing, [*group, *keys], config.data, target)
     all_of_train = splits["train"]
     if (limit := config.data.max_train_samples_per_class) is not None:
         splits = splits | {"train": few_of_each(all_of_train, limit, config.training.seed, target)}
@@ -202,7 +204,8 @@ def _divided(
     checked = {
         name: splits[name] if name in cut_off else modality.checked(splits[name], name, config) for name in SPLIT_NAMES
     }
-    return _Divided(checked, np.setdiff1d(all_of_train.rows, checked["train"].rows), measured)
+    limited = all_of_train.rows[~np.isin(all_of_train.rows, checked["train"].rows, kind="table")]
+    return _Divided(checked, limited, measured)
 
 
 def _copies(

@@ -1,12 +1,15 @@
 """Splits that a data set lacks, cut off training by unit: nothing is on both sides, and rows stay when data grow."""
 
+import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from hf_transfer.data.cached_folders import note_use, written_folder
 from hf_transfer.data.fates import Source
 from hf_transfer.data.groups import Keys, Units, units_of
 from hf_transfer.data.samples import is_sample
@@ -15,8 +18,14 @@ from hf_transfer.data.splits import Split, cut_stratified, part_of
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.targets.target import Target
+from hf_transfer.versions import versions
 
 FILES_SHOWN = 3
+# Fewer rows are cut in a second.
+FEWEST_REMEMBERED = 100_000
+SPLIT_OF_EACH_ROW = "split_of_each_row"
+# Bytes that all remembered cuts may take on the disk.
+LARGEST_FOLDER = 1 << 30
 
 
 def cut_missing(
@@ -44,6 +53,42 @@ def cut_missing(
         _refuse_empty(split_off, name, units, len(missing), settings, target)
         units, whole = units.part(np.flatnonzero(~split_off)), splits["train"]
         splits |= {name: part_of(whole, np.flatnonzero(split_off)), "train": part_of(whole, np.flatnonzero(~split_off))}
+    return splits
+
+
+def cut_once(
+    cache: Path, train: Split, missing: Sequence[str], keys: Sequence[Keys], settings: DataSettings, target: Target
+) -> dict[str, Split]:
+    """The same; which rows are cut is remembered for later runs, by all that it depends on.
+
+    Args:
+        cache: the folder of caches.
+        train: see `cut_missing`, as for the others.
+        missing: see there.
+        keys: see there.
+        settings: see there.
+        target: see there.
+    """
+    if len(train) < FEWEST_REMEMBERED:
+        return cut_missing(train, missing, keys, settings, target)
+    names = ["train", *missing]
+    material = (versions(), names, settings.split_seed, fractions(settings), target)
+    digest = hashlib.sha256(repr(material).encode(errors="replace"))
+    for column in (train.rows, train.targets, *keys):
+        digest.update(f"{column.dtype}{column.shape}".encode() + np.ascontiguousarray(column).tobytes())
+    folder = cache / "cuts" / digest.hexdigest()
+    with suppress(OSError):
+        numbers = np.fromfile(folder / SPLIT_OF_EACH_ROW, np.int8)
+        if len(numbers) == len(train):
+            note_use(folder)
+            return {name: part_of(train, np.flatnonzero(numbers == number)) for number, name in enumerate(names)}
+    splits = cut_missing(train, missing, keys, settings, target)
+    numbers = np.zeros(len(train), dtype=np.int8)
+    for number, name in enumerate(missing, start=1):
+        numbers[np.searchsorted(train.rows, splits[name].rows)] = number
+    # A cache that cannot be written to costs time, and nothing else.
+    with suppress(OSError), written_folder(folder, LARGEST_FOLDER) as partial:
+        numbers.tofile(partial / SPLIT_OF_EACH_ROW)
     return splits
 
 

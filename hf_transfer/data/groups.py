@@ -35,13 +35,12 @@ class Units(NamedTuple):
 
     def places(self, seed: int, name: str) -> npt.NDArray[np.float64]:
         """A place for each unit, uniform from 0 to 1, that depends on its key, the seed and a name alone [units]."""
-        start = hashlib.blake2b(f"{seed} {name} ".encode(), digest_size=KEY_BYTES)
-        places = np.empty(len(self.keys))
-        for unit, key in enumerate(self.keys.tolist()):
-            digest = start.copy()
-            digest.update(key.to_bytes(KEY_BYTES))
-            places[unit] = int.from_bytes(digest.digest()) / 2 ** (8 * KEY_BYTES)
-        return places
+        start, keys = f"{seed} {name} ".encode(), self.keys.astype(">u8").tobytes()
+        digests = b"".join(
+            hashlib.blake2b(start + keys[place : place + KEY_BYTES], digest_size=KEY_BYTES).digest()
+            for place in range(0, len(keys), KEY_BYTES)
+        )
+        return np.frombuffer(digests, ">u8").astype(np.float64) / 2.0 ** (8 * KEY_BYTES)
 
     def part(self, positions: npt.NDArray[np.int64]) -> Units:
         """The units of the rows at these positions, all of whose rows are among them."""

@@ -69,14 +69,16 @@ def read_labelled(
     _refuse_none(first, next(iter(data)), columns)
     withheld = [name for name, rows in data.items() if rows is not first and has_no_labels(rows, columns, known)]
     kept: dict[str, Rows] = {}
+    dropped: dict[str, Rows] = {}
     for name in (name for name in data if name not in withheld):
         # Where rows are an error, the target itself refuses them.
         drops = settings.on_missing_label == "drop"
         missing = kind.missing(data[name], columns) if drops else np.zeros(len(data[name]), dtype=bool)
-        kept[name] = np.flatnonzero(~missing)
-    dropped = {name: np.setdiff1d(np.arange(len(data[name])), rows) for name, rows in kept.items()}
+        kept[name], dropped[name] = np.flatnonzero(~missing), np.flatnonzero(missing)
     columns = columns._replace(row_names=_row_names(kept, data, origins or {}))
-    chosen = {name: data[name].select(rows) if len(dropped[name]) else data[name] for name, rows in kept.items()}
+    chosen = {
+        name: _chosen(data[name], rows, columns) if len(dropped[name]) else data[name] for name, rows in kept.items()
+    }
     target, values = kind.read(chosen, columns)
     counts = [f"{len(rows):,} in {name}" for name, rows in dropped.items() if len(rows)]
     names = target.describe_names(_source(chosen, columns, origins or {}))
@@ -88,6 +90,13 @@ def read_labelled(
     }
     dropped = {name: rows for name, rows in dropped.items() if len(rows)}
     return Labelled(target, splits, unlabelled, dropped, names, notes)
+
+
+def _chosen(data: datasets.Dataset, rows: Rows, columns: LabelColumns) -> datasets.Dataset:
+    """The labels of some rows, in memory: `datasets` would look them up row by row, whenever they are read."""
+    labels = data.select_columns([name for name in columns.names if name in data.column_names])
+    table = labels.with_format("arrow")[:].take(rows)
+    return datasets.Dataset(table, datasets.DatasetInfo(features=labels.features), fingerprint="labels")
 
 
 def _refuse_none(rows: datasets.Dataset, split: str, columns: LabelColumns) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Rows = npt.NDArray[np.int64]
 UNLABELLED = "unlabelled"
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,12 @@ def few_of_each(split: Split, limit: int, seed: int, target: Target) -> Split:
 def part_of(split: Split, positions: Rows) -> Split:
     """The rows at these positions of a split."""
     rows = split.rows[positions]
-    unreadable = {row: split.unreadable[row] for row in rows.tolist() if row in split.unreadable}
-    levels = {row: split.levels[row] for row in rows.tolist() if row in split.levels}
-    return dataclasses.replace(split, rows=rows, targets=split.targets[positions], unreadable=unreadable, levels=levels)
+    return dataclasses.replace(
+        split, rows=rows, targets=split.targets[positions], unreadable=_of_rows(split.unreadable, rows),
+        levels=_of_rows(split.levels, rows),
+    )  # fmt: skip
+
+
+def _of_rows(values: Mapping[int, Value], rows: Rows) -> dict[int, Value]:
+    """Those of the values by row that some rows have: often none, however many rows there are."""
+    return {row: values[row] for row in np.intersect1d(list(values), rows).tolist()} if values else {}

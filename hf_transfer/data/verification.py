@@ -2,16 +2,16 @@
 
 import hashlib
 import json
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow
 
 from hf_transfer.data.groups import NO_KEY, Keys, key_of
 from hf_transfer.data.hub_access import cache_folder
@@ -28,8 +28,10 @@ from hf_transfer.data.pictures import (
     readable_formats,
 )
 from hf_transfer.data.private_files import private_folder, put_private
-from hf_transfer.data.rows import describe_row, encoded_image, is_given, texts_of
+from hf_transfer.data.rows import as_dict, describe_row, encoded_image, encoded_images, is_given, texts_of
 from hf_transfer.data.splits import Rows, Split, part_of
+from hf_transfer.data.text_checks import copies_of_texts, each_text
+from hf_transfer.data.threads import in_threads
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.settings.run import RunConfig
@@ -148,21 +150,6 @@ def notes_on_levels(splits: Mapping[str, Split], white: float | None) -> list[st
     return notes
 
 
-def bad_texts(split: Split) -> dict[int, str]:
-    """The rows without a text, each with the reason."""
-    faults = zip(split.rows.tolist(), map(fault_of_texts, texts_of(split)), strict=True)
-    return {row: fault for row, fault in faults if fault}
-
-
-def fault_of_texts(texts: Sequence[str | None]) -> str:
-    """What a text, or one of a pair, lacks; empty if all have words."""
-    if any(text is None for text in texts):
-        return "missing"
-    if not all(texts):
-        return "empty"
-    return "" if all(text and text.strip() for text in texts) else "white space only"
-
-
 def bad_pairs(split: Split, config: Any, kept: KeptPictures | None = None) -> dict[int, str]:
     """The rows with neither an image nor a text, or with an image that cannot be read, each with the reason."""
     with_image, with_text = is_given(split, "image"), is_given(split, "text")
@@ -220,8 +207,10 @@ def copies(splits: Mapping[str, Split], kept: KeptPictures | None = None) -> dic
         kept: knows the keys of images that have been decoded; the counts are cached beside it until an image changes.
             None: all are read.
     """
-    if "train" not in splits:
+    if "train" not in splits or len(splits) == 1:
         return {}
+    if not any("image" in split.dataset.column_names for split in splits.values()):
+        return copies_of_texts(splits)
     if kept is None:
         return _count_copies(splits, None)
     digest = hashlib.sha256(b"copies")
@@ -254,8 +243,9 @@ def _check_rows(split: Split, order: Rows, decoded: set[int], white: float | Non
         places = dict(zip(split.rows.tolist(), in_store.tolist(), strict=True))
         looked.keys.update(kept.known(split, in_store))
 
-    def header(row: int) -> bool | None:
-        return None if row in decoded else _or_bad(check_header, encoded_image(split, row), row, looked.bad)
+    def header(numbered: tuple[int, pyarrow.StructScalar]) -> tuple[int, bool | None]:
+        row, image = numbered
+        return row, _or_bad(check_header, as_dict(image), row, looked.bad)
 
     def decode(row: int) -> None:
         raw, look = encoded_image(split, row), decoded_levels
@@ -269,12 +259,13 @@ def _check_rows(split: Split, order: Rows, decoded: set[int], white: float | Non
         if levels is not None:
             looked.levels[row] = levels
 
-    rows = [row for row in order.tolist() if row not in looked.keys]
     decoded = decoded - looked.keys.keys()
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        deep = [row for row, is_deep in zip(rows, pool.map(header, rows), strict=True) if is_deep]
-        list(pool.map(decode, decoded))
-        list(pool.map(decode, deep[: max(0, MEASURED_IMAGES - len(looked.levels))]))
+    unread = part_of(split, np.flatnonzero(~np.isin(split.rows, [*looked.keys, *decoded])))
+    images = zip(unread.rows.tolist(), encoded_images(unread), strict=True)
+    are_deep = {row for row, is_deep in in_threads(header, images) if is_deep}
+    deep = [row for row in order.tolist() if row in are_deep]
+    list(in_threads(decode, list(decoded)))
+    list(in_threads(decode, deep[: max(0, MEASURED_IMAGES - len(looked.levels))]))
     bad, levels, keys = looked
     return Looked(dict(sorted(bad.items())), dict(sorted(levels.items())), dict(sorted(keys.items())))
 
@@ -295,21 +286,36 @@ def content_keys(split: Split, config: RunConfig, kept: KeptPictures | None = No
     once, and their keys are cached until an image changes.
     """
     names = split.dataset.column_names
-    parts: list[Sequence[object]] = []
+    if names == ["image"] and len(split) > config.data.verify_samples:
+        return _remembered_keys(split, config, kept)
+    return _content_keys(split, config, kept)
+
+
+def _remembered_keys(split: Split, config: RunConfig, kept: KeptPictures | None) -> Keys:
+    """The same for many images, whose keys are cached until one changes."""
+    cached = cache_folder(config.store.cache_dir) / VERIFIED / f"{image_fingerprint(split)}.contents"
+    if not cached.is_file():
+        put_private(private_folder(cached.parent) / cached.name, _content_keys(split, config, kept).tobytes())
+    return np.fromfile(cached, np.uint64)
+
+
+def _content_keys(split: Split, config: RunConfig, kept: KeptPictures | None) -> Keys:
+    names = split.dataset.column_names
+    parts: list[Iterable[object]] = []
     if "image" in names:
         parts.append(_image_keys(split, config, kept))
     if "text" in names:
-        parts.append([texts if any(text is not None for text in texts) else None for texts in texts_of(split)])
+        parts.append(each_text(split))
     if not parts:
         chosen = split.dataset.select(split.rows)
         parts = [chosen[name][:] for name in names]
     contents = zip(split.rows.tolist(), zip(*parts, strict=True), strict=True)
     # Invalid surrogates are in texts that were written in another encoding.
-    keys = [
+    keys = (
         key_of((repr(values) if any(value is not None for value in values) else f"row {row}").encode(errors="replace"))
         for row, values in contents
-    ]
-    return np.asarray(keys, dtype=np.uint64)
+    )
+    return np.fromiter(keys, np.uint64, len(split))
 
 
 def _image_keys(split: Split, config: RunConfig, kept: KeptPictures | None) -> list[int | None]:
@@ -322,16 +328,16 @@ def _image_keys(split: Split, config: RunConfig, kept: KeptPictures | None) -> l
         read = np.frombuffer(cached.read_bytes(), dtype=np.uint64).tolist()
         keys = dict(zip(images.rows.tolist(), read, strict=True))
     elif rest:
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            keys = keys | dict(zip(rest, pool.map(partial(_image_key, images), rest), strict=True))
+        left_out = part_of(images, np.flatnonzero(~np.isin(images.rows, list(keys))))
+        keys = keys | dict(zip(rest, in_threads(_image_key, encoded_images(left_out)), strict=True))
         # `NO_KEY` for missing files.
         all_keys = np.asarray([keys[row] for row in images.rows.tolist()], dtype=np.uint64)
         put_private(private_folder(cached.parent) / cached.name, all_keys.tobytes())
     return [keys.get(row) or None for row in split.rows.tolist()]
 
 
-def _image_key(split: Split, row: int) -> int:
-    raw = encoded_image(split, row)
+def _image_key(image: pyarrow.StructScalar) -> int:
+    raw = as_dict(image)
     return key_of(content(raw)) if content_size(raw) >= 0 else int(NO_KEY)
 
 
@@ -346,9 +352,11 @@ def _by_size_and_text(split: Split) -> Groups:
     # Not each modality has texts.
     texts = dict(zip(split.rows.tolist(), texts_of(split), strict=False))
     groups: Groups = defaultdict(list)
-    with_images = "image" in split.dataset.column_names
-    for row in split.rows[split.counted].tolist():
-        size = content_size(encoded_image(split, row)) if with_images else NO_IMAGE
+    counting = part_of(split, np.flatnonzero(split.counted))
+    sizes: Iterable[int] = repeat(NO_IMAGE, len(counting))
+    if "image" in split.dataset.column_names:
+        sizes = (content_size(as_dict(image)) for image in encoded_images(counting))
+    for row, size in zip(counting.rows.tolist(), sizes, strict=True):
         groups[size, texts.get(row)].append(row)
     return groups
 
@@ -366,5 +374,4 @@ def _keys_of(
             return group, int(NO_KEY)
         return group, known.get(row) or key_of(content(encoded_image(split, row)))
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(key, members))
+    return list(in_threads(key, members))

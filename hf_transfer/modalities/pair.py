@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_transfer.data import columns, verification
 from hf_transfer.data.groups import Keys
+from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.levels import Levels
 from hf_transfer.data.picture_tables import METADATA
 from hf_transfer.data.rows import is_given
@@ -168,7 +169,8 @@ class PairModality(Modality[MultimodalConfig]):
         workers = workers_for(config.store.dataloader_num_workers, splits.longest())
         images = image_inputs(splits, pixels, config, frozen_prefix=frozen_prefix)
         pictures = image_rows(splits, pixels, workers, self._kept)
-        texts = {name: TextRows(split, tokens) for name, split in splits.items()}
+        cache = cache_folder(config.store.cache_dir)
+        texts = {name: TextRows(split, tokens, cache) for name, split in splits.items()}
         return loaders_of(
             {name: PairRows(texts[name], pictures[name]) for name in texts},
             orders_of(texts, config.text, config.training), config.training, workers, accelerator,

@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hf_transfer.data import columns, verification
+from hf_transfer.data import columns
+from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.data.tables import TABLE_BUILDERS
+from hf_transfer.data.text_checks import bad_texts
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import (
     LocatedSample,
@@ -72,7 +74,7 @@ class TextModality(Modality[TextConfig]):
 
     def bad_rows(self, split: Split, config: TextConfig) -> dict[int, str]:  # noqa: ARG002
         """See `Modality.bad_rows`."""
-        return verification.bad_texts(split)
+        return bad_texts(split)
 
     def suits(self, features: datasets.Features) -> bool:
         """See `Modality.suits`."""
@@ -128,8 +130,9 @@ class TextModality(Modality[TextConfig]):
             orders_of,
         )
 
-        rows = {name: TextRows(split, preprocessing) for name, split in splits.items()}
-        # Tokens are in memory already: workers would only copy them.
+        cache = cache_folder(config.store.cache_dir)
+        rows = {name: TextRows(split, preprocessing, cache) for name, split in splits.items()}
+        # Tokens are in memory or mapped already: workers would only copy them.
         workers = config.store.dataloader_num_workers or 0
         return loaders_of(
             rows, orders_of(rows, config.text, config.training), config.training, workers, accelerator,

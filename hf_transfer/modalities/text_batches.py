@@ -1,7 +1,7 @@
-"""Batches of texts: tokens in memory, orders by length, padding to the longest text of a batch."""
+"""Batches of texts: their tokens, orders by length, padding to the longest text of a batch."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,15 @@ import torch
 from torch.utils.data import Dataset
 
 from hf_transfer.data.batches import Batch, EpochSampler, InputMaker, LabelRows
-from hf_transfer.data.rows import texts_of
 from hf_transfer.data.splits import Split
 from hf_transfer.errors import user_error
+from hf_transfer.modalities.stored_tokens import tokens_of_split
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.settings.data import TextSettings
 from hf_transfer.settings.training import TrainingSettings
 
 # Texts are sorted within this many batches: enough for similar lengths, few enough that batches differ between epochs.
 BATCHES_SORTED_TOGETHER = 50
-TEXTS_ENCODED_TOGETHER = 10_000
 Lengths = npt.NDArray[np.int64]
 
 
@@ -28,50 +27,33 @@ class TextRows(Dataset[dict[str, Any]]):
 
     An unreadable text is masked: it keeps its position and its target, and is empty.
 
+    Args:
+        split: the texts.
+        preprocessing: the tokenizer.
+        cache: see `tokens_of_split`.
+
     Attributes:
         lengths: tokens of each sample after truncation [rows].
         lost: tokens of each sample that were cut off [rows].
         emptied: whether no word is left of a sample, or of one of the texts of a pair [rows].
     """
 
-    def __init__(self, split: Split, preprocessing: TokenPreprocessing) -> None:
+    def __init__(self, split: Split, preprocessing: TokenPreprocessing, cache: Path | None = None) -> None:
         self.split = split
         self._labels = LabelRows(split)
-        texts = [tuple(text or "" for text in texts) for texts in texts_of(split)]
-        parts: dict[str, list[npt.NDArray[np.int32]]] = {}
-        lengths, lost, emptied = [], [], []
-        # In parts: lists of Python numbers take ten times the memory of arrays.
-        for start in range(0, len(texts), TEXTS_ENCODED_TOGETHER):
-            some = texts[start : start + TEXTS_ENCODED_TOGETHER]
-            encoded, cut = preprocessing.encode(some)
-            lengths += [len(text["input_ids"]) for text in encoded]
-            lost += cut
-            emptied += preprocessing.emptied(some, encoded)
-            for key in encoded[0]:
-                flat = np.concatenate([np.asarray(text[key], dtype=np.int32) for text in encoded])
-                parts.setdefault(key, []).append(flat)
-        self._flat = {key: np.concatenate(flat) for key, flat in parts.items()}
-        self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.lost = np.asarray(lost, dtype=np.int64)
-        self.emptied = np.asarray(emptied, dtype=bool)
-        self._ends = self.lengths.cumsum()
+        self._tokens = tokens_of_split(split, preprocessing, cache)
+        self.lengths, self.lost, self.emptied = self._tokens.lengths, self._tokens.lost, self._tokens.emptied
         self._padding = preprocessing.padding
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        end = self._ends[position]
-        begin = end - self.lengths[position]
-        tokens = {key: flat[begin:end].tolist() for key, flat in self._flat.items()}
-        return {"tokens": tokens, **self._labels[position]}
+        return {"tokens": self._tokens.of(position), **self._labels[position]}
 
     def fingerprint(self) -> str:
         """A hash of all tokens, how they are padded, and the targets."""
-        digest = hashlib.sha256(f"{self.split.fingerprint()} {self._padding}".encode() + self.lengths.tobytes())
-        for key, flat in sorted(self._flat.items()):
-            digest.update(key.encode() + flat.tobytes())
-        return digest.hexdigest()
+        return self._tokens.fingerprint(f"{self.split.fingerprint()} {self._padding}")
 
 
 class LengthGroupedSampler(EpochSampler):

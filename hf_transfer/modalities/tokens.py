@@ -1,17 +1,20 @@
 """From texts to model inputs: a checkpoint's own tokenizer, where texts are truncated, and how they are padded."""
 
+import hashlib
+import tempfile
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from hf_transfer.data.batches import Batch
-from hf_transfer.data.verification import fault_of_texts
+from hf_transfer.data.text_checks import fault_of_texts
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import Preprocessing
 
@@ -127,10 +130,8 @@ class TokenPreprocessing(Preprocessing):
             texts: before truncation.
             encoded: their tokens after it.
         """
-        return [
-            self._parts_with_words(tokens["input_ids"]) < len(sample) and self._loses_a_text(sample)
-            for sample, tokens in zip(texts, encoded, strict=True)
-        ]
+        parts = self._parts_with_words([tokens["input_ids"] for tokens in encoded])
+        return [count < len(sample) and self._loses_a_text(sample) for sample, count in zip(texts, parts, strict=True)]
 
     @property
     def padding(self) -> str:
@@ -203,6 +204,17 @@ class TokenPreprocessing(Preprocessing):
         """Model inputs of two short texts of different length, to trace a model with."""
         return self.pad(self.encode([("one two three",), ("one",)])[0])
 
+    def fingerprint(self) -> str:
+        """A hash of the files of the tokenizer and of its kind: it changes with whatever happens to a text."""
+        # Else the files would have the truncation that was used last.
+        self._encode([("one",)], truncation=False)
+        digest = hashlib.sha256(f"{type(self.tokenizer).__name__} {self.max_length}".encode())
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder))
+            for file in sorted(Path(folder).rglob("*")):
+                digest.update(file.name.encode() + (file.read_bytes() if file.is_file() else b""))
+        return digest.hexdigest()
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer; programs that truncate by its own limit then truncate where this run did."""
         self.tokenizer.model_max_length = self.max_length
@@ -220,17 +232,29 @@ class TokenPreprocessing(Preprocessing):
         """Of a finished model: whether it was trained on pairs of texts; None: unknown."""
         return "text_pair_column_name" in self.columns if self.columns else None
 
-    def _parts_with_words(self, ids: Sequence[int]) -> int:
-        """How many stretches between special tokens have a word; a pair without special tokens is one stretch."""
-        stretches = groupby(ids, key=lambda token: token in self._special)
-        return sum(any(map(self._is_word, stretch)) for is_special, stretch in stretches if not is_special)
+    def _parts_with_words(self, texts: Sequence[Sequence[int]]) -> list[int]:
+        """How many stretches between special tokens have a word, of each text; a pair without them is one stretch."""
+        lengths = [len(text) for text in texts]
+        ids = np.fromiter(chain.from_iterable(texts), np.int64, sum(lengths))
+        of_text = np.repeat(np.arange(len(texts)), lengths)
+        different = np.flatnonzero(np.bincount(ids)).tolist()
+        are_special, are_words = np.zeros((2, 1 + max(different, default=0)), dtype=bool)
+        are_special[different] = [token in self._special for token in different]
+        are_words[different] = [self._is_word(token) for token in different]
+        is_special, is_word = are_special[ids], (are_words & ~are_special)[ids]
+        # A stretch begins behind a special token, and with a text.
+        begins = ~is_special
+        begins[1:] &= is_special[:-1] | (of_text[1:] != of_text[:-1])
+        have_words = np.bincount(np.cumsum(begins)[is_word] - 1, minlength=np.count_nonzero(begins)) > 0
+        counts: list[int] = np.bincount(of_text[begins][have_words], minlength=len(texts)).tolist()
+        return counts
 
     def _loses_a_text(self, sample: tuple[str, ...]) -> bool:
         """Whether a text of the sample has words, of which none is left after truncation."""
         encoded = self.tokenizer(*sample, truncation=True, max_length=self.max_length, verbose=False)
         if not encoded.is_fast:
             # Tokenizers in Python do not say which token is of which text.
-            return self._parts_with_words(encoded["input_ids"]) == 0
+            return self._parts_with_words([encoded["input_ids"]]) == [0]
         kept = {
             part
             for token, part in zip(encoded["input_ids"], encoded.sequence_ids(0), strict=True)

@@ -26,7 +26,8 @@ class StoreSettings(Topic):
         "Data type of stored activations (default: that in which each is computed).", "auto", TRAINS, STORED
     )
     cache_dir: str | None = setting(
-        "Folder for results of checks, resized pictures and outputs of frozen layers (default: HF_HOME/hf_transfer).",
+        "Folder for results of checks, resized pictures, tokens and outputs of frozen layers (default: "
+        "HF_HOME/hf_transfer).",
         None,
         "speed",
     )

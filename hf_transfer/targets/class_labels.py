@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from hf_transfer.errors import LISTED, UserError, some, user_error
 from hf_transfer.targets.class_names import shown_names, similar_names
+from hf_transfer.targets.distinct import Distinct, distinct
 from hf_transfer.targets.label_columns import LabelColumns
 from hf_transfer.targets.missing_labels import missing_labels, refuse_missing
 
@@ -37,15 +38,17 @@ def read_labels(splits: Mapping[str, datasets.Dataset], columns: LabelColumns) -
     """
     if len(columns.names) > 1:
         raise _unsuitable("several columns", columns)
-    names_of_rows = {split: _names_of_rows(rows, split, columns) for split, rows in splits.items()}
+    named = {split: _named(rows, split, columns) for split, rows in splits.items()}
     names = list(columns.outputs) or _names(splits["train"], columns.only)
-    known = list(columns.outputs) or in_training(names, names_of_rows["train"])
+    known = list(columns.outputs) or in_training(names, named["train"].values)
     number_of = {name: number for number, name in enumerate(names)}
-    for split, of_rows in names_of_rows.items():
-        refuse_unknown(split, [[name] for name in of_rows], known, columns, "classes")
+    for split, of_rows in named.items():
+        if not set(of_rows.values) <= set(known):
+            in_each_row = [[of_rows.values[number]] for number in of_rows.numbers.tolist()]
+            refuse_unknown(split, in_each_row, known, columns, "classes")
     return names, {
-        split: np.asarray([number_of[name] for name in of_rows], dtype=np.int64)
-        for split, of_rows in names_of_rows.items()
+        split: np.asarray([number_of[name] for name in of_rows.values], dtype=np.int64)[of_rows.numbers]
+        for split, of_rows in named.items()
     }
 
 
@@ -60,21 +63,22 @@ def _names(train: datasets.Dataset, column: str) -> list[str]:
     feature = train.features[column]
     if isinstance(feature, datasets.ClassLabel):
         return [str(name) for name in feature.names]
-    return [class_name(value) for value in in_order(set(train[column][:]))]
+    return [class_name(value) for value in in_order(set(distinct(train, column).values))]
 
 
-def _names_of_rows(rows: datasets.Dataset, split: str, columns: LabelColumns) -> list[str]:
-    """The name of the class of each row; numbers are read by the names that this split itself has for them."""
+def _named(rows: datasets.Dataset, split: str, columns: LabelColumns) -> Distinct:
+    """The names of the classes of all rows; numbers are read by the names that this split itself has for them."""
     feature = rows.features[columns.only]
     refuse_other_types(feature, columns)
     if isinstance(feature, LISTS):
         raise _unsuitable("a list in each row", columns)
     refuse_missing(missing_labels(rows, columns), split, columns, expected=f"a label in every row of {columns}")
-    values = rows[columns.only][:]
-    if isinstance(feature, datasets.ClassLabel):
-        return [name for (name,) in names_of_numbers([[value] for value in values], feature, split, columns)]
-    names = {value: class_name(value) for value in set(values)}
-    return [names[value] for value in values]
+    different = distinct(rows, columns.only)
+    if not isinstance(feature, datasets.ClassLabel):
+        return different._replace(values=[class_name(value) for value in different.values])
+    if not all(0 <= number < len(feature.names) for number in different.values):
+        names_of_numbers([[number] for number in rows[columns.only][:]], feature, split, columns)
+    return different._replace(values=[str(feature.names[number]) for number in different.values])
 
 
 def names_of_numbers(
@@ -160,11 +164,13 @@ def fractions_among(values: Collection[object]) -> bool:
     texts = [value for value in values if isinstance(value, str)]
     if not texts:
         return any(isinstance(value, float) and value == value and not value.is_integer() for value in values)
-    numbers = [text for text in texts if NUMBER.fullmatch(text.strip())]
-    different = len(set(numbers))
+    # A column of many rows has few different values.
+    are_numbers = {text for text in set(texts) if NUMBER.fullmatch(text.strip())}
+    numbers = [text for text in texts if text in are_numbers]
+    different = len(are_numbers)
     return (
         len(numbers) >= SHARE_OF_NUMBERS * len(texts)
-        and any(not WHOLE_NUMBER.fullmatch(text.strip()) for text in numbers)
+        and any(not WHOLE_NUMBER.fullmatch(text.strip()) for text in are_numbers)
         and (different > MOST_CLASSES_OF_FRACTIONS or 2 * different > len(numbers))
     )
 

@@ -158,13 +158,14 @@ def _separator_in(values: Iterable[object]) -> str | None:
     Labels that belong together by chance also occur alone, or beside others. The parts of "Paris, France" do not.
     """
     texts = [value for value in values if isinstance(value, str) and value.strip()]
+    different = set(texts)
     for separator in SEPARATORS:
         if separator == "," and decimal_commas_among(texts):
             continue
-        joined = {text for text in texts if len(parts_of(text, separator)) > 1}
+        joined = {text for text in different if len(parts_of(text, separator)) > 1}
         if not joined:
             continue
-        places: dict[str, int] = Counter(part for text in set(texts) for part in set(parts_of(text, separator)))
+        places: dict[str, int] = Counter(part for text in different for part in set(parts_of(text, separator)))
         parts = {part for text in joined for part in parts_of(text, separator)}
         if len(places) > min(MOST_NAMES, len(texts)) or max(map(len, parts)) > LONGEST_NAME:
             continue

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hf_transfer.errors import UserError, user_error
+from hf_transfer.targets.distinct import distinct, has_single_values
 from hf_transfer.targets.label_columns import LabelColumns
 
 if TYPE_CHECKING:
@@ -25,8 +27,11 @@ def missing_labels(rows: datasets.Dataset, columns: LabelColumns) -> npt.NDArray
     """
     missing = np.ones(len(rows), dtype=bool)
     for name in (name for name in columns.names if name in rows.column_names):
-        numbered = class_feature(rows.features[name]) is not None
-        missing &= np.fromiter((_is_missing(value, numbered) for value in rows[name][:]), bool, len(rows))
+        is_missing = partial(_is_missing, numbered=class_feature(rows.features[name]) is not None)
+        if has_single_values(rows.features[name]):
+            missing &= distinct(rows, name).each(is_missing)
+        else:
+            missing &= np.fromiter(map(is_missing, rows[name][:]), bool, len(rows))
     return missing
 
 
@@ -45,8 +50,8 @@ def has_no_labels(rows: datasets.Dataset, columns: LabelColumns, known: Collecti
 
 
 def labels_in(rows: datasets.Dataset, column: str) -> Iterator[Any]:
-    """All values of a column, and of the lists in it, that are not missing."""
-    for value in rows[column][:]:
+    """All different values of a column, or all values in its lists, that are not missing."""
+    for value in distinct(rows, column).values if has_single_values(rows.features[column]) else rows[column][:]:
         parts = value if isinstance(value, list | tuple | np.ndarray) else [value]
         yield from (part for part in parts if part is not None and part == part)
 

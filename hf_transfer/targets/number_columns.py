@@ -1,5 +1,6 @@
 """Numbers to predict: from one or several columns to an array."""
 
+import re
 from collections.abc import Mapping
 
 import datasets
@@ -10,14 +11,18 @@ from hf_transfer.errors import UserError, user_error
 from hf_transfer.targets.class_labels import (
     DECIMAL_COMMA,
     LISTS,
+    NUMBER,
     decimal_commas_among,
     fractions_among,
     refuse_other_types,
     refuse_unknown_columns,
 )
+from hf_transfer.targets.distinct import distinct
 from hf_transfer.targets.label_columns import LabelColumns
 from hf_transfer.targets.missing_labels import missing_labels, refuse_missing
 
+# A number with a decimal point or comma.
+NUMERIC = re.compile(rf"\s*({NUMBER.pattern}|{DECIMAL_COMMA.pattern})\s*")
 Floats = npt.NDArray[np.float64]
 
 
@@ -30,7 +35,12 @@ def why_numbers(train: datasets.Dataset, columns: LabelColumns) -> str | None:
     feature = train.features[columns.only]
     if not isinstance(feature, datasets.Value):
         return None
-    values = train[columns.only][:]
+    # How often each occurs matters only where some are texts of numbers.
+    values = distinct(train, columns.only).values
+    if any(isinstance(value, str) and NUMERIC.fullmatch(value) for value in values):
+        values = train[columns.only][:]
+    elif any(isinstance(value, str) for value in values):
+        return None
     if decimal_commas_among(values):
         return "numbers with a decimal comma"
     return "numbers with fractions" if fractions_among(values) else None

@@ -1,0 +1,32 @@
+"""A function for many items, in threads."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+# One task for each of a million items would take gigabytes, and more time than short functions do.
+ITEMS_OF_A_TASK = 64
+TASKS_AT_ONCE = 256
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results of a function, in the order of the items; both are taken little by little.
+
+    Args:
+        function: may wait for disks, or compute without Python's lock.
+        items: its arguments.
+    """
+
+    def each(some: Sequence[Item]) -> list[Result]:
+        return [function(item) for item in some]
+
+    rest = iter(items)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        while part := list(islice(rest, ITEMS_OF_A_TASK * TASKS_AT_ONCE)):
+            tasks = [part[first : first + ITEMS_OF_A_TASK] for first in range(0, len(part), ITEMS_OF_A_TASK)]
+            for results in pool.map(each, tasks):
+                yield from results

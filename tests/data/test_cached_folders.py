@@ -1,0 +1,54 @@
+"""Folders of a cache: complete or absent, and the ones used last are kept."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hf_transfer.data.cached_folders import note_use, remove_oldest, written_folder
+
+
+def folder_of(path: Path, size: int, used: float) -> Path:
+    """A folder with a file of so many bytes, which was used at a time."""
+    (path / "below").mkdir(parents=True)
+    (path / "below" / "file").write_bytes(b"0" * size)
+    os.utime(path, (used, used))
+    return path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_what_was_used_the_longest_ago_is_removed_first(tmp_path: Path) -> None:
+    for number in range(5):
+        folder_of(tmp_path / f"of {number}", 10, used=1000 + number)
+    remove_oldest(tmp_path, 35)
+    assert names(tmp_path) == {"of 2", "of 3", "of 4"}
+    note_use(tmp_path / "of 2")
+    remove_oldest(tmp_path, 20)
+    assert names(tmp_path) == {"of 2", "of 4"}
+
+
+def test_the_newest_folder_stays_whatever_its_size_is(tmp_path: Path) -> None:
+    folder_of(tmp_path / "old", 10, used=1000)
+    folder_of(tmp_path / "new", 100, used=2000)
+    remove_oldest(tmp_path, 50)
+    assert names(tmp_path) == {"new"}
+
+
+def test_a_folder_that_was_not_finished_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk"), written_folder(tmp_path / "new", 100) as partial:  # noqa: PT012
+        (partial / "file").touch()
+        raise OSError("the disk is full")
+    assert names(tmp_path) == set()
+
+
+def test_a_folder_takes_the_place_of_an_earlier_one_and_the_oldest_go(tmp_path: Path) -> None:
+    for number in range(3):
+        folder_of(tmp_path / f"of {number}", 10, used=1000 + number)
+    with written_folder(tmp_path / "of 0", 25) as partial:
+        (partial / "file").write_bytes(b"1" * 10)
+        assert names(tmp_path) >= {"of 0", "of 1", "of 2"}
+    assert names(tmp_path) == {"of 0", "of 2"}
+    assert (tmp_path / "of 0" / "file").read_bytes() == b"1" * 10
