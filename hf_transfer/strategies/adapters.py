@@ -145,6 +145,12 @@ class Adapters(Strategy):
         kinds = {repr(layer): layer for layer in layers.values()}
         adaptable = {kind for kind, layer in kinds.items() if _can_adapt(self, layer)}
         targets = [name for name, layer in layers.items() if repr(layer) in adaptable and self.suits(layer)]
+        if not targets and adaptable:
+            raise user_error(
+                expected=f"layers that {self.peft_type} can adapt with a dropout of {self.dropout}",
+                found="only layers with weights of zeros, or of so few rows that dropout may drop all",
+                do="use --adapter_dropout 0, or --strategy lora",
+            )
         if not targets:
             raise _nothing_to_adapt(self, kinds)
         return targets

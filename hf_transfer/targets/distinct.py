@@ -1,12 +1,16 @@
 """The different values of a column: there are few of them, however many rows it has."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-import datasets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class Distinct(NamedTuple):
@@ -28,6 +32,8 @@ class Distinct(NamedTuple):
 
 def has_single_values(feature: object) -> bool:
     """Whether a column has one value in each row by its type: a number, a text, a truth value, a class number."""
+    import datasets
+
     return isinstance(feature, datasets.ClassLabel) or (
         isinstance(feature, datasets.Value)
         and feature.dtype.startswith(("int", "uint", "float", "string", "large_string", "bool"))

@@ -20,7 +20,7 @@ from hf_transfer.data.splits import Split, Splits
 from hf_transfer.modalities import augmentation, image_batches
 from hf_transfer.modalities.augmentation import Augmentation
 from hf_transfer.modalities.image import ImageModality
-from hf_transfer.modalities.image_batches import ImageInputs, ImageRows, image_inputs
+from hf_transfer.modalities.image_batches import ImageInputs, ImageRows
 from hf_transfer.modalities.pixels import PixelPreprocessing
 from hf_transfer.settings.run import VisionConfig
 from hf_transfer.targets.classes import Classes
@@ -135,25 +135,6 @@ def test_training_without_augmentation_sees_the_processors_pixels(
             np.abs(values.numpy() - preprocessing.processor(picture, return_tensors="np")["pixel_values"][0]).max()
             < 1e-5
         )
-
-
-@pytest.mark.parametrize(
-    ("samples", "settings_given", "views"),
-    [
-        (48, {}, 4),
-        (49, {}, 0),
-        (49, {"cache_views": 2}, 2),
-        (49, {"cache_views": 0}, 0),
-        (48, {"augmentation": "none"}, 0),
-    ],
-)
-def test_a_solved_head_sees_augmented_views_of_few_samples_or_as_set(
-    samples: int, settings_given: dict[str, Any], views: int, settings: Settings, preprocessing: PixelPreprocessing
-) -> None:
-    """Of three classes; with more than 16 samples for each the views cost more than they bring."""
-    splits = splits_of(embedded(good(samples, 0)))
-    inputs = image_inputs(splits, preprocessing, settings(**settings_given), frozen_prefix=True)
-    assert inputs.views == views
 
 
 @pytest.mark.parametrize(("cache_views", "frozen", "round_of"), [(None, True, 4), (2, False, 2), (1, True, 1)])

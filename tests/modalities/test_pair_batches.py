@@ -18,7 +18,6 @@ from hf_transfer.data.batches import LabelledInputs, Loaders
 from hf_transfer.data.pictures import decode
 from hf_transfer.data.rows import encoded_image, texts_of
 from hf_transfer.data.splits import Split, Splits
-from hf_transfer.modalities import image_batches
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.image_batches import ImageInputs
 from hf_transfer.modalities.pair import PairModality
@@ -221,7 +220,7 @@ def test_texts_that_are_truncated_are_noted(make: Make) -> None:
 def test_blank_loaders_decode_nothing_and_keep_all_else(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens, masks, what is present, targets and rows are needed behind stored layers, too."""
     whole = one_pass(make(some_pairs()), "train", 1)
-    monkeypatch.setattr(image_batches, "decode", lambda raw: pytest.fail("an image was decoded"))
+    monkeypatch.setattr(PixelPreprocessing, "read", lambda *_: pytest.fail("an image was decoded"))
     loaders = make(some_pairs())
     blank = one_pass(loaders.without_first_layers(), "train", 1)
     assert len(blank) == len(whole) == 3
