@@ -66,6 +66,8 @@ class AnyCheckpoint(ABC):
     task: str
     parts: "tuple[Checkpoint, ...]"
     _missing: frozenset[str] = frozenset()
+    # The shapes of the parameters of the outline, and its groups.
+    _outlined: tuple[dict[str, torch.Size], list[Group]] | None = None
 
     @abstractmethod
     def _build(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
@@ -82,11 +84,24 @@ class AnyCheckpoint(ABC):
         meta_inputs = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
         model = self._without_weights(target)
         try:
-            return model, trace(model, meta_inputs)
+            groups = trace(model, meta_inputs)
         except (RuntimeError, NotImplementedError):
             # Some models read the values of their inputs: they need real weights, which may be random.
             model, _ = self._build(target, fresh_weights=True)
-            return model, trace(model, inputs)
+            groups = trace(model, inputs)
+        self._outlined = _shapes(model), groups
+        return model, groups
+
+    def groups_of(self, model: PreTrainedModel, inputs: Inputs) -> list[Group]:
+        """The groups of the model of this checkpoint; those of its outline, where that has the same parameters.
+
+        Args:
+            model: with weights.
+            inputs: a small batch to trace the model with.
+        """
+        if self._outlined is not None and self._outlined[0] == _shapes(model):
+            return self._outlined[1]
+        return trace(model, inputs)
 
     def _without_weights(self, target: Target) -> PreTrainedModel:
         with torch.device("meta"):
@@ -265,6 +280,10 @@ class Checkpoint(AnyCheckpoint):
             return load(self.path, revision=self.revision, trust_remote_code=False, **settings)
 
 
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
 def load_classifier(
     checkpoint: AnyCheckpoint, target: Target, inputs: Inputs, *, seed: int, fresh_weights: bool,
     gradient_checkpointing: bool = False,
@@ -283,7 +302,7 @@ def load_classifier(
         UserError: the checkpoint is not complete, or the model does not support gradient checkpointing.
     """
     model = checkpoint.classifier(target, seed=seed, fresh_weights=fresh_weights)
-    groups = trace(model, inputs)
+    groups = checkpoint.groups_of(model, inputs)
     checkpoint.describe_missing(groups)
     if not isinstance(model, FusionModel):
         # A checkpoint with as many classes as the data would otherwise keep its old head.
