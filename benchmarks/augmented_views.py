@@ -84,7 +84,10 @@ def main() -> None:
     parser.add_argument("pairs", nargs="+", help="A model, its data, another model, its data, ...")
     pairs = parser.parse_args().pairs
     show = partial(print, flush=True)
-    show("| data, model | of each class | without views |" + "".join(f" {views} views |" for views in VIEWS[1:]))
+    show(
+        "| data, model | of each class | without views |"
+        + "".join(f" {views} view{'' if views == 1 else 's'} |" for views in VIEWS[1:])
+    )
     show("|---|---:|---:|" + "---:|" * len(VIEWS[1:]))
     for model, data in zip(pairs[::2], pairs[1::2], strict=True):
         with tempfile.TemporaryDirectory() as folder:

@@ -152,7 +152,9 @@ def epochs_of_ours(run: "Run", loaders: "Loaders | None" = None) -> Callable[[in
     set_trainable(model, groups, changing, updates_statistics=stages[0].updates_statistics)
     steps = Steps(model, groups, batches, training, strategy, stages, run.regularisation)
     frozen = FrozenPrefix(
-        model, groups, Passes(batches, accelerator, training.per_device_eval_batch_size, config.store)
+        model,
+        groups,
+        Passes(batches, accelerator, training.evaluation_batch_size(accelerator.device.type), config.store),
     )
     identity = partial(run_identity, model, changing, strategy, stages, batches, config, accelerator)
     checkpointing = Checkpointing(model, changing, identity, checkpoints_of(config), config.checkpoints, accelerator)

@@ -81,7 +81,8 @@ def _costs(run: Run) -> Iterator[str]:
         return
     prepared = run.prepared
     stages = run.strategy.stages(prepared.groups, config.training.num_train_epochs)
-    passes = Passes(run.loaders, accelerator, config.training.per_device_eval_batch_size, config.store)
+    size = config.training.evaluation_batch_size(accelerator.device.type)
+    passes = Passes(run.loaders, accelerator, size, config.store)
     frozen = FrozenPrefix(prepared.model, prepared.groups, passes)
     yield f"About {_in_words(sum(_seconds(run, stage) for stage in stages))} of computing without a store."
     for stage in stages:

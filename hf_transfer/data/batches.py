@@ -214,7 +214,7 @@ def loaders_of(
         light_rows: the samples without what only the first layers need; see `Loaders.without_first_layers`.
         **attributes: the other attributes of `Loaders`.
     """
-    sizes = dict.fromkeys(rows, training.per_device_eval_batch_size)
+    sizes = dict.fromkeys(rows, training.evaluation_batch_size(accelerator.device.type))
     if "train" in sizes:
         sizes["train"] = training.per_device_train_batch_size
     light: Callable[[], Loaders] | None = None

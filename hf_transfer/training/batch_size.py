@@ -90,7 +90,7 @@ def _measured(
         set_trainable(model, groups, learning, updates_statistics=updates)
         model.train()
         train = _largest(step, divisors(samples), model)
-        evaluation = _largest(evaluate, divisors(config.training.per_device_eval_batch_size), model)
+        evaluation = _largest(evaluate, divisors(config.training.evaluation_batch_size(accelerator.device.type)), model)
     gathered: Tensor = accelerator.gather(torch.tensor([[train, evaluation]], device=accelerator.device))
     smallest: list[int] = gathered.amin(0).tolist()
     if not all(smallest):

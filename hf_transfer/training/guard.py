@@ -137,7 +137,9 @@ def _rows(outputs: Tensor, index: Tensor) -> Iterator[tuple[int, bool]]:
 
 
 @contextmanager
-def explained_failures(training: TrainingSettings, checkpointing: Checkpointing) -> Iterator[None]:
+def explained_failures(
+    training: TrainingSettings, checkpointing: Checkpointing, accelerator: Accelerator
+) -> Iterator[None]:
     """Turn torch's errors on full memory and on dead loader workers into messages that say what to do."""
     try:
         yield
@@ -151,7 +153,7 @@ def explained_failures(training: TrainingSettings, checkpointing: Checkpointing)
             raise
         raise user_error(
             expected=f"memory for batches of {training.per_device_train_batch_size} in training and of "
-            f"{training.per_device_eval_batch_size} in evaluation",
+            f"{training.evaluation_batch_size(accelerator.device.type)} in evaluation",
             found=f"{reason}; {checkpointing.last_checkpoint().sentence}",
             do="add --auto_batch_size, or halve --per_device_train_batch_size and double "
             "--gradient_accumulation_steps: a step has as many samples; --gradient_checkpointing and --bf16 also save "

@@ -64,7 +64,9 @@ def fit(
     # Only once the folder of the run has been prepared: trackers write into it.
     accelerator.init_trackers("trackers")
     stages = strategy.stages(groups, training.num_train_epochs)
-    passes = recording.Passes(loaders, accelerator, training.per_device_eval_batch_size, config.store)
+    passes = recording.Passes(
+        loaders, accelerator, training.evaluation_batch_size(accelerator.device.type), config.store
+    )
     state, checkpointing = _start(model, strategy, stages, groups, passes, config, regularisation)
     checkpointing.resume(state)
 
@@ -123,7 +125,7 @@ def run_stage(
 ) -> None:  # fmt: skip
     """Train the remaining epochs of a stage, and release what it was trained with."""
     position = state.position
-    with explained_failures(training, checkpointing), ending_when_asked() as request:
+    with explained_failures(training, checkpointing, accelerator), ending_when_asked() as request:
         guard = Guard(request, state, checkpointing, training, accelerator)
         while position.epoch < stage.epochs and not 0 < training.early_stopping_patience <= position.without_gain:
             row = train_epoch(learner, loaders, state, guard, accelerator)

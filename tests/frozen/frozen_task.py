@@ -168,7 +168,9 @@ class Task:
     def passes(self, accelerator: Accelerator, config: RunConfig) -> Passes:
         """What passes over the samples need."""
         loaders = self.loaders(accelerator, config)
-        return Passes(loaders, accelerator, config.training.per_device_eval_batch_size, config.store)
+        return Passes(
+            loaders, accelerator, config.training.evaluation_batch_size(accelerator.device.type), config.store
+        )
 
     def files(self) -> dict[str, bytes]:
         """All chunks, by their paths."""

@@ -88,7 +88,7 @@ def test_a_full_memory_is_an_error_that_says_what_to_do(
 
     monkeypatch.setattr(torch.Tensor, "backward", full)
     expected, found, do = message(tmp_path)
-    assert expected == "Expected: memory for batches of 4 in training and of 64 in evaluation"
+    assert expected == "Expected: memory for batches of 4 in training and of 16 in evaluation"
     assert found == f"Found:    {str(error) or 'MemoryError'}; no checkpoint had been written"
     assert "halve --per_device_train_batch_size and double --gradient_accumulation_steps" in do
 
