@@ -54,7 +54,7 @@ def test_the_largest_batch_that_fits_is_used_and_a_step_has_as_many_samples(
         "vit", tmp_path, room=room, per_device_train_batch_size=8, gradient_accumulation_steps=3
     )
     assert (chosen.training.per_device_train_batch_size, chosen.training.gradient_accumulation_steps) == (size, steps)
-    assert note == f"Batches that fit: {size} samples in training, {steps} for a step of 24; 64 in evaluation."
+    assert note == f"Batches that fit: {size} samples in training, {steps} for a step of 24; 16 in evaluation."
 
 
 def test_evaluation_has_its_own_size_and_all_splits_are_tried(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_resumed_run_keeps_its_batches_although_there_is_more_room(tmp_path: P
     first, _, _, _ = find_sizes("vit", tmp_path, room=2, save_steps=1)
     resumed, note, _, tried = find_sizes("vit", tmp_path, room=64, save_steps=1)
     assert first == resumed
-    assert note.endswith("64 in evaluation, as when the run began.")
+    assert note.endswith("16 in evaluation, as when the run began.")
     assert not tried
 
 
