@@ -151,11 +151,7 @@ def epochs_of_ours(run: "Run", loaders: "Loaders | None" = None) -> Callable[[in
     changing = stages[0].trainable
     set_trainable(model, groups, changing, updates_statistics=stages[0].updates_statistics)
     steps = Steps(model, groups, batches, training, strategy, stages, run.regularisation)
-    frozen = FrozenPrefix(
-        model,
-        groups,
-        Passes(batches, accelerator, training.evaluation_batch_size(accelerator.device.type), config.store),
-    )
+    frozen = FrozenPrefix(model, groups, Passes.of(batches, accelerator, config))
     identity = partial(run_identity, model, changing, strategy, stages, batches, config, accelerator)
     checkpointing = Checkpointing(model, changing, identity, checkpoints_of(config), config.checkpoints, accelerator)
     ranking = Ranking.of(batches.target, training.metric_for_best_model)

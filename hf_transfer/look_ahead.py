@@ -81,8 +81,7 @@ def _costs(run: Run) -> Iterator[str]:
         return
     prepared = run.prepared
     stages = run.strategy.stages(prepared.groups, config.training.num_train_epochs)
-    size = config.training.evaluation_batch_size(accelerator.device.type)
-    passes = Passes(run.loaders, accelerator, size, config.store)
+    passes = Passes.of(run.loaders, accelerator, config)
     frozen = FrozenPrefix(prepared.model, prepared.groups, passes)
     yield f"About {_in_words(sum(_seconds(run, stage) for stage in stages))} of computing without a store."
     for stage in stages:

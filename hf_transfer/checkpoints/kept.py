@@ -33,9 +33,11 @@ class Kind(NamedTuple):
 KINDS = {
     # Also what a run that was killed has left of one.
     "archives": Kind("unpacked archives", r"[0-9a-f]{32}(\.\w+)?"),
+    "cuts": Kind("which rows were split off", r"[0-9a-f]{64}"),
     "frozen": Kind("outputs of frozen layers", r"[0-9a-f]{64}"),
     "pixels": Kind("resized pictures", r"\d+-[0-9a-f]{32}"),
-    "verified": Kind("results of checks of pictures", r"[0-9a-f]{64}\.(json|keys|copies)", together=True),
+    "tokens": Kind("tokens of texts", r"[0-9a-f]{64}"),
+    "verified": Kind("results of checks of pictures", r"[0-9a-f]{64}\.(json|keys|copies|contents)", together=True),
 }
 
 

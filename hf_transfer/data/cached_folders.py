@@ -47,8 +47,9 @@ def refuse_full_disk(folder: Path) -> None:
 
 
 def note_use(folder: Path) -> None:
-    """Note that a folder was used now."""
-    os.utime(folder)
+    """Note that a folder was used now, with all that is in it."""
+    for path in (folder, *folder.iterdir()):
+        os.utime(path)
 
 
 def remove_oldest(folder: Path, limit: int) -> None:

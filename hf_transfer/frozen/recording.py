@@ -1,5 +1,7 @@
 """Outputs of frozen layers, computed chunk by chunk into a store, and what that costs and saves."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -24,6 +26,7 @@ from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.workers import end_workers
 from hf_transfer.frozen.store import Chunk, Column, Store, digest_of
 from hf_transfer.interruption import ignore_signals
+from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.store import StoreSettings
 from hf_transfer.versions import versions
 
@@ -55,6 +58,11 @@ class Passes:
     accelerator: Accelerator
     batch_size: int
     settings: StoreSettings
+
+    @classmethod
+    def of(cls, loaders: Loaders, accelerator: Accelerator, config: RunConfig) -> Passes:
+        """The passes of a run with these settings."""
+        return cls(loaders, accelerator, config.training.evaluation_batch_size(accelerator.device.type), config.store)
 
     @property
     def folder(self) -> Path:

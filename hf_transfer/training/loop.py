@@ -64,9 +64,7 @@ def fit(
     # Only once the folder of the run has been prepared: trackers write into it.
     accelerator.init_trackers("trackers")
     stages = strategy.stages(groups, training.num_train_epochs)
-    passes = recording.Passes(
-        loaders, accelerator, training.evaluation_batch_size(accelerator.device.type), config.store
-    )
+    passes = recording.Passes.of(loaders, accelerator, config)
     state, checkpointing = _start(model, strategy, stages, groups, passes, config, regularisation)
     checkpointing.resume(state)
 

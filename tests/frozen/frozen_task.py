@@ -168,9 +168,7 @@ class Task:
     def passes(self, accelerator: Accelerator, config: RunConfig) -> Passes:
         """What passes over the samples need."""
         loaders = self.loaders(accelerator, config)
-        return Passes(
-            loaders, accelerator, config.training.evaluation_batch_size(accelerator.device.type), config.store
-        )
+        return Passes.of(loaders, accelerator, config)
 
     def files(self) -> dict[str, bytes]:
         """All chunks, by their paths."""

@@ -71,7 +71,7 @@ def features(model: nn.Module, name: str, rows: Rows) -> tuple[Floats, npt.NDArr
 
 def passes_of(loaders: Loaders, accelerator: Accelerator, config: RunConfig) -> Passes:
     """What passes over the samples need, as the loop has it."""
-    return Passes(loaders, accelerator, config.training.evaluation_batch_size(accelerator.device.type), config.store)
+    return Passes.of(loaders, accelerator, config)
 
 
 def options_of(loaders: Loaders, config: RunConfig) -> SolverOptions:

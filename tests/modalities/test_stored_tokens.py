@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 
+from hf_transfer.checkpoints.kept import kept_in
 from hf_transfer.data import cached_folders
 from hf_transfer.data.splits import Split
 from hf_transfer.modalities import stored_tokens
@@ -60,6 +61,7 @@ def test_tokens_on_disk_are_those_in_memory(tmp_path: Path, pairs: list[str | No
     second = tokens_of_split(split, preprocessing(), tmp_path)
     assert same(in_memory, first)
     assert same(in_memory, second)
+    assert [store.what for store in kept_in(tmp_path)] == ["tokens of texts"]
     assert [second.of(place) for place in range(len(split))] == [in_memory.of(place) for place in range(len(split))]
 
 
