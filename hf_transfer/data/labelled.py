@@ -94,6 +94,8 @@ def read_labelled(
 
 def _chosen(data: datasets.Dataset, rows: Rows, columns: LabelColumns) -> datasets.Dataset:
     """The labels of some rows, in memory: `datasets` would look them up row by row, whenever they are read."""
+    import datasets
+
     labels = data.select_columns([name for name in columns.names if name in data.column_names])
     table = labels.with_format("arrow")[:].take(rows)
     return datasets.Dataset(table, datasets.DatasetInfo(features=labels.features), fingerprint="labels")
