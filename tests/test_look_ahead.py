@@ -94,7 +94,7 @@ def test_the_time_grows_with_the_epochs(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     times = {}
     for epochs in (2, 6):
-        path = settings(tmp_path, "digits", num_train_epochs=epochs, strategy="full")
+        path = settings(tmp_path, "digits", num_train_epochs=epochs, strategy="full", per_device_eval_batch_size=64)
         config = load_settings(recipe_of(path), path)
         (times[epochs],) = [line for line in looking.look_ahead(config) if line.startswith("About ")]
     # With a clock that ticks once a batch: 4 batches of training and 4 of validation in an epoch.
