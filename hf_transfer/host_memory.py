@@ -1,7 +1,8 @@
 """How malloc treats freed memory: during a run it is kept, and used again for the activations of the next batch.
 
 By default glibc returns large blocks to the system as soon as they are freed. The next batch asks for them again, and
-the kernel has to find, clear and map every page: on CPUs this can cost more than computing.
+the kernel has to find, clear and map every page: on CPUs this can cost more than computing. A run keeps it only once
+data are read: the memory of the short threads that read them would be kept, too.
 """
 
 import ctypes
@@ -19,12 +20,15 @@ TUNABLES = "GLIBC_TUNABLES"
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def freed_memory_kept(*, scarce: bool) -> Iterator[None]:
     """Inside, malloc keeps freed memory; at the end it has glibc's own values again, and returns what is free.
 
     Loader processes that are started inside do the same. Nothing happens where `description` says so.
+
+    Args:
+        scarce: whether memory may be full: then nothing happens either, since there are gaps in what is kept.
     """
-    if _reason_against(os.environ) is not None or not _set(KEPT):
+    if scarce or _reason_against(os.environ) is not None or not _set(KEPT):
         yield
         return
     try:

@@ -128,9 +128,9 @@ class Run:
                 self.splits = splits_of(opened, config, modality)
             else:
                 (part,) = self.checkpoint.parts
-                as_trained = modality.as_trained(config, self.preprocessing)
-                kind = as_trained.data.problem_type or saved.get("problem_type")
-                self.splits = load_judged(as_trained.replaced(problem_type=kind), modality, part.config, self._data)
+                trained = modality.as_trained(config, self.preprocessing)
+                trained = trained.replaced(problem_type=trained.data.problem_type or saved.get("problem_type"))
+                self.splits = load_judged(trained, modality, part.config, self._data)
         self._note(self.splits.describe())
         return self.splits
 
@@ -203,7 +203,7 @@ class Run:
         from hf_transfer.training.loop import fit
         from hf_transfer.training.progress import Fit
 
-        self._until_end.enter_context(freed_memory_kept())  # Not before: short threads that read data would keep it.
+        self._until_end.enter_context(freed_memory_kept(scarce=self.config.training.auto_batch_size))
         needed = saved_model.size_of_model(self.model) if self.config.trains() else 0
         folder = self._until_end.enter_context(run_folder.open_run_folder(self.config, self.accelerator, needed))
         if self.accelerator.is_main_process:
