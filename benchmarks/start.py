@@ -13,11 +13,7 @@ Beside our commands there is what cannot be quicker: Python itself, importing to
 
 import argparse
 import json
-import os
-import resource
-import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -26,6 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from benchmarks.processes import run_alone
 
 ROUNDS = 5
 HERE = Path(__file__).parents[1]
@@ -115,12 +113,9 @@ def commands(folder: Path) -> tuple[Command, dict[str, Command]]:
 
 def timed(command: Command, checkout: Path) -> Seconds:
     """Run a command in a checkout, whose package it imports."""
-    environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": ""}
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command.words, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
-    clock, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == command.code, f"{command.words}: {done.stdout}{done.stderr}"
-    return Seconds(clock, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    environment = {"PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": ""}
+    ended = run_alone(command.words, folder=checkout, environment=environment, code=command.code)
+    return Seconds(ended.clock, ended.processor)
 
 
 def measure(checkout: Path, rounds: int) -> dict[str, Seconds]:

@@ -9,22 +9,19 @@ arms (A/A) shows how much of a difference is noise of the machine.
 
 import ast
 import contextlib
-import io
 import json
 import sysconfig
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.intervals import median_interval
+from benchmarks.trainer_epochs import epochs_of_trainer
 from benchmarks.trials import epochs_of_ours, ready_run
-from hf_transfer.data.batches import LABELS, Loaders
+from hf_transfer.data.batches import Loaders
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.run import Run
 from hf_transfer.settings.run import TextConfig
@@ -90,60 +87,11 @@ def padded_to_fixed_length(run: Run) -> Loaders:
     return run.modality.loaders(run.splits, preprocessing, run.config, run.accelerator, frozen_prefix=False)
 
 
-def trainers(run: Run) -> Epoch:
-    """An epoch of `transformers.Trainer` on the same batches; what it returns are the seconds of the epoch alone."""
-    clock = _Clock()
-    batches = run.loaders.train
-
-    class OnTheseBatches(Trainer):
-        def get_train_dataloader(self) -> DataLoader[Any]:
-            return _AsTrainerTakesThem(batches)  # type: ignore[return-value]
-
-    arguments = TrainingArguments(
-        output_dir="runs/trainer", num_train_epochs=1, learning_rate=1e-5, lr_scheduler_type="constant",
-        weight_decay=run.config.training.weight_decay, per_device_train_batch_size=BATCH_SIZE, report_to="none",
-        save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
-    )  # fmt: skip
-    trainer = OnTheseBatches(run.model, arguments, train_dataset=batches.dataset, callbacks=[clock])
-
-    def epoch(number: int) -> float:
-        batches.set_epoch(number)
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer.train()
-        return clock.seconds
-
-    return epoch
-
-
 class _FixedLength(TokenPreprocessing):
     """Pads every text to the same length."""
 
     def pad(self, texts: Any) -> Any:
         return dict(self.tokenizer.pad(texts, padding="max_length", max_length=FIXED_LENGTH, return_tensors="pt"))
-
-
-class _AsTrainerTakesThem:
-    """Batches with labels, and without masks and row numbers."""
-
-    def __init__(self, batches: Any) -> None:
-        self.batches = batches
-        self.dataset = batches.dataset
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.batches:
-            tokens = {name: value for name, value in batch.items() if name not in LABELS}
-            yield {**tokens, "labels": batch["target"]}
-
-
-class _Clock(TrainerCallback):
-    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-        self.started = time.perf_counter()
-
-    def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        self.seconds = time.perf_counter() - self.started
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -159,7 +107,7 @@ def measure(folder: Path) -> dict[str, Any]:
         loops: dict[str, Epoch] = {
             "ours": ours(run()),
             "ours again": ours(run()),
-            "Trainer": trainers(run()),
+            "Trainer": epochs_of_trainer(run()),
             "fixed length": ours(fixed, padded_to_fixed_length(fixed)),
             "padded, random order": ours(run("random")),
         }
