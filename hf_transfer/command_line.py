@@ -108,19 +108,22 @@ def _predict(arguments: argparse.Namespace) -> None:
     with _no_garbage_collected():
         from hf_transfer.evaluation.answers import Report, write_answers
         from hf_transfer.evaluation.predictor import predictor_for
+        from hf_transfer.host_memory import freed_memory_kept
         from hf_transfer.modalities.modality import Typed
 
         typed = Typed(arguments.image, arguments.text, arguments.text_pair)
         predictor = predictor_for(arguments.model, arguments.files, of_texts=bool(arguments.text))
     report = Report.of(arguments.output, arguments.format)
     top = len(predictor.target.names) if report.writer.takes_all else arguments.top
-    if arguments.files:
+    in_files = bool(arguments.files)
+    if in_files:
         names = ("text_column_name", "text_pair_column_name", "image_column_name", "encoding", "delimiter")
         wanted = {name: getattr(arguments, name) for name in names}
         answers = predictor.files(arguments.files, top, wanted)
     else:
         answers = predictor.typed(typed, top)
-    write_answers(answers, predictor.target, report, in_files=bool(arguments.files), usable=predictor.modality.usable)
+    with freed_memory_kept(scarce=False):
+        write_answers(answers, predictor.target, report, in_files=in_files, usable=predictor.modality.usable)
 
 
 @contextmanager
