@@ -7,7 +7,7 @@ TEST_THREADS := $(or $(OMP_NUM_THREADS),1)
 export OMP_NUM_THREADS ?= 2
 INSTALL_CHROMIUM := (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium)
 
-.PHONY: setup demo browser test test-slow test-all mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-start bench-scale backbones clean
+.PHONY: setup demo browser test test-slow test-all mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-memory bench-start bench-scale backbones clean
 
 setup: .venv/ready
 
@@ -57,7 +57,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-start bench-scale  ## All measurements of docs/benchmarks.md that need no other data.
+bench: bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-memory bench-start bench-scale  ## All measurements of docs/benchmarks.md that need no other data.
 
 bench-transfer: setup
 	$(BIN)/python -m benchmarks.transfer_or_scratch
@@ -80,6 +80,9 @@ bench-strategies: setup  ## Every strategy on both samples.
 
 bench-space: setup  ## The demo next to a bare pipeline.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.space_speed
+
+bench-memory: setup  ## What it changes that malloc keeps freed memory: kernel time and peak memory.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.freed_memory
 
 bench-start: setup  ## How long it takes until a command answers.
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.start

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from benchmarks.intervals import median_interval
-from benchmarks.probe_speed import random_weights
+from benchmarks.random_models import random_weights
 from benchmarks.trainer_epochs import epochs_of_trainer, model_inputs
 from benchmarks.trials import epochs_of_ours, ready_run, settings_of, write_rows
 from hf_transfer.data.batches import EpochSampler

@@ -24,9 +24,9 @@ import numpy as np
 import pandas
 
 from benchmarks.processes import run_alone
+from benchmarks.random_models import REPOSITORY, random_weights
 from benchmarks.trials import write_rows
 
-REPOSITORY = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "probe_speed.json"
 ONCE, WARM = "Trainer", "ours, warm"
 ARMS = (ONCE, "plain script", "tuned script", "ours", "ours, again", WARM)
@@ -56,14 +56,6 @@ CASES = {
     "ResNet-50 (shape)": Case("image", "stamps", None, "resnet", one_of=2),
     "ViT-B (shape)": Case("image", "stamps", None, "vit", one_of=4),
 }
-MAKE_SHAPE = """
-import sys, torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-torch.manual_seed(0)
-AutoModelForImageClassification.from_config(AutoConfig.for_model(sys.argv[1])).save_pretrained(sys.argv[2])
-from transformers import ViTImageProcessor
-ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(sys.argv[2])
-"""
 
 
 def part_of(data: Path, one_of: int, folder: Path) -> Path:
@@ -79,12 +71,6 @@ def part_of(data: Path, one_of: int, folder: Path) -> Path:
         for name in rows.get("file_name", ()):
             shutil.copy(table.with_name(name), place.with_name(name))
     return folder
-
-
-def random_weights(shape: str, folder: Path) -> str:
-    """A folder with a classifier of pictures of the architecture's default size, with random weights."""
-    run_alone([sys.executable, "-c", MAKE_SHAPE, shape, str(folder)], folder=REPOSITORY)
-    return str(folder)
 
 
 def measured(arm: str, case: Case, model: str, data: Path, folder: Path) -> dict[str, Any]:
