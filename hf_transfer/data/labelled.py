@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from hf_transfer.data.columns import PICTURE_NAMES
 from hf_transfer.data.origins import Origins
@@ -97,7 +98,9 @@ def _chosen(data: datasets.Dataset, rows: Rows, columns: LabelColumns) -> datase
     import datasets
 
     labels = data.select_columns([name for name in columns.names if name in data.column_names])
-    table = labels.with_format("arrow")[:].take(rows)
+    chosen = np.isin(np.arange(len(data)), rows, assume_unique=True)
+    # `take` would join the parts of a column, and an Arrow array of `string` holds two gigabytes at most.
+    table = labels.with_format("arrow")[:].filter(pa.array(chosen))
     return datasets.Dataset(table, datasets.DatasetInfo(features=labels.features), fingerprint="labels")
 
 
