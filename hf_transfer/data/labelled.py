@@ -16,6 +16,7 @@ from hf_transfer.data.splits import UNLABELLED, Rows, Split, Unlabelled
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.settings.output import PREDICTIONS_FILE
+from hf_transfer.targets.distinct import TEXT_TYPES
 from hf_transfer.targets.missing_labels import class_feature, has_no_labels, labels_in
 from hf_transfer.targets.target import LabelColumns, Target, Values
 
@@ -152,7 +153,7 @@ def _tells_rows_apart(rows: datasets.Dataset, column: str) -> bool:
     import datasets
 
     feature = rows.features[column]
-    if not isinstance(feature, datasets.Value) or not feature.dtype.startswith(("int", "uint", "string", "large_str")):
+    if not isinstance(feature, datasets.Value) or not feature.dtype.startswith(("int", "uint", *TEXT_TYPES)):
         return False
     values = rows[column][:]
     is_short = all(not isinstance(value, str) or not any(sign.isspace() for sign in value) for value in values)
