@@ -144,8 +144,8 @@ def anonymous_bytes_below(process: int) -> int:
     except OSError:
         # It has just ended.
         return 0
-    own = sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
-    return own + sum(anonymous_bytes_below(int(child)) for child in children)
+    anonymous = sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+    return anonymous + sum(anonymous_bytes_below(int(child)) for child in children)
 
 
 def watched(command: list[str], environment: dict[str, str]) -> dict[str, Any]:

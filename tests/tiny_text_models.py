@@ -1,5 +1,6 @@
 """Text classifiers of several architectures, tiny and with perturbed random weights, and a tokenizer for them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,14 @@ def tiny_tokenizer(*, pad: bool = True, end: bool = True, **settings: Any) -> Pr
         pad_token="[PAD]" if pad else None,
         **({"model_max_length": 32, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} | settings),
     )
+
+
+def forget_input_names(folder: Path) -> None:
+    """Remove from a saved tokenizer which inputs it makes: most on the Hub leave that to their class."""
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    del settings["model_input_names"]
+    file.write_text(json.dumps(settings), encoding="utf-8")
 
 
 def save_text_checkpoint(folder: Path, name: str = "bert", *, pad: bool = True, **settings: Any) -> Path:

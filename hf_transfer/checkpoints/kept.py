@@ -31,12 +31,12 @@ class Kind(NamedTuple):
 
 # By the name of their folder.
 KINDS = {
-    # Also what a run that was killed has left of one.
+    # Of archives, cuts and tokens also what a run that was killed has left of one.
     "archives": Kind("unpacked archives", r"[0-9a-f]{32}(\.\w+)?"),
-    "cuts": Kind("which rows were split off", r"[0-9a-f]{64}"),
+    "cuts": Kind("which rows were split off", r"\.?[0-9a-f]{64}(-[0-9a-f]{32})?"),
     "frozen": Kind("outputs of frozen layers", r"[0-9a-f]{64}"),
     "pixels": Kind("resized pictures", r"\d+-[0-9a-f]{32}"),
-    "tokens": Kind("tokens of texts", r"[0-9a-f]{64}"),
+    "tokens": Kind("tokens of texts", r"\.?[0-9a-f]{64}(-[0-9a-f]{32})?"),
     "verified": Kind("results of checks of pictures", r"[0-9a-f]{64}\.(json|keys|copies|contents)", together=True),
 }
 
@@ -69,12 +69,13 @@ def kept_in(cache: Path, older_than: float = 0.0) -> list[Kept]:
     stores = []
     for folder, kind in KINDS.items():
         # A link leads to files that may be somebody else's.
-        ours = [
+        written = [
             path
             for path in sorted((cache / folder).glob("*"))
             if re.fullmatch(kind.name, path.name) and not path.is_symlink()
         ]
-        groups = [(folder, ours)] if kind.together and ours else [(f"{folder}/{path.name}", [path]) for path in ours]
+        each = [(f"{folder}/{path.name}", [path]) for path in written]
+        groups = [(folder, written)] if kind.together and written else each
         stores += sorted((_kept(name, kind.what, paths) for name, paths in groups), key=lambda one: -one.last_use)
     latest = time.time() - older_than * SECONDS_OF_A_DAY
     return [one for one in stores if older_than == 0 or one.last_use < latest]

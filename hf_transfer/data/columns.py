@@ -11,6 +11,7 @@ import pyarrow as pa
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.settings.data import DataSettings
+from hf_transfer.targets.distinct import TEXT_TYPES
 from hf_transfer.targets.target import LabelColumns
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ def is_text(feature: object) -> bool:
     """Whether a column is of text by its type."""
     import datasets
 
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+    return isinstance(feature, datasets.Value) and feature.dtype in TEXT_TYPES
 
 
 def refuse_other_values(data: datasets.Dataset, column: str) -> None:

@@ -3,13 +3,12 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from hf_transfer.data.cached_folders import note_use, written_folder
+from hf_transfer.data.cached_folders import NewFolder, ensure_written
 from hf_transfer.data.fates import Source
 from hf_transfer.data.groups import Keys, Units, units_of
 from hf_transfer.data.samples import is_sample
@@ -77,19 +76,22 @@ def cut_once(
     for column in (train.rows, train.targets, *keys):
         digest.update(f"{column.dtype}{column.shape}".encode() + np.ascontiguousarray(column).tobytes())
     folder = cache / "cuts" / digest.hexdigest()
-    with suppress(OSError):
+    splits: dict[str, Split] = {}
+
+    def write(new: NewFolder) -> None:
+        splits.update(cut_missing(train, missing, keys, settings, target))
+        numbers = np.zeros(len(train), dtype=np.int8)
+        for number, name in enumerate(missing, start=1):
+            numbers[np.searchsorted(train.rows, splits[name].rows)] = number
+        new.file(SPLIT_OF_EACH_ROW).write(numbers.data)
+
+    try:
+        ensure_written(folder, LARGEST_FOLDER, write)
         numbers = np.fromfile(folder / SPLIT_OF_EACH_ROW, np.int8)
-        if len(numbers) == len(train):
-            note_use(folder)
-            return {name: part_of(train, np.flatnonzero(numbers == number)) for number, name in enumerate(names)}
-    splits = cut_missing(train, missing, keys, settings, target)
-    numbers = np.zeros(len(train), dtype=np.int8)
-    for number, name in enumerate(missing, start=1):
-        numbers[np.searchsorted(train.rows, splits[name].rows)] = number
-    # A cache that cannot be written to costs time, and nothing else.
-    with suppress(OSError), written_folder(folder, LARGEST_FOLDER) as partial:
-        numbers.tofile(partial / SPLIT_OF_EACH_ROW)
-    return splits
+    except OSError:
+        # A cache that cannot be written to costs time, and nothing else.
+        return splits or cut_missing(train, missing, keys, settings, target)
+    return {name: part_of(train, np.flatnonzero(numbers == number)) for number, name in enumerate(names)}
 
 
 def cut_by_unit(

@@ -267,8 +267,9 @@ def _read(file: Path, layout: Layout) -> tuple[pa.Table, Lines, list[str]]:
 
 def _text(column: Sequence[str]) -> pa.Array:
     """Texts, null where they are empty."""
-    texts = pa.array(column, pa.string())
-    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts).cast(pa.large_string())
+    # An array of `string` holds two gigabytes at most.
+    texts = pa.array(column, pa.large_string())
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.large_string()), texts)
 
 
 def _wrong_width(file: Path, names: Sequence[str], wrong: Sequence[tuple[int, int]], layout: Layout) -> UserError:

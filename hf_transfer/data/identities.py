@@ -22,12 +22,14 @@ def identities_of(split: Split) -> Identities:
     """
     # In Arrow's own columns: reading a million rows one by one would take minutes.
     images = split.dataset.with_format("arrow")[:]["image"]
-    content, paths = (pyarrow.compute.struct_field(images, name).take(split.rows) for name in ("bytes", "path"))
-    sizes = pyarrow.compute.fill_null(pyarrow.compute.binary_length(content), -1).to_numpy().astype(np.int64)
+    content, paths = (pyarrow.compute.struct_field(images, name) for name in ("bytes", "path"))
+    # Not the rows of the content, which would be copied: an Arrow array of `binary` holds two gigabytes at most.
+    lengths = pyarrow.compute.fill_null(pyarrow.compute.binary_length(content), -1).to_numpy()
+    sizes = lengths.astype(np.int64)[split.rows]
     start = np.uint64(int.from_bytes(_digest(str(split.dataset._fingerprint))))
     identities = _mixed(_mixed(split.rows.astype(np.uint64) ^ start) ^ sizes.astype(np.uint64))
     for place in np.flatnonzero(sizes < 0).tolist():
-        identities[place] = _of_file(paths[place].as_py())
+        identities[place] = _of_file(paths[int(split.rows[place])].as_py())
     return identities
 
 

@@ -18,6 +18,8 @@ from hf_transfer.errors import UserError, some, user_error
 Row = Mapping[str, Any]
 FORMS = "a list of objects, an object of lists, or lines with an object each"
 DECODER = json.JSONDecoder()
+# Arrow takes no larger number; lines that do not fit are read by the standard library.
+LARGEST_BLOCK = (1 << 31) - 1
 SPACE = re.compile(r"[ \t\r\n]+")
 
 
@@ -58,7 +60,7 @@ def _quick(file: Path, codec: str) -> tuple[pa.Table, Lines] | None:
     if codec not in ("utf-8", "utf-8-sig") or len(numbers) < 2:
         return None
     # A sign has up to four bytes.
-    options = pyarrow.json.ReadOptions(block_size=max(1 << 24, 8 * longest))
+    options = pyarrow.json.ReadOptions(block_size=min(max(1 << 24, 8 * longest), LARGEST_BLOCK))
     with file.open("rb") as opened:
         opened.seek(len(codecs.BOM_UTF8) if codec == "utf-8-sig" else 0)
         try:
@@ -214,8 +216,8 @@ def _column(values: Sequence[Any]) -> pa.Array:
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        texts = pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
-        return pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
+        texts = pa.array([None if value is None else json.dumps(value) for value in values], pa.large_string())
+        return pa.ExtensionArray.from_storage(pa.json_(pa.large_string()), texts)
 
 
 def _no_rows(file: Path) -> UserError:

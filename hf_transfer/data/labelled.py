@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from hf_transfer.data.columns import PICTURE_NAMES
 from hf_transfer.data.origins import Origins
@@ -15,6 +16,7 @@ from hf_transfer.data.splits import UNLABELLED, Rows, Split, Unlabelled
 from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.settings.output import PREDICTIONS_FILE
+from hf_transfer.targets.distinct import TEXT_TYPES
 from hf_transfer.targets.missing_labels import class_feature, has_no_labels, labels_in
 from hf_transfer.targets.target import LabelColumns, Target, Values
 
@@ -97,7 +99,9 @@ def _chosen(data: datasets.Dataset, rows: Rows, columns: LabelColumns) -> datase
     import datasets
 
     labels = data.select_columns([name for name in columns.names if name in data.column_names])
-    table = labels.with_format("arrow")[:].take(rows)
+    chosen = np.isin(np.arange(len(data)), rows, assume_unique=True)
+    # `take` would join the parts of a column, and an Arrow array of `string` holds two gigabytes at most.
+    table = labels.with_format("arrow")[:].filter(pa.array(chosen))
     return datasets.Dataset(table, datasets.DatasetInfo(features=labels.features), fingerprint="labels")
 
 
@@ -149,7 +153,7 @@ def _tells_rows_apart(rows: datasets.Dataset, column: str) -> bool:
     import datasets
 
     feature = rows.features[column]
-    if not isinstance(feature, datasets.Value) or not feature.dtype.startswith(("int", "uint", "string", "large_str")):
+    if not isinstance(feature, datasets.Value) or not feature.dtype.startswith(("int", "uint", *TEXT_TYPES)):
         return False
     values = rows[column][:]
     is_short = all(not isinstance(value, str) or not any(sign.isspace() for sign in value) for value in values)

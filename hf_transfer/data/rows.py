@@ -12,8 +12,10 @@ import pyarrow.compute
 from hf_transfer.data.splits import Rows, Split
 
 TEXT_COLUMNS = ("text", "text_pair")
-# So many rows of a data set are in memory at once, however many it has.
+# So many rows of a data set are in memory at once, however many it has, and so many bytes of their texts: what a
+# tokenizer makes of them takes a hundred times as much.
 ROWS_OF_A_BLOCK = 10_000
+BYTES_OF_A_BLOCK = 1 << 23
 
 
 def encoded_image(split: Split, row: int) -> dict[str, Any]:
@@ -36,17 +38,6 @@ def as_dict(image: pa.StructScalar) -> dict[str, Any]:
     return image.as_py() or {"bytes": None, "path": None}
 
 
-def blocks(split: Split, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Some columns of the rows of a split, block by block, in the order of the rows; no block is empty.
-
-    Args:
-        split: its rows.
-        columns: names of columns.
-    """
-    for block, places in _slices(split, columns):
-        yield block.take(places)
-
-
 def _slices(split: Split, columns: Sequence[str]) -> Iterator[tuple[pa.Table, Rows]]:
     """Consecutive rows of the data set, and the places of those among them that belong to the split."""
     chosen = split.dataset.select_columns(list(columns)).with_format("arrow")
@@ -58,10 +49,26 @@ def _slices(split: Split, columns: Sequence[str]) -> Iterator[tuple[pa.Table, Ro
 
 
 def blocks_of_texts(split: Split) -> Iterator[pa.Table]:
-    """The same for the text of each row, or its pair of texts, as large_string; nothing for samples without texts."""
-    if names := [name for name in TEXT_COLUMNS if name in split.dataset.column_names]:
-        for block in blocks(split, names):
-            yield block.cast(pa.schema([(name, pa.large_string()) for name in names]))
+    """The text of each row, or its pair of texts, block by block, in the order of the rows, as large_string.
+
+    No block is empty, and there is none for samples without texts.
+    """
+    names = [name for name in TEXT_COLUMNS if name in split.dataset.column_names]
+    kind = pa.schema([(name, pa.large_string()) for name in names])
+    for block, places in _slices(split, names) if names else ():
+        # In this order: `take` joins the parts of a column, and an array of `string` holds two gigabytes at most.
+        yield from _of_few_bytes(block.cast(kind), places)
+
+
+def _of_few_bytes(block: pa.Table, places: Rows) -> Iterator[pa.Table]:
+    """The rows of a block at these places, in parts of `BYTES_OF_A_BLOCK`, or a text more."""
+    lengths = [pyarrow.compute.fill_null(pyarrow.compute.binary_length(column), 0) for column in block.columns]
+    ends = np.sum([column.to_numpy() for column in lengths], axis=0).cumsum()
+    borders = np.array([0, *1 + np.flatnonzero(np.diff(ends // BYTES_OF_A_BLOCK)), len(block)])
+    chosen = np.split(places, np.searchsorted(places, borders[1:-1]))
+    for first, last, some in zip(borders[:-1].tolist(), borders[1:].tolist(), chosen, strict=True):
+        if len(some):
+            yield block.slice(first, last - first).take(some - first)
 
 
 def joined_bytes(texts: pa.LargeStringArray) -> memoryview:

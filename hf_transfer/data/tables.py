@@ -29,6 +29,10 @@ TABLE_BUILDERS = {
 }  # fmt: skip
 
 
+# Of a larger group of rows, Arrow cannot read nested columns, such as those of pictures, at once.
+LARGEST_GROUP = 1 << 30
+
+
 class Table(NamedTuple):
     """The rows of one file.
 
@@ -195,9 +199,34 @@ def _of_one_schema(tables: Sequence[Path], read: Sequence[ReadTable], kind: str)
 
 
 def _parquet(file: Path) -> Table:
-    # `datasets` reads names as patterns.
     import datasets
 
-    loaded = datasets.load_dataset("parquet", data_files={"train": [glob.escape(str(file.absolute()))]})["train"]
+    # `datasets` reads names as patterns.
+    pattern = glob.escape(str(file.absolute()))
+    if _has_unusual_groups(file):
+        from hf_transfer.data.large_groups import read_in_parts
+
+        loaded = read_in_parts(pattern)
+    else:
+        loaded = datasets.load_dataset("parquet", data_files={"train": [pattern]})["train"]
     indices = [name for name in loaded.column_names if columns.is_index(name)]
     return Table(loaded.remove_columns(indices), np.zeros(len(loaded), dtype=np.int64), [])
+
+
+def _has_unusual_groups(file: Path) -> bool:
+    """Whether `datasets` could not read the groups of rows of a Parquet file: one is too large, or the first is empty.
+
+    Raises:
+        UserError: it has no rows.
+    """
+    import pyarrow.parquet
+
+    try:
+        metadata = pyarrow.parquet.read_metadata(file)
+    except (pa.ArrowException, OSError):
+        # Reading it will say what is wrong.
+        return False
+    if not metadata.num_rows:
+        raise user_error(expected=f"rows in {file}", found="no rows", do="add rows, or remove this file")
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    return not groups[0].num_rows or any(group.total_byte_size > LARGEST_GROUP for group in groups)

@@ -11,6 +11,8 @@ Result = TypeVar("Result")
 # One task for each of a million items would take gigabytes, and more time than short functions do.
 ITEMS_OF_A_TASK = 64
 TASKS_AT_ONCE = 256
+# Of few items, so that no thread waits long for the one that has the slowest.
+TASKS_OF_A_THREAD = 4
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -24,9 +26,10 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     def each(some: Sequence[Item]) -> list[Result]:
         return [function(item) for item in some]
 
-    rest = iter(items)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    rest, threads = iter(items), os.cpu_count() or 1
+    with ThreadPoolExecutor(max_workers=threads) as pool:
         while part := list(islice(rest, ITEMS_OF_A_TASK * TASKS_AT_ONCE)):
-            tasks = [part[first : first + ITEMS_OF_A_TASK] for first in range(0, len(part), ITEMS_OF_A_TASK)]
+            size = min(ITEMS_OF_A_TASK, -(-len(part) // (threads * TASKS_OF_A_THREAD)))
+            tasks = [part[first : first + size] for first in range(0, len(part), size)]
             for results in pool.map(each, tasks):
                 yield from results

@@ -3,16 +3,16 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute
 
-from hf_transfer.data.cached_folders import note_use, refuse_full_disk, written_folder
+from hf_transfer.data.cached_folders import NewFolder, ensure_written, refuse_full_disk
 from hf_transfer.data.rows import blocks_of_texts, joined_bytes, texts_in
 from hf_transfer.data.splits import Split
 from hf_transfer.modalities.tokens import TokenPreprocessing
@@ -85,30 +85,23 @@ def tokens_of_split(split: Split, preprocessing: TokenPreprocessing, cache: Path
     if cache is None or len(split) < FEWEST_STORED:
         return _in_memory(split, preprocessing)
     folder = cache / "tokens" / _key(split, preprocessing)
-    with suppress(OSError, ValueError, KeyError):
-        tokens = mapped(folder)
-        note_use(folder)
-        return tokens
     try:
-        with written_folder(folder, LARGEST_FOLDER) as partial:
-            _write(partial, split, preprocessing)
+        ensure_written(folder, LARGEST_FOLDER, partial(_write, split=split, preprocessing=preprocessing))
         return mapped(folder)
     except OSError:
         return _in_memory(split, preprocessing)
 
 
 def mapped(folder: Path) -> Tokens:
-    """Tokens in a folder, mapped into memory.
+    """Tokens in a folder that is complete, mapped into memory.
 
     Raises:
         OSError: they are not there.
-        ValueError: they are not complete.
     """
     contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
     of_texts = {name: np.load(folder / f"{name}.npy") for name in OF_TEXTS}
     count = int(of_texts["lengths"].sum())
     flat = {
-        # A file that is too short is refused.
         name: np.memmap(folder / name, np.int32, "r", shape=(count,)) if value is None else _repeated(value, count)
         for name, value in contents["inputs"].items()
     }
@@ -148,26 +141,43 @@ def _in_memory(split: Split, preprocessing: TokenPreprocessing) -> Tokens:
     return Tokens(of_texts, flat)
 
 
-def _write(folder: Path, split: Split, preprocessing: TokenPreprocessing) -> None:
+class _Input:
+    """One model input of all texts, on its way to the disk: nothing is written while all its values are the same."""
+
+    def __init__(self, folder: NewFolder, name: str) -> None:
+        self._folder, self._name = folder, name
+        # The value of all so far; None: there are several, and the file is needed.
+        self.value: int | None = None
+        self._count = 0
+
+    def add(self, values: npt.NDArray[np.int32]) -> None:
+        """Add the values of some texts, which have at least one."""
+        if not self._count:
+            self.value = int(values[0])
+        if self.value is not None and (values != self.value).any():
+            for start in range(0, self._count, len(values)):
+                self._write(_repeated(self.value, min(len(values), self._count - start)))
+            self.value = None
+        if self.value is None:
+            self._write(values)
+        self._count += len(values)
+
+    def _write(self, values: npt.NDArray[np.int32]) -> None:
+        self._folder.file(self._name).write(np.ascontiguousarray(values).data)
+
+
+def _write(folder: NewFolder, split: Split, preprocessing: TokenPreprocessing) -> None:
     parts: list[Columns] = []
-    # Of each model input the values that it has; more than one: its file is needed.
-    values: dict[str, set[int]] = {}
-    with ExitStack() as opened:
-        files: dict[str, BinaryIO] = {}
-        for of_texts, flat in _blocks(split, preprocessing):
-            refuse_full_disk(folder)
-            parts.append(of_texts)
-            for name, column in flat.items():
-                if name not in files:
-                    files[name] = opened.enter_context((folder / name).open("wb"))
-                files[name].write(column.data)
-                values.setdefault(name, set()).update((int(column.min()), int(column.max())))
+    inputs: dict[str, _Input] = {}
+    for of_texts, flat in _blocks(split, preprocessing):
+        refuse_full_disk(folder.path)
+        parts.append(of_texts)
+        for name, values in flat.items():
+            inputs.setdefault(name, _Input(folder, name)).add(values)
     for name in OF_TEXTS:
-        np.save(folder / f"{name}.npy", np.concatenate([part[name] for part in parts]))
-    constant = {name: next(iter(some)) if len(some) == 1 else None for name, some in values.items()}
-    for name in (name for name, value in constant.items() if value is not None):
-        (folder / name).unlink()
-    (folder / CONTENTS).write_text(json.dumps({"inputs": constant}), encoding="utf-8")
+        np.save(folder.file(f"{name}.npy"), np.concatenate([part[name] for part in parts]))
+    contents = {"inputs": {name: one.value for name, one in inputs.items()}}
+    folder.file(CONTENTS).write(json.dumps(contents).encode())
 
 
 def _key(split: Split, preprocessing: TokenPreprocessing) -> str:

@@ -87,8 +87,8 @@ class TokenPreprocessing(Preprocessing):
         self._words: dict[int, bool] = {}
         self._is_set = max_seq_length is not None
         names = [name for name in tokenizer.model_input_names if name != MASK]
-        # Saved with the tokenizer, so that other programs make the same inputs.
-        tokenizer.model_input_names = [*names, MASK] if takes_mask else names
+        # So that other programs make the same inputs, and tokens on disk are of models that take the same.
+        self._set_and_save("model_input_names", [*names, MASK] if takes_mask else names)
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[list[Encoded], list[int]]:
         """Token ids of texts or pairs, truncated to `max_length`, and how many tokens each of them lost."""
@@ -178,9 +178,12 @@ class TokenPreprocessing(Preprocessing):
         return bool((together - alone).abs().max() <= ROUNDING * alone.abs().max())
 
     def _pad_on(self, side: str) -> None:
-        self.tokenizer.padding_side = side
-        # The attribute alone is not saved.
-        self.tokenizer.init_kwargs["padding_side"] = side
+        self._set_and_save("padding_side", side)
+
+    def _set_and_save(self, attribute: str, value: object) -> None:
+        """Set an attribute of the tokenizer, also in what is saved of it: the attribute alone is not."""
+        setattr(self.tokenizer, attribute, value)
+        self.tokenizer.init_kwargs[attribute] = value
 
     def inputs(self, samples: Sequence[tuple[str, ...]]) -> Batch:
         """Model inputs of texts that belong to no split: tuples of one text, or of two.

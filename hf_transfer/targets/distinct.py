@@ -12,6 +12,9 @@ import pyarrow as pa
 if TYPE_CHECKING:
     import datasets
 
+# Of columns of text, as `datasets` names them.
+TEXT_TYPES = ("string", "large_string", "string_view")
+
 
 class Distinct(NamedTuple):
     """The different values of a column, and which of them each row has.
@@ -35,8 +38,7 @@ def has_single_values(feature: object) -> bool:
     import datasets
 
     return isinstance(feature, datasets.ClassLabel) or (
-        isinstance(feature, datasets.Value)
-        and feature.dtype.startswith(("int", "uint", "float", "string", "large_string", "bool"))
+        isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "float", *TEXT_TYPES, "bool"))
     )
 
 

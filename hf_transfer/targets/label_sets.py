@@ -20,6 +20,7 @@ from hf_transfer.targets.class_labels import (
     refuse_unknown,
     refuse_unknown_columns,
 )
+from hf_transfer.targets.distinct import TEXT_TYPES
 from hf_transfer.targets.label_columns import SEPARATORS, LabelColumns
 from hf_transfer.targets.missing_labels import class_feature, missing_labels, refuse_missing
 
@@ -58,7 +59,7 @@ def why_label_sets(train: datasets.Dataset, columns: LabelColumns) -> str | None
     if isinstance(feature, LISTS):
         values = [row for row in train[columns.only][:] if row]
         return None if _has_fractions(values) else "lists"
-    if not isinstance(feature, datasets.Value) or feature.dtype not in ("string", "large_string"):
+    if not isinstance(feature, datasets.Value) or feature.dtype not in TEXT_TYPES:
         return None
     separator = columns.separator or _separator_in(train[columns.only][:])
     return f"texts joined by {separator!r}" if separator else None

@@ -119,6 +119,14 @@ def test_what_was_used_last_is_listed_first(console: Console, tmp_path: Path) ->
     assert [name[-1] for name in listed] == ["b", "a", "c"]
 
 
+@pytest.mark.parametrize("kind", ["cuts", "tokens"])
+def test_what_a_killed_run_has_left_is_listed_and_deleted(kind: str, console: Console, tmp_path: Path) -> None:
+    rest = make(tmp_path, f"{kind}/.{HEX}-{HEX[:32]}/input_ids")
+    assert f"{kind}/.{HEX[:13]}" in console("cache", "--cache_dir", tmp_path).out
+    console("cache", "--cache_dir", tmp_path, "--clear")
+    assert not rest.parent.exists()
+
+
 def test_files_that_are_not_ours_stay(console: Console, tmp_path: Path) -> None:
     """A person may name any folder in --cache_dir, and have a folder `pixels` of his own in it."""
     others = [

@@ -11,7 +11,7 @@ import pytest
 
 from hf_transfer.checkpoints.kept import kept_in
 from hf_transfer.data import cutting, verification
-from hf_transfer.data.cutting import cut_missing, cut_once
+from hf_transfer.data.cutting import SPLIT_OF_EACH_ROW, cut_missing, cut_once
 from hf_transfer.data.groups import Keys
 from hf_transfer.data.splits import Split
 from hf_transfer.modalities.image import ImageModality
@@ -78,9 +78,13 @@ def test_other_rows_keys_labels_and_settings_have_their_own_cut(tmp_path: Path) 
 def test_a_damaged_file_and_a_cache_that_cannot_be_written_to_do_no_harm(tmp_path: Path) -> None:
     (train, keys), target = training(), Classes(("a", "b", "c"))
     cut = cut_once(tmp_path, train, MISSING, [keys], settings(), target)
-    (file,) = (tmp_path / "cuts").glob("*/*")
-    file.write_bytes(file.read_bytes()[:-1])
-    assert same(cut, cut_once(tmp_path, train, MISSING, [keys], settings(), target))
+    (file,) = (tmp_path / "cuts").glob(f"*/{SPLIT_OF_EACH_ROW}")
+    content = file.read_bytes()
+    # A file that was cut, and one in which a row has moved to another split, or to none.
+    for damaged in (content[:-1], bytes([(content[0] + 1) % 3]) + content[1:], b"\x7f" + content[1:]):
+        file.write_bytes(damaged)
+        assert same(cut, cut_once(tmp_path, train, MISSING, [keys], settings(), target))
+        assert file.read_bytes() == content
     assert same(cut, cut_once(file, train, MISSING, [keys], settings(), target))
 
 

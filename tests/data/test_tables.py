@@ -3,17 +3,25 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
+import numpy as np
 import pandas
+import pyarrow.parquet
 import pytest
 
+from hf_transfer.data import columns, large_groups, tables
 from hf_transfer.data.checked import load_splits
+from hf_transfer.data.large_groups import ParquetInParts
+from hf_transfer.data.rows import texts_of
 from hf_transfer.data.sample_columns import read_data
 from hf_transfer.data.sources import Loaded
+from hf_transfer.data.splits import Split
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.pair import PairModality
 from hf_transfer.modalities.text import TextModality
+from hf_transfer.settings.data import DataSettings
 from tests.data.conftest import (
     PairSettings,
     Settings,
@@ -171,3 +179,61 @@ def test_names_with_brackets_do_not_match_other_files(read: Read, tmp_path: Path
     for name in ("part[1].parquet", "part1.parquet"):
         write_table(tmp_path / "data" / name, text_rows(6, seed=len(name)))
     assert len(read(tmp_path / "data").data["train"]) == 12
+
+
+@pytest.mark.parametrize("kind", ["texts", "pictures"])
+def test_large_groups_of_rows_are_read_in_parts(
+    kind: str, settings: Settings, text_settings: TextSettings, picture_table: Callable[..., datasets.Dataset],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Arrow cannot read a group with two gigabytes of embedded pictures at once."""
+    path = tmp_path / "a.parquet"
+    if kind == "texts":
+        write_table(path, text_rows(40))
+    else:
+        picture_table([0, 1] * 20).to_parquet(path)
+
+    def rows() -> datasets.Dataset:
+        if kind == "texts":
+            return read_data(text_settings(dataset_name=str(path)), TextModality(), None).data["train"]
+        return read_data(settings(dataset_name=str(path)), ImageModality(), None).data["train"]
+
+    whole = rows()
+    group = pyarrow.parquet.read_metadata(path).row_group(0)
+    monkeypatch.setattr(tables, "LARGEST_GROUP", group.total_byte_size - 1)
+    monkeypatch.setattr(large_groups, "BYTES_AT_ONCE", group.total_byte_size // 4)
+    with mock.patch.object(ParquetInParts, "_cast_table", side_effect=lambda part: part) as cast:
+        in_parts = rows()
+    sizes = [len(call.args[0]) for call in cast.call_args_list]
+    assert len(sizes) >= 4
+    assert sum(sizes) == group.num_rows == 40
+    assert in_parts.features == whole.features
+    assert in_parts.with_format("arrow")[:] == whole.with_format("arrow")[:]
+
+
+def test_a_parquet_file_without_rows_says_so(read: Read, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": [], "label": []}).to_parquet(tmp_path / "a.parquet")
+    with user_error_with(expected=f"rows in {tmp_path / 'a.parquet'}", found="no rows", do="add rows, or remove"):
+        read(tmp_path / "a.parquet")
+
+
+def test_groups_without_rows_do_no_harm(read: Read, tmp_path: Path) -> None:
+    """Some programs write one first."""
+    table = pyarrow.Table.from_pylist(text_rows(12))
+    with pyarrow.parquet.ParquetWriter(tmp_path / "a.parquet", table.schema) as writer:
+        writer.write_table(table[:0])
+        writer.write_table(table)
+    assert len(read(tmp_path / "a.parquet").data["train"]) == 12
+
+
+def test_texts_of_any_type_of_arrow_are_read(read: Read, tmp_path: Path) -> None:
+    rows = text_rows(12)
+    texts = pyarrow.array([row["text"] for row in rows])
+    for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+        path = tmp_path / f"{kind}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts.cast(kind), "label": texts.cast(kind)}), path)
+        train = read(path).data["train"]
+        column = columns.text_column(train, None, DataSettings(dataset_name=str(path)))
+        columns.refuse_other_values(train, column)
+        split = Split(columns.texts(train, [column]), np.arange(12), np.zeros(12, dtype=np.int64))
+        assert texts_of(split) == [(row["text"],) for row in rows]

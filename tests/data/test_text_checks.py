@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_transfer.data.rows import blocks, texts_of
+from hf_transfer.data.rows import blocks_of_texts, texts_of
 from hf_transfer.data.splits import Split
 from hf_transfer.data.text_checks import bad_texts, copies_of_texts, fault_of_texts
 
@@ -55,7 +55,19 @@ def test_texts_come_in_the_order_of_the_rows_from_selected_and_joined_data_sets(
     rows = np.array([0, 3, 5, 6, 7, 13, 30, 38, 39])
     split = Split(data, rows, np.zeros(len(rows), dtype=np.int64))
     assert texts_of(split) == [(data[row]["text"],) for row in rows.tolist()]
-    assert [len(block) for block in blocks(split, ["text"])] == [4, 2, 1, 2]
+    assert [len(block) for block in blocks_of_texts(split)] == [4, 2, 1, 2]
+
+
+def test_blocks_of_long_texts_have_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the tokens of ten thousand books would be in memory at once; the first of a pair counts, as the second."""
+    monkeypatch.setattr("hf_transfer.data.rows.BYTES_OF_A_BLOCK", 100)
+    texts = ["a" * 60, None, "b" * 60, "c" * 500, "d", "e", "", "f" * 99]
+    for pairs in (None, texts[::-1]):
+        split = split_of(texts, pairs, step=1)
+        blocks = list(blocks_of_texts(split))
+        assert [len(block) for block in blocks] == ([2, 1, 4, 1] if pairs is None else [2, 1, 1, 3, 1])
+        assert [row for block in blocks for row in block["text"].to_pylist()] == texts
+        assert texts_of(split_of(texts, pairs, step=3)) == texts_of(split)[::3]
 
 
 def test_only_texts_of_rows_that_count_are_copies() -> None:

@@ -32,6 +32,25 @@ def test_several_threads_work_at_the_same_time() -> None:
     assert sorted(in_threads(lambda item: barrier.wait(10) if item in (0, 3) else 2, range(6))) == [0, 1, 2, 2, 2, 2]
 
 
+@pytest.mark.parametrize("count", [2, 8, 63])
+def test_few_items_are_shared_among_all_threads(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each can be a large photograph: as many as there are processors are computed at the same time."""
+    monkeypatch.setattr(threads, "ITEMS_OF_A_TASK", 64)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    together = min(8, count)
+    barrier = threading.Barrier(together)
+    entered: set[int] = set()
+
+    def wait_for_the_others(item: int) -> int:
+        if threading.get_ident() not in entered:
+            entered.add(threading.get_ident())
+            barrier.wait(10)
+        return item
+
+    assert list(in_threads(wait_for_the_others, range(count))) == list(range(count))
+    assert len(entered) == together
+
+
 def test_no_more_is_computed_ahead_than_a_few_tasks() -> None:
     computed: list[int] = []
     next(in_threads(computed.append, range(1000)))

@@ -16,7 +16,7 @@ from hf_transfer.models.fusion import FUSIONS, FusionModel
 from tests.data.conftest import noise
 from tests.padded_models import FURTHER, OF_ONE_LENGTH, save_images_with_texts, save_texts
 from tests.tiny_models import ARCHITECTURES, save_checkpoint
-from tests.tiny_text_models import TEXT_ARCHITECTURES, tiny_text_model, tiny_tokenizer
+from tests.tiny_text_models import TEXT_ARCHITECTURES, forget_input_names, tiny_text_model, tiny_tokenizer
 
 TEXTS = [
     "word7 word8", "word9", " ".join(f"word{number}" for number in range(5, 29)), "word30 word31 word5",
@@ -89,6 +89,24 @@ def test_the_saved_files_give_the_same_answers_in_a_pipeline_and_in_a_space(name
     ):
         assert_alone_as_together(answer, TEXTS)
         assert scores(answer(TEXTS)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "pooling"), [("fnet", "own"), ("fnet", "mean"), ("bert", "own")])
+def test_a_tokenizer_is_saved_with_the_inputs_that_its_model_takes(name: str, pooling: str, tmp_path: Path) -> None:
+    """Of one tokenizer, FNet takes no mask, but the mean of its tokens does; the class of the tokenizer makes one."""
+    folder = save_texts(tmp_path / "model", name, pooling)
+    forget_input_names(folder)
+    predictor = load(folder)
+    finished = tmp_path / "finished"
+    predictor.model.save_pretrained(finished)  # type: ignore[operator]
+    predictor.preprocessing.save(finished)
+    used = set(predictor.preprocessing.example())
+    assert set(AutoTokenizer.from_pretrained(finished)("word7")) == used
+    assert ("attention_mask" in used) is (name != "fnet" or pooling == "mean")
+    options = {"padding": "max_length"} if name in OF_ONE_LENGTH else {}
+    expected = scores(predictor(TEXTS, top=99))
+    assert scores(in_a_pipeline(finished, **options)(TEXTS)) == pytest.approx(expected, abs=1e-5)
+    assert scores(in_a_space(finished)([Sample(None, (one,)) for one in TEXTS])) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

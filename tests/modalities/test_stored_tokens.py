@@ -10,6 +10,7 @@ from unittest import mock
 import datasets
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from hf_transfer.checkpoints.kept import kept_in
 from hf_transfer.data import cached_folders
@@ -18,7 +19,7 @@ from hf_transfer.modalities import stored_tokens
 from hf_transfer.modalities.stored_tokens import Tokens, tokens_of_split
 from hf_transfer.modalities.text_batches import TextRows
 from hf_transfer.modalities.tokens import TokenPreprocessing
-from tests.tiny_text_models import tiny_tokenizer
+from tests.tiny_text_models import forget_input_names, tiny_tokenizer
 
 WORDS = [f"word{number}" for number in range(5, 10)]
 
@@ -98,6 +99,19 @@ def test_other_texts_lengths_and_tokenizers_have_other_tokens(tmp_path: Path) ->
     assert len(list((tmp_path / "tokens").iterdir())) == len(cases)
 
 
+def test_models_with_and_without_a_mask_share_no_tokens(tmp_path: Path) -> None:
+    """FNet takes no mask, and the mean of its tokens needs one; most tokenizers say neither."""
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    forget_input_names(tmp_path / "model")
+    split = split_of(some_texts())
+    for takes_mask in (True, False, True):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+        made = TokenPreprocessing(tokenizer, model_limit=40, takes_mask=takes_mask)
+        tokens = tokens_of_split(split, made, tmp_path)
+        assert ("attention_mask" in tokens.of(0)) is takes_mask
+        assert same(tokens, tokens_of_split(split, made))
+
+
 def test_another_process_maps_the_files_itself(tmp_path: Path) -> None:
     """Else each loader worker would get a copy of all tokens."""
     split = split_of([*some_texts(), *["word7 word8"] * 3000])
@@ -108,18 +122,18 @@ def test_another_process_maps_the_files_itself(tmp_path: Path) -> None:
     assert same(ForkingPickler.loads(ForkingPickler.dumps(in_memory)), in_memory)
 
 
-def test_incomplete_and_missing_files_are_made_again(tmp_path: Path) -> None:
+def test_damaged_and_missing_files_are_made_again(tmp_path: Path) -> None:
+    """Also if only a bit has changed: other tokens would be learned without a word."""
     split = split_of(some_texts())
     first = tokens_of_split(split, preprocessing())
     tokens_of_split(split, preprocessing(), tmp_path)
     (folder,) = (tmp_path / "tokens").iterdir()
-    content = (folder / "input_ids").read_bytes()
-    for damaged in ("input_ids", "lengths.npy", "contents.json"):
-        (folder / damaged).write_bytes((folder / damaged).read_bytes()[:-8])
-        assert same(first, tokens_of_split(split, preprocessing(), tmp_path))
-        (folder / damaged).unlink()
-        assert same(first, tokens_of_split(split, preprocessing(), tmp_path))
-    assert (folder / "input_ids").read_bytes() == content
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name, content in before.items():
+        for damaged in (content[:-8], content[:-1] + bytes([content[-1] ^ 1]), None):
+            (folder / name).unlink() if damaged is None else (folder / name).write_bytes(damaged)
+            assert same(first, tokens_of_split(split, preprocessing(), tmp_path))
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_where_nothing_can_be_written_tokens_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
