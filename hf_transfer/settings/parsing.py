@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from hf_transfer.errors import UserError, user_error
+from hf_transfer.garbage import skip_last_collection
 from hf_transfer.installation import check_installation
 from hf_transfer.interruption import Interrupted, ending_at_once, same_command
 from hf_transfer.settings.fields import unknown_settings
@@ -24,6 +25,7 @@ def run_recipe(main: Callable[[Config], object], config_class: type[Config], arg
     """Run a recipe from the command line: a user's error becomes a message and exit code 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    skip_last_collection()
     try:
         check_installation()
         config = parse(config_class, arguments)
