@@ -1,14 +1,13 @@
 """The console command `hf-transfer`: use or publish a finished model, and check this machine."""
 
 import argparse
-import gc
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from hf_transfer.errors import UserError, user_error
+from hf_transfer.garbage import none_collected, skip_last_collection
 from hf_transfer.installation import check_installation
 from hf_transfer.settings.parsing import exit_with, load_settings
 from hf_transfer.settings.ranges import DELIMITER, ENCODING
@@ -21,6 +20,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `hf-transfer`; a user's error ends it with a message and exit code 2."""
+    skip_last_collection()
     try:
         check_installation()
         arguments = _parser().parse_args(argv)
@@ -105,7 +105,7 @@ def _add_samples(predict: argparse.ArgumentParser) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     _check_predict(arguments)
-    with _no_garbage_collected():
+    with none_collected():
         from hf_transfer.evaluation.answers import Report, write_answers
         from hf_transfer.evaluation.predictor import predictor_for
         from hf_transfer.host_memory import freed_memory_kept
@@ -124,16 +124,6 @@ def _predict(arguments: argparse.Namespace) -> None:
         answers = predictor.typed(typed, top)
     with freed_memory_kept(scarce=False):
         write_answers(answers, predictor.target, report, in_files=in_files, usable=predictor.modality.usable)
-
-
-@contextmanager
-def _no_garbage_collected() -> Iterator[None]:
-    """While libraries are imported, nearly all objects stay: looking for others takes a seventh of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _check_predict(arguments: argparse.Namespace) -> None:

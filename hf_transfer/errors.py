@@ -16,6 +16,10 @@ class UserError(Exception):
         self.found = found
 
 
+class SharedError(UserError):
+    """An error that another process of the run prints: this one ends with it, and prints nothing."""
+
+
 LISTED = 5
 
 

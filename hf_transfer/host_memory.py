@@ -7,35 +7,66 @@ data are read: the memory of the short threads that read them would be kept, too
 
 import ctypes
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-# Parameters of mallopt(3), from malloc.h, with the values of a run and those of glibc.
-TRIM_THRESHOLD, MMAP_MAX = -1, -4
+# Parameters of mallopt(3), from malloc.h.
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}
-DEFAULT = {MMAP_MAX: 65_536, TRIM_THRESHOLD: 128 << 10}
+# By default glibc adapts two thresholds to the largest block that a program has freed; setting any parameter ends that
+# for good. So behind a run they are what they become at most (DEFAULT_MMAP_THRESHOLD_MAX in malloc.c, and twice that):
+# with the values at which they start, each block of 128 KiB would be mapped and cleared again, as long as the process
+# lives.
+LARGEST_MMAP_THRESHOLD = (4 << 20) * ctypes.sizeof(ctypes.c_long)
+ADAPTED = {MMAP_MAX: 65_536, MMAP_THRESHOLD: LARGEST_MMAP_THRESHOLD, TRIM_THRESHOLD: 2 * LARGEST_MMAP_THRESHOLD}
 # Variables with which a user has chosen something himself.
 CHOSEN_BY = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 TUNABLES = "GLIBC_TUNABLES"
 
 
+class _Users:
+    """The blocks in which freed memory is kept: the last one to end gives it back, in whatever order they end."""
+
+    def __init__(self) -> None:
+        self._lock, self._count = threading.Lock(), 0
+
+    def enter(self) -> None:
+        with self._lock:
+            self._count += 1
+            if self._count == 1:
+                _set(KEPT)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._count -= 1
+            if self._count == 0:
+                _set(ADAPTED)
+                ctypes.CDLL(None).malloc_trim(0)
+
+
+_USERS = _Users()
+
+
 @contextmanager
 def freed_memory_kept(*, scarce: bool) -> Iterator[None]:
-    """Inside, malloc keeps freed memory; at the end it has glibc's own values again, and returns what is free.
+    """Inside, malloc keeps freed memory; at the end of the last such block, what is free is returned to the system.
 
-    Loader processes that are started inside do the same. Nothing happens where `description` says so.
+    From then on malloc treats freed memory as in a program that has freed large blocks before. Loader processes that
+    are started inside keep it, too. Blocks may be nested, and in several threads. Nothing happens where `description`
+    says so.
 
     Args:
         scarce: whether memory may be full: then nothing happens either, since there are gaps in what is kept.
     """
-    if scarce or _reason_against(os.environ) is not None or not _set(KEPT):
+    if scarce or _reason_against(os.environ) is not None:
         yield
         return
+    _USERS.enter()
     try:
         yield
     finally:
-        _set(DEFAULT)
-        ctypes.CDLL(None).malloc_trim(0)
+        _USERS.leave()
 
 
 def description(environment: Mapping[str, str] = os.environ) -> str:
@@ -58,7 +89,6 @@ def _reason_against(environment: Mapping[str, str]) -> str | None:
     return f"{' and '.join(chosen)} set it" if chosen else None
 
 
-def _set(values: Mapping[int, int]) -> bool:
-    """Set parameters of malloc; whether it took all of them."""
-    taken = [ctypes.CDLL(None).mallopt(name, value) for name, value in values.items()]
-    return 0 not in taken
+def _set(values: Mapping[int, int]) -> None:
+    for name, value in values.items():
+        ctypes.CDLL(None).mallopt(name, value)

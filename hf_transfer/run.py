@@ -18,7 +18,7 @@ from hf_transfer.evaluation.results import PART, Results, Scores, baseline_of
 from hf_transfer.host_memory import freed_memory_kept
 from hf_transfer.hub.runs import loaded_commits, prepare_to_publish, publish_run, push_run
 from hf_transfer.settings.run import RunConfig
-from hf_transfer.training.launching import ONLY_PROCESS, Processes, may_be_one_of_several
+from hf_transfer.training.launching import ONLY_PROCESS, Processes, main_process_first, may_be_one_of_several
 from hf_transfer.versions import versions
 
 if TYPE_CHECKING:
@@ -116,14 +116,14 @@ class Run:
         further_metrics.check(config.output.metrics)
         prepare_to_publish(config, self.processes)
         if config.trains():
-            with self.processes.main_process_first():
+            with main_process_first(self.processes):
                 opened = open_data(config, modality, self._data)
         self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
         saved = {} if config.trains() else saved_description(self.checkpoint.parts[0])
         self.preprocessing = modality.preprocessing(self.checkpoint, config, saved)
         self.modality = modality = modality.for_run(self.preprocessing, config)
         self._inputs = inputs.fingerprints(config) if self.accelerator.is_main_process else {}
-        with self.accelerator.main_process_first():
+        with main_process_first(self.accelerator):
             if config.trains():
                 self.splits = splits_of(opened, config, modality)
             else:

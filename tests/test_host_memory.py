@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
@@ -12,9 +13,9 @@ from tests.conftest import REPOSITORY
 
 glibc = pytest.mark.skipif(host_memory.description({}).startswith("left"), reason="this system does not use glibc")
 # Takes 100 MiB and frees them; prints how many MiB malloc then has free, and how many it has in maps of their own while
-# they are in use, inside and behind the block.
+# they are in use, inside and behind the block; and how often pages are then mapped for blocks of 8 MiB, one at a time.
 CHILD = """
-import contextlib, ctypes, json, sys
+import contextlib, ctypes, json, resource, sys, threading
 import torch
 from hf_transfer.host_memory import freed_memory_kept
 
@@ -34,31 +35,88 @@ def used():
     del block
     return [state().fordblks >> 20, mapped >> 20]
 
-with freed_memory_kept(scarce=sys.argv[1] == "scarce") if sys.argv[1] != "plain" else contextlib.nullcontext():
+@contextlib.contextmanager
+def nested():
+    with freed_memory_kept(scarce=False):
+        for scarce in (False, True):
+            with freed_memory_kept(scarce=scarce):
+                pass
+        yield
+
+@contextlib.contextmanager
+def overlapping():
+    entered, ended = threading.Event(), threading.Event()
+    def other():
+        with freed_memory_kept(scarce=False):
+            entered.set()
+            ended.wait()
+    thread = threading.Thread(target=other)
+    with freed_memory_kept(scarce=False):
+        thread.start()
+        entered.wait()
+    yield
+    ended.set()
+    thread.join()
+
+blocks = {
+    "plain": contextlib.nullcontext, "nested": nested, "overlapping": overlapping,
+    "kept": lambda: freed_memory_kept(scarce=False), "scarce": lambda: freed_memory_kept(scarce=True),
+}
+with blocks[sys.argv[1]]():
     inside = used()
-print(json.dumps([inside, used()]))
+behind = used()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    torch.ones(2 << 20)
+print(json.dumps([inside, behind, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]))
 """
+# Of 50 blocks of 8 MiB, if all are mapped anew.
+ALL_PAGES = 50 * (8 << 20) // os.sysconf("SC_PAGE_SIZE")
 
 
-def measured(how: str, **variables: str) -> list[list[int]]:
-    """MiB that are free, and MiB in maps of their own, inside and behind the block, with these variables."""
+class Measured(NamedTuple):
+    """What malloc has in a process.
+
+    Attributes:
+        inside: MiB that are free, and MiB in maps of their own, inside the block.
+        behind: the same behind it.
+        mapped_again: how many pages are mapped behind it for blocks that are freed one after the other.
+    """
+
+    inside: list[int]
+    behind: list[int]
+    mapped_again: int
+
+
+def measured(how: str, **variables: str) -> Measured:
+    """Memory of a process with this kind of block and these variables."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     ended = subprocess.run(
         [sys.executable, "-c", CHILD, how], capture_output=True, text=True, check=True, cwd=REPOSITORY, env=environment
     )
-    figures: list[list[int]] = json.loads(ended.stdout)
-    return figures
+    return Measured(*json.loads(ended.stdout))
 
 
 @glibc
-def test_freed_memory_is_kept_during_a_run_and_returned_at_the_end() -> None:
-    (free, mapped), (_, mapped_behind) = measured("kept")
+@pytest.mark.parametrize("how", ["kept", "nested", "overlapping"])
+def test_freed_memory_is_kept_until_the_last_run_ends_and_then_returned(how: str) -> None:
+    (free, mapped), (_, mapped_behind), _ = measured(how)
     assert free >= 100
     assert mapped < 100
     assert mapped_behind >= 100
-    for how in ("plain", "scarce"):
-        for free, mapped in measured(how):
-            assert free < 100 <= mapped
+
+
+@glibc
+@pytest.mark.parametrize("how", ["plain", "scarce"])
+def test_freed_memory_is_returned_at_once_where_it_is_not_kept(how: str) -> None:
+    for free, mapped in measured(how)[:2]:
+        assert free < 100 <= mapped
+
+
+@glibc
+def test_behind_a_run_blocks_are_used_again_as_in_any_program() -> None:
+    for how in ("plain", "scarce", "kept"):
+        assert measured(how).mapped_again < ALL_PAGES / 5
 
 
 @glibc
@@ -68,7 +126,7 @@ def test_freed_memory_is_kept_during_a_run_and_returned_at_the_end() -> None:
 def test_what_a_user_has_chosen_for_malloc_is_kept(variables: dict[str, str]) -> None:
     name = next(iter(variables))
     assert host_memory.description(variables) == f"left as it is: {name} set it"
-    (free, mapped), _ = measured("kept", **variables)
+    free, mapped = measured("kept", **variables).inside
     assert free < 100 <= mapped
 
 

@@ -1,5 +1,6 @@
 """A command imports no heavy library before it needs it; in processes of their own, which tell what they imported."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 from PIL import Image
 
 from hf_transfer.data.files import FILES_TO_IGNORE
+from hf_transfer.garbage import none_collected
 from tests.conftest import REPOSITORY
+from tests.tiny_text_models import save_text_checkpoint
 
 # Each takes from half a second to several seconds to import.
 HEAVY = {
@@ -31,13 +34,35 @@ else:
 """
 
 
+# What loading a model imports in any case: of transformers, and the processor or tokenizer of the model.
+LOAD = """
+import sys
+from pathlib import Path
+from transformers import AutoImageProcessor, AutoTokenizer, {model}
+
+folder = Path(sys.argv[1])
+{model}.from_pretrained(folder)
+if (folder / "tokenizer.json").is_file():
+    AutoTokenizer.from_pretrained(folder)
+else:
+    AutoImageProcessor.from_pretrained(folder, backend="pil")
+print(*{{name.partition(".")[0] for name in sys.modules}})
+"""
+# What predicting needs beside that: our rooms read pictures and tables.
+NEEDED = {"PIL", "cloudpickle", "hf_transfer", "pillow_heif", "pyarrow"}
+
+
 class Ended(NamedTuple):
-    """How a command ended, and which heavy libraries it has imported."""
+    """How a command ended, which packages it has imported, and the heavy ones among them."""
 
     code: int
     out: str
     err: str
-    heavy: set[str]
+    packages: set[str]
+
+    @property
+    def heavy(self) -> set[str]:
+        return HEAVY & self.packages
 
 
 def run(*command: object, **environment: str) -> Ended:
@@ -47,7 +72,7 @@ def run(*command: object, **environment: str) -> Ended:
     )  # fmt: skip
     *err, imported = done.stderr.strip().splitlines()
     assert imported.startswith("imported: ")
-    return Ended(done.returncode, done.stdout, "\n".join(err), HEAVY & set(imported.split()))
+    return Ended(done.returncode, done.stdout, "\n".join(err), set(imported.split()[1:]))
 
 
 def vision(dataset_name: object, out: Path, *flags: str, **environment: str) -> Ended:
@@ -184,6 +209,54 @@ def test_a_picture_is_predicted_without_what_only_training_needs(finished: Path,
     assert ended.code == 0, ended.err
     assert '"scores"' in ended.out
     assert not ended.heavy & {"datasets", "gradio", "kornia", "matplotlib", "pandas", "peft", "sklearn"}
+
+
+def imported_by_transformers(model: Path, of: str) -> set[str]:
+    """The packages that transformers alone imports to load a model with its processor or tokenizer."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD.format(model=f"AutoModelFor{of}Classification"), str(model)],
+        capture_output=True, text=True, check=True, env=os.environ,
+    )  # fmt: skip
+    return set(done.stdout.split()) | set(sys.stdlib_module_names)
+
+
+@pytest.mark.slow
+def test_predicting_imports_what_loading_a_model_imports_and_little_else(
+    finished: Path, pictures: Path, tmp_path: Path
+) -> None:
+    texts = save_text_checkpoint(tmp_path / "texts")
+    of_a_picture = run("module", "command_line", "predict", finished, pictures / "red/3.png")
+    of_a_text = run("module", "command_line", "predict", texts, "--text", "one two")
+    for ended, model, of in ((of_a_picture, finished / "model", "Image"), (of_a_text, texts, "Sequence")):
+        assert ended.code == 0, ended.err
+        more = ended.packages - imported_by_transformers(model, of) - NEEDED
+        assert not {name for name in more if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("command", [("recipe", "vision", "--help"), ("module", "command_line", "--help")])
+def test_a_command_ends_without_a_last_look_for_garbage(command: Sequence[str]) -> None:
+    """A cycle with a finalizer that speaks: Python would find it as the process ends."""
+    cycle = "class Cycle:\n    def __del__(self):\n        print('collected')\n"
+    cycle += "one = Cycle()\none.itself = one\ndel one\n"
+    done = {
+        code: subprocess.run(
+            [sys.executable, "-c", cycle + code, *command],
+            cwd=REPOSITORY, env=os.environ, capture_output=True, text=True, check=True,
+        ).stdout
+        for code in ("", f"import gc; gc.disable()\n{TELL}")
+    }  # fmt: skip
+    assert done.pop("") == "collected\n"
+    (ended,) = done.values()
+    assert ended.startswith("usage: ")
+    assert "collected" not in ended
+
+
+def test_no_garbage_is_collected_while_libraries_are_imported() -> None:
+    before = gc.get_freeze_count()
+    with none_collected():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before
 
 
 def test_a_run_that_trains_no_adapters_loads_and_saves_its_model_without_ours_of_peft(finished: Path) -> None:

@@ -21,7 +21,7 @@ from hf_transfer.settings.output import PREDICTIONS_FILE
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.table import TARGETS
-from hf_transfer.training.launching import Processes
+from hf_transfer.training.launching import Processes, main_process_first
 
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
@@ -140,22 +140,22 @@ def open_run_folder(config: RunConfig, processes: Processes, needed: int = 0) ->
     Raises:
         UserError: the folder cannot be written to, it has too little room, or another run is writing into it.
     """
-    folder = Path(config.output.output_dir)
+    folder, is_main = Path(config.output.output_dir), processes.is_main_process
     processes.wait_for_everyone()
-    if not processes.is_main_process:
-        yield folder
-        return
     with ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(folder))
-            _prepare(folder, config, needed)
-        except OSError as error:
-            raise _not_writable(error) from error
+        with main_process_first(processes):
+            try:
+                if is_main:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    held.enter_context(locked(folder))
+                    _prepare(folder, config, needed)
+            except OSError as error:
+                raise _not_writable(error) from error
         try:
             yield folder
         finally:
-            _print(earlier_run(folder).settle())
+            if is_main:
+                _print(earlier_run(folder).settle())
 
 
 def _not_writable(error: OSError) -> UserError:

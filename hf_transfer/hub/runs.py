@@ -13,7 +13,7 @@ from hf_transfer.evaluation.results import RESULTS_FILE
 from hf_transfer.evaluation.run_folder import MODEL_FOLDER, finished_run, has_card
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import ADAPTERS
-from hf_transfer.training.launching import Processes
+from hf_transfer.training.launching import Processes, main_process_first
 
 if TYPE_CHECKING:
     from hf_transfer.hub.publish import Published
@@ -25,8 +25,13 @@ def prepare_to_publish(config: RunConfig, processes: Processes) -> None:
     Raises:
         UserError: an adapter that others could not load, no token, or a token that may not write there.
     """
-    if not config.output.push_to_hub or not processes.is_main_process:
-        return
+    if config.output.push_to_hub:
+        with main_process_first(processes):
+            if processes.is_main_process:
+                _create_repositories(config)
+
+
+def _create_repositories(config: RunConfig) -> None:
     from hf_transfer.data.hub_access import is_hub_id
     from hf_transfer.hub.publish import create_repository
 

@@ -2,12 +2,14 @@
 
 import os
 import sys
+import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from hf_transfer.errors import UserError, user_error
+from hf_transfer.errors import SharedError, UserError, user_error
+from hf_transfer.garbage import skip_last_collection
 from hf_transfer.installation import check_installation
 from hf_transfer.interruption import Interrupted, ending_at_once, same_command
 from hf_transfer.settings.fields import unknown_settings
@@ -18,12 +20,14 @@ from hf_transfer.settings.run import RunConfig, part, required, without_effect
 Config = TypeVar("Config", bound=RunConfig)
 # A run writes all settings that have a value; nobody writes so many by hand.
 WRITTEN_BY_A_RUN = 40
+SECONDS_FOR_ANOTHER_TO_PRINT = 1.0
 
 
 def run_recipe(main: Callable[[Config], object], config_class: type[Config], argv: Sequence[str] | None = None) -> None:
     """Run a recipe from the command line: a user's error becomes a message and exit code 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    skip_last_collection()
     try:
         check_installation()
         config = parse(config_class, arguments)
@@ -50,9 +54,13 @@ def exit_interrupted(interrupted: Interrupted, config_class: type[RunConfig]) ->
 
 
 def exit_with(error: UserError) -> NoReturn:
-    """Print an error without a traceback, and end the process with code 2."""
+    """Print an error without a traceback, unless another process does, and end the process with code 2."""
     rank = os.environ.get("RANK", "0")
-    print(f"\nerror{'' if rank == '0' else f' on rank {rank}'}:\n{error}\n", file=sys.stderr)
+    if isinstance(error, SharedError):
+        # A launcher ends all processes as soon as one has ended: that which prints the error comes first.
+        time.sleep(SECONDS_FOR_ANOTHER_TO_PRINT)
+    else:
+        print(f"\nerror{'' if rank == '0' else f' on rank {rank}'}:\n{error}\n", file=sys.stderr, flush=True)
     sys.exit(2)
 
 

@@ -1,13 +1,13 @@
-"""What a launcher has told this process of the others, in environment variables; and variables that are left over."""
+"""What a launcher has told this process of the others, in environment variables; and errors that all of them share."""
 
 import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Protocol
 
-from hf_transfer.errors import UserError, user_error
+from hf_transfer.errors import SharedError, UserError, user_error
 
 # What torchrun and accelerate launch set for each process: the numbers, and where the first one listens.
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -28,9 +28,6 @@ class Processes(Protocol):
     def wait_for_everyone(self) -> None:
         """Return when all processes have come here."""
 
-    def main_process_first(self) -> AbstractContextManager[None]:
-        """In it, the other processes wait until the main one is through."""
-
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on the main process alone."""
 
@@ -43,11 +40,45 @@ class _OnlyProcess:
 
     def wait_for_everyone(self) -> None: ...
 
-    def main_process_first(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
 
 ONLY_PROCESS: Processes = _OnlyProcess()
+
+
+@contextmanager
+def main_process_first(processes: Processes) -> Iterator[None]:
+    """In it, the other processes wait until the main one is through. A user's error in one of them ends all.
+
+    Otherwise the others would wait for that process, and report a lost connection instead of its error.
+
+    Args:
+        processes: of the run.
+
+    Raises:
+        SharedError: another process has raised an error.
+    """
+    if processes is ONLY_PROCESS:
+        yield
+        return
+    if not processes.is_main_process:
+        _share(None)
+    try:
+        yield
+    except UserError as error:
+        _share(error)
+        raise
+    _share(None)
+    if processes.is_main_process:
+        _share(None)
+
+
+def _share(error: UserError | None) -> None:
+    """Tell all processes of an error, or that there is none; all of them come here."""
+    from accelerate.utils import gather_object
+
+    shared = gather_object([None if error is None else str(error)])
+    elsewhere = [message for message in shared if message is not None]
+    if error is None and elsewhere:
+        raise SharedError(elsewhere[0])
 
 
 def may_be_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
