@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional
 from torch import Tensor
 
+from hf_transfer.data.transfers import to_device
+
 Floats = npt.NDArray[np.float64]
 Kind = Literal["none", "light", "standard", "trivial"]
 DRAWS = 12
@@ -138,7 +140,7 @@ def _warp(images: Tensor, matrices: Floats) -> Tensor:
     height, width = images.shape[-2:]
     x = ((torch.arange(width, device=images.device) * 2 + 1) / width - 1).view(1, 1, width)
     y = ((torch.arange(height, device=images.device) * 2 + 1) / height - 1).view(1, height, 1)
-    m = torch.from_numpy(matrices).float().to(images.device)[:, :, :, None, None]
+    m = to_device(torch.from_numpy(matrices).float(), images.device)[:, :, :, None, None]
     grid = torch.stack([m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2], m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2]], -1)
     return torch.nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
@@ -155,7 +157,7 @@ def _trivial(images: Tensor, draws: Floats) -> Tensor:
     for number, operation in enumerate(TRIVIAL_OPERATIONS.values()):
         members = np.flatnonzero(chosen == number)
         if members.size:
-            where = torch.from_numpy(members).to(images.device)
+            where = to_device(torch.from_numpy(members), images.device)
             changed[where] = operation(images[where], amount[members]).clamp(0, 1)
     return changed
 
@@ -176,7 +178,7 @@ def _saturation(images: Tensor, factors: Floats) -> Tensor:
 
 
 def _by_image(values: Floats, images: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(images)[:, None, None, None]
+    return to_device(torch.from_numpy(values).to(images.dtype), images.device)[:, None, None, None]
 
 
 def _affine(images: Tensor, *elements: Floats | float) -> Tensor:
