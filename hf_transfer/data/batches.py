@@ -1,6 +1,5 @@
 """Batches: the order of samples, their masks, and how a batch becomes a model's arguments."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -22,7 +21,6 @@ from hf_transfer.interruption import ignore_signals
 from hf_transfer.settings.training import TrainingSettings
 from hf_transfer.targets.target import Target
 
-ROWS_THAT_NEED_WORKERS = 2_000
 Batch = dict[str, Tensor]
 # What each sample of a batch has beside its inputs.
 LABELS = ("target", "counted", "index")
@@ -228,10 +226,3 @@ def loaders_of(
         for split, size in sizes.items()
     }
     return Loaders(**loaders, **attributes, without_first_layers=light)
-
-
-def workers_for(wanted: int | None, rows: int) -> int:
-    """How many processes decode the samples: as many as wanted or, for many rows, up to four."""
-    if wanted is not None:
-        return wanted
-    return min(4, os.cpu_count() or 1) if rows >= ROWS_THAT_NEED_WORKERS else 0

@@ -1,10 +1,11 @@
 """A function for many items, in threads."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
+
+from hf_transfer.data.processors import allowed_processors
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,7 +26,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
         return [function(item) for item in some]
 
     rest = iter(items)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=allowed_processors()) as pool:
         while part := list(islice(rest, ITEMS_OF_A_TASK * TASKS_AT_ONCE)):
             tasks = [part[first : first + ITEMS_OF_A_TASK] for first in range(0, len(part), ITEMS_OF_A_TASK)]
             for results in pool.map(each, tasks):
