@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import os
 import platform
 import time
 from collections.abc import Iterator, Set
@@ -17,6 +16,7 @@ from hf_transfer import host_memory
 from hf_transfer.checkpoints.files import free_bytes, in_units
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.hub_account import describe_token, find_destination
+from hf_transfer.data.processors import allowed_processors
 from hf_transfer.evaluation.run_folder import peak_memory_bytes
 from hf_transfer.frozen.prefix import FrozenPrefix
 from hf_transfer.frozen.probe import solvable_layer
@@ -37,7 +37,7 @@ def machine() -> Iterator[tuple[str, str]]:
     devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     home = Path(huggingface_hub.constants.HF_HOME)
     yield "machine", platform.platform()
-    yield "processors", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads"
+    yield "processors", f"{allowed_processors()}, torch uses {torch.get_num_threads()} threads"
     yield "accelerators", ", ".join(devices) or "none"
     yield "memory", host_memory.description()
     yield "cache", f"{home}, {in_units(free_bytes(home))} free"

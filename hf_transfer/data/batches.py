@@ -1,6 +1,5 @@
 """Batches: the order of samples, their masks, and how a batch becomes a model's arguments."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -16,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hf_transfer.data.splits import UNLABELLED, Split
+from hf_transfer.data.transfers import to_device
 from hf_transfer.data.workers import end_workers, end_workers_at_exit
 from hf_transfer.interruption import ignore_signals
 from hf_transfer.settings.training import TrainingSettings
 from hf_transfer.targets.target import Target
 
-ROWS_THAT_NEED_WORKERS = 2_000
 Batch = dict[str, Tensor]
 # What each sample of a batch has beside its inputs.
 LABELS = ("target", "counted", "index")
@@ -34,7 +33,7 @@ class LabelledInputs(NamedTuple):
         inputs: keyword arguments of the model.
         targets: what is to be predicted [batch, ...].
         counted: bool [batch], False for masked samples: they do not count.
-        rows: row numbers [batch].
+        rows: row numbers [batch]; on the CPU, where reading one does not wait for a GPU.
     """
 
     inputs: Batch
@@ -58,9 +57,9 @@ class InputMaker(ABC):
             split: train, validation or test.
             epoch: augment the samples as in this epoch; None: as in evaluation.
         """
-        moved = {name: _for_device(tensor, device).to(device, non_blocking=True) for name, tensor in batch.items()}
-        targets, counted, index = (moved.pop(name) for name in LABELS)
-        return LabelledInputs(moved, targets, counted, index)
+        moved = {name: to_device(_for_device(part, device), device) for name, part in batch.items() if name != "index"}
+        targets, counted = moved.pop("target"), moved.pop("counted")
+        return LabelledInputs(moved, targets, counted, batch["index"])
 
     @abstractmethod
     def fingerprint(self, split: str, epoch: int | None) -> str:
@@ -187,7 +186,7 @@ def loader_of(
         sampler=order,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=accelerator.device.type == "cuda",
         collate_fn=collate,
         worker_init_fn=ignore_signals,
         # A generator of its own: else each pass would draw from torch's, and the model's dropout depend on it.
@@ -227,10 +226,3 @@ def loaders_of(
         for split, size in sizes.items()
     }
     return Loaders(**loaders, **attributes, without_first_layers=light)
-
-
-def workers_for(wanted: int | None, rows: int) -> int:
-    """How many processes decode the samples: as many as wanted or, for many rows, up to four."""
-    if wanted is not None:
-        return wanted
-    return min(4, os.cpu_count() or 1) if rows >= ROWS_THAT_NEED_WORKERS else 0

@@ -1,10 +1,11 @@
 """A function for many items, in threads."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
+
+from hf_transfer.data.processors import allowed_processors
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,7 +27,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     def each(some: Sequence[Item]) -> list[Result]:
         return [function(item) for item in some]
 
-    rest, threads = iter(items), os.cpu_count() or 1
+    rest, threads = iter(items), allowed_processors()
     with ThreadPoolExecutor(max_workers=threads) as pool:
         while part := list(islice(rest, ITEMS_OF_A_TASK * TASKS_AT_ONCE)):
             size = min(ITEMS_OF_A_TASK, -(-len(part) // (threads * TASKS_OF_A_THREAD)))

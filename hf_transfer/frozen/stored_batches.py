@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders
 from hf_transfer.data.splits import Rows
+from hf_transfer.data.transfers import to_device
 from hf_transfer.frozen.recording import Part
 from hf_transfer.frozen.store import Store
 from hf_transfer.models.cutting import Crossing, with_stored
@@ -37,9 +38,9 @@ class StoredInputs(InputMaker):
         *columns, targets, counted = store.read(np.searchsorted(self._rows[split], batch["index"].numpy()))
         tensors = []
         for crossing, column in zip(self._crossing, columns, strict=True):
-            values = column.to(device, non_blocking=True).to(crossing.dtype)
-            tensors.append(_padded(values, labelled.inputs["attention_mask"]) if crossing.by_token else values)
-        targets, counted = (part.to(device, non_blocking=True) for part in (targets, counted))
+            values = to_device(column, device).to(crossing.dtype)
+            tensors.append(_padded(values, batch["attention_mask"]) if crossing.by_token else values)
+        targets, counted = (to_device(part, device) for part in (targets, counted))
         return LabelledInputs(with_stored(labelled.inputs, tensors), targets, counted, labelled.rows)
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
@@ -64,7 +65,12 @@ def stored_loaders(
 
 
 def _padded(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Concatenated tokens [tokens of all samples, ...] as a padded batch [samples, tokens of the longest, ...]."""
-    batch = tokens.new_zeros(*mask.shape, *tokens.shape[1:])
-    batch[mask.bool()] = tokens
-    return batch
+    """Concatenated tokens [tokens of all samples, ...] as a padded batch [samples, tokens of the longest, ...].
+
+    Args:
+        tokens: on the device.
+        mask: on the CPU: a GPU would have to say how many places it has, and the host to wait for that.
+    """
+    places = to_device(mask.flatten().nonzero()[:, 0], tokens.device)
+    batch = tokens.new_zeros(mask.numel(), *tokens.shape[1:])
+    return batch.index_copy_(0, places, tokens).view(*mask.shape, *tokens.shape[1:])

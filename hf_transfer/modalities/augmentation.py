@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional
 from torch import Tensor
 
+from hf_transfer.data.transfers import to_device
+
 Floats = npt.NDArray[np.float64]
 Kind = Literal["none", "light", "standard", "trivial"]
 DRAWS = 12
@@ -138,7 +140,7 @@ def _warp(images: Tensor, matrices: Floats) -> Tensor:
     height, width = images.shape[-2:]
     x = ((torch.arange(width, device=images.device) * 2 + 1) / width - 1).view(1, 1, width)
     y = ((torch.arange(height, device=images.device) * 2 + 1) / height - 1).view(1, height, 1)
-    m = torch.from_numpy(matrices).float().to(images.device)[:, :, :, None, None]
+    m = to_device(torch.from_numpy(matrices).float(), images.device)[:, :, :, None, None]
     grid = torch.stack([m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2], m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2]], -1)
     return torch.nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
@@ -155,7 +157,7 @@ def _trivial(images: Tensor, draws: Floats) -> Tensor:
     for number, operation in enumerate(TRIVIAL_OPERATIONS.values()):
         members = np.flatnonzero(chosen == number)
         if members.size:
-            where = torch.from_numpy(members).to(images.device)
+            where = to_device(torch.from_numpy(members), images.device)
             changed[where] = operation(images[where], amount[members]).clamp(0, 1)
     return changed
 
@@ -165,9 +167,27 @@ def _brightness(images: Tensor, factors: Floats) -> Tensor:
 
 
 def _contrast(images: Tensor, factors: Floats) -> Tensor:
-    # Image by image: the order of summation, and so the rounding, may depend on the size of the batch.
-    means = torch.stack([image.mean() for image in images])[:, None, None, None]
+    means = _means(images)[:, None, None, None]
     return (means + (images - means) * _by_image(factors, images)).clamp(0, 1)
+
+
+def _means(images: Tensor) -> Tensor:
+    """The mean of each image [batch], the same to the bit in every batch and on every device.
+
+    torch's own sum may add in another order if the batch has another size. Here halves are added, element by element,
+    until one number is left, which also loses fewer digits (pairwise summation).
+
+    Reference: Higham, "The accuracy of floating point summation", SIAM Journal on Scientific Computing 1993,
+    https://doi.org/10.1137/0914050.
+    """
+    sums = images.flatten(1)
+    count = sums.shape[1]
+    while (length := sums.shape[1]) > 1:
+        half = (length + 1) // 2
+        first, second = sums.split([half, length - half], 1)
+        # Of an odd number, the one in the middle stays as it is.
+        sums = first + torch.nn.functional.pad(second, (0, 2 * half - length))
+    return sums[:, 0] / count
 
 
 def _saturation(images: Tensor, factors: Floats) -> Tensor:
@@ -176,7 +196,7 @@ def _saturation(images: Tensor, factors: Floats) -> Tensor:
 
 
 def _by_image(values: Floats, images: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(images)[:, None, None, None]
+    return to_device(torch.from_numpy(values).to(images.dtype), images.device)[:, None, None, None]
 
 
 def _affine(images: Tensor, *elements: Floats | float) -> Tensor:
@@ -188,13 +208,30 @@ def _rotate(images: Tensor, angle: Floats) -> Tensor:
     return _affine(images, cosine, -sine, 0, sine, cosine, 0)
 
 
-def _one_by_one(operation: Callable[[Tensor, float], Tensor], images: Tensor, values: Floats) -> Tensor:
-    return torch.cat([operation(image[None], float(value)) for image, value in zip(images, values, strict=True)])
+def _sharpness(images: Tensor, factors: Floats) -> Tensor:
+    """Away from or toward the mean of the neighbours, in which a pixel counts as five; the border stays, as in Pillow.
+
+    By shifted sums: how a convolution rounds may depend on the size of the batch and on the device.
+    """
+    sums = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
+    sums = sums[..., :-2] + sums[..., 1:-1] + sums[..., 2:]
+    inner = images[..., 1:-1, 1:-1]
+    smooth = (sums + 4 * inner) / 13
+    changed = images.clone()
+    changed[..., 1:-1, 1:-1] = smooth + (inner - smooth) * _by_image(factors, images)
+    return changed
 
 
-def _posterize(image: Tensor, strength: float) -> Tensor:
+def _posterize(images: Tensor, strength: Floats) -> Tensor:
     # From 8 bits down to 2, as in the paper's wide space.
-    return kornia.enhance.posterize(image, 8 - round(6 * strength))
+    cleared = np.rint(6 * strength)
+    kept = to_device(torch.from_numpy(256 - 2**cleared).to(torch.uint8), images.device)[:, None, None, None]
+    levels = ((images * 255).to(torch.uint8) & kept).to(images.dtype) / 255
+    return torch.where(_by_image(cleared, images) > 0, levels, images)
+
+
+def _solarize(images: Tensor, thresholds: Floats) -> Tensor:
+    return torch.where(images < _by_image(thresholds, images), images, 1 - images)
 
 
 def _autocontrast(images: Tensor) -> Tensor:
@@ -214,9 +251,9 @@ TRIVIAL_OPERATIONS: dict[str, Callable[[Tensor, Floats], Tensor]] = {
     "brightness": lambda images, amount: _brightness(images, 1 + 0.99 * amount),
     "saturation": lambda images, amount: _saturation(images, 1 + 0.99 * amount),
     "contrast": lambda images, amount: _contrast(images, 1 + 0.99 * amount),
-    "sharpness": lambda images, amount: _one_by_one(kornia.enhance.sharpness, images, 1 + 0.99 * amount),
-    "posterize": lambda images, amount: _one_by_one(_posterize, images, abs(amount)),
-    "solarize": lambda images, amount: _one_by_one(kornia.enhance.solarize, images, 1 - abs(amount)),
+    "sharpness": lambda images, amount: _sharpness(images, 1 + 0.99 * amount),
+    "posterize": lambda images, amount: _posterize(images, abs(amount)),
+    "solarize": lambda images, amount: _solarize(images, 1 - abs(amount)),
     "autocontrast": lambda images, amount: _autocontrast(images),
     "equalize": lambda images, amount: kornia.enhance.equalize(images),
 }

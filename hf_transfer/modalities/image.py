@@ -131,9 +131,10 @@ class ImageModality(Modality[VisionConfig]):
     ) -> Loaders:  # fmt: skip
         """See `Modality.loaders`."""
         from hf_transfer.data import batches
+        from hf_transfer.data.processors import workers_for
         from hf_transfer.modalities.image_batches import image_inputs, image_rows
 
-        workers = batches.workers_for(config.store.dataloader_num_workers, splits.longest())
+        workers = workers_for(config.store.dataloader_num_workers, splits.longest())
         images = image_inputs(splits, preprocessing, config, frozen_prefix=frozen_prefix)
         order = batches.EpochSampler(len(splits.train), config.training.seed)
         return batches.loaders_of(

@@ -160,7 +160,8 @@ class PairModality(Modality[MultimodalConfig]):
         tokenizer makes [batch, tokens], and `image_present` and `text_present`, bool [batch], of which each sample has
         at least one.
         """
-        from hf_transfer.data.batches import loaders_of, workers_for
+        from hf_transfer.data.batches import loaders_of
+        from hf_transfer.data.processors import workers_for
         from hf_transfer.modalities.image_batches import image_inputs, image_rows
         from hf_transfer.modalities.pair_batches import PairInputs, PairRows
         from hf_transfer.modalities.text_batches import TextRows, collate_texts, describe_truncation, orders_of

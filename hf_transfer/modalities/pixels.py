@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_transfer.data.batches import Batch
 from hf_transfer.data.pictures import DECODED_SIDE, DECODING, decode
+from hf_transfer.data.transfers import to_device
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import Preprocessing
 from hf_transfer.modalities.resizing import Resizing, resizings_of
@@ -99,7 +100,7 @@ class PixelPreprocessing(Preprocessing):
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Model inputs from pixels with values from 0 to 255 [batch, 3, height, width]."""
-        return pixels * self.scale.to(pixels.device) + self.shift.to(pixels.device)
+        return pixels * to_device(self.scale, pixels.device) + to_device(self.shift, pixels.device)
 
     def black(self) -> Tensor:
         """Pixels of a black picture of the model's size, to stand for one that is missing."""

@@ -122,6 +122,7 @@ class TextModality(Modality[TextConfig]):
     ) -> Loaders:  # fmt: skip
         """See `Modality.loaders`; notes report truncated texts."""
         from hf_transfer.data.batches import loaders_of
+        from hf_transfer.data.processors import workers_for
         from hf_transfer.modalities.text_batches import (
             TextRows,
             TokenInputs,
@@ -133,7 +134,7 @@ class TextModality(Modality[TextConfig]):
         cache = cache_folder(config.store.cache_dir)
         rows = {name: TextRows(split, preprocessing, cache) for name, split in splits.items()}
         # Tokens are in memory or mapped already: workers would only copy them.
-        workers = config.store.dataloader_num_workers or 0
+        workers = workers_for(config.store.dataloader_num_workers or 0, splits.longest())
         return loaders_of(
             rows, orders_of(rows, config.text, config.training), config.training, workers, accelerator,
             partial(collate_texts, preprocessing), target=splits.target, to_inputs=TokenInputs(rows),

@@ -32,5 +32,9 @@ class StoreSettings(Topic):
         "speed",
     )
     dataloader_num_workers: int | None = setting(
-        "Processes that decode samples (default: 0 for small data, else up to 4).", None, at_least(0), "speed"
+        "Processes that decode samples, for each process of the run; several together have at most one for each "
+        "processor (default: 0 for small data, else up to 4).",
+        None,
+        at_least(0),
+        "speed",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -333,10 +334,10 @@ class Numbers(Cells):
         ]  # fmt: skip
 
     def _mean(self, like: Tensor) -> Tensor:
-        return like.new_tensor(self.mean or (0.0,) * len(self.output_names), dtype=_precise(like))
+        return _constant(self.mean or (0.0,) * len(self.output_names), _precise(like), like.device)
 
     def _scale(self, like: Tensor) -> Tensor:
-        return like.new_tensor(self.scale or (1.0,) * len(self.output_names), dtype=_precise(like))
+        return _constant(self.scale or (1.0,) * len(self.output_names), _precise(like), like.device)
 
 
 def _standard_score(values: target.Values) -> Floats:
@@ -344,6 +345,16 @@ def _standard_score(values: target.Values) -> Floats:
     standard = (values - np.nanmean(values, 0)) / np.maximum(np.nanstd(values, 0), np.finfo(np.float64).tiny)
     score: Floats = np.nanmean(standard, 1)
     return score
+
+
+@lru_cache(maxsize=16)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers on a device; only the first time the host waits until they are there. They must not be changed."""
+    import torch
+
+    # Autograd refuses tensors from inference mode.
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _precise(like: Tensor) -> torch.dtype:

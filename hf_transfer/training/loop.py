@@ -152,38 +152,41 @@ def train_epoch(learner: Learner, loaders: Loaders, state: RunState, guard: Guar
     gradients = Gradients(model, steps.objective, loaders, accelerator, epoch, steps.mixer)
     model.train()
     started = time.perf_counter() - position.seconds
-    total, seen = torch.tensor(position.loss, device=accelerator.device), position.seen
+    total = torch.tensor(position.loss, device=accelerator.device)
+    seen = torch.tensor(int(position.seen), device=accelerator.device)
     # None if the output is a file, where the line after each epoch is enough.
     hidden = None if accelerator.is_main_process else True
     title, size = f"epoch {epoch + 1}", len(loaders.train.dataset)
     progress = tqdm(total=size, desc=title, unit=" samples", leave=False, disable=hidden)
     for batches in batches_of_steps(remaining_batches(loaders, epoch, position.batches), steps.batches_per_step):
         loss = gradients.add(batches, position.batches, guard.record)
-        guard.check(model)
+        steps.leave_out(guard.check(model))
         optimizer.step()
         optimizer.zero_grad()
         position.next_batches(len(batches), max(schedule.get_last_lr()))
-        samples = loss.samples.item()
-        total += loss.part * samples
-        seen += samples
-        if not accelerator.optimizer_step_was_skipped:
-            steps.after_step()
-            schedule.step()
+        total += loss.part * loss.samples
+        seen += loss.samples.long()
+        # Also if the float16 scaler left out the step: to know that, the host would have to wait for the GPU.
+        steps.after_step()
+        schedule.step()
         position.next_step(schedule.last_epoch, time.perf_counter() - started)
         guard.save_or_stop(total, seen)
         if not progress.disable:
-            mean = loss.part.item() * accelerator.num_processes
+            mean = guard.loss * accelerator.num_processes
             progress.set_postfix(loss=f"{mean:.3f}", rate=f"{position.rate:.1e}", refresh=False)
-            progress.update(samples)
+            samples = sum(len(batch["index"]) for batch in batches) * accelerator.num_processes
+            # The last batches are filled up with samples that a process has had before.
+            progress.update(min(samples, size - progress.n))
     progress.close()
+    guard.settle()
+    position.set_loss(total.item(), float(seen.item()))
     seconds = time.perf_counter() - started
-    position.set_loss(total.item(), seen)
     return {
         # 0 if no sample counts.
-        "train_loss": (accelerator.reduce(total) / total.new_tensor(max(seen, 1.0))).item(),
+        "train_loss": (accelerator.reduce(total) / total.new_tensor(max(position.seen, 1.0))).item(),
         "learning_rate": float(position.rate),
         "seconds": seconds,
-        "samples_per_second": seen / seconds,
+        "samples_per_second": position.seen / seconds,
     }
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from hf_transfer.data.batches import Loaders
+from hf_transfer.data.transfers import to_device
 from hf_transfer.targets.predictions import Predictions
 
 
@@ -35,7 +36,7 @@ def predict_split(
         inputs, targets, counted, index = loaders.to_inputs(batch, accelerator.device, split, None)
         with accelerator.autocast():
             outputs = model(**inputs).logits.float()
-        gathered = accelerator.gather_for_metrics((outputs, targets, counted, index))
+        gathered = accelerator.gather_for_metrics((outputs, targets, counted, to_device(index, accelerator.device)))
         parts.append(tuple(part.cpu() for part in gathered))
     outputs, targets, counted, index = (torch.cat(columns) for columns in zip(*parts, strict=True))
     rows = loader.dataset.split.rows

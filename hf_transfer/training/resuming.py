@@ -173,10 +173,15 @@ class Checkpointing:
             scaler.load_state_dict(state["scaler"])
         self._loaded = None
 
+    def due_after_count(self, steps: int) -> bool:
+        """Whether --save_steps asks for a checkpoint after so many steps; all processes know."""
+        every = self._settings.save_steps
+        return every is not None and every > 0 and steps % every == 0
+
     def due(self, steps: int) -> bool:
         """Whether to save after so many steps; only the main process knows."""
         if self._settings.save_steps is not None:
-            return self._settings.save_steps > 0 and steps % self._settings.save_steps == 0
+            return self.due_after_count(steps)
         interval = max(SECONDS_BETWEEN, self._pause / SHARE_OF_TIME)
         # Steps are safe only when the copy after them has been written: the copy is taken earlier by that time.
         return time.perf_counter() - self._last >= interval - min(self._writing, interval / 2)

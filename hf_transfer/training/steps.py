@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_transfer.checkpoints.checkpoint import Tensors
 from hf_transfer.data.batches import Loaders
+from hf_transfer.data.transfers import to_device
 from hf_transfer.frozen.probe import solvable_layer
 from hf_transfer.modalities.modality import Regularisation
 from hf_transfer.models.groups import Group
@@ -76,7 +78,10 @@ class Steps:
         # The model that the optimizer updates: the model itself, or its sharded copy.
         self._updated = model
         self._optimizer: Any = None
+        self._scaled = False
         self._moments: dict[str, Tensor] = {}
+        # Whether the optimizer leaves out its next step: 1.0 or 0.0, a scalar on the device.
+        self._left_out: Tensor | None = None
 
     def skip(self, stage: Stage) -> None:
         """Count the steps of a stage that an earlier process has trained."""
@@ -108,6 +113,9 @@ class Steps:
         # Moments, averages and starting points go to the device of the parameters, so these move first.
         model = sharded_copy(self._model, self._groups, accelerator) if sharded else self._model.to(accelerator.device)
         self._updated = model
+        if (weights := self.objective.options.weights) is not None:
+            options = replace(self.objective.options, weights=to_device(weights, accelerator.device))
+            self.objective = replace(self.objective, options=options)
         for follower in self._followers.values():
             follower.extend(model)
         groups = rates.parameter_groups(
@@ -117,8 +125,8 @@ class Steps:
         )  # fmt: skip
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
         rates.set_moments(optimizer, model, self._moments)
-        self._optimizer, self._moments = optimizer, {}
-        # Within a stage the schedule may be behind the planned steps: steps that the float16 scaler skips do not count.
+        optimizer.register_step_pre_hook(self._mark)
+        self._optimizer, self._moments, self._scaled = optimizer, {}, accelerator.scaler is not None
         done = self._done if (position.epoch, position.batches) == (0, 0) else position.schedule
         schedule = rates.learning_rate_schedule(
             optimizer, training.lr_scheduler_type, training.warmup_steps, self._total, done
@@ -140,6 +148,21 @@ class Steps:
         if self._optimizer is not None:
             self._moments = rates.moments_of(self._optimizer, self._updated)
         self._updated, self._optimizer = self._model, None
+
+    def leave_out(self, non_finite: Tensor | None) -> None:
+        """Have the optimizer leave weights and moments as they are in its next step, if this scalar on the device is 1.
+
+        Nobody waits for its value: the fused kernel of the optimizer reads it. `torch.amp.GradScaler` does the same.
+        None: the step is known to be finite.
+        """
+        self._left_out = non_finite
+
+    def _mark(self, optimizer: Any, _arguments: Any, _more: Any) -> None:
+        if self._left_out is None:
+            return
+        # The float16 scaler has its own reason to leave out a step.
+        left_out = torch.maximum(self._left_out, optimizer.found_inf) if self._scaled else self._left_out
+        optimizer.found_inf = left_out
 
     def after_step(self) -> None:
         """Call it after each step of the optimizer, before that of the schedule."""

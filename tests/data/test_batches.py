@@ -1,7 +1,6 @@
 """Orders of samples, labels in batches, and the loaders of all splits."""
 
 import dataclasses
-import os
 from typing import Any
 
 import datasets
@@ -13,7 +12,6 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_transfer.data import batches
 from hf_transfer.data.batches import (
     Batch,
     EpochSampler,
@@ -22,7 +20,6 @@ from hf_transfer.data.batches import (
     LabelRows,
     Loaders,
     loaders_of,
-    workers_for,
 )
 from hf_transfer.data.splits import Split
 from hf_transfer.settings.run import VisionConfig
@@ -147,15 +144,3 @@ def test_the_fingerprint_of_a_split_changes_with_rows_targets_types_and_mask() -
     ]
     assert split_with(np.arange(7)).fingerprint() == split.fingerprint()
     assert len({split.fingerprint(), *(other.fingerprint() for other in others)}) == 6
-
-
-@pytest.mark.parametrize(
-    ("wanted", "rows", "cores", "workers"),
-    [(None, 1_999, 8, 0), (None, 2_000, 8, 4), (None, 2_000, 2, 2), (0, 10**6, 8, 0), (3, 1, 8, 3)],
-)
-def test_many_rows_are_read_by_up_to_four_workers_unless_a_number_is_set(
-    wanted: int | None, rows: int, cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert batches.ROWS_THAT_NEED_WORKERS == 2_000
-    assert workers_for(wanted, rows) == workers

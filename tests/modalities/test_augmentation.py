@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import get_args
 
+import kornia.enhance
 import numpy as np
 import pytest
 import scipy.stats
@@ -282,6 +283,52 @@ def test_an_operation_equals_its_definition(name: str, strength: float, sign: fl
     changed = TRIVIAL_OPERATIONS[name](images, np.full(3, strength * sign)).clamp(0, 1)
     expected = torch.stack([REFERENCES[name](image, strength, sign) for image in images]).clamp(0, 1)
     assert torch.allclose(changed, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(TRIVIAL_OPERATIONS))
+@pytest.mark.parametrize("side", [12, 37])
+def test_an_operation_gives_the_same_bits_in_every_batch(name: str, side: int) -> None:
+    """Each with its own strength: one by one, in two parts, and in a batch of many copies."""
+    images, strengths = pictures(9, side), np.linspace(-1, 1, 9)
+    operation = TRIVIAL_OPERATIONS[name]
+    together = operation(images, strengths)
+    alone = [operation(images[[place]], strengths[[place]]) for place in range(9)]
+    assert torch.equal(torch.cat(alone), together)
+    assert torch.equal(
+        torch.cat([operation(images[:2], strengths[:2]), operation(images[2:], strengths[2:])]), together
+    )
+    assert torch.equal(operation(images.repeat(30, 1, 1, 1), np.tile(strengths, 30))[-9:], together)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_operation_on_large_images_gives_the_same_bits_in_every_batch(threads: int) -> None:
+    """Where torch divides the sum of one image among threads, but not that of many."""
+    before, images, strengths = torch.get_num_threads(), pictures(3, 224), np.array([-0.5, 0.3, 1.0])
+    torch.set_num_threads(threads)
+    try:
+        together = TRIVIAL_OPERATIONS["contrast"](images, strengths)
+        alone = [TRIVIAL_OPERATIONS["contrast"](images[[place]], strengths[[place]]) for place in range(3)]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(torch.cat(alone), together)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("sharpness", lambda image, strength: kornia.enhance.sharpness(image, 1 + 0.99 * strength)),
+        ("posterize", lambda image, strength: kornia.enhance.posterize(image, 8 - round(6 * abs(strength)))),
+        ("solarize", lambda image, strength: kornia.enhance.solarize(image, 1 - abs(strength))),
+    ],
+)
+def test_an_operation_on_a_batch_equals_that_of_kornia_on_each_image(
+    name: str, reference: Callable[[Tensor, float], Tensor]
+) -> None:
+    """Up to the rounding of its convolution."""
+    images, strengths = pictures(41, 20), np.linspace(-1, 1, 41)
+    changed = TRIVIAL_OPERATIONS[name](images, strengths).clamp(0, 1)
+    expected = torch.cat([reference(images[[place]], float(strengths[place])) for place in range(41)])
+    assert torch.allclose(changed, expected, rtol=0, atol=1e-6)
 
 
 def test_a_rotation_of_full_strength_turns_by_135_degrees() -> None:
