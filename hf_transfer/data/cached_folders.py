@@ -2,11 +2,12 @@
 
 import os
 import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from pathlib import Path
+
+from hf_transfer.data.complete_files import partial_of
 
 # Room that stays free on the disk.
 ROOM_LEFT = 1 << 30
@@ -24,16 +25,21 @@ def written_folder(folder: Path, limit: int) -> Iterator[Path]:
         OSError: it cannot be written to.
     """
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    partial = partial_of(folder)
     try:
         # What is in it can be private.
         partial.mkdir(mode=0o700)
         yield partial
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            # Another process has just written the same: its folder is as good.
+            if not folder.is_dir():
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    remove_oldest(folder.parent, limit)
+    remove_oldest((path for path in folder.parent.iterdir() if path.is_dir()), limit)
 
 
 def refuse_full_disk(folder: Path) -> None:
@@ -46,22 +52,37 @@ def refuse_full_disk(folder: Path) -> None:
         raise OSError(ENOSPC, os.strerror(ENOSPC), str(folder))
 
 
-def note_use(folder: Path) -> None:
-    """Note that a folder was used now, with all that is in it."""
-    for path in (folder, *folder.iterdir()):
-        os.utime(path)
+def note_use(path: Path) -> None:
+    """Note that a file, or a folder with all that is in it, was used now, where a cache can be written to."""
+    with suppress(OSError):
+        for one in (path, *(path.iterdir() if path.is_dir() else ())):
+            os.utime(one)
 
 
-def remove_oldest(folder: Path, limit: int) -> None:
-    """Remove subfolders, the one first that was used the longest ago, until what is left has at most `limit` bytes.
+def remove_oldest(paths: Iterable[Path], limit: int) -> None:
+    """Remove files and folders, the one first that was used the longest ago, until the others fit into the limit.
 
-    The one that was used last stays, whatever its size is.
+    The one that was used last stays, whatever its size is. Other processes may remove some at the same time.
+
+    Args:
+        paths: files and folders of a cache.
+        limit: bytes that those that stay may take together.
     """
-    subfolders = [path for path in folder.iterdir() if path.is_dir()]
     kept = 0
-    for path in sorted(subfolders, key=lambda one: one.stat().st_mtime_ns, reverse=True):
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        if kept and kept + size > limit:
+    for _, size, path in sorted(filter(None, map(_last_use_and_size, paths)), reverse=True):
+        if not kept or kept + size <= limit:
+            kept += size
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            kept += size
+            with suppress(OSError):
+                path.unlink()
+
+
+def _last_use_and_size(path: Path) -> tuple[int, int, Path] | None:
+    """In nanoseconds, and in bytes; None if it cannot be seen, since it has been removed."""
+    try:
+        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        return path.stat().st_mtime_ns, size, path
+    except OSError:
+        return None

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hf_transfer.data.complete_files import private_folder
 from hf_transfer.data.identities import NO_PICTURE, Identities
-from hf_transfer.data.private_files import private_folder
 from hf_transfer.data.shelves import FORMAT, RECORD, Records, Shelf, last_use, note_use, shelves_in
 
 # No more than this share of the free disk is taken: the run has to save its model, too.

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hf_transfer.data.complete_files import put_private
 from hf_transfer.data.identities import Identities
-from hf_transfer.data.private_files import put_private
 
 # Increment when the format of these files changes.
 FORMAT = 1

@@ -1,7 +1,11 @@
 """Folders of a cache: complete or absent, and the ones used last are kept."""
 
+import errno
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,17 +27,17 @@ def names(folder: Path) -> set[str]:
 def test_what_was_used_the_longest_ago_is_removed_first(tmp_path: Path) -> None:
     for number in range(5):
         folder_of(tmp_path / f"of {number}", 10, used=1000 + number)
-    remove_oldest(tmp_path, 35)
+    remove_oldest(tmp_path.iterdir(), 35)
     assert names(tmp_path) == {"of 2", "of 3", "of 4"}
     note_use(tmp_path / "of 2")
-    remove_oldest(tmp_path, 20)
+    remove_oldest(tmp_path.iterdir(), 20)
     assert names(tmp_path) == {"of 2", "of 4"}
 
 
 def test_the_newest_folder_stays_whatever_its_size_is(tmp_path: Path) -> None:
     folder_of(tmp_path / "old", 10, used=1000)
     folder_of(tmp_path / "new", 100, used=2000)
-    remove_oldest(tmp_path, 50)
+    remove_oldest(tmp_path.iterdir(), 50)
     assert names(tmp_path) == {"new"}
 
 
@@ -52,3 +56,51 @@ def test_a_folder_takes_the_place_of_an_earlier_one_and_the_oldest_go(tmp_path: 
         assert names(tmp_path) >= {"of 0", "of 1", "of 2"}
     assert names(tmp_path) == {"of 0", "of 2"}
     assert (tmp_path / "of 0" / "file").read_bytes() == b"1" * 10
+
+
+def test_files_count_with_folders_and_what_another_process_removes_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        folder_of(tmp_path / f"of {number}", 10, used=1000 + number)
+    (tmp_path / "file").write_bytes(bytes(20))
+    os.utime(tmp_path / "file", (2000, 2000))
+    original = Path.rglob
+
+    def rglob(path: Path, pattern: str) -> Iterator[Path]:
+        if path.name == "of 2":
+            shutil.rmtree(path)
+        return original(path, pattern)
+
+    monkeypatch.setattr(Path, "rglob", rglob)
+    remove_oldest(tmp_path.iterdir(), 30)
+    assert names(tmp_path) == {"file", "of 1"}
+
+
+def test_a_folder_that_another_process_has_just_written_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are complete; one of them stays."""
+    original = shutil.rmtree
+
+    def other_writes(path: Path, **options: Any) -> None:
+        original(path, **options)
+        if path.name == "new":
+            folder_of(path, 10, used=1000)
+
+    with written_folder(tmp_path / "new", 100) as partial:
+        (partial / "file").write_bytes(b"1" * 10)
+        monkeypatch.setattr(shutil, "rmtree", other_writes)
+    assert names(tmp_path) == {"new"}
+    assert names(tmp_path / "new") == {"below"}
+
+
+def test_a_use_that_cannot_be_noted_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder that can only be read: what is in it is used all the same."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refused)
+    note_use(tmp_path)
+    note_use(tmp_path / "missing")
