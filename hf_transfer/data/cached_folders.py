@@ -7,8 +7,10 @@ from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from pathlib import Path
 
-from hf_transfer.data.complete_files import partial_of
+from hf_transfer.data.complete_files import HASH, PARTIAL, partial_of
 
+# The names of folders of a cache, and of what killed processes have left of them: others are not ours.
+NAMES = (HASH, f".{HASH}{PARTIAL}")
 # Room that stays free on the disk.
 ROOM_LEFT = 1 << 30
 
@@ -18,7 +20,7 @@ def written_folder(folder: Path, limit: int) -> Iterator[Path]:
     """A new folder to write into, which then takes its name; those beside it that were used the longest ago may go.
 
     Args:
-        folder: to be written; one that is there already is replaced.
+        folder: to be written, whose name is a hash of 64 digits; one that is there already is replaced.
         limit: bytes that the folders beside it may take, with itself.
 
     Raises:
@@ -39,7 +41,7 @@ def written_folder(folder: Path, limit: int) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    remove_oldest((path for path in folder.parent.iterdir() if path.is_dir()), limit)
+    remove_oldest((path for name in NAMES for path in folder.parent.glob(name)), limit)
 
 
 def refuse_full_disk(folder: Path) -> None:

@@ -3,6 +3,8 @@
 import uuid
 from pathlib import Path
 
+# A hash in hexadecimal digits, as glob has it, and what `partial_of` adds to a name: so files of caches are named.
+HASH, PARTIAL = "[0-9a-f]" * 64, "-" + "[0-9a-f]" * 32
 # Before the mask of the process, as for other new files.
 FOR_ALL, FOR_THE_OWNER = 0o666, 0o600
 

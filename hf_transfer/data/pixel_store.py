@@ -18,6 +18,9 @@ from hf_transfer.data.shelves import FORMAT, RECORD, RECORDS, Records, Shelf, fi
 
 # No more than this share of the free disk is taken: the run has to save its model, too.
 SHARE_OF_FREE_DISK = 0.5
+# The names of stores of any format, as glob has them: other folders are not ours.
+DIGITS_OF_A_WAY = 32
+STORES = "[0-9]*-" + "[0-9a-f]" * DIGITS_OF_A_WAY
 # The lock of the folder of all stores, and how long another run may hold it.
 LOCK_FILE, LONGEST_WAIT_SECONDS = ".lock", 10.0
 NO_PLACE = -1
@@ -41,7 +44,7 @@ class PixelStore:
     """
 
     def __init__(self, root: Path, way: str, shape: Sequence[int], dtype: npt.DTypeLike, limit: int) -> None:
-        self._root, self._folder, self._limit = root, root / f"{FORMAT}-{way[:32]}", limit
+        self._root, self._folder, self._limit = root, root / f"{FORMAT}-{way[:DIGITS_OF_A_WAY]}", limit
         self._shape, self._dtype = tuple(shape), np.dtype(dtype)
         self._used: set[Path] = set()
         self._is_full = False
@@ -217,7 +220,7 @@ class PixelStore:
 
     def _room(self, wanted: int) -> int:
         """How many bytes may be written, once shelves that this run does not use have made room."""
-        shelves = [files for folder in self._root.iterdir() for files in files_in(folder)]
+        shelves = [files for folder in self._root.glob(STORES) for files in files_in(folder)]
         total = sum(files.bytes for files in shelves)
         for files in sorted(shelves, key=lambda one: one.last_use):
             if total + wanted <= self._limit:

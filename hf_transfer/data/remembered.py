@@ -5,12 +5,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from hf_transfer.data.cached_folders import note_use, remove_oldest
-from hf_transfer.data.complete_files import private_folder, put_private
+from hf_transfer.data.complete_files import HASH, PARTIAL, private_folder, put_private
 
 # Bytes that all results in a folder may take on the disk.
 LARGEST_FOLDER = 1 << 30
-# The names of these files, as glob has it: other files in the folder are never deleted.
-NAMES = f"{'[0-9a-f]' * 64}.*"
+# The names of these files, and of what killed processes have left of them: others are not ours.
+NAMES = (f"{HASH}.*", f".{HASH}{PARTIAL}")
 
 
 def recall(path: Path) -> bytes | None:
@@ -36,7 +36,7 @@ def remember(path: Path, content: bytes) -> None:
     """
     with suppress(OSError):
         put_private(private_folder(path.parent) / path.name, _digest(path, content) + content)
-        remove_oldest(path.parent.glob(NAMES), LARGEST_FOLDER)
+        remove_oldest((one for name in NAMES for one in path.parent.glob(name)), LARGEST_FOLDER)
 
 
 def _digest(path: Path, content: bytes) -> bytes:

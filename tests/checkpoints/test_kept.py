@@ -5,12 +5,16 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from hf_transfer import command_line
+from hf_transfer.checkpoints.kept import delete, kept_in, table_of
+from hf_transfer.data.complete_files import partial_of
 from tests.conftest import Finished, Recipe
+from tests.forks import forked
 
 Console = Callable[..., Finished]
 HEX = "0123456789abcdef" * 4
@@ -131,6 +135,48 @@ def test_files_that_are_not_ours_stay(console: Console, tmp_path: Path) -> None:
     (tmp_path / "archives" / HEX[:32]).symlink_to(target.parent, target_is_directory=True)
     assert console("cache", "--cache_dir", tmp_path, "--clear").out == f"0 B deleted from {tmp_path}\n"
     assert all(path.is_file() for path in [*others, target])
+
+
+@pytest.mark.parametrize("kind", ["cuts", "tokens", "frozen", "verified"])
+def test_what_a_killed_run_has_left_unfinished_is_listed_and_deleted(
+    kind: str, console: Console, tmp_path: Path
+) -> None:
+    partial = partial_of(tmp_path / kind / (HEX + (".json" if kind == "verified" else "")))
+    if kind == "verified":
+        make(tmp_path, f"{kind}/{partial.name}", size=81_920)
+    else:
+        make(tmp_path, f"{kind}/{partial.name}/flat", size=81_920)
+    assert console("cache", "--cache_dir", tmp_path).out.splitlines()[-1] == f"81.9 kB in {tmp_path}"
+    console("cache", "--cache_dir", tmp_path, "--clear")
+    assert list((tmp_path / kind).iterdir()) == []
+
+
+def write_again_and_again(cache: Path, seconds: float) -> None:
+    end = time.time() + seconds
+    while time.time() < end:
+        for number in range(20):
+            with suppress(OSError):
+                make(cache, f"pixels/1-{number % 2:032x}/{number:032x}.pixels", size=10)
+                make(cache, f"verified/{number:064x}.json", size=10)
+        time.sleep(0.005)
+
+
+def delete_again_and_again(cache: Path, seconds: float) -> None:
+    end = time.time() + seconds
+    while time.time() < end:
+        delete(kept_in(cache))
+        table_of(kept_in(cache))
+
+
+def test_runs_may_write_and_other_commands_delete_while_a_command_lists_and_deletes(tmp_path: Path) -> None:
+    processes = [
+        forked(work, tmp_path, 0.7) for work in (write_again_and_again, delete_again_and_again, delete_again_and_again)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
 
 
 def test_a_link_in_a_store_is_deleted_and_what_it_leads_to_stays(console: Console, tmp_path: Path) -> None:

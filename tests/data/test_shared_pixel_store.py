@@ -159,6 +159,15 @@ def test_what_a_killed_run_has_left_of_a_shelf_counts_and_goes(suffix: str, tmp_
     assert size_on_disk(tmp_path) <= limit
 
 
+def test_files_that_are_not_ours_do_not_count_and_stay(tmp_path: Path) -> None:
+    foreign = tmp_path / "pixels" / "holiday" / "first.pixels"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(bytes(100 * BYTES))
+    os.utime(foreign, (100, 100))
+    assert holds(filled(tmp_path, limit=4 * BYTES)) == [True] * 3
+    assert foreign.exists()
+
+
 def test_what_is_promised_to_others_on_the_disk_is_not_given_away_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_transfer.data.splits import Split
-from hf_transfer.modalities import kept_pixels
 from hf_transfer.modalities.image_batches import ImageRows
 from hf_transfer.modalities.kept_pixels import KeptPixels
 from hf_transfer.modalities.pixels import PixelPreprocessing
@@ -70,12 +69,17 @@ def test_pictures_of_a_store_that_another_run_deletes_are_decoded_once_more_at_m
     filled: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are then kept in memory."""
-    decoded = []
-    original = kept_pixels.decode_with_levels
-    monkeypatch.setattr(kept_pixels, "decode_with_levels", lambda *given: decoded.append(1) or original(*given))
+    decoded: list[Image.Image] = []
+    resize = PixelPreprocessing.resize
+
+    def counted(self: PixelPreprocessing, picture: Image.Image) -> Tensor:
+        decoded.append(picture)
+        return resize(self, picture)
+
     kept = KeptPixels(preprocessing(), tmp_path / "cache", PLENTY)
     rows = rows_of(split_of(tmp_path / "data", range(4)), kept)
     expected = pixels_of(rows_of(rows.split, None))
+    monkeypatch.setattr(PixelPreprocessing, "resize", counted)
     for position in range(filled):
         rows[position]
     assert len(decoded) == filled
