@@ -95,11 +95,13 @@ def kept_in(cache: Path, older_than: float = 0.0) -> list[Kept]:
 def named(stores: Sequence[Kept], names: Sequence[str], cache: Path) -> list[Kept]:
     """Those stores that a person names: by their kind, or the beginning of their name; all, if there are no names.
 
+    Of a kind there may be none.
+
     Raises:
         UserError: nothing has such a name.
     """
     for name in names:
-        if not any(_is_named(one, name) for one in stores):
+        if name not in KINDS and not any(_is_named(one, name) for one in stores):
             kinds = sorted({one.name.partition("/")[0] for one in stores})
             raise user_error(
                 expected="names of what is kept, as hf-transfer cache lists them",

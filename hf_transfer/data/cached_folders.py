@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from pathlib import Path
 
-from hf_transfer.data.complete_files import HASH, PARTIAL, partial_of
+from hf_transfer.data.complete_files import HASH, PARTIAL, partial_of, take_name
 
 # The names of folders of a cache, and of what killed processes have left of them: others are not ours.
 NAMES = (HASH, f".{HASH}{PARTIAL}")
@@ -33,12 +33,7 @@ def written_folder(folder: Path, limit: int) -> Iterator[Path]:
         partial.mkdir(mode=0o700)
         yield partial
         shutil.rmtree(folder, ignore_errors=True)
-        try:
-            partial.rename(folder)
-        except OSError:
-            # Another process has just written the same: its folder is as good.
-            if not folder.is_dir():
-                raise
+        take_name(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     remove_oldest((path for name in NAMES for path in folder.parent.glob(name)), limit)

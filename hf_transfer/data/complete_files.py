@@ -45,3 +45,16 @@ def put_private(path: Path, content: bytes) -> None:
 def partial_of(path: Path) -> Path:
     """A hidden name beside a file or a folder, which no other process uses, to write it under until it is complete."""
     return path.with_name(f".{path.stem}-{uuid.uuid4().hex}")
+
+
+def take_name(partial: Path, folder: Path) -> None:
+    """Rename a folder that is complete, unless another process has just written the same: its folder is as good.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise

@@ -108,6 +108,14 @@ def test_what_is_named_is_deleted(given: list[str], deleted: set[str], console: 
     assert {name for name in STORES if not (tmp_path / name).exists()} == deleted
 
 
+def test_a_kind_of_which_nothing_is_kept_may_be_named(console: Console, tmp_path: Path) -> None:
+    """A program that clears a cache need not look into it."""
+    make(tmp_path, f"pixels/1-{HEX[:32]}/{HEX[:32]}.pixels", size=81_920)
+    finished = console("cache", "--cache_dir", tmp_path, "--clear", "pixels", "verified")
+    assert finished.code == 0
+    assert finished.out.splitlines()[-1] == f"81.9 kB deleted from {tmp_path}"
+
+
 def test_only_what_was_not_used_for_some_days_is_listed_or_deleted(console: Console, tmp_path: Path) -> None:
     old, new = (f"frozen/{sign * 64}/000000.safetensors" for sign in "ab")
     make(tmp_path, old, days_ago=8)
