@@ -18,7 +18,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from hf_transfer.checkpoints.files import PREFIX, free_bytes, in_units, put
+from hf_transfer.checkpoints.files import PREFIX, free_bytes, in_units
+from hf_transfer.data.complete_files import put
 from hf_transfer.errors import user_error
 
 # Increment when the checkpoint format changes.

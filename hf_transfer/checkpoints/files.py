@@ -1,23 +1,12 @@
-"""Files that are complete or absent, free disk space, and sizes as text."""
+"""Free disk space, folders that can be written to, and sizes as text."""
 
 import shutil
 import tempfile
-import uuid
 from pathlib import Path
 
 # Of the folder of the checkpoints of a run, and the prefix of their names.
 CHECKPOINTS_FOLDER, PREFIX = "checkpoints", "checkpoint-"
 UNITS = ("B", "kB", "MB", "GB", "TB")
-
-
-def put(path: Path, content: bytes) -> None:
-    """Write a file through a temporary one: after a kill it is complete or absent."""
-    partial = path.with_name(f".{path.stem}-{uuid.uuid4().hex}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def free_bytes(folder: Path) -> int:

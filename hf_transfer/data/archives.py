@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+from hf_transfer.data.complete_files import take_name
 from hf_transfer.data.files import is_hidden
 from hf_transfer.errors import user_error
 
@@ -56,8 +57,7 @@ def unpacked(archive: Path, cache: Path) -> Path:
     try:
         with _members(archive) as members:
             _unpack(archive, members, partial)
-        if not folder.is_dir():
-            partial.rename(folder)
+        take_name(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -8,8 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from pathlib import Path
@@ -17,6 +16,10 @@ from typing import Any, BinaryIO
 
 import filelock
 
+from hf_transfer.data.complete_files import HASH, PARTIAL, partial_of, take_name
+
+# The names of folders of a cache, and of what killed processes have left of them: others are not ours.
+NAMES = (HASH, f".{HASH}{PARTIAL}")
 # Room that stays free on the disk.
 ROOM_LEFT = 1 << 30
 HASHES = "hashes.json"
@@ -73,7 +76,7 @@ def ensure_written(folder: Path, limit: int, write: Callable[[NewFolder], None])
     """Make sure that a folder is complete: where it is not, one of the processes that need it writes it.
 
     Args:
-        folder: that is read afterwards; the one above it has only such folders.
+        folder: that is read afterwards, whose name is a hash of 64 digits.
         limit: bytes that the folders beside it may take, with itself; those that were used the longest ago are removed.
         write: writes its files.
 
@@ -88,9 +91,7 @@ def ensure_written(folder: Path, limit: int, write: Callable[[NewFolder], None])
         # Another process may have written it in the meantime.
         if not is_whole(folder):
             _write(folder, write)
-    # Another process may be removing the same ones.
-    with suppress(FileNotFoundError):
-        remove_oldest(folder.parent, limit)
+    remove_oldest((path for name in NAMES for path in folder.parent.glob(name)), limit)
 
 
 def is_whole(folder: Path) -> bool:
@@ -111,7 +112,7 @@ def _hash_of(file: Path) -> str:
 
 
 def _write(folder: Path, write: Callable[[NewFolder], None]) -> None:
-    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    partial = partial_of(folder)
     try:
         # What is in it can be private.
         partial.mkdir(mode=0o700)
@@ -122,7 +123,7 @@ def _write(folder: Path, write: Callable[[NewFolder], None]) -> None:
             hashes = new.close()
         (partial / HASHES).write_text(json.dumps(hashes), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        take_name(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -159,23 +160,37 @@ def refuse_full_disk(folder: Path) -> None:
         raise OSError(ENOSPC, os.strerror(ENOSPC), str(folder))
 
 
-def note_use(folder: Path) -> None:
-    """Note that a folder was used now, with all that is in it; a cache that can only be read stays as it is."""
+def note_use(path: Path) -> None:
+    """Note that a file, or a folder with all that is in it, was used now, where a cache can be written to."""
     with suppress(OSError):
-        for path in (folder, *folder.iterdir()):
-            os.utime(path)
+        for one in (path, *(path.iterdir() if path.is_dir() else ())):
+            os.utime(one)
 
 
-def remove_oldest(folder: Path, limit: int) -> None:
-    """Remove subfolders, the one first that was used the longest ago, until what is left has at most `limit` bytes.
+def remove_oldest(paths: Iterable[Path], limit: int) -> None:
+    """Remove files and folders, the one first that was used the longest ago, until the others fit into the limit.
 
-    The one that was used last stays, whatever its size is.
+    The one that was used last stays, whatever its size is. Other processes may remove some at the same time.
+
+    Args:
+        paths: files and folders of a cache.
+        limit: bytes that those that stay may take together.
     """
-    subfolders = [path for path in folder.iterdir() if path.is_dir()]
     kept = 0
-    for path in sorted(subfolders, key=lambda one: one.stat().st_mtime_ns, reverse=True):
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        if kept and kept + size > limit:
+    for _, size, path in sorted(filter(None, map(_last_use_and_size, paths)), reverse=True):
+        if not kept or kept + size <= limit:
+            kept += size
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            kept += size
+            with suppress(OSError):
+                path.unlink()
+
+
+def _last_use_and_size(path: Path) -> tuple[int, int, Path] | None:
+    """In nanoseconds, and in bytes; None if it cannot be seen, since it has been removed."""
+    try:
+        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        return path.stat().st_mtime_ns, size, path
+    except OSError:
+        return None

@@ -1,5 +1,6 @@
 """One image: decoded the same way everywhere, or the reason why it cannot be used."""
 
+import errno
 import io
 import warnings
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from hf_transfer.data.levels import Levels, LevelsError, deep_picture, is_deep, white_level
@@ -36,10 +38,18 @@ SUFFIXES = frozenset(
 # In the first bytes of ISO media files: what they hold.
 BRANDS = {b"avif": AVIF, b"avis": AVIF, **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"), HEIF)}
 MAX_PIXELS = 50_000_000
+# What Pillow decodes with, in its own names.
+LIBRARIES = ("libjpeg_turbo", "jpg", "zlib", "libtiff", "webp", "avif")
+# Errors of the system that damage in a picture causes, such as a place before the begin of the file.
+OF_DAMAGE = (None, errno.EINVAL, errno.EOVERFLOW)
 
 
 class BadImageError(ValueError):
     """An image that cannot be used, with the reason."""
+
+
+class NotReadError(BadImageError):
+    """An image whose file could not be read this time, such as for lack of a right: what is in it is not known."""
 
 
 @cache
@@ -59,6 +69,17 @@ def further_formats() -> tuple[str, ...]:
 def readable_formats() -> tuple[str, ...]:
     """The names of the formats that are decoded, for messages."""
     return (*FORMATS, *further_formats())
+
+
+@cache
+def decoders() -> str:
+    """What decodes pictures here, with versions: another one may give other pixels, or read what this one cannot."""
+    versions = {"Pillow": PIL.__version__} | {name: features.version(name) for name in LIBRARIES}
+    if HEIF in further_formats():
+        import pillow_heif
+
+        versions["pillow_heif"] = pillow_heif.__version__
+    return ", ".join([*(f"{name} {version}" for name, version in versions.items()), *readable_formats()])
 
 
 def decode(raw: dict[str, Any], white: float | None = None, least_side: int | None = None) -> Image.Image:
@@ -184,9 +205,18 @@ def beyond_white(levels: Levels, white: float | None) -> str | None:
 
 
 def content(raw: dict[str, Any]) -> bytes:
-    """The encoded bytes of an image."""
+    """The encoded bytes of an image.
+
+    Raises:
+        NotReadError: its file cannot be read, or has just been removed.
+    """
     data = raw.get("bytes")
-    return data if data is not None else Path(raw["path"]).read_bytes()
+    if data is not None:
+        return data  # type: ignore[no-any-return]
+    try:
+        return Path(raw["path"]).read_bytes()
+    except OSError as error:
+        raise _not_read(error) from error
 
 
 def content_size(raw: dict[str, Any]) -> int:
@@ -215,8 +245,14 @@ def _opened(raw: dict[str, Any]) -> Iterator[Image.Image]:
     except LevelsError as error:
         raise BadImageError(str(error)) from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno not in OF_DAMAGE and content_size(raw) >= 0:
+            raise _not_read(error) from error
         # On damaged bytes decoders raise SyntaxError, struct.error, ZeroDivisionError and others: all mean the same.
         raise BadImageError(_reason(raw, error)) from error
+
+
+def _not_read(error: OSError) -> NotReadError:
+    return NotReadError(f"it cannot be read: {error.strerror}")
 
 
 def _refuse_too_large(picture: Image.Image) -> None:

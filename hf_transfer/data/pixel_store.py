@@ -1,21 +1,28 @@
 """Resized pixels of pictures on disk: an epoch, a run or a strategy that comes later decodes none of them again."""
 
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import numpy.typing as npt
 
+from hf_transfer.data.cached_folders import note_use
+from hf_transfer.data.complete_files import private_folder
 from hf_transfer.data.identities import NO_PICTURE, Identities
-from hf_transfer.data.private_files import private_folder
-from hf_transfer.data.shelves import FORMAT, RECORD, Records, Shelf, last_use, note_use, shelves_in
+from hf_transfer.data.shelves import FORMAT, RECORD, RECORDS, Records, Shelf, files_in, shelves_in
 
 # No more than this share of the free disk is taken: the run has to save its model, too.
 SHARE_OF_FREE_DISK = 0.5
+# The names of stores of any format, as glob has them: other folders are not ours.
+DIGITS_OF_A_WAY = 32
+STORES = "[0-9]*-" + "[0-9a-f]" * DIGITS_OF_A_WAY
+# The lock of the folder of all stores, and how long another run may hold it.
+LOCK_FILE, LONGEST_WAIT_SECONDS = ".lock", 10.0
 NO_PLACE = -1
 Places = npt.NDArray[np.int64]
 
@@ -25,7 +32,8 @@ class PixelStore:
 
     A picture is known by its identity, which needs no look into its file, or else by its content: so a file that was
     copied or touched is read again, and not decoded. What is read is compared with a checksum; what does not agree is
-    as if it had never been written. Several processes may use a store at the same time.
+    as if it had never been written. Several processes may use a store at the same time, and delete parts of it: a place
+    is that of its picture as long as the store is in use, whatever others do, but it may be empty again.
 
     Args:
         root: the folder of all stores.
@@ -36,13 +44,18 @@ class PixelStore:
     """
 
     def __init__(self, root: Path, way: str, shape: Sequence[int], dtype: npt.DTypeLike, limit: int) -> None:
-        self._root, self._folder, self._limit = root, root / f"{FORMAT}-{way[:32]}", limit
+        self._root, self._folder, self._limit = root, root / f"{FORMAT}-{way[:DIGITS_OF_A_WAY]}", limit
         self._shape, self._dtype = tuple(shape), np.dtype(dtype)
         self._used: set[Path] = set()
         self._is_full = False
+        # Shelves are only added: places stay what they are.
+        self._shelves: list[Shelf] = []
+        self._starts = np.zeros(1, dtype=np.int64)
+        # For each place whether its shelf has been deleted.
+        self._is_gone = np.zeros(0, dtype=np.bool_)
         # Made when it is needed: where all pictures are known by their identities, it never is.
         self._by_content: dict[int, int] | None = None
-        self._open()
+        self._look_for_shelves()
 
     def reserve(self, pictures: Identities, white: float | None = None) -> None:
         """Make places for those pictures that have none, as many as there is room for.
@@ -52,26 +65,20 @@ class PixelStore:
             white: see `places`.
         """
         wanted = np.unique(pictures[pictures != NO_PICTURE])
+        self._look_for_shelves()
         places = self.places(wanted, white)
         self._touch(places[places != NO_PLACE])
-        missing = wanted[places == NO_PLACE]
-        if not len(missing) or not self._limit:
+        if not (places == NO_PLACE).any() or not self._limit:
             return
-        bytes_of_one = RECORD.itemsize + int(np.prod(self._shape)) * self._dtype.itemsize
-        try:
-            private_folder(self._folder)
-            missing = missing[: self._room(len(missing) * bytes_of_one) // bytes_of_one]
-            if len(missing):
-                name = blake2b(missing.tobytes() + f"{white}".encode(), digest_size=16).hexdigest()
-                Shelf.make(self._folder / name, missing, self._shape, self._dtype)
-                self._used.add(self._folder / name)
-                self._open()
-        except OSError:
-            # The run works without, and the next one tries again.
-            self._is_full = True
+        # Where nothing can be written, or another run takes too long, this run works without, and the next tries again.
+        with suppress(OSError), self._alone():
+            # Another run may just have made some.
+            self._look_for_shelves()
+            self._make_shelf(wanted[self.places(wanted, white) == NO_PLACE], white)
+            self._look_for_shelves()
 
     def places(self, pictures: Identities, white: float | None = None) -> Places:
-        """The place of each picture, `NO_PLACE` for those without one; valid until the next `reserve`.
+        """The place of each picture, `NO_PLACE` for those without one.
 
         Args:
             pictures: their identities.
@@ -80,7 +87,7 @@ class PixelStore:
         """
         records = self._records()
         is_right = (records["check"] == 0) | (records["white"] == 0) | (white is None) | (records["white"] == white)
-        order = np.flatnonzero(is_right)
+        order = np.flatnonzero(is_right & ~self._is_gone)
         # Of several places of a picture the first is one that is filled.
         order = order[np.lexsort((records["check"][order] == 0, records["picture"][order]))]
         names = records["picture"][order]
@@ -104,10 +111,14 @@ class PixelStore:
             place: of a picture.
             white: see `places`; here None means that there are no pictures of more than 8 bits.
         """
+        return self._read(place, white)
+
+    def is_filled(self, place: int) -> bool:
+        """Whether this process finds pixels at a place; what it puts into a deleted shelf it does not find again."""
         if place == NO_PLACE:
-            return None
+            return False
         shelf, number = self._at(place)
-        return shelf.read(number, white)
+        return bool(_records_of(shelf)["check"][number])
 
     def of_content(self, content: int) -> npt.NDArray[Any] | None:
         """The pixels of any picture of 8 bits with this content; None if there are none."""
@@ -115,7 +126,7 @@ class PixelStore:
             records = self._records()
             filled = np.flatnonzero((records["check"] != 0) & (records["white"] == 0))
             self._by_content = dict(zip(records["content"][filled].tolist(), filled.tolist(), strict=True))
-        return self.read(self._by_content.get(content, NO_PLACE))
+        return self._read(self._by_content.get(content, NO_PLACE), content=content)
 
     def write(self, place: int, content: int, white: float, pixels: npt.NDArray[Any]) -> None:
         """Put the pixels of a picture into its place; where that cannot be done, nothing is put there.
@@ -131,21 +142,70 @@ class PixelStore:
         shelf, number = self._at(place)
         try:
             shelf.write(number, content, white, pixels)
+        except (FileNotFoundError, ValueError, IndexError):
+            # Another run has deleted this shelf.
+            return
         except OSError:
-            # A full disk, or another run has made room for itself: decoding goes on without a store.
+            # Such as a full disk: decoding goes on without a store.
             self._is_full = True
             return
         if self._by_content is not None and not white:
             self._by_content[content] = place
 
-    def _open(self) -> None:
-        self._shelves = [Shelf(path, self._shape, self._dtype) for path in shelves_in(self._folder)]
-        self._shelves = [shelf for shelf in self._shelves if shelf.is_whole]
-        self._starts = np.cumsum([0, *(len(shelf) for shelf in self._shelves)])
+    def _read(self, place: int, white: float | None = None, content: int | None = None) -> npt.NDArray[Any] | None:
+        if place == NO_PLACE:
+            return None
+        shelf, number = self._at(place)
+        try:
+            return shelf.read(number, white, content)
+        except (OSError, ValueError, IndexError):
+            # Another run has deleted it before this process has opened it.
+            return None
+
+    def _look_for_shelves(self) -> None:
+        """Add the shelves that are new in the folder, and note which have been deleted."""
+        present = {shelf.path for shelf in self._shelves if shelf.is_in_place}
+        for path in shelves_in(self._folder):
+            if path not in present:
+                # It may be deleted at this moment, or what was left by a run that was killed.
+                with suppress(OSError, ValueError):
+                    self._shelves.append(Shelf(path, self._shape, self._dtype))
+        lengths = [len(shelf) for shelf in self._shelves]
+        self._starts = np.cumsum([0, *lengths])
+        self._is_gone = np.repeat([not shelf.is_in_place for shelf in self._shelves], lengths).astype(np.bool_)
         self._by_content = None
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from making or deleting shelves meanwhile.
+
+        Raises:
+            OSError: nothing can be written, or another process takes too long.
+        """
+        self._root.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(
+            self._root / LOCK_FILE, LONGEST_WAIT_SECONDS, mode=0o600, thread_local=False, fallback_to_soft=False
+        )
+        # Some network disks have no locks: two runs may then take more than the limit for a while.
+        with suppress(NotImplementedError):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _make_shelf(self, missing: Identities, white: float | None) -> None:
+        """A shelf for pictures without a place, as many as there is room for."""
+        bytes_of_one = RECORD.itemsize + int(np.prod(self._shape)) * self._dtype.itemsize
+        private_folder(self._folder)
+        missing = missing[: self._room(len(missing) * bytes_of_one) // bytes_of_one]
+        if len(missing):
+            path = self._folder / blake2b(missing.tobytes() + f"{white}".encode(), digest_size=16).hexdigest()
+            Shelf.make(path, missing, self._shape, self._dtype)
+            self._used.add(path)
+
     def _records(self) -> Records:
-        return np.concatenate([np.empty(0, dtype=RECORD), *(shelf.records for shelf in self._shelves)])
+        return np.concatenate([np.empty(0, dtype=RECORD), *map(_records_of, self._shelves)])
 
     def _at(self, place: int) -> tuple[Shelf, int]:
         number = int(np.searchsorted(self._starts, place, side="right")) - 1
@@ -156,17 +216,27 @@ class PixelStore:
         for number in np.unique(np.searchsorted(self._starts, places, side="right") - 1).tolist():
             path = self._shelves[number].path
             self._used.add(path)
-            # Another run may have deleted it.
-            with suppress(OSError):
-                note_use(path)
+            note_use(path.with_suffix(RECORDS))
 
     def _room(self, wanted: int) -> int:
         """How many bytes may be written, once shelves that this run does not use have made room."""
-        sizes = {path: Shelf.bytes_at(path) for folder in self._root.iterdir() for path in shelves_in(folder)}
-        for path in sorted(sizes.keys() - self._used, key=last_use):
-            if sum(sizes.values()) + wanted <= self._limit:
+        shelves = [files for folder in self._root.glob(STORES) for files in files_in(folder)]
+        total = sum(files.bytes for files in shelves)
+        for files in sorted(shelves, key=lambda one: one.last_use):
+            if total + wanted <= self._limit:
                 break
-            Shelf.remove(path)
-            del sizes[path]
-        free = int(SHARE_OF_FREE_DISK * shutil.disk_usage(self._root).free)
-        return max(0, min(self._limit - sum(sizes.values()), free))
+            if files.path not in self._used:
+                files.remove()
+                shelves.remove(files)
+                total -= files.bytes
+        # Places that are not filled yet will take what is free now.
+        free = shutil.disk_usage(self._root).free - sum(files.unwritten for files in shelves)
+        return max(0, min(self._limit - total, int(SHARE_OF_FREE_DISK * free)))
+
+
+def _records_of(shelf: Shelf) -> Records:
+    """The records of a shelf; empty ones, if it was deleted before this process has opened it."""
+    with suppress(OSError, ValueError):
+        if len(shelf.records) == len(shelf):
+            return shelf.records
+    return np.zeros(len(shelf), dtype=RECORD)

@@ -3,15 +3,16 @@
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from hf_transfer.data.complete_files import put_private
 from hf_transfer.data.identities import Identities
-from hf_transfer.data.private_files import put_private
 
 # Increment when the format of these files changes.
 FORMAT = 1
@@ -28,22 +29,33 @@ class Shelf:
     """Pixels of pictures of one shape, each in its place; both files are mapped into memory.
 
     Pixels are written before the checksum that makes them count, so that a run that is killed leaves nothing half.
-    Nothing is ever moved: several processes may write, since all of them write the same.
+    Nothing is ever moved: several processes may write, since all of them write the same. Another process may delete the
+    files at any time. What is mapped then can still be read; what is written then is lost.
 
     Args:
         path: of both files, without suffix.
         shape: of the pixels of a picture.
         dtype: of its values.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: the files do not belong together.
     """
 
     def __init__(self, path: Path, shape: Sequence[int], dtype: npt.DTypeLike) -> None:
         self.path, self._shape, self._dtype = path, tuple(shape), np.dtype(dtype)
-        self._bytes_of_one = int(np.prod(self._shape)) * self._dtype.itemsize
         self._checked: set[int] = set()
+        self._length = len(self.records)
+        # Mapped now: later they may be gone.
+        size, needed = path.with_suffix(PIXELS).stat().st_size, self._length * _bytes_of_one(shape, dtype)
+        if size != needed or len(self._pixels) != self._length:
+            raise ValueError(f"{size} bytes of pixels in {path}, and not {needed}")
+        # What tells these files from others of the same names.
+        self._mapped = self._files()
 
     @staticmethod
     def make(path: Path, pictures: Identities, shape: Sequence[int], dtype: npt.DTypeLike) -> None:
-        """Make an empty shelf, unless another process has just made it.
+        """Make an empty shelf; no other process may make it at the same time.
 
         Args:
             path: see `Shelf`.
@@ -54,53 +66,44 @@ class Shelf:
         Raises:
             OSError: it cannot be written.
         """
+        records = np.zeros(len(pictures), dtype=RECORD)
+        records["picture"] = pictures
+        put_private(path.with_suffix(RECORDS), records.tobytes())
         descriptor = os.open(path.with_suffix(PIXELS), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             # It takes no space yet.
-            os.ftruncate(descriptor, len(pictures) * int(np.prod(shape)) * np.dtype(dtype).itemsize)
+            os.ftruncate(descriptor, len(pictures) * _bytes_of_one(shape, dtype))
         finally:
             os.close(descriptor)
-        if not Shelf(path, shape, dtype).is_whole:
-            records = np.zeros(len(pictures), dtype=RECORD)
-            records["picture"] = pictures
-            put_private(path.with_suffix(RECORDS), records.tobytes())
-
-    @staticmethod
-    def remove(path: Path) -> None:
-        """Delete a shelf; a process that has opened it can still read it."""
-        for suffix in (RECORDS, PIXELS):
-            path.with_suffix(suffix).unlink(missing_ok=True)
-
-    @staticmethod
-    def bytes_at(path: Path) -> int:
-        """The size of both files of a shelf, once it is full."""
-        return sum(file.stat().st_size for suffix in (RECORDS, PIXELS) if (file := path.with_suffix(suffix)).is_file())
 
     @property
-    def is_whole(self) -> bool:
-        """Whether both files have the sizes that belong together."""
+    def is_in_place(self) -> bool:
+        """Whether its files are those that are mapped: nobody has deleted them, or made them anew."""
         try:
-            records, pixels = (self.path.with_suffix(suffix).stat().st_size for suffix in (RECORDS, PIXELS))
-        except FileNotFoundError:
+            return self._files() == self._mapped
+        except OSError:
             return False
-        places, rest = divmod(records, RECORD.itemsize)
-        return places > 0 and rest == 0 and pixels == places * self._bytes_of_one
 
     def __len__(self) -> int:
-        return len(self.records)
+        return self._length
 
-    def read(self, number: int, white: float | None) -> npt.NDArray[Any] | None:
+    def read(self, number: int, white: float | None, content: int | None = None) -> npt.NDArray[Any] | None:
         """The pixels of a place; None if they are not there, or damaged, or made with another white.
 
         Args:
             number: of the place.
             white: what is white in pictures of more than 8 bits.
+            content: the key of the content that is wanted; None: any.
+
+        Raises:
+            OSError: the files have been deleted before they were mapped in this process.
+            ValueError: they do not belong together any more.
         """
-        record = self.records[number]
-        if not record["check"] or record["white"] not in (0, white):
+        # A copy: another run may replace a picture of more than 8 bits by the same with another white.
+        record = self.records[number].copy()
+        if not record["check"] or record["white"] not in (0, white) or content not in (None, record["content"]):
             return None
         pixels = np.array(self._pixels[number])
-        # Another run may replace a picture of more than 8 bits by the same with another white.
         if number not in self._checked or record["white"]:
             if _checksum(record, pixels) != record["check"]:
                 return None
@@ -112,6 +115,7 @@ class Shelf:
 
         Raises:
             OSError: the disk is full, or the shelf has been deleted.
+            ValueError: the files do not belong together any more.
         """
         assert pixels.shape == self._shape
         pixels = np.ascontiguousarray(pixels, dtype=self._dtype)
@@ -121,7 +125,7 @@ class Shelf:
         # Not through the mapping: on a full disk that would end the process.
         parts: tuple[tuple[str, npt.NDArray[Any]], ...] = ((PIXELS, pixels), (RECORDS, record))
         for suffix, part in parts:
-            with self.path.with_suffix(suffix).open("r+b", buffering=0) as file:
+            with self.path.with_suffix(suffix).open("r+b") as file:
                 file.seek(number * part.nbytes)
                 file.write(part.tobytes())
 
@@ -134,9 +138,34 @@ class Shelf:
     def _pixels(self) -> npt.NDArray[Any]:
         return np.memmap(self.path.with_suffix(PIXELS), self._dtype, "r", shape=(len(self.records), *self._shape))
 
+    def _files(self) -> list[int]:
+        return [self.path.with_suffix(suffix).stat().st_ino for suffix in (RECORDS, PIXELS)]
+
     def __getstate__(self) -> dict[str, Any]:
         """Another process opens the files itself."""
         return {name: value for name, value in self.__dict__.items() if name not in ("records", "_pixels")}
+
+
+class Files(NamedTuple):
+    """What a shelf takes on the disk; of one that was not made or not deleted completely, one file is there.
+
+    Attributes:
+        path: of the shelf.
+        last_use: in seconds since 1970.
+        bytes: of its files, once it is full.
+        unwritten: how many of these take no space on the disk yet.
+    """
+
+    path: Path
+    last_use: float
+    bytes: int
+    unwritten: int
+
+    def remove(self) -> None:
+        """Delete them; a process that has mapped them can still read them."""
+        # What is left by a process that is killed in between is small.
+        for suffix in (PIXELS, RECORDS):
+            self.path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def shelves_in(folder: Path) -> list[Path]:
@@ -144,14 +173,28 @@ def shelves_in(folder: Path) -> list[Path]:
     return sorted(file.with_suffix("") for file in folder.glob(f"*{RECORDS}"))
 
 
-def last_use(path: Path) -> float:
-    """When a shelf was last in use, in seconds since 1970."""
-    return path.with_suffix(RECORDS).stat().st_mtime
+def files_in(folder: Path) -> list[Files]:
+    """What all shelves in a folder take on the disk."""
+    statuses: dict[Path, list[os.stat_result]] = {}
+    for suffix in (RECORDS, PIXELS):
+        for file in folder.glob(f"*{suffix}"):
+            # Another process may have deleted it.
+            with suppress(OSError):
+                statuses.setdefault(file.with_suffix(""), []).append(file.stat())
+    return [
+        Files(
+            path,
+            max(status.st_mtime for status in of_files),
+            sum(status.st_size for status in of_files),
+            # Not each system counts the blocks of a file.
+            sum(max(0, status.st_size - 512 * getattr(status, "st_blocks", status.st_size)) for status in of_files),
+        )
+        for path, of_files in sorted(statuses.items())
+    ]
 
 
-def note_use(path: Path) -> None:
-    """Note that a shelf is in use."""
-    os.utime(path.with_suffix(RECORDS))
+def _bytes_of_one(shape: Sequence[int], dtype: npt.DTypeLike) -> int:
+    return int(np.prod(shape)) * np.dtype(dtype).itemsize
 
 
 def _checksum(record: Any, pixels: npt.NDArray[Any]) -> int:

@@ -20,14 +20,15 @@ from hf_transfer.data.levels import LARGEST_PIXEL_VALUE, Levels, white_level
 from hf_transfer.data.pictures import (
     DECODING,
     BadImageError,
+    NotReadError,
     beyond_white,
     check_header,
     content,
     content_size,
     decoded_levels,
-    readable_formats,
+    decoders,
 )
-from hf_transfer.data.private_files import private_folder, put_private
+from hf_transfer.data.remembered import recall, remember
 from hf_transfer.data.rows import as_dict, describe_row, encoded_image, encoded_images, is_given, texts_of
 from hf_transfer.data.splits import Rows, Split, part_of
 from hf_transfer.data.text_checks import copies_of_texts, each_text
@@ -98,15 +99,16 @@ def look_at_images(split: Split, config: Any, kept: KeptPictures | None = None) 
     """
     order = np.random.default_rng(config.data.split_seed).permutation(split.rows)
     decoded = order[: config.data.verify_samples].tolist()
-    key = hashlib.sha256(" ".join(("with contents", image_fingerprint(split), DECODING, *readable_formats())).encode())
+    key = hashlib.sha256(" ".join(("with contents", image_fingerprint(split), DECODING, decoders())).encode())
     key.update(order[: config.data.verify_samples].tobytes())
     cached = cache_folder(config.store.cache_dir) / VERIFIED / f"{key.hexdigest()}.json"
-    if cached.is_file():
-        content = json.loads(cached.read_text(encoding="utf-8"))
-        bad, levels, keys = ({int(row): value for row, value in content[name].items()} for name in Looked._fields)
+    if (written := recall(cached)) is not None:
+        fields = json.loads(written)
+        bad, levels, keys = ({int(row): value for row, value in fields[name].items()} for name in Looked._fields)
         return Looked(bad, {row: Levels(*values) for row, values in levels.items()}, keys)
-    looked = _check_rows(split, order, set(decoded), config.image.largest_pixel_value, kept)
-    put_private(private_folder(cached.parent) / cached.name, json.dumps(looked._asdict()).encode())
+    looked, all_read = _check_rows(split, order, set(decoded), config.image.largest_pixel_value, kept)
+    if all_read:
+        remember(cached, json.dumps(looked._asdict()).encode())
     return looked
 
 
@@ -217,10 +219,10 @@ def copies(splits: Mapping[str, Split], kept: KeptPictures | None = None) -> dic
     for name, split in sorted(splits.items()):
         digest.update(f"{name} {split.fingerprint()} {image_fingerprint(split)}".encode())
     cached = kept.cache / VERIFIED / f"{digest.hexdigest()}.copies"
-    if cached.is_file():
-        return {str(name): int(count) for name, count in json.loads(cached.read_bytes()).items()}
+    if (written := recall(cached)) is not None:
+        return {str(name): int(count) for name, count in json.loads(written).items()}
     counts = _count_copies(splits, kept)
-    put_private(private_folder(cached.parent) / cached.name, json.dumps(counts).encode())
+    remember(cached, json.dumps(counts).encode())
     return counts
 
 
@@ -234,9 +236,16 @@ def _count_copies(splits: Mapping[str, Split], kept: KeptPictures | None) -> dic
     }
 
 
-def _check_rows(split: Split, order: Rows, decoded: set[int], white: float | None, kept: KeptPictures | None) -> Looked:
-    """Look at all images; `decoded`, and some of those of more than 8 bits in this order, are decoded."""
+def _check_rows(
+    split: Split, order: Rows, decoded: set[int], white: float | None, kept: KeptPictures | None
+) -> tuple[Looked, bool]:
+    """Look at all images; `decoded`, and some of those of more than 8 bits in this order, are decoded.
+
+    Returns:
+        What was seen, and whether the files of all images could be read: of others more may be seen the next time.
+    """
     looked = Looked({}, {}, {})
+    errors: dict[int, BadImageError] = {}
     places: dict[int, int] = {}
     if kept is not None:
         in_store = kept.places(split, white)
@@ -245,17 +254,18 @@ def _check_rows(split: Split, order: Rows, decoded: set[int], white: float | Non
 
     def header(numbered: tuple[int, pyarrow.StructScalar]) -> tuple[int, bool | None]:
         row, image = numbered
-        return row, _or_bad(check_header, as_dict(image), row, looked.bad)
+        return row, _or_bad(check_header, as_dict(image), row, errors)
+
+    def look(raw: dict[str, Any], row: int) -> Levels | None:
+        if content_size(raw) < 0:
+            return decoded_levels(raw)
+        # Read once, for all purposes.
+        raw = raw | {"bytes": content(raw)}
+        looked.keys[row] = key_of(raw["bytes"])
+        return decoded_levels(raw) if kept is None else kept.look(raw, looked.keys[row], places[row], white)
 
     def decode(row: int) -> None:
-        raw, look = encoded_image(split, row), decoded_levels
-        if content_size(raw) >= 0:
-            # Read once, for all purposes.
-            raw = raw | {"bytes": content(raw)}
-            looked.keys[row] = key_of(raw["bytes"])
-            if kept is not None:
-                look = partial(kept.look, key=looked.keys[row], place=places[row], white=white)
-        levels = _or_bad(look, raw, row, looked.bad)
+        levels = _or_bad(partial(look, row=row), encoded_image(split, row), row, errors)
         if levels is not None:
             looked.levels[row] = levels
 
@@ -266,16 +276,19 @@ def _check_rows(split: Split, order: Rows, decoded: set[int], white: float | Non
     deep = [row for row in order.tolist() if row in are_deep]
     list(in_threads(decode, list(decoded)))
     list(in_threads(decode, deep[: max(0, MEASURED_IMAGES - len(looked.levels))]))
-    bad, levels, keys = looked
-    return Looked(dict(sorted(bad.items())), dict(sorted(levels.items())), dict(sorted(keys.items())))
+    bad = {row: str(error) for row, error in sorted(errors.items())}
+    all_read = not any(isinstance(error, NotReadError) for error in errors.values())
+    return Looked(bad, dict(sorted(looked.levels.items())), dict(sorted(looked.keys.items()))), all_read
 
 
-def _or_bad(look: Callable[[dict[str, Any]], Any], raw: dict[str, Any], row: int, bad: dict[int, str]) -> Any:
-    """What is seen of the image of a row; None if it cannot be read, with the reason in `bad`."""
+def _or_bad(
+    look: Callable[[dict[str, Any]], Any], raw: dict[str, Any], row: int, errors: dict[int, BadImageError]
+) -> Any:
+    """What is seen of the image of a row; None if it cannot be used, with the reason in `errors`."""
     try:
         return look(raw)
     except BadImageError as error:
-        bad[row] = str(error)
+        errors[row] = error
         return None
 
 
@@ -294,9 +307,11 @@ def content_keys(split: Split, config: RunConfig, kept: KeptPictures | None = No
 def _remembered_keys(split: Split, config: RunConfig, kept: KeptPictures | None) -> Keys:
     """The same for many images, whose keys are cached until one changes."""
     cached = cache_folder(config.store.cache_dir) / VERIFIED / f"{image_fingerprint(split)}.contents"
-    if not cached.is_file():
-        put_private(private_folder(cached.parent) / cached.name, _content_keys(split, config, kept).tobytes())
-    return np.fromfile(cached, np.uint64)
+    if (written := recall(cached)) is not None:
+        return np.frombuffer(written, np.uint64)
+    keys = _content_keys(split, config, kept)
+    remember(cached, keys.tobytes())
+    return keys
 
 
 def _content_keys(split: Split, config: RunConfig, kept: KeptPictures | None) -> Keys:
@@ -324,21 +339,27 @@ def _image_keys(split: Split, config: RunConfig, kept: KeptPictures | None) -> l
     keys = look_at_images(images, config, kept).keys
     rest = [row for row in images.rows.tolist() if row not in keys]
     cached = cache_folder(config.store.cache_dir) / VERIFIED / f"{image_fingerprint(images)}.keys"
-    if rest and cached.is_file():
-        read = np.frombuffer(cached.read_bytes(), dtype=np.uint64).tolist()
-        keys = dict(zip(images.rows.tolist(), read, strict=True))
+    if rest and (written := recall(cached)) is not None:
+        keys = dict(zip(images.rows.tolist(), np.frombuffer(written, np.uint64).tolist(), strict=True))
     elif rest:
         left_out = part_of(images, np.flatnonzero(~np.isin(images.rows, list(keys))))
         keys = keys | dict(zip(rest, in_threads(_image_key, encoded_images(left_out)), strict=True))
         # `NO_KEY` for missing files.
         all_keys = np.asarray([keys[row] for row in images.rows.tolist()], dtype=np.uint64)
-        put_private(private_folder(cached.parent) / cached.name, all_keys.tobytes())
+        remember(cached, all_keys.tobytes())
     return [keys.get(row) or None for row in split.rows.tolist()]
 
 
 def _image_key(image: pyarrow.StructScalar) -> int:
-    raw = as_dict(image)
-    return key_of(content(raw)) if content_size(raw) >= 0 else int(NO_KEY)
+    return _key_of_content(as_dict(image))
+
+
+def _key_of_content(raw: dict[str, Any]) -> int:
+    """`NO_KEY`, if its file is missing or cannot be read."""
+    try:
+        return key_of(content(raw)) if content_size(raw) >= 0 else int(NO_KEY)
+    except NotReadError:
+        return int(NO_KEY)
 
 
 def _list(bad: Mapping[int, str], split: Split) -> str:
@@ -372,6 +393,6 @@ def _keys_of(
         group, row = member
         if group[0] == NO_IMAGE:
             return group, int(NO_KEY)
-        return group, known.get(row) or key_of(content(encoded_image(split, row)))
+        return group, known.get(row) or _key_of_content(encoded_image(split, row))
 
     return list(in_threads(key, members))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas
 
-from hf_transfer.checkpoints.files import put
+from hf_transfer.data.complete_files import put
 from hf_transfer.data.rows import encoded_image
 from hf_transfer.data.splits import Split, Unlabelled
 from hf_transfer.settings.output import PREDICTIONS_FILE

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from hf_transfer.checkpoints.files import put
+from hf_transfer.data.complete_files import put
 from hf_transfer.data.splits import Splits, shown_count
 from hf_transfer.errors import user_error
 from hf_transfer.targets.predictions import Predictions

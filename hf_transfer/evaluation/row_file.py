@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hf_transfer.checkpoints.files import put
+from hf_transfer.data.complete_files import put
 from hf_transfer.data.fates import ITS_OWN, Accounted
 from hf_transfer.errors import user_error
 

@@ -21,7 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hf_transfer.checkpoints.files import free_bytes, in_units, put
+from hf_transfer.checkpoints.files import free_bytes, in_units
+from hf_transfer.data.complete_files import private_folder, put_private
 from hf_transfer.errors import UserError, user_error
 
 # Increment when the chunk format changes.
@@ -161,12 +162,13 @@ class Store:
         digest = digest_of(named, f"{self.key}/{self.chunks[number]}")
         content = safetensors.torch.save(named, metadata={"digest": digest})
         with disk_errors_explained(self.folder, self.bytes):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            # Activations tell much of a private picture or text.
+            private_folder(self.folder)
             # For people.
             note = self.folder / "contents.json"
             if not note.is_file():
-                put(note, (json.dumps({**self._material, "bytes": self.bytes}, indent=2) + "\n").encode())
-            put(self._path(number), content)
+                put_private(note, (json.dumps({**self._material, "bytes": self.bytes}, indent=2) + "\n").encode())
+            put_private(self._path(number), content)
         self._open.pop(number, None)
 
     def read(self, positions: Counts) -> list[Tensor]:

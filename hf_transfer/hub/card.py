@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_transfer.checkpoints.files import put
+from hf_transfer.data.complete_files import put
 from hf_transfer.evaluation.results import Results
 from hf_transfer.evaluation.run_folder import CARD_FILE, CONFIG_FILE, PICTURES
 from hf_transfer.evaluation.templates import render

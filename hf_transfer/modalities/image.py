@@ -119,11 +119,12 @@ class ImageModality(Modality[VisionConfig]):
         images = {name: columns.images(split, column) for name, split in loaded.items()}
         return Selected(images, {"image_column_name": column})
 
-    def preprocessing(self, checkpoint: AnyCheckpoint, config: VisionConfig | None, saved: Saved) -> PixelPreprocessing:  # noqa: ARG002
+    def preprocessing(self, checkpoint: AnyCheckpoint, config: VisionConfig | None, saved: Saved) -> PixelPreprocessing:
         """See `Modality.preprocessing`."""
         from hf_transfer.modalities.pixels import PixelPreprocessing
 
-        return PixelPreprocessing(checkpoint.parts[0].processor(), saved.get("columns"), saved)
+        processor = checkpoint.parts[0].processor()
+        return PixelPreprocessing(processor, saved.get("columns"), None if trains(config) else saved)
 
     def loaders(
         self, splits: Splits, preprocessing: PixelPreprocessing, config: VisionConfig, accelerator: Accelerator,
@@ -178,6 +179,11 @@ class ImageModality(Modality[VisionConfig]):
         if samples.image is None or samples.texts or samples.text_pairs:
             return super().typed(samples, saved)
         return list(self.samples_in([samples.image], {}, saved))
+
+
+def trains(config: RunConfig | None) -> bool:
+    """Whether a run with these settings trains a model; without settings a finished one predicts."""
+    return config is not None and config.trains()
 
 
 def _table_of_pictures(path: Path, wanted: Wanted, saved: Saved) -> tuple[SampleTable, str]:

@@ -32,8 +32,8 @@ FEW_SAMPLES = 16
 class ImageRows(Dataset[dict[str, Tensor]]):
     """One split as a torch data set: resized pixels, target, mask and row number of each sample.
 
-    An unreadable image is masked: it keeps its position and its target, and its pixels are black. Decoded pixels for
-    which there is no place on disk are kept in memory, up to `keep_bytes`, because decoding can take longer than the
+    An unreadable image is masked: it keeps its position and its target, and its pixels are black. Decoded pixels that
+    are not kept on disk are kept in memory, up to `keep_bytes`, because decoding can take longer than the
     step of a small model.
 
     Args:
@@ -71,8 +71,11 @@ class ImageRows(Dataset[dict[str, Tensor]]):
             raise BadImageError(self.split.unreadable[row])
         place = NO_PLACE if self._places is None else int(self._places[position])
         if self._kept is not None and place != NO_PLACE:
-            return self._kept.pixels(self.split, row, place, self._white)
-        pixels = self.preprocessing.read(encoded_image(self.split, row), self._white)
+            pixels = self._kept.pixels(self.split, row, place, self._white)
+            if self._kept.store.is_filled(place):
+                return pixels
+        else:
+            pixels = self.preprocessing.read(encoded_image(self.split, row), self._white)
         if len(self._decoded) < self._room:
             self._decoded[row] = pixels
         return pixels

@@ -5,15 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import PIL
 import torch
-from PIL import features
 from torch import Tensor
 
 from hf_transfer.data.groups import key_of
 from hf_transfer.data.identities import identities_of
 from hf_transfer.data.levels import Levels
-from hf_transfer.data.pictures import BadImageError, beyond_white, content, content_size, decode_with_levels
+from hf_transfer.data.pictures import BadImageError, beyond_white, content, content_size, decode_with_levels, decoders
 from hf_transfer.data.pixel_store import PixelStore, Places
 from hf_transfer.data.rows import encoded_image
 from hf_transfer.data.splits import Split
@@ -43,9 +41,7 @@ class KeptPixels:
     def store(self) -> PixelStore:
         """The pixels on disk."""
         black = self.preprocessing.black().numpy()
-        # Another version may decode or resize otherwise.
-        versions = f"{PIL.__version__} {features.version('libjpeg_turbo')}"
-        way = hashlib.sha256(f"{self.preprocessing.way()} {versions}".encode()).hexdigest()
+        way = hashlib.sha256(f"{self.preprocessing.way()} {decoders()}".encode()).hexdigest()
         return PixelStore(self.cache / PIXELS_FOLDER, way, black.shape, black.dtype, self._limit)
 
     def places(self, split: Split, white: float | None) -> Places:

@@ -20,7 +20,7 @@ from hf_transfer.data.sources import Loaded
 from hf_transfer.data.splits import Split, Splits, part_of
 from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.errors import user_error
-from hf_transfer.modalities.image import ImageModality, reader_of
+from hf_transfer.modalities.image import ImageModality, reader_of, trains
 from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Typed, Wanted
 from hf_transfer.modalities.pair_tables import NEITHER, pairs_in, read_pairs, select_pairs, table_of_pairs
 from hf_transfer.modalities.sample_tables import expanded, is_table
@@ -147,7 +147,7 @@ class PairModality(Modality[MultimodalConfig]):
         from hf_transfer.modalities.pair_batches import PairPreprocessing
         from hf_transfer.modalities.pixels import PixelPreprocessing
 
-        pixels = PixelPreprocessing(checkpoint.parts[0].processor(), saved=saved)
+        pixels = PixelPreprocessing(checkpoint.parts[0].processor(), saved=None if trains(config) else saved)
         return PairPreprocessing(pixels, tokens_of(checkpoint.parts[-1], config, saved), saved.get("columns"))
 
     def loaders(

@@ -38,7 +38,8 @@ class PixelPreprocessing(Preprocessing):
     Args:
         processor: of the checkpoint.
         columns: see `Preprocessing.columns`.
-        saved: of a finished model: what `description` returned; empty or None: there is none.
+        saved: of a finished model: what `description` returned; empty, if nothing was saved with it. None: a model is
+            trained with this preprocessing.
 
     Attributes:
         shape: of the pixels of an image, [3, height, width].
@@ -84,8 +85,8 @@ class PixelPreprocessing(Preprocessing):
             self._resizing = next((one for one in resizings_of(processor) if self._is_resizing(one, noise)), None)
         side = self._resizing.side if self._resizing else None
         self.least_side = None if side is None else DECODED_FOR_EACH * side
-        if saved:
-            # As in training, also by earlier versions, which decoded all pixels.
+        if saved is not None:
+            # As in its training: by earlier versions and other programs, which save no such number, on all pixels.
             self.least_side = saved.get(DECODED_SIDE)
 
     def read(self, raw: dict[str, Any], white: float | None = None) -> Tensor:

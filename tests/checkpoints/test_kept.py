@@ -5,12 +5,16 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from hf_transfer import command_line
+from hf_transfer.checkpoints.kept import delete, kept_in, table_of
+from hf_transfer.data.complete_files import partial_of
 from tests.conftest import Finished, Recipe
+from tests.forks import forked
 
 Console = Callable[..., Finished]
 HEX = "0123456789abcdef" * 4
@@ -81,7 +85,8 @@ def test_everything_that_a_run_keeps_is_listed_and_deleted(
     listed = console("cache", "--cache_dir", cache).out
     assert {name.partition("/")[0] for name in names(listed)} == {"archives", "frozen", "pixels", "verified"}
     assert console("cache", "--cache_dir", cache, "--clear").code == 0
-    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    # A lock is an empty file.
+    assert [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size] == []
     assert vision("--overwrite_output_dir", **settings).code == 0
     assert weights.read_bytes() == first
 
@@ -101,6 +106,14 @@ def test_what_is_named_is_deleted(given: list[str], deleted: set[str], console: 
         make(tmp_path, name)
     assert console("cache", "--cache_dir", tmp_path, "--clear", *given).code == 0
     assert {name for name in STORES if not (tmp_path / name).exists()} == deleted
+
+
+def test_a_kind_of_which_nothing_is_kept_may_be_named(console: Console, tmp_path: Path) -> None:
+    """A program that clears a cache need not look into it."""
+    make(tmp_path, f"pixels/1-{HEX[:32]}/{HEX[:32]}.pixels", size=81_920)
+    finished = console("cache", "--cache_dir", tmp_path, "--clear", "pixels", "verified")
+    assert finished.code == 0
+    assert finished.out.splitlines()[-1] == f"81.9 kB deleted from {tmp_path}"
 
 
 def test_only_what_was_not_used_for_some_days_is_listed_or_deleted(console: Console, tmp_path: Path) -> None:
@@ -138,6 +151,48 @@ def test_files_that_are_not_ours_stay(console: Console, tmp_path: Path) -> None:
     (tmp_path / "archives" / HEX[:32]).symlink_to(target.parent, target_is_directory=True)
     assert console("cache", "--cache_dir", tmp_path, "--clear").out == f"0 B deleted from {tmp_path}\n"
     assert all(path.is_file() for path in [*others, target])
+
+
+@pytest.mark.parametrize("kind", ["cuts", "tokens", "frozen", "verified"])
+def test_what_a_killed_run_has_left_unfinished_is_listed_and_deleted(
+    kind: str, console: Console, tmp_path: Path
+) -> None:
+    partial = partial_of(tmp_path / kind / (HEX + (".json" if kind == "verified" else "")))
+    if kind == "verified":
+        make(tmp_path, f"{kind}/{partial.name}", size=81_920)
+    else:
+        make(tmp_path, f"{kind}/{partial.name}/flat", size=81_920)
+    assert console("cache", "--cache_dir", tmp_path).out.splitlines()[-1] == f"81.9 kB in {tmp_path}"
+    console("cache", "--cache_dir", tmp_path, "--clear")
+    assert list((tmp_path / kind).iterdir()) == []
+
+
+def write_again_and_again(cache: Path, seconds: float) -> None:
+    end = time.time() + seconds
+    while time.time() < end:
+        for number in range(20):
+            with suppress(OSError):
+                make(cache, f"pixels/1-{number % 2:032x}/{number:032x}.pixels", size=10)
+                make(cache, f"verified/{number:064x}.json", size=10)
+        time.sleep(0.005)
+
+
+def delete_again_and_again(cache: Path, seconds: float) -> None:
+    end = time.time() + seconds
+    while time.time() < end:
+        delete(kept_in(cache))
+        table_of(kept_in(cache))
+
+
+def test_runs_may_write_and_other_commands_delete_while_a_command_lists_and_deletes(tmp_path: Path) -> None:
+    processes = [
+        forked(work, tmp_path, 0.7) for work in (write_again_and_again, delete_again_and_again, delete_again_and_again)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
 
 
 def test_a_link_in_a_store_is_deleted_and_what_it_leads_to_stays(console: Console, tmp_path: Path) -> None:

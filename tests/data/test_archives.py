@@ -50,6 +50,21 @@ def test_the_same_content_is_unpacked_once_and_other_content_again(tmp_path: Pat
     assert len(list((tmp_path / "cache" / "archives").iterdir())) == 2
 
 
+def test_what_another_process_has_just_unpacked_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "data", "x", "y")
+    archive = Path(shutil.make_archive(str(tmp_path / "a"), "zip", tmp_path / "data"))
+    rename = Path.rename
+
+    def second(partial: Path, folder: Path) -> Path:
+        shutil.copytree(partial, folder)
+        return rename(partial, folder)
+
+    monkeypatch.setattr(Path, "rename", second)
+    folder = unpacked(archive, tmp_path / "cache")
+    assert sorted(path.name for path in folder.iterdir()) == ["x", "y"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def zip_of(path: Path, name: str, content: bytes = b"any", *, attributes: int = 0) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         info = zipfile.ZipInfo(name)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from hf_transfer.data.pixel_store import NO_PLACE, PixelStore
-from hf_transfer.data.shelves import PIXELS, RECORDS, Shelf, shelves_in
+from hf_transfer.data.shelves import PIXELS, RECORDS, Shelf, files_in, shelves_in
 
 SHAPE = (3, 4, 5)
 PLENTY = 10**9
@@ -120,7 +120,7 @@ def test_the_keys_of_contents_are_remembered(tmp_path: Path) -> None:
 def test_only_their_owner_can_read_the_pictures(tmp_path: Path) -> None:
     filled(tmp_path)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "pixels").rglob("*")}
-    assert len(modes) == 3
+    assert len(modes) == 4
     assert {mode for name, mode in modes.items() if "." in name} == {0o600}
     assert [mode for name, mode in modes.items() if "." not in name] == [0o700]
 
@@ -222,7 +222,7 @@ def test_of_more_pictures_than_there_is_room_for_some_get_a_place(tmp_path: Path
     one = store(tmp_path, limit=2 * BYTES + 5)
     one.reserve(PICTURES)
     assert sorted((one.places(PICTURES) == NO_PLACE).tolist()) == [False, False, True]
-    total = sum(Shelf.bytes_at(path) for path in shelves_in(file_of(tmp_path, RECORDS).parent))
+    total = sum(files.bytes for files in files_in(file_of(tmp_path, RECORDS).parent))
     assert total <= 2 * BYTES + 5
 
 
@@ -266,7 +266,7 @@ def test_a_store_that_another_run_has_deleted_can_still_be_read(tmp_path: Path) 
     """Until this run ends; it writes nothing more."""
     one = filled(tmp_path)
     assert holds(one) == [True] * 3
-    Shelf.remove(file_of(tmp_path, RECORDS).with_suffix(""))
+    files_in(file_of(tmp_path, RECORDS).parent)[0].remove()
     assert holds(one) == [True] * 3
     one.write(0, 50, 0.0, pixels_of(5))
     assert holds(store(tmp_path)) == [False] * 3

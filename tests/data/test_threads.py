@@ -1,11 +1,11 @@
 """A function for many items in threads: in order, with its errors, and without a task for each item."""
 
-import os
 import threading
 
 import pytest
 
 from hf_transfer.data import threads
+from hf_transfer.data.processors import allowed_processors
 from hf_transfer.data.threads import in_threads
 
 
@@ -25,7 +25,7 @@ def test_the_error_of_an_item_is_raised() -> None:
         list(in_threads(lambda item: 1 // (item - 50), range(100)))
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one processor")
+@pytest.mark.skipif(allowed_processors() < 2, reason="one processor")
 def test_several_threads_work_at_the_same_time() -> None:
     """Each of the first two waits for the other."""
     barrier = threading.Barrier(2)
@@ -36,7 +36,7 @@ def test_several_threads_work_at_the_same_time() -> None:
 def test_few_items_are_shared_among_all_threads(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each can be a large photograph: as many as there are processors are computed at the same time."""
     monkeypatch.setattr(threads, "ITEMS_OF_A_TASK", 64)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(threads, "allowed_processors", lambda: 8)
     together = min(8, count)
     barrier = threading.Barrier(together)
     entered: set[int] = set()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -302,3 +303,12 @@ def test_a_temporary_store_of_the_first_samples_is_separate(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [store.folder]
     assert all(store.check(number) for number in range(5))
     trials[1].remove()
+
+
+def test_only_their_owner_can_read_stored_activations(tmp_path: Path) -> None:
+    """They tell much of a private picture or text."""
+    given = samples()
+    store = given.store(tmp_path)
+    given.write(store)
+    assert stat.S_IMODE(store.folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in store.folder.iterdir()} == {0o600}

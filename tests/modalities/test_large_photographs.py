@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, pipeline
 
+import hf_transfer as ht
 from hf_transfer.data.pictures import BadImageError, decode
+from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.modality import read_description
+from hf_transfer.modalities.pair import PairModality
 from hf_transfer.modalities.pixels import PixelPreprocessing
+from hf_transfer.models.pretrained import Checkpoint
 from pictures import decode as decoded_by_the_demo
-from tests.data.conftest import noise, raw_bytes, same, user_error_with
+from tests.data.conftest import PairSettings, Settings, noise, raw_bytes, same, user_error_with
+from tests.tiny_models import save_checkpoint
+from tests.tiny_text_models import tiny_tokenizer
 
 LARGE = (1200, 900)
 SIDE = 200
@@ -148,6 +154,33 @@ def test_a_finished_model_decodes_as_its_training_did(tmp_path: Path) -> None:
     del saved["decoded_side"]
     assert pixels_for(tmp_path, saved).least_side is None
     assert pixels_for(tmp_path, saved).description() == saved
+
+
+def test_a_model_that_was_not_trained_here_gets_all_pixels_as_a_pipeline_gives_it(tmp_path: Path) -> None:
+    """Nothing was saved with it that says how its training decoded pictures."""
+    model, path = save_checkpoint(tmp_path / "model"), tmp_path / "one.jpg"
+    path.write_bytes(jpeg(photograph()))
+    [ours] = ht.load(model)([path])
+    theirs = pipeline("image-classification", str(model))(str(path), top_k=None)
+    assert ours == pytest.approx({one["label"]: one["score"] for one in theirs[: len(ours)]}, abs=1e-6)
+
+
+def test_only_a_run_that_trains_decodes_fewer_pixels(
+    settings: Settings, pair_settings: PairSettings, tmp_path: Path
+) -> None:
+    folder = save_checkpoint(tmp_path / "model")
+    checkpoint, images, pairs = Checkpoint(str(folder)), ImageModality(), PairModality()
+    assert images.preprocessing(checkpoint, settings(), {}).least_side is not None
+    judging = settings(model_name_or_path=str(folder), evaluate_only=True)
+    assert images.preprocessing(checkpoint, judging, {}).least_side is None
+    assert images.saved_preprocessing(checkpoint).least_side is None
+    tiny_tokenizer().save_pretrained(folder)
+    assert pairs.preprocessing(checkpoint, pair_settings(), {}).least_side is not None
+    judging_pairs = pair_settings(
+        model_name_or_path=str(folder), evaluate_only=True, image_model_name_or_path=None, text_model_name_or_path=None
+    )
+    assert pairs.preprocessing(checkpoint, judging_pairs, {}).least_side is None
+    assert pairs.saved_preprocessing(checkpoint).least_side is None
 
 
 @pytest.mark.parametrize("side", [0, -5, "many"])
