@@ -12,6 +12,9 @@ from hf_transfer.installation import check_installation
 from hf_transfer.settings.parsing import exit_with, load_settings
 from hf_transfer.settings.ranges import DELIMITER, ENCODING
 
+# The exit code after Ctrl-C, as in a shell.
+INTERRUPTED = 130
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -19,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `hf-transfer`; a user's error ends it with a message and exit code 2."""
+    """Run `hf-transfer`; a user's error ends it with a message and exit code 2, and Ctrl-C without a traceback."""
     skip_last_collection()
     try:
         check_installation()
@@ -27,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.run_command(arguments)
     except UserError as error:
         exit_with(error)
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _parser() -> _Parser:

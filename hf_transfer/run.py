@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -79,10 +78,8 @@ class Run:
     @property
     def processes(self) -> Processes:
         """The processes of the run; devices are not started for it where this is the only one."""
-        if self._accelerator is not None or may_be_one_of_several():
-            accelerator: Processes = self.accelerator
-            return accelerator
-        return ONLY_PROCESS
+        several = self._accelerator is not None or may_be_one_of_several()
+        return self.accelerator if several else ONLY_PROCESS
 
     @cached_property
     def modality(self) -> Modality[Any]:
@@ -111,12 +108,14 @@ class Run:
         from hf_transfer.data.checked import open_data, splits_of
         from hf_transfer.data.judged import load_judged
         from hf_transfer.modalities.modality import saved_description
+        from hf_transfer.models.locating import locate_before_download
 
         config, modality = self.config, self.modality
         further_metrics.check(config.output.metrics)
         prepare_to_publish(config, self.processes)
         if config.trains():
             with main_process_first(self.processes):
+                locate_before_download(config)
                 opened = open_data(config, modality, self._data)
         self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
         saved = {} if config.trains() else saved_description(self.checkpoint.parts[0])
@@ -364,7 +363,7 @@ class Run:
             },
             peak_memory_bytes=run_folder.peak_memory_bytes(),
             threads=torch.get_num_threads(),
-            processes=int(os.environ.get("WORLD_SIZE", "1")),
+            processes=self.accelerator.num_processes,
             versions=versions(),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             inputs=self._inputs,
@@ -393,8 +392,9 @@ def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahe
             return
         from hf_transfer.checkpoints.caches import usable_caches
         from hf_transfer.data.workers import explained_worker_failures
+        from hf_transfer.models.locating import located_once
 
-        with usable_caches(config.store.cache_dir) as note, explained_worker_failures():
+        with usable_caches(config.store.cache_dir) as note, explained_worker_failures(), located_once():
             if note:
                 processes.print(note)
             yield run

@@ -107,6 +107,12 @@ def _models(model: str | tuple[str, str] | None, settings: Mapping[str, Any]) ->
         )
     if isinstance(model, str | Path):
         return {"model_name_or_path": str(model)}
+    if len(model) != len(TOWERS):
+        raise user_error(
+            expected="as model a name, or two of them: for the images and for the texts",
+            found=f"{len(model)}: {', '.join(map(str, model))}",
+            do="name one model, or two in a tuple",
+        )
     return dict(zip(TOWERS, map(str, model), strict=True))
 
 

@@ -31,12 +31,13 @@ def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StandI
     hub = StandIn()
     hub.repositories["models", "org/gated"] = hub.repositories["datasets", "org/gated"] = Repository(gated=True)
     hub.repositories["models", "org/tiny"] = Repository(a_model(root / "model"))
-    hub.repositories["datasets", "org/pets"] = Repository(root / "pets")
+    hub.repositories["datasets", "org/pets"] = hub.repositories["datasets", "org/birds"] = Repository(root / "pets")
     runs: dict[str, dict[str, object]] = {
         "gated model": {"model_name_or_path": "org/gated"},
         "gated data": {"dataset_name": "org/gated"},
         "missing model": {"model_name_or_path": "org/missing"},
         "missing data": {"dataset_name": "org/missing"},
+        "missing model beside data": {"model_name_or_path": "org/missing", "dataset_name": "org/birds"},
         "revision of the model": {"model_name_or_path": "org/tiny", "model_revision": "v9"},
         "revision of the data": {"dataset_name": "org/pets", "dataset_revision": "v9"},
         "works": {"model_name_or_path": "org/tiny", "dataset_name": "org/pets", "strategy": "full"},
@@ -68,6 +69,20 @@ def test_a_missing_repository_is_named(answering: tuple[StandIn, dict[str, Ended
         f"org/missing: no such folder here, and no such {word} on the Hub (or it is private)",
         "correct the name, or `hf auth login` if the repository is private",
     )
+
+
+def test_a_missing_model_is_named_before_a_data_set_is_downloaded(answering: tuple[StandIn, dict[str, Ended]]) -> None:
+    hub, ended = answering
+    assert "no such model on the Hub" in ended["missing model beside data"].err
+    assert not [request for request in hub.asked if "org/birds" in request]
+
+
+def test_the_hub_is_not_asked_again_for_a_model_that_was_looked_for_early(
+    answering: tuple[StandIn, dict[str, Ended]],
+) -> None:
+    """And for the commit of the model, whose answer is kept for later runs; in the only run that works."""
+    hub, _ = answering
+    assert hub.asked.count("GET /api/models/org/tiny/revision/main") == 2
 
 
 @pytest.mark.parametrize(

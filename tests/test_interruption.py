@@ -19,7 +19,33 @@ from hf_transfer.settings.parsing import run_recipe
 from hf_transfer.settings.run import VisionConfig
 from tests.conftest import REPOSITORY
 
+# A prediction that never ends, with Python's own handler of Ctrl-C, which a shell's background jobs lack.
+PREDICT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import hf_transfer.evaluation.predictor as predictor
+from hf_transfer.command_line import main
+
+def endless(model, paths, *, of_texts):
+    print("ready", flush=True)
+    while True:
+        signal.pause()
+
+predictor.predictor_for = endless
+main(["predict", "runs/first", "one.png"])
+"""
 REQUIRED = ["--model_name_or_path=m", "--dataset_name=d", "--output_dir=o"]
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback() -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-c", PREDICT], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert command.stdout is not None
+    assert command.stdout.readline() == "ready\n"
+    command.send_signal(signal.SIGINT)
+    _, err = command.communicate(timeout=60)
+    assert (command.returncode, err) == (130, "\nInterrupted.\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)])

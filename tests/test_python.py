@@ -121,3 +121,9 @@ def test_several_runs_in_one_process_have_their_own_precision(tmp_path: Path) ->
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.splitlines()[-1] == "True"
+
+
+@pytest.mark.parametrize("models", [(), ("a",), ("a", "b", "c")])
+def test_two_models_are_expected_where_there_is_not_one_name(models: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(ht.UserError, match=f"for the images and for the texts\nFound:    {len(models)}: "):
+        ht.train("sample:digits", model=models, output_dir=tmp_path)

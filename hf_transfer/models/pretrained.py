@@ -20,11 +20,12 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file
 
-from hf_transfer.data import hub_access, samples
+from hf_transfer.data import hub_access
 from hf_transfer.errors import user_error
 from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.loading import loading_errors, quiet_loading, read_weights
+from hf_transfer.models.locating import locate
 from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
 from hf_transfer.models.pooling import backbone_config, check_pooling, pooled_classifier, pooling_of, read_config
 from hf_transfer.models.tasks import TASKS
@@ -161,7 +162,7 @@ class Checkpoint(AnyCheckpoint):
     ) -> None:  # fmt: skip
         self.name, self.parts = name, (self,)
         self.task, self._task = task, TASKS[task]
-        self.path, self.commit, self.offline = _locate(name, revision, setting)
+        self.path, self.commit, self.offline = locate(name, revision, setting)
         self.commits = {setting: self.commit}
         self.revision = self.commit or revision
         with loading_errors(name), hub_access.local_files_only(self.offline):
@@ -327,29 +328,6 @@ def renew_head(model: nn.Module, head: Group, seed: int) -> None:
         nn.init.normal_(layer.weight, 0.0, HEAD_STANDARD_DEVIATION, generator=generator)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
-
-
-def _locate(name: str, revision: str, setting: str) -> tuple[str, str | None, bool]:
-    """Where to load from, the commit on the Hub, and whether the Hub did not answer."""
-    if samples.is_sample(name):
-        return str(samples.backbone_folder(name)), None, False
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise user_error(
-                expected=f"a saved model with a config.json in {path}",
-                found="a folder without one",
-                do="name the folder that holds config.json and model.safetensors",
-            )
-        return str(path), None, False
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise user_error(
-            expected="a model: a local folder, a Hub id, or sample:NAME",
-            found=f"no folder {path}",
-            do=f"correct --{setting}",
-        )
-    answer = hub_access.ask_hub(name, kind="model", revision=revision)
-    return name, hub_access.commit_of(name, revision, answer), answer is None
 
 
 @contextmanager
