@@ -65,16 +65,12 @@ class PixelStore:
             white: see `places`.
         """
         wanted = np.unique(pictures[pictures != NO_PICTURE])
-        self._look_for_shelves()
-        places = self.places(wanted, white)
-        self._touch(places[places != NO_PLACE])
-        if not (places == NO_PLACE).any() or not self._limit:
+        if not len(self._missing(wanted, white)) or not self._limit:
             return
         # Where nothing can be written, or another run takes too long, this run works without, and the next tries again.
         with suppress(OSError), self._alone():
-            # Another run may just have made some.
-            self._look_for_shelves()
-            self._make_shelf(wanted[self.places(wanted, white) == NO_PLACE], white)
+            # Again: another run may just have made some.
+            self._make_shelf(self._missing(wanted, white), white)
             self._look_for_shelves()
 
     def places(self, pictures: Identities, white: float | None = None) -> Places:
@@ -211,12 +207,17 @@ class PixelStore:
         number = int(np.searchsorted(self._starts, place, side="right")) - 1
         return self._shelves[number], place - int(self._starts[number])
 
-    def _touch(self, places: Places) -> None:
-        """Note that the shelves of these places are in use."""
-        for number in np.unique(np.searchsorted(self._starts, places, side="right") - 1).tolist():
+    def _missing(self, pictures: Identities, white: float | None) -> Identities:
+        """Those pictures that have no place; the shelves of the others are in use from now on."""
+        self._look_for_shelves()
+        places = self.places(pictures, white)
+        given = places[places != NO_PLACE]
+        for number in np.unique(np.searchsorted(self._starts, given, side="right") - 1).tolist():
             path = self._shelves[number].path
             self._used.add(path)
             note_use(path.with_suffix(RECORDS))
+        missing: Identities = pictures[places == NO_PLACE]
+        return missing
 
     def _room(self, wanted: int) -> int:
         """How many bytes may be written, once shelves that this run does not use have made room."""

@@ -4,7 +4,9 @@ import errno
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -166,6 +168,29 @@ def test_files_that_are_not_ours_do_not_count_and_stay(tmp_path: Path) -> None:
     os.utime(foreign, (100, 100))
     assert holds(filled(tmp_path, limit=4 * BYTES)) == [True] * 3
     assert foreign.exists()
+
+
+def test_pictures_that_another_run_has_just_given_places_are_in_use_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They get no second place, and what this run makes next does not delete them."""
+    one, other, limit = store(tmp_path, limit=5 * BYTES), store(tmp_path), 5 * BYTES
+    alone = PixelStore._alone
+
+    @contextmanager
+    def just_after_another(self: PixelStore) -> Iterator[None]:
+        if self is one:
+            other.reserve(PICTURES)
+        with alone(self):
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PixelStore, "_alone", just_after_another)
+        one.reserve(PICTURES)
+    one.reserve(numbers(20, 21, 22))
+    assert (one.places(PICTURES) != NO_PLACE).all()
+    assert int((one.places(numbers(20, 21, 22)) != NO_PLACE).sum()) == 2
+    assert size_on_disk(tmp_path) <= limit
 
 
 def test_what_is_promised_to_others_on_the_disk_is_not_given_away_again(

@@ -5,21 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from hf_transfer.data import verification
+from hf_transfer.data.levels import Levels
+from hf_transfer.data.pictures import decoded_levels, decoders
 from hf_transfer.data.splits import Split
 from hf_transfer.modalities.image_batches import ImageRows
 from hf_transfer.modalities.kept_pixels import KeptPixels
 from hf_transfer.modalities.pixels import PixelPreprocessing
-from tests.data.conftest import encoded, noise
+from tests.data.conftest import Settings, encoded, noise
 from tests.data.deep_pictures import grey, png16
 from tests.data.test_verification import split_of_files
 
 PLENTY = 10**9
+Raw = dict[str, Any]
 
 
 def preprocessing() -> PixelPreprocessing:
@@ -111,3 +116,24 @@ def test_a_picture_whose_file_cannot_be_read_during_a_run_is_masked(
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     assert [bool(rows[position]["counted"]) for position in range(2)] == [False, False]
     assert not np.any(rows[0]["pixel_values"].numpy())
+
+
+def test_another_version_of_a_decoder_looks_again_and_keeps_pixels_of_its_own(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(decoders.cache_clear)
+    split = split_of(tmp_path / "data", range(3))
+    looks: list[Raw] = []
+
+    def counted(raw: Raw) -> Levels | None:
+        looks.append(raw)
+        return decoded_levels(raw)
+
+    monkeypatch.setattr(verification, "decoded_levels", counted)
+    for number, version in enumerate(["1.0", "1.0", "2.0"]):
+        monkeypatch.setattr(PIL, "__version__", version)
+        decoders.cache_clear()
+        verification.look_at_images(split, settings())
+        pixels_of(rows_of(split, KeptPixels(preprocessing(), tmp_path / "cache", PLENTY)))
+        assert len(looks) == (3, 3, 6)[number]
+        assert len(list((tmp_path / "cache/pixels").glob("1-*"))) == (1, 1, 2)[number]
