@@ -27,7 +27,7 @@ from hf_transfer.data.pictures import (
     decoded_levels,
     readable_formats,
 )
-from hf_transfer.data.private_files import private_folder, put_private
+from hf_transfer.data.private_files import remember, remembered
 from hf_transfer.data.rows import as_dict, describe_row, encoded_image, encoded_images, is_given, texts_of
 from hf_transfer.data.splits import Rows, Split, part_of
 from hf_transfer.data.text_checks import copies_of_texts, each_text
@@ -101,12 +101,12 @@ def look_at_images(split: Split, config: Any, kept: KeptPictures | None = None) 
     key = hashlib.sha256(" ".join(("with contents", image_fingerprint(split), DECODING, *readable_formats())).encode())
     key.update(order[: config.data.verify_samples].tobytes())
     cached = cache_folder(config.store.cache_dir) / VERIFIED / f"{key.hexdigest()}.json"
-    if cached.is_file():
-        content = json.loads(cached.read_text(encoding="utf-8"))
+    if (known := remembered(cached)) is not None:
+        content = json.loads(known)
         bad, levels, keys = ({int(row): value for row, value in content[name].items()} for name in Looked._fields)
         return Looked(bad, {row: Levels(*values) for row, values in levels.items()}, keys)
     looked = _check_rows(split, order, set(decoded), config.image.largest_pixel_value, kept)
-    put_private(private_folder(cached.parent) / cached.name, json.dumps(looked._asdict()).encode())
+    remember(cached, json.dumps(looked._asdict()).encode())
     return looked
 
 
@@ -217,10 +217,10 @@ def copies(splits: Mapping[str, Split], kept: KeptPictures | None = None) -> dic
     for name, split in sorted(splits.items()):
         digest.update(f"{name} {split.fingerprint()} {image_fingerprint(split)}".encode())
     cached = kept.cache / VERIFIED / f"{digest.hexdigest()}.copies"
-    if cached.is_file():
-        return {str(name): int(count) for name, count in json.loads(cached.read_bytes()).items()}
+    if (known := remembered(cached)) is not None:
+        return {str(name): int(count) for name, count in json.loads(known).items()}
     counts = _count_copies(splits, kept)
-    put_private(private_folder(cached.parent) / cached.name, json.dumps(counts).encode())
+    remember(cached, json.dumps(counts).encode())
     return counts
 
 
@@ -294,9 +294,11 @@ def content_keys(split: Split, config: RunConfig, kept: KeptPictures | None = No
 def _remembered_keys(split: Split, config: RunConfig, kept: KeptPictures | None) -> Keys:
     """The same for many images, whose keys are cached until one changes."""
     cached = cache_folder(config.store.cache_dir) / VERIFIED / f"{image_fingerprint(split)}.contents"
-    if not cached.is_file():
-        put_private(private_folder(cached.parent) / cached.name, _content_keys(split, config, kept).tobytes())
-    return np.fromfile(cached, np.uint64)
+    if (known := remembered(cached)) is not None:
+        return np.frombuffer(known, np.uint64)
+    keys = _content_keys(split, config, kept)
+    remember(cached, keys.tobytes())
+    return keys
 
 
 def _content_keys(split: Split, config: RunConfig, kept: KeptPictures | None) -> Keys:
@@ -324,15 +326,14 @@ def _image_keys(split: Split, config: RunConfig, kept: KeptPictures | None) -> l
     keys = look_at_images(images, config, kept).keys
     rest = [row for row in images.rows.tolist() if row not in keys]
     cached = cache_folder(config.store.cache_dir) / VERIFIED / f"{image_fingerprint(images)}.keys"
-    if rest and cached.is_file():
-        read = np.frombuffer(cached.read_bytes(), dtype=np.uint64).tolist()
-        keys = dict(zip(images.rows.tolist(), read, strict=True))
+    if rest and (known := remembered(cached)) is not None:
+        keys = dict(zip(images.rows.tolist(), np.frombuffer(known, np.uint64).tolist(), strict=True))
     elif rest:
         left_out = part_of(images, np.flatnonzero(~np.isin(images.rows, list(keys))))
         keys = keys | dict(zip(rest, in_threads(_image_key, encoded_images(left_out)), strict=True))
         # `NO_KEY` for missing files.
         all_keys = np.asarray([keys[row] for row in images.rows.tolist()], dtype=np.uint64)
-        put_private(private_folder(cached.parent) / cached.name, all_keys.tobytes())
+        remember(cached, all_keys.tobytes())
     return [keys.get(row) or None for row in split.rows.tolist()]
 
 
