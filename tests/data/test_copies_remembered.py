@@ -1,5 +1,6 @@
 """Copies of training in validation and test: counted once, and again when a picture changes."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,46 @@ def test_copies_are_counted_again_when_a_picture_has_changed_or_rows_have(
     assert modality().copies(rows | {"test": fewer}) == {"validation": 2, "test": 1}
     masked = Split(fewer.dataset, fewer.rows, fewer.targets, unreadable={1: "damaged"})
     assert modality().copies(rows | {"test": masked}) == {"validation": 2, "test": 0}
+
+
+@pytest.mark.parametrize("kind", [".json", ".contents", ".keys", ".copies"])
+@pytest.mark.parametrize(
+    "damage", [lambda kept: kept[:-3], lambda _: b"", lambda kept: kept[:-1] + bytes([kept[-1] ^ 1])]
+)
+def test_damaged_results_of_earlier_checks_are_made_again(
+    kind: str, damage: Callable[[bytes], bytes], modality: Callable[[], ImageModality], settings: Settings,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """After a loss of power a file may be empty, or have other bits: no run may fail of it, or believe it."""
+    rows, config = splits(tmp_path / "data"), settings(verify_samples=0)
+
+    def results() -> tuple[object, ...]:
+        run = modality()
+        train = run.checked(rows["train"], "train", config)
+        return dict(train.unreadable), run.copies(rows), ImageModality().keys(train, config)[0].tolist()
+
+    first = results()
+    before = {path: path.read_bytes() for path in Path(config.store.cache_dir or "").glob(f"verified/*{kind}")}
+    assert before
+    for path, content in before.items():
+        path.write_bytes(damage(content))
+        # Else the keys of the pictures are not needed.
+        if kind == ".keys":
+            path.with_suffix(".contents").unlink()
+    assert results() == first
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_where_nothing_can_be_remembered_pictures_are_checked_all_the_same(
+    modality: Callable[[], ImageModality], settings: Settings, tmp_path: Path
+) -> None:
+    """A cache that cannot be written to is no reason not to train."""
+    rows, config = splits(tmp_path / "data"), settings(verify_samples=0)
+    (keys,) = ImageModality().keys(rows["train"], config)
+    folder = Path(config.store.cache_dir or "") / "verified"
+    shutil.rmtree(folder)
+    folder.write_bytes(b"a file in place of the folder")
+    run = modality()
+    run.checked(rows["train"], "train", config)
+    assert run.copies(rows) == {"validation": 1, "test": 2}
+    assert run.keys(rows["train"], config)[0].tolist() == keys.tolist()
