@@ -1,4 +1,4 @@
-"""Pictures of more than 8 bits for each channel: their values, and how these become 8 bits.
+"""Pictures of more than 8 bits for each channel: their values, and how these become 8 bits; and which way up they are.
 
 The same file is in `hf_transfer/data/` and in `space/`, which imports nothing of the package, so that a demo decodes
 as training did.
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 # The setting that names what is white, and its name in the file that is saved with a model.
 LARGEST_PIXEL_VALUE = "largest_pixel_value"
@@ -27,6 +27,17 @@ OTHER_BYTE = {
 }
 # Grey with transparency: both bytes of each become the four channels of this mode.
 GREY_WITH_ALPHA, FOUR_BYTES = "LA;16B", "RGBA"
+# The EXIF tag that says which way up a picture is, and what to do for each of its values.
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Pixels that are looked at to tell how many values a picture has.
 SAMPLED_PIXELS = 4096
 
@@ -114,6 +125,17 @@ def white_level(largest: float, *, whole: bool) -> float:
     raise LevelsError(f"its values go up to {largest:,g}, more than 16 bits")
 
 
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture as its EXIF tag says it is turned.
+
+    `ImageOps.exif_transpose` writes all other tags again, and fails if one of them has a wrong type.
+    """
+    # Some formats turn the picture themselves as they read it, and then drop the tag.
+    picture.load()
+    turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
+    return picture if turn is None else picture.transpose(turn)
+
+
 def is_deep(picture: Image.Image) -> bool:
     """Whether a picture whose pixels are not read yet has more than 8 bits for each channel."""
     return picture.mode in DEEP_MODES or ";16" in _raw_mode(picture)
@@ -148,7 +170,7 @@ def deep_picture(picture: Image.Image) -> DeepPicture | None:
 
 
 def _upright(picture: Image.Image) -> npt.NDArray[Any]:
-    return np.asarray(ImageOps.exif_transpose(picture))
+    return np.asarray(upright(picture))
 
 
 def _both_bytes(upper: npt.NDArray[Any], lower: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -6,9 +6,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image, ImageOps, features
+from PIL import Image, features
 
-from levels import LevelsError, deep_picture
+from levels import LevelsError, deep_picture, upright
 
 # No SVG: it can contain scripts, and Pillow does not read it.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -49,7 +49,7 @@ def decode(path: str | os.PathLike[str], white: float | None = None, least_side:
             if least_side is not None:
                 picture.draft(None, (least_side, least_side))
             deep = deep_picture(picture)
-            return ImageOps.exif_transpose(picture).convert("RGB") if deep is None else deep.in_eight_bits(white)
+            return upright(picture).convert("RGB") if deep is None else deep.in_eight_bits(white)
     except BadInputError:
         raise
     except LevelsError as error:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 
-from hf_transfer.data.levels import Levels, LevelsError, deep_picture, is_deep, white_level
+from hf_transfer.data.levels import Levels, LevelsError, deep_picture, is_deep, upright, white_level
 
 # Change this with the code that decodes: it is saved with models, and it is a part of the fingerprint of pixels.
 DECODING = (
@@ -131,7 +131,7 @@ def _upright_rgb(picture: Image.Image, white: float | None) -> Image.Image:
     deep = deep_picture(picture)
     if deep is not None:
         return deep.in_eight_bits(white)
-    return ImageOps.exif_transpose(picture).convert("RGB")
+    return upright(picture).convert("RGB")
 
 
 class Decoded(NamedTuple):
@@ -158,7 +158,7 @@ def decode_with_levels(raw: dict[str, Any], white: float | None = None, least_si
         _reduce(picture, least_side)
         deep = deep_picture(picture)
         if deep is None:
-            return Decoded(ImageOps.exif_transpose(picture).convert("RGB"))
+            return Decoded(upright(picture).convert("RGB"))
         levels = deep.levels
         if beyond_white(levels, white) is not None:
             return Decoded(None, levels)

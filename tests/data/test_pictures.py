@@ -1,16 +1,26 @@
 """One image: every colour mode decodes as transformers decodes it, and damage is named."""
 
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.image_utils import load_image
 
-from hf_transfer.data.pictures import BadImageError, check_header, content, content_size, decode
+from hf_transfer.data.pictures import (
+    BadImageError,
+    check_header,
+    content,
+    content_size,
+    decode,
+    decode_picture,
+    decode_with_levels,
+)
+from pictures import decode as decoded_by_the_demo
 from tests.data.conftest import encoded, noise, png_by_hand, raw_bytes, raw_path, same
 
 WIDTH, HEIGHT = 10, 12
@@ -190,3 +200,26 @@ def test_content_and_its_size_are_those_of_the_bytes_or_of_the_file(tmp_path: Pa
     assert content_size(raw_path(tmp_path / "a")) == content_size(raw_bytes(b"12345")) == 5
     assert content_size(raw_bytes(b"")) == 0
     assert content_size(raw_path(tmp_path / "gone")) == content_size({"bytes": None, "path": None}) == -1
+
+
+def exif(*tags: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF data by hand, of number, type, count and value of each tag: Pillow writes no tags of wrong types."""
+    entries = b"".join(struct.pack("<HHI4s", *tag) for tag in tags)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_pillow_turns_them_also_where_another_tag_has_a_wrong_type(
+    orientation: int, tmp_path: Path
+) -> None:
+    """As broken software writes it: a resolution that is text, a unit that is too large."""
+    picture, path = Image.fromarray(noise(12, 20, 3)), tmp_path / "one.jpg"
+    turned = (0x0112, 3, 1, struct.pack("<HH", orientation, 0))
+    picture.save(path, exif=exif(turned), quality=95)
+    expected = ImageOps.exif_transpose(Image.open(path))
+    for wrong in ((0x011A, 2, 2, b"ab"), (0x0128, 4, 1, struct.pack("<I", 400_000)), (0x0100, 2, 4, b"abc")):
+        picture.save(path, exif=exif(turned, wrong), quality=95)
+        assert same(decode(raw_path(path)), expected)
+        assert same(decode_with_levels(raw_path(path)).picture, expected)
+        assert same(decode_picture(Image.open(path)), expected)
+        assert same(decoded_by_the_demo(path), expected)
