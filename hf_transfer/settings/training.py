@@ -67,6 +67,10 @@ class TrainingSettings(Topic):
         "Compile the blocks that learn, for faster steps (needs a C++ compiler, on a GPU also Triton).", False, STEPS
     )
     torch_compile_backend: str | None = setting("Backend of torch.compile (default: inductor).", None, STEPS, COMPILES)
+    tf32: bool | None = setting(
+        "Round the factors of float32 products to 10 bits on GPUs that are faster with that (default: where they are).",
+        None,
+    )
     bf16: bool = setting("Mixed precision in bfloat16.", False)
     fp16: bool = setting("Mixed precision in float16 (needs a GPU).", False)
     metric_for_best_model: str | None = setting(

@@ -13,6 +13,7 @@ from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.training.compiling import check_compiler
 from hf_transfer.training.launching import check_launch, runs_on_cpus, waiting_explained
+from hf_transfer.training.precision import float32_products
 from hf_transfer.training.random_numbers import unchanged_random_state
 from hf_transfer.training.sharding import start_sharding
 
@@ -43,7 +44,7 @@ def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
                 expected="a GPU for --fp16", found="none", do="use --bf16, which CPUs have too, or leave it out"
             )
         check_compiler(training, accelerator.device)
-        with unchanged_random_state(accelerator.device):
+        with float32_products(training.tf32, accelerator.device), unchanged_random_state(accelerator.device):
             try:
                 yield accelerator
             finally:
