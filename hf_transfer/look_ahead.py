@@ -24,6 +24,7 @@ from hf_transfer.frozen.recording import Passes
 from hf_transfer.run import Run, open_run
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.freezing import Stage, learning_parameters, set_trainable
+from hf_transfer.training import precision
 from hf_transfer.training.objective import Objective
 from hf_transfer.training.resuming import COPIES, size_of
 from hf_transfer.versions import versions
@@ -39,6 +40,7 @@ def machine() -> Iterator[tuple[str, str]]:
     yield "machine", platform.platform()
     yield "processors", f"{allowed_processors()}, torch uses {torch.get_num_threads()} threads"
     yield "accelerators", ", ".join(devices) or "none"
+    yield "precision", precision.description(torch.device("cuda" if devices else "cpu"))
     yield "memory", host_memory.description()
     yield "cache", f"{home}, {in_units(free_bytes(home))} free"
     yield "token for the Hub", describe_token()

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_transfer.settings.fields import STEPS, TRAINS, Topic, setting
+from hf_transfer.settings.fields import STEPS, TRAINS, Need, Topic, setting
 from hf_transfer.settings.ranges import BELOW_ONE, FACTOR, NOT_NEGATIVE, RATE, SEED, at_least
 from hf_transfer.settings.strategy import ADAPTERS, one_of
 
 # In which pretrained weights learn.
 FROM_PRETRAINED = ("partial", "gradual", "lp_ft", "full", "bitfit", *ADAPTERS)
+COMPILES = Need("--torch_compile", lambda config: config.training.torch_compile, "a run that compiles nothing")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,14 @@ class TrainingSettings(Topic):
         "Use the largest batches that fit into memory, with as many samples in a step as without.", False, STEPS
     )
     gradient_checkpointing: bool = setting("Recompute activations in the backward pass to save memory.", False, STEPS)
+    torch_compile: bool = setting(
+        "Compile the blocks that learn, for faster steps (needs a C++ compiler, on a GPU also Triton).", False, STEPS
+    )
+    torch_compile_backend: str | None = setting("Backend of torch.compile (default: inductor).", None, STEPS, COMPILES)
+    tf32: bool | None = setting(
+        "Round the factors of float32 products to 10 bits on GPUs that are faster with that (default: where they are).",
+        None,
+    )
     bf16: bool = setting("Mixed precision in bfloat16.", False)
     fp16: bool = setting("Mixed precision in float16 (needs a GPU).", False)
     metric_for_best_model: str | None = setting(

@@ -11,7 +11,9 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
+from hf_transfer.training.compiling import check_compiler
 from hf_transfer.training.launching import check_launch, runs_on_cpus, waiting_explained
+from hf_transfer.training.precision import float32_products
 from hf_transfer.training.random_numbers import unchanged_random_state
 from hf_transfer.training.sharding import start_sharding
 
@@ -41,7 +43,8 @@ def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
             raise user_error(
                 expected="a GPU for --fp16", found="none", do="use --bf16, which CPUs have too, or leave it out"
             )
-        with unchanged_random_state(accelerator.device):
+        check_compiler(training, accelerator.device)
+        with float32_products(training.tf32, accelerator.device), unchanged_random_state(accelerator.device):
             try:
                 yield accelerator
             finally:

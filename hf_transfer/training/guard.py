@@ -19,6 +19,7 @@ from hf_transfer.data.workers import worker_failure
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.interruption import Interrupted, Request
 from hf_transfer.settings.training import TrainingSettings
+from hf_transfer.training.compiling import compile_failure
 from hf_transfer.training.resuming import Checkpointing, LastCheckpoint, RunState, largest_of_all
 from hf_transfer.training.sharding import whole
 
@@ -219,13 +220,15 @@ def _rows(outputs: Tensor, index: Tensor) -> Iterator[tuple[int, bool]]:
 def explained_failures(
     training: TrainingSettings, checkpointing: Checkpointing, accelerator: Accelerator
 ) -> Iterator[None]:
-    """Turn torch's errors on full memory and on dead loader workers into messages that say what to do."""
+    """Turn torch's errors on full memory, dead loader workers and code that it cannot compile into messages."""
     try:
         yield
     except (UserError, MemoryError, RuntimeError, OSError, EOFError) as error:
         if explained := worker_failure(error):
             # Only now: it waits for the checkpoint that is being written.
             raise worker_failure(error, checkpointing.last_checkpoint().sentence) or explained from error
+        if explained := compile_failure(error):
+            raise explained from error
         # Python's own error on full memory has no message.
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if not is_out_of_memory(error):

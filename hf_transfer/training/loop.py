@@ -23,6 +23,7 @@ from hf_transfer.strategies.freezing import Stage, Strategy, learning_parameters
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.target import Metrics, Target
 from hf_transfer.training.averaging import BestEpochs, greedy_soup, recompute_batch_norm
+from hf_transfer.training.compiling import compiled
 from hf_transfer.training.gradients import Gradients, batches_of_steps
 from hf_transfer.training.guard import Guard, explained_failures
 from hf_transfer.training.identity import run_identity
@@ -67,6 +68,7 @@ def fit(
     passes = recording.Passes.of(loaders, accelerator, config)
     state, checkpointing = _start(model, strategy, stages, groups, passes, config, regularisation)
     checkpointing.resume(state)
+    lengths_vary = getattr(loaders.train.dataset, "lengths", None) is not None
 
     for number, stage in enumerate(stages):
         # A distributed wrapper averages only gradients that were required when it was built: a stage wraps anew.
@@ -85,7 +87,7 @@ def fit(
             state.result.hold_out(held_out)
             _add_epoch(state, row, loaders.target, accelerator)
         else:
-            with state.frozen.skipped(stage) as batches:
+            with state.frozen.skipped(stage) as batches, compiled(model, groups, training, lengths_vary=lengths_vary):
                 learner = state.steps.prepare(stage, accelerator, state.position)
                 checkpointing.restore_random_numbers()
                 run_stage(learner, stage, batches, state, checkpointing, training, accelerator)

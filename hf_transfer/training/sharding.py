@@ -74,6 +74,7 @@ def _unsupported(training: TrainingSettings, accelerator: Accelerator) -> list[s
         "a dynamo_backend": accelerator.state.dynamo_plugin.backend != DynamoBackend.NO,
         "--fp16 (--bf16 works)": training.fp16,
         "--auto_batch_size": training.auto_batch_size,
+        "--torch_compile": training.torch_compile,
     }
     return [name for name, holds in conditions.items() if holds]
 

@@ -303,11 +303,11 @@ def test_an_operation_gives_the_same_bits_in_every_batch(name: str, side: int) -
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_operation_on_large_images_gives_the_same_bits_in_every_batch(threads: int) -> None:
     """Where torch divides the sum of one image among threads, but not that of many."""
-    before, images, strengths = torch.get_num_threads(), pictures(3, 224), np.array([-0.5, 0.3, 1.0])
+    before, images, strengths = torch.get_num_threads(), pictures(16, 224), np.linspace(-1, 1, 16)
     torch.set_num_threads(threads)
     try:
         together = TRIVIAL_OPERATIONS["contrast"](images, strengths)
-        alone = [TRIVIAL_OPERATIONS["contrast"](images[[place]], strengths[[place]]) for place in range(3)]
+        alone = [TRIVIAL_OPERATIONS["contrast"](images[[place]], strengths[[place]]) for place in range(16)]
     finally:
         torch.set_num_threads(before)
     assert torch.equal(torch.cat(alone), together)

@@ -25,7 +25,7 @@ WITHOUT_EFFECT: list[tuple[type[RunConfig], tuple[str, ...], str, str, str]] = [
             "--ema_decay=0.9", "--soup_size=3", "--max_grad_norm=2", "--per_device_train_batch_size=8",
             "--gradient_accumulation_steps=2", "--auto_batch_size=true", "--gradient_checkpointing=true",
             "--early_stopping_patience=2", "--mixup_alpha=0.2", "--cutmix_alpha=1", "--multi_label_loss=asymmetric",
-            "--regression_loss=huber",
+            "--regression_loss=huber", "--torch_compile=true", "--torch_compile_backend=aot_eager",
         )
     ),
     (TextConfig, PROBE, "--rdrop_alpha=1", STEPWISE, SOLVED),
@@ -71,6 +71,7 @@ WITHOUT_EFFECT: list[tuple[type[RunConfig], tuple[str, ...], str, str, str]] = [
     (VisionConfig, ("--augmentation=none",), "--horizontal_flip=true", "augmented training images", "--augmentation"),
     (VisionConfig, ("--save_steps=0",), "--save_total_limit=3", "checkpoints", "--save_steps 0"),
     (VisionConfig, ("--cache_frozen=off",), "--cache_dtype=float16", "--cache_frozen auto or on", "--cache_frozen off"),
+    (VisionConfig, (), "--torch_compile_backend=aot_eager", "--torch_compile", "a run that compiles nothing"),
     (VisionConfig, (), "--hub_private_repo=false", "--push_to_hub", "a run that is not published"),
     *(
         (VisionConfig, (f"--{name}={value}",), flag, wanted, f"--{name} {value}")
