@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ from hf_transfer.targets.target import LabelColumns, Target, Values
 
 if TYPE_CHECKING:
     import datasets
+
+ROWS_LOOKED_AT_FIRST = 100
 
 
 class Labelled(NamedTuple):
@@ -155,7 +157,11 @@ def _tells_rows_apart(rows: datasets.Dataset, column: str) -> bool:
     feature = rows.features[column]
     if not isinstance(feature, datasets.Value) or not feature.dtype.startswith(("int", "uint", *TEXT_TYPES)):
         return False
-    values = rows[column][:]
+    # A few first: all values of a column of long texts would fill the memory.
+    return all(_are_identifiers(rows[column][:count]) for count in (ROWS_LOOKED_AT_FIRST, None))
+
+
+def _are_identifiers(values: Sequence[Any]) -> bool:
     is_short = all(not isinstance(value, str) or not any(sign.isspace() for sign in value) for value in values)
     return is_short and None not in values and len(set(values)) == len(values)
 

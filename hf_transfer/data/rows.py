@@ -1,8 +1,10 @@
 """The content of a row: its encoded image and its texts."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +13,29 @@ import pyarrow.compute
 
 from hf_transfer.data.splits import Rows, Split
 
+if TYPE_CHECKING:
+    import datasets
+
 TEXT_COLUMNS = ("text", "text_pair")
 # So many rows of a data set are in memory at once, however many it has, and so many bytes of their texts: what a
 # tokenizer makes of them takes a hundred times as much.
 ROWS_OF_A_BLOCK = 10_000
 BYTES_OF_A_BLOCK = 1 << 23
+LARGEST_GATHERED = 1 << 30
+
+
+def gathered(data: datasets.Dataset) -> datasets.Dataset:
+    """A shuffled or filtered data set, with its rows in their order in memory; one that is large stays as it is.
+
+    `datasets` keeps the numbers of the rows, and looks each of them up whenever many are read.
+    """
+    import datasets
+
+    # Rows in their order are copied, and a column of them holds two gigabytes at most.
+    if data._indices is None or data.data.nbytes > LARGEST_GATHERED or len(data) > data.data.num_rows:
+        return data
+    table = data.data.table.take(data._indices.table.column(0).combine_chunks())
+    return datasets.Dataset(table, data.info, data.split, fingerprint=data._fingerprint)
 
 
 def encoded_image(split: Split, row: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hf_transfer.data import verification
 from hf_transfer.data.groups import Keys
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.levels import Levels
+from hf_transfer.data.rows import gathered
 from hf_transfer.data.sources import Loaded, load, read_files
 from hf_transfer.data.splits import Split
 from hf_transfer.settings.run import RunConfig
@@ -119,5 +120,7 @@ def read_data(config: RunConfig, modality: SampleColumns[Any], given: datasets.D
         UserError: there is no such data set, or it cannot be read.
     """
     if given is not None:
-        return Loaded(given)
+        import datasets
+
+        return Loaded(datasets.DatasetDict({name: gathered(rows) for name, rows in given.items()}))
     return load(config.data, lambda path: modality.read(path, config), cache_folder(config.store.cache_dir))

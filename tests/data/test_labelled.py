@@ -1,5 +1,6 @@
 """Names of classes that differ between splits, rows without a label, and splits without any."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ import numpy as np
 import pytest
 
 from hf_transfer.data.checked import load_splits
+from hf_transfer.data.labelled import read_labelled
 from hf_transfer.data.splits import Splits
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.pair import PairModality
 from hf_transfer.modalities.text import TextModality
+from hf_transfer.settings.data import DataSettings
+from hf_transfer.targets.classes import Classes
+from hf_transfer.targets.target import LabelColumns
 from tests.data.conftest import (
     PairSettings,
     Settings,
@@ -202,3 +207,19 @@ def test_a_training_split_without_labels_is_refused(labels: list[Any], text_sett
 def test_similar_names_are_reported_with_their_counts(text_settings: TextSettings) -> None:
     splits = of(text_settings, {"train": texts([*["ham"] * 10, *["Ham"] * 6, *["spam"] * 8])})
     assert any("'Ham' (6 samples) and 'ham' (10 samples)" in note for note in splits.notes)
+
+
+def test_long_texts_without_labels_are_not_in_memory_all_at_once() -> None:
+    """To learn which columns tell rows apart, a few rows of a column of texts are enough."""
+    long = [f"{number} " + "word " * 4_000 for number in range(1_000)]
+    test = datasets.Dataset.from_dict({"text": long, "id": range(len(long)), "label": [None] * len(long)})
+    data = {"train": texts(["a", "b"] * 20), "test": test}
+    samples = {name: rows.select_columns(["text"]) for name, rows in data.items()}
+    settings = DataSettings(dataset_name=IN_MEMORY)
+    tracemalloc.start()
+    labelled = read_labelled(data, samples, Classes, LabelColumns(("label",)), settings)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert labelled.unlabelled is not None
+    assert labelled.unlabelled.keys == {"id": list(range(len(long)))}
+    assert peak < 0.5 * sum(map(len, long))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_transfer.data.rows import blocks_of_texts, texts_of
+from hf_transfer.data.rows import blocks_of_texts, gathered, texts_of
 from hf_transfer.data.splits import Split
 from hf_transfer.data.text_checks import bad_texts, copies_of_texts, fault_of_texts
 
@@ -81,3 +81,31 @@ def test_only_texts_of_rows_that_count_are_copies() -> None:
 def test_both_texts_of_a_pair_are_those_of_a_copy() -> None:
     train = split_of(["one", "two"], ["three", "four"])
     assert copies_of_texts({"train": train, "test": split_of(["one", "one"], ["four", "three"])}) == {"test": 1}
+
+
+@pytest.mark.parametrize("change", ["shuffle", "filter", "cut", "repeat"])
+def test_rows_that_were_chosen_from_a_data_set_are_gathered(change: str) -> None:
+    """Else each of a million rows is looked up by its number, whenever a column is read."""
+    kinds = datasets.ClassLabel(names=["a", "b"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": kinds})
+    data = datasets.Dataset.from_dict({"text": [f"text {n}" for n in range(50)], "label": [0, 1] * 25}, features)
+    chosen = {
+        "shuffle": lambda: data.shuffle(seed=3),
+        "filter": lambda: data.filter(lambda row: row["label"] == 1),
+        "cut": lambda: data.train_test_split(0.3, seed=1)["train"],
+        "repeat": lambda: data.select([4, 4, 2]),
+    }[change]()
+    rows = gathered(chosen)
+    assert rows[:] == chosen[:]
+    assert (rows.features, rows._fingerprint) == (chosen.features, chosen._fingerprint)
+    assert rows._indices is None
+    assert rows.with_format("arrow")[:]["text"].num_chunks == 1
+
+
+def test_rows_of_a_large_data_set_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would not fit into memory."""
+    monkeypatch.setattr("hf_transfer.data.rows.LARGEST_GATHERED", 100)
+    data = datasets.Dataset.from_dict({"text": ["a word"] * 100})
+    assert gathered(data) is data
+    chosen = data.shuffle(seed=0)
+    assert gathered(chosen) is chosen
