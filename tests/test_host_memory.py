@@ -82,3 +82,16 @@ def test_other_systems_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> 
     assert host_memory.description({}) == "left as it is: this system does not use glibc"
     with host_memory.freed_memory_kept(scarce=False):
         pass
+
+
+@pytest.mark.skipif(not host_memory.peak_restarted(), reason="the peak cannot be restarted here")
+def test_the_peak_of_memory_can_be_measured_anew() -> None:
+    """In a process of its own: 300 MiB are taken and returned before."""
+    code = (
+        "import mmap; from hf_transfer.evaluation.run_folder import peak_memory_bytes; "
+        "from hf_transfer.host_memory import peak_restarted; import torch; "
+        "block = mmap.mmap(-1, 300 << 20); block.write(bytes(300 << 20)); block.close(); "
+        "before = peak_memory_bytes()['host']; assert peak_restarted(); print(before - peak_memory_bytes()['host'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert int(ended.stdout) > 250 << 20
