@@ -120,9 +120,6 @@ def score_model(config: RunConfig, data: datasets.DatasetDict | None = None) -> 
         used = peak_memory_bytes()
         host = used["host"] if restarted else None
         scored = replace(scored, peak_memory_bytes=used["device"] or host)
-    # One model at a time: what is left of this one may hold reference cycles.
-    del run
-    gc.collect()
     return scored, task
 
 
@@ -219,7 +216,10 @@ def score_models(
         try:
             scored[name], task = score_model(config, data)
         except UserError as error:
-            failed[name] = error
+            # A copy: the error itself holds the model, by the frames of its traceback.
+            failed[name] = UserError(str(error), found=error.found)
+        # One model in memory at a time: what is left of this one has reference cycles.
+        gc.collect()
     if not scored:
         raise _nothing_usable(failed)
     return scored, failed, task

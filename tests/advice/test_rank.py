@@ -175,14 +175,18 @@ def test_a_model_that_cannot_be_used_does_not_stop_the_others(
     assert "bert was not ranked.\n  Expected: " in done.out
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["scored", "failed"])
 def test_one_model_is_in_memory_at_a_time(
-    rank: Rank, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fails: bool, rank: Rank, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where the first one was loaded and then turned out to be of no use."""
     scored, loaded, alive = scoring._scored, list[Any](), list[int]()
 
     def counted(run: Any) -> Any:
         alive.append(sum(model() is not None for model in loaded))
         loaded.append(weakref.ref(run.model))
+        if fails and len(loaded) == 1:
+            raise MemoryError
         return scored(run)
 
     monkeypatch.setattr(scoring, "_scored", counted)
