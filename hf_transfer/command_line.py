@@ -1,4 +1,4 @@
-"""The console command `hf-transfer`: use or publish a finished model, and check this machine."""
+"""The console command `hf-transfer`: choose a model, use or publish a finished one, and check this machine."""
 
 import argparse
 import sys
@@ -26,7 +26,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     skip_last_collection()
     try:
         check_installation()
-        arguments = _parser().parse_args(argv)
+        parser = _parser()
+        arguments, others = parser.parse_known_args(argv)
+        if others and arguments.run_command is not _rank:
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
+        arguments.others = others
         arguments.run_command(arguments)
     except UserError as error:
         exit_with(error)
@@ -36,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="hf-transfer", description="Use or publish a finished model, or check this machine.")
+    parser = _Parser(
+        prog="hf-transfer", description="Choose a model, use or publish a finished one, or check this machine."
+    )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     predict = commands.add_parser("predict", help="Predict pictures, texts or pairs with a finished model.")
     _add_samples(predict)
@@ -68,12 +74,32 @@ def _parser() -> _Parser:
         "--config", type=Path,
         help="Settings of a run: print its data, its time, memory and disk space, without training.",
     )  # fmt: skip
+    rank = commands.add_parser(
+        "rank", allow_abbrev=False, help="Rank pretrained models by how well their frozen features suit your data.",
+        usage="hf-transfer rank --dataset_name DATA --models MODEL [MODEL ...] [options] [settings of the recipe]",
+        epilog="All settings of data, samples and batches are those of the recipe, such as --text_column_name or "
+        "--per_device_eval_batch_size: `python recipes/text.py --help` lists them.",
+    )  # fmt: skip
+    _add_candidates(rank)
     cache = commands.add_parser("cache", help="List what earlier runs keep on disk for later ones, or delete it.")
     _add_choice_of_stores(cache)
-    runs = {predict: _predict, push: _push, demo: _demo, space: _space, doctor: _doctor, cache: _cache}
+    runs = {predict: _predict, push: _push, demo: _demo, space: _space, doctor: _doctor, rank: _rank, cache: _cache}
     for command, run in runs.items():
         command.set_defaults(run_command=run)
     return parser
+
+
+def _add_candidates(rank: argparse.ArgumentParser) -> None:
+    add = rank.add_argument
+    add("--models", nargs="+", required=True, metavar="MODEL",
+        help="Pretrained models: Hub ids, local folders, or sample:NAME; of equal ones the first is preferred.",
+    )  # fmt: skip
+    add("--dataset_name", metavar="DATA", help="The data, as for a recipe; only training rows are used.")
+    add("--config", type=Path, metavar="FILE.yaml", help="Settings in a file, as for a recipe.")
+    add("--recipe", choices=("vision", "text"), help="What samples are (default: as models and data show).")
+    add("--top", type=int, default=2, help="For how many of the best models to print the next command (default: 2).")
+    add("--output", type=Path, metavar="FILE.json",
+        help="Write the ranking into this file, and a picture of score against cost beside it (PNG).")  # fmt: skip
 
 
 def _add_choice_of_stores(cache: argparse.ArgumentParser) -> None:
@@ -220,6 +246,47 @@ def _doctor(arguments: argparse.Namespace) -> None:
         print(f"\n{path}: the {config.recipe} recipe, {config.strategy.flag()}")
         for sentence in look_ahead(config):
             print(sentence)
+
+
+def _rank(arguments: argparse.Namespace) -> None:
+    _check_rank(arguments)
+    from hf_transfer.advice.ranking import rank
+    from hf_transfer.advice.shown import commands_for, draw_ranking, ranking_table
+    from hf_transfer.modalities.table import modality_named
+    from hf_transfer.settings.files import read_yaml
+    from hf_transfer.whole_run import recipe_for
+
+    path = arguments.config
+    saved = {} if path is None else read_yaml(path)
+    data = arguments.dataset_name or saved.get("dataset_name")
+    if data is None:
+        raise user_error(expected="--dataset_name", found="no value", do="name the data")
+    recipe = arguments.recipe or saved.get("recipe") or recipe_for(arguments.models, data, setting="--recipe ")
+    if recipe == "multimodal":
+        raise user_error(
+            expected="models of images, or of texts",
+            found="images with texts, whose head is no single layer that can be solved",
+            do="rank models for each part alone: --recipe vision, or --recipe text",
+        )
+    flags = ["--dataset_name", data, *([] if path is None else ["--config", str(path)]), *arguments.others]
+    ranking = rank(modality_named(recipe).config, arguments.models, flags)
+    print(ranking_table(ranking, commands_for(ranking, recipe, flags, arguments.top)), end="")
+    if arguments.output is not None:
+        picture = arguments.output.with_suffix(".png")
+        ranking.write(arguments.output)
+        draw_ranking(picture, ranking)
+        print(f"\nWritten: {arguments.output} and {picture}")
+
+
+def _check_rank(arguments: argparse.Namespace) -> None:
+    """Refuse what can be seen before anything is loaded."""
+    if arguments.top < 0:
+        raise user_error(expected="--top of at least 0", found=str(arguments.top), do="change --top")
+    output = arguments.output
+    if output is not None and (output.suffix != ".json" or not output.absolute().parent.is_dir()):
+        raise user_error(
+            expected="for --output a file NAME.json in a folder that exists", found=str(output), do="change --output"
+        )
 
 
 def _cache(arguments: argparse.Namespace) -> None:

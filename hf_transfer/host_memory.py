@@ -1,4 +1,4 @@
-"""How malloc treats freed memory: during a run it is kept, and used again for the activations of the next batch.
+"""The peak of a process's memory, and how malloc treats freed memory: during a run it is kept for the next batch.
 
 By default glibc returns large blocks to the system as soon as they are freed. The next batch asks for them again, and
 the kernel has to find, clear and map every page: on CPUs this can cost more than computing. A run keeps it only once
@@ -7,9 +7,12 @@ data are read: the memory of the short threads that read them would be kept, too
 
 import ctypes
 import os
+import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 # Parameters of mallopt(3), from malloc.h.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
@@ -67,6 +70,30 @@ def freed_memory_kept(*, scarce: bool) -> Iterator[None]:
         yield
     finally:
         _USERS.leave()
+
+
+def peak_bytes() -> int:
+    """The peak of the resident memory of this process since it began, or since `peak_restarted`; 0 on Windows."""
+    with suppress(OSError):
+        # Not that of getrusage, which begins with the peak of the process that started this one.
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        if peak := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
+            return int(peak[1]) << 10
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_restarted() -> bool:
+    """Begin to measure the peak anew; whether that is possible: on Linux, if it is allowed."""
+    try:
+        # See proc(5): 5 resets the peak of the resident memory.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def description(environment: Mapping[str, str] = os.environ) -> str:

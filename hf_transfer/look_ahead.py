@@ -78,7 +78,7 @@ def _costs(run: Run) -> Iterator[str]:
     config, accelerator = run.config, run.accelerator
     run.model.to(accelerator.device)
     if not config.trains():
-        seconds = sum(_seconds_of_a_pass(run, split) for split in run.splits.judged())
+        seconds = sum(seconds_of_a_pass(run, split) for split in run.splits.judged())
         yield f"About {_in_words(seconds)} of evaluation.\nMemory: {_peak_memory()} for a few batches."
         return
     prepared = run.prepared
@@ -96,13 +96,13 @@ def _seconds(run: Run, stage: Stage) -> float:
     """Of a stage, from a few batches; every epoch is evaluated on validation."""
     model, groups, loaders = run.prepared.model, run.prepared.groups, run.loaders
     set_trainable(model, groups, stage.trainable, updates_statistics=stage.updates_statistics)
-    evaluation = _seconds_of_a_pass(run, "validation")
+    evaluation = seconds_of_a_pass(run, "validation")
     if stage.solved and solvable_layer(model, groups[-1], loaders.target):
-        return evaluation + (1 + loaders.views) * _seconds_of_a_pass(run, "train")
-    return stage.epochs * (_seconds_of_a_pass(run, "train", learns=True) + evaluation)
+        return evaluation + (1 + loaders.views) * seconds_of_a_pass(run, "train")
+    return stage.epochs * (seconds_of_a_pass(run, "train", learns=True) + evaluation)
 
 
-def _seconds_of_a_pass(run: Run, split: str, *, learns: bool = False) -> float:
+def seconds_of_a_pass(run: Run, split: str, *, learns: bool = False) -> float:
     """Of all batches, from the first few; what the very first one builds for all does not count."""
     model, loaders, accelerator = run.model, run.loaders, run.accelerator
     objective = Objective(loaders.target, rdrop_alpha=run.regularisation.rdrop_alpha if learns else 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -99,8 +99,11 @@ class Run:
         assert self.results is not None, "the run is not finished"
         return self.results.metrics
 
-    def load_data(self) -> Splits:
+    def load_data(self, choose: Callable[[Splits], Splits] | None = None) -> Splits:
         """Find data and columns, then the model's small files, then check and split the data, all before any weights.
+
+        Args:
+            choose: makes splits of the samples that are used; a test split of the data is then not read. None: all.
 
         Raises:
             UserError: a model or data that cannot be used, or a result that could not be published.
@@ -124,7 +127,8 @@ class Run:
         self._inputs = inputs.fingerprints(config) if self.accelerator.is_main_process else {}
         with main_process_first(self.accelerator):
             if config.trains():
-                self.splits = splits_of(opened, config, modality)
+                splits = splits_of(opened, config, modality, () if choose is None else ("test",))
+                self.splits = splits if choose is None else choose(splits)
             else:
                 (part,) = self.checkpoint.parts
                 trained = modality.as_trained(config, self.preprocessing)
@@ -294,12 +298,7 @@ class Run:
         publish_run(self.config)
 
     def push_to_hub(self, repository: str, *, private: bool = True) -> Published:
-        """Publish the model of a finished run with its card.
-
-        Args:
-            repository: OWNER/NAME.
-            private: hide it from others.
-        """
+        """Publish the model of a finished run with its card as OWNER/NAME, hidden from others if it is private."""
         return push_run(Path(self.config.output.output_dir), repository, private=private)
 
     def close(self) -> None:

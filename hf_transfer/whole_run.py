@@ -1,7 +1,7 @@
 """The steps of a run in one call, for Python programs and for commands."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -117,22 +117,35 @@ def _models(model: str | tuple[str, str] | None, settings: Mapping[str, Any]) ->
 
 
 def _recipe_for(models: Mapping[str, str], name: str, data: datasets.DatasetDict | None) -> str:
-    """The recipe that suits the model, and where a model suits several, the data.
+    if "model_name_or_path" not in models:
+        return "multimodal"
+    return recipe_for([models["model_name_or_path"]], name, data)
+
+
+def recipe_for(
+    models: Sequence[str], name: str, data: datasets.DatasetDict | None = None, *, setting: str = "modality="
+) -> str:
+    """The recipe that suits one of some models, and where several do, the data.
+
+    Args:
+        models: their names.
+        name: of the data.
+        data: in memory; None: what `name` says.
+        setting: where the recipe can be named, for the message.
 
     Raises:
         UserError: none or several do.
     """
-    if "model_name_or_path" not in models:
-        return "multimodal"
-    suiting = modalities_of_model(models["model_name_or_path"]) or list(MODALITIES.values())
+    by_model = [one.config.recipe for model in models for one in modalities_of_model(model)]
+    suiting = [one for recipe, one in MODALITIES.items() if recipe in by_model] or list(MODALITIES.values())
     if len(suiting) > 1:
         features = _features(name, data)
         suiting = [one for one in suiting if one.suits(features)]
     if len(suiting) != 1:
         raise user_error(
             expected=f"data that tell whether samples are {', '.join(one.samples for one in MODALITIES.values())}",
-            found=f"{name} and the model {models['model_name_or_path']}, which do not",
-            do=f"name it: modality={' or modality='.join(MODALITIES)}",
+            found=f"{name} and the model {', '.join(models)}, which do not",
+            do=f"name it: {' or '.join(setting + recipe for recipe in MODALITIES)}",
         )
     return suiting[0].config.recipe
 

@@ -140,3 +140,27 @@ def test_other_systems_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> 
     assert host_memory.description({}) == "left as it is: this system does not use glibc"
     with host_memory.freed_memory_kept(scarce=False):
         pass
+
+
+TAKE_300_MIB = "import mmap; block = mmap.mmap(-1, 300 << 20); block.write(bytes(300 << 20)); block.close()"
+
+
+def printed(code: str) -> int:
+    """What a process of its own prints."""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    return int(ended.stdout)
+
+
+@pytest.mark.skipif(not host_memory.peak_restarted(), reason="the peak cannot be restarted here")
+def test_the_peak_of_memory_can_be_measured_anew() -> None:
+    code = "from hf_transfer.host_memory import peak_bytes, peak_restarted; before = peak_bytes(); peak_restarted()"
+    assert printed(f"{TAKE_300_MIB}; {code}; print(before - peak_bytes())") > 250 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measured from /proc")
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
+    child = "from hf_transfer.host_memory import peak_bytes; print(peak_bytes())"
+    assert (
+        printed(f"{TAKE_300_MIB}; import subprocess, sys; subprocess.run([sys.executable, '-c', '{child}'])")
+        < 200 << 20
+    )

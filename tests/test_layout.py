@@ -31,6 +31,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("hub",),
     ("run",),
     ("look_ahead",),
+    ("advice",),
     ("whole_run",),
     ("command_line", "recipes", "benchmarks"),
 )

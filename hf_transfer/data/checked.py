@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from hf_transfer.data import columns
 from hf_transfer.data.accounting import account, sources_of
 from hf_transfer.data.cutting import cut_once, cut_sample, where_from
-from hf_transfer.data.groups import Groups, read_groups
+from hf_transfer.data.groups import Groups, Keys, Units, read_groups, units_of
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.labelled import read_labelled
 from hf_transfer.data.sample_columns import TEXT_SETTINGS, SampleColumns, Selected, read_data
@@ -80,13 +80,14 @@ def open_data(config: RunConfig, modality: SampleColumns[Any], given: datasets.D
     return Opened(loaded, data, groups, selected, label_columns, notes)
 
 
-def splits_of(opened: Opened, config: RunConfig, modality: SampleColumns[Any]) -> Splits:
+def splits_of(opened: Opened, config: RunConfig, modality: SampleColumns[Any], unread: Collection[str] = ()) -> Splits:
     """Check and divide the samples of a data set.
 
     Args:
         opened: of `open_data`.
         config: the settings of the run.
         modality: what a sample is.
+        unread: splits whose samples and labels are not read, if the data set has them: they get no rows.
 
     Raises:
         UserError: anything that a person must fix in the data or in the settings about them.
@@ -97,7 +98,7 @@ def splits_of(opened: Opened, config: RunConfig, modality: SampleColumns[Any]) -
     Ranking.of(kind, config.training.metric_for_best_model)
     config.refuse(OPTIONAL_SETTINGS - kind.supported_settings, f"the problem type {kind.problem_type}")
     origins = origins_by_split(loaded, data)
-    labelled = read_labelled(data, selected.splits, kind, label_columns, config.data, origins)
+    labelled = read_labelled(data, selected.splits, kind, label_columns, config.data, origins, unread)
     target, splits = labelled.target, labelled.splits
     notes = [*labelled.notes, *notes]
 
@@ -110,7 +111,7 @@ def splits_of(opened: Opened, config: RunConfig, modality: SampleColumns[Any]) -
     sources = sources_of(loaded.data, labelled.as_read(data), missing, loaded.origins)
     notes += [] if groups is None else groups.notes()
     notes += modality.notes_on_samples(checked, {**selected.columns, **measured})
-    notes += target.notes({name: split.targets[split.counted] for name, split in checked.items()})
+    notes += target.notes({name: split.targets[split.counted] for name, split in checked.items() if len(split)})
     return Splits(
         **checked,
         target=target.fitted(checked["train"].targets[checked["train"].counted]),
@@ -122,10 +123,30 @@ def splits_of(opened: Opened, config: RunConfig, modality: SampleColumns[Any]) -
         commit=loaded.info.commit if loaded.info else None,
         languages=loaded.info.languages if loaded.info else (),
         where_from=where_from(sources, missing, config.data, target),
-        rows_as_read=account(sources, with_unlabelled(checked, unlabelled), divided.limited, labelled.dropped),
+        rows_as_read=()
+        if unread
+        else account(sources, with_unlabelled(checked, unlabelled), divided.limited, labelled.dropped),
         unlabelled=unlabelled,
         dropped=labelled.dropped,
+        groups=groups,
     )
+
+
+def units_of_rows(split: Split, groups: Groups | None, config: RunConfig, modality: SampleColumns[Any]) -> Units:
+    """Which rows of training belong together, by content and by group.
+
+    Args:
+        split: some rows of training.
+        groups: of the data set, if a column names them.
+        config: the settings of the run.
+        modality: what a sample is.
+    """
+    return units_of(_keys(split, groups, config, modality))
+
+
+def _keys(split: Split, groups: Groups | None, config: RunConfig, modality: SampleColumns[Any]) -> list[Keys]:
+    keys = modality.keys(split, config)
+    return keys if groups is None else [*groups.columns(split.rows, keys[0]), *keys]
 
 
 def named_columns(selected: Selected, labels: LabelColumns, target: Target) -> dict[str, Any]:
@@ -189,10 +210,8 @@ def _divided(
         if is_sample(config.data.dataset_name):
             splits = splits | cut_sample(train, missing, config.data, target)
         else:
-            keys = modality.keys(train, config)
-            group = [] if groups is None else groups.columns(train.rows, keys[0])
-            cache = cache_folder(config.store.cache_dir)
-            splits = splits | cut_once(cache, train, missing, [*group, *keys], config.data, target)
+            keys = _keys(train, groups, config, modality)
+            splits = splits | cut_once(cache_folder(config.store.cache_dir), train, missing, keys, config.data, target)
     all_of_train = splits["train"]
     if (limit := config.data.max_train_samples_per_class) is not None:
         splits = splits | {"train": few_of_each(all_of_train, limit, config.training.seed, target)}

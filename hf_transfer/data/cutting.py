@@ -1,9 +1,12 @@
 """Splits that a data set lacks, cut off training by unit: nothing is on both sides, and rows stay when data grow."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,9 @@ from hf_transfer.errors import user_error
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.targets.target import Target
 from hf_transfer.versions import versions
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 FILES_SHOWN = 3
 # Fewer rows are cut in a second.
@@ -98,17 +104,22 @@ def cut_by_unit(
     split: Split, units: Units, places: npt.NDArray[np.float64], fraction: float, target: Target
 ) -> npt.NDArray[np.bool_]:
     """Which rows of a split are split off: whole units, with every kind of sample in proportion [rows]."""
-    from scipy.sparse import csr_array
-
     from hf_transfer.targets.stratification import cut_units
+
+    chosen = cut_units(kinds_of_units(split, units, target), places, fraction)
+    rows: npt.NDArray[np.bool_] = chosen[units.of_rows]
+    return rows
+
+
+def kinds_of_units(split: Split, units: Units, target: Target) -> csr_array:
+    """How many samples of each kind a unit has [units, kinds]."""
+    from scipy.sparse import csr_array
 
     of_rows = csr_array(
         (np.ones(len(split), dtype=np.int64), (units.of_rows, np.arange(len(split)))),
         shape=(len(units.keys), len(split)),
     )
-    chosen = cut_units(csr_array(of_rows @ target.kinds(split.targets)), places, fraction)
-    rows: npt.NDArray[np.bool_] = chosen[units.of_rows]
-    return rows
+    return csr_array(of_rows @ target.kinds(split.targets))
 
 
 def cut_sample(train: Split, missing: Sequence[str], settings: DataSettings, target: Target) -> dict[str, Split]:

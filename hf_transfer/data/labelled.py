@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,6 +54,7 @@ class Labelled(NamedTuple):
 def read_labelled(
     data: Mapping[str, datasets.Dataset], samples: Mapping[str, datasets.Dataset], kind: type[Target],
     columns: LabelColumns, settings: DataSettings, origins: Mapping[str, Origins] | None = None,
+    unread: Collection[str] = (),
 ) -> Labelled:  # fmt: skip
     """Read the labels of all splits.
 
@@ -64,6 +65,7 @@ def read_labelled(
         columns: of the labels.
         settings: what happens to rows without a label.
         origins: the file and line of each row, of the splits for which they are known.
+        unread: splits that are only asked whether they have labels: if they have, they become splits without rows.
 
     Raises:
         UserError: rows without a label that are not to be dropped, or labels that are no such target.
@@ -72,6 +74,7 @@ def read_labelled(
     known = columns.outputs or [one for name in columns.names for one in set(labels_in(first, name))]
     _refuse_none(first, next(iter(data)), columns)
     withheld = [name for name, rows in data.items() if rows is not first and has_no_labels(rows, columns, known)]
+    data = {name: rows.select([]) if name in unread and name not in withheld else rows for name, rows in data.items()}
     kept: dict[str, Rows] = {}
     dropped: dict[str, Rows] = {}
     for name in (name for name in data if name not in withheld):

@@ -19,6 +19,8 @@ from hf_transfer.targets.target import LabelColumns, Target, Values
 if TYPE_CHECKING:
     import datasets
 
+    from hf_transfer.data.groups import Groups
+
 Rows = npt.NDArray[np.int64]
 UNLABELLED = "unlabelled"
 Value = TypeVar("Value")
@@ -95,9 +97,10 @@ class Splits:
         commit: of a data set on the Hub, the commit that was loaded.
         languages: of a data set on the Hub, the languages that its card names.
         where_from: a sentence on where each split comes from.
-        rows_as_read: what became of each row, by split as it was read.
+        rows_as_read: what became of each row, by split as it was read; empty if a split was not read.
         unlabelled: samples without labels, which are predicted; None: there are none.
         dropped: the rows that were dropped since they have no label, by split as it was read.
+        groups: the rows that stay together, if a column names them.
     """
 
     train: Split
@@ -115,6 +118,7 @@ class Splits:
     names: Sequence[str] = ()
     unlabelled: Unlabelled | None = None
     dropped: Mapping[str, Rows] = field(default_factory=dict)
+    groups: Groups | None = None
 
     def items(self) -> list[tuple[str, Split]]:
         """The splits that exist with their names, also one without labels, which is called `unlabelled`."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import filelock
 
+from hf_transfer import host_memory
 from hf_transfer.checkpoints.earlier import EARLIER_RUN, EarlierRun, is_there
 from hf_transfer.checkpoints.files import CHECKPOINTS_FOLDER, free_bytes, in_units
 from hf_transfer.errors import UserError, user_error
@@ -236,10 +236,5 @@ def peak_memory_bytes() -> dict[str, int]:
     """The peak memory of this process: of the host, and of its accelerator (0 without one)."""
     import torch
 
-    host = 0
-    if sys.platform != "win32":
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"host": host, "device": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0}
+    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return {"host": host_memory.peak_bytes(), "device": device}

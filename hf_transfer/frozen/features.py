@@ -1,10 +1,10 @@
-"""Features on disk, the best linear layer on them, and its outputs for samples that it was made without."""
+"""Features on disk, and the best linear layer on them."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,24 +24,21 @@ from hf_transfer.targets.target import Metrics, Target, Values
 # Weaker ones take the longest to solve, and overfit more.
 PATIENCE = 4
 NEIGHBOURS = (1, 5, 20)
-FOLDS = 5
-# With more samples than these, validation is large enough to calibrate on.
-LARGEST_FOLDED = 20_000
 
 
 @dataclass(frozen=True)
 class Features:
-    """Feature vectors on disk, of the training samples in all their views and of the validation samples.
+    """Feature vectors on disk, of the training samples in all their views and mostly of the validation samples.
 
     Attributes:
         train: a store of the samples as in evaluation, and one for each augmented view.
-        validation: a store of the samples as in evaluation.
+        validation: a store of the samples as in evaluation; None: they are not needed.
         target: what is predicted.
         columns: the columns of the stores that are concatenated to a feature vector.
     """
 
     train: Sequence[Store]
-    validation: Store
+    validation: Store | None
     target: Target
     columns: tuple[int, ...] = (0,)
 
@@ -63,14 +60,14 @@ class Features:
 
     def predictions(self, solution: Solution) -> Predictions:
         """The predictions of a solution on validation."""
-        blocks = list(self._rows(self.validation, _counted(self.validation)))
+        blocks = list(self._validation_rows())
         outputs = torch.cat([_outputs(solution, features) for features, _ in blocks])
         targets = torch.cat([targets for _, targets in blocks]).numpy()
         return Predictions(self.target, outputs, targets, np.arange(len(targets)))
 
     def training_predictions(self, outputs: Tensor) -> Predictions:
         """Outputs for the training samples that count, as predictions [samples, outputs]."""
-        return Predictions(self.target, outputs, self._targets, np.arange(len(outputs)))
+        return Predictions(self.target, outputs, self.targets, np.arange(len(outputs)))
 
     def training_outputs(self, solution: Solution, chosen: Tensor) -> Tensor:
         """The outputs of a solution for some of the training samples that count, as in evaluation.
@@ -83,7 +80,7 @@ class Features:
         return torch.cat([_outputs(solution, features) for features, _ in self._rows(self.train[0], rows)])
 
     @cached_property
-    def _targets(self) -> Values:
+    def targets(self) -> Values:
         """The targets of the training samples that count."""
         return torch.cat([targets for _, targets in self._rows(self.train[0], self._counted)]).numpy()
 
@@ -100,7 +97,7 @@ class Features:
         """
         right = torch.zeros(len(NEIGHBOURS))
         total = 0
-        for queries, labels in self._rows(self.validation, _counted(self.validation)):
+        for queries, labels in self._validation_rows():
             nearest, votes = torch.empty(len(labels), 0), torch.empty(len(labels), 0, dtype=torch.int64)
             for features, classes in self.blocks():
                 similar = normalize(queries.float()) @ normalize(features.float()).T
@@ -113,6 +110,10 @@ class Features:
             total += len(labels)
         best = int(right.argmax())
         return float(right[best]) / total, NEIGHBOURS[best]
+
+    def _validation_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self.validation is not None, "features of training alone"
+        return self._rows(self.validation, _counted(self.validation))
 
     def _rows(self, store: Store, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and targets of some samples of a store, chunk by chunk; which ones: bool [samples]."""
@@ -161,47 +162,11 @@ def best_solution(solver: Solver, features: Features, options: SolverOptions, *,
     return problem.sharpened(chosen)
 
 
-def out_of_fold(
-    solver: Solver, features: Features, solution: Solution, options: SolverOptions, *, intercept: bool, seed: int = 0
-) -> Predictions | None:
-    """Predictions for the training samples, as in evaluation, each by a head that was solved without it.
-
-    They are the left-out outputs of the solution, if it has any. Otherwise the samples are divided at random into five
-    folds, and for each of them a head is solved on the others, with the regularisation of the solution. All views of a
-    sample are in its fold.
-
-    Reference: Stone, "Cross-validatory choice and assessment of statistical predictions", Journal of the Royal
-    Statistical Society B 1974, https://doi.org/10.1111/j.2517-6161.1974.tb00994.x.
-
-    Args:
-        solver: of the head.
-        features: of training and validation.
-        solution: the head.
-        options: what each class counts.
-        intercept: whether the head has a bias.
-        seed: of the folds.
-
-    Returns:
-        None for fewer than 2 samples, and for more than 20,000, unless the solution has left-out outputs.
-    """
-    if solution.held_out is not None:
-        return features.training_predictions(solution.held_out)
-    samples, outputs, copies = features.samples, len(features.target.names), len(features.train)
-    if not 2 <= samples <= LARGEST_FOLDED:
-        return None
-    folds = torch.from_numpy(np.random.default_rng(seed).permutation(samples) % min(FOLDS, samples))
-    left_out = torch.empty(samples, outputs, dtype=torch.float64)
-    for fold in range(min(FOLDS, samples)):
-        blocks = partial(features.blocks, folds != fold)
-        problem = solver(blocks, outputs, intercept=intercept, balanced=options.balanced, copies=copies)
-        left_out[folds == fold] = features.training_outputs(problem.near(solution), folds == fold)
-    return features.training_predictions(left_out)
-
-
 @contextmanager
 def features_of(
-    compute: Compute, widths: Sequence[int], views: int, material: Mapping[str, Any], passes: Passes
-) -> Iterator[Features]:
+    compute: Compute, widths: Sequence[int], views: int, material: Mapping[str, Any], passes: Passes,
+    *, of_validation: bool = True,
+) -> Iterator[Features]:  # fmt: skip
     """Features of training and validation, computed unless an earlier run has stored them.
 
     Args:
@@ -210,17 +175,19 @@ def features_of(
         views: augmented views of the training samples, beside the samples as in evaluation.
         material: what is computed, and with which weights.
         passes: the samples, and where features are stored; at the end features that are not to be kept are deleted.
+        of_validation: whether features of validation are needed, too.
     """
     # Features are small: by default they are not rounded to the precision of the computation.
     dtype = passes.dtype or torch.float32
     columns = [Column((width,), dtype) for width in widths]
-    parts: list[Part] = [*(("train", view) for view in (None, *range(views))), ("validation", None)]
+    train: list[Part] = [("train", view) for view in (None, *range(views))]
+    validation: Part = ("validation", None)
+    parts = [*train, validation] if of_validation else train
     kept = stores_of(passes, parts, columns, material).values()
     with _with_room(passes, sum(store.bytes for store in kept if not store.complete)) as stored:
         stores = stores_of(stored, parts, columns, material)
         fill(stores, compute, stored)
-        *train, validation = stores.values()
-        yield Features(train, validation, passes.loaders.target)
+        yield Features([stores[part] for part in train], stores.get(validation), passes.loaders.target)
 
 
 @contextmanager

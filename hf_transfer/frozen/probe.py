@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_transfer.data.batches import Batch
-from hf_transfer.frozen.features import Features, best_solution, features_of, out_of_fold
+from hf_transfer.frozen.features import Features, best_solution, features_of
+from hf_transfer.frozen.out_of_fold import out_of_fold
 from hf_transfer.frozen.recording import Passes, from_main_process, identity
 from hf_transfer.frozen.solvers import Solver, SolverOptions
 from hf_transfer.frozen.standardised import Solution
@@ -75,14 +76,7 @@ def solve_head(
     loaders, accelerator = passes.loaders, passes.accelerator
     # Asked before the passes: it may be an error.
     solver = options.solver(loaders.target)
-    model.to(accelerator.device)
-    material = {"what enters": layer_name, **identity(model, (layer_name,), accelerator)}
-    with (
-        _without(model, layer_name) as layer,
-        features_of(
-            lambda inputs: [model(**inputs).logits], [layer.in_features], loaders.views, material, passes
-        ) as features,
-    ):
+    with head_features(model, layer_name, passes, loaders.views) as (layer, features):
         frozen_seconds = time.perf_counter() - started
         solve = partial(_solved, solver, features, options, intercept=layer.bias is not None)
         best, held_out = from_main_process(accelerator, solve)
@@ -124,14 +118,34 @@ def _solved(
 
 
 @contextmanager
-def _without(model: nn.Module, layer_name: str) -> Iterator[nn.Linear]:
-    """Inside, the logits of the model are the inputs of its last layer; afterwards the model is as it was."""
+def head_features(
+    model: nn.Module, layer_name: str, passes: Passes, views: int, *, of_validation: bool = True
+) -> Iterator[tuple[nn.Linear, Features]]:
+    """What enters the last layer of a model, for training and validation; afterwards the model is as it was.
+
+    Args:
+        model: classifier, not wrapped; every process holds it.
+        layer_name: its last Linear layer.
+        passes: the samples, and where features are stored.
+        views: augmented views of the training samples, beside the samples as in evaluation.
+        of_validation: whether features of validation are needed.
+
+    Yields:
+        The layer, and the features.
+    """
+    model.to(passes.accelerator.device)
+    material = {"what enters": layer_name, **identity(model, (layer_name,), passes.accelerator)}
     layer = model.get_submodule(layer_name)
     assert isinstance(layer, nn.Linear)
     with evaluating(model), torch.no_grad():
+        # The logits of the model are then the inputs of the layer.
         model.set_submodule(layer_name, nn.Identity())
         try:
-            yield layer
+            with features_of(
+                lambda inputs: [model(**inputs).logits], [layer.in_features], views, material, passes,
+                of_validation=of_validation,
+            ) as features:  # fmt: skip
+                yield layer, features
         finally:
             model.set_submodule(layer_name, layer)
 

@@ -47,6 +47,7 @@ class Classes(target.Target):
     main_metric: ClassVar[str] = "accuracy"
     solver: ClassVar[str | None] = "multinomial logistic"
     supported_settings: ClassVar[frozenset[str]] = target.OPTIONAL_SETTINGS - OF_OTHER_TARGETS
+    score_title: ClassVar[str] = "accuracy"
     score_words: ClassVar[str] = "points of accuracy"
     outputs: ClassVar[str] = "classes"
     divided_by: ClassVar[str] = "by class"

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from hf_transfer.targets.target import Interval
 
-RESAMPLES = 1000
+RESAMPLES, PAIRED_RESAMPLES = 1000, 2000
 # With fewer, the bounds of an interval would depend on the draw.
 FEWEST_RESAMPLES = 200
 # Weights of samples that are held at once, if possible: a processor's cache has room for 1 MB.
@@ -28,7 +28,9 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     return float(low), float(high)
 
 
-def bootstrap_interval(samples: int, metric: Callable[[npt.NDArray[np.int64]], float]) -> Interval:
+def bootstrap_interval(
+    samples: int, metric: Callable[[npt.NDArray[np.int64]], float], resamples: int = RESAMPLES
+) -> Interval:
     """95 % interval of a metric, from percentiles over samples drawn with replacement.
 
     Reference: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 1979,
@@ -37,8 +39,56 @@ def bootstrap_interval(samples: int, metric: Callable[[npt.NDArray[np.int64]], f
     Args:
         samples: how many there are.
         metric: its value on the samples at these positions.
+        resamples: how many draws are made.
     """
-    return _percentiles(np.array([metric(rows) for rows in _draws(samples, RESAMPLES)]))
+    return _percentiles(np.array([metric(rows) for rows in _draws(samples, resamples)]))
+
+
+def paired_interval(first: Floats, second: Floats, units: npt.NDArray[np.int64]) -> Interval:
+    """95 % interval of how much better the first of two models is, from bootstrap percentiles.
+
+    What is drawn are units, since samples that belong together say the same twice; each is a sample where none do. If
+    the interval contains 0, the samples do not tell the models apart.
+
+    Reference: Efron and Tibshirani, "An introduction to the bootstrap", Chapman and Hall 1993, chapters 8 and 13.
+
+    Args:
+        first: scores of the same samples by the first model, higher is better [samples].
+        second: and by the second [samples].
+        units: the unit of each sample [samples].
+    """
+    totals, counts = _by_unit(first - second, units)
+    return bootstrap_interval(
+        len(totals), lambda drawn: float(totals[drawn].sum() / counts[drawn].sum()), PAIRED_RESAMPLES
+    )
+
+
+def mean_and_error(scores: Floats, units: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """The mean of scores and its standard error, where only units are drawn independently.
+
+    Where each sample is a unit, the error is the standard deviation divided by the root of the number of samples.
+    Otherwise it is that of a ratio of two totals: Cochran, "Sampling techniques", Wiley 1977, section 2.11.
+
+    Args:
+        scores: of samples [samples].
+        units: the unit of each [samples].
+
+    Returns:
+        The error of a single unit is NaN.
+    """
+    totals, counts = _by_unit(scores, units)
+    mean = float(scores.mean())
+    if len(totals) < 2:
+        return mean, math.nan
+    return mean, math.sqrt(len(totals) * float((totals - mean * counts).var(ddof=1))) / len(scores)
+
+
+def _by_unit(values: Floats, units: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """The sum of the values of each unit, and how many there are [units]."""
+    numbers = np.unique(units, return_inverse=True)[1]
+    totals: Floats = np.bincount(numbers, values).astype(float)
+    counts: Floats = np.bincount(numbers).astype(float)
+    return totals, counts
 
 
 def bootstrap_intervals(

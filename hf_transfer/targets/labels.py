@@ -60,6 +60,7 @@ class LabelSets(Cells):
     supported_settings: ClassVar[frozenset[str]] = target.OPTIONAL_SETTINGS - {"rdrop_alpha", "regression_loss"}
     loss_setting: ClassVar[str | None] = "multi_label_loss"
     is_calibrated: ClassVar[bool] = True
+    score_title: ClassVar[str] = "F1 per sample"
     score_words: ClassVar[str] = "points of F1 per sample"
     outputs: ClassVar[str] = "labels"
     divided_by: ClassVar[str] = "by label"

@@ -72,6 +72,7 @@ class Numbers(Cells):
     supported_settings: ClassVar[frozenset[str]] = frozenset({"regression_loss", "mixup_alpha"})
     loss_setting: ClassVar[str | None] = "regression_loss"
     is_calibrated: ClassVar[bool] = True
+    score_title: ClassVar[str] = "- absolute error"
     score_words: ClassVar[str] = "less absolute error"
     answered_as: ClassVar[str] = "values"
     outputs: ClassVar[str] = "numbers"

@@ -80,6 +80,7 @@ class Target(ABC):
             two, Mixup and CutMix need `mixed`, and R-Drop needs `disagreement`. A run rejects the others.
         loss_setting: the setting that chooses among several losses; None: there is one.
         is_calibrated: whether it learns from predictions for samples on which the model was not trained: `calibrated`.
+        score_title: what the mean of `sample_scores` is called.
         score_words: what `sample_scores` are, for sentences on differences ("points of accuracy").
         limits: sentences for the model's card on what its answers cannot express.
         answered_as: what `answers` are, as a key of JSON.
@@ -96,6 +97,7 @@ class Target(ABC):
     supported_settings: ClassVar[frozenset[str]] = frozenset()
     loss_setting: ClassVar[str | None] = None
     is_calibrated: ClassVar[bool] = False
+    score_title: ClassVar[str] = "score"
     score_words: ClassVar[str] = "points"
     limits: ClassVar[tuple[str, ...]] = ()
     answered_as: ClassVar[str] = "scores"

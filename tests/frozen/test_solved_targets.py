@@ -17,7 +17,7 @@ from torch import nn
 
 from hf_transfer.data.batches import Batch, LabelledInputs
 from hf_transfer.errors import UserError
-from hf_transfer.frozen import features as features_module
+from hf_transfer.frozen import out_of_fold as out_of_fold_module
 from hf_transfer.frozen.probe import SolvedHead, probe_layers, solve_head
 from hf_transfer.frozen.ridge import REGULARISATIONS
 from hf_transfer.frozen.solvers import SOLVERS, SolverOptions
@@ -256,7 +256,7 @@ def test_a_few_samples_are_left_out_one_by_one_and_a_single_one_cannot_be(memori
 
 def test_with_many_samples_labels_are_calibrated_on_validation_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Left-out outputs of numbers cost nothing: there is no limit."""
-    monkeypatch.setattr(features_module, "LARGEST_FOLDED", 29)
+    monkeypatch.setattr(out_of_fold_module, "LARGEST_FOLDED", 29)
     assert solve(LABELS, label_rows(29), label_rows(10, seed=1)).head.held_out is not None
     assert solve(LABELS, label_rows(30), label_rows(10, seed=1)).head.held_out is None
     assert solve(NUMBERS, number_rows(30), number_rows(10, seed=1)).head.held_out is not None

@@ -9,7 +9,13 @@ from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 
 from hf_transfer.targets.classes import macro_f1
-from hf_transfer.targets.intervals import bootstrap_interval, bootstrap_intervals, wilson_interval
+from hf_transfer.targets.intervals import (
+    bootstrap_interval,
+    bootstrap_intervals,
+    mean_and_error,
+    paired_interval,
+    wilson_interval,
+)
 
 # The 97.5 % quantile of the normal distribution.
 Z = 1.959963984540054
@@ -92,3 +98,55 @@ def test_draws_without_a_value_are_left_out_of_an_interval() -> None:
     )
     assert 0 <= intervals["share"][0] < intervals["share"][1]
     assert np.isnan(intervals["none"]).all()
+
+
+def two_models(size: int, gain: float) -> tuple[Any, Any]:
+    """Scores of the same samples, most of which are equal; the first model is right more often by about `gain`."""
+    generator = np.random.default_rng(5)
+    second = (generator.random(size) < 0.6).astype(float)
+    return np.where(generator.random(size) < gain, 1.0, second), second
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.05, 0.5])
+def test_the_interval_of_a_difference_is_that_of_scipy_for_paired_samples(gain: float) -> None:
+    first, second = two_models(300, gain)
+    expected = bootstrap(
+        (first, second), lambda one, other, axis: one.mean(axis) - other.mean(axis), paired=True,
+        method="percentile", n_resamples=20_000, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    assert paired_interval(first, second, np.arange(300)) == pytest.approx(tuple(expected), abs=0.006)
+
+
+def test_a_model_and_itself_differ_by_nothing() -> None:
+    first, _ = two_models(50, 0.2)
+    assert paired_interval(first, first, np.arange(50)) == (0.0, 0.0)
+
+
+def test_copies_of_samples_make_no_difference_surer() -> None:
+    first, second = two_models(60, 0.3)
+    once = paired_interval(first, second, np.arange(60))
+    four_times = np.tile(first, 4), np.tile(second, 4)
+    assert paired_interval(*four_times, np.tile(np.arange(60), 4)) == pytest.approx(once)
+    low, high = paired_interval(*four_times, np.arange(240))
+    assert high - low < 0.7 * (once[1] - once[0])
+
+
+def test_the_error_of_a_mean_is_that_of_its_independent_units() -> None:
+    scores, _ = two_models(60, 0.3)
+    mean, error = mean_and_error(scores, np.arange(60))
+    assert (mean, error) == pytest.approx((scores.mean(), scores.std(ddof=1) / math.sqrt(60)))
+    assert mean_and_error(np.tile(scores, 4), np.tile(np.arange(60), 4)) == pytest.approx((mean, error))
+    assert math.isnan(mean_and_error(scores, np.zeros(60, dtype=int))[1])
+
+
+def test_the_error_of_units_of_different_sizes_is_how_much_the_mean_varies() -> None:
+    """Simulated: the same draw of units again and again."""
+    generator = np.random.default_rng(3)
+
+    def draw() -> tuple[Any, Any]:
+        sizes = generator.integers(1, 6, 80)
+        units = np.repeat(np.arange(80), sizes)
+        return generator.normal(size=80)[units] + 0.3 * generator.normal(size=len(units)), units
+
+    means, errors = np.transpose([mean_and_error(*draw()) for _ in range(400)])
+    assert errors.mean() == pytest.approx(means.std(), rel=0.1)

@@ -1,0 +1,1 @@
+"""What compares runs: which pretrained model to start from."""

@@ -1,0 +1,105 @@
+"""A ranking for people: the table on the screen, and a picture of score against cost."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_transfer.advice.ranking import ModelRanking
+from hf_transfer.checkpoints.files import in_units
+from hf_transfer.evaluation.templates import render
+
+Z = 1.959963984540054
+
+
+def ranking_table(ranking: ModelRanking, commands: Sequence[str] = ()) -> str:
+    """The ranking as a table, what its numbers are, and why other models could not be ranked.
+
+    Args:
+        ranking: of models.
+        commands: with which the best of them are fine-tuned.
+    """
+    names = short_names([place.model.name for place in ranking.places] + list(ranking.failed))
+    title = f"probe: {ranking.task.target.score_title}"
+    return render(
+        "advice/ranking.txt.jinja",
+        ranking=ranking,
+        names=names,
+        width=max(map(len, [*names.values(), "model"])),
+        title=title,
+        column=max(len(title), 16),
+        cuts=any(place.model.truncated is not None for place in ranking.places),
+        number=lambda value, form: "-" if value is None else form % value,
+        in_units=in_units,
+        sentences=_sentences(ranking),
+        commands=commands,
+    )
+
+
+def _sentences(ranking: ModelRanking) -> list[str]:
+    repeats, rows = ranking.task.folds.of_rows.shape
+    count = int(ranking.task.folds.of_rows.max()) + 1
+    how = "on a fifth that was held out" if count == 1 else f"out of {count} folds"
+    again = f", {repeats} times" if repeats > 1 else ""
+    return [
+        f"Heads solved on frozen features of {rows:,} training rows, {how}{again}; ± is the standard error.",
+        "=: these rows do not tell the model from the first one (95 % interval of the difference).",
+        "The order is that of new heads; fine-tuning all layers may change it.",
+    ]
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The last part of each path, if that tells them apart."""
+    short = {name: Path(name).name or name for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
+def commands_for(ranking: ModelRanking, recipe: str, flags: Sequence[str], top: int) -> list[str]:
+    """The commands that fine-tune the best models.
+
+    Args:
+        ranking: of models.
+        recipe: of the modality.
+        flags: the other settings, as they were given.
+        top: how many models.
+    """
+    names = [place.model.name for place in ranking.places[:top]]
+    return [
+        shlex.join([
+            "python", f"recipes/{recipe}.py", "--model_name_or_path", name, *flags,
+            "--output_dir", f"runs/{Path(name).name.replace(':', '-')}",
+        ])
+        for name in names
+    ]  # fmt: skip
+
+
+def draw_ranking(path: Path, ranking: ModelRanking) -> None:
+    """Draw the score of each model with its 95 % interval against the time that it takes.
+
+    Models that the rows do not tell from the first are drawn like it.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    names = short_names([place.model.name for place in ranking.places])
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for place in ranking.places:
+        model, colour = place.model, "C0" if place.behind is None or place.is_equal else "0.55"
+        seconds = 1_000 / model.rows_per_second
+        axes.errorbar(
+            seconds, model.probe.score, Z * model.probe.standard_error, fmt="o", color=colour, capsize=3, elinewidth=1
+        )
+        label = names[model.name].replace("$", r"\$")
+        axes.annotate(label, (seconds, model.probe.score), (6, 4), textcoords="offset points", fontsize=9)
+    axes.set_xscale("log")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set(major_formatter=plain, minor_formatter=plain)
+    axes.set(xlabel="seconds for 1,000 rows", ylabel=f"probe: {ranking.task.target.score_title}")
+    axes.set_title(
+        f"{len(names)} models on {Path(ranking.dataset_name).name}; blue: equal to the best (95 %)", fontsize=11
+    )
+    # Room for the name of the slowest model.
+    axes.margins(x=0.35)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)

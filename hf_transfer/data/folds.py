@@ -1,0 +1,99 @@
+"""Folds: each training row is predicted by heads that saw neither it nor its copies nor its group."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hf_transfer.data.cutting import kinds_of_units
+from hf_transfer.data.groups import Units
+from hf_transfer.data.splits import Split
+from hf_transfer.errors import user_error
+from hf_transfer.targets.stratification import cut_units
+from hf_transfer.targets.target import Target
+
+# Below so many rows, folds are drawn again until a row has been trained on this often; see `_plan`.
+FEW_ROWS, FEWEST_HEADS = 1_000, 10
+# Above so many, one part is held out, and no head is made without the others.
+MANY_ROWS = 20_000
+MOST_FOLDS, FOLDS_OF_MORE_ROWS = 5, 3
+# Of a row that is in no fold.
+NO_FOLD = -1
+
+
+class Folds(NamedTuple):
+    """In which fold each row is, in each of some repeats.
+
+    Attributes:
+        of_rows: numbers from 0, or `NO_FOLD` [repeats, rows]; a row is in a fold in all repeats, or in none.
+        units: of each row: rows of one unit share a fold [rows].
+    """
+
+    of_rows: npt.NDArray[np.int64]
+    units: npt.NDArray[np.int64]
+
+    @property
+    def predicted(self) -> npt.NDArray[np.bool_]:
+        """Whether a row is in a fold [rows]."""
+        chosen: npt.NDArray[np.bool_] = self.of_rows[0] != NO_FOLD
+        return chosen
+
+    def each(self) -> list[tuple[int, npt.NDArray[np.bool_]]]:
+        """Each fold with the number of its repeat, as a mask of its rows [rows]."""
+        return [
+            (repeat, numbers == fold)
+            for repeat, numbers in enumerate(self.of_rows)
+            for fold in range(int(numbers.max()) + 1)
+        ]
+
+
+def folds_of(train: Split, units: Units, target: Target, seed: int = 0) -> Folds:
+    """Divide training rows into folds that have every kind of sample in proportion.
+
+    A fold holds whole units. In which fold a unit is depends on its content, the seed and the kinds of the others, not
+    on the order of the rows.
+
+    Reference: Kohavi, "A study of cross-validation and bootstrap for accuracy estimation and model selection", IJCAI
+    1995, https://www.ijcai.org/Proceedings/95-2/Papers/016.pdf (stratified folds, and repeating them).
+
+    Args:
+        train: the rows; all of them count.
+        units: of the rows.
+        target: what is predicted, with the kinds that are in proportion.
+        seed: of the folds.
+
+    Raises:
+        UserError: all rows belong together.
+    """
+    if len(units.keys) < 2:
+        raise user_error(
+            expected="at least 2 training samples that differ, to predict each by a head that has not seen it",
+            found=f"{len(train):,} rows that are copies of each other, or of one group",
+            do="add samples, or name another --group_column_name",
+        )
+    count, repeats = _plan(train, units, target)
+    kinds = kinds_of_units(train, units, target)
+    of_units = np.full((repeats, len(units.keys)), NO_FOLD)
+    for repeat in range(repeats):
+        left = np.arange(len(units.keys))
+        for fold in range(1 if len(train) > MANY_ROWS else count - 1):
+            places = units.places(seed, f"repeat {repeat}, fold {fold}")[left]
+            inside = cut_units(kinds[left], places, 1 / (count - fold))
+            of_units[repeat, left[inside]] = fold
+            left = left[~inside]
+        if len(train) <= MANY_ROWS:
+            of_units[repeat, left] = count - 1
+    return Folds(of_units[:, units.of_rows], units.of_rows)
+
+
+def _plan(train: Split, units: Units, target: Target) -> tuple[int, int]:
+    """How many folds there are, and how often they are drawn.
+
+    There are at most as many as the smallest stratum, such as a class, has units, and at least two.
+    """
+    pairs = np.unique(np.column_stack([target.strata(train.targets), units.of_rows]), axis=0)
+    smallest = int(np.unique(pairs[:, 0], return_counts=True)[1].min())
+    most = FOLDS_OF_MORE_ROWS if FEW_ROWS <= len(train) <= MANY_ROWS else MOST_FOLDS
+    count = max(2, most if len(train) > MANY_ROWS else min(most, smallest))
+    return count, math.ceil(FEWEST_HEADS / count) if len(train) < FEW_ROWS else 1

@@ -1,0 +1,170 @@
+"""Predictions for training samples, each by heads that were solved without it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hf_transfer.data.folds import Folds
+from hf_transfer.frozen.features import PATIENCE, Features
+from hf_transfer.frozen.solvers import Problem, Solver, SolverOptions
+from hf_transfer.frozen.standardised import Floats, Solution
+from hf_transfer.targets.intervals import mean_and_error
+from hf_transfer.targets.predictions import Predictions
+from hf_transfer.targets.target import Metrics
+
+# Of the samples that a run calibrates on: it knows neither their groups nor their copies.
+FOLDS = 5
+# With more samples than these, validation is large enough to calibrate on.
+LARGEST_FOLDED = 20_000
+
+
+class LeftOut(NamedTuple):
+    """Outputs with one regularisation, of heads that were solved without the samples.
+
+    Attributes:
+        regularisation: of all heads.
+        outputs: float64 [repeats, samples, outputs]; those of samples in no fold are NaN.
+    """
+
+    regularisation: float
+    outputs: Tensor
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions for training samples by heads that were solved without them.
+
+    Attributes:
+        predictions: the outputs, averaged over the repeats; `index` has the positions of the samples.
+        scores: how good the answer to each sample is, averaged over the repeats, higher is better [samples].
+        units: of each sample: those of one unit belong together [samples].
+        regularisation: of all heads.
+    """
+
+    predictions: Predictions
+    scores: Floats
+    units: npt.NDArray[np.int64]
+    regularisation: float
+
+    @property
+    def score(self) -> float:
+        """The mean of the scores."""
+        return mean_and_error(self.scores, self.units)[0]
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, over units: heads of different folds share most of their samples, so folds would say less."""
+        return mean_and_error(self.scores, self.units)[1]
+
+
+def left_out_path(
+    solver: Solver, features: Features, folds: Folds, options: SolverOptions, *, intercept: bool
+) -> Iterator[LeftOut]:
+    """Left-out outputs from strong to weak regularisation, which is the same for the heads of all folds.
+
+    Reference: Stone, "Cross-validatory choice and assessment of statistical predictions", Journal of the Royal
+    Statistical Society B 1974, https://doi.org/10.1111/j.2517-6161.1974.tb00994.x.
+
+    Args:
+        solver: of the heads.
+        features: of training.
+        folds: of the training samples that count.
+        options: what each class counts.
+        intercept: whether heads have a bias.
+    """
+    parts = [(repeat, torch.from_numpy(inside)) for repeat, inside in folds.each()]
+    paths = [_problem(solver, features, ~inside, options, intercept).path(rough=True) for _, inside in parts]
+    for solutions in zip(*paths, strict=True):
+        outputs = torch.full(
+            (len(folds.of_rows), features.samples, len(features.target.names)), math.nan, dtype=torch.float64
+        )
+        for (repeat, inside), solution in zip(parts, solutions, strict=True):
+            outputs[repeat, inside] = features.training_outputs(solution, inside)
+        yield LeftOut(solutions[0].regularisation, outputs)
+
+
+def _problem(solver: Solver, features: Features, outside: Tensor, options: SolverOptions, intercept: bool) -> Problem:
+    """The problem of a head on the samples outside a fold, in all their views."""
+    blocks, outputs, copies = partial(features.blocks, outside), len(features.target.names), len(features.train)
+    return solver(blocks, outputs, intercept=intercept, balanced=options.balanced, copies=copies)
+
+
+def predicted_out_of_fold(
+    solver: Solver, features: Features, folds: Folds, options: SolverOptions, *, intercept: bool
+) -> OutOfFold:
+    """The left-out predictions with the best regularisation.
+
+    It is the best one by the left-out outputs of all samples, tried from strong to weak until two decades have brought
+    no gain. So the label of a sample has a part in the choice of this one number, and else none in the prediction for
+    it.
+
+    Args:
+        solver: see `left_out_path`, as for the others.
+        features: see there.
+        folds: see there.
+        options: see there; its ranking selects the regularisation.
+        intercept: see there.
+    """
+    index = np.flatnonzero(folds.predicted)
+    targets = features.targets[index]
+    rows: list[Metrics] = []
+    best = -1
+    for left_out in left_out_path(solver, features, folds, options, intercept=intercept):
+        repeats = [Predictions(features.target, outputs[index], targets, index) for outputs in left_out.outputs]
+        row = _mean_row([one.metrics(options.ranking.metric) for one in repeats])
+        if options.ranking.is_better(row, rows, best):
+            best, chosen, regularisation = len(rows), repeats, left_out.regularisation
+        rows.append(row)
+        if len(rows) - best > PATIENCE:
+            break
+    outputs = torch.stack([one.outputs for one in chosen]).mean(0)
+    # What a finished model would take from left-out predictions, such as thresholds, it has here, too.
+    is_calibrated = features.target.is_calibrated
+    target = features.target.calibrated(outputs, targets) if is_calibrated else features.target
+    scores = np.mean([target.sample_scores(one.outputs, targets) for one in chosen], axis=0)
+    return OutOfFold(Predictions(target, outputs, targets, index), scores, folds.units[index], regularisation)
+
+
+def _mean_row(rows: Sequence[Metrics]) -> Metrics:
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def out_of_fold(
+    solver: Solver, features: Features, solution: Solution, options: SolverOptions, *, intercept: bool, seed: int = 0
+) -> Predictions | None:
+    """Predictions for the training samples, as in evaluation, each by a head that was solved without it.
+
+    They are the left-out outputs of the solution, if it has any. Otherwise the samples are divided at random into five
+    folds, and for each of them a head is solved on the others, with the regularisation of the solution. All views of a
+    sample are in its fold.
+
+    Args:
+        solver: of the head.
+        features: of training and validation.
+        solution: the head.
+        options: what each class counts.
+        intercept: whether the head has a bias.
+        seed: of the folds.
+
+    Returns:
+        None for fewer than 2 samples, and for more than 20,000, unless the solution has left-out outputs.
+    """
+    if solution.held_out is not None:
+        return features.training_predictions(solution.held_out)
+    samples = features.samples
+    if not 2 <= samples <= LARGEST_FOLDED:
+        return None
+    count = min(FOLDS, samples)
+    folds = torch.from_numpy(np.random.default_rng(seed).permutation(samples) % count)
+    left_out = torch.empty(samples, len(features.target.names), dtype=torch.float64)
+    for inside in (folds == fold for fold in range(count)):
+        head = _problem(solver, features, ~inside, options, intercept).near(solution)
+        left_out[inside] = features.training_outputs(head, inside)
+    return features.training_predictions(left_out)
