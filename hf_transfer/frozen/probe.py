@@ -1,25 +1,27 @@
 """A head on a frozen backbone is solved: it is a convex problem, which needs no training step by step.
 
-Probes of earlier layers are only reported, since the head of the model reads the last layer alone.
+A model with taps reads the backbone at the depths that are best; otherwise probes of earlier layers are only reported.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hf_transfer.data.batches import Batch
-from hf_transfer.frozen.features import Features, best_solution, features_of, out_of_fold
-from hf_transfer.frozen.recording import Passes, from_main_process, identity
+from hf_transfer.frozen.features import Features, best_solution, out_of_fold
+from hf_transfer.frozen.recording import Passes, from_main_process
 from hf_transfer.frozen.solvers import Solver, SolverOptions
 from hf_transfer.frozen.standardised import Solution
-from hf_transfer.models.groups import Group, evaluating
+from hf_transfer.frozen.taps import tap_features, without_head
+from hf_transfer.models.groups import Group
+from hf_transfer.models.modeling_deep_probe import MEAN
+from hf_transfer.models.taps import HEAD_INPUT, AllTaps, count_blocks, taps_of, widths_of
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.target import Metrics, Target
 
@@ -76,25 +78,23 @@ def solve_head(
     # Asked before the passes: it may be an error.
     solver = options.solver(loaders.target)
     model.to(accelerator.device)
-    material = {"what enters": layer_name, **identity(model, (layer_name,), accelerator)}
-    with (
-        _without(model, layer_name) as layer,
-        features_of(
-            lambda inputs: [model(**inputs).logits], [layer.in_features], loaders.views, material, passes
-        ) as features,
-    ):
+    with head_features(model, layer_name, passes, loaders.views) as (layer, features):
         frozen_seconds = time.perf_counter() - started
-        solve = partial(_solved, solver, features, options, intercept=layer.bias is not None)
-        best, held_out = from_main_process(accelerator, solve)
+        combinations = model.choice.combinations if isinstance(model, AllTaps) else (features.columns,)
+        solve = partial(_solved, solver, features, combinations, options, intercept=layer.bias is not None)
+        solved = from_main_process(accelerator, solve)
+        features, best = replace(features, columns=solved.columns), solved.solution
+        for sentence in solved.sentences:
+            report(sentence)
         if options.probe == "knn":
             accuracy, count = features.nearest_neighbours()
             report(f"Nearest neighbours: validation accuracy {accuracy:.4f} by a vote of {count}; not saved.")
         metrics = features.predictions(best).metrics()
         samples = features.samples * len(features.train)  # Each view counts.
-    with torch.no_grad():
-        layer.weight.copy_(best.weight)
-        if layer.bias is not None:
-            layer.bias.copy_(best.bias)
+    if isinstance(model, AllTaps):
+        model.read_only(solved.columns, best.weight, best.bias)
+    else:
+        _write(layer, best)
     seconds = time.perf_counter() - started
     row = {
         "train_loss": best.loss,
@@ -105,35 +105,110 @@ def solve_head(
         "regularisation": best.regularisation,
         **metrics,
     }
-    return SolvedHead(row, held_out)
+    return SolvedHead(row, solved.held_out)
+
+
+class _Solved(NamedTuple):
+    """The best solution, and what it was chosen by.
+
+    Attributes:
+        columns: of the features.
+        solution: on these columns.
+        held_out: see `SolvedHead`.
+        sentences: on the choice of columns, if there was one.
+    """
+
+    columns: tuple[int, ...]
+    solution: Solution
+    held_out: Predictions | None
+    sentences: list[str]
 
 
 def _solved(
-    solver: Solver, features: Features, options: SolverOptions, *, intercept: bool
-) -> tuple[Solution, Predictions | None]:
-    """The best solution and, if the target is calibrated, predictions by heads that were solved without the samples."""
-    best = best_solution(solver, features, options, intercept=intercept)
-    left_out = None
-    if features.target.is_calibrated:
-        left_out = out_of_fold(solver, features, best, options, intercept=intercept)
-    if left_out is None:
-        return best, None
-    both = features.predictions(best), left_out
-    outputs, targets = torch.cat([one.outputs for one in both]), np.concatenate([one.targets for one in both])
-    return best, Predictions(features.target, outputs, targets, np.arange(len(targets)))
+    solver: Solver, features: Features, combinations: Sequence[tuple[int, ...]], options: SolverOptions,
+    *, intercept: bool,
+) -> _Solved:  # fmt: skip
+    """The best solution on the best combination of columns.
+
+    Combinations are compared by their predictions for validation and, where the training samples are not too many, for
+    training samples by heads that were solved without them: with few samples validation alone would choose by chance.
+    """
+    solved: list[_Solved] = []
+    rows: list[Metrics] = []
+    sentences: list[str] = []
+    best, choosing = -1, len(combinations) > 1
+    for columns in combinations:
+        some = replace(features, columns=columns)
+        solution = best_solution(solver, some, options, intercept=intercept)
+        left_out = None
+        if choosing or features.target.is_calibrated:
+            left_out = out_of_fold(solver, some, solution, options, intercept=intercept)
+        validation = some.predictions(solution)
+        held_out = validation if left_out is None else _joined(validation, left_out)
+        solved.append(_Solved(columns, solution, None if left_out is None else held_out, sentences))
+        if choosing:
+            row = held_out.metrics(options.ranking.metric)
+            sentences.append(_describe_taps(features, columns, row, options, len(held_out)))
+            if options.ranking.is_better(row, rows, best):
+                best = len(rows)
+            rows.append(row)
+    chosen = solved[best]
+    if choosing:
+        sentences.append(f"Taps: {_names(features, chosen.columns)}, the best of {len(combinations)}.")
+    is_kept = features.target.is_calibrated
+    return chosen if is_kept else chosen._replace(held_out=None)
+
+
+def _joined(first: Predictions, second: Predictions) -> Predictions:
+    """The predictions for two sets of samples."""
+    outputs, targets = (torch.cat([first.outputs, second.outputs]), np.concatenate([first.targets, second.targets]))
+    return Predictions(first.target, outputs, targets, np.arange(len(targets)))
+
+
+def _names(features: Features, columns: Sequence[int]) -> str:
+    return " + ".join(features.names[column] for column in columns)
+
+
+def _describe_taps(
+    features: Features, columns: Sequence[int], row: Metrics, options: SolverOptions, samples: int
+) -> str:
+    titles = {one.name: one.title for one in features.target.metrics}
+    metric = options.ranking.metric
+    score = "" if metric == "loss" else f"{titles[metric]} {row[metric]:.4f}, "
+    return f"Taps {_names(features, columns)}: {score}loss {row['loss']:.4f} on {samples:,} held-out samples."
+
+
+def _write(layer: nn.Linear, solution: Solution) -> None:
+    with torch.no_grad():
+        layer.weight.copy_(solution.weight)
+        if layer.bias is not None:
+            layer.bias.copy_(solution.bias)
 
 
 @contextmanager
-def _without(model: nn.Module, layer_name: str) -> Iterator[nn.Linear]:
-    """Inside, the logits of the model are the inputs of its last layer; afterwards the model is as it was."""
-    layer = model.get_submodule(layer_name)
-    assert isinstance(layer, nn.Linear)
-    with evaluating(model), torch.no_grad():
-        model.set_submodule(layer_name, nn.Identity())
-        try:
-            yield layer
-        finally:
-            model.set_submodule(layer_name, layer)
+def head_features(
+    model: nn.Module, layer_name: str, passes: Passes, views: int
+) -> Iterator[tuple[nn.Linear, Features]]:
+    """What the last layer of a model may read, for training and validation; afterwards the model is as it was.
+
+    Args:
+        model: classifier, not wrapped; every process holds it.
+        layer_name: its last Linear layer.
+        passes: the samples, and where features are stored.
+        views: augmented views of the training samples, beside the samples as in evaluation.
+
+    Yields:
+        The layer, and the features: one column, or one for each tap.
+    """
+    if isinstance(model, AllTaps):
+        with tap_features(model.backbone, model.choice.taps, model.widths, views, passes) as features:
+            yield model.classifier, replace(features, normalised=True)
+        return
+    with (
+        without_head(model, layer_name) as layer,
+        tap_features(model, [HEAD_INPUT], [layer.in_features], views, passes) as features,
+    ):
+        yield layer, features
 
 
 def probe_layers(
@@ -160,52 +235,24 @@ def probe_layers(
     if not layers:
         return
     solver = replace(options, probe="logistic").solver(target)
-    blocks = [group for group in groups if group.is_block]
-    chosen = [blocks[layer - 1] for layer in layers]
     metric = next(one for one in target.metrics if one.name == target.main_metric)
-    with evaluating(model), torch.no_grad():
-        model.to(passes.accelerator.device)
-        pooled = partial(_pooled, model, [group.modules[0] for group in chosen])
-        example = passes.loaders.some_samples("validation", [0], None, passes.accelerator.device)
-        widths = [tensor.shape[1] for tensor in pooled(example.inputs)]
-        weights = identity(model, groups[-1].modules, passes.accelerator)
-        material = {"means of": [group.name for group in chosen], **weights}
-        with features_of(pooled, widths, 0, material, passes) as features:
+    device, (head,) = passes.accelerator.device, groups[-1].modules
+    model.to(device)
+    inputs = passes.loaders.some_samples("validation", [0], None, device).inputs
+    with without_head(model, head):
+        taps = taps_of(model, groups, inputs, [(MEAN, layer) for layer in layers])
+        with tap_features(model, taps, widths_of(model, taps, inputs), 0, passes) as features:
             if not passes.accelerator.is_main_process:
                 return
-            combinations: list[tuple[int, ...]] = [(place,) for place in range(len(chosen))]
-            if len(chosen) > 1:
-                combinations.append(tuple(range(len(chosen))))
+            combinations: list[tuple[int, ...]] = [(place,) for place in range(len(taps))]
+            if len(taps) > 1:
+                combinations.append(tuple(range(len(taps))))
             for places in combinations:
                 some = replace(features, columns=places)
                 best = best_solution(solver, some, options, intercept=True)
                 row = some.predictions(best).metrics(metric.name)
                 names = " + ".join(str(layers[place]) for place in places)
                 report(
-                    f"Probe of layer {names} of {len(blocks)}: validation {metric.title} {row[metric.name]:.4f}, "
-                    f"loss {row['loss']:.4f}."
+                    f"Probe of layer {names} of {count_blocks(groups)}: validation {metric.title} "
+                    f"{row[metric.name]:.4f}, loss {row['loss']:.4f}."
                 )
-
-
-def _pooled(model: nn.Module, names: Sequence[str], inputs: Batch) -> list[Tensor]:
-    """The outputs of some modules for a batch, averaged over tokens or places [samples, features]."""
-    means: dict[str, Tensor] = {}
-
-    def keep(name: str, _module: nn.Module, _args: object, output: object) -> None:
-        means[name] = _mean(output, inputs.get("attention_mask"))
-
-    with ExitStack() as stack:
-        for name in names:
-            stack.callback(model.get_submodule(name).register_forward_hook(partial(keep, name)).remove)
-        model(**inputs)
-    return [means[name] for name in names]
-
-
-def _mean(output: object, mask: Tensor | None) -> Tensor:
-    tensor = output[0] if isinstance(output, tuple | list) else output
-    assert isinstance(tensor, Tensor)
-    if tensor.ndim == 3 and mask is not None:
-        weights = mask.to(tensor)[:, :, None]
-        return (tensor * weights).sum(1) / weights.sum(1).clamp_min(1)
-    # Tokens are the middle dimension [samples, tokens, features], places the last [samples, channels, height, width].
-    return tensor.mean(1) if tensor.ndim == 3 else tensor.flatten(2).mean(2) if tensor.ndim > 2 else tensor
