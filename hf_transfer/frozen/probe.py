@@ -18,10 +18,10 @@ from hf_transfer.frozen.features import Features, best_solution, out_of_fold
 from hf_transfer.frozen.recording import Passes, from_main_process
 from hf_transfer.frozen.solvers import Solver, SolverOptions
 from hf_transfer.frozen.standardised import Solution
-from hf_transfer.frozen.taps import tap_features, without_head
+from hf_transfer.frozen.taps import tap_features
 from hf_transfer.models.groups import Group
 from hf_transfer.models.modeling_deep_probe import MEAN
-from hf_transfer.models.taps import HEAD_INPUT, AllTaps, count_blocks, taps_of, widths_of
+from hf_transfer.models.taps import HEAD_INPUT, AllTaps, count_blocks, taps_of, widths_of, without_head
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.target import Metrics, Target
 
@@ -81,11 +81,11 @@ def solve_head(
     with head_features(model, layer_name, passes, loaders.views) as (layer, features):
         frozen_seconds = time.perf_counter() - started
         combinations = model.choice.combinations if isinstance(model, AllTaps) else (features.columns,)
-        solve = partial(_solved, solver, features, combinations, options, intercept=layer.bias is not None)
+        solve = partial(_best_columns, solver, features, combinations, options, intercept=layer.bias is not None)
         solved = from_main_process(accelerator, solve)
         features, best = replace(features, columns=solved.columns), solved.solution
-        for sentence in solved.sentences:
-            report(sentence)
+        if solved.sentence:
+            report(solved.sentence)
         if options.probe == "knn":
             accuracy, count = features.nearest_neighbours()
             report(f"Nearest neighbours: validation accuracy {accuracy:.4f} by a vote of {count}; not saved.")
@@ -109,73 +109,65 @@ def solve_head(
 
 
 class _Solved(NamedTuple):
-    """The best solution, and what it was chosen by.
+    """A solution.
 
     Attributes:
-        columns: of the features.
+        columns: of the features that it is for.
         solution: on these columns.
-        held_out: see `SolvedHead`.
-        sentences: on the choice of columns, if there was one.
+        held_out: predictions for validation and training, see `SolvedHead`; None: there are none for training.
+        sentence: on the choice of columns; empty, if there was none.
     """
 
     columns: tuple[int, ...]
     solution: Solution
     held_out: Predictions | None
-    sentences: list[str]
+    sentence: str = ""
 
 
-def _solved(
+def _best_columns(
     solver: Solver, features: Features, combinations: Sequence[tuple[int, ...]], options: SolverOptions,
     *, intercept: bool,
 ) -> _Solved:  # fmt: skip
     """The best solution on the best combination of columns.
 
-    Combinations are compared by their predictions for validation and, where the training samples are not too many, for
-    training samples by heads that were solved without them: with few samples validation alone would choose by chance.
+    Combinations are compared by their predictions for validation and, unless there are too many, for training samples
+    by heads that were solved without these: by a small validation split alone the choice would be left to chance.
     """
-    solved: list[_Solved] = []
+    solve = partial(_solved, solver, features, options=options, intercept=intercept)
+    if len(combinations) == 1:
+        return solve(combinations[0], folded=features.target.is_calibrated)
+    solutions: list[_Solved] = []
     rows: list[Metrics] = []
-    sentences: list[str] = []
-    best, choosing = -1, len(combinations) > 1
+    best = -1
     for columns in combinations:
-        some = replace(features, columns=columns)
-        solution = best_solution(solver, some, options, intercept=intercept)
-        left_out = None
-        if choosing or features.target.is_calibrated:
-            left_out = out_of_fold(solver, some, solution, options, intercept=intercept)
-        validation = some.predictions(solution)
-        held_out = validation if left_out is None else _joined(validation, left_out)
-        solved.append(_Solved(columns, solution, None if left_out is None else held_out, sentences))
-        if choosing:
-            row = held_out.metrics(options.ranking.metric)
-            sentences.append(_describe_taps(features, columns, row, options, len(held_out)))
-            if options.ranking.is_better(row, rows, best):
-                best = len(rows)
-            rows.append(row)
-    chosen = solved[best]
-    if choosing:
-        sentences.append(f"Taps: {_names(features, chosen.columns)}, the best of {len(combinations)}.")
-    is_kept = features.target.is_calibrated
-    return chosen if is_kept else chosen._replace(held_out=None)
-
-
-def _joined(first: Predictions, second: Predictions) -> Predictions:
-    """The predictions for two sets of samples."""
-    outputs, targets = (torch.cat([first.outputs, second.outputs]), np.concatenate([first.targets, second.targets]))
-    return Predictions(first.target, outputs, targets, np.arange(len(targets)))
-
-
-def _names(features: Features, columns: Sequence[int]) -> str:
-    return " + ".join(features.names[column] for column in columns)
-
-
-def _describe_taps(
-    features: Features, columns: Sequence[int], row: Metrics, options: SolverOptions, samples: int
-) -> str:
-    titles = {one.name: one.title for one in features.target.metrics}
+        solved = solve(columns, folded=True)
+        judged = solved.held_out or replace(features, columns=columns).predictions(solved.solution)
+        row = judged.metrics(options.ranking.metric)
+        best = len(rows) if options.ranking.is_better(row, rows, best) else best
+        rows.append(row)
+        solutions.append(solved)
+    names = [" + ".join(features.names[column] for column in columns) for columns in combinations]
     metric = options.ranking.metric
-    score = "" if metric == "loss" else f"{titles[metric]} {row[metric]:.4f}, "
-    return f"Taps {_names(features, columns)}: {score}loss {row['loss']:.4f} on {samples:,} held-out samples."
+    title = next((one.title for one in features.target.metrics if one.name == metric), metric)
+    scores = ", ".join(f"{name} {row[metric]:.4f}" for name, row in zip(names, rows, strict=True))
+    sentence = f"Taps by {title} on {len(judged):,} held-out samples: {scores}. The head reads {names[best]}."
+    chosen = solutions[best]
+    return chosen._replace(held_out=chosen.held_out if features.target.is_calibrated else None, sentence=sentence)
+
+
+def _solved(
+    solver: Solver, features: Features, columns: tuple[int, ...], *, options: SolverOptions, intercept: bool,
+    folded: bool,
+) -> _Solved:  # fmt: skip
+    """The best solution on some columns and, if wanted, predictions by heads that were solved without the samples."""
+    features = replace(features, columns=columns)
+    best = best_solution(solver, features, options, intercept=intercept)
+    left_out = out_of_fold(solver, features, best, options, intercept=intercept) if folded else None
+    if left_out is None:
+        return _Solved(columns, best, None)
+    both = features.predictions(best), left_out
+    outputs, targets = torch.cat([one.outputs for one in both]), np.concatenate([one.targets for one in both])
+    return _Solved(columns, best, Predictions(features.target, outputs, targets, np.arange(len(targets))))
 
 
 def _write(layer: nn.Linear, solution: Solution) -> None:

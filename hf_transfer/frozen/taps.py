@@ -38,15 +38,3 @@ def tap_features(
         material = {"taps": [tap.saved for tap in taps], **identity(backbone, (), accelerator)}
         with features_of(partial(vectors_of, backbone, taps), widths, views, material, passes) as features:
             yield replace(features, names=tuple(tap.name for tap in taps), columns=tuple(range(len(taps))))
-
-
-@contextmanager
-def without_head(model: nn.Module, layer_name: str) -> Iterator[nn.Linear]:
-    """Inside, the logits of the model are the inputs of its last layer; afterwards the model is as it was."""
-    layer = model.get_submodule(layer_name)
-    assert isinstance(layer, nn.Linear)
-    model.set_submodule(layer_name, nn.Identity())
-    try:
-        yield layer
-    finally:
-        model.set_submodule(layer_name, layer)

@@ -82,11 +82,28 @@ def check_pooling(name: str, config: PretrainedConfig, pooling: Pooling) -> None
             found=f"{name}, a {kind} model with an encoder and a decoder",
             do="use --pooling own",
         )
-    if pooling == "cls" and looks_back_only(backbone):
+    if pooling == "cls":
+        do = "use --pooling mean, or --pooling own, which takes the last token"
+        check_first_token(name, backbone, "--pooling cls", do)
+
+
+def check_first_token(name: str, config: PretrainedConfig, flag: str, do: str) -> None:
+    """Refuse to read the first token of a model that reads from left to right.
+
+    Args:
+        name: the checkpoint.
+        config: of the backbone.
+        flag: what asks for the first token.
+        do: the advice.
+
+    Raises:
+        UserError: it is such a model.
+    """
+    if looks_back_only(config):
         raise user_error(
-            expected="for --pooling cls a model whose first token sees the whole text (BERT, RoBERTa, ...)",
-            found=f"{name}, a {kind} model, in which a token sees only earlier tokens",
-            do="use --pooling mean, or --pooling own, which takes the last token",
+            expected=f"for {flag} a model whose first token sees the whole text (BERT, RoBERTa, ...)",
+            found=f"{name}, a {config.model_type} model, in which a token sees only earlier tokens",
+            do=do,
         )
 
 

@@ -4,7 +4,8 @@ What is saved in the end reads only the chosen taps: see `modeling_deep_probe.py
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -64,15 +65,19 @@ class TapChoice(NamedTuple):
 
     Attributes:
         taps: each once.
-        combinations: positions of taps that are read together; if there is only one, there is nothing to choose.
+        combinations: positions of taps that are read together, in ascending order; if there is only one, there is
+            nothing to choose.
     """
 
     taps: tuple[Tap, ...]
     combinations: tuple[tuple[int, ...], ...]
 
-    def names(self, places: Sequence[int]) -> str:
-        """The names of some taps, for a sentence."""
-        return " + ".join(self.taps[place].name for place in places)
+    def describe(self) -> str:
+        """What the head reads, for a sentence."""
+        first = self.combinations[0]
+        if len(self.combinations) == 1:
+            return f"the head reads {' + '.join(self.taps[place].name for place in first)}"
+        return f"the head reads what is best of {', '.join(tap.name for tap in self.taps)}"
 
 
 def count_blocks(groups: Sequence[Group]) -> int:
@@ -95,6 +100,18 @@ def vectors_of(backbone: nn.Module, taps: Sequence[Tap], inputs: Inputs) -> list
         inputs: of the backbone.
     """
     return tap_vectors(backbone, [tap.saved for tap in taps], inputs)
+
+
+@contextmanager
+def without_head(model: nn.Module, layer_name: str) -> Iterator[nn.Linear]:
+    """Inside, the logits of the model are the inputs of its last layer; afterwards the model is as it was."""
+    layer = model.get_submodule(layer_name)
+    assert isinstance(layer, nn.Linear)
+    model.set_submodule(layer_name, nn.Identity())
+    try:
+        yield layer
+    finally:
+        model.set_submodule(layer_name, layer)
 
 
 def widths_of(backbone: nn.Module, taps: Sequence[Tap], inputs: Inputs) -> list[int]:
@@ -182,7 +199,8 @@ class AllTaps(nn.Module):
         widths: how many features each tap has.
         backbone: the classifier without its last layer.
         classifier: the layer on the features of all taps.
-        is_read: which taps are read, bool [taps]: a buffer, so that checkpoints have it. At first all are read.
+        is_read: which taps are read, bool [taps]: a buffer, so that checkpoints have it. At first it is the last
+            combination.
     """
 
     is_read: Tensor
@@ -197,7 +215,8 @@ class AllTaps(nn.Module):
         self.widths = widths_of(backbone, choice.taps, inputs)
         self.classifier = nn.Linear(sum(self.widths), head.out_features, bias=head.bias is not None)
         nn.init.zeros_(self.classifier.weight)
-        self.register_buffer("is_read", torch.ones(len(choice.taps), dtype=torch.bool))
+        first = choice.combinations[-1]
+        self.register_buffer("is_read", torch.tensor([place in first for place in range(len(choice.taps))]))
 
     @property
     def config(self) -> Any:
@@ -220,7 +239,7 @@ class AllTaps(nn.Module):
         """Read only some taps.
 
         Args:
-            places: positions of the taps.
+            places: positions of the taps, in ascending order.
             weight: of the layer on them [outputs, features of these taps].
             bias: of the layer [outputs].
         """
