@@ -190,11 +190,8 @@ def best_column(
     return best, probes[best]
 
 
-Progress = Callable[[str], None]
-
-
 def score_models(
-    configs: dict[str, RunConfig], data: datasets.DatasetDict | None, report: Progress
+    configs: dict[str, RunConfig], data: datasets.DatasetDict | None, report: Callable[[str], None]
 ) -> tuple[dict[str, ScoredModel], dict[str, UserError], Task]:
     """Score several models on the same rows, one after the other.
 
