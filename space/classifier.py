@@ -190,7 +190,8 @@ def longest_text(model: nn.Module, tokenizer: Any) -> int:
     """How many tokens a text may have: the limit of the tokenizer, or of the model's positions."""
     limits = [tokenizer.model_max_length]
     config: Any = model.config
-    stated = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
+    backbone = getattr(config, "text_config", getattr(config, "backbone_config", config))
+    stated = getattr(backbone, "max_position_embeddings", None)
     if stated and stated > 0:
         # RoBERTa counts positions from behind that of the padding: of 514 it has 512 for tokens.
         tables = [part for name, part in model.named_modules() if "position" in name and isinstance(part, nn.Embedding)]

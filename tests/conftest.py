@@ -90,7 +90,7 @@ def vision(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Recipe:
             "dataset_name": "sample:digits",
             "output_dir": tmp_path / "out",
             "cache_dir": tmp_path / "cache",
-            "num_train_epochs": None if evaluates or "linear_probe " in words else 1,
+            "num_train_epochs": None if evaluates or "_probe " in words else 1,
             "max_train_samples_per_class": None if evaluates else 2,
         }
         chosen = defaults | settings

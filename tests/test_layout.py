@@ -36,7 +36,10 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("command_line", "recipes", "benchmarks"),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
-STANDS_ALONE = ("space", "hf_transfer/models/fusion.py", "hf_transfer/models/modeling_pooled.py")
+STANDS_ALONE = (
+    "space", "hf_transfer/models/fusion.py", "hf_transfer/models/modeling_pooled.py",
+    "hf_transfer/models/modeling_deep_probe.py",
+)  # fmt: skip
 FORBIDDEN_ROOMS = {"utils", "core", "common", "base", "helpers"}
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_RECIPE = 400, 60, 45
 

@@ -174,7 +174,7 @@ def tiny_model(name: str, *, seed: int = 0, num_labels: int = CLASSES, **setting
         torch.manual_seed(seed)
         config = ALL[name].config(num_labels=num_labels, **settings)
         model: PreTrainedModel = AutoModelForImageClassification.from_config(config)
-        _set_running_statistics(model, pixels(name, seed=seed, rows=8))
+        set_running_statistics(model, pixels(name, seed=seed, rows=8))
     perturb(model, seed + 1)
     model.eval()
     # Another test may have predicted under `torch.inference_mode`.
@@ -182,7 +182,7 @@ def tiny_model(name: str, *, seed: int = 0, num_labels: int = CLASSES, **setting
     return model
 
 
-def _set_running_statistics(model: nn.Module, inputs: Inputs) -> None:
+def set_running_statistics(model: nn.Module, inputs: Inputs) -> None:
     """Set the statistics of BatchNorm to those of a batch: otherwise no pixel changes a logit of a deep network."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

@@ -27,6 +27,7 @@ def ranking_table(ranking: ModelRanking, commands: Sequence[str] = ()) -> str:
         width=max(map(len, [*names.values(), "model"])),
         title=title,
         column=max(len(title), 16),
+        features=max(len("features"), *(len(place.model.column) for place in ranking.places)),
         cuts=any(place.model.truncated is not None for place in ranking.places),
         number=lambda value, form: "-" if value is None else form % value,
         in_units=in_units,
@@ -43,6 +44,7 @@ def _sentences(ranking: ModelRanking) -> list[str]:
     return [
         f"Heads solved on frozen features of {rows:,} training rows, {how}{again}; ± is the standard error.",
         "=: these rows do not tell the model from the first one (95 % interval of the difference).",
+        "Features: head: what enters the model's own head; mean_N: the mean behind block N; first_N: its first token.",
         "The order is that of new heads; fine-tuning all layers may change it.",
     ]
 

@@ -35,12 +35,21 @@ class Features:
         validation: a store of the samples as in evaluation; None: they are not needed.
         target: what is predicted.
         columns: the columns of the stores that are concatenated to a feature vector.
+        names: of all columns of the stores, where they have names.
+        normalised: whether each of several columns is scaled to unit length, so that none outweighs the others; one
+            alone stays as it is.
     """
 
     train: Sequence[Store]
     validation: Store | None
     target: Target
     columns: tuple[int, ...] = (0,)
+    names: tuple[str, ...] = ()
+    normalised: bool = False
+
+    def of(self, *names: str) -> "Features":
+        """The features of these columns alone, in this order."""
+        return replace(self, columns=tuple(self.names.index(name) for name in names))
 
     def blocks(self, chosen: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Features of the training samples that count, and their targets as a model learns them, view by view.
@@ -119,10 +128,14 @@ class Features:
         """Features and targets of some samples of a store, chunk by chunk; which ones: bool [samples]."""
         for number, positions in enumerate(store.chunks):
             *tensors, targets, _ = store.chunk(number)
-            chosen = [tensors[column] for column in self.columns]
-            features = chosen[0] if len(chosen) == 1 else torch.cat(chosen, 1)
+            features = self._joined([tensors[column] for column in self.columns])
             some = rows[positions.start : positions.stop]
             yield (features, targets) if bool(some.all()) else (features[some], targets[some])
+
+    def _joined(self, columns: Sequence[Tensor]) -> Tensor:
+        if len(columns) == 1:
+            return columns[0]
+        return torch.cat([normalize(one.float()) for one in columns] if self.normalised else list(columns), 1)
 
 
 def _counted(store: Store) -> Tensor:

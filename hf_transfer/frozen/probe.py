@@ -1,26 +1,28 @@
 """A head on a frozen backbone is solved: it is a convex problem, which needs no training step by step.
 
-Probes of earlier layers are only reported, since the head of the model reads the last layer alone.
+A model with taps reads the backbone at the depths that are best; otherwise probes of earlier layers are only reported.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hf_transfer.data.batches import Batch
-from hf_transfer.frozen.features import Features, best_solution, features_of
+from hf_transfer.frozen.features import Features, best_solution
 from hf_transfer.frozen.out_of_fold import out_of_fold
-from hf_transfer.frozen.recording import Passes, from_main_process, identity
+from hf_transfer.frozen.recording import Passes, from_main_process
 from hf_transfer.frozen.solvers import Solver, SolverOptions
 from hf_transfer.frozen.standardised import Solution
-from hf_transfer.models.groups import Group, evaluating
+from hf_transfer.frozen.taps import tap_features
+from hf_transfer.models.groups import Group
+from hf_transfer.models.modeling_deep_probe import MEAN
+from hf_transfer.models.taps import HEAD_INPUT, AllTaps, count_blocks, taps_of, widths_of, without_head
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.target import Metrics, Target
 
@@ -76,19 +78,24 @@ def solve_head(
     loaders, accelerator = passes.loaders, passes.accelerator
     # Asked before the passes: it may be an error.
     solver = options.solver(loaders.target)
+    model.to(accelerator.device)
     with head_features(model, layer_name, passes, loaders.views) as (layer, features):
         frozen_seconds = time.perf_counter() - started
-        solve = partial(_solved, solver, features, options, intercept=layer.bias is not None)
-        best, held_out = from_main_process(accelerator, solve)
+        combinations = model.choice.combinations if isinstance(model, AllTaps) else (features.columns,)
+        solve = partial(_best_columns, solver, features, combinations, options, intercept=layer.bias is not None)
+        solved = from_main_process(accelerator, solve)
+        features, best = replace(features, columns=solved.columns), solved.solution
+        if solved.sentence:
+            report(solved.sentence)
         if options.probe == "knn":
             accuracy, count = features.nearest_neighbours()
             report(f"Nearest neighbours: validation accuracy {accuracy:.4f} by a vote of {count}; not saved.")
         metrics = features.predictions(best).metrics()
         samples = features.samples * len(features.train)  # Each view counts.
-    with torch.no_grad():
-        layer.weight.copy_(best.weight)
-        if layer.bias is not None:
-            layer.bias.copy_(best.bias)
+    if isinstance(model, AllTaps):
+        model.read_only(solved.columns, best.weight, best.bias)
+    else:
+        _write(layer, best)
     seconds = time.perf_counter() - started
     row = {
         "train_loss": best.loss,
@@ -99,55 +106,102 @@ def solve_head(
         "regularisation": best.regularisation,
         **metrics,
     }
-    return SolvedHead(row, held_out)
+    return SolvedHead(row, solved.held_out)
+
+
+class _Solved(NamedTuple):
+    """A solution.
+
+    Attributes:
+        columns: of the features that it is for.
+        solution: on these columns.
+        held_out: predictions for validation and training, see `SolvedHead`; None: there are none for training.
+        sentence: on the choice of columns; empty, if there was none.
+    """
+
+    columns: tuple[int, ...]
+    solution: Solution
+    held_out: Predictions | None
+    sentence: str = ""
+
+
+def _best_columns(
+    solver: Solver, features: Features, combinations: Sequence[tuple[int, ...]], options: SolverOptions,
+    *, intercept: bool,
+) -> _Solved:  # fmt: skip
+    """The best solution on the best combination of columns.
+
+    Combinations are compared by their predictions for validation and, unless there are too many, for training samples
+    by heads that were solved without these: by a small validation split alone the choice would be left to chance.
+    """
+    solve = partial(_solved, solver, features, options=options, intercept=intercept)
+    if len(combinations) == 1:
+        return solve(combinations[0], folded=features.target.is_calibrated)
+    solutions: list[_Solved] = []
+    rows: list[Metrics] = []
+    best = -1
+    for columns in combinations:
+        solved = solve(columns, folded=True)
+        judged = solved.held_out or replace(features, columns=columns).predictions(solved.solution)
+        row = judged.metrics(options.ranking.metric)
+        best = len(rows) if options.ranking.is_better(row, rows, best) else best
+        rows.append(row)
+        solutions.append(solved)
+    names = [" + ".join(features.names[column] for column in columns) for columns in combinations]
+    metric = options.ranking.metric
+    title = next((one.title for one in features.target.metrics if one.name == metric), metric)
+    scores = ", ".join(f"{name} {row[metric]:.4f}" for name, row in zip(names, rows, strict=True))
+    sentence = f"Taps by {title} on {len(judged):,} held-out samples: {scores}. The head reads {names[best]}."
+    chosen = solutions[best]
+    return chosen._replace(held_out=chosen.held_out if features.target.is_calibrated else None, sentence=sentence)
 
 
 def _solved(
-    solver: Solver, features: Features, options: SolverOptions, *, intercept: bool
-) -> tuple[Solution, Predictions | None]:
-    """The best solution and, if the target is calibrated, predictions by heads that were solved without the samples."""
+    solver: Solver, features: Features, columns: tuple[int, ...], *, options: SolverOptions, intercept: bool,
+    folded: bool,
+) -> _Solved:  # fmt: skip
+    """The best solution on some columns and, if wanted, predictions by heads that were solved without the samples."""
+    features = replace(features, columns=columns)
     best = best_solution(solver, features, options, intercept=intercept)
-    left_out = None
-    if features.target.is_calibrated:
-        left_out = out_of_fold(solver, features, best, options, intercept=intercept)
+    left_out = out_of_fold(solver, features, best, options, intercept=intercept) if folded else None
     if left_out is None:
-        return best, None
+        return _Solved(columns, best, None)
     both = features.predictions(best), left_out
     outputs, targets = torch.cat([one.outputs for one in both]), np.concatenate([one.targets for one in both])
-    return best, Predictions(features.target, outputs, targets, np.arange(len(targets)))
+    return _Solved(columns, best, Predictions(features.target, outputs, targets, np.arange(len(targets))))
+
+
+def _write(layer: nn.Linear, solution: Solution) -> None:
+    with torch.no_grad():
+        layer.weight.copy_(solution.weight)
+        if layer.bias is not None:
+            layer.bias.copy_(solution.bias)
 
 
 @contextmanager
 def head_features(
-    model: nn.Module, layer_name: str, passes: Passes, views: int, *, of_validation: bool = True
+    model: nn.Module, layer_name: str, passes: Passes, views: int
 ) -> Iterator[tuple[nn.Linear, Features]]:
-    """What enters the last layer of a model, for training and validation; afterwards the model is as it was.
+    """What the last layer of a model may read, for training and validation; afterwards the model is as it was.
 
     Args:
         model: classifier, not wrapped; every process holds it.
         layer_name: its last Linear layer.
         passes: the samples, and where features are stored.
         views: augmented views of the training samples, beside the samples as in evaluation.
-        of_validation: whether features of validation are needed.
 
     Yields:
-        The layer, and the features.
+        The layer, and the features: one column, or one for each tap.
     """
-    model.to(passes.accelerator.device)
-    material = {"what enters": layer_name, **identity(model, (layer_name,), passes.accelerator)}
-    layer = model.get_submodule(layer_name)
-    assert isinstance(layer, nn.Linear)
-    with evaluating(model), torch.no_grad():
-        # The logits of the model are then the inputs of the layer.
-        model.set_submodule(layer_name, nn.Identity())
-        try:
-            with features_of(
-                lambda inputs: [model(**inputs).logits], [layer.in_features], views, material, passes,
-                of_validation=of_validation,
-            ) as features:  # fmt: skip
-                yield layer, features
-        finally:
-            model.set_submodule(layer_name, layer)
+    if isinstance(model, AllTaps):
+        with tap_features(model.backbone, model.choice.taps, model.widths, views, passes) as features:
+            yield model.classifier, replace(features, normalised=True)
+        return
+    with (
+        without_head(model, layer_name) as layer,
+        tap_features(model, [HEAD_INPUT], [layer.in_features], views, passes) as features,
+    ):
+        yield layer, features
 
 
 def probe_layers(
@@ -174,52 +228,24 @@ def probe_layers(
     if not layers:
         return
     solver = replace(options, probe="logistic").solver(target)
-    blocks = [group for group in groups if group.is_block]
-    chosen = [blocks[layer - 1] for layer in layers]
     metric = next(one for one in target.metrics if one.name == target.main_metric)
-    with evaluating(model), torch.no_grad():
-        model.to(passes.accelerator.device)
-        pooled = partial(_pooled, model, [group.modules[0] for group in chosen])
-        example = passes.loaders.some_samples("validation", [0], None, passes.accelerator.device)
-        widths = [tensor.shape[1] for tensor in pooled(example.inputs)]
-        weights = identity(model, groups[-1].modules, passes.accelerator)
-        material = {"means of": [group.name for group in chosen], **weights}
-        with features_of(pooled, widths, 0, material, passes) as features:
+    device, (head,) = passes.accelerator.device, groups[-1].modules
+    model.to(device)
+    inputs = passes.loaders.some_samples("validation", [0], None, device).inputs
+    with without_head(model, head):
+        taps = taps_of(model, groups, inputs, [(MEAN, layer) for layer in layers])
+        with tap_features(model, taps, widths_of(model, taps, inputs), 0, passes) as features:
             if not passes.accelerator.is_main_process:
                 return
-            combinations: list[tuple[int, ...]] = [(place,) for place in range(len(chosen))]
-            if len(chosen) > 1:
-                combinations.append(tuple(range(len(chosen))))
+            combinations: list[tuple[int, ...]] = [(place,) for place in range(len(taps))]
+            if len(taps) > 1:
+                combinations.append(tuple(range(len(taps))))
             for places in combinations:
                 some = replace(features, columns=places)
                 best = best_solution(solver, some, options, intercept=True)
                 row = some.predictions(best).metrics(metric.name)
                 names = " + ".join(str(layers[place]) for place in places)
                 report(
-                    f"Probe of layer {names} of {len(blocks)}: validation {metric.title} {row[metric.name]:.4f}, "
-                    f"loss {row['loss']:.4f}."
+                    f"Probe of layer {names} of {count_blocks(groups)}: validation {metric.title} "
+                    f"{row[metric.name]:.4f}, loss {row['loss']:.4f}."
                 )
-
-
-def _pooled(model: nn.Module, names: Sequence[str], inputs: Batch) -> list[Tensor]:
-    """The outputs of some modules for a batch, averaged over tokens or places [samples, features]."""
-    means: dict[str, Tensor] = {}
-
-    def keep(name: str, _module: nn.Module, _args: object, output: object) -> None:
-        means[name] = _mean(output, inputs.get("attention_mask"))
-
-    with ExitStack() as stack:
-        for name in names:
-            stack.callback(model.get_submodule(name).register_forward_hook(partial(keep, name)).remove)
-        model(**inputs)
-    return [means[name] for name in names]
-
-
-def _mean(output: object, mask: Tensor | None) -> Tensor:
-    tensor = output[0] if isinstance(output, tuple | list) else output
-    assert isinstance(tensor, Tensor)
-    if tensor.ndim == 3 and mask is not None:
-        weights = mask.to(tensor)[:, :, None]
-        return (tensor * weights).sum(1) / weights.sum(1).clamp_min(1)
-    # Tokens are the middle dimension [samples, tokens, features], places the last [samples, channels, height, width].
-    return tensor.mean(1) if tensor.ndim == 3 else tensor.flatten(2).mean(2) if tensor.ndim > 2 else tensor

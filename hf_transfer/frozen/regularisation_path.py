@@ -80,11 +80,11 @@ class RegularisationPath(ABC):
         return self._solution(solution.point, solution.regularisation, rough=False)
 
     def near(self, solution: Solution) -> Solution:
-        """A rough solution with the regularisation of one for similar samples, where the search begins."""
-        start = self._start()
-        # A class of which training has no sample is not solved.
-        same = len(solution.point) == len(start)
-        return self._solution(solution.point if same else start, solution.regularisation, rough=True)
+        """A rough solution with the regularisation of one for other samples.
+
+        The search does not begin at that one: with weak regularisation it would end there, and know these samples.
+        """
+        return self._solution(self._start(), solution.regularisation, rough=True)
 
     def _start(self) -> Floats:
         """Where the search for the first solution begins."""

@@ -26,7 +26,7 @@ class Problem(Protocol):
         """The exact solution with the regularisation of a rough one."""
 
     def near(self, solution: Solution) -> Solution:
-        """A rough solution with the regularisation of one for similar samples."""
+        """A rough solution with the regularisation of one for other samples, of which it knows nothing else."""
 
 
 class Solver(Protocol):

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from hf_transfer.errors import user_error
 from hf_transfer.models.fusion import FusionConfig
 from hf_transfer.models.loading import read_weights
+from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification, without_pooler
 
 Pooling = Literal["cls", "mean"]
@@ -33,7 +34,7 @@ def read_config(path: str, *, revision: str = "main", **settings: Any) -> Pretra
         settings: values that replace those of the checkpoint.
     """
     values, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-    for our_config in (PooledConfig, FusionConfig):
+    for our_config in (PooledConfig, DeepProbeConfig, FusionConfig):
         if values.get("model_type") == our_config.model_type:
             return our_config.from_dict(values, name_or_path=path, **settings)
     # Without `trust_remote_code`, transformers would ask at a terminal whether to run the checkpoint's code.
@@ -48,6 +49,8 @@ def pooling_of(config: PretrainedConfig) -> Pooling | None:
 
 def backbone_config(config: PretrainedConfig) -> PretrainedConfig:
     """The configuration of the backbone, with its number of positions and its type of tokenizer."""
+    if isinstance(config, DeepProbeConfig):
+        return config.backbone_config
     return config.text_config if isinstance(config, PooledConfig) else config
 
 
@@ -79,11 +82,28 @@ def check_pooling(name: str, config: PretrainedConfig, pooling: Pooling) -> None
             found=f"{name}, a {kind} model with an encoder and a decoder",
             do="use --pooling own",
         )
-    if pooling == "cls" and _looks_back_only(backbone):
+    if pooling == "cls":
+        do = "use --pooling mean, or --pooling own, which takes the last token"
+        check_first_token(name, backbone, "--pooling cls", do)
+
+
+def check_first_token(name: str, config: PretrainedConfig, flag: str, do: str) -> None:
+    """Refuse to read the first token of a model that reads from left to right.
+
+    Args:
+        name: the checkpoint.
+        config: of the backbone.
+        flag: what asks for the first token.
+        do: the advice.
+
+    Raises:
+        UserError: it is such a model.
+    """
+    if looks_back_only(config):
         raise user_error(
-            expected="for --pooling cls a model whose first token sees the whole text (BERT, RoBERTa, ...)",
-            found=f"{name}, a {kind} model, in which a token sees only earlier tokens",
-            do="use --pooling mean, or --pooling own, which takes the last token",
+            expected=f"for {flag} a model whose first token sees the whole text (BERT, RoBERTa, ...)",
+            found=f"{name}, a {config.model_type} model, in which a token sees only earlier tokens",
+            do=do,
         )
 
 
@@ -119,7 +139,7 @@ def _pooled_config(config: PretrainedConfig, pooling: Pooling, labels: Mapping[s
     return PooledConfig(text_config=backbone, pooling=pooling, classifier_dropout=dropout, name_or_path=path, **labels)
 
 
-def _looks_back_only(config: PretrainedConfig) -> bool:
+def looks_back_only(config: PretrainedConfig) -> bool:
     """Whether a token sees only earlier tokens: a model made to continue texts, or configured as a decoder."""
     continues = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     fills = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES

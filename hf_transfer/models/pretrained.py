@@ -25,7 +25,7 @@ from hf_transfer.errors import user_error
 from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.loading import loading_errors, quiet_loading, read_weights
-from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
+from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.pooling import backbone_config, check_pooling, pooled_classifier, pooling_of, read_config
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.towers import trace
@@ -251,6 +251,8 @@ class Checkpoint(AnyCheckpoint):
                     self.path, pooling=self._pooling, labels=target.model_settings(), revision=self.revision,
                     fresh_weights=fresh_weights,
                 )  # fmt: skip
+            if isinstance(self.config, DeepProbeConfig):
+                return self._task.classifier_of(self.config.model_type)(self.config), frozenset()
             kind, settings = self._task.classifier, self._settings(target)
             if not fresh_weights:
                 return read_weights(kind.from_pretrained, self.path, self.revision, **settings)
@@ -270,7 +272,7 @@ class Checkpoint(AnyCheckpoint):
 
     def finished_classifier(self) -> PreTrainedModel:
         """The model with its own head, for evaluation and prediction."""
-        kind = self._task.classifier if pooling_of(self.config) is None else PooledForSequenceClassification
+        kind = self._task.classifier_of(self.config.model_type)
         model: PreTrainedModel = self._read(kind.from_pretrained, dtype=torch.float32, use_safetensors=True)
         return model
 

@@ -1,7 +1,7 @@
 """The tasks of models, and which models transformers has for each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
@@ -11,6 +11,12 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hf_transfer.models.fusion import FusionConfig, FusionModel
+from hf_transfer.models.modeling_deep_probe import (
+    DeepProbeConfig,
+    DeepProbeForImageClassification,
+    DeepProbeForSequenceClassification,
+)
+from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,18 @@ class Task:
         model_types: the types of models that it can load.
         expected: what these models are called in error messages.
         advice: what to do if the model is of another type; {setting} is the setting that names the model.
+        own_classifiers: our classes for models that transformers has none for, by their type.
     """
 
     classifier: Any
     model_types: Mapping[str, Any]
     expected: str
     advice: str
+    own_classifiers: Mapping[str, Any] = field(default_factory=dict)
+
+    def classifier_of(self, model_type: str) -> Any:
+        """The class that loads a finished model of this type."""
+        return self.own_classifiers.get(model_type, self.classifier)
 
 
 TASKS = {
@@ -36,12 +48,17 @@ TASKS = {
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         "a model that transformers can load as an image classifier (ViT, ResNet, ConvNeXt, Swin, ...)",
         "choose an image model in --{setting}",
+        {DeepProbeConfig.model_type: DeepProbeForImageClassification},
     ),
     "text-classification": Task(
         AutoModelForSequenceClassification,
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "a model that transformers can load as a text classifier (BERT, RoBERTa, DeBERTa, DistilBERT, GPT-2, ...)",
         "choose a text model in --{setting}",
+        {
+            PooledConfig.model_type: PooledForSequenceClassification,
+            DeepProbeConfig.model_type: DeepProbeForSequenceClassification,
+        },
     ),
     "dual-encoder": Task(
         AutoModel,

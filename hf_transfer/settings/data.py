@@ -25,6 +25,11 @@ LOCAL_FILES = Need(
     lambda config: _is_path(config.data.dataset_name),
     lambda config: f"--dataset_name {config.data.dataset_name}",
 )
+ONE_DEPTH = Need(
+    "a strategy other than deep_probe",
+    lambda config: "deep_probe" not in config.strategy.names(),
+    "--strategy deep_probe, which chooses what the head sees (--taps)",
+)
 AUGMENTED = Need("augmented training images", lambda config: config.image.augmentation != "none", "--augmentation none")
 
 
@@ -139,7 +144,7 @@ class SentenceSettings(TextSettings):
     text_pair_column_name: str | None = setting("Column with a second text, for pairs of sentences.", None)
     pooling: Literal["own", "cls", "mean"] = setting(
         "What the head sees of a text: the checkpoint's own pooling, the first token, or the mean of all.",
-        "own", TRAINS,
+        "own", TRAINS, ONE_DEPTH,
     )  # fmt: skip
 
 

@@ -51,6 +51,11 @@ def _is_delimiter(text: str) -> bool:
     return text in DELIMITERS or (len(text) == 1 and not text.isalnum() and text not in '"\r\n\0')
 
 
+def _are_taps(names: list[str]) -> bool:
+    """Whether each of them names a place where a backbone can be read, and none twice."""
+    return len({*names}) == len(names) and all(re.fullmatch(r"head|(mean|first)_[1-9][0-9]*", name) for name in names)
+
+
 NOT_NEGATIVE = Range("a number of at least 0", lambda value: 0 <= value < float("inf"))
 POSITIVE = Range("a number above 0", lambda value: 0 < value < float("inf"))
 BELOW_ONE = Range("a number from 0 to below 1", lambda value: 0 <= value < 1)
@@ -62,4 +67,5 @@ NAME = Range("a name or a path", _is_name)
 SEPARATOR = Range("signs that are no letters, digits or spaces", lambda text: text and not re.search(r"[\w ]", text))
 DELIMITER = Range("one sign, such as ; or ^, or comma, semicolon, tab or pipe", _is_delimiter)
 COUNTED_FROM_ONE = Range("numbers of at least 1", lambda values: min(values, default=1) >= 1)
+TAPS = Range("head, mean_N or first_N with N from 1, each once", _are_taps)
 ENCODING = Range("the name of an encoding, such as utf-8 or latin-1", lambda name: can_encode("a", name))

@@ -14,7 +14,7 @@ from hf_transfer.settings.fields import Effect, Need, Topic, converted, default_
 from hf_transfer.settings.model import ModelSettings, PairModelSettings
 from hf_transfer.settings.output import CheckpointSettings, OutputSettings
 from hf_transfer.settings.store import StoreSettings
-from hf_transfer.settings.strategy import ADAPTERS, PairStrategySettings, StrategySettings
+from hf_transfer.settings.strategy import ADAPTERS, PROBES, PairStrategySettings, StrategySettings
 from hf_transfer.settings.training import ImageTrainingSettings, TextTrainingSettings, TrainingSettings
 
 # Version 0.1 wrote these defaults down, which are left open now.
@@ -103,7 +103,8 @@ class RunConfig:
 
     def trains_stepwise(self) -> bool:
         """Whether anything learns in steps of an optimizer: a probe's head is solved."""
-        return self.trains() and not (self.has_simple_head and self.strategy.names() == ["linear_probe"])
+        solved = self.has_simple_head and {*self.strategy.names()} <= {*PROBES}
+        return self.trains() and not solved
 
     def ineffective(self) -> dict[str, Need]:
         """The settings that differ from their defaults and have no effect on this run, each with what it lacks."""

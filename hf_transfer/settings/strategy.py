@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from hf_transfer.settings.fields import TRAINS, Need, Topic, setting
-from hf_transfer.settings.ranges import BELOW_ONE, COUNTED_FROM_ONE, POSITIVE, at_least
+from hf_transfer.settings.ranges import BELOW_ONE, COUNTED_FROM_ONE, POSITIVE, TAPS, at_least
 
 ADAPTERS = ("lora", "dora", "ia3", "lokr", "adapter")
 WITH_RANK = ("lora", "dora", "lokr", "adapter")
-SOLVED = ("linear_probe", "lp_ft")
+# Nothing but a head on a frozen backbone.
+PROBES = ("linear_probe", "deep_probe")
+SOLVED = (*PROBES, "lp_ft")
 # In which layers of the backbone learn as a whole.
 FINE_TUNING = ("partial", "gradual", "lp_ft", "full")
-Strategy = Literal[
-    "linear_probe", "partial", "gradual", "lp_ft", "full", "scratch", "bitfit", "lora", "dora", "ia3", "lokr", "adapter"
-]
+Trained = Literal["partial", "gradual", "lp_ft", "full", "scratch", "bitfit", "lora", "dora", "ia3", "lokr", "adapter"]
+Strategy = Literal["linear_probe", "deep_probe", Trained]
+# Two towers are joined by a head of several layers, which is trained.
+TowerStrategy = Literal["linear_probe", Trained]
 
 
 def one_of(*strategies: str) -> Need:
@@ -68,7 +71,12 @@ class StrategySettings(Topic):
     )  # fmt: skip
     feature_layers: list[int] = setting(
         "Blocks, counted from 1 at the input, whose features the report evaluates by a probe.",
-        [], COUNTED_FROM_ONE, ONE_LAYER, one_of(*SOLVED),
+        [], COUNTED_FROM_ONE, ONE_LAYER, one_of("linear_probe", "lp_ft"),
+    )  # fmt: skip
+    taps: list[str] = setting(
+        "Where deep_probe reads the backbone: head (what enters its head), mean_N (the mean behind block N, counted "
+        "from 1 at the input), first_N (the first token behind it). Default: what is best on held-out samples.",
+        [], TAPS, ONE_LAYER, one_of("deep_probe"),
     )  # fmt: skip
 
     def names(self) -> Sequence[str]:
@@ -89,13 +97,13 @@ class PairStrategySettings(StrategySettings):
     """A strategy for each of two towers."""
 
     # Two frozen towers cost little, and show what more training could gain.
-    strategy: Strategy = setting(
+    strategy: TowerStrategy = setting(
         "What learns, and when, beside the head: see docs/strategies.md.", "linear_probe", OPEN_TOWER
     )
     # Two towers have no common base beside which peft could load an adapter.
     merge_adapter: bool = setting("Adapters are always merged into the weights of a model of pairs.", True)
-    image_strategy: Strategy | None = setting("What learns in the image tower (default: as --strategy).", None)
-    text_strategy: Strategy | None = setting("What learns in the text tower (default: as --strategy).", None)
+    image_strategy: TowerStrategy | None = setting("What learns in the image tower (default: as --strategy).", None)
+    text_strategy: TowerStrategy | None = setting("What learns in the text tower (default: as --strategy).", None)
 
     def by_tower(self) -> dict[str, Strategy]:
         """See `StrategySettings.by_tower`."""

@@ -8,11 +8,14 @@ from torch import nn
 from hf_transfer.errors import user_error
 from hf_transfer.models.groups import Group, Inputs, describe_frozen
 from hf_transfer.models.memory_format import in_channels_last
+from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
+from hf_transfer.models.taps import AllTaps
 from hf_transfer.models.towers import groups_of, towers_of
 from hf_transfer.settings.strategy import ADAPTERS, StrategySettings
 from hf_transfer.strategies import freezing
 from hf_transfer.strategies.adapter_files import adapter_of
+from hf_transfer.strategies.deep_probe import DeepProbe
 from hf_transfer.strategies.each_tower import EachTower
 from hf_transfer.strategies.freezing import Strategy, frozen_towers
 from hf_transfer.targets.target import Target
@@ -37,6 +40,7 @@ def _strategy(name: str, settings: StrategySettings, larger_head: bool) -> Strat
         return _adapters(name, settings)
     strategies: dict[str, Strategy] = {
         "linear_probe": freezing.LinearProbe(),
+        "deep_probe": DeepProbe(taps=tuple(settings.taps)),
         "partial": freezing.PartialFineTuning(settings.trainable_layers, updates_statistics=updates),
         "gradual": freezing.GradualUnfreezing(updates_statistics=updates),
         "lp_ft": freezing.LinearProbeThenFineTuning(updates_statistics=updates),
@@ -121,6 +125,12 @@ def load_model(
             found=f"an adapter in {checkpoint.name}",
             do="name its base model, or the model of a run with --merge_adapter",
         )
+    if any(isinstance(part.config, DeepProbeConfig) for part in checkpoint.parts):
+        raise user_error(
+            expected="a whole model to start from",
+            found=f"a linear layer on a backbone that is read at several depths, in {checkpoint.name}",
+            do="name the model that it was trained from",
+        )
     outline, groups = checkpoint.outline(target, inputs)
     strategy.check(outline, groups)
     blocks = sum(group.is_block for group in groups)
@@ -165,6 +175,10 @@ def prepare_model(
     frozen = frozen_towers(groups, stages)
     notes = []
     for tower, prefix in frozen.items():
-        sentence = describe_frozen(model, groups_of(tower, groups), len(prefix), inputs)
+        sentence = (
+            f"{len(prefix)} of {len(groups)} groups are frozen; {model.choice.describe()}."
+            if isinstance(model, AllTaps)
+            else describe_frozen(model, groups_of(tower, groups), len(prefix), inputs)
+        )
         notes.append(f"{tower.capitalize()}: {sentence}" if tower else sentence)
     return Prepared(model, groups, [*notes, *loaded.notes], frozen)

@@ -94,7 +94,7 @@ def fit(
     checkpointing.wait()
     soup = _load_best(state, loaders, accelerator)
     unfreeze(model, groups)
-    return state.result.finished(soup, state.frozen.seconds, state.frozen.notes)
+    return state.result.finished(strategy.finished(model), soup, state.frozen.seconds, state.frozen.notes)
 
 
 def _start(

@@ -70,9 +70,23 @@ class Fit:
         count = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         self.trainable = max(self.trainable, count)
 
-    def finished(self, soup: list[int], frozen_seconds: float, notes: list[str]) -> Self:
-        """The result with what is known only at the end; `frozen_seconds` are added."""
-        return replace(self, soup=soup, frozen_seconds=self.frozen_seconds + frozen_seconds, notes=notes)
+    def finished(self, model: nn.Module, soup: list[int], frozen_seconds: float, notes: list[str]) -> Self:
+        """The result with what is known only at the end.
+
+        Args:
+            model: what is kept of the trained model; parameters that are left out did not learn.
+            soup: see the attributes.
+            frozen_seconds: they are added.
+            notes: see the attributes.
+        """
+        return replace(
+            self, model=model, trainable=self.trainable - _parameters(self.model) + _parameters(model), soup=soup,
+            frozen_seconds=self.frozen_seconds + frozen_seconds, notes=notes,
+        )  # fmt: skip
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @dataclass

@@ -218,7 +218,7 @@ def test_rough_solutions_are_close_and_can_be_sharpened(balanced: bool) -> None:
         assert given.probabilities(rough) == pytest.approx(given.probabilities(sharp), abs=1e-2)
 
 
-def test_a_solution_for_similar_samples_is_found_from_another_one() -> None:
+def test_a_solution_for_other_samples_has_the_same_regularisation() -> None:
     """Also if one of its labels has no positives there."""
     given, other = samples(400), samples(400, seed=1)
     other.cells[:, 2] = 0

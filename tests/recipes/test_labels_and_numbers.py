@@ -20,7 +20,7 @@ from transformers import pipeline
 import hf_transfer as ht
 from hf_transfer.modalities.table import modality_named
 from hf_transfer.run import Run
-from hf_transfer.settings.strategy import ADAPTERS
+from hf_transfer.settings.strategy import ADAPTERS, PROBES
 from hf_transfer.targets.target import Target
 from hf_transfer.whole_run import run_all_steps
 from tests.tiny_models import save_checkpoint
@@ -28,7 +28,8 @@ from tests.tiny_text_models import save_text_checkpoint
 from tests.training.launched import two_forks
 
 STRATEGIES = (
-    "linear_probe", "partial", "gradual", "lp_ft", "full", "scratch", "bitfit", "lora", "dora", "ia3", "lokr", "adapter"
+    "linear_probe", "deep_probe", "partial", "gradual", "lp_ft", "full", "scratch", "bitfit", "lora", "dora", "ia3",
+    "lokr", "adapter",
 )  # fmt: skip
 TASKS: dict[str, Any] = {"image": "image-classification", "text": "text-classification"}
 COLUMN = {"labels": "tags", "numbers": "size"}
@@ -81,7 +82,7 @@ def start(samples: Path, models: dict[str, dict[str, Any]], tmp_path: Path) -> S
 
     def run(recipe: str, target: str, strategy: str, out: str = "out", **more: Any) -> Run:
         data = samples if recipe != "text" else _texts(samples, tmp_path)
-        stepwise = strategy != "linear_probe" or recipe == "multimodal"
+        stepwise = strategy not in PROBES or recipe == "multimodal"
         settings = {"num_train_epochs": 3, "learning_rate": 1e-3} if stepwise else {}
         settings |= {"merge_adapter": True} if strategy in ADAPTERS and recipe != "multimodal" else {}
         config = modality_named(recipe).config.of(

@@ -22,6 +22,7 @@ COMPANIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("adapter_rank", "adapter_alpha", "adapter_dropout", "merge_adapter"), ("--strategy=lora",)),
     "peft_type": ("--strategy=adapter",),
     **dict.fromkeys(("probe", "feature_layers"), ("--strategy=linear_probe",)),
+    "taps": ("--strategy=deep_probe",),
     **dict.fromkeys(("encoding", "delimiter"), ("--dataset_name=d.csv",)),
     "hub_private_repo": ("--push_to_hub", "--hub_model_id=me/pets"),
     "hub_model_id": ("--push_to_hub",),

@@ -174,6 +174,9 @@ VALUES_WITHIN: dict[str, Any] = {
     "a number above 0": st.floats(0.01, 100),
     "a number of at least 0": st.floats(0, 1e9),
     "signs that are no letters, digits or spaces": st.sampled_from([";", "|", "//"]),
+    "head, mean_N or first_N with N from 1, each once": st.lists(
+        st.sampled_from(["head", "mean_1", "first_12"]), max_size=3, unique=True
+    ),
     "numbers of at least 1": st.lists(st.integers(1, 99), max_size=3),
 }
 VALUES_OF_TYPE: dict[Any, Any] = {

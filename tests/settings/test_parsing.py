@@ -89,7 +89,7 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(flags: list[str], foun
         (["--num_train_epochs", "1.5"], "invalid int value: '1.5'"),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
         (["--bf16", "maybe"], "Truthy value expected: got maybe"),
-        (["--strategy", "magic"], "invalid choice: 'magic' (choose from 'linear_probe', 'partial', 'gradual', "),
+        (["--strategy", "magic"], "invalid choice: 'magic' (choose from 'linear_probe', 'deep_probe', 'partial', "),
         (["--report_to"], "expected at least one argument"),
         (["--seed"], "expected one argument"),
     ],

@@ -21,6 +21,7 @@ from hf_transfer.strategies.adapters import (
     WeightDecomposedAdaptation,
 )
 from hf_transfer.strategies.choice import Prepared, choose_strategy, load_model, prepare_model
+from hf_transfer.strategies.deep_probe import DeepProbe
 from hf_transfer.strategies.freezing import (
     BiasTuning,
     FromScratch,
@@ -40,6 +41,7 @@ ADAPTED: dict[str, Any] = {"adapter_rank": 4, "adapter_alpha": 3.0, "adapter_dro
 UPDATED = {"batch_norm_statistics": "updated"}
 CHOICES: dict[str, tuple[dict[str, Any], Strategy]] = {
     "linear_probe": ({}, LinearProbe()),
+    "deep_probe": ({"taps": ["mean_2", "head"]}, DeepProbe(taps=("mean_2", "head"))),
     "partial": ({"trainable_layers": 3}, PartialFineTuning(layers=3)),
     "gradual": (UPDATED, GradualUnfreezing(updates_statistics=True)),
     "lp_ft": (UPDATED, LinearProbeThenFineTuning(updates_statistics=True)),
@@ -137,7 +139,16 @@ def test_scratch_reads_no_weights(vit: Checkpoint, weights_are_not_read: None) -
 @pytest.mark.parametrize(
     ("strategy", "frozen"),
     # Of a ViT's groups: embeddings, three blocks, final, head.
-    [("linear_probe", 5), ("partial", 3), ("gradual", 0), ("lp_ft", 0), ("full", 0), ("bitfit", 0), ("lora", 1)],
+    [
+        ("linear_probe", 5),
+        ("deep_probe", 5),
+        ("partial", 3),
+        ("gradual", 0),
+        ("lp_ft", 0),
+        ("full", 0),
+        ("bitfit", 0),
+        ("lora", 1),
+    ],
 )
 def test_frozen_groups_are_counted_from_the_input(vit: Checkpoint, strategy: str, frozen: int) -> None:
     prepared = prepare(vit, strategy=strategy)

@@ -1,0 +1,107 @@
+"""The strategy that solves a head on a frozen backbone that is read at several depths."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_transfer.errors import user_error
+from hf_transfer.models.groups import Group, Inputs
+from hf_transfer.models.modeling_deep_probe import FIRST, HEAD
+from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
+from hf_transfer.models.pooling import check_first_token
+from hf_transfer.models.taps import (
+    HEAD_INPUT,
+    AllTaps,
+    TapChoice,
+    count_blocks,
+    kind_and_block,
+    taps_of,
+    usual_taps,
+    without_head,
+)
+from hf_transfer.strategies.freezing import LinearProbe
+
+
+@dataclass(frozen=True)
+class DeepProbe(LinearProbe):
+    """A linear layer on the outputs of the frozen backbone at several depths.
+
+    Reference: Evci, Dumoulin, Larochelle and Mozer, "Head2Toe: Utilizing Intermediate Representations for Better
+    Transfer Learning", ICML 2022, https://arxiv.org/abs/2201.03529. They choose among single features by group lasso;
+    here whole depths are chosen by the predictions of their probes for samples that these have not seen.
+
+    Attributes:
+        taps: names of the places that are read; none: they are chosen.
+    """
+
+    taps: tuple[str, ...] = ()
+
+    def check(self, model: nn.Module, groups: Sequence[Group]) -> None:
+        """See `Strategy.check`.
+
+        Raises:
+            UserError: the model ends in several layers, has too few blocks, or another pooling than its checkpoint's.
+        """
+        heads = groups[-1].modules
+        if len(heads) != 1 or not isinstance(model.get_submodule(heads[0]), nn.Linear):
+            raise user_error(
+                expected="for --strategy deep_probe a model that ends in one Linear layer",
+                found=f"{type(model).__name__}, which ends in {', '.join(heads)}",
+                do="use --strategy linear_probe",
+            )
+        if isinstance(model, PooledForSequenceClassification):
+            raise user_error(
+                expected="for --strategy deep_probe a model with the pooling of its checkpoint",
+                found=f"a model with --pooling {model.config.pooling}",
+                do="name the model that it was trained from",
+            )
+        blocks = count_blocks(groups)
+        chosen = [kind_and_block(name) for name in self.taps]
+        if not blocks or max((block for _, block in chosen), default=0) > blocks:
+            raise user_error(
+                expected=f"for --taps blocks from 1 to {blocks}, those of this model"
+                if blocks
+                else "for --strategy deep_probe a model with repeated blocks",
+                found=" ".join(self.taps) if blocks else "none",
+                do="name other blocks, or leave --taps out" if blocks else "use --strategy linear_probe",
+            )
+        if isinstance(model, PreTrainedModel) and any(kind == FIRST for kind, _ in chosen):
+            check_first_token(type(model).__name__, model.config, "--taps first_N", "use mean_N")
+
+    def prepare(
+        self, model: nn.Module, groups: Sequence[Group], inputs: Inputs, seed: int  # noqa: ARG002
+    ) -> tuple[nn.Module, list[Group]]:  # fmt: skip
+        """A classifier on all taps of the backbone; its layer, in place of the head, is the only thing that learns."""
+        assert isinstance(model, PreTrainedModel)
+        (head,) = groups[-1].modules
+        with without_head(model, head):
+            choice = self._choice(model, groups, inputs)
+        tapped = AllTaps(model, head, choice, inputs)
+        whole = [_inside(group) for group in groups[:-1]]
+        parameters = tuple(f"classifier.{name}" for name, _ in tapped.classifier.named_parameters())
+        return tapped, [*whole, Group("head", ("classifier",), parameters)]
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        """See `Strategy.finished`: the classifier that reads the chosen taps alone."""
+        assert isinstance(model, AllTaps)
+        return model.with_read_taps()
+
+    def _choice(self, backbone: PreTrainedModel, groups: Sequence[Group], inputs: Inputs) -> TapChoice:
+        """All usual taps and those that are named, so that a run with other names needs no further pass."""
+        if self.taps and {*self.taps} == {HEAD}:
+            return TapChoice((HEAD_INPUT,), ((0,),))
+        usual = usual_taps(backbone, groups, inputs)
+        if not self.taps:
+            return usual
+        named = taps_of(backbone, groups, inputs, [kind_and_block(name) for name in self.taps])
+        taps = (*usual.taps, *(tap for tap in named if tap not in usual.taps))
+        return TapChoice(taps, (tuple(sorted(taps.index(tap) for tap in named)),))
+
+
+def _inside(group: Group) -> Group:
+    """A group of the backbone, as a part of the classifier on its taps."""
+    name = f"backbone.{group.name}" if group.is_block else group.name
+    modules, parameters = (tuple(f"backbone.{one}" for one in names) for names in (group.modules, group.parameters))
+    return replace(group, name=name, modules=modules, parameters=parameters)
