@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 
 from hf_transfer.advice.scoring import ScoredModel, Task, score_models
+from hf_transfer.checkpoints.files import put
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.settings.model import exists
 from hf_transfer.settings.parsing import parse
@@ -90,7 +91,7 @@ class ModelRanking:
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
-        path.write_text(json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        put(path, (json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _place_as_json(number: int, place: Place) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def rank(
 ) -> ModelRanking:  # fmt: skip
     """Rank pretrained models by heads that are solved on their frozen features, out of fold on training rows.
 
-    References: Renggli, Pinto, Rimanic, Puigcerver, Riquelme, Zhang and Lucic, "Which model to transfer? Finding the
+    Reference: Renggli, Pinto, Rimanic, Puigcerver, Riquelme, Zhang and Lucic, "Which model to transfer? Finding the
     needle in the growing haystack", CVPR 2022, https://arxiv.org/abs/2010.06402 (probes of candidates).
 
     Args:

@@ -2,15 +2,18 @@
 
 import gc
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 import datasets
 import numpy as np
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
+from hf_transfer.data.batches import Batch
 from hf_transfer.data.checked import units_of_rows
 from hf_transfer.data.folds import Folds, folds_of
 from hf_transfer.data.splits import Split, Splits, cut_stratified, part_of
@@ -19,12 +22,16 @@ from hf_transfer.evaluation.run_folder import peak_memory_bytes
 from hf_transfer.evaluation.saved_model import count_parameters
 from hf_transfer.frozen.features import Features
 from hf_transfer.frozen.out_of_fold import OutOfFold, predicted_out_of_fold
-from hf_transfer.frozen.probe import head_features, solvable_layer
+from hf_transfer.frozen.probe import solvable_layer
 from hf_transfer.frozen.recording import Passes
 from hf_transfer.frozen.solvers import SolverOptions
+from hf_transfer.frozen.taps import tap_features
 from hf_transfer.frozen.transferability import Scores, scores_of
 from hf_transfer.host_memory import freed_memory_kept, peak_restarted
 from hf_transfer.look_ahead import seconds_of_a_pass
+from hf_transfer.models.groups import Group
+from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
+from hf_transfer.models.taps import HEAD_INPUT, TapChoice, usual_taps, widths_of, without_head
 from hf_transfer.run import Run, open_run
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
@@ -43,7 +50,7 @@ class ScoredModel:
 
     Attributes:
         name: as it was given.
-        column: the features that were scored, of those that the model has: what enters the head.
+        column: the features whose probe is best, by the names of `--taps`: `head` is what enters the head.
         probe: predictions by heads on these features, out of fold.
         scores: of the same features, without a head.
         parameters: of the model, with its new head.
@@ -153,10 +160,9 @@ def _scored(run: Run) -> tuple[ScoredModel, Task]:
         Ranking.of(splits.target, config.training.metric_for_best_model), config.strategy.probe,
         balanced=config.training.class_weights == "balanced",
     )  # fmt: skip
-    passes = Passes.of(run.loaders, run.accelerator, config)
-    with head_features(prepared.model, layer_name, passes, views=0, of_validation=False) as (layer, features):
-        column, probe = best_column({"head input": features}, folds, options, intercept=layer.bias is not None)
-        scores = scores_of(features, folds.units)
+    with _columns(run, layer_name) as (layer, features):
+        column, probe = best_column(features, folds, options, intercept=layer.bias is not None)
+        scores = scores_of(features[column], folds.units)
     lost = getattr(run.loaders.train.dataset, "lost", None)
     scored = ScoredModel(
         name=run.checkpoint.name,
@@ -171,6 +177,33 @@ def _scored(run: Run) -> tuple[ScoredModel, Task]:
     return scored, Task(counting, splits.target, folds, splits.describe())
 
 
+@contextmanager
+def _columns(run: Run, layer_name: str) -> Iterator[tuple[nn.Linear, dict[str, Features]]]:
+    """The last layer of a model, and the features at several depths, by name; the model has no last layer inside."""
+    model, groups, example = run.prepared.model, run.prepared.groups, run.preprocessing.example()
+    passes = Passes.of(run.loaders, run.accelerator, run.config)
+    with without_head(model, layer_name) as layer:
+        choice = _taps(model, groups, example)
+        widths = widths_of(model, choice.taps, example)
+        with tap_features(model, choice.taps, widths, 0, passes, of_validation=False) as features:
+            together = replace(features, normalised=True)
+            yield (
+                layer,
+                {
+                    " + ".join(features.names[place] for place in places): replace(together, columns=places)
+                    for places in choice.combinations
+                },
+            )
+
+
+def _taps(model: nn.Module, groups: Sequence[Group], example: Batch) -> TapChoice:
+    """Where a model is read: at several depths, if it returns what is there, and its head could be moved."""
+    if isinstance(model, PreTrainedModel) and not isinstance(model, PooledForSequenceClassification):
+        with suppress(UserError):
+            return usual_taps(model, groups, example)
+    return TapChoice((HEAD_INPUT,), ((0,),))
+
+
 def best_column(
     features: dict[str, Features], folds: Folds, options: SolverOptions, *, intercept: bool
 ) -> tuple[str, OutOfFold]:
@@ -182,19 +215,20 @@ def best_column(
         options: how heads are solved.
         intercept: whether they have a bias.
     """
-    probes = {
-        name: predicted_out_of_fold(options.solver(of.target), of, folds, options, intercept=intercept)
-        for name, of in features.items()
-    }
+
+    def probed(name: str, repeats: int) -> OutOfFold:
+        some = folds._replace(of_rows=folds.of_rows[:repeats])
+        solver = options.solver(features[name].target)
+        return predicted_out_of_fold(solver, features[name], some, options, intercept=intercept)
+
+    # Once is enough to choose by.
+    probes = {name: probed(name, 1) for name in features}
     best = max(probes, key=lambda name: probes[name].score)
-    return best, probes[best]
-
-
-Progress = Callable[[str], None]
+    return best, probes[best] if len(folds.of_rows) == 1 else probed(best, len(folds.of_rows))
 
 
 def score_models(
-    configs: dict[str, RunConfig], data: datasets.DatasetDict | None, report: Progress
+    configs: dict[str, RunConfig], data: datasets.DatasetDict | None, report: Callable[[str], None]
 ) -> tuple[dict[str, ScoredModel], dict[str, UserError], Task]:
     """Score several models on the same rows, one after the other.
 

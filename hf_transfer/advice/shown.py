@@ -27,6 +27,7 @@ def ranking_table(ranking: ModelRanking, commands: Sequence[str] = ()) -> str:
         width=max(map(len, [*names.values(), "model"])),
         title=title,
         column=max(len(title), 16),
+        features=max(len("features"), *(len(place.model.column) for place in ranking.places)),
         cuts=any(place.model.truncated is not None for place in ranking.places),
         number=lambda value, form: "-" if value is None else form % value,
         in_units=in_units,
@@ -43,6 +44,7 @@ def _sentences(ranking: ModelRanking) -> list[str]:
     return [
         f"Heads solved on frozen features of {rows:,} training rows, {how}{again}; ± is the standard error.",
         "=: these rows do not tell the model from the first one (95 % interval of the difference).",
+        "Features: head: what enters the model's own head; mean_N: the mean behind block N; first_N: its first token.",
         "The order is that of new heads; fine-tuning all layers may change it.",
     ]
 
@@ -78,7 +80,7 @@ def draw_ranking(path: Path, ranking: ModelRanking) -> None:
     Models that the rows do not tell from the first are drawn like it.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     names = short_names([place.model.name for place in ranking.places])
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -92,8 +94,10 @@ def draw_ranking(path: Path, ranking: ModelRanking) -> None:
         label = names[model.name].replace("$", r"\$")
         axes.annotate(label, (seconds, model.probe.score), (6, 4), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set(major_formatter=plain, minor_formatter=plain)
+    axes.xaxis.set(
+        major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(),
+        major_formatter=FuncFormatter(lambda value, _: f"{value:g}"),
+    )  # fmt: skip
     axes.set(xlabel="seconds for 1,000 rows", ylabel=f"probe: {ranking.task.target.score_title}")
     axes.set_title(
         f"{len(names)} models on {Path(ranking.dataset_name).name}; blue: equal to the best (95 %)", fontsize=11

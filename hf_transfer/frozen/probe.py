@@ -180,7 +180,7 @@ def _write(layer: nn.Linear, solution: Solution) -> None:
 
 @contextmanager
 def head_features(
-    model: nn.Module, layer_name: str, passes: Passes, views: int, *, of_validation: bool = True
+    model: nn.Module, layer_name: str, passes: Passes, views: int
 ) -> Iterator[tuple[nn.Linear, Features]]:
     """What the last layer of a model may read, for training and validation; afterwards the model is as it was.
 
@@ -189,19 +189,17 @@ def head_features(
         layer_name: its last Linear layer.
         passes: the samples, and where features are stored.
         views: augmented views of the training samples, beside the samples as in evaluation.
-        of_validation: whether features of validation are needed, too.
 
     Yields:
         The layer, and the features: one column, or one for each tap.
     """
     if isinstance(model, AllTaps):
-        taps, widths = model.choice.taps, model.widths
-        with tap_features(model.backbone, taps, widths, views, passes, of_validation=of_validation) as features:
+        with tap_features(model.backbone, model.choice.taps, model.widths, views, passes) as features:
             yield model.classifier, replace(features, normalised=True)
         return
     with (
         without_head(model, layer_name) as layer,
-        tap_features(model, [HEAD_INPUT], [layer.in_features], views, passes, of_validation=of_validation) as features,
+        tap_features(model, [HEAD_INPUT], [layer.in_features], views, passes) as features,
     ):
         yield layer, features
 

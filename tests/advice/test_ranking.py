@@ -45,7 +45,7 @@ def scored(name: str, right: Floats, *, truncated: int | None = None) -> ScoredM
     outputs = torch.eye(3)[torch.from_numpy(np.where(right > 0.5, 0, 1))]
     predictions = Predictions(CLASSES, outputs, np.zeros(len(right), dtype=np.int64), np.arange(len(right)))
     probe = OutOfFold(predictions, right, np.arange(len(right)), 0.1)
-    return ScoredModel(name, "head input", probe, Scores(0.5, -0.2, 3.0), 2_500_000, 40.0, 1 << 30, truncated)
+    return ScoredModel(name, "mean_3", probe, Scores(0.5, -0.2, 3.0), 2_500_000, 40.0, 1 << 30, truncated)
 
 
 def ranking_of(*models: ScoredModel) -> ModelRanking:
@@ -81,7 +81,7 @@ def test_the_table_has_a_line_for_each_model_and_says_what_is_not_known(tmp_path
     lines = {line.split()[0]: line for line in ranking_table(ranking, ["python recipes/text.py"]).splitlines() if line}
     assert lines["large"].split()[1:] == [
         f"{right(0.9).mean():.3f}", "±", f"{right(0.9).std(ddof=1) / ROWS**0.5:.3f}",
-        "0.500", "-0.200", "3.00", "2.5M", "40", "1.07", "GB", "7",
+        "mean_3", "0.500", "-0.200", "3.00", "2.5M", "40", "1.07", "GB", "7",
     ]  # fmt: skip
     assert lines["small"].split()[-7:] == ["-", "-", "-", "2.5M", "40", "-", "-"]
     assert "python" in lines
