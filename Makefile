@@ -7,7 +7,7 @@ TEST_THREADS := $(or $(OMP_NUM_THREADS),1)
 export OMP_NUM_THREADS ?= 2
 INSTALL_CHROMIUM := (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium)
 
-.PHONY: setup demo browser test test-slow test-all mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-memory bench-start bench-scale backbones clean
+.PHONY: setup demo browser test test-slow test-all mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-memory bench-start bench-scale bench-gpu backbones clean
 
 setup: .venv/ready
 
@@ -64,6 +64,9 @@ bench-transfer: setup
 
 bench-loop: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.loop_overhead
+
+bench-gpu: setup  ## One GPU, under ten minutes: ViT-B, ResNet-50 and BERT-base shapes next to Trainer.
+	$(BIN)/python -m benchmarks.gpu
 
 bench-text: setup  ## Length grouping, and a BERT next to transformers.Trainer.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.text_speed

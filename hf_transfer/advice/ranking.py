@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from hf_transfer.advice.scoring import ScoredModel, Task, score_models
-from hf_transfer.checkpoints.files import put
+from hf_transfer.data.complete_files import put
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.settings.model import exists
 from hf_transfer.settings.parsing import parse

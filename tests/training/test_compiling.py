@@ -15,6 +15,7 @@ from hf_transfer.strategies.freezing import FullFineTuning, set_trainable
 from hf_transfer.training.compiling import check_compiler, compile_failure, compiled
 from hf_transfer.training.devices import start_accelerator
 from tests.tiny_models import pixels, tiny_model
+from tests.training.launched import two_forks
 from tests.training.resumed_runs import CASES, killed, weights
 from tests.training.toy_task import settings, train_vit
 
@@ -112,6 +113,14 @@ def test_gradient_checkpointing_and_bfloat16_work_with_compiled_blocks() -> None
     plain = train_vit(settings(**more))
     other = train_vit(settings(torch_compile=True, torch_compile_backend="aot_eager", **more))
     assert other.history[0]["train_loss"] == pytest.approx(plain.history[0]["train_loss"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_two_processes_train_compiled_layers_to_the_same_bytes(tmp_path: Path) -> None:
+    ended = two_forks(Path(__file__).with_name("compiled_runs.py"), str(tmp_path))
+    assert ended.returncode == 0, ended.output[-3000:]
+    plain, other = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("plain", "compiled"))
+    assert plain == other
 
 
 @pytest.mark.slow

@@ -154,6 +154,7 @@ def test_other_options_of_fsdp_are_refused(monkeypatch: pytest.MonkeyPatch, name
     [
         (settings(auto_batch_size=True).training, {}, "--auto_batch_size"),
         (settings(fp16=True).training, {}, "--fp16 (--bf16 works)"),
+        (settings(torch_compile=True).training, {}, "--torch_compile"),
         (settings().training, {"parallelism_config": object()}, "a parallelism_config"),
         (settings().training, {"backend": DynamoBackend.INDUCTOR}, "a dynamo_backend"),
     ],
