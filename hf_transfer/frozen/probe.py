@@ -26,6 +26,9 @@ from hf_transfer.models.taps import HEAD_INPUT, AllTaps, count_blocks, taps_of, 
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.target import Metrics, Target
 
+# With fewer samples of validation, left-out predictions for training help to choose among taps.
+FEW_HELD_OUT = 1_000
+
 
 class SolvedHead(NamedTuple):
     """What is known of a solved head.
@@ -131,17 +134,17 @@ def _best_columns(
 ) -> _Solved:  # fmt: skip
     """The best solution on the best combination of columns.
 
-    Combinations are compared by their predictions for validation and, unless there are too many, for training samples
-    by heads that were solved without these: by a small validation split alone the choice would be left to chance.
+    Combinations are compared by their predictions for validation. If that is small, predictions for training samples
+    by heads that were solved without them are added: by so few samples alone the choice would be left to chance.
     """
     solve = partial(_solved, solver, features, options=options, intercept=intercept)
     if len(combinations) == 1:
         return solve(combinations[0], folded=features.target.is_calibrated)
     solutions: list[_Solved] = []
     rows: list[Metrics] = []
-    best = -1
+    best, few = -1, features.validation.samples < FEW_HELD_OUT
     for columns in combinations:
-        solved = solve(columns, folded=True)
+        solved = solve(columns, folded=few or features.target.is_calibrated)
         judged = solved.held_out or replace(features, columns=columns).predictions(solved.solution)
         row = judged.metrics(options.ranking.metric)
         best = len(rows) if options.ranking.is_better(row, rows, best) else best

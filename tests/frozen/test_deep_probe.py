@@ -122,6 +122,12 @@ def test_the_taps_with_the_best_held_out_score_are_chosen() -> None:
     assert by_name[chosen] == max(by_name.values()) > by_name["head"]
 
 
+def test_a_large_validation_split_chooses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 samples, if that were many."""
+    monkeypatch.setattr(probe, "FEW_HELD_OUT", 40)
+    assert any("on 40 held-out samples" in note for note in solved("vit").notes)
+
+
 @pytest.mark.parametrize("relabel", [as_label_sets, as_numbers])
 def test_labels_and_numbers_are_solved_with_their_own_solvers(relabel: Any) -> None:
     """Held-out predictions for thresholds and intervals are those of the chosen taps."""
