@@ -94,6 +94,11 @@ class Features:
         return torch.cat([targets for _, targets in self._rows(self.train[0], self._counted)]).numpy()
 
     @property
+    def validation_samples(self) -> int:
+        """How many validation samples there are, also those that do not count; 0 if they are not needed."""
+        return 0 if self.validation is None else self.validation.samples
+
+    @property
     def samples(self) -> int:
         """How many training samples count."""
         return int(self._counted.sum())

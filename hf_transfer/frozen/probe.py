@@ -142,7 +142,7 @@ def _best_columns(
         return solve(combinations[0], folded=features.target.is_calibrated)
     solutions: list[_Solved] = []
     rows: list[Metrics] = []
-    best, few = -1, features.validation.samples < FEW_HELD_OUT
+    best, few = -1, features.validation_samples < FEW_HELD_OUT
     for columns in combinations:
         solved = solve(columns, folded=few or features.target.is_calibrated)
         judged = solved.held_out or replace(features, columns=columns).predictions(solved.solution)
