@@ -81,15 +81,15 @@ def real_cases(data: Path, weights: Path, folder: Path) -> Iterator[tuple[str, C
     yield "EfficientNet-Lite0", Case("vision", {
         **pictures, "model_name_or_path": str(weights / "efficientnet_lite0"), "batch_norm_statistics": "updated",
         "max_train_samples_per_class": 4, "per_device_train_batch_size": 16,
-    }, 30)  # fmt: skip
+    }, 20)  # fmt: skip
     yield "ViT-B (shape)", Case("vision", {
         **pictures, "model_name_or_path": random_weights("vit", folder / "vit"), "max_train_samples_per_class": 1,
-        "per_device_train_batch_size": 4,
-    }, 12)  # fmt: skip
+        "per_device_train_batch_size": 8,
+    }, 20)  # fmt: skip
     yield "MiniLM-L6", Case("text", {
-        **texts, "model_name_or_path": str(weights / "minilm_l6"), "max_train_samples_per_class": 8,
+        **texts, "model_name_or_path": str(weights / "minilm_l6"), "max_train_samples_per_class": 4,
         "per_device_train_batch_size": 16,
-    }, 30)  # fmt: skip
+    }, 20)  # fmt: skip
 
 
 def hand_written(run: Run) -> Epoch:

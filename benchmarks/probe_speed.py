@@ -5,8 +5,9 @@
 DATA is a folder with the data sets `stamps` (545 pictures) and `manpages_de` (900 long texts); WEIGHTS has the models
 `efficientnet_lite0` and `minilm_l6`. ResNet-50 and ViT-B have random weights: their accuracy means nothing. Each run is
 a process of its own, with one thread and an empty cache ("ours, again" is the A/A control; "ours, warm" has the caches
-of "ours"). The order of a round is drawn; Trainer takes so long that it runs in the first round alone. Of the data of
-slow models a part is used, the first of so many rows of each class. Scripts: `benchmarks/probe_scripts.py`.
+of "ours", and "ours, bfloat16" has `--bf16`). The order of a round is drawn. Trainer, which takes long, and bfloat16
+run in the first round alone. Of the data of slow models a part is used, the first of so many rows of each class.
+Scripts: `benchmarks/probe_scripts.py`.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from benchmarks.random_models import REPOSITORY, random_weights
 from benchmarks.trials import write_rows
 
 RESULTS = Path(__file__).parent / "results" / "probe_speed.json"
-ONCE, WARM = "Trainer", "ours, warm"
-ARMS = (ONCE, "plain script", "tuned script", "ours", "ours, again", WARM)
+ONCE, WARM, BFLOAT16 = "Trainer", "ours, warm", "ours, bfloat16"
+ARMS = (ONCE, "plain script", "tuned script", "ours", "ours, again", BFLOAT16, WARM)
 
 
 class Case(NamedTuple):
@@ -86,7 +87,7 @@ def measured(arm: str, case: Case, model: str, data: Path, folder: Path) -> dict
         recipe = "vision" if case.kind == "image" else "text"
         words = [
             f"recipes/{recipe}.py", "--strategy", "linear_probe", "--model_name_or_path", model, "--dataset_name",
-            str(data), "--output_dir", str(out), "--cache_dir", str(cache),
+            str(data), "--output_dir", str(out), "--cache_dir", str(cache), *(["--bf16"] if arm == BFLOAT16 else []),
         ]  # fmt: skip
     else:
         how = arm.split()[0].lower()
@@ -111,7 +112,7 @@ def measure(name: str, data: Path, weights: Path, rounds: int) -> Iterator[dict[
         for number in range(rounds):
             place = folder / str(number)
             place.mkdir()
-            cold = [arm for arm in ARMS if arm != WARM and not (number and arm == ONCE)]
+            cold = [arm for arm in ARMS if arm != WARM and not (number and arm in (ONCE, BFLOAT16))]
             for arm in [*generator.permutation(cold).tolist(), WARM]:
                 runs[arm].append(measured(arm, case, model, part, place))
                 print(f"{name}, {arm}: {runs[arm][-1]}", file=sys.stderr, flush=True)
