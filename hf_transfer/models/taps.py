@@ -91,6 +91,11 @@ def kind_and_block(name: str) -> tuple[str, int]:
     return kind, int(block or 0)
 
 
+def without_unread_taps(model: nn.Module) -> nn.Module:
+    """What a run keeps of a trained model: of one with all taps, the classifier that reads the chosen ones alone."""
+    return model.with_read_taps() if isinstance(model, AllTaps) else model
+
+
 def vectors_of(backbone: nn.Module, taps: Sequence[Tap], inputs: Inputs) -> list[Tensor]:
     """The vectors of some taps for a batch, by one pass [samples, width].
 

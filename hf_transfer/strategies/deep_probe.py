@@ -83,11 +83,6 @@ class DeepProbe(LinearProbe):
         parameters = tuple(f"classifier.{name}" for name, _ in tapped.classifier.named_parameters())
         return tapped, [*whole, Group("head", ("classifier",), parameters)]
 
-    def finished(self, model: nn.Module) -> nn.Module:
-        """See `Strategy.finished`: the classifier that reads the chosen taps alone."""
-        assert isinstance(model, AllTaps)
-        return model.with_read_taps()
-
     def _choice(self, backbone: PreTrainedModel, groups: Sequence[Group], inputs: Inputs) -> TapChoice:
         """All usual taps and those that are named, so that a run with other names needs no further pass."""
         if self.taps and {*self.taps} == {HEAD}:

@@ -69,10 +69,6 @@ class EachTower:
             for (trainable, updates), run in groupby(learns)
         ]
 
-    def finished(self, model: nn.Module) -> nn.Module:
-        """See `Strategy.finished`."""
-        return model
-
 
 def _by_epoch(stages: Sequence[Stage]) -> list[Stage]:
     """The stage of each epoch."""

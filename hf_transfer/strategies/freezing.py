@@ -80,10 +80,6 @@ class Strategy(Protocol):
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
         """The stages of a training of `epochs` epochs, for groups in depth order."""
 
-    def finished(self, model: nn.Module) -> nn.Module:
-        """What a run keeps of the trained model, whose parameters then are those of `prepare`, or fewer."""
-        return model
-
 
 @dataclass(frozen=True)
 class LinearProbe(Strategy):

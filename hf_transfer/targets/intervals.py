@@ -29,7 +29,7 @@ def wilson_interval(successes: int, trials: int) -> Interval:
 
 
 def bootstrap_interval(
-    samples: int, metric: Callable[[npt.NDArray[np.int64]], float], resamples: int = RESAMPLES
+    samples: int, metric: Callable[[npt.NDArray[np.int64]], float], resamples: int | None = None
 ) -> Interval:
     """95 % interval of a metric, from percentiles over samples drawn with replacement.
 
@@ -39,9 +39,9 @@ def bootstrap_interval(
     Args:
         samples: how many there are.
         metric: its value on the samples at these positions.
-        resamples: how many draws are made.
+        resamples: how many draws are made; None: `RESAMPLES`.
     """
-    return _percentiles(np.array([metric(rows) for rows in _draws(samples, resamples)]))
+    return _percentiles(np.array([metric(rows) for rows in _draws(samples, resamples or RESAMPLES)]))
 
 
 def paired_interval(first: Floats, second: Floats, units: npt.NDArray[np.int64]) -> Interval:
@@ -101,7 +101,7 @@ def bootstrap_intervals(
     Args:
         samples: how many there are.
         metrics: their values [draws] by name, of weights [samples, draws]; NaN where a draw has none.
-        resamples: how many draws are made.
+        resamples: how many draws are made; None: `RESAMPLES`.
         at_once: how many of them `metrics` gets at once.
 
     Returns:

@@ -17,6 +17,7 @@ from hf_transfer.frozen import prefix, probe, recording, solvers
 from hf_transfer.interruption import ending_when_asked
 from hf_transfer.modalities.modality import Regularisation
 from hf_transfer.models.groups import Group
+from hf_transfer.models.taps import without_unread_taps
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.training import TrainingSettings
 from hf_transfer.strategies.freezing import Stage, Strategy, learning_parameters, set_trainable, unfreeze
@@ -96,7 +97,7 @@ def fit(
     checkpointing.wait()
     soup = _load_best(state, loaders, accelerator)
     unfreeze(model, groups)
-    return state.result.finished(strategy.finished(model), soup, state.frozen.seconds, state.frozen.notes)
+    return state.result.finished(without_unread_taps(model), soup, state.frozen.seconds, state.frozen.notes)
 
 
 def _start(
