@@ -138,4 +138,4 @@ def visit(browser: Any, url: str, *, size: tuple[int, int] = DESKTOP, scheme: st
     yield here
     context.close()
     assert here.hosts <= {"127.0.0.1", ""}
-    assert here.complaints == []
+    assert not here.complaints, here.complaints
