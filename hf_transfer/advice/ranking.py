@@ -152,9 +152,9 @@ def configs_of(config_class: type[RunConfig], models: Sequence[str], flags: Sequ
             do=f"leave --{refused[0]} out",
         )
     _refuse_twice(models)
-    own = ["--model_name_or_path", models[0], "--output_dir", "none", "--strategy", "linear_probe"]
+    fixed_flags = ["--model_name_or_path", models[0], "--output_dir", "none", "--strategy", "linear_probe"]
     # Nothing is published, and no tracker is started.
-    config = parse(config_class, [*flags, *own, "--report_to", "none"]).replaced(
+    config = parse(config_class, [*flags, *fixed_flags, "--report_to", "none"]).replaced(
         push_to_hub=False, push_space=False, hub_model_id=None, overwrite_output_dir=False
     )
     return {model: config.replaced(model_name_or_path=model) for model in models}
