@@ -26,7 +26,6 @@ from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.loading import loading_errors, quiet_loading, read_weights
 from hf_transfer.models.locating import locate
-from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.pooling import backbone_config, check_pooling, pooled_classifier, pooling_of, read_config
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.towers import trace
@@ -252,7 +251,7 @@ class Checkpoint(AnyCheckpoint):
                     self.path, pooling=self._pooling, labels=target.model_settings(), revision=self.revision,
                     fresh_weights=fresh_weights,
                 )  # fmt: skip
-            if isinstance(self.config, DeepProbeConfig):
+            if self.config.model_type in self._task.own_classifiers:
                 return self._task.classifier_of(self.config.model_type)(self.config), frozenset()
             kind, settings = self._task.classifier, self._settings(target)
             if not fresh_weights:

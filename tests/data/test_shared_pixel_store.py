@@ -69,11 +69,11 @@ def test_places_stay_right_when_another_run_adds_and_deletes_pictures(tmp_path: 
     one, other = store(tmp_path), store(tmp_path)
     given: list[tuple[Pictures, Places]] = []
     for number in range(6):
-        ours, theirs = numbers(100 + number, 200 + number), numbers(300 + number, 400 + number, 500 + number)
-        other.reserve(theirs)
-        write_all(other, theirs, other.places(theirs))
-        one.reserve(ours)
-        given.append((ours, one.places(ours)))
+        of_one, of_other = numbers(100 + number, 200 + number), numbers(300 + number, 400 + number, 500 + number)
+        other.reserve(of_other)
+        write_all(other, of_other, other.places(of_other))
+        one.reserve(of_one)
+        given.append((of_one, one.places(of_one)))
         write_all(one, *given[-1])
         if number == 3:
             for files in files_in(next((tmp_path / "pixels").glob("1-*")))[::2]:

@@ -135,11 +135,11 @@ def test_neighbours_vote_as_those_of_scikit_learn_without_the_sample_itself(coun
 def test_samples_of_one_unit_are_no_neighbours_of_each_other() -> None:
     """Copies with a label of their own would have it confirmed by each other."""
     features = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0)
-    own_label = torch.eye(12, dtype=torch.float64).repeat_interleave(2, 0)
-    apart = neighbour_means(features, own_label, torch.arange(24), 3)
-    together = neighbour_means(features, own_label, torch.arange(12).repeat_interleave(2), 3)
-    assert torch.all((apart * own_label).sum(1) > 0)
-    assert torch.all((together * own_label).sum(1) == 0)
+    one_label_each = torch.eye(12, dtype=torch.float64).repeat_interleave(2, 0)
+    apart = neighbour_means(features, one_label_each, torch.arange(24), 3)
+    together = neighbour_means(features, one_label_each, torch.arange(12).repeat_interleave(2), 3)
+    assert torch.all((apart * one_label_each).sum(1) > 0)
+    assert torch.all((together * one_label_each).sum(1) == 0)
 
 
 def test_outputs_that_are_not_known_have_no_part_in_a_mean() -> None:

@@ -160,9 +160,9 @@ def test_a_model_that_was_not_trained_here_gets_all_pixels_as_a_pipeline_gives_i
     """Nothing was saved with it that says how its training decoded pictures."""
     model, path = save_checkpoint(tmp_path / "model"), tmp_path / "one.jpg"
     path.write_bytes(jpeg(photograph()))
-    [ours] = ht.load(model)([path])
-    theirs = pipeline("image-classification", str(model))(str(path), top_k=None)
-    assert ours == pytest.approx({one["label"]: one["score"] for one in theirs[: len(ours)]}, abs=1e-6)
+    [predicted] = ht.load(model)([path])
+    in_pipeline = pipeline("image-classification", str(model))(str(path), top_k=None)
+    assert predicted == pytest.approx({one["label"]: one["score"] for one in in_pipeline[: len(predicted)]}, abs=1e-6)
 
 
 def test_only_a_run_that_trains_decodes_fewer_pixels(

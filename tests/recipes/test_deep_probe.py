@@ -71,12 +71,14 @@ def test_a_pipeline_the_command_and_the_demo_give_the_same_answers(recipe: str, 
     command = [sys.executable, "-c", WITHOUT_US, TASKS[recipe], str(out / "model"), json.dumps(samples)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    theirs = [{row["label"]: row["score"] for row in rows} for rows in json.loads(done.stdout.partition("ANSWERS")[2])]
+    in_pipeline = [
+        {row["label"]: row["score"] for row in rows} for rows in json.loads(done.stdout.partition("ANSWERS")[2])
+    ]
     predictor = load(out)
     assert predictor.modality.name == {"vision": "image"}.get(recipe, recipe)
-    ours = predictor(samples)
+    predicted = predictor(samples)
     demo = Classifier(assemble_space(out, tmp_path / "space") / "model", trust_remote_code=True)
-    for sample, answer, expected in zip(samples, theirs, ours, strict=True):
+    for sample, answer, expected in zip(samples, in_pipeline, predicted, strict=True):
         given = Sample(decode(sample)) if recipe == "vision" else Sample(texts=(sample,))
         shown = dict(zip(demo.labels, demo.scores([given])[0], strict=True))
         assert answer == pytest.approx(expected, abs=1e-5)
