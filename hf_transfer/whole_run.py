@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,7 +12,7 @@ import pandas
 from hf_transfer.data.files import files_below
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.samples import is_sample, load_sample
-from hf_transfer.errors import user_error
+from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation.predictor import modalities_of_model
 from hf_transfer.installation import check_installation
 from hf_transfer.modalities.table import MODALITIES, modality_named
@@ -136,7 +137,11 @@ def recipe_for(
     Raises:
         UserError: none or several do.
     """
-    by_model = [one.config.recipe for model in models for one in modalities_of_model(model)]
+    by_model: list[str] = []
+    for model in models:
+        # Of several models, one that does not exist is a fault of that one alone.
+        with suppress(UserError) if len(models) > 1 else nullcontext():
+            by_model += [one.config.recipe for one in modalities_of_model(model)]
     suiting = [one for recipe, one in MODALITIES.items() if recipe in by_model] or list(MODALITIES.values())
     if len(suiting) > 1:
         features = _features(name, data)

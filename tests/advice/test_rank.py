@@ -196,6 +196,19 @@ def test_a_model_that_cannot_be_used_does_not_stop_the_others(
     assert "bert was not ranked.\n  Expected: " in done.out
 
 
+@pytest.mark.parametrize("missing", ["sample:nothing", "./nothing"])
+def test_a_model_that_does_not_exist_does_not_stop_the_others(
+    missing: str, rank: Rank, picture_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Nor does it matter for the recipe, which the other models imply."""
+    done = rank(picture_folder(cat=14, dog=14), "--models", missing, VIT)
+    assert done.code == 0, done.err
+    content = ranking(tmp_path)
+    assert [model["model_name_or_path"] for model in content["models"]] == [VIT]
+    assert [*content["failed"]] == [missing]
+    assert "nothing was not ranked." in done.out
+
+
 @pytest.mark.parametrize("fails", [False, True], ids=["scored", "failed"])
 def test_one_model_is_in_memory_at_a_time(
     fails: bool, rank: Rank, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
