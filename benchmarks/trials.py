@@ -57,14 +57,14 @@ def settings_of(recipe: str, settings: Mapping[str, Any]) -> "RunConfig":
     """The settings of a run; those that have no effect with its strategy are left out.
 
     Args:
-        recipe: vision or text.
+        recipe: vision, text or multimodal.
         settings: by name.
     """
     from hf_transfer.modalities.table import modality_named
-    from hf_transfer.settings.run import required
+    from hf_transfer.settings.run import TOWERS, required
 
     kind = modality_named(recipe).config
-    necessary = {name: settings[name] for name in required(kind)}
+    necessary = {name: settings[name] for name in (*required(kind), *TOWERS) if name in settings}
     return kind.of(**necessary).replaced(**settings).without_ineffective()
 
 
