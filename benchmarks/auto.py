@@ -3,7 +3,7 @@
     python -m benchmarks.auto DATA WEIGHTS
 
 Each cell of `benchmarks.auto_cells` is a data set of some size with a backbone. There every strategy is trained with
-its defaults, and `auto` chooses one. DATA has the folders `wordnet`, `manpages_de` and `stamps`, each with three splits.
+its defaults, and `auto` chooses one. DATA has the folders `wordnet`, `manpages_de` and `stamps`, each in three splits.
 WEIGHTS has the models `minilm_l6` (all-MiniLM-L6-v2) and `efficientnet_lite0` (ImageNet). Training and validation rows
 are drawn with the seed; test is never cut. Each run is a process with one thread. Every finished one is added to the
 results at once: an interrupted measurement goes on from there.
