@@ -7,7 +7,7 @@ TEST_THREADS := $(or $(OMP_NUM_THREADS),1)
 export OMP_NUM_THREADS ?= 2
 INSTALL_CHROMIUM := (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium)
 
-.PHONY: setup demo browser test test-slow test-all mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-memory bench-start bench-scale bench-gpu backbones clean
+.PHONY: setup demo browser test test-slow test-all mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-memory bench-start bench-scale bench-gpu bench-auto backbones clean
 
 setup: .venv/ready
 
@@ -94,6 +94,10 @@ bench-scale: setup  ## A million texts and a million small pictures: time to the
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.million_rows --kind texts
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.million_rows --kind texts-parquet
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.million_rows --kind pictures
+
+# DATA and WEIGHTS are the folders that benchmarks/auto.py describes.
+bench-auto: setup  ## Is the strategy that --strategy auto chooses the right one? Hours; an interrupted one goes on.
+	$(BIN)/python -m benchmarks.auto $(DATA) $(WEIGHTS)
 
 backbones: setup  ## Train the sample backbones again and compare them with what is shipped.
 	$(BIN)/python -m benchmarks.sample_backbones

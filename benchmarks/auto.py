@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,8 @@ def main() -> None:
         if arm in (arguments.arms or [arm]) and (name, arm, seed) not in known
     ]
     with ThreadPoolExecutor(arguments.processes) as pool:
-        for row in pool.map(lambda one: trained(*one, arguments.data, arguments.weights, {}), wanted):
+        train = partial(trained, data=arguments.data, weights=arguments.weights, settings={})
+        for row in pool.map(lambda one: train(*one), wanted):
             rows.append(row)
             RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
     print(*table(rows), sep="\n")
