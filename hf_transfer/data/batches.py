@@ -215,7 +215,7 @@ def loaders_of(
     """
     sizes = dict.fromkeys(rows, training.evaluation_batch_size(accelerator.device.type))
     if "train" in sizes:
-        sizes["train"] = training.per_device_train_batch_size
+        sizes["train"] = training.train_batch_size(len(rows["train"]))  # type: ignore[arg-type]
     light: Callable[[], Loaders] | None = None
     if light_rows is not None:
         light = partial(loaders_of, light_rows, orders, training, 0, accelerator, collate, **attributes)

@@ -114,7 +114,8 @@ def orders_of(
         lengths = rows["train"].lengths
         orders["train"] = EpochSampler(len(lengths), training.seed)
         if texts.train_sampling_strategy == "group_by_length":
-            orders["train"] = LengthGroupedSampler(lengths, training.per_device_train_batch_size, training.seed)
+            size = training.train_batch_size(len(lengths))
+            orders["train"] = LengthGroupedSampler(lengths, size, training.seed)
     return orders
 
 

@@ -1,7 +1,7 @@
 """How a model learns: steps, rates, regularisation, batches and precision."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from hf_transfer.settings.fields import STEPS, TRAINS, Need, Topic, setting
 from hf_transfer.settings.ranges import BELOW_ONE, FACTOR, NOT_NEGATIVE, RATE, SEED, at_least
@@ -9,6 +9,8 @@ from hf_transfer.settings.strategy import ADAPTERS, one_of
 
 # In which pretrained weights learn.
 FROM_PRETRAINED = ("partial", "gradual", "lp_ft", "full", "bitfit", *ADAPTERS)
+# Of default batches: how many an epoch has at least, and how many samples each has at least.
+FEWEST_BATCHES, SMALLEST_BATCH = 16, 4
 COMPILES = Need("--torch_compile", lambda config: config.training.torch_compile, "a run that compiles nothing")
 
 
@@ -53,7 +55,10 @@ class TrainingSettings(Topic):
         "Average up to this many of the best epochs, as long as validation improves.", 1, at_least(1), STEPS
     )
     max_grad_norm: float = setting("Clip the gradient to this norm; 0: no clipping.", 1.0, NOT_NEGATIVE, STEPS)
-    per_device_train_batch_size: int = setting("Samples in a batch, on each process.", 32, at_least(1), STEPS)
+    per_device_train_batch_size: int | None = setting(
+        "Samples in a batch, on each process (default: 32, of texts 16; of few training samples less, down to 4, so "
+        "that an epoch has 16 steps).", None, at_least(1), STEPS,
+    )  # fmt: skip
     per_device_eval_batch_size: int | None = setting(
         "Samples in an evaluation batch, on each process (default: 64; with images on CPUs 16, which takes less memory "
         "and no more time).", None, at_least(1),
@@ -83,6 +88,24 @@ class TrainingSettings(Topic):
     )
     seed: int = setting("Seed of the head, the order of samples, dropout and augmentation.", 0, SEED, TRAINS)
 
+    # Of a default batch.
+    largest_batch: ClassVar[int] = 32
+
+    def train_batch_size(self, samples: int) -> int:
+        """Samples in a batch of training; on few samples a model needs more steps than large batches would leave it.
+
+        Reference: Mosbach, Andriushchenko and Klakow, "On the Stability of Fine-tuning BERT: Misconceptions,
+        Explanations, and Strong Baselines", ICLR 2021, https://arxiv.org/abs/2006.04884 (few steps on few samples).
+
+        Args:
+            samples: of the training split.
+        """
+        if self.per_device_train_batch_size is not None:
+            return self.per_device_train_batch_size
+        wanted = max(samples // (FEWEST_BATCHES * self.gradient_accumulation_steps), 1)
+        power_of_two: int = 2 ** (wanted.bit_length() - 1)
+        return min(max(power_of_two, SMALLEST_BATCH), self.largest_batch)
+
     def evaluation_batch_size(self, device: str) -> int:
         """Samples in a batch of evaluation, and of the pass through frozen layers.
 
@@ -106,8 +129,9 @@ class ImageTrainingSettings(TrainingSettings):
 class TextTrainingSettings(TrainingSettings):
     """What training on texts adds: a pretrained language model needs few passes over a text, but many steps."""
 
+    largest_batch: ClassVar[int] = 16
+
     num_train_epochs: int = setting("Passes over the training split.", 6, at_least(1), STEPS)
-    per_device_train_batch_size: int = setting("Samples in a batch, on each process.", 16, at_least(1), STEPS)
     rdrop_alpha: float | None = setting(
         "R-Drop: weight of the agreement of two dropout samples (default: 1 with --strategy full or scratch, else 0).",
         None, NOT_NEGATIVE, STEPS,

@@ -45,7 +45,8 @@ def find_batch_sizes(
     Raises:
         UserError: not even one sample fits.
     """
-    samples = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
+    training = config.training
+    samples = training.train_batch_size(len(loaders.of("train").dataset)) * training.gradient_accumulation_steps
     saves = config.checkpoints.save_steps != 0 and accelerator.is_main_process
     decisions = resuming.checkpoints_of(config)
     (earlier,) = broadcast_object_list([decisions.remembered().get(REMEMBERED) if saves else None])

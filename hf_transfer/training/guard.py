@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from hf_transfer.data.batches import Loaders
 from hf_transfer.data.transfers import HostCopy, to_device
 from hf_transfer.data.workers import worker_failure
 from hf_transfer.errors import UserError, user_error
@@ -218,7 +219,7 @@ def _rows(outputs: Tensor, index: Tensor) -> Iterator[tuple[int, bool]]:
 
 @contextmanager
 def explained_failures(
-    training: TrainingSettings, checkpointing: Checkpointing, accelerator: Accelerator
+    loaders: Loaders, training: TrainingSettings, checkpointing: Checkpointing, accelerator: Accelerator
 ) -> Iterator[None]:
     """Turn torch's errors on full memory, dead loader workers and code that it cannot compile into messages."""
     try:
@@ -234,8 +235,8 @@ def explained_failures(
         if not is_out_of_memory(error):
             raise
         raise user_error(
-            expected=f"memory for batches of {training.per_device_train_batch_size} in training and of "
-            f"{training.evaluation_batch_size(accelerator.device.type)} in evaluation",
+            expected=f"memory for batches of {training.train_batch_size(len(loaders.train.dataset))} in training "
+            f"and of {training.evaluation_batch_size(accelerator.device.type)} in evaluation",
             found=f"{reason}; {checkpointing.last_checkpoint().sentence}",
             do="add --auto_batch_size, or halve --per_device_train_batch_size and double "
             "--gradient_accumulation_steps: a step has as many samples; --gradient_checkpointing and --bf16 also save "

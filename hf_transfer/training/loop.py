@@ -126,7 +126,7 @@ def run_stage(
 ) -> None:  # fmt: skip
     """Train the remaining epochs of a stage, and release what it was trained with."""
     position = state.position
-    with explained_failures(training, checkpointing, accelerator), ending_when_asked() as request:
+    with explained_failures(loaders, training, checkpointing, accelerator), ending_when_asked() as request:
         guard = Guard(request, state, checkpointing, training, accelerator)
         while position.epoch < stage.epochs and not 0 < training.early_stopping_patience <= position.without_gain:
             row = train_epoch(learner, loaders, state, guard, accelerator)
