@@ -57,13 +57,13 @@ class Features:
         Args:
             chosen: only these of the samples that count, bool [samples]; None: all.
         """
-        rows = self._counted if chosen is None else self._counted.masked_scatter(self._counted, chosen)
+        rows = self.counted if chosen is None else self.counted.masked_scatter(self.counted, chosen)
         for store in self.train:
             for features, targets in self._rows(store, rows):
                 yield features, self.target.learned(targets)
 
     @cached_property
-    def _counted(self) -> Tensor:
+    def counted(self) -> Tensor:
         """Whether a training sample counts in each of its views [samples]."""
         return torch.stack([_counted(store) for store in self.train]).all(0)
 
@@ -85,13 +85,13 @@ class Features:
             solution: a linear layer.
             chosen: which samples, bool [samples].
         """
-        rows = self._counted.masked_scatter(self._counted, chosen)
+        rows = self.counted.masked_scatter(self.counted, chosen)
         return torch.cat([_outputs(solution, features) for features, _ in self._rows(self.train[0], rows)])
 
     @cached_property
     def targets(self) -> Values:
         """The targets of the training samples that count."""
-        return torch.cat([targets for _, targets in self._rows(self.train[0], self._counted)]).numpy()
+        return torch.cat([targets for _, targets in self._rows(self.train[0], self.counted)]).numpy()
 
     @property
     def validation_samples(self) -> int:
@@ -101,7 +101,7 @@ class Features:
     @property
     def samples(self) -> int:
         """How many training samples count."""
-        return int(self._counted.sum())
+        return int(self.counted.sum())
 
     def nearest_neighbours(self) -> tuple[float, int]:
         """For classes: the accuracy on validation of a vote among nearest neighbours, and the best number of them.
