@@ -154,24 +154,28 @@ def _outputs(solution: Solution, features: Tensor) -> Tensor:
     return torch.addmm(solution.bias, features.double(), solution.weight.T)
 
 
-def best_solution(solver: Solver, features: Features, options: SolverOptions, *, intercept: bool) -> Solution:
+def best_solution(
+    solver: Solver, features: Features, options: SolverOptions, *, intercept: bool, are_alone: bool = True
+) -> Solution:
     """The best solution; weaker regularisations are tried until two decades bring no gain.
 
     A solution is judged on validation or, where the solver has computed them, by its outputs for training samples that
-    were left out: there are more of these, and validation then judges a head that it has not selected.
+    were left out: there are more of these, and validation then judges a head that it has not selected. But a sample
+    whose copies were not left out with it says too much for weak regularisations.
 
     Args:
         solver: of the head.
         features: of training and validation.
         options: what selects the regularisation, and what each class counts.
         intercept: whether the head has a bias.
+        are_alone: whether no training samples belong together.
     """
     outputs, ranking, copies = len(features.target.names), options.ranking, len(features.train)
     problem = solver(features.blocks, outputs, intercept=intercept, balanced=options.balanced, copies=copies)
     rows: list[Metrics] = []
     best = -1
     for solution in problem.path(rough=True):
-        held_out = solution.held_out
+        held_out = solution.held_out if are_alone else None
         judged = features.predictions(solution) if held_out is None else features.training_predictions(held_out)
         row = judged.metrics(ranking.metric)
         if ranking.is_better(row, rows, best):

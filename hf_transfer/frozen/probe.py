@@ -176,7 +176,8 @@ def _solved(
 ) -> _Solved:  # fmt: skip
     """The best solution on some columns and, if wanted, predictions by heads that were solved without the samples."""
     features = replace(features, columns=columns)
-    best = best_solution(solver, features, options, intercept=intercept)
+    are_alone = folds is None or not folds.units_have_several_rows
+    best = best_solution(solver, features, options, intercept=intercept, are_alone=are_alone)
     training = out_of_fold(solver, features, best, folds, options, intercept=intercept) if left_out else None
     if training is None:
         return _Solved(columns, best, None)

@@ -77,7 +77,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     return record
 
 
-def solve(strategy: LinearProbe, rows: Rows, target: Target, units: Callable[[Split], Units] | None = None) -> None:
+def solve(
+    strategy: LinearProbe, rows: Rows, target: Target, units: Callable[[Split], Units] | None = None
+) -> probe.SolvedHead:
     """Solve the head of a tiny ViT as the strategy has it."""
     one = tapped("vit")
     torch.manual_seed(0)
@@ -87,7 +89,9 @@ def solve(strategy: LinearProbe, rows: Rows, target: Target, units: Callable[[Sp
     config = settings()
     with start_accelerator(config) as accelerator:
         loaders = replace(loaders_of(accelerator, rows, make(20, seed=1), 4, target=target), units_of=units)
-        probe.solve_head(model, "classifier", passes_of(loaders, accelerator, config), options_of(loaders, config))
+        return probe.solve_head(
+            model, "classifier", passes_of(loaders, accelerator, config), options_of(loaders, config)
+        )
 
 
 def with_a_copy_of_each(rows: Rows) -> Rows:
@@ -163,3 +167,17 @@ def test_samples_that_are_all_copies_of_each_other_are_not_divided(seen: Seen) -
         lambda split: Units(np.zeros(len(split), dtype=np.int64), by_pairs(split).keys[:1]),
     )
     assert seen.predictions == []
+
+
+def regularisation_of_noise(units: Callable[[Split], Units] | None) -> float:
+    """Numbers that no feature tells, each of which a sample shares with its copy."""
+    rows = with_a_copy_of_each(number_rows(SIZE))
+    values: npt.NDArray[Any] = rows.labels.numpy()
+    half = np.random.default_rng(5).normal(100, 20, size=(SIZE // 2, 2))
+    values[:] = np.concatenate([half, half])
+    return solve(LinearProbe(), rows, NUMBERS, units).row["regularisation"]
+
+
+def test_copies_do_not_speak_for_a_weaker_regularisation() -> None:
+    """Left out alone, a sample is predicted by its copy; by validation, a head that knows nothing is better."""
+    assert regularisation_of_noise(by_pairs) > 10 * regularisation_of_noise(None)
