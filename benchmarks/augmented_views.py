@@ -55,7 +55,7 @@ def accuracies(run: Run) -> Iterator[tuple[int, dict[int, list[float]]]]:
     with evaluating(model), torch.no_grad():
         (test,) = stores_of(passes, [("test", None)], [Column((layer.in_features,), torch.float32)], material).values()
         fill({("test", None): test}, compute, passes)
-        with features_of(compute, [layer.in_features], max(VIEWS), material, passes) as features:
+        with features_of(compute, [layer.in_features], max(VIEWS), [material], passes) as features:
             first = features.train[0]
             classes = np.concatenate([first.chunk(number)[-2].numpy() for number in range(len(first.chunks))])
             judged = replace(features, validation=test)

@@ -306,11 +306,12 @@ class Run:
         self._until_end.close()
 
     def _loaders(self, *, frozen_prefix: bool) -> Loaders:
-        loaders = self.modality.loaders(
-            self.splits, self.preprocessing, self.config, self.accelerator, frozen_prefix=frozen_prefix
-        )
+        from hf_transfer.data.checked import with_units
+
+        splits, config, modality = self.splits, self.config, self.modality
+        loaders = modality.loaders(splits, self.preprocessing, config, self.accelerator, frozen_prefix=frozen_prefix)
         self._until_end.callback(loaders.close)
-        return loaders
+        return with_units(loaders, splits, config, modality)
 
     def _note(self, sentences: list[str]) -> None:
         self.notes += sentences

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hf_transfer.data.splits import UNLABELLED, Split
+from hf_transfer.data.folds import Folds, folds_of
+from hf_transfer.data.groups import Units, each_row_alone
+from hf_transfer.data.splits import UNLABELLED, Split, part_of
 from hf_transfer.data.transfers import to_device
 from hf_transfer.data.workers import end_workers, end_workers_at_exit
 from hf_transfer.interruption import ignore_signals
@@ -86,6 +89,8 @@ class Loaders:
             right shape, but pixels are all zero. None: there is no such work.
         resumed: data loaders of the rest of an epoch, as long as they are in use.
         unlabelled: the data loader of samples without labels, in a fixed order; None: there are none.
+        units_of: which rows of training belong together; None: each is alone.
+        fold_seed: of folds.
     """
 
     target: Target
@@ -99,6 +104,8 @@ class Loaders:
     without_first_layers: "Callable[[], Loaders] | None" = None
     resumed: "WeakSet[Any]" = field(default_factory=WeakSet)
     unlabelled: Any = None
+    units_of: Callable[[Split], Units] | None = None
+    fold_seed: int = 0
 
     def of(self, split: str) -> Any:
         """The data loader of a split."""
@@ -110,6 +117,21 @@ class Loaders:
     def fingerprint(self, split: str, epoch: int | None) -> str:
         """See `InputMaker.fingerprint`."""
         return self.to_inputs.fingerprint(split, epoch)
+
+    def folds(self, counted: npt.NDArray[np.bool_], count: int) -> Folds | None:
+        """Folds of the training samples that count, which keep together what belongs together.
+
+        Args:
+            counted: which samples count [samples].
+            count: of the folds; there are fewer if there are fewer units.
+
+        Returns:
+            The folds of the samples that count; None: all of them belong together.
+        """
+        whole: Split = self.train.dataset.split
+        split = part_of(whole, np.flatnonzero(counted))
+        units = each_row_alone(split.rows) if self.units_of is None else self.units_of(split)
+        return None if len(units.keys) < 2 else folds_of(split, units, self.target, self.fold_seed, count=count)
 
     def close(self) -> None:
         """End the worker processes; a loader that is used again starts new ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,8 @@ from hf_transfer.targets.target import OPTIONAL_SETTINGS, LabelColumns, Target
 
 if TYPE_CHECKING:
     import datasets
+
+    from hf_transfer.data.batches import Loaders
 
 
 class Opened(NamedTuple):
@@ -142,6 +145,12 @@ def units_of_rows(split: Split, groups: Groups | None, config: RunConfig, modali
         modality: what a sample is.
     """
     return units_of(_keys(split, groups, config, modality))
+
+
+def with_units(loaders: Loaders, splits: Splits, config: RunConfig, modality: SampleColumns[Any]) -> Loaders:
+    """The loaders of a run, which know the units of its rows; these are computed when folds are asked for."""
+    units_of_split = partial(units_of_rows, groups=splits.groups, config=config, modality=modality)
+    return replace(loaders, units_of=units_of_split, fold_seed=config.training.seed)
 
 
 def _keys(split: Split, groups: Groups | None, config: RunConfig, modality: SampleColumns[Any]) -> list[Keys]:

@@ -39,16 +39,21 @@ class Folds(NamedTuple):
         chosen: npt.NDArray[np.bool_] = self.of_rows[0] != NO_FOLD
         return chosen
 
+    @property
+    def units_have_several_rows(self) -> bool:
+        """Whether any rows belong together."""
+        return len(np.unique(self.units)) < len(self.units)
+
     def each(self) -> list[tuple[int, npt.NDArray[np.bool_]]]:
         """Each fold with the number of its repeat, as a mask of its rows [rows]."""
         return [
             (repeat, numbers == fold)
             for repeat, numbers in enumerate(self.of_rows)
-            for fold in range(int(numbers.max()) + 1)
+            for fold in np.unique(numbers[numbers != NO_FOLD]).tolist()
         ]
 
 
-def folds_of(train: Split, units: Units, target: Target, seed: int = 0) -> Folds:
+def folds_of(train: Split, units: Units, target: Target, seed: int = 0, *, count: int | None = None) -> Folds:
     """Divide training rows into folds that have every kind of sample in proportion.
 
     A fold holds whole units. In which fold a unit is depends on its content, the seed and the kinds of the others, not
@@ -62,6 +67,8 @@ def folds_of(train: Split, units: Units, target: Target, seed: int = 0) -> Folds
         units: of the rows.
         target: what is predicted, with the kinds that are in proportion.
         seed: of the folds.
+        count: of the folds, which are then drawn once, and no more than there are units; None: as many, and as often,
+            as the rows need.
 
     Raises:
         UserError: all rows belong together.
@@ -72,7 +79,7 @@ def folds_of(train: Split, units: Units, target: Target, seed: int = 0) -> Folds
             found=f"{len(train):,} rows that are copies of each other, or of one group",
             do="add samples, or name another --group_column_name",
         )
-    count, repeats = _plan(train, units, target)
+    count, repeats = _plan(train, units, target) if count is None else (min(count, len(units.keys)), 1)
     kinds = kinds_of_units(train, units, target)
     of_units = np.full((repeats, len(units.keys)), NO_FOLD)
     for repeat in range(repeats):

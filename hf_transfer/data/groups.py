@@ -81,6 +81,12 @@ def units_of(keys: Sequence[Keys]) -> Units:
     return Units(numbers, smallest)
 
 
+def each_row_alone(rows: npt.NDArray[np.int64]) -> Units:
+    """The units of rows that do not belong together, each known by its number."""
+    keys = [key_of(f"row {row}".encode()) for row in rows.tolist()]
+    return Units(np.arange(len(rows)), np.asarray(keys, dtype=np.uint64))
+
+
 class Groups(NamedTuple):
     """The groups of all rows of a data set, by split.
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_transfer.checkpoints.files import can_be_written, free_bytes
-from hf_transfer.frozen.recording import Compute, Part, Passes, fill, from_main_process, stores_of
+from hf_transfer.frozen.columns import ColumnStores
+from hf_transfer.frozen.recording import Compute, Part, Passes, column_stores_of, fill, from_main_process
 from hf_transfer.frozen.solvers import Solver, SolverOptions
 from hf_transfer.frozen.standardised import Solution
 from hf_transfer.frozen.store import Column, Store
@@ -24,6 +25,7 @@ from hf_transfer.targets.target import Metrics, Target, Values
 # Weaker ones take the longest to solve, and overfit more.
 PATIENCE = 4
 NEIGHBOURS = (1, 5, 20)
+Stored = Store | ColumnStores
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Features:
     """Feature vectors on disk, of the training samples in all their views and mostly of the validation samples.
 
     Attributes:
-        train: a store of the samples as in evaluation, and one for each augmented view.
-        validation: a store of the samples as in evaluation; None: they are not needed.
+        train: stores of the samples as in evaluation, and those of each augmented view.
+        validation: stores of the samples as in evaluation; None: they are not needed.
         target: what is predicted.
         columns: the columns of the stores that are concatenated to a feature vector.
         names: of all columns of the stores, where they have names.
@@ -40,8 +42,8 @@ class Features:
             alone stays as it is.
     """
 
-    train: Sequence[Store]
-    validation: Store | None
+    train: Sequence[Stored]
+    validation: Stored | None
     target: Target
     columns: tuple[int, ...] = (0,)
     names: tuple[str, ...] = ()
@@ -57,13 +59,13 @@ class Features:
         Args:
             chosen: only these of the samples that count, bool [samples]; None: all.
         """
-        rows = self._counted if chosen is None else self._counted.masked_scatter(self._counted, chosen)
+        rows = self.counted if chosen is None else self.counted.masked_scatter(self.counted, chosen)
         for store in self.train:
             for features, targets in self._rows(store, rows):
                 yield features, self.target.learned(targets)
 
     @cached_property
-    def _counted(self) -> Tensor:
+    def counted(self) -> Tensor:
         """Whether a training sample counts in each of its views [samples]."""
         return torch.stack([_counted(store) for store in self.train]).all(0)
 
@@ -85,13 +87,13 @@ class Features:
             solution: a linear layer.
             chosen: which samples, bool [samples].
         """
-        rows = self._counted.masked_scatter(self._counted, chosen)
+        rows = self.counted.masked_scatter(self.counted, chosen)
         return torch.cat([_outputs(solution, features) for features, _ in self._rows(self.train[0], rows)])
 
     @cached_property
     def targets(self) -> Values:
         """The targets of the training samples that count."""
-        return torch.cat([targets for _, targets in self._rows(self.train[0], self._counted)]).numpy()
+        return torch.cat([targets for _, targets in self._rows(self.train[0], self.counted)]).numpy()
 
     @property
     def validation_samples(self) -> int:
@@ -101,7 +103,7 @@ class Features:
     @property
     def samples(self) -> int:
         """How many training samples count."""
-        return int(self._counted.sum())
+        return int(self.counted.sum())
 
     def nearest_neighbours(self) -> tuple[float, int]:
         """For classes: the accuracy on validation of a vote among nearest neighbours, and the best number of them.
@@ -129,7 +131,7 @@ class Features:
         assert self.validation is not None, "features of training alone"
         return self._rows(self.validation, _counted(self.validation))
 
-    def _rows(self, store: Store, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _rows(self, store: Stored, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and targets of some samples of a store, chunk by chunk; which ones: bool [samples]."""
         for number, positions in enumerate(store.chunks):
             *tensors, targets, _ = store.chunk(number)
@@ -143,7 +145,7 @@ class Features:
         return torch.cat([normalize(one.float()) for one in columns] if self.normalised else list(columns), 1)
 
 
-def _counted(store: Store) -> Tensor:
+def _counted(store: Stored) -> Tensor:
     """Whether a sample of a store counts [samples]."""
     return torch.cat([store.chunk(number)[-1] for number in range(len(store.chunks))])
 
@@ -152,24 +154,28 @@ def _outputs(solution: Solution, features: Tensor) -> Tensor:
     return torch.addmm(solution.bias, features.double(), solution.weight.T)
 
 
-def best_solution(solver: Solver, features: Features, options: SolverOptions, *, intercept: bool) -> Solution:
+def best_solution(
+    solver: Solver, features: Features, options: SolverOptions, *, intercept: bool, are_alone: bool = True
+) -> Solution:
     """The best solution; weaker regularisations are tried until two decades bring no gain.
 
     A solution is judged on validation or, where the solver has computed them, by its outputs for training samples that
-    were left out: there are more of these, and validation then judges a head that it has not selected.
+    were left out: there are more of these, and validation then judges a head that it has not selected. But a sample
+    whose copies were not left out with it says too much for weak regularisations.
 
     Args:
         solver: of the head.
         features: of training and validation.
         options: what selects the regularisation, and what each class counts.
         intercept: whether the head has a bias.
+        are_alone: whether no training samples belong together.
     """
     outputs, ranking, copies = len(features.target.names), options.ranking, len(features.train)
     problem = solver(features.blocks, outputs, intercept=intercept, balanced=options.balanced, copies=copies)
     rows: list[Metrics] = []
     best = -1
     for solution in problem.path(rough=True):
-        held_out = solution.held_out
+        held_out = solution.held_out if are_alone else None
         judged = features.predictions(solution) if held_out is None else features.training_predictions(held_out)
         row = judged.metrics(ranking.metric)
         if ranking.is_better(row, rows, best):
@@ -182,16 +188,16 @@ def best_solution(solver: Solver, features: Features, options: SolverOptions, *,
 
 @contextmanager
 def features_of(
-    compute: Compute, widths: Sequence[int], views: int, material: Mapping[str, Any], passes: Passes,
+    compute: Compute, widths: Sequence[int], views: int, materials: Sequence[Mapping[str, Any]], passes: Passes,
     *, of_validation: bool = True,
 ) -> Iterator[Features]:  # fmt: skip
-    """Features of training and validation, computed unless an earlier run has stored them.
+    """Features of training and validation, computed unless an earlier run has stored them, with these or other columns.
 
     Args:
         compute: (model inputs) -> features, one tensor [samples, width] for each of `widths`.
         widths: the number of features in each tensor.
         views: augmented views of the training samples, beside the samples as in evaluation.
-        material: what is computed, and with which weights.
+        materials: what each tensor is, and with which weights it is computed.
         passes: the samples, and where features are stored; at the end features that are not to be kept are deleted.
         of_validation: whether features of validation are needed, too.
     """
@@ -201,11 +207,11 @@ def features_of(
     train: list[Part] = [("train", view) for view in (None, *range(views))]
     validation: Part = ("validation", None)
     parts = [*train, validation] if of_validation else train
-    kept = stores_of(passes, parts, columns, material).values()
-    with _with_room(passes, sum(store.bytes for store in kept if not store.complete)) as stored:
-        stores = stores_of(stored, parts, columns, material)
-        fill(stores, compute, stored)
-        yield Features([stores[part] for part in train], stores.get(validation), passes.loaders.target)
+    kept = column_stores_of(passes, parts, columns, materials)
+    with _with_room(passes, sum(stores.missing_bytes for stores in kept.values())) as with_room:
+        stored = kept if with_room is passes else column_stores_of(with_room, parts, columns, materials)
+        fill(stored, compute, with_room)
+        yield Features([stored[part] for part in train], stored.get(validation), passes.loaders.target)
 
 
 @contextmanager

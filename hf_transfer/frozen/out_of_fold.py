@@ -19,11 +19,6 @@ from hf_transfer.targets.intervals import mean_and_error
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.target import Metrics
 
-# Of the samples that a run calibrates on: it knows neither their groups nor their copies.
-FOLDS = 5
-# With more samples than these, validation is large enough to calibrate on.
-LARGEST_FOLDED = 20_000
-
 
 class LeftOut(NamedTuple):
     """Outputs with one regularisation, of heads that were solved without the samples.
@@ -137,34 +132,31 @@ def _mean_row(rows: Sequence[Metrics]) -> Metrics:
 
 
 def out_of_fold(
-    solver: Solver, features: Features, solution: Solution, options: SolverOptions, *, intercept: bool, seed: int = 0
-) -> Predictions | None:
+    solver: Solver, features: Features, solution: Solution, folds: Folds | None, options: SolverOptions,
+    *, intercept: bool,
+) -> Predictions | None:  # fmt: skip
     """Predictions for the training samples, as in evaluation, each by a head that was solved without it.
 
-    They are the left-out outputs of the solution, if it has any. Otherwise the samples are divided at random into five
-    folds, and for each of them a head is solved on the others, with the regularisation of the solution. All views of a
-    sample are in its fold.
+    For each fold of the first repeat, a head is solved on the samples outside of it, with the regularisation of the
+    solution; all views of a sample are in its fold. If the solution has left-out outputs and no samples belong
+    together, the predictions are these outputs.
 
     Args:
         solver: of the head.
         features: of training and validation.
         solution: the head.
+        folds: of the training samples that count, each of which is in one; None: they are not divided.
         options: what each class counts.
         intercept: whether the head has a bias.
-        seed: of the folds.
 
     Returns:
-        None for fewer than 2 samples, and for more than 20,000, unless the solution has left-out outputs.
+        None without folds, unless the solution has left-out outputs.
     """
-    if solution.held_out is not None:
-        return features.training_predictions(solution.held_out)
-    samples = features.samples
-    if not 2 <= samples <= LARGEST_FOLDED:
-        return None
-    count = min(FOLDS, samples)
-    folds = torch.from_numpy(np.random.default_rng(seed).permutation(samples) % count)
-    left_out = torch.empty(samples, len(features.target.names), dtype=torch.float64)
-    for inside in (folds == fold for fold in range(count)):
-        head = _problem(solver, features, ~inside, options, intercept).near(solution)
-        left_out[inside] = features.training_outputs(head, inside)
+    if folds is None or (solution.held_out is not None and not folds.units_have_several_rows):
+        return None if solution.held_out is None else features.training_predictions(solution.held_out)
+    left_out = torch.empty(features.samples, len(features.target.names), dtype=torch.float64)
+    for _, inside in folds._replace(of_rows=folds.of_rows[:1]).each():
+        chosen = torch.from_numpy(inside)
+        head = _problem(solver, features, ~chosen, options, intercept).near(solution)
+        left_out[chosen] = features.training_outputs(head, chosen)
     return features.training_predictions(left_out)

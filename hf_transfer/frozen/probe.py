@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_transfer.data.batches import Loaders
+from hf_transfer.data.folds import MANY_ROWS, Folds
 from hf_transfer.frozen.features import Features, best_solution
 from hf_transfer.frozen.out_of_fold import out_of_fold
 from hf_transfer.frozen.recording import Passes, from_main_process
@@ -28,6 +30,9 @@ from hf_transfer.targets.target import Metrics, Target
 
 # With fewer samples of validation, left-out predictions for training help to choose among taps.
 FEW_HELD_OUT = 1_000
+# Of the training samples that help to choose, or to calibrate. Also where a class has fewer samples: heads of fewer
+# folds would know too little of the others.
+FOLDS = 5
 
 
 class SolvedHead(NamedTuple):
@@ -85,7 +90,9 @@ def solve_head(
     with head_features(model, layer_name, passes, loaders.views) as (layer, features):
         frozen_seconds = time.perf_counter() - started
         combinations = model.choice.combinations if isinstance(model, AllTaps) else (features.columns,)
-        solve = partial(_best_columns, solver, features, combinations, options, intercept=layer.bias is not None)
+        solve = partial(
+            _best_columns, solver, features, combinations, options, loaders, intercept=layer.bias is not None
+        )
         solved = from_main_process(accelerator, solve)
         features, best = replace(features, columns=solved.columns), solved.solution
         if solved.sentence:
@@ -130,21 +137,25 @@ class _Solved(NamedTuple):
 
 def _best_columns(
     solver: Solver, features: Features, combinations: Sequence[tuple[int, ...]], options: SolverOptions,
-    *, intercept: bool,
+    loaders: Loaders, *, intercept: bool,
 ) -> _Solved:  # fmt: skip
     """The best solution on the best combination of columns.
 
     Combinations are compared by their predictions for validation. If that is small, predictions for training samples
     by heads that were solved without them are added: by so few samples alone the choice would be left to chance.
     """
-    solve = partial(_solved, solver, features, options=options, intercept=intercept)
+    few = features.validation_samples < FEW_HELD_OUT
+    left_out = features.target.is_calibrated or (few and len(combinations) > 1)
+    # Where training is large, so is validation.
+    folds = loaders.folds(features.counted.numpy(), FOLDS) if left_out and 2 <= features.samples <= MANY_ROWS else None
+    solve = partial(_solved, solver, features, folds=folds, options=options, intercept=intercept, left_out=left_out)
     if len(combinations) == 1:
-        return solve(combinations[0], folded=features.target.is_calibrated)
+        return solve(combinations[0])
     solutions: list[_Solved] = []
     rows: list[Metrics] = []
-    best, few = -1, features.validation_samples < FEW_HELD_OUT
+    best = -1
     for columns in combinations:
-        solved = solve(columns, folded=few or features.target.is_calibrated)
+        solved = solve(columns)
         judged = solved.held_out or replace(features, columns=columns).predictions(solved.solution)
         row = judged.metrics(options.ranking.metric)
         best = len(rows) if options.ranking.is_better(row, rows, best) else best
@@ -160,16 +171,17 @@ def _best_columns(
 
 
 def _solved(
-    solver: Solver, features: Features, columns: tuple[int, ...], *, options: SolverOptions, intercept: bool,
-    folded: bool,
+    solver: Solver, features: Features, columns: tuple[int, ...], *, folds: Folds | None, options: SolverOptions,
+    intercept: bool, left_out: bool,
 ) -> _Solved:  # fmt: skip
     """The best solution on some columns and, if wanted, predictions by heads that were solved without the samples."""
     features = replace(features, columns=columns)
-    best = best_solution(solver, features, options, intercept=intercept)
-    left_out = out_of_fold(solver, features, best, options, intercept=intercept) if folded else None
-    if left_out is None:
+    are_alone = folds is None or not folds.units_have_several_rows
+    best = best_solution(solver, features, options, intercept=intercept, are_alone=are_alone)
+    training = out_of_fold(solver, features, best, folds, options, intercept=intercept) if left_out else None
+    if training is None:
         return _Solved(columns, best, None)
-    both = features.predictions(best), left_out
+    both = features.predictions(best), training
     outputs, targets = torch.cat([one.outputs for one in both]), np.concatenate([one.targets for one in both])
     return _Solved(columns, best, Predictions(features.target, outputs, targets, np.arange(len(targets))))
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.workers import end_workers
+from hf_transfer.frozen.columns import ColumnStores
 from hf_transfer.frozen.store import Chunk, Column, Store, digest_of
 from hf_transfer.interruption import ignore_signals
 from hf_transfer.settings.run import RunConfig
@@ -92,15 +93,36 @@ def stores_of(
         columns: the tensors of a sample.
         material: what is computed, and with which weights.
     """
-    related = {name: version for name, version in versions().items() if name not in UNRELATED}
+    return {part: _store_maker(passes, part)(columns, material) for part in parts}
+
+
+def column_stores_of(
+    passes: Passes, parts: Iterable[Part], columns: Sequence[Column], materials: Sequence[Mapping[str, Any]]
+) -> dict[Part, ColumnStores]:
+    """The same, with a store for each column; `materials` are those of the columns."""
     stores = {}
-    for split, view in parts:
-        dataset, samples = passes.loaders.of(split).dataset, passes.loaders.fingerprint(split, view)
-        content = {**material, "versions": related, "samples": samples, "view": view}
-        lengths, targets = getattr(dataset, "lengths", None), torch.tensor(dataset.split.targets[:1])
-        target = Column(tuple(targets.shape[1:]), targets.dtype)
-        stores[split, view] = Store(passes.folder, content, columns, len(dataset), lengths, target=target)
+    for part in parts:
+        # What is common to all columns takes a while: the data are hashed.
+        make = _store_maker(passes, part, same_chunks=True)
+        stores[part] = ColumnStores([make([one], material) for one, material in zip(columns, materials, strict=True)])
     return stores
+
+
+def _store_maker(
+    passes: Passes, part: Part, *, same_chunks: bool = False
+) -> Callable[[Sequence[Column], Mapping[str, Any]], Store]:
+    """Makes the stores of a part of the samples, by their columns and material."""
+    split, view = part
+    dataset, samples = passes.loaders.of(split).dataset, passes.loaders.fingerprint(split, view)
+    related = {name: version for name, version in versions().items() if name not in UNRELATED}
+    lengths, targets = getattr(dataset, "lengths", None), torch.tensor(dataset.split.targets[:1])
+    target = Column(tuple(targets.shape[1:]), targets.dtype)
+
+    def make(columns: Sequence[Column], material: Mapping[str, Any]) -> Store:
+        content = {**material, "versions": related, "samples": samples, "view": view}
+        return Store(passes.folder, content, columns, len(dataset), lengths, target=target, same_chunks=same_chunks)
+
+    return make
 
 
 def identity(model: nn.Module, later: Collection[str], accelerator: Accelerator) -> dict[str, Any]:
@@ -125,7 +147,7 @@ def identity(model: nn.Module, later: Collection[str], accelerator: Accelerator)
     }
 
 
-def fill(stores: Mapping[Part, Store], compute: Compute, passes: Passes) -> float:
+def fill(stores: Mapping[Part, Store | ColumnStores], compute: Compute, passes: Passes) -> float:
     """Compute and write the missing and the damaged chunks of stores; the processes of a machine share them.
 
     Returns:
@@ -154,7 +176,7 @@ def fill(stores: Mapping[Part, Store], compute: Compute, passes: Passes) -> floa
 
 
 def computed(
-    store: Store, numbers: Sequence[int], compute: Compute, passes: Passes, part: Part
+    store: Store | ColumnStores, numbers: Sequence[int], compute: Compute, passes: Passes, part: Part
 ) -> Generator[tuple[int, list[Tensor]], None, None]:
     """Compute chunks of a store: the number and the columns of each.
 

@@ -71,14 +71,17 @@ class Store:
         samples: the number of samples.
         lengths: tokens of each sample [samples], needed if a column is by token.
         target: the column of the true values, of any type.
+        same_chunks: whether the samples of a chunk do not depend on the columns, for small columns; otherwise a chunk
+            of wide columns holds fewer.
     """
 
     def __init__(
         self, folder: Path, material: Mapping[str, Any], columns: Sequence[Column], samples: int,
-        lengths: Counts | None = None, *, target: Column,
+        lengths: Counts | None = None, *, target: Column, same_chunks: bool = False,
     ) -> None:  # fmt: skip
         assert lengths is not None or not any(column.by_token for column in columns)
         self.samples, self._computed, self._target = samples, columns, target
+        self._same_chunks = same_chunks
         self.columns = {str(place): column for place, column in enumerate(columns)}
         self.columns |= {TARGETS: target, COUNTED: Column((), torch.bool)}
         self._lengths = lengths if lengths is not None else np.ones(samples, dtype=np.int64)
@@ -97,13 +100,19 @@ class Store:
     @cached_property
     def chunks(self) -> list[range]:
         """Positions of the samples in each chunk."""
-        length = min(CHUNK_SAMPLES, max(1, CHUNK_BYTES * self.samples // max(1, self.bytes)))
+        length = CHUNK_SAMPLES
+        if not self._same_chunks:
+            length = min(length, max(1, CHUNK_BYTES * self.samples // max(1, self.bytes)))
         return [range(start, min(start + length, self.samples)) for start in range(0, self.samples, length)]
 
     @property
     def complete(self) -> bool:
         """Whether every chunk is there, damaged or not."""
-        return all(self._path(number).is_file() for number in range(len(self.chunks)))
+        return all(self.has(number) for number in range(len(self.chunks)))
+
+    def has(self, number: int) -> bool:
+        """Whether a chunk is there, damaged or not."""
+        return self._path(number).is_file()
 
     def batches(self, number: int, size: int) -> list[list[int]]:
         """Positions of a chunk's samples in batches, texts of similar length together."""
@@ -130,7 +139,7 @@ class Store:
     def check(self, number: int) -> bool:
         """Whether a chunk is there and undamaged; a damaged one is deleted."""
         path = self._path(number)
-        if not path.is_file():
+        if not self.has(number):
             return False
         try:
             with safe_open(path, framework="pt") as file:

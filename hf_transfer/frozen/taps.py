@@ -19,7 +19,9 @@ def tap_features(
     backbone: nn.Module, taps: Sequence[Tap], widths: Sequence[int], views: int, passes: Passes,
     *, of_validation: bool = True,
 ) -> Iterator[Features]:  # fmt: skip
-    """Features of training and validation, one named column for each tap, unless an earlier run has stored them.
+    """Features of training and validation, one named column for each tap.
+
+    Each tap that an earlier run has stored is read from there, whichever others that run had.
 
     Every process has to call this.
 
@@ -37,7 +39,8 @@ def tap_features(
     accelerator = passes.accelerator
     with evaluating(backbone), torch.no_grad():
         backbone.to(accelerator.device)
-        material = {"taps": [tap.saved for tap in taps], **identity(backbone, (), accelerator)}
+        weights = identity(backbone, (), accelerator)
+        materials = [{"taps": [tap.saved], **weights} for tap in taps]
         vectors = partial(vectors_of, backbone, taps)
-        with features_of(vectors, widths, views, material, passes, of_validation=of_validation) as features:
+        with features_of(vectors, widths, views, materials, passes, of_validation=of_validation) as features:
             yield replace(features, names=tuple(tap.name for tap in taps), columns=tuple(range(len(taps))))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from hf_transfer import command_line
 from hf_transfer.advice import scoring
 from hf_transfer.models.pretrained import Checkpoint
-from tests.conftest import Finished, Recipe
+from tests.conftest import Finished
 from tests.tiny_text_models import save_text_checkpoint
 
 VIT, RESNET = "sample:vit-glyphs", "sample:resnet-glyphs"
@@ -111,25 +111,6 @@ def test_the_test_split_is_not_read(rank: Rank, models: tuple[Path, Path], tmp_p
     done = rank(data, "--models", *models)
     assert done.code == 0, done.err
     assert [same(model) for model in ranking(tmp_path)["models"]] == before
-
-
-def test_without_a_test_split_only_rows_that_a_run_trains_on_are_scored(
-    rank: Rank, vision: Recipe, picture_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    """A later deep probe with the same cache finds the features of all its training rows there."""
-    data = picture_folder(cat=14, dog=14)
-    assert rank(data, "--models", VIT, "--augmentation", "none").code == 0
-    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "frozen").rglob("*.safetensors")}
-    assert len(stored) == 1
-    done = vision(
-        dataset_name=data, model_name_or_path=VIT, strategy="deep_probe", augmentation="none",
-        cache_dir=tmp_path / "cache",
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "frozen").rglob("*.safetensors")}
-    assert stored.items() <= after.items()
-    rows = {path: len(load_file(path)["targets"]) for path in after}
-    assert [path for path, count in rows.items() if count == ranking(tmp_path)["rows"]] == [*stored]
 
 
 def test_a_model_is_read_at_the_depth_that_suits_the_data(

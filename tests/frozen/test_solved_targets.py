@@ -17,7 +17,7 @@ from torch import nn
 
 from hf_transfer.data.batches import Batch, LabelledInputs
 from hf_transfer.errors import UserError
-from hf_transfer.frozen import out_of_fold as out_of_fold_module
+from hf_transfer.frozen import probe
 from hf_transfer.frozen.probe import SolvedHead, probe_layers, solve_head
 from hf_transfer.frozen.ridge import REGULARISATIONS
 from hf_transfer.frozen.solvers import SOLVERS, SolverOptions
@@ -226,7 +226,8 @@ def test_each_training_sample_is_predicted_by_a_head_that_has_seen_no_view_of_it
     heads = run.left_out[:, 0].astype(int)
     # The first problem is that of the head itself.
     assert sorted(set(heads)) == [1, 2, 3, 4, 5]
-    assert sorted(np.bincount(heads)[1:]) == [6, 6, 6, 7, 7]
+    # In proportion to the labels, so the sizes are only about the same.
+    assert set(np.bincount(heads)[1:]) <= {5, 6, 7, 8}
     for row, head in enumerate(heads):
         for view in samples:
             assert view[row].tobytes() not in memories[head]
@@ -248,15 +249,18 @@ def test_predictions_out_of_fold_are_those_of_scikit_learn(memories: list[set[by
         assert expit(run.left_out[folds == fold]) == pytest.approx(expit(scores), abs=1e-2)
 
 
-def test_a_few_samples_are_left_out_one_by_one_and_a_single_one_cannot_be(memories: list[set[bytes]]) -> None:
-    run = solve(LABELS, label_rows(3), label_rows(10, seed=1))
-    assert sorted(run.left_out[:, 0]) == [1.0, 2.0, 3.0]
+def test_each_of_a_few_samples_is_left_out_and_a_single_one_cannot_be(memories: list[set[bytes]]) -> None:
+    train = label_rows(3)
+    run = solve(LABELS, train, label_rows(10, seed=1))
+    for features, head in zip(run.features(train).astype(np.float32), run.left_out[:, 0].astype(int), strict=True):
+        assert head > 0
+        assert features.tobytes() not in memories[head]
     assert solve(LABELS, label_rows(1), label_rows(10, seed=1)).head.held_out is None
 
 
 def test_with_many_samples_labels_are_calibrated_on_validation_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Left-out outputs of numbers cost nothing: there is no limit."""
-    monkeypatch.setattr(out_of_fold_module, "LARGEST_FOLDED", 29)
+    monkeypatch.setattr(probe, "MANY_ROWS", 29)
     assert solve(LABELS, label_rows(29), label_rows(10, seed=1)).head.held_out is not None
     assert solve(LABELS, label_rows(30), label_rows(10, seed=1)).head.held_out is None
     assert solve(NUMBERS, number_rows(30), number_rows(10, seed=1)).head.held_out is not None

@@ -132,3 +132,20 @@ def test_without_its_preprocessing_file_a_model_is_still_known_by_its_backbone(
     start(recipe)
     (tmp_path / "out/model/preprocessing.json").unlink()
     assert modality_of(str(tmp_path / "out/model")).config.recipe == recipe
+
+
+def test_copies_and_groups_of_a_run_share_a_fold(start: Start, tmp_path: Path) -> None:
+    """A wrong label of a copy does not help to choose the depth, nor does another row of a group."""
+    rows = [row | {"who": f"p{number // 3}"} for number, row in enumerate(text_rows(48))]
+    # A copy of the first row, in a group of its own.
+    rows.append(rows[0] | {"who": "other"})
+    for split, part in {"train": rows, "validation": rows[:6], "test": rows[:6]}.items():
+        write_table(tmp_path / f"grouped/{split}.csv", part)
+    run = start("text", dataset_name=str(tmp_path / "grouped"), group_column_name="who")
+    folds = run.loaders.folds(run.splits.train.counted, 5)
+    assert folds is not None
+    (of_rows,) = folds.of_rows
+    groups = [of_rows[first : first + 3].tolist() for first in range(0, 48, 3)]
+    assert all(len(set(group)) == 1 for group in groups)
+    assert of_rows[48] == of_rows[0]
+    assert len(set(of_rows.tolist())) == 5
