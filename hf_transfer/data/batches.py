@@ -86,6 +86,8 @@ class Loaders:
             right shape, but pixels are all zero. None: there is no such work.
         resumed: data loaders of the rest of an epoch, as long as they are in use.
         unlabelled: the data loader of samples without labels, in a fixed order; None: there are none.
+        tokens_at_once: tokens, with padding, that go through the model at once in evaluation; a batch that has more
+            goes in parts (see `in_parts`). None: each batch goes as a whole.
     """
 
     target: Target
@@ -99,6 +101,7 @@ class Loaders:
     without_first_layers: "Callable[[], Loaders] | None" = None
     resumed: "WeakSet[Any]" = field(default_factory=WeakSet)
     unlabelled: Any = None
+    tokens_at_once: int | None = None
 
     def of(self, split: str) -> Any:
         """The data loader of a split."""
@@ -110,6 +113,13 @@ class Loaders:
     def fingerprint(self, split: str, epoch: int | None) -> str:
         """See `InputMaker.fingerprint`."""
         return self.to_inputs.fingerprint(split, epoch)
+
+    def parts_of(self, inputs: Batch) -> int:
+        """In how many parts a batch goes through the model in evaluation."""
+        tokens = inputs.get("input_ids")
+        if tokens is None or self.tokens_at_once is None:
+            return 1
+        return min(len(tokens), -(-tokens.numel() // self.tokens_at_once))
 
     def close(self) -> None:
         """End the worker processes; a loader that is used again starts new ones."""
@@ -127,6 +137,21 @@ class Loaders:
         source = self.of(split)
         batch = source.collate_fn([source.dataset[position] for position in positions])
         return self.to_inputs(batch, device, split, epoch)
+
+
+def in_parts(compute: Callable[[Batch], Sequence[Tensor]], inputs: Batch, parts: int) -> Sequence[Tensor]:
+    """What a function computes of a batch, from parts of it, one after the other: activations of one part need memory.
+
+    Args:
+        compute: model inputs to tensors [samples, ...], each row of which depends on its own sample alone.
+        inputs: model inputs [samples, ...].
+        parts: how many; they differ by one sample at most.
+    """
+    if parts == 1:
+        return compute(inputs)
+    divided = zip(*(tensor.tensor_split(parts) for tensor in inputs.values()), strict=True)
+    computed = [compute(dict(zip(inputs, part, strict=True))) for part in divided]
+    return [torch.cat(columns) for columns in zip(*computed, strict=True)]
 
 
 def _for_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -225,4 +250,5 @@ def loaders_of(
         split: loader_of(rows[split], size, copy(orders.get(split)), workers, accelerator, collate)
         for split, size in sizes.items()
     }
-    return Loaders(**loaders, **attributes, without_first_layers=light)
+    tokens_at_once = training.tokens_at_once(accelerator.device.type)
+    return Loaders(**loaders, **attributes, without_first_layers=light, tokens_at_once=tokens_at_once)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hf_transfer.data.batches import Batch, Loaders
+from hf_transfer.data.batches import Batch, Loaders, in_parts
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.workers import end_workers
 from hf_transfer.frozen.store import Chunk, Column, Store, digest_of
@@ -180,7 +180,7 @@ def computed(
             for positions in batches_of_chunk:
                 inputs, targets, counted, _ = loaders.to_inputs(next(collated), accelerator.device, split, view)
                 with accelerator.autocast():
-                    tensors = compute(inputs)
+                    tensors = in_parts(compute, inputs, loaders.parts_of(inputs))
                 chunk.put(positions, [*tensors, targets, counted], inputs.get("attention_mask"))
             yield number, chunk.in_order()
     finally:

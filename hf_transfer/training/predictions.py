@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from hf_transfer.data.batches import Loaders
+from hf_transfer.data.batches import Batch, Loaders, in_parts
 from hf_transfer.data.transfers import to_device
 from hf_transfer.targets.predictions import Predictions
 
@@ -29,13 +29,17 @@ def predict_split(
     # A sharded model is on its device already, and must not be moved.
     if not isinstance(model, FSDPModule):
         model.to(accelerator.device)
+
+    def outputs_of(inputs: Batch) -> list[Tensor]:
+        return [model(**inputs).logits.float()]
+
     loader = loaders.of(split)
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for batch in loader:
         poll()
         inputs, targets, counted, index = loaders.to_inputs(batch, accelerator.device, split, None)
         with accelerator.autocast():
-            outputs = model(**inputs).logits.float()
+            (outputs,) = in_parts(outputs_of, inputs, _parts(loaders, inputs, accelerator))
         gathered = accelerator.gather_for_metrics((outputs, targets, counted, to_device(index, accelerator.device)))
         parts.append(tuple(part.cpu() for part in gathered))
     outputs, targets, counted, index = (torch.cat(columns) for columns in zip(*parts, strict=True))
@@ -46,3 +50,12 @@ def predict_split(
     return Predictions(
         loaders.target, outputs[kept], targets[kept].numpy(), index[kept].numpy(), masked=len(order) - len(kept)
     )
+
+
+def _parts(loaders: Loaders, inputs: Batch, accelerator: Accelerator) -> int:
+    """In how many parts a batch goes through the model: as many on all processes, since wrapped models communicate."""
+    parts = loaders.parts_of(inputs)
+    if loaders.tokens_at_once is None or accelerator.num_processes == 1:
+        return parts
+    gathered: Tensor = accelerator.gather(torch.tensor([parts], device=accelerator.device))
+    return int(gathered.max())
