@@ -255,12 +255,12 @@ class Run:
     def evaluate(self) -> dict[str, Predictions]:
         """Predict validation, test and samples without labels, and parts of each test sample alone, if it has parts."""
         from hf_transfer.data.splits import UNLABELLED
-        from hf_transfer.training.predictions import predict_split
+        from hf_transfer.frozen.recording import Passes
+        from hf_transfer.training.predictions import predict_judged, predict_split
 
         accelerator = self.accelerator
-        self.predictions = {
-            split: predict_split(self.model, self.loaders, split, accelerator) for split in self.splits.judged()
-        }
+        passes = Passes.of(self.loaders, accelerator, self.config)
+        self.predictions = predict_judged(self.model, self.splits.judged(), self.fitted.solved_layer, passes)
         if self.splits.unlabelled is not None:
             self.answers = predict_split(self.model, self.loaders, UNLABELLED, accelerator)
         self.parts = {

@@ -91,6 +91,8 @@ class Loaders:
         unlabelled: the data loader of samples without labels, in a fixed order; None: there are none.
         units_of: which rows of training belong together; None: each is alone.
         fold_seed: of folds.
+        tokens_at_once: tokens, with padding, that go through the model at once in evaluation; a batch that has more
+            goes in parts (see `in_parts`). None: each batch goes as a whole.
     """
 
     target: Target
@@ -106,6 +108,7 @@ class Loaders:
     unlabelled: Any = None
     units_of: Callable[[Split], Units] | None = None
     fold_seed: int = 0
+    tokens_at_once: int | None = None
 
     def of(self, split: str) -> Any:
         """The data loader of a split."""
@@ -133,6 +136,13 @@ class Loaders:
         units = each_row_alone(split.rows) if self.units_of is None else self.units_of(split)
         return None if len(units.keys) < 2 else folds_of(split, units, self.target, self.fold_seed, count=count)
 
+    def parts_of(self, inputs: Batch) -> int:
+        """In how many parts a batch goes through the model in evaluation."""
+        tokens = inputs.get("input_ids")
+        if tokens is None or self.tokens_at_once is None:
+            return 1
+        return min(len(tokens), -(-tokens.numel() // self.tokens_at_once))
+
     def close(self) -> None:
         """End the worker processes; a loader that is used again starts new ones."""
         loaders = [loader for loader in self._by_split().values() if loader is not None]
@@ -149,6 +159,21 @@ class Loaders:
         source = self.of(split)
         batch = source.collate_fn([source.dataset[position] for position in positions])
         return self.to_inputs(batch, device, split, epoch)
+
+
+def in_parts(compute: Callable[[Batch], Sequence[Tensor]], inputs: Batch, parts: int) -> Sequence[Tensor]:
+    """What a function computes of a batch, from parts of it, one after the other: activations of one part need memory.
+
+    Args:
+        compute: model inputs to tensors [samples, ...], each row of which depends on its own sample alone.
+        inputs: model inputs [samples, ...].
+        parts: how many; they differ by one sample at most.
+    """
+    if parts == 1:
+        return compute(inputs)
+    divided = zip(*(tensor.tensor_split(parts) for tensor in inputs.values()), strict=True)
+    computed = [compute(dict(zip(inputs, part, strict=True))) for part in divided]
+    return [torch.cat(columns) for columns in zip(*computed, strict=True)]
 
 
 def _for_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -247,4 +272,5 @@ def loaders_of(
         split: loader_of(rows[split], size, copy(orders.get(split)), workers, accelerator, collate)
         for split, size in sizes.items()
     }
-    return Loaders(**loaders, **attributes, without_first_layers=light)
+    tokens_at_once = training.tokens_at_once(accelerator.device.type)
+    return Loaders(**loaders, **attributes, without_first_layers=light, tokens_at_once=tokens_at_once)

@@ -131,7 +131,13 @@ def _upright_rgb(picture: Image.Image, white: float | None) -> Image.Image:
     deep = deep_picture(picture)
     if deep is not None:
         return deep.in_eight_bits(white)
-    return upright(picture).convert("RGB")
+    return _upright_in_rgb(picture)
+
+
+def _upright_in_rgb(picture: Image.Image) -> Image.Image:
+    """The picture turned and converted; one that needs neither is not copied, unlike by `convert`."""
+    turned = upright(picture)
+    return turned if turned.mode == "RGB" else turned.convert("RGB")
 
 
 class Decoded(NamedTuple):
@@ -158,7 +164,7 @@ def decode_with_levels(raw: dict[str, Any], white: float | None = None, least_si
         _reduce(picture, least_side)
         deep = deep_picture(picture)
         if deep is None:
-            return Decoded(upright(picture).convert("RGB"))
+            return Decoded(_upright_in_rgb(picture))
         levels = deep.levels
         if beyond_white(levels, white) is not None:
             return Decoded(None, levels)

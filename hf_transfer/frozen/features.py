@@ -186,6 +186,12 @@ def best_solution(
     return problem.sharpened(chosen)
 
 
+def store_columns(widths: Sequence[int], passes: Passes) -> list[Column]:
+    """The columns of a store of features, of so many numbers each."""
+    # Features are small: by default they are not rounded to the precision of the computation.
+    return [Column((width,), passes.dtype or torch.float32) for width in widths]
+
+
 @contextmanager
 def features_of(
     compute: Compute, widths: Sequence[int], views: int, materials: Sequence[Mapping[str, Any]], passes: Passes,
@@ -201,9 +207,7 @@ def features_of(
         passes: the samples, and where features are stored; at the end features that are not to be kept are deleted.
         of_validation: whether features of validation are needed, too.
     """
-    # Features are small: by default they are not rounded to the precision of the computation.
-    dtype = passes.dtype or torch.float32
-    columns = [Column((width,), dtype) for width in widths]
+    columns = store_columns(widths, passes)
     train: list[Part] = [("train", view) for view in (None, *range(views))]
     validation: Part = ("validation", None)
     parts = [*train, validation] if of_validation else train

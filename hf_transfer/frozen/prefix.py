@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_transfer.checkpoints.checkpoint import Checkpoints
 from hf_transfer.checkpoints.files import free_bytes, in_units
-from hf_transfer.data.batches import Batch, Loaders
+from hf_transfer.data.batches import Batch, Loaders, in_parts
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.frozen.recording import Part, Passes, fill, from_main_process, identity, measured_costs, stores_of
 from hf_transfer.frozen.store import Column, Store, no_room
@@ -278,7 +278,7 @@ class FrozenPrefix:
         rows = range(min(self._passes.batch_size, len(loaders.train.dataset)))
         inputs, targets, counted, _ = loaders.some_samples("train", rows, 0, accelerator.device)
         with evaluating(self._model), accelerator.autocast():
-            outputs = self._model(**inputs).logits
+            (outputs,) = in_parts(lambda part: [self._model(**part).logits], inputs, loaders.parts_of(inputs))
         total, weight = loaders.target.loss(outputs.float(), targets, counted, LossOptions())
         return (total / weight).item()
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hf_transfer.data.batches import Batch, Loaders
+from hf_transfer.data.batches import Batch, Loaders, in_parts
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.workers import end_workers
 from hf_transfer.frozen.columns import ColumnStores
@@ -29,6 +29,7 @@ from hf_transfer.frozen.store import Chunk, Column, Store, digest_of
 from hf_transfer.interruption import ignore_signals
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.store import StoreSettings
+from hf_transfer.targets.table import SAVED_SETTINGS
 from hf_transfer.versions import versions
 
 # Computes the columns of a store from the model inputs of a batch.
@@ -38,6 +39,8 @@ Part = tuple[str, int | None]
 Answer = TypeVar("Answer")
 # Any other package may change pixels, tokens or activations: another version of it makes another store.
 UNRELATED = ("python", "accelerate", "datasets", "peft", "scikit-learn", "scipy")
+# Settings of a model that belong to its head: a saved model has other ones than what it was trained from.
+OF_A_TASK = ("architectures", "problem_type", *SAVED_SETTINGS)
 # By the names in --cache_dtype; "auto" keeps the type in which a tensor was computed.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Batches on which costs are measured.
@@ -137,8 +140,9 @@ def identity(model: nn.Module, later: Collection[str], accelerator: Accelerator)
     first = {name: value for name, value in state.items() if name not in later and not name.startswith(modules)}
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if config is not None else {}
-    # A backbone computes the same whatever its name and those of the classes are.
-    relevant = {key: value for key, value in settings.items() if "label" not in key and not key.startswith("_")}
+    # A backbone computes the same whatever its name and those of the classes are, and whatever a target has saved.
+    names = (name for name in settings if "label" not in name and not name.startswith("_"))
+    relevant = {name: settings[name] for name in names if name not in OF_A_TASK}
     return {
         "weights": digest_of(first),
         "settings": hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest(),
@@ -202,7 +206,7 @@ def computed(
             for positions in batches_of_chunk:
                 inputs, targets, counted, _ = loaders.to_inputs(next(collated), accelerator.device, split, view)
                 with accelerator.autocast():
-                    tensors = compute(inputs)
+                    tensors = in_parts(compute, inputs, loaders.parts_of(inputs))
                 chunk.put(positions, [*tensors, targets, counted], inputs.get("attention_mask"))
             yield number, chunk.in_order()
     finally:

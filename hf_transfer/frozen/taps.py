@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from hf_transfer.frozen.features import Features, features_of
@@ -39,8 +41,19 @@ def tap_features(
     accelerator = passes.accelerator
     with evaluating(backbone), torch.no_grad():
         backbone.to(accelerator.device)
-        weights = identity(backbone, (), accelerator)
-        materials = [{"taps": [tap.saved], **weights} for tap in taps]
+        materials = materials_of(backbone, taps, accelerator)
         vectors = partial(vectors_of, backbone, taps)
         with features_of(vectors, widths, views, materials, passes, of_validation=of_validation) as features:
             yield replace(features, names=tuple(tap.name for tap in taps), columns=tuple(range(len(taps))))
+
+
+def materials_of(backbone: nn.Module, taps: Sequence[Tap], accelerator: Accelerator) -> list[dict[str, Any]]:
+    """What the features of each tap depend on beside samples and versions; the keys of their stores are made of it.
+
+    Args:
+        backbone: see `tap_features`.
+        taps: where it is read.
+        accelerator: device and precision.
+    """
+    weights = identity(backbone, (), accelerator)
+    return [{"taps": [tap.saved], **weights} for tap in taps]

@@ -11,6 +11,8 @@ from hf_transfer.settings.strategy import ADAPTERS, one_of
 FROM_PRETRAINED = ("partial", "gradual", "lp_ft", "full", "bitfit", *ADAPTERS)
 # Of default batches: how many an epoch has at least, and how many samples each has at least.
 FEWEST_BATCHES, SMALLEST_BATCH = 16, 4
+# As many as 64 texts of 128 tokens. Longer texts in whole batches need much more memory on CPUs, and save no time.
+TOKENS_AT_ONCE = 64 * 128
 COMPILES = Need("--torch_compile", lambda config: config.training.torch_compile, "a run that compiles nothing")
 
 
@@ -60,8 +62,9 @@ class TrainingSettings(Topic):
         "that an epoch has 16 steps).", None, at_least(1), STEPS,
     )  # fmt: skip
     per_device_eval_batch_size: int | None = setting(
-        "Samples in an evaluation batch, on each process (default: 64; with images on CPUs 16, which takes less memory "
-        "and no more time).", None, at_least(1),
+        "Samples in an evaluation batch, on each process (default: 64; on CPUs 16 with images, and with texts 64 of "
+        "which at most 8,192 tokens are computed at once: both take less memory and no more time).",
+        None, at_least(1),
     )  # fmt: skip
     gradient_accumulation_steps: int = setting("Batches of one optimizer step.", 1, at_least(1), STEPS)
     auto_batch_size: bool = setting(
@@ -114,6 +117,14 @@ class TrainingSettings(Topic):
         """
         return self.per_device_eval_batch_size or (16 if device == "cpu" else 64)
 
+    def tokens_at_once(self, device: str) -> int | None:  # noqa: ARG002
+        """Tokens, with padding, that go through the model at once in evaluation; None: those of the whole batch.
+
+        Args:
+            device: the type of device on which the model runs.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class ImageTrainingSettings(TrainingSettings):
@@ -138,5 +149,9 @@ class TextTrainingSettings(TrainingSettings):
     )  # fmt: skip
 
     def evaluation_batch_size(self, device: str) -> int:  # noqa: ARG002
-        """See `TrainingSettings.evaluation_batch_size`; of texts batches take little memory."""
+        """See `TrainingSettings.evaluation_batch_size`; batches of texts take little memory, or go in parts."""
         return self.per_device_eval_batch_size or 64
+
+    def tokens_at_once(self, device: str) -> int | None:
+        """See `TrainingSettings.tokens_at_once`; a batch whose size the user has chosen goes as a whole."""
+        return None if self.per_device_eval_batch_size or device != "cpu" else TOKENS_AT_ONCE

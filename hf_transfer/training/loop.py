@@ -97,7 +97,7 @@ def fit(
     checkpointing.wait()
     soup = _load_best(state, loaders, accelerator)
     unfreeze(model, groups)
-    return state.result.finished(without_unread_taps(model), soup, state.frozen.seconds, state.frozen.notes)
+    return state.result.finished(without_unread_taps(model), soup, state.frozen.seconds, state.frozen.notes, solved)
 
 
 def _start(

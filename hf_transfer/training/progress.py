@@ -27,6 +27,8 @@ class Fit:
         notes: sentences on the frozen layers.
         held_out: of a solved head: outputs for samples of which it was solved without, their true values, and the epoch
             in which it was solved; None: there are none.
+        solved_layer: name of the model's last layer, if it was solved in the last stage; None: it was trained, or the
+            model that is kept is another one.
     """
 
     model: nn.Module
@@ -40,6 +42,7 @@ class Fit:
     resumed: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     held_out: dict[str, Tensor] | None = None
+    solved_layer: str | None = None
 
     @property
     def epochs(self) -> int:
@@ -70,7 +73,9 @@ class Fit:
         count = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         self.trainable = max(self.trainable, count)
 
-    def finished(self, model: nn.Module, soup: list[int], frozen_seconds: float, notes: list[str]) -> Self:
+    def finished(
+        self, model: nn.Module, soup: list[int], frozen_seconds: float, notes: list[str], solved_layer: str | None
+    ) -> Self:
         """The result with what is known only at the end.
 
         Args:
@@ -78,10 +83,12 @@ class Fit:
             soup: see the attributes.
             frozen_seconds: they are added.
             notes: see the attributes.
+            solved_layer: of the model that was trained.
         """
         return replace(
             self, model=model, trainable=self.trainable - _parameters(self.model) + _parameters(model), soup=soup,
             frozen_seconds=self.frozen_seconds + frozen_seconds, notes=notes,
+            solved_layer=solved_layer if model is self.model else None,
         )  # fmt: skip
 
 
