@@ -36,7 +36,7 @@ def epochs_of_trainer(run: Run) -> Callable[[int], float]:
 
     arguments = TrainingArguments(
         output_dir="runs/trainer", num_train_epochs=1, learning_rate=1e-5, lr_scheduler_type="constant",
-        weight_decay=training.weight_decay, per_device_train_batch_size=training.per_device_train_batch_size,
+        weight_decay=training.weight_decay, per_device_train_batch_size=training.train_batch_size(len(batches.dataset)),
         report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
     trainer = OnTheseBatches(run.model, arguments, train_dataset=batches.dataset, callbacks=[clock])

@@ -28,6 +28,11 @@ class ColumnStores:
         """Size on disk of the stores that are not complete."""
         return sum(store.bytes for store in self.stores if not store.complete)
 
+    @property
+    def was_begun(self) -> bool:
+        """Whether something of a column is on disk."""
+        return any(store.folder.exists() for store in self.stores)
+
     def batches(self, number: int, size: int) -> list[list[int]]:
         """See `Store.batches`."""
         return self.stores[0].batches(number, size)

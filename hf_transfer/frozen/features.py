@@ -40,6 +40,7 @@ class Features:
         names: of all columns of the stores, where they have names.
         normalised: whether each of several columns is scaled to unit length, so that none outweighs the others; one
             alone stays as it is.
+        seconds: how long all of them took to compute; None: an earlier run has stored some.
     """
 
     train: Sequence[Stored]
@@ -48,6 +49,7 @@ class Features:
     columns: tuple[int, ...] = (0,)
     names: tuple[str, ...] = ()
     normalised: bool = False
+    seconds: float | None = None
 
     def of(self, *names: str) -> "Features":
         """The features of these columns alone, in this order."""
@@ -214,8 +216,12 @@ def features_of(
     kept = column_stores_of(passes, parts, columns, materials)
     with _with_room(passes, sum(stores.missing_bytes for stores in kept.values())) as with_room:
         stored = kept if with_room is passes else column_stores_of(with_room, parts, columns, materials)
-        fill(stored, compute, with_room)
-        yield Features([stored[part] for part in train], stored.get(validation), passes.loaders.target)
+        was_begun = any(stores.was_begun for stores in stored.values())
+        seconds = fill(stored, compute, with_room)
+        yield Features(
+            [stored[part] for part in train], stored.get(validation), passes.loaders.target,
+            seconds=None if was_begun else seconds,
+        )  # fmt: skip
 
 
 @contextmanager

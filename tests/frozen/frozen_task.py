@@ -129,9 +129,8 @@ class Task:
     def loaders(self, accelerator: Accelerator, config: RunConfig) -> Loaders:
         """Loaders in which each view has its own fingerprint, as in the library."""
         training, rows = config.training, {"train": self.rows, "validation": self.validation}
-        loaders = loaders_of(
-            accelerator, self.rows, self.validation, training.per_device_train_batch_size, training.seed
-        )
+        batch_size = training.train_batch_size(len(self.rows))
+        loaders = loaders_of(accelerator, self.rows, self.validation, batch_size, training.seed)
         inputs = ShiftedInputs(rows, self.cycle, self.seed)
         return replace(loaders, target=self.target, to_inputs=inputs, cycle=self.cycle, views=max(0, self.cycle - 1))
 

@@ -82,7 +82,7 @@ def trained(case: str, accelerator: Accelerator) -> tuple[list[Any], list[Any], 
         return call
 
     rows = rows_for(name, 24), rows_for(name, 20, seed=1)
-    loaders = loaders_of(accelerator, *rows, config.training.per_device_train_batch_size, config.training.seed)
+    loaders = loaders_of(accelerator, *rows, config.training.train_batch_size(24), config.training.seed)
     with (
         patch.object(loop, "predict_split", noting(predict_split)),
         patch.object(probe, "solve_head", noting(probe.solve_head)),

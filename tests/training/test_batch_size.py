@@ -144,7 +144,7 @@ def test_smaller_batches_give_the_same_losses(tmp_path: Path) -> None:
         )
         prepared.model.forward = type(prepared.model).forward.__get__(prepared.model)
         with start_accelerator(chosen) as accelerator:
-            size = chosen.training.per_device_train_batch_size
+            size = chosen.training.train_batch_size(40)
             loaders = loaders_of(accelerator, rows_for("vit", 40), rows_for("vit", 10, seed=1), size)
             fitted = fit(prepared.model, FullFineTuning(), prepared.groups, loaders, chosen, accelerator)
         ends.append([row["train_loss"] for row in fitted.history])

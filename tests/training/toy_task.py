@@ -222,6 +222,6 @@ def train(
 ) -> Fit:  # fmt: skip
     """The loop on a model and rows that are given."""
     with start_accelerator(config) as accelerator:
-        batch_size, seed = config.training.per_device_train_batch_size, config.training.seed
+        batch_size, seed = config.training.train_batch_size(len(train_rows)), config.training.seed
         loaders = loaders_of(accelerator, train_rows, validation, batch_size, seed)
         return fit_loaders(model, strategy, groups, replace(loaders, views=views), config, accelerator)
