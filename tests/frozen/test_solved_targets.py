@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -189,7 +189,7 @@ class Memory:
     outputs: int
     features: int
 
-    def path(self, regularisations: Sequence[float] = (), *, rough: bool = False) -> Iterator[Solution]:  # noqa: ARG002
+    def path(self, regularisations: Sequence[float] = (), *, rough: bool = False) -> Iterator[Solution]:
         weight = torch.zeros(self.outputs, self.features, dtype=torch.float64)
         bias = torch.full((self.outputs,), float(self.number), dtype=torch.float64)
         yield Solution(weight, bias, 1.0, 0.0, np.zeros(0))
