@@ -12,12 +12,12 @@ import filelock
 
 from hf_transfer import host_memory
 from hf_transfer.checkpoints.earlier import EARLIER_RUN, EarlierRun, is_there
-from hf_transfer.checkpoints.files import CHECKPOINTS_FOLDER, free_bytes, in_units
+from hf_transfer.checkpoints.files import free_bytes, in_units
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation import inputs
 from hf_transfer.evaluation.results import RESULTS_FILE, Results
 from hf_transfer.evaluation.row_file import PACKED_ROW_FILE, ROW_FILE
-from hf_transfer.settings.output import PREDICTIONS_FILE
+from hf_transfer.settings.output import CHECKPOINTS_FOLDER, PREDICTIONS_FILE
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.table import TARGETS

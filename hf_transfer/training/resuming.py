@@ -16,10 +16,9 @@ from accelerate.utils.operations import is_tensor_information
 from torch import Tensor, nn
 
 from hf_transfer.checkpoints.checkpoint import BrokenCheckpointError, Checkpoints, Saved, Tensors, in_background
-from hf_transfer.checkpoints.files import CHECKPOINTS_FOLDER
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.frozen.prefix import FrozenPrefix
-from hf_transfer.settings.output import CheckpointSettings
+from hf_transfer.settings.output import CHECKPOINTS_FOLDER, CheckpointSettings
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.training.averaging import BestEpochs
