@@ -102,14 +102,21 @@ def _seconds(run: Run, stage: Stage) -> float:
     return stage.epochs * (seconds_of_a_pass(run, "train", learns=True) + evaluation)
 
 
-def seconds_of_a_pass(run: Run, split: str, *, learns: bool = False) -> float:
-    """Of all batches, from the first few; what the very first one builds for all does not count."""
+def seconds_of_a_pass(run: Run, split: str, *, learns: bool = False, measured: int = BATCHES_MEASURED) -> float:
+    """Of all batches, from the first few; what the very first one builds for all does not count.
+
+    Args:
+        run: with a model on its device, and batches.
+        split: of the data.
+        learns: with the backward pass.
+        measured: how many batches are measured after the first; 0: that one counts.
+    """
     model, loaders, accelerator = run.model, run.loaders, run.accelerator
     objective = Objective(loaders.target, rdrop_alpha=run.regularisation.rdrop_alpha if learns else 0.0)
     batches, seconds = loaders.of(split), []
     model.train(learns)
     with torch.set_grad_enabled(learns):
-        for batch in itertools.islice(batches, 1 + BATCHES_MEASURED):
+        for batch in itertools.islice(batches, 1 + measured):
             started = time.perf_counter()
             inputs, targets, counted, _ = loaders.to_inputs(
                 objective.repeated(batch), accelerator.device, split, 0 if learns else None

@@ -9,6 +9,7 @@ from functools import partial
 
 import datasets
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -117,17 +118,35 @@ def score_model(config: RunConfig, data: datasets.DatasetDict | None = None) -> 
     restarted = peak_restarted()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    # The run itself would print its notes, for each model again.
-    with _memory_explained(), open_run(config, data, ahead=True) as run, redirect_stdout(io.StringIO()):
-        run.load_data(partial(training_alone, seed=config.training.seed))
-        run.load_model()
-        run.choose_what_learns()
-        with freed_memory_kept(scarce=False):
-            scored, task = _scored(run)
+    with frozen_run(config, data, partial(training_alone, seed=config.training.seed)) as run:
+        scored, task = _scored(run)
         used = peak_memory_bytes()
         host = used["host"] if restarted else None
         scored = replace(scored, peak_memory_bytes=used["device"] or host)
     return scored, task
+
+
+@contextmanager
+def frozen_run(
+    config: RunConfig, data: datasets.DatasetDict | None, choose: Callable[[Splits], Splits]
+) -> Iterator[Run]:
+    """A run that is ready to compute features, and writes nothing but its caches.
+
+    Args:
+        config: the settings of a run that solves a head on the frozen model.
+        data: a data set in memory; None: what the settings name.
+        choose: the samples that are used.
+
+    Raises:
+        UserError: see `score_model`.
+    """
+    # The run itself would print its notes, for each model again.
+    with _memory_explained(), open_run(config, data, ahead=True) as run, redirect_stdout(io.StringIO()):
+        run.load_data(choose)
+        run.load_model()
+        run.choose_what_learns()
+        with freed_memory_kept(scarce=False):
+            yield run
 
 
 @contextmanager
@@ -144,44 +163,78 @@ def _memory_explained() -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
+class ProbeTask:
+    """How heads on the frozen features of a run are solved and judged.
+
+    Attributes:
+        layer_name: the last layer of the model.
+        task: the samples.
+        options: how heads are solved.
+    """
+
+    layer_name: str
+    task: Task
+    options: SolverOptions
+
+    @classmethod
+    def of(cls, run: Run) -> "ProbeTask":
+        """That of a run whose model and batches are ready.
+
+        Raises:
+            UserError: the model has no head that can be solved, or too few rows differ.
+        """
+        config, splits, prepared = run.config, run.splits, run.prepared
+        layer_name = solvable_layer(prepared.model, prepared.groups[-1], splits.target)
+        if layer_name is None:
+            raise user_error(
+                expected="a head of one linear layer, and a target that it can be solved for",
+                found=f"{run.checkpoint.name} with {splits.target.describe()}",
+                do="leave this model out",
+            )
+        counting = part_of(splits.train, np.flatnonzero(splits.train.counted))
+        units = units_of_rows(counting, splits.groups, config, run.modality)
+        folds = folds_of(counting, units, splits.target, config.training.seed)
+        ranking = Ranking.of(splits.target, config.training.metric_for_best_model)
+        balanced = config.training.class_weights == "balanced"
+        options = SolverOptions(ranking, config.strategy.probe, balanced=balanced)
+        return cls(layer_name, Task(counting, splits.target, folds, splits.describe()), options)
+
+
 def _scored(run: Run) -> tuple[ScoredModel, Task]:
-    config, splits, prepared = run.config, run.splits, run.prepared
-    layer_name = solvable_layer(prepared.model, prepared.groups[-1], splits.target)
-    if layer_name is None:
-        raise user_error(
-            expected="a head of one linear layer, and a target that it can be solved for",
-            found=f"{run.checkpoint.name} with {splits.target.describe()}",
-            do="leave this model out",
-        )
-    counting = part_of(splits.train, np.flatnonzero(splits.train.counted))
-    units = units_of_rows(counting, splits.groups, config, run.modality)
-    folds = folds_of(counting, units, splits.target, config.training.seed)
-    options = SolverOptions(
-        Ranking.of(splits.target, config.training.metric_for_best_model), config.strategy.probe,
-        balanced=config.training.class_weights == "balanced",
-    )  # fmt: skip
-    with _columns(run, layer_name) as (layer, features):
-        column, probe = best_column(features, folds, options, intercept=layer.bias is not None)
-        scores = scores_of(features[column], folds.units)
+    probe_task = ProbeTask.of(run)
+    task, passes = probe_task.task, Passes.of(run.loaders, run.accelerator, run.config)
+    model, groups, example = run.prepared.model, run.prepared.groups, run.preprocessing.example()
+    with columns_of(model, groups, example, probe_task.layer_name, passes) as (layer, features):
+        column, probe = best_column(features, task.folds, probe_task.options, intercept=layer.bias is not None)
+        scores = scores_of(features[column], task.folds.units)
     lost = getattr(run.loaders.train.dataset, "lost", None)
     scored = ScoredModel(
         name=run.checkpoint.name,
         column=column,
         probe=probe,
         scores=scores,
-        parameters=count_parameters(prepared.model),
-        rows_per_second=len(splits.train) / seconds_of_a_pass(run, "train"),
+        parameters=count_parameters(model),
+        rows_per_second=len(run.splits.train) / seconds_of_a_pass(run, "train"),
         peak_memory_bytes=None,
         truncated=None if lost is None else int((lost > 0).sum()),
     )
-    return scored, Task(counting, splits.target, folds, splits.describe())
+    return scored, task
 
 
 @contextmanager
-def _columns(run: Run, layer_name: str) -> Iterator[tuple[nn.Linear, dict[str, Features]]]:
-    """The last layer of a model, and the features at several depths, by name; the model has no last layer inside."""
-    model, groups, example = run.prepared.model, run.prepared.groups, run.preprocessing.example()
-    passes = Passes.of(run.loaders, run.accelerator, run.config)
+def columns_of(
+    model: nn.Module, groups: Sequence[Group], example: Batch, layer_name: str, passes: Passes
+) -> Iterator[tuple[nn.Linear, dict[str, Features]]]:
+    """The last layer of a model, and the features at several depths, by name; the model has no last layer inside.
+
+    Args:
+        model: a classifier, not wrapped.
+        groups: its groups in depth order.
+        example: a small batch.
+        layer_name: its last layer.
+        passes: the training samples, and where features are stored.
+    """
     with without_head(model, layer_name) as layer:
         choice = _taps(model, groups, example)
         widths = widths_of(model, choice.taps, example)
@@ -215,16 +268,26 @@ def best_column(
         options: how heads are solved.
         intercept: whether they have a bias.
     """
-
-    def probed(name: str, repeats: int) -> OutOfFold:
-        some = folds._replace(of_rows=folds.of_rows[:repeats])
-        solver = options.solver(features[name].target)
-        return predicted_out_of_fold(solver, features[name], some, options, intercept=intercept)
-
     # Once is enough to choose by.
-    probes = {name: probed(name, 1) for name in features}
-    best = max(probes, key=lambda name: probes[name].score)
-    return best, probes[best] if len(folds.of_rows) == 1 else probed(best, len(folds.of_rows))
+    probes = {name: probed(one, folds.first(), options, intercept=intercept) for name, one in features.items()}
+    best = best_of(probes)
+    if len(folds.of_rows) == 1:
+        return best, probes[best]
+    return best, probed(features[best], folds, options, intercept=intercept)
+
+
+def best_of(probes: dict[str, OutOfFold]) -> str:
+    """The name of the best probe; of equal ones, the first."""
+    return max(probes, key=lambda name: probes[name].score)
+
+
+def probed(
+    features: Features, folds: Folds, options: SolverOptions, *, intercept: bool,
+    learnt_from: Sequence[npt.NDArray[np.bool_]] | None = None,
+) -> OutOfFold:  # fmt: skip
+    """The predictions of heads on some features; see `predicted_out_of_fold`."""
+    solver = options.solver(features.target)
+    return predicted_out_of_fold(solver, features, folds, options, intercept=intercept, learnt_from=learnt_from)
 
 
 def score_models(

@@ -1,6 +1,7 @@
 """Folds: each training row is predicted by heads that saw neither it nor its copies nor its group."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from hf_transfer.data.groups import Units
 from hf_transfer.data.splits import Split
 from hf_transfer.errors import user_error
 from hf_transfer.targets.stratification import cut_units
-from hf_transfer.targets.target import Target
+from hf_transfer.targets.target import Target, Values
 
 # Below so many rows, folds are drawn again until a row has been trained on this often; see `_plan`.
 FEW_ROWS, FEWEST_HEADS = 1_000, 10
@@ -46,6 +47,37 @@ class Folds(NamedTuple):
             for repeat, numbers in enumerate(self.of_rows)
             for fold in range(int(numbers.max()) + 1)
         ]
+
+    def outside(self) -> list[npt.NDArray[np.bool_]]:
+        """For each fold, the rows that are not in it [rows]."""
+        return [~inside for _, inside in self.each()]
+
+    def first(self) -> "Folds":
+        """The first repeat alone."""
+        return self._replace(of_rows=self.of_rows[:1])
+
+    def of_part(self, rows: npt.NDArray[np.bool_]) -> "Folds":
+        """The same folds of some rows; the others are in none [rows]."""
+        return self._replace(of_rows=np.where(rows, self.of_rows, NO_FOLD))
+
+
+def halved(
+    learnt_from: Sequence[npt.NDArray[np.bool_]], targets: Values, target: Target, seed: int = 0
+) -> list[npt.NDArray[np.bool_]]:
+    """About half of the rows of each mask, with every kind of sample in proportion; a kind keeps at least one.
+
+    Args:
+        learnt_from: the rows that heads are solved on, one mask for each [rows].
+        targets: of all rows.
+        target: what is predicted.
+        seed: of the draw.
+    """
+    smaller = []
+    for number, rows in enumerate(learnt_from):
+        positions, kept = np.flatnonzero(rows), rows.copy()
+        kept[positions[target.cut(targets[positions], 0.5, np.random.default_rng((seed, number)))]] = False
+        smaller.append(kept)
+    return smaller
 
 
 def folds_of(train: Split, units: Units, target: Target, seed: int = 0) -> Folds:

@@ -38,6 +38,7 @@ class Features:
         names: of all columns of the stores, where they have names.
         normalised: whether each of several columns is scaled to unit length, so that none outweighs the others; one
             alone stays as it is.
+        seconds: how long all of them took to compute; None: an earlier run has stored some.
     """
 
     train: Sequence[Store]
@@ -46,6 +47,7 @@ class Features:
     columns: tuple[int, ...] = (0,)
     names: tuple[str, ...] = ()
     normalised: bool = False
+    seconds: float | None = None
 
     def of(self, *names: str) -> "Features":
         """The features of these columns alone, in this order."""
@@ -204,8 +206,12 @@ def features_of(
     kept = stores_of(passes, parts, columns, material).values()
     with _with_room(passes, sum(store.bytes for store in kept if not store.complete)) as stored:
         stores = stores_of(stored, parts, columns, material)
-        fill(stores, compute, stored)
-        yield Features([stores[part] for part in train], stores.get(validation), passes.loaders.target)
+        is_new = not any(store.folder.exists() for store in stores.values())
+        seconds = fill(stores, compute, stored)
+        yield Features(
+            [stores[part] for part in train], stores.get(validation), passes.loaders.target,
+            seconds=seconds if is_new else None,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -65,8 +65,9 @@ class OutOfFold:
 
 
 def left_out_path(
-    solver: Solver, features: Features, folds: Folds, options: SolverOptions, *, intercept: bool
-) -> Iterator[LeftOut]:
+    solver: Solver, features: Features, folds: Folds, options: SolverOptions, *, intercept: bool,
+    learnt_from: Sequence[npt.NDArray[np.bool_]] | None = None,
+) -> Iterator[LeftOut]:  # fmt: skip
     """Left-out outputs from strong to weak regularisation, which is the same for the heads of all folds.
 
     Reference: Stone, "Cross-validatory choice and assessment of statistical predictions", Journal of the Royal
@@ -78,9 +79,11 @@ def left_out_path(
         folds: of the training samples that count.
         options: what each class counts.
         intercept: whether heads have a bias.
+        learnt_from: for each fold, the samples that its heads are solved on [samples]; None: all outside of it.
     """
     parts = [(repeat, torch.from_numpy(inside)) for repeat, inside in folds.each()]
-    paths = [_problem(solver, features, ~inside, options, intercept).path(rough=True) for _, inside in parts]
+    outside = [torch.from_numpy(rows) for rows in (folds.outside() if learnt_from is None else learnt_from)]
+    paths = [_problem(solver, features, rows, options, intercept).path(rough=True) for rows in outside]
     for solutions in zip(*paths, strict=True):
         outputs = torch.full(
             (len(folds.of_rows), features.samples, len(features.target.names)), math.nan, dtype=torch.float64
@@ -97,8 +100,9 @@ def _problem(solver: Solver, features: Features, outside: Tensor, options: Solve
 
 
 def predicted_out_of_fold(
-    solver: Solver, features: Features, folds: Folds, options: SolverOptions, *, intercept: bool
-) -> OutOfFold:
+    solver: Solver, features: Features, folds: Folds, options: SolverOptions, *, intercept: bool,
+    learnt_from: Sequence[npt.NDArray[np.bool_]] | None = None,
+) -> OutOfFold:  # fmt: skip
     """The left-out predictions with the best regularisation.
 
     It is the best one by the left-out outputs of all samples, tried from strong to weak until two decades have brought
@@ -111,12 +115,13 @@ def predicted_out_of_fold(
         folds: see there.
         options: see there; its ranking selects the regularisation.
         intercept: see there.
+        learnt_from: see there.
     """
     index = np.flatnonzero(folds.predicted)
     targets = features.targets[index]
     rows: list[Metrics] = []
     best = -1
-    for left_out in left_out_path(solver, features, folds, options, intercept=intercept):
+    for left_out in left_out_path(solver, features, folds, options, intercept=intercept, learnt_from=learnt_from):
         repeats = [Predictions(features.target, outputs[index], targets, index) for outputs in left_out.outputs]
         row = _mean_row([one.metrics(options.ranking.metric) for one in repeats])
         if options.ranking.is_better(row, rows, best):

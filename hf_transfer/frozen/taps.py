@@ -1,17 +1,19 @@
 """Features of a frozen backbone at several depths, from one pass over the samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from hf_transfer.frozen.features import Features, features_of
-from hf_transfer.frozen.recording import Passes, identity
+from hf_transfer.frozen.recording import Passes, identity, stores_of
 from hf_transfer.models.groups import evaluating
-from hf_transfer.models.taps import Tap, vectors_of
+from hf_transfer.models.taps import HEAD_INPUT, Tap, vectors_of
 
 
 @contextmanager
@@ -40,4 +42,21 @@ def tap_features(
         material = {"taps": [tap.saved for tap in taps], **identity(backbone, (), accelerator)}
         vectors = partial(vectors_of, backbone, taps)
         with features_of(vectors, widths, views, material, passes, of_validation=of_validation) as features:
+            if views == 0 and not of_validation and len(taps) > 1 and HEAD_INPUT in taps:
+                _keep_head_alone(features, taps.index(HEAD_INPUT), material, passes)
             yield replace(features, names=tuple(tap.name for tap in taps), columns=tuple(range(len(taps))))
+
+
+def _keep_head_alone(features: Features, place: int, material: Mapping[str, Any], passes: Passes) -> None:
+    """Store the input of the head once more, where a later run looks that reads nothing else (`linear_probe`)."""
+    (stored,) = features.train
+    if stored.folder.parent != passes.folder or not passes.accelerator.is_local_main_process:
+        # They are in a temporary folder, or another process of this machine does it.
+        return
+    columns = [list(stored.columns.values())[place]]
+    material = {**material, "taps": [HEAD_INPUT.saved]}
+    (alone,) = stores_of(passes, [("train", None)], columns, material).values()
+    for number, positions in enumerate(alone.chunks):
+        if not alone.check(number):
+            *vectors, targets, counted = stored.read(np.asarray(positions))
+            alone.write(number, [vectors[place], targets, counted])

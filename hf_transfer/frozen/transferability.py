@@ -51,8 +51,7 @@ def scores_of(features: Features, units: npt.NDArray[np.int64]) -> Scores:
         features: of training.
         units: of the samples: those of one unit are no neighbours of each other [samples].
     """
-    matrix = torch.cat([block for block, _ in features.blocks()])
-    outputs = _learned_outputs(features)
+    matrix, outputs = _all_rows(features), _learned_outputs(features)
     known = not bool(outputs.isnan().any())
     spectrum = Spectrum.of(matrix.double().numpy())
     return Scores(
@@ -60,6 +59,15 @@ def scores_of(features: Features, units: npt.NDArray[np.int64]) -> Scores:
         log_evidence=log_evidence(spectrum, outputs.numpy()) if known else None,
         h_score=h_score(spectrum, features.targets) if features.target.solver == LOGISTIC else None,
     )
+
+
+def score_of_neighbours(features: Features, units: npt.NDArray[np.int64]) -> float | None:
+    """The first of the scores alone; see `scores_of`."""
+    return _score_of_neighbours(features, _all_rows(features), _learned_outputs(features), units)
+
+
+def _all_rows(features: Features) -> Tensor:
+    return torch.cat([block for block, _ in features.blocks()])
 
 
 def _learned_outputs(features: Features) -> Tensor:

@@ -1,0 +1,160 @@
+"""What is known of a pretrained model and some data before anything is trained."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import datasets
+import numpy as np
+
+from hf_transfer.advice.costs import Costs, seconds_of_rows, seconds_of_strategies
+from hf_transfer.advice.probes import Difference, FreshWeights, JudgedRows, LearningCurve, Probe
+from hf_transfer.advice.probing import probed_model
+from hf_transfer.advice.scoring import frozen_run, training_alone
+from hf_transfer.data.complete_files import put
+from hf_transfer.data.splits import Splits
+from hf_transfer.errors import user_error
+from hf_transfer.models.taps import count_blocks
+from hf_transfer.models.towers import groups_of, towers_of
+from hf_transfer.settings.run import RunConfig
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one frozen pass over training rows says of a model and some data. It never contains anything of test.
+
+    Attributes:
+        model: its name.
+        predicts: what is predicted, in two words.
+        score_title: what scores are called.
+        rows: of training.
+        kind: what rows are counted by: class, label or range of values.
+        kinds: how many of these there are; a row of several labels counts for its rarest, and of numbers there are ten
+            ranges where rows suffice.
+        blocks: of the model; of two towers, of the smaller one.
+        probes: heads on several features, the model's own head first; none for images with texts.
+        best: the features with the best head; empty if there are no probes.
+        judged: the scores of the best head by row; None: there are no probes.
+        neighbours: the score of a vote of the nearest rows, on the same features; None: it is not defined.
+        curve: the best head on fewer rows; None: there are no probes.
+        fresh_weights: the same probe without pretrained weights; None: it was not asked for.
+        costs: of a row.
+        seconds: how long each strategy takes, by name.
+        unsuitable: what the other strategies lack in this model, by name.
+    """
+
+    model: str
+    predicts: str
+    score_title: str
+    rows: int
+    kind: str
+    kinds: int
+    blocks: int
+    costs: Costs
+    seconds: Mapping[str, float]
+    unsuitable: Mapping[str, str]
+    probes: tuple[Probe, ...] = ()
+    best: str = ""
+    judged: JudgedRows | None = None
+    neighbours: float | None = None
+    curve: LearningCurve | None = None
+    fresh_weights: FreshWeights | None = None
+
+    @property
+    def rows_per_kind(self) -> float:
+        """Rows of training divided by the kinds: the rows per class; of numbers, a tenth of the rows."""
+        return self.rows / self.kinds
+
+    def probe(self, features: str) -> Probe | None:
+        """The head on these features."""
+        return next((one for one in self.probes if one.features == features), None)
+
+    @property
+    def deficit_of_head(self) -> Difference | None:
+        """How much better the best head is than one on what enters the model's own; None: it is the best one."""
+        best = self.probe(self.best)
+        return None if best is None else best.over_head
+
+    @property
+    def best_single(self) -> Probe | None:
+        """The best head that reads a single place."""
+        single = [one for one in self.probes if len(one.taps) == 1]
+        return max(single, key=lambda one: one.score, default=None)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as JSON."""
+        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """What `as_json` wrote."""
+        values = {name: value for name, value in content.items() if name != "schema"}
+        values["costs"] = Costs(**values["costs"])
+        values["probes"] = tuple(Probe.from_json(one) for one in values["probes"])
+        for name, kind in (("judged", JudgedRows), ("curve", LearningCurve), ("fresh_weights", FreshWeights)):
+            values[name] = None if values[name] is None else kind.from_json(values[name])
+        return cls(**values)
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        put(path, (json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def gather_evidence(
+    config: RunConfig, data: datasets.DatasetDict | None = None, *, with_fresh_weights: bool = False
+) -> Evidence:
+    """What one frozen pass over the training rows says; a later run with the same cache finds the features there.
+
+    Images with texts have no probes: their head, of several layers, cannot be solved. Only rows and times are known.
+
+    Args:
+        config: the settings of a run with any strategy.
+        data: a data set in memory; None: what the settings name.
+        with_fresh_weights: whether the same architecture with random weights is scored, too: one more pass over at
+            most 1,000 rows.
+
+    Raises:
+        UserError: whatever a run would stop at before training; or the model has no head that can be solved.
+    """
+    if not config.trains():
+        raise user_error(expected="a run that trains", found="--evaluate_only", do="leave --evaluate_only out")
+    sizes: dict[str, int] = {}
+    kinds: list[int] = []
+
+    def alone(splits: Splits) -> Splits:
+        sizes.update({name: len(getattr(splits, name)) for name in ("train", "validation")})
+        kinds.append(len(np.unique(splits.target.strata(splits.train.targets[splits.train.counted]))))
+        return training_alone(splits, config.training.seed)
+
+    with frozen_run(_probing(config), data, alone) as run:
+        model = probed_model(run, with_fresh_weights=with_fresh_weights) if config.has_simple_head else None
+        forward, step = seconds_of_rows(run, None if model is None else model.seconds)
+        costs = Costs(
+            forward, step, 0.0 if model is None else model.solving, sizes["train"], sizes["validation"],
+            config.training.num_train_epochs, run.loaders.views, run.loaders.cycle,
+            stores=config.store.cache_frozen != "off",
+        )  # fmt: skip
+        groups = run.prepared.groups
+        seconds, unsuitable = seconds_of_strategies(config, costs, run.prepared.model, groups)
+        return Evidence(
+            run.checkpoint.name, run.splits.target.describe(), run.splits.target.score_title, sizes["train"],
+            run.splits.target.divided_by.removeprefix("by "), kinds[0],
+            min(count_blocks(groups_of(tower, groups)) for tower in towers_of(groups)), costs, seconds, unsuitable,
+            **({} if model is None else model.known),
+        )  # fmt: skip
+
+
+def _probing(config: RunConfig) -> RunConfig:
+    """The settings of a run that solves a head on the same rows of the same model, and publishes nothing."""
+    changes: dict[str, Any] = {
+        "strategy": "linear_probe", "report_to": ["none"], "push_to_hub": False, "push_space": False,
+        "hub_model_id": None, "overwrite_output_dir": False, "resume_from_checkpoint": None,
+    }  # fmt: skip
+    towers = ("image_strategy", "text_strategy")
+    changes |= {tower: None for tower in towers if tower in config.settings()}
+    return config.replaced(**changes).without_ineffective()

@@ -1,0 +1,203 @@
+"""Which ways to train are worth trying with a model and some data, and why others are not."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from hf_transfer.advice.arms import Arm, Rejection, Shortlist
+from hf_transfer.advice.costs import strategy_names, top_quarter
+from hf_transfer.advice.evidence import Evidence
+from hf_transfer.models.modeling_deep_probe import FIRST, HEAD, MEAN
+from hf_transfer.settings.run import RunConfig
+from hf_transfer.settings.strategy import ADAPTERS, PROBES
+
+Pooling = Literal["own", "cls", "mean"]
+POOLINGS: dict[str, Pooling] = {MEAN: "mean", FIRST: "cls"}
+# Fresh weights are tried if pretrained ones are not better by so many standard errors.
+ERRORS_OF_A_GAIN = 2.0
+
+
+class Rule(NamedTuple):
+    """What is tried with few or many rows.
+
+    Attributes:
+        fewest: rows of a kind from which the rule holds.
+        strategies: that train, in the order in which they are tried.
+    """
+
+    fewest: int
+    strategies: tuple[str, ...]
+
+
+RULES = (
+    Rule(0, ("gradual", "partial", "full")),
+    Rule(16, ("lp_ft", "full", "lora")),
+    Rule(200, ("full", "lp_ft")),
+)
+# Why a strategy is tried.
+TRIED = {
+    "gradual": "with few rows it is safer to let the layers learn one after the other, from the head",
+    "partial": "with few rows it can help to train only the last quarter of the blocks ({layers} of {blocks})",
+    "full": "all layers learn, which changes the features most",
+    "lp_ft": "all layers learn, but from a head that has been solved, so that a random one does not spoil the features",
+    "lora": "small matrices beside the layers learn, which keeps what the model knows, and the saved file is small",
+    "scratch": "the pretrained weights do not help with these rows ({fresh}), so fresh ones may be as good",
+}
+# Why it is not, if nothing in the evidence speaks against it.
+NOT_TRIED = {
+    "gradual": "{rows} are enough to train all layers at once",
+    "partial": "{rows} are enough to train all layers",
+    "full": "other strategies suit {rows} better",
+    "lp_ft": "{rows} are too few to train all layers from a solved head, which already fits them",
+    "bitfit": "only biases learn; lora costs about the same time and can change more",
+    "dora": "it is a variant of lora and takes more time",
+    "ia3": "it has so few numbers to learn that it needs many steps; lora can change more",
+    "lokr": "it is a variant of lora",
+    "adapter": "it stands for other methods of peft, which you choose with --peft_type",
+}
+
+
+def shortlist_of(evidence: Evidence, config: RunConfig) -> Shortlist:
+    """What is worth trying: first the best solved head, which costs no training, then what suits the number of rows.
+
+    Args:
+        evidence: of the model and the data.
+        config: the settings of a run with any strategy.
+    """
+    solved = _solved_arm(evidence, config)
+    names = [name for name in _rule(evidence).strategies if name in evidence.seconds]
+    if _may_start_afresh(evidence):
+        names.append("scratch")
+    arms = [solved, *(_trained_arm(name, evidence, config) for name in names)]
+    tried = {arm.settings["strategy"] for arm in arms}
+    others = [name for name in strategy_names(config) if name not in tried]
+    return Shortlist(arms, [Rejection(name, _why_not(name, evidence)) for name in others])
+
+
+def resolved_pooling(evidence: Evidence, config: RunConfig) -> Pooling:
+    """What the head of a text model should read: its own pooling, unless another is better by more than an error.
+
+    An adapter that is saved alone has no place for another pooling, so it keeps the model's own.
+
+    Args:
+        evidence: of the model and the data.
+        config: the settings of a run; a pooling that they name stays.
+    """
+    wanted = _pooling(config)
+    if wanted not in ("own", "auto"):
+        return wanted  # type: ignore[return-value]
+    strategy = config.strategy
+    if (strategy.strategy in ADAPTERS and not strategy.merge_adapter) or "pooling" not in config.settings():
+        return "own"
+    return _best_pooling(evidence)
+
+
+def _best_pooling(evidence: Evidence) -> Pooling:
+    candidates = [evidence.probe(f"{kind}_{evidence.blocks}") for kind in POOLINGS]
+    better = [one for one in candidates if one is not None and one.over_head is not None and one.over_head.exceeds()]
+    best = max(better, key=lambda one: one.score, default=None)
+    return "own" if best is None else POOLINGS[best.features.partition("_")[0]]
+
+
+def _pooling(config: RunConfig) -> str | None:
+    """What the settings say of pooling; None: samples are no texts."""
+    return config.flat().get("pooling")
+
+
+def _rule(evidence: Evidence) -> Rule:
+    return [rule for rule in RULES if evidence.rows_per_kind >= rule.fewest][-1]
+
+
+def _may_start_afresh(evidence: Evidence) -> bool:
+    fresh = evidence.fresh_weights
+    return fresh is not None and not fresh.gain.exceeds(ERRORS_OF_A_GAIN) and "scratch" in evidence.seconds
+
+
+def _solved_arm(evidence: Evidence, config: RunConfig) -> Arm:
+    """The head of the model's own input, unless another place is better by more than one standard error."""
+    over = evidence.deficit_of_head
+    settings: dict[str, Any] = {"strategy": "linear_probe"}
+    if not evidence.probes:
+        reason = "only a new head learns, and all other layers stay as they are: the least that training can do"
+    elif over is None or not over.exceeds() or "deep_probe" not in evidence.seconds:
+        reason = (
+            "a head on what the model's own head reads costs no training, and no other place is clearly better "
+            f"({_score(evidence, HEAD)})"
+        )
+    else:
+        settings = {"strategy": "deep_probe", "taps": (evidence.probe(evidence.best) or evidence.probes[0]).taps}
+        reason = (
+            f"a head on {evidence.best} costs no training, and is better than one on what the model's own head reads "
+            f"({_score(evidence, evidence.best)} against {_score(evidence, HEAD)})"
+        )
+    if _pooling(config) == "auto":
+        settings["pooling"] = "own"
+    return Arm(settings["strategy"], settings, _sentence(reason), evidence.seconds[settings["strategy"]])
+
+
+def _trained_arm(name: str, evidence: Evidence, config: RunConfig) -> Arm:
+    settings: dict[str, Any] = {"strategy": name}
+    if name == "partial":
+        settings["trainable_layers"] = top_quarter(evidence.blocks)
+    reason = TRIED[name].format(**_words(evidence))
+    pooling, wanted = "own", _pooling(config)
+    if wanted in ("own", "auto"):
+        # Without pretrained weights, evidence on their features says nothing.
+        pooling = "own" if name == "scratch" else _best_pooling(evidence)
+        if pooling != wanted:
+            settings["pooling"] = pooling
+    if pooling != "own":
+        settings |= {"merge_adapter": True} if name in ADAPTERS else {}
+        place = "the mean of all tokens" if pooling == "mean" else "the first token"
+        reason += f"; its head reads {place}, which tells more than the model's own pooling"
+    return Arm(name, settings, _sentence(reason), evidence.seconds[name])
+
+
+def _why_not(name: str, evidence: Evidence) -> str:
+    if name in evidence.unsuitable:
+        return _sentence(f"this model cannot be trained so: {evidence.unsuitable[name]}")
+    if name in PROBES:
+        return _sentence(_why_no_probe(name, evidence))
+    if name == "scratch":
+        fresh = evidence.fresh_weights
+        if fresh is None:
+            return "It was not compared with fresh weights; pretrained ones are seldom worse."
+        return _sentence(f"the pretrained weights help: {_words(evidence)['fresh']}")
+    if name == "lora":
+        few = _rule(evidence) is RULES[0]
+        reason = "{rows} are too few for adapters" if few else "{rows} are enough to train all layers"
+        return _sentence(reason.format(**_words(evidence)))
+    return _sentence(NOT_TRIED[name].format(**_words(evidence)))
+
+
+def _why_no_probe(name: str, evidence: Evidence) -> str:
+    best = _score(evidence, evidence.best)
+    if name == "linear_probe":
+        return f"what the model's own head reads tells less ({_score(evidence, HEAD)} against {best})"
+    if evidence.best == HEAD:
+        return f"no other place in the model is better than what its own head reads ({best})"
+    head = _score(evidence, HEAD)
+    return f"{evidence.best} is not clearly better than what the model's own head reads ({best} against {head})"
+
+
+def _score(evidence: Evidence, features: str) -> str:
+    probe = evidence.probe(features)
+    return "not measured" if probe is None else f"{probe.score:.3f} ± {probe.standard_error:.3f}"
+
+
+def _words(evidence: Evidence) -> Mapping[str, str]:
+    fresh = evidence.fresh_weights
+    return {
+        "rows": rows_in_words(evidence),
+        "layers": str(top_quarter(evidence.blocks)),
+        "blocks": str(evidence.blocks),
+        "fresh": "" if fresh is None else f"{fresh.pretrained_score:.3f} against {fresh.score:.3f} with fresh weights",
+    }
+
+
+def rows_in_words(evidence: Evidence) -> str:
+    """The rows per class, or what stands for that."""
+    return f"{evidence.rows_per_kind:.0f} rows per {evidence.kind}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
