@@ -40,7 +40,7 @@ NO_REGULARISATION = Regularisation()
 
 def fit(
     model: nn.Module, strategy: Strategy, groups: Sequence[Group], loaders: Loaders, config: RunConfig,
-    accelerator: Accelerator, regularisation: Regularisation = NO_REGULARISATION,
+    accelerator: Accelerator, regularisation: Regularisation = NO_REGULARISATION, *, save_at_end: bool = False,
 ) -> Fit:  # fmt: skip
     """Train stage by stage, evaluate every epoch on validation, and return the weights of the best one.
 
@@ -55,6 +55,7 @@ def fit(
         config: settings.
         accelerator: devices, processes, precision, trackers.
         regularisation: what the modality adds to the loss.
+        save_at_end: write a checkpoint at the end, from which another run with these settings has nothing to train.
 
     Raises:
         UserError: a setting without effect, a loss or gradient not finite, no room, or a checkpoint of another run.
@@ -94,6 +95,8 @@ def fit(
                 run_stage(learner, stage, batches, state, checkpointing, training, accelerator)
         state.position.next_stage()
         checkpointing.save_if_due(state)
+    if save_at_end:
+        checkpointing.save(state, whatever_the_settings=True)
     checkpointing.wait()
     soup = _load_best(state, loaders, accelerator)
     unfreeze(model, groups)

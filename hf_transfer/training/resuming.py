@@ -190,15 +190,19 @@ class Checkpointing:
         if largest_of_all(self._accelerator, self._accelerator.is_main_process and self.due(state.position.steps))[0]:
             self.save(state)
 
-    def save(self, state: RunState) -> None:
+    def save(self, state: RunState, *, whatever_the_settings: bool = False) -> None:
         """Copy the state of the run, and write the copy in the background. All processes call it together.
 
         With --save_steps the run waits for the writing: no more than so many steps may be lost.
 
+        Args:
+            state: of the run.
+            whatever_the_settings: save although --save_steps is 0.
+
         Raises:
             UserError: this checkpoint or the one before it could not be written.
         """
-        if self._settings.save_steps == 0:
+        if self._settings.save_steps == 0 and not whatever_the_settings:
             return
         started, rank = time.perf_counter(), self._accelerator.process_index
         plain, generators = random_state(self._accelerator.device)

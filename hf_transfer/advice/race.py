@@ -1,0 +1,314 @@
+"""Trains the strategies that may suit some data best, one after the other, and chooses among them."""
+
+import gc
+import io
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import datasets
+import numpy as np
+
+from hf_transfer.advice.decision import Compared, choose, corrected_estimate
+from hf_transfer.advice.plan import check_named, next_arm, plan_of, settings_of_arm, with_other_rates
+from hf_transfer.data.checked import units_of_rows
+from hf_transfer.data.complete_files import put
+from hf_transfer.data.splits import part_of
+from hf_transfer.errors import UserError, user_error
+from hf_transfer.evaluation import run_folder
+from hf_transfer.evaluation.auto_record import (
+    FOLDER,
+    AutoRecord,
+    TriedArm,
+    arm_folder,
+    remove_arms,
+    settings_as_given,
+)  # fmt: skip
+from hf_transfer.hub.runs import prepare_to_publish
+from hf_transfer.interruption import Interrupted
+from hf_transfer.run import open_run
+from hf_transfer.settings.run import RunConfig
+from hf_transfer.targets.intervals import mean_and_error
+from hf_transfer.training.devices import connect_once
+from hf_transfer.training.launching import ONLY_PROCESS, Processes, main_process_first
+from hf_transfer.training.predictions import predict_split
+from hf_transfer.training.rates import peak_rates
+from hf_transfer.training.resuming import checkpoints_of
+
+SCORES_FILE = "validation_scores.json"
+Value = TypeVar("Value")
+Config = TypeVar("Config", bound=RunConfig)
+
+
+class ArmScores(NamedTuple):
+    """How good the answers of a trained arm are, for validation rows.
+
+    Attributes:
+        rows: their numbers.
+        units: those of one unit belong together.
+        scores: higher is better.
+    """
+
+    rows: list[int]
+    units: list[int]
+    scores: list[float]
+
+
+def decide(config: Config, data: datasets.DatasetDict | None = None) -> Config:
+    """The settings of the strategy that is chosen: see `auto.decided`."""
+    processes = connect_once()
+    out = Path(config.output.output_dir)
+    with _record(config, processes) as record:
+        if not record.chosen:
+            try:
+                prepare_to_publish(config, processes)
+                record = _Race(config, data, processes, record).run()
+            except Interrupted as interrupted:
+                # The folder says how far it has come: the same command must not start over.
+                raise Interrupted(interrupted.number, interrupted.kept, saved=True) from interrupted
+        final = _final_settings(config, record, processes)
+        if processes.is_main_process and not final.output.overwrite_output_dir and not record.is_finished(out):
+            run_folder.save_settings(out, final)
+    return final
+
+
+def shared(processes: Processes, value: Value) -> Value:
+    """What the main process has, on all of them."""
+    if processes is ONLY_PROCESS:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    values: list[Value] = broadcast_object_list([value])
+    return values[0]
+
+
+@contextmanager
+def _record(config: RunConfig, processes: Processes) -> Iterator[AutoRecord]:
+    """The record of a decision, which is begun if there is none; meanwhile the folder is locked."""
+    out, record = Path(config.output.output_dir), None
+    with ExitStack() as held:
+        with main_process_first(processes):
+            if processes.is_main_process:
+                record = _record_before(config)
+                if record is None or not record.is_finished(out):
+                    try:
+                        out.mkdir(parents=True, exist_ok=True)
+                        held.enter_context(run_folder.locked(out))
+                        record = record or _begin(config)
+                    except OSError as error:
+                        raise run_folder.not_writable(error) from error
+        shown = shared(processes, record)
+        assert shown is not None
+        yield shown
+
+
+def _record_before(config: RunConfig) -> AutoRecord | None:
+    """What an earlier process of this run has left; None: the decision starts."""
+    out = Path(config.output.output_dir)
+    record = AutoRecord.read(out)
+    again = config.output.overwrite_output_dir or (
+        config.checkpoints.no_resume and record is not None and not record.is_finished(out)
+    )
+    if record is not None and not again:
+        if differences := record.differences(config):
+            raise run_folder.other_settings(out, differences)
+        return record
+    check_named(config)
+    run_folder.results_or_refusal(config)
+    return None
+
+
+def _begin(config: RunConfig) -> AutoRecord:
+    out = Path(config.output.output_dir)
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
+    record = AutoRecord(
+        began=datetime.now(UTC).isoformat(),
+        settings=settings_as_given(config),
+        replaces=bool(run_folder.earlier_run(out).present()),
+    )
+    record.write(out)
+    if not record.replaces:
+        run_folder.save_settings(out, config)
+    return record
+
+
+def _final_settings(config: Config, record: AutoRecord, processes: Processes) -> Config:
+    """The settings of the run that finishes the chosen arm; it has nothing left to train."""
+    out = Path(config.output.output_dir)
+    values: dict[str, Any] = {"no_resume": False, "overwrite_output_dir": False, "resume_from_checkpoint": None}
+    if processes.is_main_process and not record.is_finished(out):
+        folder = arm_folder(out, record.chosen)
+        arm = settings_of_arm(config, record.chosen_arm.settings, output_dir=str(folder))
+        newest = checkpoints_of(arm).folders()[-1:] if arm.trains_stepwise() else []
+        values["resume_from_checkpoint"] = str(newest[0]) if newest else None
+        values["overwrite_output_dir"] = record.replaces
+    return settings_of_arm(config, record.chosen_arm.settings, **shared(processes, values))  # type: ignore[return-value]
+
+
+class _Race:
+    """One decision on its way.
+
+    Args:
+        config: the settings as they were given.
+        data: a data set in memory; None: what the settings name.
+        processes: of the run.
+        record: how far an earlier process has come.
+    """
+
+    def __init__(
+        self, config: RunConfig, data: datasets.DatasetDict | None, processes: Processes, record: AutoRecord
+    ) -> None:
+        self._config, self._data, self._processes, self._record = config, data, processes, record
+        self._out = Path(config.output.output_dir)
+
+    def run(self) -> AutoRecord:
+        """Try what is planned, and choose.
+
+        Raises:
+            UserError: nothing could be trained.
+        """
+        if not self._record.arms:
+            self._plan()
+        # What could not be trained may have been put right since.
+        again = (replace(arm, state="planned", note="") for arm in self._record.arms if arm.state == "failed")
+        for arm in again:
+            self._record = self._record.with_arm(arm)
+        while name := self._next():
+            self._try(next(arm for arm in self._record.arms if arm.name == name))
+        self._choose()
+        return self._record
+
+    def _keep(self, record: AutoRecord) -> None:
+        """The record of the main process is that of all."""
+        self._record = shared(self._processes, record)
+        if self._processes.is_main_process:
+            self._record.write(self._out)
+
+    def _plan(self) -> None:
+        started = time.perf_counter()
+        self._processes.print("Strategy auto: what the frozen model tells of these data ...")
+        plan = plan_of(self._config, self._data)
+        arms = tuple(
+            TriedArm(name=arm.name, settings=arm.settings, reason=arm.reason, estimated_seconds=arm.seconds)
+            for arm in plan.arms
+        )
+        self._keep(replace(
+            self._record, evidence=plan.evidence, score_title=plan.score_title, arms=arms,
+            rejected={one.strategy: one.reason for one in plan.rejected}, seconds=time.perf_counter() - started,
+        ))  # fmt: skip
+
+    def _next(self) -> str:
+        record, name = next_arm(self._record, self._config)
+        if not name and any(arm.state == "trained" for arm in record.arms) and self._processes.is_main_process:
+            record, name = next_arm(with_other_rates(record, self._leader(record), self._config), self._config)
+        self._keep(record)
+        return shared(self._processes, name)
+
+    def _try(self, arm: TriedArm) -> None:
+        started = time.perf_counter()
+        tried = [one for one in self._record.arms if one.state in ("trained", "failed")]
+        self._processes.print(
+            f"Trying {arm.name} ({len(tried) + 1}), about {arm.estimated_seconds:.0f} s: {arm.reason}"
+        )
+        try:
+            outcome = self._trained(arm)
+        except UserError as error:
+            # Its whole text, but not the error: that holds the model, by the frames of its traceback.
+            outcome = replace(arm, state="failed", note=str(error))
+        gc.collect()
+        seconds = time.perf_counter() - started
+        self._keep(
+            replace(self._record.with_arm(outcome), seconds=self._record.seconds + max(seconds, outcome.seconds))
+        )
+        shown = outcome.note.replace("\n", " ") if outcome.score is None else f"{outcome.score:.4f}"
+        self._processes.print(f"{arm.name}: {self._record.score_title} {shown}, {seconds:.0f} s")
+
+    def _trained(self, arm: TriedArm) -> TriedArm:
+        """The arm after its training; the test split is not predicted."""
+        started, folder = time.perf_counter(), arm_folder(self._out, arm.name)
+        config = settings_of_arm(
+            self._config, arm.settings, output_dir=str(folder), report_to=["none"], push_to_hub=False,
+            push_space=False, hub_model_id=None, overwrite_output_dir=False, no_resume=False,
+        )  # fmt: skip
+        with open_run(config, self._data) as run:
+            # The run that follows prints its notes.
+            with redirect_stdout(io.StringIO()):
+                run.load_data()
+                run.load_model()
+                run.choose_what_learns()
+            run.train(save_at_end=config.trains_stepwise())
+            predictions = predict_split(run.model, run.loaders, "validation", run.accelerator)
+            validation = part_of(run.splits.validation, np.flatnonzero(run.splits.validation.counted))
+            units = units_of_rows(validation, run.splits.groups, run.config, run.modality).of_rows
+            assert predictions.index.tolist() == validation.rows.tolist()
+            scores = predictions.sample_scores()
+            if self._processes.is_main_process:
+                content = ArmScores(validation.rows.tolist(), units.tolist(), scores.tolist())
+                put(folder / SCORES_FILE, json.dumps(content._asdict()).encode())
+            mean, error = mean_and_error(scores, units)
+            rate = peak_rates(run.strategy, run.config.training)[0] if config.trains_stepwise() else None
+            return replace(
+                arm, state="trained", score=mean, standard_error=error, learning_rate=rate,
+                seconds=time.perf_counter() - started + run.fitted.earlier_seconds,
+            )  # fmt: skip
+
+    def _compared(self, arms: list[TriedArm]) -> Compared:
+        """On the main process: the scores of trained arms for the same rows."""
+        each = [
+            ArmScores(**json.loads((arm_folder(self._out, arm.name) / SCORES_FILE).read_text(encoding="utf-8")))
+            for arm in arms
+        ]
+        assert all(one.rows == each[0].rows for one in each), "arms were judged on different rows"
+        costs = [arm.estimated_seconds for arm in arms]
+        return Compared.of([one.scores for one in each], np.array(each[0].units), costs)
+
+    def _leader(self, record: AutoRecord) -> TriedArm:
+        trained = [arm for arm in record.arms if arm.state == "trained"]
+        return trained[choose(self._compared(trained))]
+
+    def _choose(self) -> None:
+        trained = [arm for arm in self._record.arms if arm.state == "trained"]
+        if not trained:
+            raise _nothing_trained(self._record)
+        record = self._record
+        if self._processes.is_main_process:
+            compared = self._compared(trained)
+            best = trained[choose(compared)]
+            estimate = corrected_estimate(compared)
+            record = replace(
+                record, chosen=best.name, sentence=_why(best, trained, int(compared.counts.sum())),
+                estimate=estimate.mean, interval=estimate.interval, samples=int(compared.counts.sum()),
+            )  # fmt: skip
+        self._keep(record)
+        self._processes.print(self._record.sentence)
+        if self._processes.is_main_process:
+            remove_arms(self._out, but=self._record.chosen)
+
+
+def _why(best: TriedArm, trained: list[TriedArm], samples: int) -> str:
+    if len(trained) == 1:
+        return f"Chosen: {best.name}, the only one that was trained."
+    others = ", ".join(f"{arm.name} {arm.score:.4f}" for arm in trained if arm is not best)
+    highest = max(arm.score for arm in trained if arm.score is not None)
+    reason = (
+        "" if best.score == highest else "; nothing that takes longer is better by more than chance or half a point"
+    )
+    return f"Chosen: {best.name} {best.score:.4f} against {others} on {samples:,} validation rows{reason}."
+
+
+def _nothing_trained(record: AutoRecord) -> UserError:
+    failed = [arm for arm in record.arms if arm.state == "failed"]
+    if len({arm.note for arm in failed}) == 1:
+        # The one reason, as of data that cannot be read.
+        return UserError(failed[0].note)
+    return user_error(
+        expected="at least one strategy that can be trained",
+        found="; ".join(f"{arm.name}: {' '.join(arm.note.split())}" for arm in failed),
+        do="put right what these say, or name a --strategy",
+    )
