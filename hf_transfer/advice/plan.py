@@ -1,6 +1,6 @@
 """What `--strategy auto` tries, in which order, and when it is enough."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,6 +61,24 @@ def plan_of(config: RunConfig, data: datasets.DatasetDict | None = None) -> Plan
             if arm.settings["strategy"] not in tried
         ]
     return Plan(_in_short(evidence), evidence.score_title, [solved, *others], rejected)
+
+
+def describe_plan(config: RunConfig) -> Iterator[str]:
+    """What `auto` would try with these settings, in sentences; nothing is trained.
+
+    Raises:
+        UserError: see `plan_of`.
+    """
+    check_named(config)
+    plan = plan_of(config)
+    first, *others = plan.arms
+    yield f"First {first.name}, about {first.seconds:.0f} s: {first.reason}"
+    for number, arm in enumerate(others, start=1):
+        by_default = number <= TRAINED_BY_DEFAULT or config.strategy.auto_arms
+        when = "Then" if by_default or config.strategy.auto_seconds is not None else "With more --auto_seconds"
+        yield f"{when} {arm.name}, about {arm.seconds:.0f} s: {arm.reason}"
+    for one in plan.rejected:
+        yield f"Not {one.strategy}: {one.reason}"
 
 
 def check_named(config: RunConfig) -> None:

@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -280,11 +281,11 @@ class _Race:
         if self._processes.is_main_process:
             compared = self._compared(trained)
             best = trained[choose(compared)]
-            estimate = corrected_estimate(compared)
-            record = replace(
-                record, chosen=best.name, sentence=_why(best, trained, int(compared.counts.sum())),
-                estimate=estimate.mean, interval=estimate.interval, samples=int(compared.counts.sum()),
-            )  # fmt: skip
+            estimate, samples = corrected_estimate(compared), int(compared.counts.sum())
+            record = replace(record, chosen=best.name, sentence=_why(best, trained, samples), samples=samples)
+            # Of a single unit there is none.
+            if not math.isnan(estimate.mean):
+                record = replace(record, estimate=estimate.mean, interval=estimate.interval)
         self._keep(record)
         self._processes.print(self._record.sentence)
         if self._processes.is_main_process:
