@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_installation()
         parser = _parser()
         arguments, others = parser.parse_known_args(argv)
-        if others and arguments.run_command is not _rank:
+        if others and arguments.run_command not in (_rank, _advise):
             parser.error(f"unrecognized arguments: {' '.join(others)}")
         arguments.others = others
         arguments.run_command(arguments)
@@ -82,9 +82,20 @@ def _parser() -> _Parser:
         "--per_device_eval_batch_size: `python recipes/text.py --help` lists them.",
     )  # fmt: skip
     _add_candidates(rank)
+    advice = commands.add_parser(
+        "advise", allow_abbrev=False, help="Say what to try with a model and your data, before anything is trained.",
+        usage="hf-transfer advise [--config FILE.yaml] [--dataset_name DATA] [--model_name_or_path MODEL] [options] "
+        "[settings of the recipe]",
+        epilog="All settings of model, data, samples and training are those of the recipe, but --strategy and what "
+        "belongs to one: `python recipes/text.py --help` lists them.",
+    )  # fmt: skip
+    _add_advised(advice)
     cache = commands.add_parser("cache", help="List what earlier runs keep on disk for later ones, or delete it.")
     _add_choice_of_stores(cache)
-    runs = {predict: _predict, push: _push, demo: _demo, space: _space, doctor: _doctor, rank: _rank, cache: _cache}
+    runs = {
+        predict: _predict, push: _push, demo: _demo, space: _space, doctor: _doctor, rank: _rank, advice: _advise,
+        cache: _cache,
+    }  # fmt: skip
     for command, run in runs.items():
         command.set_defaults(run_command=run)
     return parser
@@ -101,6 +112,22 @@ def _add_candidates(rank: argparse.ArgumentParser) -> None:
     add("--top", type=int, default=2, help="For how many of the best models to print the next command (default: 2).")
     add("--output", type=Path, metavar="FILE.json",
         help="Write the ranking into this file, and a picture of score against cost beside it (PNG).")  # fmt: skip
+
+
+def _add_advised(advice: argparse.ArgumentParser) -> None:
+    add = advice.add_argument
+    add(
+        "--config", type=Path, metavar="FILE.yaml", help="Settings in a file, as for a recipe; its strategy is ignored."
+    )
+    add("--dataset_name", metavar="DATA", help="The data, as for a recipe; only training rows are used.")
+    add("--model_name_or_path", metavar="MODEL", help="The pretrained model: a Hub id, a local folder, or sample:NAME.")
+    add("--recipe", choices=("vision", "text", "multimodal"), help="What samples are (default: as the file, or model "
+        "and data show).")  # fmt: skip
+    add("--no_fresh_weights", action="store_true",
+        help="Leave out the comparison with random weights, which takes another pass over up to 1,000 rows.",
+    )  # fmt: skip
+    add("--output", type=Path, metavar="FILE.json",
+        help="Write the advice into this file, and a picture of the evidence beside it (PNG).")  # fmt: skip
 
 
 def _add_choice_of_stores(cache: argparse.ArgumentParser) -> None:
@@ -285,7 +312,42 @@ def _check_rank(arguments: argparse.Namespace) -> None:
     """Refuse what can be seen before anything is loaded."""
     if arguments.top < 0:
         raise user_error(expected="--top of at least 0", found=str(arguments.top), do="change --top")
-    output = arguments.output
+    _check_json(arguments.output)
+
+
+def _advise(arguments: argparse.Namespace) -> None:
+    _check_json(arguments.output)
+    from hf_transfer.advice.advising import advise, config_of
+    from hf_transfer.advice.shown_advice import advice_text, draw_evidence
+    from hf_transfer.modalities.table import modality_named
+    from hf_transfer.settings.files import read_yaml
+    from hf_transfer.whole_run import recipe_for
+
+    path = arguments.config
+    saved = {} if path is None else read_yaml(path)
+    data, model = (getattr(arguments, name) or saved.get(name) for name in ("dataset_name", "model_name_or_path"))
+    if data is None:
+        raise user_error(expected="--dataset_name, or --config with it", found="no value", do="name the data")
+    recipe = arguments.recipe or saved.get("recipe")
+    if recipe is None:
+        recipe = "multimodal" if model is None else recipe_for([model], data, setting="--recipe ")
+    given = {"config": path, "dataset_name": arguments.dataset_name, "model_name_or_path": arguments.model_name_or_path}
+    flags = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    flags += arguments.others
+    advice = advise(config_of(modality_named(recipe).config, flags), with_fresh_weights=not arguments.no_fresh_weights)
+    print(advice_text(advice, flags), end="")
+    if arguments.output is not None:
+        advice.write(arguments.output)
+        written = [str(arguments.output)]
+        if advice.evidence.probes:
+            picture = arguments.output.with_suffix(".png")
+            draw_evidence(picture, advice.evidence)
+            written.append(str(picture))
+        print(f"\nWritten: {' and '.join(written)}")
+
+
+def _check_json(output: Path | None) -> None:
+    """Refuse a file that could not be written in the end."""
     if output is not None and (output.suffix != ".json" or not output.absolute().parent.is_dir()):
         raise user_error(
             expected="for --output a file NAME.json in a folder that exists", found=str(output), do="change --output"

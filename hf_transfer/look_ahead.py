@@ -4,7 +4,7 @@ import io
 import itertools
 import platform
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import mean
@@ -14,6 +14,7 @@ import torch
 
 from hf_transfer import host_memory
 from hf_transfer.checkpoints.files import free_bytes, in_units
+from hf_transfer.data.batches import LabelledInputs
 from hf_transfer.data.hub_access import cache_folder
 from hf_transfer.data.hub_account import describe_token, find_destination
 from hf_transfer.data.processors import allowed_processors
@@ -79,13 +80,13 @@ def _costs(run: Run) -> Iterator[str]:
     run.model.to(accelerator.device)
     if not config.trains():
         seconds = sum(seconds_of_a_pass(run, split) for split in run.splits.judged())
-        yield f"About {_in_words(seconds)} of evaluation.\nMemory: {_peak_memory()} for a few batches."
+        yield f"About {in_words(seconds)} of evaluation.\nMemory: {_peak_memory()} for a few batches."
         return
     prepared = run.prepared
     stages = run.strategy.stages(prepared.groups, config.training.num_train_epochs)
     passes = Passes.of(run.loaders, accelerator, config)
     frozen = FrozenPrefix(prepared.model, prepared.groups, passes)
-    yield f"About {_in_words(sum(_seconds(run, stage) for stage in stages))} of computing without a store."
+    yield f"About {in_words(sum(_seconds(run, stage) for stage in stages))} of computing without a store."
     for stage in stages:
         if not stage.solved and (expected := frozen.expected(stage)):
             yield expected
@@ -102,35 +103,52 @@ def _seconds(run: Run, stage: Stage) -> float:
     return stage.epochs * (seconds_of_a_pass(run, "train", learns=True) + evaluation)
 
 
-def seconds_of_a_pass(run: Run, split: str, *, learns: bool = False, measured: int = BATCHES_MEASURED) -> float:
-    """Of all batches, from the first few; what the very first one builds for all does not count.
+def seconds_of_a_pass(run: Run, split: str, *, learns: bool = False) -> float:
+    """Of all batches, from the first few; what the very first one builds for all does not count."""
+    loaders, device, seconds = run.loaders, run.accelerator.device, []
+    batches = loaders.of(split)
+    objective = _objective(run, learns=learns)
+    run.model.train(learns)
+    for batch in itertools.islice(batches, 1 + BATCHES_MEASURED):
+        started = time.perf_counter()
+        inputs = loaders.to_inputs(objective.repeated(batch), device, split, 0 if learns else None)
+        _compute(run, objective, inputs, learns=learns)
+        seconds.append(time.perf_counter() - started)
+    return mean(seconds[1:] or seconds) * len(batches)
+
+
+def seconds_of_rows(run: Run, positions: Sequence[int], *, learns: bool = False) -> float:
+    """Of one batch of training rows, as in evaluation, through the model, without what prepares their inputs.
 
     Args:
         run: with a model on its device, and batches.
-        split: of the data.
+        positions: of the rows in the training split.
         learns: with the backward pass.
-        measured: how many batches are measured after the first; 0: that one counts.
     """
-    model, loaders, accelerator = run.model, run.loaders, run.accelerator
-    objective = Objective(loaders.target, rdrop_alpha=run.regularisation.rdrop_alpha if learns else 0.0)
-    batches, seconds = loaders.of(split), []
-    model.train(learns)
+    inputs = run.loaders.some_samples("train", positions, None, run.accelerator.device)
+    objective = _objective(run, learns=False)
+    run.model.train(learns)
+    started = time.perf_counter()
+    _compute(run, objective, inputs, learns=learns)
+    return time.perf_counter() - started
+
+
+def _objective(run: Run, *, learns: bool) -> Objective:
+    return Objective(run.loaders.target, rdrop_alpha=run.regularisation.rdrop_alpha if learns else 0.0)
+
+
+def _compute(run: Run, objective: Objective, batch: LabelledInputs, *, learns: bool) -> None:
+    """The loss of a batch and, if the model learns, its gradients, which are thrown away."""
+    model = run.model
     with torch.set_grad_enabled(learns):
-        for batch in itertools.islice(batches, 1 + measured):
-            started = time.perf_counter()
-            inputs, targets, counted, _ = loaders.to_inputs(
-                objective.repeated(batch), accelerator.device, split, 0 if learns else None
-            )
-            with accelerator.autocast():
-                outputs = model(**inputs).logits
-            loss = objective(outputs.float(), targets, counted)
-            if learns:
-                loss.backward()
-                model.zero_grad(set_to_none=True)
-            # Waits for what a GPU has only been told to do.
-            loss.item()
-            seconds.append(time.perf_counter() - started)
-    return mean(seconds[1:] or seconds) * len(batches)
+        with run.accelerator.autocast():
+            outputs = model(**batch.inputs).logits
+        loss = objective(outputs.float(), batch.targets, batch.counted)
+        if learns:
+            loss.backward()
+            model.zero_grad(set_to_none=True)
+    # Waits for what a GPU has only been told to do.
+    loss.item()
 
 
 def _room(run: Run, learning: Set[str]) -> Iterator[str]:
@@ -153,6 +171,7 @@ def _peak_memory() -> str:
     return in_units(used["host"]) + (f" and {in_units(used['device'])} on the accelerator" if used["device"] else "")
 
 
-def _in_words(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """A time for people: in seconds, minutes or hours."""
     minutes = seconds / 60
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import datasets
 import pandas
 
+from hf_transfer.advice import advising
+from hf_transfer.advice.advising import Advice
 from hf_transfer.advice.auto import decided
 from hf_transfer.data.files import files_below
 from hf_transfer.data.pictures import SUFFIXES
@@ -55,6 +57,34 @@ def train(
     recipe = modality or _recipe_for(models, name, given)
     config_class = modality_named(recipe).config
     return run_all_steps(config_class.of(dataset_name=name, output_dir=str(output_dir), **models, **settings), given)
+
+
+def advise(
+    data: Data, model: str | tuple[str, str] | None = None, *, modality: str | None = None,
+    with_fresh_weights: bool = True, **settings: Any,
+) -> Advice:  # fmt: skip
+    """Say what to try with a model and data: nothing is trained, and a test split is not read.
+
+        advice = advise("path/to/pictures", model="google/vit-base-patch16-224")
+        for arm in advice.shortlist.arms:
+            print(arm.name, arm.seconds, arm.reason)
+
+    Args:
+        data: see `train`.
+        model: see there.
+        modality: see there.
+        with_fresh_weights: whether the same architecture with random weights is compared, which takes another pass.
+        **settings: any setting of that recipe, by its name.
+
+    Raises:
+        UserError: what a run would stop at before training, or the model has no head that can be solved.
+    """
+    check_installation()
+    name, given = _named(data)
+    models = _models(model, settings)
+    config_class = modality_named(modality or _recipe_for(models, name, given)).config
+    config = config_class.of(**{"output_dir": "none", "dataset_name": name, **models, **settings})
+    return advising.advise(config, given, with_fresh_weights=with_fresh_weights)
 
 
 def run_all_steps(config: RunConfig, data: datasets.DatasetDict | None = None) -> Run:

@@ -7,11 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from hf_transfer.advice.decision_folder import record_before, settings_of_arm
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.auto_record import FOLDER
 from hf_transfer.evaluation.run_folder import locked
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import AUTO
+from hf_transfer.training.launching import may_be_one_of_several
 
 if TYPE_CHECKING:
     import datasets
@@ -33,7 +35,12 @@ def decided(config: Config, data: datasets.DatasetDict | None = None) -> Config:
         UserError: the folder belongs to another run, or nothing could be trained.
         Interrupted: a signal asked the run to end; the same command goes on.
     """
-    if AUTO in config.strategy.names():
+    if AUTO in config.strategy.names() or config.flat().get("pooling") == AUTO:
+        if not may_be_one_of_several():
+            # A finished run is shown before anything heavy is imported.
+            record = record_before(config)
+            if record is not None and record.is_finished(Path(config.output.output_dir)):
+                return settings_of_arm(config, record.chosen_arm.settings, no_resume=False)
         from hf_transfer.advice.race import decide
 
         return decide(config, data)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
+from hf_transfer import look_ahead
 from hf_transfer.errors import UserError
-from hf_transfer.look_ahead import BATCHES_MEASURED, seconds_of_a_pass
 from hf_transfer.models.groups import Group
 from hf_transfer.models.taps import count_blocks
 from hf_transfer.run import Run
@@ -19,9 +20,13 @@ from hf_transfer.settings.strategy import ADAPTERS, PROBES
 from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.strategies.freezing import Stage, frozen_towers, unfreeze
 
-# A step is about as much work as three forward passes; all measured steps together as this share of a pass over the
-# rows.
-FORWARD_PASSES_OF_A_STEP, MEASURED_SHARE = 3, 0.1
+# On how many rows a step is measured: it is about as much work as three forward passes, and is to cost only this share
+# of a pass over all rows.
+FORWARD_PASSES_OF_A_STEP, MEASURED_SHARE = 3, 0.03
+FEWEST_MEASURED, MOST_MEASURED = 4, 32
+FEWEST_OF_A_PASS = 200
+# A backward pass takes at least as long as a forward pass.
+LEAST_RATIO = 2.0
 # A backward pass computes gradients of activations and of weights. Where only small parts of each layer learn, most of
 # the second half is not needed.
 SHARE_OF_SMALL_PARTS = 0.5
@@ -76,25 +81,29 @@ class Costs:
         return min(live, stored * (1 - learning) + above)
 
 
-def seconds_of_rows(run: Run, forward: float | None) -> tuple[float, float]:
-    """Seconds of a row through the model of a run, and of a row through it and back, from a few batches.
+def seconds_of_a_row(run: Run, forward: float | None) -> tuple[float, float]:
+    """Seconds of a row through the model of a run, and of a row through it and back.
 
-    All layers of the model learn afterwards.
+    A few rows say how much longer the second takes than the first. All layers of the model learn afterwards.
 
     Args:
         run: whose model and batches are ready.
-        forward: the first of both, if it is known.
+        forward: the first of both, if a pass over all rows has shown it.
     """
     model, groups, rows = run.prepared.model, run.prepared.groups, len(run.splits.train)
     model.to(run.accelerator.device)
-    affordable = int(MEASURED_SHARE * len(run.loaders.train) / FORWARD_PASSES_OF_A_STEP)
-    measured = min(BATCHES_MEASURED, max(0, affordable - 1))
+    count = int(np.clip(MEASURED_SHARE * rows / FORWARD_PASSES_OF_A_STEP, FEWEST_MEASURED, MOST_MEASURED))
+    chosen = np.unique(np.linspace(0, rows - 1, count).astype(int)).tolist()
+    through = look_ahead.seconds_of_rows(run, chosen) / len(chosen)
     if forward is None:
-        forward = seconds_of_a_pass(run, "train", measured=measured) / rows
+        # What the first batch builds for all does not count.
+        forward = through = look_ahead.seconds_of_rows(run, chosen) / len(chosen)
+    elif rows < FEWEST_OF_A_PASS:
+        # A pass over few rows is mostly its beginning.
+        forward = min(forward, through)
     unfreeze(model, groups)
-    step = seconds_of_a_pass(run, "train", learns=True, measured=measured) / rows
-    # One batch may take less time than all others on average.
-    return forward, max(step, forward)
+    step = look_ahead.seconds_of_rows(run, chosen, learns=True) / len(chosen)
+    return forward, forward * max(LEAST_RATIO, step / through)
 
 
 def strategy_names(config: RunConfig) -> list[str]:

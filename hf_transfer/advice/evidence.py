@@ -10,7 +10,7 @@ from typing import Any, Self
 import datasets
 import numpy as np
 
-from hf_transfer.advice.costs import Costs, seconds_of_rows, seconds_of_strategies
+from hf_transfer.advice.costs import Costs, seconds_of_a_row, seconds_of_strategies
 from hf_transfer.advice.probes import Difference, FreshWeights, JudgedRows, LearningCurve, Probe
 from hf_transfer.advice.probing import probed_model
 from hf_transfer.advice.scoring import frozen_run, training_alone
@@ -133,7 +133,7 @@ def gather_evidence(
 
     with frozen_run(_probing(config), data, alone) as run:
         model = probed_model(run, with_fresh_weights=with_fresh_weights) if config.has_simple_head else None
-        forward, step = seconds_of_rows(run, None if model is None else model.seconds)
+        forward, step = seconds_of_a_row(run, None if model is None else model.seconds)
         costs = Costs(
             forward, step, 0.0 if model is None else model.solving, sizes["train"], sizes["validation"],
             config.training.num_train_epochs, run.loaders.views, run.loaders.cycle,

@@ -7,17 +7,19 @@ from typing import Any
 import datasets
 
 from hf_transfer.advice.arms import Arm, Rejection
+from hf_transfer.advice.decision_folder import check_named, settings_of_arm
 from hf_transfer.advice.evidence import Evidence, gather_evidence
 from hf_transfer.advice.shortlist import resolved_pooling, shortlist_of
-from hf_transfer.errors import UserError, user_error
+from hf_transfer.errors import user_error
 from hf_transfer.evaluation.auto_record import AutoRecord, TriedArm
 from hf_transfer.settings.run import RunConfig
-from hf_transfer.settings.strategy import ADAPTERS
 
 # Without a limit of time, so many strategies are trained beside the solved head.
 TRAINED_BY_DEFAULT = 1
 # If there is time, the best strategy is trained again with these multiples of its rate.
 FACTORS_OF_RATE = (3.0, 1 / 3)
+
+HEAD_READS = {"own": "the model's own pooling", "cls": "the first token", "mean": "the mean of all tokens"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,25 @@ def plan_of(config: RunConfig, data: datasets.DatasetDict | None = None) -> Plan
     return Plan(_in_short(evidence), evidence.score_title, [solved, *others], rejected)
 
 
+def arm_with_pooling(config: RunConfig, data: datasets.DatasetDict | None = None) -> tuple[TriedArm, str]:
+    """The strategy that was given, with the pooling that suits the training rows best, and a sentence on it.
+
+    Args:
+        config: the settings, with `--pooling auto`.
+        data: a data set in memory; None: what the settings name.
+
+    Raises:
+        UserError: whatever a run would stop at before training.
+    """
+    evidence, strategy = gather_evidence(config, data), config.strategy.strategy
+    pooling = resolved_pooling(evidence, config)
+    settings = {"strategy": strategy, "pooling": pooling}
+    arm = TriedArm(
+        name=strategy, settings=settings, reason="You named it.", estimated_seconds=evidence.seconds[strategy]
+    )
+    return arm, f"--pooling auto: the head reads {HEAD_READS[pooling]}, by probes on {evidence.rows:,} training rows."
+
+
 def describe_plan(config: RunConfig) -> Iterator[str]:
     """What `auto` would try with these settings, in sentences; nothing is trained.
 
@@ -79,42 +100,6 @@ def describe_plan(config: RunConfig) -> Iterator[str]:
         yield f"{when} {arm.name}, about {arm.seconds:.0f} s: {arm.reason}"
     for one in plan.rejected:
         yield f"Not {one.strategy}: {one.reason}"
-
-
-def check_named(config: RunConfig) -> None:
-    """Refuse names of `--auto_arms` that are no strategies for these samples, before anything is read.
-
-    Raises:
-        UserError: there is such a name.
-    """
-    for name in config.strategy.auto_arms:
-        try:
-            settings_of_arm(config, {"strategy": name})
-        except UserError as error:
-            raise user_error(
-                expected=f"in --auto_arms strategies for the {config.recipe} recipe",
-                found=name,
-                do="leave it out; recipes/" + config.recipe + ".py --help lists those of --strategy",
-            ) from error
-
-
-def settings_of_arm(config: RunConfig, settings: dict[str, Any], **others: Any) -> RunConfig:
-    """The settings of a run that trains in one way.
-
-    Args:
-        config: as they were given, with the strategy `auto`.
-        settings: those of the arm.
-        **others: further ones.
-
-    Returns:
-        Those given without what has no effect beside them.
-    """
-    adapter = settings["strategy"] in ADAPTERS and config.flat().get("pooling", "own") not in ("own", "auto")
-    # An adapter that is saved alone has no place for another pooling.
-    merged = {"merge_adapter": True} if adapter else {}
-    return config.replaced(
-        **{"auto_seconds": None, "auto_arms": [], **merged, **settings, **others}
-    ).without_ineffective()
 
 
 def next_arm(record: AutoRecord, config: RunConfig) -> tuple[AutoRecord, str]:

@@ -7,7 +7,6 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from hf_transfer.frozen.out_of_fold import OutOfFold
 from hf_transfer.models.modeling_deep_probe import HEAD
 from hf_transfer.models.taps import kind_and_block
 from hf_transfer.targets.intervals import mean_and_error, paired_interval
@@ -96,12 +95,6 @@ class JudgedRows:
     rows: tuple[int, ...]
     scores: tuple[float, ...]
     units: tuple[int, ...]
-
-    @classmethod
-    def of(cls, probe: OutOfFold, rows: npt.NDArray[np.int64]) -> "JudgedRows":
-        """Those of some predictions; `rows` are the numbers of all rows that the features belong to."""
-        chosen = rows[probe.predictions.index]
-        return cls(tuple(chosen.tolist()), tuple(probe.scores.tolist()), tuple(probe.units.tolist()))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

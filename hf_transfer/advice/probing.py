@@ -8,14 +8,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hf_transfer.advice.probes import Difference, FreshWeights, JudgedRows, LearningCurve, Probe
 from hf_transfer.advice.scoring import ProbeTask, Task, best_of, columns_of, probed
 from hf_transfer.data.folds import Folds, halved
 from hf_transfer.data.splits import cut_stratified
 from hf_transfer.frozen.features import Features
-from hf_transfer.frozen.out_of_fold import OutOfFold
+from hf_transfer.frozen.out_of_fold import USUAL_SEARCH, OutOfFold, Search
 from hf_transfer.frozen.recording import Passes
+from hf_transfer.frozen.regularisation_path import REGULARISATIONS
+from hf_transfer.frozen.solvers import RIDGE
 from hf_transfer.frozen.transferability import score_of_neighbours
 from hf_transfer.models.memory_format import in_channels_last
 from hf_transfer.models.modeling_deep_probe import HEAD
@@ -28,7 +31,12 @@ MOST_ROWS_WITH_FRESH_WEIGHTS = 1_000
 # Heads for the learning curve are solved on a quarter, a half and all of the rows.
 HALVINGS = 2
 FEWEST_ROWS_OF_A_HEAD = 2
+# Evidence is to cost little beside the pass. So regularisations are a decade apart, one without gain ends the search,
+# and heads of the same features on other folds or fewer rows begin with what was the best. Ridge has no iterations.
+DECADES = Search(REGULARISATIONS[::2], patience=1)
+STRONGER = (100.0, 10.0, 1.0)
 Solve = Callable[..., OutOfFold]
+Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -61,33 +69,39 @@ def probed_model(run: Run, *, with_fresh_weights: bool) -> ProbedModel:
     model, groups, example = run.prepared.model, run.prepared.groups, run.preprocessing.example()
     with columns_of(model, groups, example, subject.layer_name, passes) as (layer, features):
         solve = partial(probed, options=subject.options, intercept=layer.bias is not None)
+        search = USUAL_SEARCH if subject.task.target.solver == RIDGE else DECADES
         started = time.perf_counter()
-        once = {name: solve(one, folds.first()) for name, one in features.items()}
+        probes = {name: solve(one, folds.first(), search=search) for name, one in features.items()}
         solving = (time.perf_counter() - started) / len(features)
-        best = best_of(once)
-        # More folds make the two scores steadier that matter most.
-        again = {best, HEAD} if len(folds.of_rows) > 1 else set[str]()
-        repeated = {name: solve(features[name], folds) for name in sorted(again)}
-        seconds = features[best].seconds
+        best = best_of(probes)
+        scores = {name: probe.scores for name, probe in probes.items()}
+        if len(folds.of_rows) > 1:
+            # More folds make the two scores steadier that matter most.
+            for name in sorted({best, HEAD}):
+                same = Search([probes[name].regularisation])
+                further = solve(features[name], folds.others(), search=same).scores
+                scores[name] = scores[name] + (further - scores[name]) * (1 - 1 / len(folds.of_rows))
+        units, seconds = probes[best].units, features[best].seconds
+        rows = subject.task.train.rows[probes[best].predictions.index]
         known: dict[str, Any] = {
-            "probes": tuple(_probe(name, once, repeated) for name in once),
+            "probes": tuple(
+                _probe(name, scores[name], scores[HEAD] if name == best else probes[HEAD].scores, units)
+                for name in probes
+            ),
             "best": best,
-            "judged": JudgedRows.of((once | repeated)[best], subject.task.train.rows),
+            "judged": JudgedRows(tuple(rows.tolist()), tuple(scores[best].tolist()), tuple(units.tolist())),
             "neighbours": score_of_neighbours(features[best], folds.units),
-            "curve": learning_curve(features[best], subject.task, once[best], solve, run.config.training.seed),
+            "curve": learning_curve(features[best], subject.task, probes[best], solve, run.config.training.seed),
         }
         if with_fresh_weights:
             known["fresh_weights"] = _with_fresh_weights(run, subject, features[best], solve)
     return ProbedModel(known, None if seconds is None else seconds / len(run.splits.train), solving)
 
 
-def _probe(name: str, once: dict[str, OutOfFold], repeated: dict[str, OutOfFold]) -> Probe:
-    probe = (once | repeated)[name]
-    if name == HEAD:
-        return Probe(name, probe.score, probe.standard_error, None)
-    # Both by the same folds.
-    head = (repeated if name in repeated else once)[HEAD]
-    return Probe(name, probe.score, probe.standard_error, Difference.of(probe.scores, head.scores, probe.units))
+def _probe(name: str, scores: Scores, of_head: Scores, units: npt.NDArray[np.int64]) -> Probe:
+    """A probe, and how much better it is than the head by the same folds."""
+    over_head = None if name == HEAD else Difference.of(scores, of_head, units)
+    return Probe(name, *mean_and_error(scores, units), over_head)
 
 
 def learning_curve(features: Features, task: Task, whole: OutOfFold, solve: Solve, seed: int) -> LearningCurve | None:
@@ -112,7 +126,9 @@ def learning_curve(features: Features, task: Task, whole: OutOfFold, solve: Solv
         learnt_from.insert(0, halved(learnt_from[0], task.train.targets, task.target, seed))
     if min(int(rows.sum()) for rows in learnt_from[0]) < FEWEST_ROWS_OF_A_HEAD:
         return None
-    probes = [*(solve(features, folds, learnt_from=masks) for masks in learnt_from[:-1]), whole]
+    # Fewer rows need no weaker regularisation.
+    search = Search([factor * whole.regularisation for factor in STRONGER])
+    probes = [*(solve(features, folds, learnt_from=masks, search=search) for masks in learnt_from[:-1]), whole]
     scores, errors = zip(*(mean_and_error(probe.scores, probe.units) for probe in probes), strict=True)
     rows = tuple(float(np.mean([mask.sum() for mask in masks])) for masks in learnt_from)
     return LearningCurve(rows, scores, errors, Difference.of(whole.scores, probes[-2].scores, whole.units))
@@ -125,7 +141,9 @@ def _with_fresh_weights(run: Run, subject: ProbeTask, features: Features, solve:
         train = cut_stratified(train, MOST_ROWS_WITH_FRESH_WEIGHTS / len(train), seed, target)[1]
     inside = np.isin(subject.task.train.rows, train.rows)
     folds = subject.task.folds.first().of_part(inside)
-    pretrained = solve(features, folds, learnt_from=[rows & inside for rows in folds.outside()])
+    search = USUAL_SEARCH if target.solver == RIDGE else DECADES
+    learnt_from = [rows & inside for rows in folds.outside()]
+    pretrained = solve(features, folds, learnt_from=learnt_from, search=search)
 
     example = run.preprocessing.example()
     model, groups = load_classifier(run.checkpoint, target, example, seed=seed, fresh_weights=True)
@@ -139,7 +157,7 @@ def _with_fresh_weights(run: Run, subject: ProbeTask, features: Features, solve:
         passes = replace(passes, settings=replace(passes.settings, cache_frozen="off"))
         with columns_of(model, groups, example, subject.layer_name, passes) as (_, fresh):
             of_part = Folds(folds.of_rows[:, inside], folds.units[inside])
-            probes = {name: solve(one, of_part) for name, one in fresh.items()}
+            probes = {name: solve(one, of_part, search=search) for name, one in fresh.items()}
     best = best_of(probes)
     probe = probes[best]
     gain = Difference.of(pretrained.scores, probe.scores, pretrained.units)

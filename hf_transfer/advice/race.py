@@ -4,12 +4,10 @@ import gc
 import io
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,24 +15,24 @@ import datasets
 import numpy as np
 
 from hf_transfer.advice.decision import Compared, choose, corrected_estimate
-from hf_transfer.advice.plan import check_named, next_arm, plan_of, settings_of_arm, with_other_rates
+from hf_transfer.advice.decision_folder import begin, record_before, settings_of_arm
+from hf_transfer.advice.plan import arm_with_pooling, next_arm, plan_of, with_other_rates
 from hf_transfer.data.checked import units_of_rows
 from hf_transfer.data.complete_files import put
 from hf_transfer.data.splits import part_of
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation import run_folder
 from hf_transfer.evaluation.auto_record import (
-    FOLDER,
     AutoRecord,
     TriedArm,
     arm_folder,
     remove_arms,
-    settings_as_given,
 )  # fmt: skip
 from hf_transfer.hub.runs import prepare_to_publish
 from hf_transfer.interruption import Interrupted
 from hf_transfer.run import open_run
 from hf_transfer.settings.run import RunConfig
+from hf_transfer.settings.strategy import AUTO
 from hf_transfer.targets.intervals import mean_and_error
 from hf_transfer.training.devices import connect_once
 from hf_transfer.training.launching import ONLY_PROCESS, Processes, main_process_first
@@ -69,7 +67,8 @@ def decide(config: Config, data: datasets.DatasetDict | None = None) -> Config:
         if not record.chosen:
             try:
                 prepare_to_publish(config, processes)
-                record = _Race(config, data, processes, record).run()
+                race = _Race(config, data, processes, record)
+                record = race.run() if AUTO in config.strategy.names() else race.choose_pooling()
             except Interrupted as interrupted:
                 # The folder says how far it has come: the same command must not start over.
                 raise Interrupted(interrupted.number, interrupted.kept, saved=True) from interrupted
@@ -96,47 +95,17 @@ def _record(config: RunConfig, processes: Processes) -> Iterator[AutoRecord]:
     with ExitStack() as held:
         with main_process_first(processes):
             if processes.is_main_process:
-                record = _record_before(config)
+                record = record_before(config)
                 if record is None or not record.is_finished(out):
                     try:
                         out.mkdir(parents=True, exist_ok=True)
                         held.enter_context(run_folder.locked(out))
-                        record = record or _begin(config)
+                        record = record or begin(config)
                     except OSError as error:
                         raise run_folder.not_writable(error) from error
         shown = shared(processes, record)
         assert shown is not None
         yield shown
-
-
-def _record_before(config: RunConfig) -> AutoRecord | None:
-    """What an earlier process of this run has left; None: the decision starts."""
-    out = Path(config.output.output_dir)
-    record = AutoRecord.read(out)
-    again = config.output.overwrite_output_dir or (
-        config.checkpoints.no_resume and record is not None and not record.is_finished(out)
-    )
-    if record is not None and not again:
-        if differences := record.differences(config):
-            raise run_folder.other_settings(out, differences)
-        return record
-    check_named(config)
-    run_folder.results_or_refusal(config)
-    return None
-
-
-def _begin(config: RunConfig) -> AutoRecord:
-    out = Path(config.output.output_dir)
-    shutil.rmtree(out / FOLDER, ignore_errors=True)
-    record = AutoRecord(
-        began=datetime.now(UTC).isoformat(),
-        settings=settings_as_given(config),
-        replaces=bool(run_folder.earlier_run(out).present()),
-    )
-    record.write(out)
-    if not record.replaces:
-        run_folder.save_settings(out, config)
-    return record
 
 
 def _final_settings(config: Config, record: AutoRecord, processes: Processes) -> Config:
@@ -148,8 +117,10 @@ def _final_settings(config: Config, record: AutoRecord, processes: Processes) ->
         arm = settings_of_arm(config, record.chosen_arm.settings, output_dir=str(folder))
         newest = checkpoints_of(arm).folders()[-1:] if arm.trains_stepwise() else []
         values["resume_from_checkpoint"] = str(newest[0]) if newest else None
-        values["overwrite_output_dir"] = record.replaces
-    return settings_of_arm(config, record.chosen_arm.settings, **shared(processes, values))  # type: ignore[return-value]
+        # As soon as it has a checkpoint of its own it resumes, like any run.
+        has_begun = run_folder.earlier_run(out).aside.exists() and bool(checkpoints_of(config).folders())
+        values["overwrite_output_dir"] = record.replaces and not has_begun
+    return settings_of_arm(config, record.chosen_arm.settings, **shared(processes, values))
 
 
 class _Race:
@@ -183,6 +154,14 @@ class _Race:
         while name := self._next():
             self._try(next(arm for arm in self._record.arms if arm.name == name))
         self._choose()
+        return self._record
+
+    def choose_pooling(self) -> AutoRecord:
+        """For a strategy that was given: what the head of a text model reads, where the settings leave it open."""
+        self._processes.print("Pooling auto: what the frozen model tells of these data ...")
+        arm, sentence = arm_with_pooling(self._config, self._data)
+        self._keep(replace(self._record, arms=(arm,), chosen=arm.name, sentence=sentence))
+        self._processes.print(sentence)
         return self._record
 
     def _keep(self, record: AutoRecord) -> None:

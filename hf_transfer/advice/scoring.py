@@ -22,7 +22,7 @@ from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation.run_folder import peak_memory_bytes
 from hf_transfer.evaluation.saved_model import count_parameters
 from hf_transfer.frozen.features import Features
-from hf_transfer.frozen.out_of_fold import OutOfFold, predicted_out_of_fold
+from hf_transfer.frozen.out_of_fold import USUAL_SEARCH, OutOfFold, Search, predicted_out_of_fold
 from hf_transfer.frozen.probe import solvable_layer
 from hf_transfer.frozen.recording import Passes
 from hf_transfer.frozen.solvers import SolverOptions
@@ -283,11 +283,13 @@ def best_of(probes: dict[str, OutOfFold]) -> str:
 
 def probed(
     features: Features, folds: Folds, options: SolverOptions, *, intercept: bool,
-    learnt_from: Sequence[npt.NDArray[np.bool_]] | None = None,
+    learnt_from: Sequence[npt.NDArray[np.bool_]] | None = None, search: Search = USUAL_SEARCH,
 ) -> OutOfFold:  # fmt: skip
     """The predictions of heads on some features; see `predicted_out_of_fold`."""
-    solver = options.solver(features.target)
-    return predicted_out_of_fold(solver, features, folds, options, intercept=intercept, learnt_from=learnt_from)
+    return predicted_out_of_fold(
+        options.solver(features.target), features, folds, options, intercept=intercept, learnt_from=learnt_from,
+        search=search,
+    )  # fmt: skip
 
 
 def score_models(

@@ -56,6 +56,10 @@ class Folds(NamedTuple):
         """The first repeat alone."""
         return self._replace(of_rows=self.of_rows[:1])
 
+    def others(self) -> "Folds":
+        """All repeats but the first."""
+        return self._replace(of_rows=self.of_rows[1:])
+
     def of_part(self, rows: npt.NDArray[np.bool_]) -> "Folds":
         """The same folds of some rows; the others are in none [rows]."""
         return self._replace(of_rows=np.where(rows, self.of_rows, NO_FOLD))

@@ -25,6 +25,21 @@ FOLDS = 5
 LARGEST_FOLDED = 20_000
 
 
+class Search(NamedTuple):
+    """How the best regularisation is searched for.
+
+    Attributes:
+        regularisations: from strong to weak; None: those of the solver.
+        patience: after so many of them without gain, the search ends: weak ones take the longest to solve.
+    """
+
+    regularisations: Sequence[float] | None = None
+    patience: int = PATIENCE
+
+
+USUAL_SEARCH = Search()
+
+
 class LeftOut(NamedTuple):
     """Outputs with one regularisation, of heads that were solved without the samples.
 
@@ -66,7 +81,7 @@ class OutOfFold:
 
 def left_out_path(
     solver: Solver, features: Features, folds: Folds, options: SolverOptions, *, intercept: bool,
-    learnt_from: Sequence[npt.NDArray[np.bool_]] | None = None,
+    learnt_from: Sequence[npt.NDArray[np.bool_]] | None = None, regularisations: Sequence[float] | None = None,
 ) -> Iterator[LeftOut]:  # fmt: skip
     """Left-out outputs from strong to weak regularisation, which is the same for the heads of all folds.
 
@@ -80,10 +95,13 @@ def left_out_path(
         options: what each class counts.
         intercept: whether heads have a bias.
         learnt_from: for each fold, the samples that its heads are solved on [samples]; None: all outside of it.
+        regularisations: that are tried; None: those of the solver.
     """
     parts = [(repeat, torch.from_numpy(inside)) for repeat, inside in folds.each()]
     outside = [torch.from_numpy(rows) for rows in (folds.outside() if learnt_from is None else learnt_from)]
-    paths = [_problem(solver, features, rows, options, intercept).path(rough=True) for rows in outside]
+    problems = [_problem(solver, features, rows, options, intercept) for rows in outside]
+    tried = {} if regularisations is None else {"regularisations": regularisations}
+    paths = [problem.path(**tried, rough=True) for problem in problems]
     for solutions in zip(*paths, strict=True):
         outputs = torch.full(
             (len(folds.of_rows), features.samples, len(features.target.names)), math.nan, dtype=torch.float64
@@ -101,13 +119,12 @@ def _problem(solver: Solver, features: Features, outside: Tensor, options: Solve
 
 def predicted_out_of_fold(
     solver: Solver, features: Features, folds: Folds, options: SolverOptions, *, intercept: bool,
-    learnt_from: Sequence[npt.NDArray[np.bool_]] | None = None,
+    learnt_from: Sequence[npt.NDArray[np.bool_]] | None = None, search: Search = USUAL_SEARCH,
 ) -> OutOfFold:  # fmt: skip
     """The left-out predictions with the best regularisation.
 
-    It is the best one by the left-out outputs of all samples, tried from strong to weak until two decades have brought
-    no gain. So the label of a sample has a part in the choice of this one number, and else none in the prediction for
-    it.
+    It is the best one by the left-out outputs of all samples, tried from strong to weak until that brings no gain. So
+    the label of a sample has a part in the choice of this one number, and else none in the prediction for it.
 
     Args:
         solver: see `left_out_path`, as for the others.
@@ -116,18 +133,23 @@ def predicted_out_of_fold(
         options: see there; its ranking selects the regularisation.
         intercept: see there.
         learnt_from: see there.
+        search: which regularisations are tried, and how far.
     """
     index = np.flatnonzero(folds.predicted)
     targets = features.targets[index]
     rows: list[Metrics] = []
     best = -1
-    for left_out in left_out_path(solver, features, folds, options, intercept=intercept, learnt_from=learnt_from):
+    path = left_out_path(
+        solver, features, folds, options, intercept=intercept, learnt_from=learnt_from,
+        regularisations=search.regularisations,
+    )  # fmt: skip
+    for left_out in path:
         repeats = [Predictions(features.target, outputs[index], targets, index) for outputs in left_out.outputs]
         row = _mean_row([one.metrics(options.ranking.metric) for one in repeats])
         if options.ranking.is_better(row, rows, best):
             best, chosen, regularisation = len(rows), repeats, left_out.regularisation
         rows.append(row)
-        if len(rows) - best > PATIENCE:
+        if len(rows) - best > search.patience:
             break
     outputs = torch.stack([one.outputs for one in chosen]).mean(0)
     # What a finished model would take from left-out predictions, such as thresholds, it has here, too.

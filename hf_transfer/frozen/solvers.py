@@ -1,6 +1,6 @@
 """Solvers of a head on stored features: the table of names, and what is solved with which."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
@@ -19,7 +19,7 @@ Probe = Literal["logistic", "svm", "knn"]
 class Problem(Protocol):
     """A convex problem whose solutions are linear layers."""
 
-    def path(self, *, rough: bool = False) -> Iterator[Solution]:
+    def path(self, regularisations: Sequence[float] = ..., *, rough: bool = False) -> Iterator[Solution]:
         """Solutions from strong to weak regularisation; rough ones are less exact, and faster."""
 
     def sharpened(self, solution: Solution) -> Solution:

@@ -95,7 +95,9 @@ class TextModality(Modality[TextConfig]):
         """See `Modality.checkpoint`."""
         from hf_transfer.models.pretrained import Checkpoint
 
-        return Checkpoint(config.model.model_name_or_path, config.model.model_revision, self.task, config.text.pooling)
+        # A run has chosen before; what only looks at a model takes it as it is.
+        pooling = "own" if config.text.pooling == "auto" else config.text.pooling
+        return Checkpoint(config.model.model_name_or_path, config.model.model_revision, self.task, pooling)
 
     def preprocessing(self, checkpoint: AnyCheckpoint, config: TextConfig | None, saved: Saved) -> TokenPreprocessing:
         """See `Modality.preprocessing`."""

@@ -142,9 +142,9 @@ class SentenceSettings(TextSettings):
     """Samples that are texts or pairs of texts."""
 
     text_pair_column_name: str | None = setting("Column with a second text, for pairs of sentences.", None)
-    pooling: Literal["own", "cls", "mean"] = setting(
-        "What the head sees of a text: the checkpoint's own pooling, the first token, or the mean of all.",
-        "own", TRAINS, ONE_DEPTH,
+    pooling: Literal["own", "cls", "mean", "auto"] = setting(
+        "What the head sees of a text: the checkpoint's own pooling, the first token, the mean of all, or what suits "
+        "the training samples best (auto).", "own", TRAINS, ONE_DEPTH,
     )  # fmt: skip
 
 

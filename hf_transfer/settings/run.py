@@ -228,7 +228,7 @@ class TextConfig(RunConfig):
     def _wrong_combinations(self) -> Iterator[UserError]:
         yield from super()._wrong_combinations()
         strategy, pooling = self.strategy, self.text.pooling
-        if pooling != "own" and strategy.strategy in ADAPTERS and not strategy.merge_adapter:
+        if pooling not in ("own", "auto") and strategy.strategy in ADAPTERS and not strategy.merge_adapter:
             yield user_error(
                 expected=f"an adapter that peft can load elsewhere, or --merge_adapter with --pooling {pooling}",
                 found=f"--strategy {strategy.strategy} without it",

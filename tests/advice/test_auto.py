@@ -164,6 +164,25 @@ def test_an_earlier_run_stays_until_the_new_one_is_finished(tmp_path: Path, caps
     assert not (out / "auto").exists()
 
 
+@pytest.mark.slow
+def test_the_pooling_of_a_strategy_that_is_given_is_chosen_once(
+    parity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = settings(parity, strategy="linear_probe", pooling="auto", output_dir=str(tmp_path / "out"))
+    run = run_all_steps(given)
+    assert "--pooling auto: the head reads " in capsys.readouterr().out
+    pooling = decision(tmp_path / "out")["arms"][0]["settings"]["pooling"]
+    assert f"pooling: {pooling}\n" in (tmp_path / "out/config.yaml").read_text()
+    assert run.results is not None
+    assert run.results.strategy == "linear_probe"
+    assert "How the strategy was chosen" not in (tmp_path / "out/report.md").read_text()
+    alone = settings(parity, strategy="linear_probe", pooling=pooling, output_dir=str(tmp_path / "alone"))
+    assert run_all_steps(alone).metrics == run.metrics
+    capsys.readouterr()
+    run_all_steps(given)
+    assert "nothing was trained now" in capsys.readouterr().out
+
+
 def command(config: TextConfig, *launcher: str) -> Sequence[str]:
     given = {one.name: config.flat()[one.name] for topic in vars(config).values() for one in topic.given()}
     named = {name: config.flat()[name] for name in ("model_name_or_path", "dataset_name", "output_dir")}

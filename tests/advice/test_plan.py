@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from hf_transfer.advice.plan import check_named, next_arm, settings_of_arm, with_other_rates
+from hf_transfer.advice.decision_folder import check_named, settings_of_arm
+from hf_transfer.advice.plan import next_arm, with_other_rates
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.auto_record import AutoRecord, decision_of
 from hf_transfer.settings.run import MultimodalConfig, TextConfig, VisionConfig

@@ -1,0 +1,92 @@
+"""What evidence means, in sentences for people who have not trained a model before."""
+
+from collections.abc import Iterator
+
+from hf_transfer.advice.evidence import Evidence
+from hf_transfer.advice.probes import Difference, Probe
+from hf_transfer.advice.shortlist import ERRORS_OF_A_GAIN, RULES, rows_in_words
+from hf_transfer.models.modeling_deep_probe import HEAD
+
+# By the rule that holds.
+SIZES = (
+    "That is few: training all layers at once can do harm, so the first candidates train step by step.",
+    "That is neither few nor many: training all layers usually pays, if it begins gently.",
+    "That is many: training all layers is worth its time.",
+)
+
+
+def sentences_on(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """What is known, point by point: a word that says what it is on, and one or two sentences."""
+    number = max(place for place, rule in enumerate(RULES) if evidence.rows_per_kind >= rule.fewest)
+    yield "Size", f"{rows_in_words(evidence)} ({evidence.rows:,} in all). {SIZES[number]}"
+    if not evidence.probes:
+        yield (
+            "Probes",
+            "None: the head for images with texts has several layers, and cannot be solved without training. So the "
+            "shortlist is by the number of rows alone.",
+        )
+        return
+    yield "Similarity", _similarity(evidence)
+    yield "Depth", _depth(evidence)
+    yield "Its own head", _own_head(evidence)
+    yield "More data", _more_data(evidence)
+
+
+def _similarity(evidence: Evidence) -> str:
+    fresh = evidence.fresh_weights
+    if fresh is None:
+        return "The pretrained weights were not compared with fresh ones."
+    figures = (
+        f"A head on the pretrained model has {fresh.pretrained_score:.3f}, one on the same architecture with random "
+        f"weights {fresh.score:.3f}, on the same {fresh.rows:,} rows (difference {fresh.gain.mean:.3f}, {_interval(fresh.gain)})."
+    )
+    if fresh.gain.exceeds(ERRORS_OF_A_GAIN):
+        return f"{figures} What the model has learnt before helps here."
+    return f"{figures} So there is no sign that what it has learnt before helps here: try other models, too."
+
+
+def _depth(evidence: Evidence) -> str:
+    best = evidence.best_single
+    assert best is not None
+    where = "what its own head reads" if best.features == HEAD else _place(best, evidence.blocks)
+    sentence = f"The best single place to read the model is {where} ({best.score:.3f} ± {best.standard_error:.3f})."
+    if best.depth(evidence.blocks) < 1:
+        sentence += " Later layers are more special to what it was pretrained for."
+    if " + " in evidence.best and (together := evidence.probe(evidence.best)):
+        sentence += f" Several places together ({evidence.best}) have {together.score:.3f}."
+    return sentence
+
+
+def _place(probe: Probe, blocks: int) -> str:
+    kind, _, block = probe.features.partition("_")
+    what = "the first token" if kind == "first" else "the mean"
+    return f"{what} behind block {block} of {blocks}"
+
+
+def _own_head(evidence: Evidence) -> str:
+    deficit = evidence.deficit_of_head
+    if deficit is None:
+        return "What the model's own head reads is the best place."
+    figures = f"What the model's own head reads is {deficit.mean:.3f} behind the best place ({_interval(deficit)})."
+    if deficit.is_clear:
+        return f"{figures} So a new head there would miss something; the shortlist reads other places."
+    return f"{figures} These rows do not show that another place is better."
+
+
+def _more_data(evidence: Evidence) -> str:
+    curve = evidence.curve
+    if curve is None:
+        return "There are too few rows to see what more of them would bring."
+    last = curve.last_doubling
+    figures = (
+        f"Heads of {curve.rows[-1]:.0f} rows have {curve.scores[-1]:.3f}, those of half as many "
+        f"{curve.scores[-2]:.3f}: the last doubling brought {last.mean:+.3f} ± {last.standard_error:.3f}."
+    )
+    if last.exceeds(ERRORS_OF_A_GAIN):
+        return f"{figures} Twice as many rows would probably help."
+    return f"{figures} That is within twice its error: these rows do not show that more of them would help."
+
+
+def _interval(difference: Difference) -> str:
+    low, high = difference.interval
+    return f"95 % interval {low:.3f} to {high:.3f}"
