@@ -44,8 +44,7 @@ def fit(
 ) -> Fit:  # fmt: skip
     """Train stage by stage, evaluate every epoch on validation, and return the weights of the best one.
 
-    Checkpoints are written on the way. If `--output_dir` has one of this run, the run resumes from the newest, with the
-    same result as without the interruption.
+    Checkpoints are written on the way, and a run resumes from its newest, with the same result as in one piece.
 
     Args:
         model: classifier in float32, not wrapped.
@@ -95,9 +94,7 @@ def fit(
                 run_stage(learner, stage, batches, state, checkpointing, training, accelerator)
         state.position.next_stage()
         checkpointing.save_if_due(state)
-    if save_at_end:
-        checkpointing.save(state, whatever_the_settings=True)
-    checkpointing.wait()
+    checkpointing.finish(state, save=save_at_end)
     soup = _load_best(state, loaders, accelerator)
     unfreeze(model, groups)
     return state.result.finished(without_unread_taps(model), soup, state.frozen.seconds, state.frozen.notes)

@@ -190,19 +190,19 @@ class Checkpointing:
         if largest_of_all(self._accelerator, self._accelerator.is_main_process and self.due(state.position.steps))[0]:
             self.save(state)
 
-    def save(self, state: RunState, *, whatever_the_settings: bool = False) -> None:
+    def save(self, state: RunState, *, even_if_never: bool = False) -> None:
         """Copy the state of the run, and write the copy in the background. All processes call it together.
 
         With --save_steps the run waits for the writing: no more than so many steps may be lost.
 
         Args:
             state: of the run.
-            whatever_the_settings: save although --save_steps is 0.
+            even_if_never: save although --save_steps is 0.
 
         Raises:
             UserError: this checkpoint or the one before it could not be written.
         """
-        if self._settings.save_steps == 0 and not whatever_the_settings:
+        if self._settings.save_steps == 0 and not even_if_never:
             return
         started, rank = time.perf_counter(), self._accelerator.process_index
         plain, generators = random_state(self._accelerator.device)
@@ -236,6 +236,16 @@ class Checkpointing:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.result()
+
+    def finish(self, state: RunState, *, save: bool) -> None:
+        """Wait for the last copy; and, if wanted, save the finished state, even if --save_steps is 0.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if save:
+            self.save(state, even_if_never=True)
+        self.wait()
 
     def last_checkpoint(self) -> LastCheckpoint:
         """The last checkpoint, after waiting until it is written; only the main process knows."""
