@@ -35,6 +35,8 @@ FEWEST_ROWS_OF_A_HEAD = 2
 # and heads of the same features on other folds or fewer rows begin with what was the best. Ridge has no iterations.
 DECADES = Search(REGULARISATIONS[::2], patience=1)
 STRONGER = (100.0, 10.0, 1.0)
+# Below so many rows, the choice of a place would depend much on one division into folds: all repeats count.
+FEW_ROWS = 200
 Solve = Callable[..., OutOfFold]
 Scores = npt.NDArray[np.float64]
 
@@ -73,21 +75,16 @@ def probed_model(run: Run, *, with_fresh_weights: bool) -> ProbedModel:
         started = time.perf_counter()
         probes = {name: solve(one, folds.first(), search=search) for name, one in features.items()}
         solving = (time.perf_counter() - started) / len(features)
-        best = best_of(probes)
         scores = {name: probe.scores for name, probe in probes.items()}
-        if len(folds.of_rows) > 1:
-            # More folds make the two scores steadier that matter most.
-            for name in sorted({best, HEAD}):
-                same = Search([probes[name].regularisation])
-                further = solve(features[name], folds.others(), search=same).scores
+        if len(folds.of_rows) > 1 and len(folds.units) < FEW_ROWS:
+            for name, probe in probes.items():
+                further = solve(features[name], folds.others(), search=Search([probe.regularisation])).scores
                 scores[name] = scores[name] + (further - scores[name]) * (1 - 1 / len(folds.of_rows))
+        best = max(scores, key=lambda name: float(scores[name].mean()))
         units, seconds = probes[best].units, features[best].seconds
         rows = subject.task.train.rows[probes[best].predictions.index]
         known: dict[str, Any] = {
-            "probes": tuple(
-                _probe(name, scores[name], scores[HEAD] if name == best else probes[HEAD].scores, units)
-                for name in probes
-            ),
+            "probes": tuple(_probe(name, of_rows, scores[HEAD], units) for name, of_rows in scores.items()),
             "best": best,
             "judged": JudgedRows(tuple(rows.tolist()), tuple(scores[best].tolist()), tuple(units.tolist())),
             "neighbours": score_of_neighbours(features[best], folds.units),

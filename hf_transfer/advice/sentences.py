@@ -38,7 +38,8 @@ def _similarity(evidence: Evidence) -> str:
         return "The pretrained weights were not compared with fresh ones."
     figures = (
         f"A head on the pretrained model has {fresh.pretrained_score:.3f}, one on the same architecture with random "
-        f"weights {fresh.score:.3f}, on the same {fresh.rows:,} rows (difference {fresh.gain.mean:.3f}, {_interval(fresh.gain)})."
+        f"weights {fresh.score:.3f}, on the same {fresh.rows:,} rows "
+        f"(difference {fresh.gain.mean:.3f}, {_interval(fresh.gain)})."
     )
     if fresh.gain.exceeds(ERRORS_OF_A_GAIN):
         return f"{figures} What the model has learnt before helps here."

@@ -83,10 +83,11 @@ def resolved_pooling(evidence: Evidence, config: RunConfig) -> Pooling:
         config: the settings of a run; a pooling that they name stays.
     """
     wanted = _pooling(config)
-    if wanted not in ("own", "auto"):
-        return wanted  # type: ignore[return-value]
+    for named in POOLINGS.values():
+        if wanted == named:
+            return named
     strategy = config.strategy
-    if (strategy.strategy in ADAPTERS and not strategy.merge_adapter) or "pooling" not in config.settings():
+    if (strategy.strategy in ADAPTERS and not strategy.merge_adapter) or wanted is None:
         return "own"
     return _best_pooling(evidence)
 
@@ -176,7 +177,7 @@ def _why_no_probe(name: str, evidence: Evidence) -> str:
     if evidence.best == HEAD:
         return f"no other place in the model is better than what its own head reads ({best})"
     head = _score(evidence, HEAD)
-    return f"{evidence.best} is not clearly better than what the model's own head reads ({best} against {head})"
+    return f"to read {evidence.best} is not clearly better than what the model's own head reads ({best} against {head})"
 
 
 def _score(evidence: Evidence, features: str) -> str:

@@ -1,0 +1,237 @@
+"""`hf-transfer advise` as a user runs it: what to try with a model and data."""
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import hf_transfer as ht
+from hf_transfer import command_line
+from hf_transfer.advice.advising import Advice, command_for, config_of
+from hf_transfer.advice.evidence import Evidence
+from hf_transfer.advice.sentences import sentences_on
+from hf_transfer.advice.shortlist import shortlist_of
+from hf_transfer.advice.shown_advice import advice_text, draw_evidence
+from hf_transfer.settings.parsing import parse
+from hf_transfer.settings.run import TextConfig
+from tests.advice.known import HELPS, LESS, MORE, NO_HELP, evidence, text_config, texts
+from tests.conftest import Finished
+from tests.tiny_text_models import save_text_checkpoint
+
+Advise = Callable[..., Finished]
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """A tiny text model with random weights."""
+    return save_text_checkpoint(tmp_path / "bert", "bert")
+
+
+@pytest.fixture
+def advise(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Advise:
+    """`hf-transfer advise` with flags, in this process."""
+
+    def run(*flags: str | Path) -> Finished:
+        code = 0
+        try:
+            command_line.main([
+                "advise", "--cache_dir", str(tmp_path / "cache"), "--output", str(tmp_path / "advice.json"),
+                *map(str, flags),
+            ])  # fmt: skip
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Finished(code, captured.out, captured.err)
+
+    return run
+
+
+def advice(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "advice.json").read_text(encoding="utf-8"))
+    return content
+
+
+def test_advice_has_what_is_known_what_to_try_and_what_not(advise: Advise, bert: Path, tmp_path: Path) -> None:
+    done = advise("--dataset_name", texts(tmp_path / "data"), "--model_name_or_path", bert)
+    assert done.code == 0, done.err
+    content = advice(tmp_path)
+    known = Evidence.from_json(content["evidence"])
+    for probe in known.probes:
+        assert f"  {probe.features:{max(len(one.features) for one in known.probes)}}  {probe.score:.3f} ± " in done.out
+    for topic in ("Size", "Similarity", "Depth", "Its own head", "More data"):
+        assert f"\n- {topic}: " in done.out
+    for number, arm in enumerate(content["shortlist"], start=1):
+        assert f"\n{number}. {arm['name']}, about " in done.out
+        assert arm["reason"] in done.out
+    for one in content["rejected"]:
+        assert f"\n- {one['strategy']}, about " in done.out
+        assert one["reason"] in done.out
+    assert (tmp_path / "advice.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_for_the_first_choice_is_one_of_the_recipe(advise: Advise, bert: Path, tmp_path: Path) -> None:
+    data = texts(tmp_path / "data")
+    done = advise("--dataset_name", data, "--model_name_or_path", bert, "--num_train_epochs", "3", "--no_fresh_weights")
+    assert done.code == 0, done.err
+    (line,) = (line for line in done.out.splitlines() if "recipes/text.py" in line and "--strategy auto" not in line)
+    python, recipe, *flags = shlex.split(line)
+    assert (python, recipe) == ("python", "recipes/text.py")
+    config = parse(TextConfig, flags)
+    assert config.strategy.strategy == advice(tmp_path)["shortlist"][0]["settings"]["strategy"]
+    assert config.data.dataset_name == str(data)
+    assert "--num_train_epochs" not in flags, "it has no effect on a solved head"
+
+
+def test_the_test_split_is_not_read(advise: Advise, bert: Path, tmp_path: Path) -> None:
+    """A test split that would be an error in a run changes nothing: other labels, and rows without a text."""
+    data = texts(tmp_path / "data")
+    texts(data, 12, name="validation.csv", seed=1)
+    texts(data, 12, name="test.csv", seed=2)
+    flags = ("--dataset_name", data, "--model_name_or_path", bert, "--no_fresh_weights")
+    assert advise(*flags).code == 0
+    before = advice(tmp_path)["evidence"]
+    (data / "test.csv").write_text("text,label\n,unknown class\n,a\nword1,another class\n", encoding="utf-8")
+    done = advise(*flags)
+    assert done.code == 0, done.err
+    after = advice(tmp_path)["evidence"]
+    assert {name: after[name] for name in ("probes", "judged", "curve")} == {
+        name: before[name] for name in ("probes", "judged", "curve")
+    }
+
+
+def test_a_file_of_a_run_gives_the_settings(advise: Advise, bert: Path, tmp_path: Path) -> None:
+    """Its strategy does not count, but the length of its training does."""
+    settings = {
+        "recipe": "text", "dataset_name": str(texts(tmp_path / "data")), "model_name_or_path": str(bert),
+        "output_dir": str(tmp_path / "out"), "strategy": "linear_probe",
+        "num_train_epochs": 7, "cache_dir": str(tmp_path / "cache"),
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    done = advise("--config", tmp_path / "run.yaml", "--no_fresh_weights")
+    assert done.code == 0, done.err
+    assert advice(tmp_path)["evidence"]["costs"]["epochs"] == 7
+    assert f"--config {tmp_path / 'run.yaml'}" in done.out
+    assert not (tmp_path / "out").exists()
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "no data": (["--model_name_or_path", "MODEL"], "--dataset_name, or --config with it"),
+    "no model": (["--dataset_name", "DATA", "--recipe", "text"], "model_name_or_path"),
+    "a strategy": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--strategy", "full"], "--strategy"),
+    "taps": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--taps=head"], "Found:    --taps"),
+    "a folder": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--output_dir", "x"], "--output_dir"),
+    "a finished model": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--evaluate_only"], "evaluate_"),
+    "an unknown setting": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--max_len", "5"], "nearest: max_seq_length"),
+    "a setting without effect": (
+        ["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--adapter_rank", "4"], "--adapter_rank",
+    ),
+    "another file": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--output", "x.txt"], "NAME.json"),
+    "one class": (["--dataset_name", "ONE", "--model_name_or_path", "MODEL"], "at least 2 classes to tell apart"),
+    "rows that are one": (
+        ["--dataset_name", "COPIES", "--model_name_or_path", "MODEL", "--group_column_name", "author"],
+        "12 rows that are copies of each other, or of one group",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_mistakes_end_with_code_2_and_say_what_to_do(name: str, advise: Advise, bert: Path, tmp_path: Path) -> None:
+    flags, words = WRONG[name]
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "train.csv").write_text("text,label\nword1,a\nword2,a\nword3,a\n", encoding="utf-8")
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [f"word{number},{'ab'[number % 2]},one" for number in range(12)]
+        (copies / f"{split}.csv").write_text("\n".join(["text,label,author", *rows]) + "\n", encoding="utf-8")
+    places = {"DATA": texts(tmp_path / "data"), "MODEL": bert, "ONE": one, "COPIES": copies}
+    done = advise(*(places.get(flag, flag) for flag in flags))
+    assert done.code == 2
+    assert words in done.err
+    assert "Do this:" in done.err
+    assert not (tmp_path / "advice.json").exists()
+
+
+def test_a_model_of_which_no_head_can_be_solved_is_refused(
+    advise: Advise, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_transfer.advice.scoring.solvable_layer", lambda *_: None)
+    done = advise("--dataset_name", texts(tmp_path / "data"), "--model_name_or_path", bert)
+    assert done.code == 2
+    assert "a head of one linear layer, and a target that it can be solved for" in done.err
+
+
+def test_fewer_rows_than_folds_are_enough(advise: Advise, bert: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "validation", "test"):
+        lines = ["text,label", *(f"word{number},{'ab'[number % 2]}" for number in range(4))]
+        (data / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    done = advise("--dataset_name", data, "--model_name_or_path", bert)
+    assert done.code == 0, done.err
+    assert "2 rows per class (4 in all)" in done.out
+
+
+def test_python_gets_the_same(bert: Path, tmp_path: Path) -> None:
+    known = ht.advise(texts(tmp_path / "data"), bert, with_fresh_weights=False, cache_dir=tmp_path / "cache")
+    assert known.shortlist.arms[0].is_solved
+    assert known.evidence.fresh_weights is None
+
+
+def test_flags_without_effect_are_left_out_of_a_command() -> None:
+    flags = ["--dataset_name=d", "--model_name_or_path", "a model", "--learning_rate", "1e-3", "--pooling", "auto"]
+    config = config_of(TextConfig, flags)
+    arms = {arm.name: arm for arm in shortlist_of(evidence(best="mean_6", over_head=MORE), config).arms}
+    first = command_for(arms["deep_probe"], config, flags)
+    assert first == (
+        "python recipes/text.py --dataset_name=d --model_name_or_path 'a model' --strategy deep_probe --taps mean_6 "
+        "--pooling own --output_dir runs/deep_probe"
+    )
+    lora = command_for(arms["lora"], config, flags)
+    assert "--learning_rate 1e-3" in lora
+    assert "--pooling mean --merge_adapter true" in lora
+    for command in (first, lora):
+        parse(TextConfig, shlex.split(command)[2:])
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        (evidence(8), "Size: 8 rows per class (32 in all). That is few"),
+        (evidence(500), "Size: 500 rows per class (2,000 in all). That is many"),
+        (evidence(fresh_weights=HELPS), "(difference 0.200, 95 % interval 0.100 to 0.300). What the model has learnt"),
+        (evidence(fresh_weights=NO_HELP), "So there is no sign that what it has learnt before helps here"),
+        (evidence(), "Depth: The best single place to read the model is what its own head reads (0.700 ± 0.030)."),
+        (evidence(best="mean_6", over_head=MORE), "0.100 behind the best place (95 % interval 0.060 to 0.140). So"),
+        (evidence(), "the last doubling brought +0.100 ± 0.020. Twice as many rows would probably help."),
+        (evidence(curve=None), "There are too few rows to see what more of them would bring."),
+        (evidence(probes=(), best="", curve=None), "Probes: None: the head for images with texts has several layers"),
+    ],
+)  # fmt: skip
+def test_what_is_known_is_said_in_sentences(known: Evidence, words: str) -> None:
+    assert words in "\n".join(f"{topic}: {sentence}" for topic, sentence in sentences_on(known))
+
+
+def test_a_doubling_within_its_error_promises_nothing() -> None:
+    curve = evidence().curve
+    assert curve is not None
+    flat = replace(curve, last_doubling=replace(MORE, standard_error=0.06))
+    sentences = dict(sentences_on(evidence(curve=flat)))
+    assert "these rows do not show that more of them would help" in sentences["More data"]
+
+
+@pytest.mark.parametrize("known", [evidence(fresh_weights=HELPS), evidence(curve=None)], ids=["all", "few rows"])
+def test_evidence_is_drawn_and_shown(known: Evidence, tmp_path: Path) -> None:
+    draw_evidence(tmp_path / "a.png", known)
+    assert (tmp_path / "a.png").stat().st_size > 5_000
+    config = text_config()
+    text = advice_text(Advice(config, known, shortlist_of(known, config)), ["--dataset_name", "d"])
+    assert "best\n" in text
+    assert LESS.mean < 0
