@@ -29,7 +29,8 @@ LONGEST_README = 180
 OTHER_FLAGS = {
     "--format", "--output", "--text_pair",
     "--checkout", "--clear", "--config", "--config_file", "--cpu", "--help", "--image", "--machine_rank",
-    "--main_process_ip", "--models", "--mutants", "--nodes", "--nproc_per_node", "--num_processes", "--older_than",
+    "--main_process_ip", "--models", "--mutants", "--no_fresh_weights", "--nodes", "--nproc_per_node",
+    "--num_processes", "--older_than",
     "--only", "--real", "--signals-to-handle", "--text", "--tiny", "--top",
 }  # fmt: skip
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

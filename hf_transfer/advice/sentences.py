@@ -85,7 +85,9 @@ def _more_data(evidence: Evidence) -> str:
     )
     if last.exceeds(ERRORS_OF_A_GAIN):
         return f"{figures} Twice as many rows would probably help."
-    return f"{figures} That is within twice its error: these rows do not show that more of them would help."
+    if last.exceeds():
+        return f"{figures} More rows may help; these are too few to be sure."
+    return f"{figures} These rows show no sign that more of them would help."
 
 
 def _interval(difference: Difference) -> str:

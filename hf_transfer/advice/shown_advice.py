@@ -61,20 +61,20 @@ def draw_evidence(path: Path, evidence: Evidence) -> None:
 def _draw_depths(axes: Any, evidence: Evidence) -> None:
     single = [(*kind_and_block(one.features), one) for one in evidence.probes if len(one.taps) == 1]
     # The head reads what is behind all blocks; a little apart, so that marks do not cover each other.
-    offsets = {MEAN: 0.0, FIRST: 0.12, HEAD: 0.24}
-    for kind, offset in offsets.items():
+    apart = 0.02 * evidence.blocks
+    for place, kind in enumerate((MEAN, FIRST, HEAD)):
         points = [(block or evidence.blocks, probe) for one, block, probe in single if one == kind]
         if points:
             axes.errorbar(
-                [block + offset for block, _ in points], [probe.score for _, probe in points],
+                [block + place * apart for block, _ in points], [probe.score for _, probe in points],
                 [Z * probe.standard_error for _, probe in points], fmt="o-" if kind == MEAN else "o", capsize=3,
                 elinewidth=1, label=HEADINGS[kind],
             )  # fmt: skip
     for probe in evidence.probes:
         if len(probe.taps) > 1:
             axes.errorbar(
-                [evidence.blocks + 0.36], [probe.score], [Z * probe.standard_error], fmt="s", capsize=3, elinewidth=1,
-                label="several together",
+                [evidence.blocks + 3 * apart], [probe.score], [Z * probe.standard_error], fmt="s", capsize=3,
+                elinewidth=1, label="several together",
             )  # fmt: skip
     if (fresh := evidence.fresh_weights) is not None:
         axes.axhline(fresh.score, color="0.45", linestyle="--", label="with random weights (best place)")

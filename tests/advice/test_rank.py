@@ -123,7 +123,7 @@ def test_without_a_test_split_only_rows_that_a_run_trains_on_are_scored(
     assert len(stored) == 2
     done = vision(
         dataset_name=data, model_name_or_path=VIT, strategy="deep_probe", augmentation="none",
-        cache_dir=tmp_path / "cache",
+        cache_dir=tmp_path / "cache", max_train_samples_per_class=None,
     )  # fmt: skip
     assert done.code == 0, done.err
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "frozen").rglob("*.safetensors")}
