@@ -149,7 +149,7 @@ def test_an_error_of_the_run_is_an_error_of_the_doctor(tmp_path: Path, capsys: p
     ("seconds", "words"), [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2.0 h")]
 )
 def test_times_are_in_seconds_minutes_or_hours(seconds: float, words: str) -> None:
-    assert looking._in_words(seconds) == words
+    assert looking.in_words(seconds) == words
 
 
 @pytest.mark.slow

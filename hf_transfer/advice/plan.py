@@ -49,20 +49,29 @@ def plan_of(config: RunConfig, data: datasets.DatasetDict | None = None) -> Plan
     Raises:
         UserError: whatever a run would stop at before training, or `--auto_arms` has what this model cannot have.
     """
-    evidence = gather_evidence(config, data)
+    return plan_from(gather_evidence(config, data), config)
+
+
+def plan_from(evidence: Evidence, config: RunConfig) -> Plan:
+    """What follows from evidence.
+
+    Args:
+        evidence: of the model and the data.
+        config: the settings, with the strategy `auto`.
+
+    Raises:
+        UserError: `--auto_arms` has what this model cannot have.
+    """
     shortlist = shortlist_of(evidence, config)
     solved, *others = [_as_settings(arm) for arm in shortlist.arms]
-    rejected = shortlist.rejected
-    if config.strategy.auto_arms:
-        others = _named_arms(config, evidence, others)
-        tried = {arm.settings["strategy"] for arm in (solved, *others)}
-        rejected = [one for one in rejected if one.strategy not in tried]
-        rejected += [
-            Rejection(arm.name, "It is not among --auto_arms.")
-            for arm in shortlist.arms
-            if arm.settings["strategy"] not in tried
-        ]
-    return Plan(_in_short(evidence), evidence.score_title, [solved, *others], rejected)
+    if not config.strategy.auto_arms:
+        return Plan(_in_short(evidence), evidence.score_title, [solved, *others], shortlist.rejected)
+    arms = [solved, *_named_arms(config, evidence, [solved, *others])]
+    tried = {arm.settings["strategy"] for arm in arms}
+    rejected = [one for one in shortlist.rejected if one.strategy not in tried]
+    not_named = [arm.settings["strategy"] for arm in others if arm.settings["strategy"] not in tried]
+    rejected += [Rejection(name, "It is not among --auto_arms.") for name in not_named]
+    return Plan(_in_short(evidence), evidence.score_title, arms, rejected)
 
 
 def arm_with_pooling(config: RunConfig, data: datasets.DatasetDict | None = None) -> tuple[TriedArm, str]:
@@ -100,6 +109,13 @@ def describe_plan(config: RunConfig) -> Iterator[str]:
         yield f"{when} {arm.name}, about {arm.seconds:.0f} s: {arm.reason}"
     for one in plan.rejected:
         yield f"Not {one.strategy}: {one.reason}"
+
+
+def planned_count(record: AutoRecord, config: RunConfig) -> int:
+    """How many arms will be tried, if none fails and there is time."""
+    every = config.strategy.auto_seconds is not None or bool(config.strategy.auto_arms)
+    failed = sum(arm.state == "failed" for arm in record.arms)
+    return len(record.arms) if every else min(len(record.arms), 1 + TRAINED_BY_DEFAULT + failed)
 
 
 def next_arm(record: AutoRecord, config: RunConfig) -> tuple[AutoRecord, str]:
@@ -152,8 +168,9 @@ def _as_settings(arm: Arm) -> Arm:
 
 
 def _named_arms(config: RunConfig, evidence: Evidence, planned: Sequence[Arm]) -> list[Arm]:
+    """The arms of `--auto_arms`; the first planned one is tried in any case."""
     by_name = {arm.settings["strategy"]: arm for arm in planned}
-    names = config.strategy.auto_arms
+    names = [name for name in config.strategy.auto_arms if name != planned[0].settings["strategy"]]
     if lacking := [name for name in names if name in evidence.unsuitable]:
         raise user_error(
             expected="in --auto_arms strategies that this model can have",

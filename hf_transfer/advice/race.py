@@ -16,7 +16,7 @@ import numpy as np
 
 from hf_transfer.advice.decision import Compared, choose, corrected_estimate
 from hf_transfer.advice.decision_folder import begin, record_before, settings_of_arm
-from hf_transfer.advice.plan import arm_with_pooling, next_arm, plan_of, with_other_rates
+from hf_transfer.advice.plan import arm_with_pooling, next_arm, plan_of, planned_count, with_other_rates
 from hf_transfer.data.checked import units_of_rows
 from hf_transfer.data.complete_files import put
 from hf_transfer.data.splits import part_of
@@ -30,6 +30,7 @@ from hf_transfer.evaluation.auto_record import (
 )  # fmt: skip
 from hf_transfer.hub.runs import prepare_to_publish
 from hf_transfer.interruption import Interrupted
+from hf_transfer.look_ahead import in_words
 from hf_transfer.run import open_run
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import AUTO
@@ -192,22 +193,23 @@ class _Race:
 
     def _try(self, arm: TriedArm) -> None:
         started = time.perf_counter()
-        tried = [one for one in self._record.arms if one.state in ("trained", "failed")]
-        self._processes.print(
-            f"Trying {arm.name} ({len(tried) + 1}), about {arm.estimated_seconds:.0f} s: {arm.reason}"
-        )
+        number = 1 + sum(one.state in ("trained", "failed") for one in self._record.arms)
+        count = max(number, planned_count(self._record, self._config))
+        seconds = in_words(arm.estimated_seconds)
+        self._processes.print(f"Trying {number} of {count}: {arm.name}, about {seconds} ... {arm.reason}")
         try:
             outcome = self._trained(arm)
         except UserError as error:
             # Its whole text, but not the error: that holds the model, by the frames of its traceback.
             outcome = replace(arm, state="failed", note=str(error))
         gc.collect()
-        seconds = time.perf_counter() - started
-        self._keep(
-            replace(self._record.with_arm(outcome), seconds=self._record.seconds + max(seconds, outcome.seconds))
+        taken = time.perf_counter() - started
+        self._keep(replace(self._record.with_arm(outcome), seconds=self._record.seconds + max(taken, outcome.seconds)))
+        failed = f"cannot be trained: {' '.join(outcome.note.split())}"
+        shown = (
+            failed if outcome.score is None else f"{self._record.score_title} {outcome.score:.4f}, {in_words(taken)}"
         )
-        shown = outcome.note.replace("\n", " ") if outcome.score is None else f"{outcome.score:.4f}"
-        self._processes.print(f"{arm.name}: {self._record.score_title} {shown}, {seconds:.0f} s")
+        self._processes.print(f"{arm.name}: {shown}")
 
     def _trained(self, arm: TriedArm) -> TriedArm:
         """The arm after its training; the test split is not predicted."""

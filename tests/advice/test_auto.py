@@ -252,7 +252,7 @@ def test_two_processes_decide_the_same(tmp_path: Path) -> None:
     results = Results.read(tmp_path / "out")
     assert results.processes == 2
     assert results.strategy == results.auto["chosen"]
-    assert done[0].stdout.count("Trying full") == 1
+    assert done[0].stdout.count("Trying 2 of 2: full, about ") == 1
     assert "nothing was trained now" in done[1].stdout
 
 

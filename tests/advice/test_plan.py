@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from hf_transfer.advice.decision_folder import check_named, settings_of_arm
-from hf_transfer.advice.plan import next_arm, with_other_rates
+from hf_transfer.advice.plan import next_arm, plan_from, with_other_rates
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.auto_record import AutoRecord, decision_of
 from hf_transfer.settings.run import MultimodalConfig, TextConfig, VisionConfig
+from hf_transfer.settings.strategy import Strategy
 from tests.advice.auto_runs import arm, record
+from tests.advice.known import MORE, evidence
 
 NAMED = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"}
 
@@ -78,6 +80,38 @@ def test_the_best_is_tried_with_three_times_and_a_third_of_its_rate_if_there_is_
     assert with_other_rates(before, best, config(auto_seconds=100.0, learning_rate=1e-3)) == before
     solved = arm("linear_probe", state="trained")
     assert with_other_rates(before, solved, config(auto_seconds=100.0)) == before
+
+
+def test_the_plan_has_the_shortlist_and_a_reason_against_every_other_strategy() -> None:
+    plan = plan_from(evidence(50), config())
+    assert [one.settings["strategy"] for one in plan.arms] == ["linear_probe", "lp_ft", "full", "lora"]
+    named = {one.settings["strategy"] for one in plan.arms} | {one.strategy for one in plan.rejected}
+    assert named == set(get_args(Strategy))
+    assert (plan.evidence["rows"], plan.evidence["best"]) == (200, "head")
+
+
+def test_named_strategies_replace_those_of_the_shortlist() -> None:
+    """The solved head is tried in any case, once."""
+    plan = plan_from(evidence(50), config(auto_arms=["bitfit", "linear_probe", "full"]))
+    assert [one.name for one in plan.arms] == ["linear_probe", "bitfit", "full"]
+    assert plan.arms[1].reason == "You named it in --auto_arms."
+    reasons = {one.strategy: one.reason for one in plan.rejected}
+    assert reasons["lora"] == "It is not among --auto_arms."
+    assert not {"bitfit", "full", "linear_probe"} & reasons.keys()
+
+
+def test_a_named_strategy_reads_the_pooling_that_is_better() -> None:
+    better = evidence(50, best="mean_6", over_head=MORE)
+    arms = {one.name: one.settings for one in plan_from(better, config(auto_arms=["bitfit", "dora"])).arms}
+    assert arms["bitfit"]["pooling"] == "mean"
+    # An adapter that is saved alone has no place for it.
+    assert arms["dora"]["pooling"] == "own"
+
+
+def test_a_named_strategy_that_the_model_cannot_have_is_refused() -> None:
+    without = evidence(50, unsuitable={"lora": "it has no layers that peft can adapt"})
+    with pytest.raises(UserError, match="strategies that this model can have\nFound:    lora: it has no layers"):
+        plan_from(without, config(auto_arms=["full", "lora"]))
 
 
 def test_an_arm_has_the_settings_that_have_an_effect_on_it() -> None:
