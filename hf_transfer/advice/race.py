@@ -217,6 +217,8 @@ class _Race:
         config = settings_of_arm(
             self._config, arm.settings, output_dir=str(folder), report_to=["none"], push_to_hub=False,
             push_space=False, hub_model_id=None, overwrite_output_dir=False, no_resume=False,
+            # The chosen one is handed over by a checkpoint.
+            save_steps=self._config.checkpoints.save_steps or None,
         )  # fmt: skip
         with open_run(config, self._data) as run:
             # The run that follows prints its notes.

@@ -1,6 +1,7 @@
 """The state of a run, saving it in checkpoints, and resuming it from one."""
 
 import copy
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object, ge
 from accelerate.utils.operations import is_tensor_information
 from torch import Tensor, nn
 
-from hf_transfer.checkpoints.checkpoint import BrokenCheckpointError, Checkpoints, Saved, Tensors, in_background
+from hf_transfer.checkpoints.checkpoint import STATE, BrokenCheckpointError, Checkpoints, Saved, Tensors, in_background
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.frozen.prefix import FrozenPrefix
 from hf_transfer.settings.output import CHECKPOINTS_FOLDER, CheckpointSettings
@@ -190,19 +191,15 @@ class Checkpointing:
         if largest_of_all(self._accelerator, self._accelerator.is_main_process and self.due(state.position.steps))[0]:
             self.save(state)
 
-    def save(self, state: RunState, *, even_if_never: bool = False) -> None:
+    def save(self, state: RunState) -> None:
         """Copy the state of the run, and write the copy in the background. All processes call it together.
 
         With --save_steps the run waits for the writing: no more than so many steps may be lost.
 
-        Args:
-            state: of the run.
-            even_if_never: save although --save_steps is 0.
-
         Raises:
             UserError: this checkpoint or the one before it could not be written.
         """
-        if self._settings.save_steps == 0 and not even_if_never:
+        if self._settings.save_steps == 0:
             return
         started, rank = time.perf_counter(), self._accelerator.process_index
         plain, generators = random_state(self._accelerator.device)
@@ -238,13 +235,13 @@ class Checkpointing:
             writer.result()
 
     def finish(self, state: RunState, *, save: bool) -> None:
-        """Wait for the last copy; and, if wanted, save the finished state, even if --save_steps is 0.
+        """Wait for the last copy; and, if wanted, save the finished state.
 
         Raises:
             UserError: it could not be written.
         """
         if save:
-            self.save(state, even_if_never=True)
+            self.save(state)
         self.wait()
 
     def last_checkpoint(self) -> LastCheckpoint:
@@ -327,6 +324,14 @@ class Checkpointing:
 def checkpoints_of(config: RunConfig) -> Checkpoints:
     """The checkpoints of a run, in its folder."""
     return Checkpoints(Path(config.output.output_dir) / FOLDER, config.checkpoints.save_total_limit)
+
+
+def remembered_in(folder: Path) -> dict[str, Any]:
+    """Decisions of the run that wrote a checkpoint; none if it is damaged, which is an error when it is read."""
+    try:
+        return dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["remembered"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def largest_of_all(accelerator: Accelerator, *numbers: int) -> list[int]:
