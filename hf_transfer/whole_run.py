@@ -4,13 +4,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import datasets
 import pandas
 
-from hf_transfer.advice import advising
-from hf_transfer.advice.advising import Advice
 from hf_transfer.advice.auto import decided
 from hf_transfer.data.files import files_below
 from hf_transfer.data.pictures import SUFFIXES
@@ -22,6 +20,9 @@ from hf_transfer.modalities.table import MODALITIES, modality_named
 from hf_transfer.run import Run, open_run
 from hf_transfer.settings.model import MEMORY_PREFIX
 from hf_transfer.settings.run import TOWERS, RunConfig
+
+if TYPE_CHECKING:
+    from hf_transfer.advice.advising import Advice
 
 Data: TypeAlias = str | Path | datasets.DatasetDict | datasets.Dataset | pandas.DataFrame
 
@@ -62,7 +63,7 @@ def train(
 def advise(
     data: Data, model: str | tuple[str, str] | None = None, *, modality: str | None = None,
     with_fresh_weights: bool = True, **settings: Any,
-) -> Advice:  # fmt: skip
+) -> "Advice":  # fmt: skip
     """Say what to try with a model and data: nothing is trained, and a test split is not read.
 
         advice = advise("path/to/pictures", model="google/vit-base-patch16-224")
@@ -84,6 +85,8 @@ def advise(
     models = _models(model, settings)
     config_class = modality_named(modality or _recipe_for(models, name, given)).config
     config = config_class.of(**{"output_dir": "none", "dataset_name": name, **models, **settings})
+    from hf_transfer.advice import advising
+
     return advising.advise(config, given, with_fresh_weights=with_fresh_weights)
 
 

@@ -153,6 +153,16 @@ def test_a_head_with_another_pooling_is_read_alone(rank: Rank, models: tuple[Pat
     assert model["features"] == "head"
 
 
+def test_auto_pooling_is_that_of_the_model(rank: Rank, models: tuple[Path, Path], tmp_path: Path) -> None:
+    """A ranking reads all places anyway."""
+    data = texts(tmp_path / "data")
+    assert rank(data, "--models", models[0]).code == 0
+    (model,) = ranking(tmp_path)["models"]
+    assert rank(data, "--models", models[0], "--pooling", "auto").code == 0
+    (again,) = ranking(tmp_path)["models"]
+    assert same(model) == same(again)
+
+
 def test_two_folders_with_the_same_weights_are_equal(rank: Rank, models: tuple[Path, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(models[0], tmp_path / "copy")
     done = rank(texts(tmp_path / "data"), "--models", models[0], copy)
