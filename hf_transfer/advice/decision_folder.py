@@ -80,8 +80,15 @@ def settings_of_arm(config: Config, settings: dict[str, Any], **others: Any) -> 
     Returns:
         Those given without what has no effect beside them.
     """
-    adapter = settings["strategy"] in ADAPTERS and config.flat().get("pooling", "own") not in ("own", "auto")
-    # An adapter that is saved alone has no place for another pooling.
-    merged = {"merge_adapter": True} if adapter else {}
+    merged = {"merge_adapter": True} if settings["strategy"] in ADAPTERS and _needs_merging(config) else {}
     values: dict[str, Any] = {"auto_seconds": None, "auto_arms": [], **merged, **settings, **others}
     return config.replaced(**values).without_ineffective()
+
+
+def _needs_merging(config: RunConfig) -> bool:
+    """Whether an adapter that is saved alone would have no place for the pooling, or could not be published."""
+    from hf_transfer.data.hub_access import is_hub_id
+
+    pooling, base = config.flat().get("pooling", "own"), config.model.model_name_or_path
+    published = config.output.push_to_hub and base is not None and not is_hub_id(base)
+    return published or pooling not in ("own", "auto")

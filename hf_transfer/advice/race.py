@@ -29,7 +29,6 @@ from hf_transfer.evaluation.auto_record import (
     remove_arms,
 )  # fmt: skip
 from hf_transfer.hub.runs import prepare_to_publish
-from hf_transfer.interruption import Interrupted
 from hf_transfer.look_ahead import in_words
 from hf_transfer.run import open_run
 from hf_transfer.settings.run import RunConfig
@@ -66,13 +65,9 @@ def decide(config: Config, data: datasets.DatasetDict | None = None) -> Config:
     out = Path(config.output.output_dir)
     with _record(config, processes) as record:
         if not record.chosen:
-            try:
-                prepare_to_publish(config, processes)
-                race = _Race(config, data, processes, record)
-                record = race.run() if AUTO in config.strategy.names() else race.choose_pooling()
-            except Interrupted as interrupted:
-                # The folder says how far it has come: the same command must not start over.
-                raise Interrupted(interrupted.number, interrupted.kept, saved=True) from interrupted
+            prepare_to_publish(config, processes)
+            race = _Race(config, data, processes, record)
+            record = race.run() if AUTO in config.strategy.names() else race.choose_pooling()
         final = _final_settings(config, record, processes)
         if processes.is_main_process and not final.output.overwrite_output_dir and not record.is_finished(out):
             run_folder.save_settings(out, final)

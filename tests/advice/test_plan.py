@@ -125,8 +125,14 @@ def test_an_arm_has_the_settings_that_have_an_effect_on_it() -> None:
     assert full.ineffective() == solved.ineffective() == {}
 
 
-def test_an_adapter_with_another_pooling_is_merged() -> None:
-    """A saved adapter has no place for it."""
+def test_an_adapter_is_merged_where_it_could_not_stand_alone() -> None:
+    """It has no place for another pooling, and a base that is only here cannot be published."""
+    pushed = {"push_to_hub": True, "hub_model_id": "me/pets"}
+    there = config(**pushed, model_name_or_path="google-bert/bert-base-uncased")
+    assert settings_of_arm(
+        config(**pushed, model_name_or_path="sample:minilm"), {"strategy": "lora"}
+    ).strategy.merge_adapter
+    assert not settings_of_arm(there, {"strategy": "lora"}).strategy.merge_adapter
     assert settings_of_arm(config(pooling="mean"), {"strategy": "lora"}).strategy.merge_adapter
     assert not settings_of_arm(config(), {"strategy": "lora"}).strategy.merge_adapter
 

@@ -17,6 +17,7 @@ from hf_transfer.data.complete_files import put
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation.auto_record import AutoRecord, TriedArm, arm_folder
 from hf_transfer.interruption import Interrupted
+from hf_transfer.settings.parsing import run_recipe
 from hf_transfer.settings.run import RunConfig, TextConfig
 
 ROWS = 100
@@ -113,14 +114,28 @@ def test_what_has_been_trained_is_not_trained_again_after_an_interruption(
     tried: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     names = tried(linear_probe=70, full=Interrupted(15, "No checkpoint."))
-    with pytest.raises(Interrupted) as interrupted:
+    with pytest.raises(Interrupted):
         decided(config(tmp_path, overwrite_output_dir=True))
-    # The command that is printed must not start over.
-    assert interrupted.value.saved
     assert names == ["evidence", "linear_probe", "full"]
     names = tried(linear_probe=70, full=90)
     assert decided(config(tmp_path)).strategy.strategy == "full"
     assert names == ["full"]
+
+
+@pytest.mark.parametrize(("strategy", "starts_over"), [("auto", False), ("full", True)])
+def test_the_command_that_is_printed_after_an_interruption_does_not_start_over(
+    strategy: str, starts_over: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a plain run that has saved nothing, nothing is lost by it."""
+
+    def main(given: TextConfig) -> None:
+        raise Interrupted(15)
+
+    flags = ["--model_name_or_path=m", "--dataset_name=d", "--output_dir=o", f"--strategy={strategy}"]
+    monkeypatch.setattr("sys.argv", ["recipes/text.py", *flags, "--overwrite_output_dir"])
+    with pytest.raises(SystemExit):
+        run_recipe(main, TextConfig)
+    assert ("--overwrite_output_dir" in capsys.readouterr().err) == starts_over
 
 
 @pytest.mark.parametrize(("flag", "seed"), [("overwrite_output_dir", 3), ("no_resume", 0)])
