@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_transfer.evaluation import further_metrics, inputs, run_folder
+from hf_transfer.evaluation.auto_record import decision_of
 from hf_transfer.evaluation.report import results_table, shown_again, write_report
 from hf_transfer.evaluation.results import PART, Results, Scores, baseline_of
 from hf_transfer.host_memory import freed_memory_kept
@@ -193,8 +194,11 @@ class Run:
         self._note([*self.prepared.notes, *self.regularisation.notes, *self.loaders.notes])
         return self.loaders
 
-    def train(self) -> Fit:
+    def train(self, *, save_at_end: bool = False) -> Fit:
         """Train as the strategy says, with Accelerate, and keep what was saved and read again; or train nothing.
+
+        Args:
+            save_at_end: see `fit`.
 
         Raises:
             UserError: the folder cannot be used, memory or disk is full, or a loss is not finite.
@@ -214,17 +218,16 @@ class Run:
         if not self.config.trains():
             self.fitted = Fit(self.model)
             return self.fitted
-        prepared = self.prepared
         if self.config.training.auto_batch_size:
             self.config, note = find_batch_sizes(
-                prepared, self.strategy, self.loaders, self.config, self.accelerator,
+                self.prepared, self.strategy, self.loaders, self.config, self.accelerator,
                 twice=self.regularisation.rdrop_alpha > 0,
             )  # fmt: skip
             self._note([note])
-            self.loaders = self._loaders(frozen_prefix=prepared.frozen_blocks)
+            self.loaders = self._loaders(frozen_prefix=self.prepared.frozen_blocks)
         self.fitted = fit(
-            prepared.model, self.strategy, prepared.groups, self.loaders, self.config, self.accelerator,
-            self.regularisation,
+            self.prepared.model, self.strategy, self.prepared.groups, self.loaders, self.config, self.accelerator,
+            self.regularisation, save_at_end=save_at_end,
         )  # fmt: skip
         target = self._finished_target()
         # From here on only what was saved counts: the figures are those of the files.
@@ -258,13 +261,12 @@ class Run:
         from hf_transfer.frozen.recording import Passes
         from hf_transfer.training.predictions import predict_judged, predict_split
 
-        accelerator = self.accelerator
-        passes = Passes.of(self.loaders, accelerator, self.config)
+        passes = Passes.of(self.loaders, self.accelerator, self.config)
         self.predictions = predict_judged(self.model, self.splits.judged(), self.fitted.solved_layer, passes)
         if self.splits.unlabelled is not None:
-            self.answers = predict_split(self.model, self.loaders, UNLABELLED, accelerator)
+            self.answers = predict_split(self.model, self.loaders, UNLABELLED, self.accelerator)
         self.parts = {
-            part: predict_split(self.model, loaders, "test", accelerator)
+            part: predict_split(self.model, loaders, "test", self.accelerator)
             for part, loaders in self.modality.parts(self.loaders).items()
         }
         return self.predictions
@@ -324,6 +326,7 @@ class Run:
         from hf_transfer.evaluation.parts import worth_of_parts
 
         config, splits, fitted, checkpoint = self.config, self.splits, self.fitted, self.checkpoint
+        total = time.perf_counter() - self._started + fitted.earlier_seconds
         test = self.predictions["test"]
         judged = self.predictions | {f"test {PART.format(part)}": alone for part, alone in self.parts.items()}
         masked = {split: len(rows.unreadable) for split, rows in splits.labelled()}
@@ -356,17 +359,14 @@ class Run:
             notes=[*self.notes, *worth_of_parts(test, self.parts)],
             frozen_store=fitted.notes,
             copies_of_training=splits.copies,
-            seconds={
-                "total": time.perf_counter() - self._started + fitted.earlier_seconds,
-                "train": fitted.seconds,
-                "frozen": fitted.frozen_seconds,
-            },
+            seconds={"total": total, "train": fitted.seconds, "frozen": fitted.frozen_seconds},
             peak_memory_bytes=run_folder.peak_memory_bytes(),
             threads=torch.get_num_threads(),
             processes=self.accelerator.num_processes,
             versions=versions(),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             inputs=self._inputs,
+            auto=decision_of(Path(config.output.output_dir)),
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import datasets
 import pandas
 
+from hf_transfer.advice.auto import decided
 from hf_transfer.data.files import files_below
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.samples import is_sample, load_sample
@@ -96,7 +97,7 @@ def run_all_steps(config: RunConfig, data: datasets.DatasetDict | None = None) -
         config: the settings.
         data: a data set in memory; None: what the settings name.
     """
-    with open_run(config, data) as run:
+    with open_run(decided(config, data), data) as run:
         if not run.is_finished:
             run.load_data()
             run.load_model()

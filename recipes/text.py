@@ -8,6 +8,7 @@ accelerate launch recipes/text.py --dataset_name path/to/texts.csv --model_name_
 A flag wins over the file; `--help` lists all settings. On a finished run the same command prints its result again.
 """
 
+from hf_transfer.advice.auto import decided
 from hf_transfer.run import open_run
 from hf_transfer.settings.parsing import run_recipe
 from hf_transfer.settings.run import TextConfig
@@ -15,7 +16,8 @@ from hf_transfer.settings.run import TextConfig
 
 def main(config: TextConfig) -> None:
     """Data -> model -> training -> evaluation -> files in `--output_dir` -> Hub."""
-    with open_run(config) as run:
+    # --strategy auto tries several, and takes the best.
+    with open_run(decided(config)) as run:
         if not run.is_finished:
             # Samples in three splits; unreadable ones, missing labels and copies of training samples are found here.
             run.load_data()

@@ -150,3 +150,16 @@ def test_an_error_of_the_run_is_an_error_of_the_doctor(tmp_path: Path, capsys: p
 )
 def test_times_are_in_seconds_minutes_or_hours(seconds: float, words: str) -> None:
     assert looking.in_words(seconds) == words
+
+
+@pytest.mark.slow
+def test_of_auto_it_says_what_would_be_tried(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = settings(tmp_path, "digits", strategy="auto", max_train_samples_per_class=4)
+    lines = printed(capsys, "--config", str(path))
+    start = lines.index(f"{path}: the vision recipe, --strategy auto")
+    first, second, third, *others = lines[start + 1 :]
+    assert re.match(r"First (linear|deep)_probe, about \d+ s: A head on ", first)
+    assert re.match(r"Then gradual, about \d+ s: With few rows ", second)
+    assert third.startswith("With more --auto_seconds partial, about ")
+    assert any(line.startswith("Not lora: ") for line in others)
+    assert not (tmp_path / "out").exists()

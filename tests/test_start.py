@@ -188,6 +188,18 @@ def test_a_finished_run_is_shown_again_without_any_heavy_library(finished: Path,
     assert card.read_bytes() == text
 
 
+@pytest.mark.slow
+def test_a_finished_decision_is_shown_again_without_any_heavy_library(pictures: Path, tmp_path: Path) -> None:
+    flags = ("--strategy=auto", "--auto_seconds=0.1", f"--cache_dir={tmp_path / 'cache'}")
+    assert vision(pictures, tmp_path / "out", *flags).code == 0
+    ended = vision(pictures, tmp_path / "out", *flags)
+    assert (ended.code, ended.heavy) == (0, set()), ended.err
+    assert "nothing was trained now" in ended.out
+    other = vision(pictures, tmp_path / "out", "--strategy=auto")
+    assert (other.code, other.heavy) == (2, set())
+    assert "auto_seconds: 0.1 -> None" in other.err
+
+
 def test_an_edited_card_stays_when_a_run_is_shown_again(finished: Path, pictures: Path) -> None:
     card = finished / "model/README.md"
     text = card.read_text()

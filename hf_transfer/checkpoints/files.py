@@ -4,8 +4,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# Of the folder of the checkpoints of a run, and the prefix of their names.
-CHECKPOINTS_FOLDER, PREFIX = "checkpoints", "checkpoint-"
+# Of the name of a checkpoint.
+PREFIX = "checkpoint-"
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 

@@ -79,6 +79,7 @@ class Results:
         versions: of what the figures depend on.
         finished: when the run ended, in ISO 8601; empty in results of earlier versions.
         inputs: by setting, what is known of the local files that the run has read: see `inputs.fingerprint`.
+        auto: how the strategy was chosen, as in `AutoRecord`; empty, if it was given.
     """
 
     schema: int = SCHEMA
@@ -113,6 +114,7 @@ class Results:
     versions: dict[str, str]
     finished: str = ""
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    auto: dict[str, Any] = field(default_factory=dict)
 
     @property
     def target(self) -> type[Target]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -12,12 +12,13 @@ import filelock
 
 from hf_transfer import host_memory
 from hf_transfer.checkpoints.earlier import EARLIER_RUN, EarlierRun, is_there
-from hf_transfer.checkpoints.files import CHECKPOINTS_FOLDER, free_bytes, in_units
+from hf_transfer.checkpoints.files import free_bytes, in_units
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation import inputs
+from hf_transfer.evaluation.auto_record import remove_arms
 from hf_transfer.evaluation.results import RESULTS_FILE, Results
 from hf_transfer.evaluation.row_file import PACKED_ROW_FILE, ROW_FILE
-from hf_transfer.settings.output import PREDICTIONS_FILE
+from hf_transfer.settings.output import CHECKPOINTS_FOLDER, PREDICTIONS_FILE
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.table import TARGETS
@@ -57,12 +58,22 @@ def finished_results(config: RunConfig) -> Results | None:
     if config.output.overwrite_output_dir:
         return None
     if differences := load_settings(type(config), settings).differences(config):
-        raise user_error(
-            expected=f"the settings of the run in {folder}",
-            found=f"other settings (there -> here): {'; '.join(differences)}",
-            do="name another --output_dir, or add --overwrite_output_dir to replace that run",
-        )
+        raise other_settings(folder, differences)
     return Results.read(folder) if (folder / RESULTS_FILE).is_file() else None
+
+
+def other_settings(folder: Path, differences: Sequence[str]) -> UserError:
+    """The error for a folder that has a run with other settings.
+
+    Args:
+        folder: of the run.
+        differences: `name: there -> here` of each setting that differs.
+    """
+    return user_error(
+        expected=f"the settings of the run in {folder}",
+        found=f"other settings (there -> here): {'; '.join(differences)}",
+        do="name another --output_dir, or add --overwrite_output_dir to replace that run",
+    )
 
 
 def finished_run(out: Path) -> tuple[Results, Path]:
@@ -100,6 +111,15 @@ def results_or_start(config: RunConfig, processes: Processes) -> Results | None:
         UserError: the folder holds other files or another run, or the run would replace files that it reads.
     """
     _settle_earlier_run(Path(config.output.output_dir), processes)
+    return results_or_refusal(config)
+
+
+def results_or_refusal(config: RunConfig) -> Results | None:
+    """The results of the run, if it is finished; else None: see `results_or_start`; nothing is changed.
+
+    Raises:
+        UserError: see there.
+    """
     results = finished_results(config)
     if results is None and (present := earlier_run(Path(config.output.output_dir)).present()):
         inputs.refuse_replaced_inputs(config, present)
@@ -114,7 +134,7 @@ def _settle_earlier_run(folder: Path, processes: Processes) -> None:
             with suppress(UserError), locked(folder):
                 print(earlier.settle())
         except OSError as error:
-            raise _not_writable(error) from error
+            raise not_writable(error) from error
     processes.wait_for_everyone()
 
 
@@ -150,15 +170,18 @@ def open_run_folder(config: RunConfig, processes: Processes, needed: int = 0) ->
                     held.enter_context(locked(folder))
                     _prepare(folder, config, needed)
             except OSError as error:
-                raise _not_writable(error) from error
+                raise not_writable(error) from error
         try:
             yield folder
         finally:
             if is_main:
                 _print(earlier_run(folder).settle())
+                if (folder / RESULTS_FILE).is_file():
+                    remove_arms(folder)
 
 
-def _not_writable(error: OSError) -> UserError:
+def not_writable(error: OSError) -> UserError:
+    """The error for a folder of a run that cannot be written to."""
     return user_error(expected="an --output_dir that can be written to", found=str(error), do="name another folder")
 
 
@@ -184,6 +207,11 @@ def _prepare(folder: Path, config: RunConfig, needed: int) -> None:
         _print(earlier.move_aside())
     else:
         earlier.remove_unfinished()
+    save_settings(folder, config)
+
+
+def save_settings(folder: Path, config: RunConfig) -> None:
+    """Write the settings of the run in a folder, whole or not at all."""
     config.save(folder / PARTIAL_CONFIG)
     (folder / PARTIAL_CONFIG).replace(folder / CONFIG_FILE)
 

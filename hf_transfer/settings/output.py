@@ -4,10 +4,16 @@ from dataclasses import dataclass
 
 from hf_transfer.settings.fields import REQUIRED, TRAINS, Need, Topic, setting
 from hf_transfer.settings.ranges import NAME, at_least
+from hf_transfer.settings.strategy import AUTO
 
-# In the folder of a run: the answers to samples without labels.
-PREDICTIONS_FILE = "predictions.csv"
+# In the folder of a run: the answers to samples without labels, and the checkpoints.
+PREDICTIONS_FILE, CHECKPOINTS_FOLDER = "predictions.csv", "checkpoints"
 SAVED = Need("checkpoints", lambda config: config.checkpoints.save_steps != 0, "--save_steps 0")
+GIVEN = Need(
+    "a strategy that you choose",
+    lambda config: AUTO not in config.strategy.names(),
+    "--strategy auto, which resumes by itself",
+)
 PUSHED = Need("--push_to_hub", lambda config: config.output.push_to_hub, "a run that is not published")
 
 
@@ -23,7 +29,7 @@ class CheckpointSettings(Topic):
         "How many checkpoints are kept; at least 2.", 2, at_least(2), "speed", TRAINS, SAVED
     )
     resume_from_checkpoint: str | None = setting(
-        "Resume from this checkpoint (default: the newest that is intact).", None, "command"
+        "Resume from this checkpoint (default: the newest that is intact).", None, "command", GIVEN
     )
     no_resume: bool = setting(
         "Start again, although --output_dir has an interrupted run with these settings.", False, "command", TRAINS

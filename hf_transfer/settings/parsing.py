@@ -16,6 +16,7 @@ from hf_transfer.settings.fields import unknown_settings
 from hf_transfer.settings.files import file_as_arguments
 from hf_transfer.settings.flags import FlagParser
 from hf_transfer.settings.run import RunConfig, part, required, without_effect
+from hf_transfer.settings.strategy import AUTO
 
 Config = TypeVar("Config", bound=RunConfig)
 # A run writes all settings that have a value; nobody writes so many by hand.
@@ -26,7 +27,7 @@ SECONDS_FOR_ANOTHER_TO_PRINT = 1.0
 def run_recipe(main: Callable[[Config], object], config_class: type[Config], argv: Sequence[str] | None = None) -> None:
     """Run a recipe from the command line: a user's error becomes a message and exit code 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
+    debug, config = "--debug" in arguments, None
     skip_last_collection()
     try:
         check_installation()
@@ -39,14 +40,22 @@ def run_recipe(main: Callable[[Config], object], config_class: type[Config], arg
             raise
         exit_with(error)
     except Interrupted as interrupted:
-        exit_interrupted(interrupted, config_class)
+        # What auto has tried stays whatever the last run has saved.
+        decides = config is not None and AUTO in config.strategy.names()
+        exit_interrupted(interrupted, config_class, has_work=interrupted.saved or decides)
 
 
-def exit_interrupted(interrupted: Interrupted, config_class: type[RunConfig]) -> NoReturn:
-    """Print how the run is resumed, and end the process with the code that stands for the signal."""
+def exit_interrupted(interrupted: Interrupted, config_class: type[RunConfig], *, has_work: bool) -> NoReturn:
+    """Print how the run is resumed, and end the process with the code that stands for the signal.
+
+    Args:
+        interrupted: by which signal.
+        config_class: the settings of the recipe.
+        has_work: whether the folder of the run has something to go on from.
+    """
     for_one_command = {name for name, one in config_class.settings().items() if one.metadata["affects"] == "command"}
     # Given again, they would start over the run that has just been saved.
-    start_over = for_one_command - {"allow_mismatch"} if interrupted.saved else frozenset[str]()
+    start_over = for_one_command - {"allow_mismatch"} if has_work else frozenset[str]()
     if os.environ.get("RANK", "0") == "0":
         command = same_command(without=start_over)
         print(f"\nInterrupted by {interrupted}\nTo resume:   {command}\n", file=sys.stderr, flush=True)

@@ -12,9 +12,9 @@ from hf_transfer.errors import UserError, user_error
 from hf_transfer.settings.data import CaptionSettings, DataSettings, FusionSettings, ImageSettings, SentenceSettings
 from hf_transfer.settings.fields import Effect, Need, Topic, converted, default_of, is_required, unknown_settings
 from hf_transfer.settings.model import ModelSettings, PairModelSettings
-from hf_transfer.settings.output import CheckpointSettings, OutputSettings
+from hf_transfer.settings.output import CHECKPOINTS_FOLDER, CheckpointSettings, OutputSettings
 from hf_transfer.settings.store import StoreSettings
-from hf_transfer.settings.strategy import ADAPTERS, PROBES, PairStrategySettings, StrategySettings
+from hf_transfer.settings.strategy import ADAPTERS, AUTO, PROBES, PairStrategySettings, StrategySettings
 from hf_transfer.settings.training import ImageTrainingSettings, TextTrainingSettings, TrainingSettings
 
 # Version 0.1 wrote these defaults down, which are left open now.
@@ -160,14 +160,16 @@ class RunConfig:
 
     def _wrong_combinations(self) -> Iterator[UserError]:
         checkpoints, output = self.checkpoints, self.output
-        resumes = checkpoints.resume_from_checkpoint is not None
+        named = checkpoints.resume_from_checkpoint
+        resumes = named is not None
         if checkpoints.no_resume and resumes:
             yield user_error(
                 expected="a run that resumes, or one that starts again",
                 found="both --resume_from_checkpoint and --no_resume",
                 do="leave one of them out",
             )
-        if resumes and (output.overwrite_output_dir or output.evaluate_only):
+        removed = output.overwrite_output_dir and _is_in_folder(named, Path(output.output_dir, CHECKPOINTS_FOLDER))
+        if resumes and (removed or output.evaluate_only):
             other = "--evaluate_only" if output.evaluate_only else "--overwrite_output_dir, which removes checkpoints"
             yield user_error(
                 expected="--resume_from_checkpoint with a run that resumes",
@@ -271,10 +273,22 @@ class MultimodalConfig(RunConfig):
                 found="two models to start from",
                 do="name the folder OUT/model of a run there, and leave the two out",
             )
+        strategy = self.strategy
+        if AUTO in strategy.names() and (strategy.image_strategy or strategy.text_strategy):
+            name = "image_strategy" if strategy.image_strategy else "text_strategy"
+            yield user_error(
+                expected="--strategy auto for both towers together",
+                found=f"--{name} {getattr(strategy, name)} beside it",
+                do=f"leave --{name} out, or name a --strategy",
+            )
         if not self.strategy.merge_adapter:
             yield user_error(
                 expected="--merge_adapter true: a model of two towers is saved whole", found="false", do="leave it out"
             )
+
+
+def _is_in_folder(path: str | None, folder: Path) -> bool:
+    return path is not None and Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def without_effect(config: RunConfig, name: str, need: Need, origin: str = "") -> UserError:

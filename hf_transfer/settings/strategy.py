@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from hf_transfer.settings.fields import TRAINS, Need, Topic, setting
-from hf_transfer.settings.ranges import BELOW_ONE, COUNTED_FROM_ONE, POSITIVE, TAPS, at_least
+from hf_transfer.settings.ranges import BELOW_ONE, COUNTED_FROM_ONE, POSITIVE, TAPS, Range, at_least
+
+# It stands for the strategy that is best on held-out samples: see `advice/auto.py`.
+AUTO = "auto"
 
 ADAPTERS = ("lora", "dora", "ia3", "lokr", "adapter")
 WITH_RANK = ("lora", "dora", "lokr", "adapter")
@@ -18,13 +21,17 @@ Trained = Literal["partial", "gradual", "lp_ft", "full", "scratch", "bitfit", "l
 Strategy = Literal["linear_probe", "deep_probe", Trained]
 # Two towers are joined by a head of several layers, which is trained.
 TowerStrategy = Literal["linear_probe", Trained]
+ARMS = Range(
+    f"strategies, each once: {', '.join(get_args(Strategy))}",
+    lambda names: len({*names}) == len(names) and {*names} <= {*get_args(Strategy)},
+)
 
 
 def one_of(*strategies: str) -> Need:
-    """The need of a setting that only some strategies read."""
+    """The need of a setting that only some strategies read; `auto` may try each of them."""
     return Need(
         f"--strategy {' or '.join(strategies)}",
-        lambda config: bool({*config.strategy.names()} & {*strategies}),
+        lambda config: bool({*config.strategy.names()} & {*strategies, AUTO}),
         lambda config: config.strategy.flag(),
     )
 
@@ -47,7 +54,18 @@ class StrategySettings(Topic):
 
     needs: ClassVar[tuple[Need, ...]] = (TRAINS,)
 
-    strategy: Strategy = setting("What learns, and when: see docs/strategies.md.", "full")
+    strategy: Literal[Strategy, "auto"] = setting(
+        "What learns, and when: see docs/strategies.md; auto: what is best on held-out samples, see docs/auto.md.",
+        "full",
+    )
+    auto_seconds: float | None = setting(
+        "Within so many seconds auto decides (default: it trains one strategy beside the solved heads).",
+        None, POSITIVE, one_of(AUTO),
+    )  # fmt: skip
+    auto_arms: list[str] = setting(
+        "Strategies that auto trains, in this order, beside the best solved head (default: by evidence).",
+        [], ARMS, one_of(AUTO),
+    )  # fmt: skip
     trainable_layers: int = setting("How many blocks learn, counted from the head.", 1, at_least(1), one_of("partial"))
     batch_norm_statistics: Literal["pretrained", "updated"] = setting(
         "Statistics with which BatchNorm layers normalise: those of the pretrained model, or those of the batches.",
@@ -83,7 +101,7 @@ class StrategySettings(Topic):
         """The strategies of the run, each once: that of the image tower is the first."""
         return list(dict.fromkeys(self.by_tower().values()))
 
-    def by_tower(self) -> dict[str, Strategy]:
+    def by_tower(self) -> dict[str, str]:
         """The strategy of each tower; a single tower has no name."""
         return {"": self.strategy}
 
@@ -97,14 +115,15 @@ class PairStrategySettings(StrategySettings):
     """A strategy for each of two towers."""
 
     # Two frozen towers cost little, and show what more training could gain.
-    strategy: TowerStrategy = setting(
-        "What learns, and when, beside the head: see docs/strategies.md.", "linear_probe", OPEN_TOWER
-    )
+    strategy: Literal[TowerStrategy, "auto"] = setting(
+        "What learns, and when, beside the head: see docs/strategies.md; auto: what is best on held-out samples, see "
+        "docs/auto.md.", "linear_probe", OPEN_TOWER,
+    )  # fmt: skip
     # Two towers have no common base beside which peft could load an adapter.
     merge_adapter: bool = setting("Adapters are always merged into the weights of a model of pairs.", True)
     image_strategy: TowerStrategy | None = setting("What learns in the image tower (default: as --strategy).", None)
     text_strategy: TowerStrategy | None = setting("What learns in the text tower (default: as --strategy).", None)
 
-    def by_tower(self) -> dict[str, Strategy]:
+    def by_tower(self) -> dict[str, str]:
         """See `StrategySettings.by_tower`."""
         return {"image": self.image_strategy or self.strategy, "text": self.text_strategy or self.strategy}

@@ -12,7 +12,7 @@ from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
 from hf_transfer.models.taps import AllTaps
 from hf_transfer.models.towers import groups_of, towers_of
-from hf_transfer.settings.strategy import ADAPTERS, StrategySettings
+from hf_transfer.settings.strategy import ADAPTERS, AUTO, StrategySettings
 from hf_transfer.strategies import freezing
 from hf_transfer.strategies.adapter_files import adapter_of
 from hf_transfer.strategies.deep_probe import DeepProbe
@@ -29,6 +29,12 @@ def choose_strategy(settings: StrategySettings, *, larger_head: bool = False) ->
         larger_head: see `FullFineTuning.larger_head`.
     """
     names = settings.by_tower()
+    if AUTO in names.values():
+        raise user_error(
+            expected="a strategy that has been chosen",
+            found="--strategy auto",
+            do="call hf_transfer.advice.auto.decided(config) before open_run, as the recipes do",
+        )
     if "" in names:
         return _strategy(names[""], settings, larger_head)
     return EachTower({tower: _strategy(name, settings, False) for tower, name in names.items()})

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -49,7 +50,10 @@ def find_batch_sizes(
     samples = training.train_batch_size(len(loaders.of("train").dataset)) * training.gradient_accumulation_steps
     saves = config.checkpoints.save_steps != 0 and accelerator.is_main_process
     decisions = resuming.checkpoints_of(config)
-    (earlier,) = broadcast_object_list([decisions.remembered().get(REMEMBERED) if saves else None])
+    remembered = decisions.remembered() if saves else {}
+    if accelerator.is_main_process and (named := config.checkpoints.resume_from_checkpoint):
+        remembered = resuming.remembered_in(Path(named)) | remembered
+    (earlier,) = broadcast_object_list([remembered.get(REMEMBERED)])
     sizes = earlier or _measured(prepared, strategy, loaders, config, samples, accelerator, twice)
     if saves and not earlier:
         decisions.remember(REMEMBERED, sizes)

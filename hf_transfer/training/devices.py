@@ -1,5 +1,7 @@
 """Devices, processes and precision of a run, which leaves none of its process-wide state behind."""
 
+import atexit
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,7 +14,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.training.compiling import check_compiler
-from hf_transfer.training.launching import check_launch, runs_on_cpus, waiting_explained
+from hf_transfer.training.launching import ONLY_PROCESS, Processes, check_launch, runs_on_cpus, waiting_explained
 from hf_transfer.training.precision import float32_products
 from hf_transfer.training.random_numbers import unchanged_random_state
 from hf_transfer.training.sharding import start_sharding
@@ -93,3 +95,21 @@ def _own_shared_state() -> Iterator[None]:
         for state, values in zip(shared, before, strict=True):
             state.clear()
             state.update(values)
+
+
+def connect_once() -> Processes:
+    """The processes of this program, connected for all runs that follow in it; each run alone would connect anew.
+
+    Raises:
+        UserError: the environment has variables of a launcher that do not belong together.
+    """
+    check_launch()
+    if PartialState._shared_state:
+        state = PartialState()
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        with waiting_explained():
+            state = PartialState(cpu=runs_on_cpus(), timeout=LONGEST_WAIT)
+        atexit.register(state.destroy_process_group)
+    else:
+        return ONLY_PROCESS
+    return ONLY_PROCESS if state.num_processes == 1 else state

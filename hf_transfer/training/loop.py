@@ -40,12 +40,11 @@ NO_REGULARISATION = Regularisation()
 
 def fit(
     model: nn.Module, strategy: Strategy, groups: Sequence[Group], loaders: Loaders, config: RunConfig,
-    accelerator: Accelerator, regularisation: Regularisation = NO_REGULARISATION,
+    accelerator: Accelerator, regularisation: Regularisation = NO_REGULARISATION, *, save_at_end: bool = False,
 ) -> Fit:  # fmt: skip
     """Train stage by stage, evaluate every epoch on validation, and return the weights of the best one.
 
-    Checkpoints are written on the way. If `--output_dir` has one of this run, the run resumes from the newest, with the
-    same result as without the interruption.
+    Checkpoints are written on the way, and a run resumes from its newest, with the same result as in one piece.
 
     Args:
         model: classifier in float32, not wrapped.
@@ -55,6 +54,7 @@ def fit(
         config: settings.
         accelerator: devices, processes, precision, trackers.
         regularisation: what the modality adds to the loss.
+        save_at_end: write a checkpoint at the end, from which another run with these settings has nothing to train.
 
     Raises:
         UserError: a setting without effect, a loss or gradient not finite, no room, or a checkpoint of another run.
@@ -94,7 +94,7 @@ def fit(
                 run_stage(learner, stage, batches, state, checkpointing, training, accelerator)
         state.position.next_stage()
         checkpointing.save_if_due(state)
-    checkpointing.wait()
+    checkpointing.finish(state, save=save_at_end)
     soup = _load_best(state, loaders, accelerator)
     unfreeze(model, groups)
     return state.result.finished(without_unread_taps(model), soup, state.frozen.seconds, state.frozen.notes, solved)

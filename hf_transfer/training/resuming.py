@@ -1,6 +1,7 @@
 """The state of a run, saving it in checkpoints, and resuming it from one."""
 
 import copy
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
@@ -15,11 +16,10 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object, ge
 from accelerate.utils.operations import is_tensor_information
 from torch import Tensor, nn
 
-from hf_transfer.checkpoints.checkpoint import BrokenCheckpointError, Checkpoints, Saved, Tensors, in_background
-from hf_transfer.checkpoints.files import CHECKPOINTS_FOLDER
+from hf_transfer.checkpoints.checkpoint import STATE, BrokenCheckpointError, Checkpoints, Saved, Tensors, in_background
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.frozen.prefix import FrozenPrefix
-from hf_transfer.settings.output import CheckpointSettings
+from hf_transfer.settings.output import CHECKPOINTS_FOLDER, CheckpointSettings
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.training.averaging import BestEpochs
@@ -234,6 +234,16 @@ class Checkpointing:
             writer, self._writer = self._writer, None
             writer.result()
 
+    def finish(self, state: RunState, *, save: bool) -> None:
+        """Wait for the last copy; and, if wanted, save the finished state.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if save:
+            self.save(state)
+        self.wait()
+
     def last_checkpoint(self) -> LastCheckpoint:
         """The last checkpoint, after waiting until it is written; only the main process knows."""
         if not self._accelerator.is_main_process:
@@ -314,6 +324,14 @@ class Checkpointing:
 def checkpoints_of(config: RunConfig) -> Checkpoints:
     """The checkpoints of a run, in its folder."""
     return Checkpoints(Path(config.output.output_dir) / FOLDER, config.checkpoints.save_total_limit)
+
+
+def remembered_in(folder: Path) -> dict[str, Any]:
+    """Decisions of the run that wrote a checkpoint; none if it is damaged, which is an error when it is read."""
+    try:
+        return dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["remembered"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def largest_of_all(accelerator: Accelerator, *numbers: int) -> list[int]:

@@ -220,6 +220,19 @@ def test_a_dual_encoder_gives_both_towers(kind: str, recipe: Any, given: Path, t
             assert torch.equal(value, before[theirs]), name
 
 
+@pytest.mark.slow
+def test_auto_chooses_for_both_towers_together(recipe: Any, tmp_path: Path) -> None:
+    """A head of several layers cannot be solved: the probe is trained, too, and finished from its checkpoint."""
+    done = recipe(strategy="auto", auto_arms="full", num_train_epochs=1)
+    assert done.code == 0, done.err
+    results = results_of(tmp_path / "out")
+    arms = {arm["name"]: arm["state"] for arm in results["auto"]["arms"]}
+    assert arms == {"linear_probe": "trained", "full": "trained"}
+    assert results["strategy"] == results["auto"]["chosen"]
+    assert results["auto"]["arms"][0]["learning_rate"] is not None
+    assert len(results["resumed_at_steps"]) == 1
+
+
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 

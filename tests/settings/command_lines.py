@@ -23,6 +23,7 @@ COMPANIONS: dict[str, tuple[str, ...]] = {
     "peft_type": ("--strategy=adapter",),
     **dict.fromkeys(("probe", "feature_layers"), ("--strategy=linear_probe",)),
     "taps": ("--strategy=deep_probe",),
+    **dict.fromkeys(("auto_seconds", "auto_arms"), ("--strategy=auto",)),
     **dict.fromkeys(("encoding", "delimiter"), ("--dataset_name=d.csv",)),
     "hub_private_repo": ("--push_to_hub", "--hub_model_id=me/pets"),
     "hub_model_id": ("--push_to_hub",),

@@ -59,6 +59,8 @@ WITHOUT_EFFECT: list[tuple[type[RunConfig], tuple[str, ...], str, str, str]] = [
             ("full", "--merge_adapter=true", "lora or dora or ia3 or lokr or adapter"),
             ("lora", "--peft_type=HRA", "adapter"),
             ("full", "--trainable_layers=3", "partial"),
+            ("full", "--auto_seconds=60", "auto"),
+            ("full", "--auto_arms=lora", "auto"),
             ("full", "--probe=svm", "linear_probe or deep_probe or lp_ft"),
             ("full", "--taps=head", "deep_probe"),
             ("full", "--feature_layers=2", "linear_probe or lp_ft"),
@@ -73,6 +75,10 @@ WITHOUT_EFFECT: list[tuple[type[RunConfig], tuple[str, ...], str, str, str]] = [
     (VisionConfig, ("--save_steps=0",), "--save_total_limit=3", "checkpoints", "--save_steps 0"),
     (VisionConfig, ("--cache_frozen=off",), "--cache_dtype=float16", "--cache_frozen auto or on", "--cache_frozen off"),
     (VisionConfig, (), "--torch_compile_backend=aot_eager", "--torch_compile", "a run that compiles nothing"),
+    (
+        VisionConfig, ("--strategy=auto",), "--resume_from_checkpoint=c", "a strategy that you choose",
+        "--strategy auto, which resumes by itself",
+    ),
     (VisionConfig, (), "--hub_private_repo=false", "--push_to_hub", "a run that is not published"),
     *(
         (VisionConfig, (f"--{name}={value}",), flag, wanted, f"--{name} {value}")
@@ -250,3 +256,42 @@ def test_required_settings_never_lack_an_effect() -> None:
     config = VisionConfig.of(**values)
     assert {name for name, one in config.settings().items() if is_required(one)} == values.keys()
     assert not [one.name for topic in vars(config).values() for one in topic.given()]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--learning_rate=1e-3", "--num_train_epochs=3"), ("--trainable_layers=2",), ("--adapter_rank=4",),
+        ("--probe=svm",), ("--auto_seconds=60",), ("--auto_arms", "full", "lora"),
+    ],
+)  # fmt: skip
+def test_auto_takes_the_settings_of_every_strategy_and_its_own(flags: tuple[str, ...]) -> None:
+    assert parsed("--strategy=auto", *flags).ineffective() == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected", "found"),
+    [
+        (("--auto_arms", "full", "magic"), "--auto_arms: strategies, each once: linear_probe, deep_probe, ", "magic"),
+        (("--auto_arms", "full", "auto"), "--auto_arms: strategies, each once: linear_probe, ", "auto"),
+        (("--auto_arms", "full", "full"), "--auto_arms: strategies, each once: linear_probe, ", "['full', 'full']"),
+        (("--auto_seconds=0",), "--auto_seconds: a number above 0", "0.0"),
+        (("--evaluate_only",), "--strategy with training", "--evaluate_only"),
+        (("--image_strategy=full",), "--strategy auto for both towers together", "--image_strategy full beside it"),
+        (("--image_strategy=auto",), "settings as --help lists them", "invalid choice: 'auto'"),
+    ],
+)  # fmt: skip
+def test_auto_refuses_what_it_cannot_use(flags: tuple[str, ...], expected: str, found: str) -> None:
+    config = MultimodalConfig if "image" in flags[0] else VisionConfig
+    with pytest.raises(UserError) as error:
+        parse(config, [*REQUIRED, "--strategy=auto", *flags])
+    assert parts_of(error)[0].startswith(expected)
+    assert found in parts_of(error)[1]
+
+
+def test_a_checkpoint_outside_the_folder_of_checkpoints_may_replace_an_earlier_run() -> None:
+    """What --overwrite_output_dir removes is not there."""
+    given = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o", "overwrite_output_dir": True}
+    assert VisionConfig.of(**given, resume_from_checkpoint="o/other/checkpoint-2").output.overwrite_output_dir
+    with pytest.raises(UserError, match="--overwrite_output_dir, which removes checkpoints"):
+        VisionConfig.of(**given, resume_from_checkpoint="o/checkpoints/checkpoint-2")

@@ -14,6 +14,7 @@ from hf_transfer.errors import UserError
 from hf_transfer.settings.fields import choices_of, default_of, types_of
 from hf_transfer.settings.parsing import load_settings, parse
 from hf_transfer.settings.run import MultimodalConfig, RunConfig, VisionConfig
+from hf_transfer.settings.strategy import ARMS
 from tests.settings.command_lines import CONFIGS, REQUIRED, parsed, parts_of
 
 
@@ -177,6 +178,7 @@ VALUES_WITHIN: dict[str, Any] = {
     "head, mean_N or first_N with N from 1, each once": st.lists(
         st.sampled_from(["head", "mean_1", "first_12"]), max_size=3, unique=True
     ),
+    ARMS.words: st.lists(st.sampled_from(["full", "lora", "partial"]), max_size=3, unique=True),
     "numbers of at least 1": st.lists(st.integers(1, 99), max_size=3),
 }
 VALUES_OF_TYPE: dict[Any, Any] = {
@@ -212,6 +214,8 @@ def drawn_settings(config: type[RunConfig]) -> st.SearchStrategy[RunConfig]:
         resumed = values["resume_from_checkpoint"] is not None
         values |= {name: values[name] and not resumed for name in ("no_resume", "overwrite_output_dir")}
         if config is MultimodalConfig:
+            of_towers = (values["image_strategy"], values["text_strategy"])
+            values["strategy"] = "full" if any(of_towers) else values["strategy"]
             one, two = ("model_name_or_path",), ("image_model_name_or_path", "text_model_name_or_path")
             unused, used = (two, one) if values["model_name_or_path"] else (one, two)
             values |= dict.fromkeys(unused) | {name: values[name] or "m" for name in used}

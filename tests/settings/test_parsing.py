@@ -150,6 +150,7 @@ RANGES_OF_NUMBERS = {
     "max_seq_length": "at least 3",
     "modality_dropout": "from 0 to below 1",
     "adapter_alpha": "a number above 0",
+    "auto_seconds": "a number above 0",
     "largest_pixel_value": "a number above 0",
     "layer_lr_decay": "above 0 and at most 1",
 }

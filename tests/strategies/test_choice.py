@@ -201,3 +201,9 @@ def test_a_note_says_that_r_drop_passes_each_text_twice_through_the_model(
     notes = TextModality().regularisation(config, model, TARGET).notes
     assert (notes == ("R-Drop: a step passes each text twice through the model (--rdrop_alpha 1).",)) == has_note
     assert len(notes) == has_note
+
+
+def test_auto_is_decided_before_a_run_is_opened() -> None:
+    """A recipe that was copied before there was auto lacks that line."""
+    with pytest.raises(UserError, match=r"call hf_transfer\.advice\.auto\.decided\(config\) before open_run"):
+        choose_strategy(settings(strategy="auto"))

@@ -59,7 +59,10 @@ class Case:
         make = text_settings if self.model == "bert" else settings
         return make(**{"save_steps": 2, "output_dir": str(out), "cache_dir": str(out / "cache"), **self.more, **more})
 
-    def run(self, out: Path, *, rows: Rows | None = None, seed: int = 0, target: Target = TARGET, **more: Any) -> Fit:
+    def run(
+        self, out: Path, *, rows: Rows | None = None, seed: int = 0, target: Target = TARGET,
+        save_at_end: bool = False, **more: Any,
+    ) -> Fit:  # fmt: skip
         """The loop in this process; the weights go into `out/weights.safetensors`."""
         config = self.config(out, **more)
         model, groups, inputs = tiny(self.model, seed=seed)
@@ -71,7 +74,7 @@ class Case:
                 target = self.relabel(train)
                 self.relabel(validation)
             loaders = loaders_of(accelerator, train, validation, 4, config.training.seed, target)
-            result = fit_loaders(prepared, self.strategy, groups, loaders, config, accelerator)
+            result = fit_loaders(prepared, self.strategy, groups, loaders, config, accelerator, save_at_end=save_at_end)
             if accelerator.is_main_process:
                 save_weights(result.model, out / "weights.safetensors")
         return result

@@ -115,6 +115,19 @@ def test_a_resumed_run_keeps_its_batches_although_there_is_more_room(tmp_path: P
     assert not tried
 
 
+@pytest.mark.parametrize("save_steps", [None, 0])
+def test_a_run_that_begins_from_another_ones_checkpoint_has_its_batches(tmp_path: Path, save_steps: int | None) -> None:
+    """Otherwise it would be another run, with other rounding."""
+    checkpoint = tmp_path / "checkpoint-4"
+    checkpoint.mkdir()
+    (checkpoint / "state.json").write_text(json.dumps({"remembered": {"batch sizes": [4, 2]}}))
+    more: dict[str, Any] = {"save_steps": save_steps, "resume_from_checkpoint": str(checkpoint)}
+    chosen, note, _, tried = find_sizes("vit", tmp_path / "out", room=8, per_device_train_batch_size=8, **more)
+    assert (chosen.training.per_device_train_batch_size, chosen.training.per_device_eval_batch_size) == (4, 2)
+    assert note.endswith(", as when the run began.")
+    assert tried == []
+
+
 def test_a_run_without_checkpoints_remembers_nothing(tmp_path: Path) -> None:
     find_sizes("vit", tmp_path, room=2, save_steps=0)
     assert not list(tmp_path.iterdir())

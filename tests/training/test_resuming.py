@@ -289,3 +289,14 @@ def test_the_state_of_a_checkpoint_is_readable_json(tmp_path: Path) -> None:
     assert {path.stem for path in folder.glob("*.safetensors")} == {
         "model", "optimizer", "average", "start", "random", "best-0",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_state_that_was_saved_at_the_end_leaves_nothing_to_train(name: str, tmp_path: Path) -> None:
+    """Another run that is given it takes no step."""
+    whole = CASES[name].run(tmp_path / "a", save_steps=None, save_at_end=True)
+    *_, checkpoint = sorted((tmp_path / "a/checkpoints").glob("checkpoint-*"))
+    (tmp_path / "b").mkdir()
+    again = CASES[name].run(tmp_path / "b", resume_from_checkpoint=str(checkpoint))
+    assert weights(tmp_path / "b") == weights(tmp_path / "a")
+    assert (again.history, again.seconds, again.soup) == (whole.history, whole.seconds, whole.soup)

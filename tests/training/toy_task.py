@@ -200,11 +200,11 @@ def vit(**more: Any) -> tuple[PreTrainedModel, list[Group]]:
 
 def fit_loaders(
     model: nn.Module, strategy: Strategy, groups: Sequence[Group], loaders: Loaders, config: RunConfig,
-    accelerator: Accelerator,
+    accelerator: Accelerator, *, save_at_end: bool = False,
 ) -> Fit:  # fmt: skip
     """The loop, with what the modality of the settings adds to the loss."""
     regularisation = modality_named(config.recipe).regularisation(config, model, loaders.target)
-    return fit(model, strategy, groups, loaders, config, accelerator, regularisation)
+    return fit(model, strategy, groups, loaders, config, accelerator, regularisation, save_at_end=save_at_end)
 
 
 def train_vit(
