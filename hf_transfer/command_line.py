@@ -4,13 +4,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, get_args
 
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.garbage import none_collected, skip_last_collection
 from hf_transfer.installation import check_installation
-from hf_transfer.settings.parsing import exit_with, load_settings
+from hf_transfer.interruption import Interrupted
+from hf_transfer.settings.parsing import exit_interrupted, exit_with, load_settings
 from hf_transfer.settings.ranges import DELIMITER, ENCODING
+from hf_transfer.settings.run import RunConfig
+from hf_transfer.settings.strategy import Strategy
+
+if TYPE_CHECKING:
+    from hf_transfer.advice.race import Race
+    from hf_transfer.advice.ranking import ModelRanking
 
 # The exit code after Ctrl-C, as in a shell.
 INTERRUPTED = 130
@@ -98,6 +105,11 @@ def _add_candidates(rank: argparse.ArgumentParser) -> None:
     add("--config", type=Path, metavar="FILE.yaml", help="Settings in a file, as for a recipe.")
     add("--recipe", choices=("vision", "text"), help="What samples are (default: as models and data show).")
     add("--top", type=int, default=2, help="For how many of the best models to print the next command (default: 2).")
+    add("--race", type=int, nargs="?", const=2, metavar="N",
+        help="Also fine-tune N models on the training rows, and judge them on the validation rows: the best ones, and "
+        "the first of --models (N: 2, if it is left out).")  # fmt: skip
+    add("--race_strategy", choices=get_args(Strategy), metavar="STRATEGY",
+        help="With which --strategy models of --race are trained (default: full).")  # fmt: skip
     add("--output", type=Path, metavar="FILE.json",
         help="Write the ranking into this file, and a picture of score against cost beside it (PNG).")  # fmt: skip
 
@@ -250,8 +262,9 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 def _rank(arguments: argparse.Namespace) -> None:
     _check_rank(arguments)
-    from hf_transfer.advice.ranking import rank
-    from hf_transfer.advice.shown import commands_for, draw_ranking, ranking_table
+    from hf_transfer.advice.race import chosen_for_race
+    from hf_transfer.advice.ranking import SOLVED, configs_of, rank
+    from hf_transfer.advice.shown import commands_for, draw_ranking, ranking_table, write_json
     from hf_transfer.modalities.table import modality_named
     from hf_transfer.settings.files import read_yaml
     from hf_transfer.whole_run import recipe_for
@@ -269,19 +282,56 @@ def _rank(arguments: argparse.Namespace) -> None:
             do="rank models for each part alone: --recipe vision, or --recipe text",
         )
     flags = ["--dataset_name", data, *([] if path is None else ["--config", str(path)]), *arguments.others]
-    ranking = rank(modality_named(recipe).config, arguments.models, flags)
-    print(ranking_table(ranking, commands_for(ranking, recipe, flags, arguments.top)), end="")
-    if arguments.output is not None:
-        picture = arguments.output.with_suffix(".png")
-        ranking.write(arguments.output)
-        draw_ranking(picture, ranking)
-        print(f"\nWritten: {arguments.output} and {picture}")
+    strategy, output = arguments.race_strategy or "full", arguments.output
+    trained_with = SOLVED if arguments.race is None else strategy
+    configs = configs_of(modality_named(recipe).config, arguments.models, flags, trained_with)
+    ranking, raced = rank(configs), None
+    print(ranking_table(ranking), end="")
+    if output is not None:
+        # Before anything is trained: an interruption of the race leaves the ranking.
+        write_json(output, ranking, None)
+        draw_ranking(output.with_suffix(".png"), ranking)
+    names = [place.model.name for place in ranking.places]
+    if arguments.race is not None:
+        flags += ["--strategy", strategy]
+        chosen = chosen_for_race(ranking, arguments.models, arguments.race)
+        raced = _race({name: configs[name] for name in chosen}, ranking, output)
+        names = [place.model.name for place in raced.places] or names
+    if arguments.top:
+        print("\nTo fine-tune:", *commands_for(names[: arguments.top], recipe, flags), sep="\n  ")
+    if output is not None:
+        write_json(output, ranking, raced)
+        print(f"\nWritten: {output} and {output.with_suffix('.png')}")
+
+
+def _race(configs: dict[str, RunConfig], ranking: "ModelRanking", output: Path | None) -> "Race":
+    """Fine-tune models and print how good they are; an interrupted race can resume if there is a file for it."""
+    from hf_transfer.advice.race import folder_of_race, race
+    from hf_transfer.advice.shown import race_table
+
+    with folder_of_race(output) as folder:
+        if output is None:
+            configs = {name: config.replaced(save_steps=0) for name, config in configs.items()}
+        try:
+            raced = race(configs, ranking, folder)
+        except Interrupted as interrupted:
+            if output is None:
+                raise
+            exit_interrupted(interrupted, type(next(iter(configs.values()))))
+    print(race_table(raced), end="")
+    return raced
 
 
 def _check_rank(arguments: argparse.Namespace) -> None:
     """Refuse what can be seen before anything is loaded."""
     if arguments.top < 0:
         raise user_error(expected="--top of at least 0", found=str(arguments.top), do="change --top")
+    if arguments.race is not None and arguments.race < 2:
+        raise user_error(expected="--race of at least 2 models", found=str(arguments.race), do="change --race")
+    if arguments.race_strategy is not None and arguments.race is None:
+        raise user_error(
+            expected="--race_strategy with --race", found="--race_strategy alone", do="add --race, or leave it out"
+        )
     output = arguments.output
     if output is not None and (output.suffix != ".json" or not output.absolute().parent.is_dir()):
         raise user_error(

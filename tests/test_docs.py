@@ -30,7 +30,7 @@ OTHER_FLAGS = {
     "--format", "--output", "--text_pair",
     "--checkout", "--clear", "--config", "--config_file", "--cpu", "--help", "--image", "--machine_rank",
     "--main_process_ip", "--models", "--mutants", "--nodes", "--nproc_per_node", "--num_processes", "--older_than",
-    "--only", "--real", "--signals-to-handle", "--text", "--tiny", "--top",
+    "--only", "--race", "--race_strategy", "--real", "--signals-to-handle", "--text", "--tiny", "--top",
 }  # fmt: skip
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
