@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn, get_args
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.garbage import none_collected, skip_last_collection
 from hf_transfer.installation import check_installation
-from hf_transfer.interruption import Interrupted
+from hf_transfer.interruption import Interrupted, ending_at_once
 from hf_transfer.settings.parsing import exit_interrupted, exit_with, load_settings
 from hf_transfer.settings.ranges import DELIMITER, ENCODING
 from hf_transfer.settings.run import RunConfig
@@ -313,7 +313,8 @@ def _race(configs: dict[str, RunConfig], ranking: "ModelRanking", output: Path |
         if output is None:
             configs = {name: config.replaced(save_steps=0) for name, config in configs.items()}
         try:
-            raced = race(configs, ranking, folder)
+            with ending_at_once():
+                raced = race(configs, ranking, folder)
         except Interrupted as interrupted:
             if output is None:
                 raise
