@@ -7,7 +7,7 @@ TEST_THREADS := $(or $(OMP_NUM_THREADS),1)
 export OMP_NUM_THREADS ?= 2
 INSTALL_CHROMIUM := (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium)
 
-.PHONY: setup demo browser test test-slow test-all mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-memory bench-start bench-scale bench-gpu bench-auto backbones clean
+.PHONY: setup demo browser test test-slow test-all mutation-score test-faults check format bench bench-transfer bench-loop bench-text bench-frozen bench-strategies bench-pairs bench-space bench-memory bench-start bench-scale bench-gpu bench-ranking bench-auto backbones clean
 
 setup: .venv/ready
 
@@ -83,6 +83,9 @@ bench-strategies: setup  ## Every strategy on both samples.
 
 bench-space: setup  ## The demo next to a bare pipeline.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.space_speed
+
+bench-ranking: setup  ## Does a ranking name the model that is best after fine-tuning? DATA=FOLDER WEIGHTS=FOLDER
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ranking $(DATA) $(WEIGHTS)
 
 bench-memory: setup  ## What it changes that malloc keeps freed memory: kernel time and peak memory.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.freed_memory

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,11 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from benchmarks.intervals import Floats
+from benchmarks.processes import run_alone
+
 # torch is imported where it is needed: the process that only waits for others stays small.
 if TYPE_CHECKING:
     from hf_transfer.data.batches import Loaders
@@ -23,6 +29,9 @@ if TYPE_CHECKING:
     from hf_transfer.training.progress import Fit
 
 Arm = tuple[str, str]
+# For a command in a process of its own.
+ALONE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+CHILD = "from benchmarks.trials import train_here; train_here()"
 
 
 @dataclass(frozen=True)
@@ -255,3 +264,43 @@ def write_rows(path: Path, settings: dict[str, Any], rows: Sequence[dict[str, An
     """Save figures with their settings."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"settings": settings, "rows": list(rows)}, indent=2) + "\n", encoding="utf-8")
+
+
+def trained_alone(recipe: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a whole run of classes in a process of its own, from data to a saved model that was loaded again.
+
+    Args:
+        recipe: vision or text.
+        settings: by name; those that have no effect with its strategy are left out.
+
+    Returns:
+        `accuracy` on the test split, which answers were `right` (see `answers`), `validation`, the `best_epoch`,
+        `seconds` of the clock and `cpu_seconds`.
+    """
+    words = [sys.executable, "-c", CHILD, json.dumps([recipe, settings])]
+    ended = run_alone(words, folder=Path(__file__).parents[1], environment=ALONE)
+    figures: dict[str, Any] = json.loads(ended.printed.strip().splitlines()[-1])
+    return {**figures, "seconds": ended.clock, "cpu_seconds": ended.processor}
+
+
+def train_here() -> None:
+    """Train in this process with the settings of the command line, and print the figures in the last line."""
+    from hf_transfer.whole_run import run_all_steps
+
+    recipe, settings = json.loads(sys.argv[1])
+    run = run_all_steps(settings_of(recipe, settings))
+    assert run.results is not None, "the run is not finished"
+    right = run.predictions["test"].sample_scores() > 0.5
+    figures = {
+        "accuracy": float(right.mean()), "test_rows": len(right), "right": np.packbits(right).tobytes().hex(),
+        "validation": run.metrics["validation"]["accuracy"], "best_epoch": run.results.best_epoch,
+    }  # fmt: skip
+    print(f"\n{json.dumps(figures)}")
+
+
+def answers(rows: Sequence[Mapping[str, Any]]) -> Floats:
+    """Which answers of a model were right: 1 or 0 [seeds, test rows]."""
+    return np.array([
+        np.unpackbits(np.frombuffer(bytes.fromhex(row["right"]), dtype=np.uint8), count=row["test_rows"])
+        for row in rows
+    ], dtype=float)  # fmt: skip

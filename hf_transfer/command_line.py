@@ -2,10 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from hf_transfer.advice_commands import add_advise, add_rank, run_advise, run_rank
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.garbage import none_collected, skip_last_collection
 from hf_transfer.installation import check_installation
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_installation()
         parser = _parser()
         arguments, others = parser.parse_known_args(argv)
-        if others and arguments.run_command not in (_rank, _advise):
+        if others and arguments.run_command not in (run_rank, run_advise):
             parser.error(f"unrecognized arguments: {' '.join(others)}")
         arguments.others = others
         arguments.run_command(arguments)
@@ -75,59 +76,16 @@ def _parser() -> _Parser:
         "--config", type=Path,
         help="Settings of a run: print its data, its time, memory and disk space, without training.",
     )  # fmt: skip
-    rank = commands.add_parser(
-        "rank", allow_abbrev=False, help="Rank pretrained models by how well their frozen features suit your data.",
-        usage="hf-transfer rank --dataset_name DATA --models MODEL [MODEL ...] [options] [settings of the recipe]",
-        epilog="All settings of data, samples and batches are those of the recipe, such as --text_column_name or "
-        "--per_device_eval_batch_size: `python recipes/text.py --help` lists them.",
-    )  # fmt: skip
-    _add_candidates(rank)
-    advice = commands.add_parser(
-        "advise", allow_abbrev=False, help="Say what to try with a model and your data, before anything is trained.",
-        usage="hf-transfer advise [--config FILE.yaml] [--dataset_name DATA] [--model_name_or_path MODEL] [options] "
-        "[settings of the recipe]",
-        epilog="All settings of model, data, samples and training are those of the recipe, but --strategy and what "
-        "belongs to one: `python recipes/text.py --help` lists them.",
-    )  # fmt: skip
-    _add_advised(advice)
+    rank, advice = add_rank(commands), add_advise(commands)
     cache = commands.add_parser("cache", help="List what earlier runs keep on disk for later ones, or delete it.")
     _add_choice_of_stores(cache)
-    runs = {
-        predict: _predict, push: _push, demo: _demo, space: _space, doctor: _doctor, rank: _rank, advice: _advise,
+    runs: dict[argparse.ArgumentParser, Callable[[argparse.Namespace], None]] = {
+        predict: _predict, push: _push, demo: _demo, space: _space, doctor: _doctor, rank: run_rank, advice: run_advise,
         cache: _cache,
     }  # fmt: skip
     for command, run in runs.items():
         command.set_defaults(run_command=run)
     return parser
-
-
-def _add_candidates(rank: argparse.ArgumentParser) -> None:
-    add = rank.add_argument
-    add("--models", nargs="+", required=True, metavar="MODEL",
-        help="Pretrained models: Hub ids, local folders, or sample:NAME; of equal ones the first is preferred.",
-    )  # fmt: skip
-    add("--dataset_name", metavar="DATA", help="The data, as for a recipe; only training rows are used.")
-    add("--config", type=Path, metavar="FILE.yaml", help="Settings in a file, as for a recipe.")
-    add("--recipe", choices=("vision", "text"), help="What samples are (default: as models and data show).")
-    add("--top", type=int, default=2, help="For how many of the best models to print the next command (default: 2).")
-    add("--output", type=Path, metavar="FILE.json",
-        help="Write the ranking into this file, and a picture of score against cost beside it (PNG).")  # fmt: skip
-
-
-def _add_advised(advice: argparse.ArgumentParser) -> None:
-    add = advice.add_argument
-    add(
-        "--config", type=Path, metavar="FILE.yaml", help="Settings in a file, as for a recipe; its strategy is ignored."
-    )
-    add("--dataset_name", metavar="DATA", help="The data, as for a recipe; only training rows are used.")
-    add("--model_name_or_path", metavar="MODEL", help="The pretrained model: a Hub id, a local folder, or sample:NAME.")
-    add("--recipe", choices=("vision", "text", "multimodal"), help="What samples are (default: as the file, or model "
-        "and data show).")  # fmt: skip
-    add("--no_fresh_weights", action="store_true",
-        help="Leave out the comparison with random weights, which takes another pass over up to 1,000 rows.",
-    )  # fmt: skip
-    add("--output", type=Path, metavar="FILE.json",
-        help="Write the advice into this file, and a picture of the evidence beside it (PNG).")  # fmt: skip
 
 
 def _add_choice_of_stores(cache: argparse.ArgumentParser) -> None:
@@ -276,82 +234,6 @@ def _doctor(arguments: argparse.Namespace) -> None:
             from hf_transfer.advice.plan import describe_plan as look_ahead
         for sentence in look_ahead(config):
             print(sentence)
-
-
-def _rank(arguments: argparse.Namespace) -> None:
-    _check_rank(arguments)
-    from hf_transfer.advice.ranking import rank
-    from hf_transfer.advice.shown import commands_for, draw_ranking, ranking_table
-    from hf_transfer.modalities.table import modality_named
-    from hf_transfer.settings.files import read_yaml
-    from hf_transfer.whole_run import recipe_for
-
-    path = arguments.config
-    saved = {} if path is None else read_yaml(path)
-    data = arguments.dataset_name or saved.get("dataset_name")
-    if data is None:
-        raise user_error(expected="--dataset_name", found="no value", do="name the data")
-    recipe = arguments.recipe or saved.get("recipe") or recipe_for(arguments.models, data, setting="--recipe ")
-    if recipe == "multimodal":
-        raise user_error(
-            expected="models of images, or of texts",
-            found="images with texts, whose head is no single layer that can be solved",
-            do="rank models for each part alone: --recipe vision, or --recipe text",
-        )
-    flags = ["--dataset_name", data, *([] if path is None else ["--config", str(path)]), *arguments.others]
-    ranking = rank(modality_named(recipe).config, arguments.models, flags)
-    print(ranking_table(ranking, commands_for(ranking, recipe, flags, arguments.top)), end="")
-    if arguments.output is not None:
-        picture = arguments.output.with_suffix(".png")
-        ranking.write(arguments.output)
-        draw_ranking(picture, ranking)
-        print(f"\nWritten: {arguments.output} and {picture}")
-
-
-def _check_rank(arguments: argparse.Namespace) -> None:
-    """Refuse what can be seen before anything is loaded."""
-    if arguments.top < 0:
-        raise user_error(expected="--top of at least 0", found=str(arguments.top), do="change --top")
-    _check_json(arguments.output)
-
-
-def _advise(arguments: argparse.Namespace) -> None:
-    _check_json(arguments.output)
-    from hf_transfer.advice.advising import advise, config_of
-    from hf_transfer.advice.shown_advice import advice_text, draw_evidence
-    from hf_transfer.modalities.table import modality_named
-    from hf_transfer.settings.files import read_yaml
-    from hf_transfer.whole_run import recipe_for
-
-    path = arguments.config
-    saved = {} if path is None else read_yaml(path)
-    data, model = (getattr(arguments, name) or saved.get(name) for name in ("dataset_name", "model_name_or_path"))
-    if data is None:
-        raise user_error(expected="--dataset_name, or --config with it", found="no value", do="name the data")
-    recipe = arguments.recipe or saved.get("recipe")
-    if recipe is None:
-        recipe = "multimodal" if model is None else recipe_for([model], data, setting="--recipe ")
-    given = {"config": path, "dataset_name": arguments.dataset_name, "model_name_or_path": arguments.model_name_or_path}
-    flags = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    flags += arguments.others
-    advice = advise(config_of(modality_named(recipe).config, flags), with_fresh_weights=not arguments.no_fresh_weights)
-    print(advice_text(advice, flags), end="")
-    if arguments.output is not None:
-        advice.write(arguments.output)
-        written = [str(arguments.output)]
-        if advice.evidence.probes:
-            picture = arguments.output.with_suffix(".png")
-            draw_evidence(picture, advice.evidence)
-            written.append(str(picture))
-        print(f"\nWritten: {' and '.join(written)}")
-
-
-def _check_json(output: Path | None) -> None:
-    """Refuse a file that could not be written in the end."""
-    if output is not None and (output.suffix != ".json" or not output.absolute().parent.is_dir()):
-        raise user_error(
-            expected="for --output a file NAME.json in a folder that exists", found=str(output), do="change --output"
-        )
 
 
 def _cache(arguments: argparse.Namespace) -> None:

@@ -27,12 +27,16 @@ PAGES = [
 LONGEST_README = 180
 # Flags of other programs, and of our own commands that are no recipes.
 OTHER_FLAGS = {
-    "--format", "--output", "--text_pair",
+    "--autogluon", "--format", "--output", "--strategies", "--text_pair",
     "--checkout", "--clear", "--config", "--config_file", "--cpu", "--help", "--image", "--machine_rank",
     "--main_process_ip", "--models", "--mutants", "--no_fresh_weights", "--nodes", "--nproc_per_node",
-    "--num_processes", "--older_than",
-    "--only", "--real", "--signals-to-handle", "--text", "--tiny", "--top",
+    "--num_processes", "--older_than", "--only", "--race", "--race_strategy", "--real", "--signals-to-handle", "--text",
+    "--tiny", "--top",
 }  # fmt: skip
+# Modules of benchmarks that measure nothing.
+PARTS_OF_BENCHMARKS = (
+    "__init__", "intervals", "processes", "random_models", "text_classifiers", "trainer_epochs", "trials"
+)  # fmt: skip
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -145,7 +149,7 @@ def test_figures_on_the_page_are_those_of_the_results(table: object, results: Pa
 def test_every_benchmark_is_named_on_the_page() -> None:
     page, makefile = ((REPOSITORY / name).read_text(encoding="utf-8") for name in ("docs/benchmarks.md", "Makefile"))
     for path in (REPOSITORY / "benchmarks").glob("*.py"):
-        if path.stem in ("__init__", "intervals", "processes", "random_models", "trainer_epochs", "trials"):
+        if path.stem in {*PARTS_OF_BENCHMARKS}:
             continue
         targets = re.findall(rf"^([\w-]+): setup.*\n(?:\t.*\n)*?\t.*benchmarks\.{path.stem}\b", makefile, re.MULTILINE)
         commands = [f"python -m benchmarks.{path.stem}", *(f"make {target}" for target in targets)]

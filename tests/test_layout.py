@@ -33,6 +33,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("look_ahead",),
     ("advice",),
     ("whole_run",),
+    ("advice_commands",),
     ("command_line", "recipes", "benchmarks"),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

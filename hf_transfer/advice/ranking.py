@@ -1,6 +1,5 @@
 """Which of several pretrained models suits a task best: their order, and which of them cannot be told apart."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,40 +8,21 @@ from typing import Any
 import datasets
 
 from hf_transfer.advice.scoring import ScoredModel, Task, score_models
-from hf_transfer.data.complete_files import put
+from hf_transfer.advice.standing import Place, in_order, places_as_json
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.settings.model import exists
 from hf_transfer.settings.parsing import parse
 from hf_transfer.settings.run import RunConfig
-from hf_transfer.targets.intervals import paired_interval
-from hf_transfer.targets.target import Interval
 from hf_transfer.versions import versions
 
 SCHEMA = 1
+# A ranking solves heads, and trains nothing.
+SOLVED = "linear_probe"
 # Settings of a run that have no part in a ranking: `rank` sets them itself, or nothing is written.
 NOT_ASKED = (
     "strategy", "model_name_or_path", "output_dir", "evaluate_only", "push_to_hub", "hub_model_id", "push_space",
     "overwrite_output_dir", "resume_from_checkpoint", "report_to",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Place:
-    """A model in a ranking.
-
-    Attributes:
-        model: what is known of it.
-        behind: how much worse it is than the first model, 95 % interval of the mean difference of scores; None: it is
-            the first.
-    """
-
-    model: ScoredModel
-    behind: Interval | None
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether the samples do not tell it from the first model."""
-        return self.behind is not None and self.behind[0] <= 0 <= self.behind[1]
 
 
 @dataclass(frozen=True)
@@ -58,7 +38,7 @@ class ModelRanking:
 
     dataset_name: str
     task: Task
-    places: list[Place]
+    places: list[Place[ScoredModel]]
     failed: Mapping[str, UserError]
 
     @classmethod
@@ -66,12 +46,7 @@ class ModelRanking:
         cls, dataset_name: str, task: Task, scored: Sequence[ScoredModel], failed: Mapping[str, UserError]
     ) -> "ModelRanking":
         """The ranking of models that were scored on the same samples."""
-        first, *others = sorted(scored, key=lambda model: -model.probe.score)
-        places = [Place(first, None)]
-        for model in others:
-            behind = paired_interval(first.probe.scores, model.probe.scores, first.probe.units)
-            places.append(Place(model, behind))
-        return cls(dataset_name, task, places, failed)
+        return cls(dataset_name, task, in_order(scored, lambda model: model.probe), failed)
 
     def as_json(self) -> dict[str, Any]:
         """Everything that a program may want to know, as JSON."""
@@ -84,23 +59,16 @@ class ModelRanking:
             "rows": rows,
             "folds": {"count": int(self.task.folds.of_rows.max()) + 1, "repeats": repeats},
             "notes": self.task.notes,
-            "models": [_place_as_json(number, place) for number, place in enumerate(self.places, start=1)],
+            "models": places_as_json(self.places, _as_json),
             "failed": {name: str(error) for name, error in self.failed.items()},
             "versions": versions(),
         }
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        put(path, (json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n").encode())
 
-
-def _place_as_json(number: int, place: Place) -> dict[str, Any]:
-    model = place.model
+def _as_json(model: ScoredModel) -> dict[str, Any]:
+    """What is known of a model beside its name."""
+    others = ("name", "column", "probe", "scores")
     return {
-        "place": number,
-        "model_name_or_path": model.name,
-        "equal_to_first": place.is_equal or place.behind is None,
-        "behind_first": place.behind,
         "features": model.column,
         "probe": {
             "score": model.probe.score,
@@ -109,37 +77,41 @@ def _place_as_json(number: int, place: Place) -> dict[str, Any]:
             "metrics": model.probe.predictions.metrics(),
         },
         **model.scores._asdict(),
-        **{name: value for name, value in vars(model).items() if name not in ("name", "column", "probe", "scores")},
+        **{name: value for name, value in vars(model).items() if name not in others},
     }
 
 
 def rank(
-    config_class: type[RunConfig], models: Sequence[str], flags: Sequence[str],
-    data: datasets.DatasetDict | None = None, report: Callable[[str], None] = print,
-) -> ModelRanking:  # fmt: skip
+    configs: dict[str, RunConfig], data: datasets.DatasetDict | None = None, report: Callable[[str], None] = print
+) -> ModelRanking:
     """Rank pretrained models by heads that are solved on their frozen features, out of fold on training rows.
 
     Reference: Renggli, Pinto, Rimanic, Puigcerver, Riquelme, Zhang and Lucic, "Which model to transfer? Finding the
     needle in the growing haystack", CVPR 2022, https://arxiv.org/abs/2010.06402 (probes of candidates).
 
     Args:
-        config_class: the settings of a run with such models.
-        models: their names.
-        flags: other settings of these runs, as on a command line.
+        configs: the settings of a run with each model, by its name; a head is solved, whatever strategy they name.
         data: a data set in memory; None: what the settings name.
         report: takes a sentence before each model.
 
     Raises:
-        UserError: a model is named twice, none can be used, or a setting is wrong.
+        UserError: none of the models can be used, or the data cannot.
     """
-    configs = configs_of(config_class, models, flags)
-    scored, failed, task = score_models(configs, data, report)
-    name = next(iter(configs.values())).data.dataset_name
-    return ModelRanking.of(name, task, list(scored.values()), failed)
+    solved = {name: config.replaced(strategy=SOLVED).without_ineffective() for name, config in configs.items()}
+    scored, failed, task = score_models(solved, data, report)
+    return ModelRanking.of(next(iter(solved.values())).data.dataset_name, task, list(scored.values()), failed)
 
 
-def configs_of(config_class: type[RunConfig], models: Sequence[str], flags: Sequence[str]) -> dict[str, RunConfig]:
-    """The settings of a run with each model, which solves a head on its frozen features, by the model's name.
+def configs_of(
+    config_class: type[RunConfig], models: Sequence[str], flags: Sequence[str], strategy: str = SOLVED
+) -> dict[str, RunConfig]:
+    """The settings of a run with each model, by the model's name; nothing is published, and no tracker is started.
+
+    Args:
+        config_class: the settings of a run with such models.
+        models: their names.
+        flags: other settings of these runs, as on a command line.
+        strategy: of the runs.
 
     Raises:
         UserError: a model is named twice, or a setting is wrong or has no part in a ranking.
@@ -149,11 +121,11 @@ def configs_of(config_class: type[RunConfig], models: Sequence[str], flags: Sequ
         raise user_error(
             expected="settings of data, samples and batches: a ranking solves heads, and saves no model",
             found=f"--{refused[0]}",
-            do=f"leave --{refused[0]} out",
-        )
+            do="say --race_strategy: it is that of --race" if refused[0] == "strategy" and strategy != SOLVED
+            else f"leave --{refused[0]} out",
+        )  # fmt: skip
     _refuse_twice(models)
-    fixed_flags = ["--model_name_or_path", models[0], "--output_dir", "none", "--strategy", "linear_probe"]
-    # Nothing is published, and no tracker is started.
+    fixed_flags = ["--model_name_or_path", models[0], "--output_dir", "none", "--strategy", strategy]
     config = parse(config_class, [*flags, *fixed_flags, "--report_to", "none"]).replaced(
         push_to_hub=False, push_space=False, hub_model_id=None, overwrite_output_dir=False
     )
@@ -171,3 +143,8 @@ def _refuse_twice(models: Sequence[str]) -> None:
                 do="leave one of them out",
             )
         names[place] = model
+
+
+def folder_of_model(name: str) -> str:
+    """A name for a folder of a run with this model."""
+    return Path(name).name.replace(":", "-")

@@ -1,23 +1,21 @@
-"""A ranking for people: the table on the screen, and a picture of score against cost."""
+"""A ranking for people and programs: tables on the screen, JSON, and a picture of score against cost."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_transfer.advice.ranking import ModelRanking
+from hf_transfer.advice.model_race import Race
+from hf_transfer.advice.ranking import ModelRanking, folder_of_model
 from hf_transfer.checkpoints.files import in_units
+from hf_transfer.data.complete_files import put
 from hf_transfer.evaluation.templates import render
 
 Z = 1.959963984540054
 
 
-def ranking_table(ranking: ModelRanking, commands: Sequence[str] = ()) -> str:
-    """The ranking as a table, what its numbers are, and why other models could not be ranked.
-
-    Args:
-        ranking: of models.
-        commands: with which the best of them are fine-tuned.
-    """
+def ranking_table(ranking: ModelRanking) -> str:
+    """The ranking as a table, what its numbers are, and why other models could not be ranked."""
     names = short_names([place.model.name for place in ranking.places] + list(ranking.failed))
     title = f"probe: {ranking.task.target.score_title}"
     return render(
@@ -32,8 +30,29 @@ def ranking_table(ranking: ModelRanking, commands: Sequence[str] = ()) -> str:
         number=lambda value, form: "-" if value is None else form % value,
         in_units=in_units,
         sentences=_sentences(ranking),
-        commands=commands,
     )
+
+
+def race_table(race: Race) -> str:
+    """The models that were fine-tuned as a table, and why others could not be."""
+    names = short_names([place.model.name for place in race.places] + list(race.failed))
+    title = f"validation: {race.score_title}"
+    rows = f", judged on {len(race.places[0].model.scores):,} validation rows" if race.places else ""
+    return render(
+        "advice/race.txt.jinja",
+        race=race,
+        names=names,
+        width=max(map(len, [*names.values(), "model"])),
+        title=title,
+        column=max(len(title), 16),
+        sentence=f"Fine-tuned (--strategy {race.strategy}){rows}; =: these rows do not tell the model from the best.",
+    )
+
+
+def write_json(path: Path, ranking: ModelRanking, race: Race | None) -> None:
+    """Write a ranking as JSON, with what came out of the race if there was one."""
+    content = ranking.as_json() | ({} if race is None else {"race": race.as_json()})
+    put(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _sentences(ranking: ModelRanking) -> list[str]:
@@ -55,20 +74,18 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return short if len(set(short.values())) == len(short) else {name: name for name in names}
 
 
-def commands_for(ranking: ModelRanking, recipe: str, flags: Sequence[str], top: int) -> list[str]:
-    """The commands that fine-tune the best models.
+def commands_for(names: Sequence[str], recipe: str, flags: Sequence[str]) -> list[str]:
+    """The commands that fine-tune some models.
 
     Args:
-        ranking: of models.
+        names: of the models.
         recipe: of the modality.
         flags: the other settings, as they were given.
-        top: how many models.
     """
-    names = [place.model.name for place in ranking.places[:top]]
     return [
         shlex.join([
             "python", f"recipes/{recipe}.py", "--model_name_or_path", name, *flags,
-            "--output_dir", f"runs/{Path(name).name.replace(':', '-')}",
+            "--output_dir", f"runs/{folder_of_model(name)}",
         ])
         for name in names
     ]  # fmt: skip

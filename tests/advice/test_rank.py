@@ -1,6 +1,5 @@
 """`hf-transfer rank` as a user runs it: which pretrained model to start from."""
 
-import json
 import os
 import shutil
 import weakref
@@ -17,61 +16,15 @@ from safetensors.torch import load_file, save_file
 from hf_transfer import command_line
 from hf_transfer.advice import scoring
 from hf_transfer.models.pretrained import Checkpoint
-from tests.conftest import Finished
-from tests.tiny_text_models import save_text_checkpoint
+from tests.advice.conftest import Rank, ranking, texts
 
 VIT, RESNET = "sample:vit-glyphs", "sample:resnet-glyphs"
-Rank = Callable[..., Finished]
-
-
-@pytest.fixture
-def rank(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Rank:
-    """`hf-transfer rank` with flags, in this process."""
-
-    def run(data: Path, *flags: str | Path) -> Finished:
-        code = 0
-        try:
-            command_line.main([
-                "rank", "--dataset_name", str(data), "--cache_dir", str(tmp_path / "cache"),
-                "--output", str(tmp_path / "ranking.json"), *map(str, flags),
-            ])  # fmt: skip
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return Finished(code, captured.out, captured.err)
-
-    return run
-
-
-def ranking(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "ranking.json").read_text(encoding="utf-8"))
-    return content
 
 
 def same(model: dict[str, Any]) -> dict[str, Any]:
     """What is known of a model, beside its name, its place and what differs from run to run."""
     others = ("model_name_or_path", "place", "behind_first", "equal_to_first", "rows_per_second", "peak_memory_bytes")
     return {name: value for name, value in model.items() if name not in others}
-
-
-def texts(folder: Path, rows: int = 60, *, name: str = "train.csv", seed: int = 0) -> Path:
-    """A table of texts whose words tell three classes apart, not without error."""
-    generator = np.random.default_rng(seed)
-    lines = ["text,label"]
-    for row in range(rows):
-        label = row % 3
-        words = [f"word{generator.integers(20 * label, 20 * label + 30) % 59}" for _ in range(6)]
-        lines.append(f"{' '.join(words)},{'abc'[label]}")
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> tuple[Path, Path]:
-    """Two tiny text models of different architectures."""
-    made = [save_text_checkpoint(tmp_path / name, name) for name in ("bert", "distilbert")]
-    return made[0], made[1]
 
 
 def test_models_of_images_are_ranked_with_their_costs(
