@@ -27,10 +27,10 @@ PAGES = [
 LONGEST_README = 180
 # Flags of other programs, and of our own commands that are no recipes.
 OTHER_FLAGS = {
-    "--format", "--output", "--text_pair",
-    "--checkout", "--clear", "--config", "--config_file", "--cpu", "--help", "--image", "--int8", "--machine_rank", "--model",
-    "--main_process_ip", "--models", "--mutants", "--nodes", "--nproc_per_node", "--num_processes", "--older_than",
-    "--only", "--real", "--signals-to-handle", "--text", "--tiny", "--top",
+    "--format", "--output", "--text_pair", "--checkout", "--clear", "--config", "--config_file", "--cpu", "--help",
+    "--image", "--int8", "--machine_rank", "--model", "--main_process_ip", "--models", "--mutants", "--nodes",
+    "--nproc_per_node", "--num_processes", "--older_than", "--only", "--real", "--signals-to-handle", "--text",
+    "--tiny", "--top",
 }  # fmt: skip
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 

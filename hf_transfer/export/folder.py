@@ -157,7 +157,7 @@ def _output_folder(model: str, output: Path | None) -> Path:
         raise user_error(
             expected="--output, the folder to write",
             found=f"{model}, which is no folder of this machine",
-            do="add --output FOLDER",
+            do="correct the path, or add --output FOLDER for a model on the Hub",
         )
     folder = (output or _run_folder(model) / ONNX_FOLDER).expanduser()
     is_ours = not folder.exists() or (
@@ -169,4 +169,5 @@ def _output_folder(model: str, output: Path | None) -> Path:
             found=f"{folder} with other files",
             do="name another folder in --output",
         )
-    return folder
+    # `.` and `..` have no name beside which another folder could lie.
+    return folder if folder.name.strip(".") else folder.resolve()

@@ -47,7 +47,7 @@ def test_another_format_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_model_on_the_hub_needs_a_folder_to_write(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "add --output FOLDER" in refused(capsys, "sample:vit-glyphs")
+    assert "add --output FOLDER for a model on the Hub" in refused(capsys, "sample:vit-glyphs")
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +170,11 @@ def test_a_run_is_exported_with_eight_bits_if_the_answers_to_its_test_split_stay
     assert sorted(path.name for path in (out / "onnx").iterdir()) == [
         "levels.py", "model.onnx", "parity.json", "resizing.py", "serve.py",
     ]  # fmt: skip
+
+
+def test_the_folder_may_be_the_present_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert export_folder._output_folder("model", Path()) == tmp_path.resolve()
 
 
 def test_the_folder_of_a_run_is_that_around_its_model(tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ def test_our_own_kinds_of_models_answer_as_in_torch(
     assert same_answers(answer, predicted(model, sample, capsys))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sample:vit-glyphs", "sample:resnet-glyphs"])
+def test_the_sample_backbones_answer_as_in_torch(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exported(name, tmp_path / "onnx")["largest_difference"] <= TOLERANCE
+    photo = str(picture(tmp_path / "a.png"))
+    assert same_answers(served(tmp_path / "onnx", photo, scratch=tmp_path), predicted(name, [photo], capsys))
+
+
 def test_the_page_names_the_families_that_are_tested() -> None:
     page = (REPOSITORY / "docs/export.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w ]+)` \|", page.partition("## Which models")[2], flags=re.MULTILINE)
