@@ -166,10 +166,11 @@ def save_adapted(folder: Path) -> Path:
     write_settings(model.config, CLASS_TARGET)
     adapted, _ = LowRankAdaptation().prepare(model, trace_groups(model, inputs), inputs, 0)
     # New adapters change nothing.
+    generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.3)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     save_adapter(adapted, folder, base_model_name=str(base))
     tokens = TokenPreprocessing(tiny_tokenizer(), model_limit=40)
     save_preprocessing(tokens, "text", {"text_column_name": "text"}, CLASS_TARGET.problem_type, folder)
