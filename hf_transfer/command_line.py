@@ -69,6 +69,8 @@ def _parser() -> _Parser:
             "--examples", type=int, default=6,
             help="Number of samples of the test split to show: 3 to 6, or 0 for none (default: 6).",
         )  # fmt: skip
+    export = commands.add_parser("export", help="Write a finished model for programs without torch, in ONNX format.")
+    _add_export(export)
     doctor = commands.add_parser(
         "doctor", help="Print versions, devices, caches and installation errors, and what a run would take."
     )
@@ -80,12 +82,23 @@ def _parser() -> _Parser:
     cache = commands.add_parser("cache", help="List what earlier runs keep on disk for later ones, or delete it.")
     _add_choice_of_stores(cache)
     runs: dict[argparse.ArgumentParser, Callable[[argparse.Namespace], None]] = {
-        predict: _predict, push: _push, demo: _demo, space: _space, doctor: _doctor, rank: run_rank, advice: run_advise,
-        cache: _cache,
+        predict: _predict, push: _push, demo: _demo, space: _space, export: _export, doctor: _doctor, rank: run_rank,
+        advice: run_advise, cache: _cache,
     }  # fmt: skip
-    for command, run in runs.items():
-        command.set_defaults(run_command=run)
+    for subparser, run in runs.items():
+        subparser.set_defaults(run_command=run)
     return parser
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    add = export.add_argument
+    add("model", help="The --output_dir of a run, a folder with a model, a Hub id, or sample:NAME.")
+    add("--format", choices=("onnx",), default="onnx", help="The format of the file (default: onnx).")
+    add("--int8", action="store_true",
+        help="Also write weights of 8 bits, if they change the answers to the test split of the run little enough.",
+    )  # fmt: skip
+    add("--output", type=Path, metavar="FOLDER",
+        help="The folder to write (default: onnx in the folder of the run or of the model).")  # fmt: skip
 
 
 def _add_choice_of_stores(cache: argparse.ArgumentParser) -> None:
@@ -212,6 +225,14 @@ def _space(arguments: argparse.Namespace) -> None:
         model=arguments.hub_model_id, examples=arguments.examples,
     )  # fmt: skip
     print(f"{published.url} at commit {published.revision}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from hf_transfer.export.folder import export_model
+
+    exported = export_model(arguments.model, arguments.output, int8=arguments.int8)
+    print(*exported.sentences, sep="\n")
+    print(f"Written: {exported.folder}; to answer one sample: python {exported.folder}/serve.py SAMPLE")
 
 
 def _check_examples(count: int) -> None:

@@ -26,12 +26,17 @@ from hf_transfer.training.launching import Processes, main_process_first
 
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
+# The model in another format; a later run in the same folder replaces both.
+ONNX_FOLDER = "onnx"
 # Of the model.
 CARD_FILE = "README.md"
 LOCK_FILE = ".lock"
 PARTIAL_CONFIG = ".config-partial"
 PICTURES = ("curves.png", *(name for target in TARGETS.values() for name in target.picture_files))
-OURS = (RESULTS_FILE, MODEL_FOLDER, "report.md", ".card", PREDICTIONS_FILE, ROW_FILE, PACKED_ROW_FILE, *PICTURES)
+OURS = (
+    RESULTS_FILE, MODEL_FOLDER, ONNX_FOLDER, "report.md", ".card", PREDICTIONS_FILE, ROW_FILE, PACKED_ROW_FILE,
+    *PICTURES,
+)  # fmt: skip
 # The files of a run that was killed before its settings were written.
 WITHOUT_SETTINGS = (LOCK_FILE, PARTIAL_CONFIG)
 

@@ -19,7 +19,6 @@ from typing import Any
 import pandas
 from huggingface_hub import HfApi, SpaceCard
 
-from hf_transfer.data.checked import load_splits
 from hf_transfer.data.hub_account import explaining_hub_errors
 from hf_transfer.data.levels import LARGEST_PIXEL_VALUE
 from hf_transfer.data.pictures import BadImageError, decode
@@ -28,6 +27,7 @@ from hf_transfer.data.splits import Split
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation.predictor import load
 from hf_transfer.evaluation.results import Results
+from hf_transfer.evaluation.run_data import splits_of_run
 from hf_transfer.evaluation.run_folder import CARD_FILE, CONFIG_FILE, MODEL_FOLDER, finished_run
 from hf_transfer.evaluation.templates import render
 from hf_transfer.hub.card import as_line
@@ -259,26 +259,22 @@ def _examples(folder: Path, config: RunConfig, results: Results, target: Path, c
     """Samples of the test split for the demo; pictures are written into the target, without their metadata."""
     if count == 0:
         return []
-    # The same commit; its samples were verified when the run started.
-    commit = results.commits.get("dataset_name")
-    config = config.replaced(verify_samples=0, **({"dataset_revision": commit} if commit else {}))
     path = folder / PREPROCESSING_FILE
-    white = read_description(path, str(folder))["columns"].get(LARGEST_PIXEL_VALUE) if path.is_file() else None
-    if white is not None:
-        config = config.replaced(**{LARGEST_PIXEL_VALUE: white})
+    columns = read_description(path, str(folder))["columns"] if path.is_file() else {}
     try:
-        splits = load_splits(config, modality_named(config.recipe))
+        splits = splits_of_run(config, results, columns)
     except UserError as error:
         raise UserError(f"{error}\nOr leave the examples out: --examples 0") from error
-    split, columns = splits.test, splits.test.dataset.column_names
-    texts = texts_of(split) if "text" in columns else None
+    split, white = splits.test, columns.get(LARGEST_PIXEL_VALUE)
+    parts = split.dataset.column_names
+    texts = texts_of(split) if "text" in parts else None
     examples: list[dict[str, Any]] = []
     for position in choose_examples(split, splits.target.strata(split.targets), count):
         value = split.targets[position]
         example: dict[str, Any] = {"label": splits.target.shown(value)}
         if (truth := splits.target.truth(value)) is not None:
             example["truth"] = truth
-        raw = encoded_image(split, int(split.rows[position])) if "image" in columns else {}
+        raw = encoded_image(split, int(split.rows[position])) if "image" in parts else {}
         if any(raw.values()):
             try:
                 picture = decode(raw, white)

@@ -67,6 +67,31 @@ class Preprocessing(ABC):
     def example(self) -> Batch:
         """Model inputs of two samples that differ, to trace a model with."""
 
+    def drawn(self, rows: int, words: int, seed: int) -> Batch:  # noqa: ARG002
+        """Model inputs of random samples, to compare two forms of a model; by default the example, repeated.
+
+        Args:
+            rows: how many samples.
+            words: how many the longest text has; without effect on pictures.
+            seed: of the random numbers.
+        """
+        return {name: one.repeat(rows, *[1] * (one.ndim - 1))[:rows] for name, one in self.example().items()}
+
+    def portable(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002
+        """Write what a program without torch and transformers needs for the same inputs; the rest comes back as JSON.
+
+        Args:
+            folder: to write into.
+
+        Raises:
+            UserError: only torch or transformers can make these inputs.
+        """
+        raise user_error(
+            expected="a model of images, of texts, or of images with texts",
+            found=f"{type(self).__name__}, which needs torch",
+            do="predict with hf-transfer predict",
+        )
+
     def adapt_to(self, model: nn.Module) -> list[str]:  # noqa: ARG002
         """Choose what depends on how the model itself behaves, before the first batch; sentences on that."""
         return []

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from hf_transfer.data.batches import Batch, InputMaker, LabelledInputs, Loaders
+from hf_transfer.data.levels import LARGEST_PIXEL_VALUE
 from hf_transfer.data.rows import is_given
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.image_batches import ImageInputs, ImageRows
@@ -66,6 +67,20 @@ class PairPreprocessing(Preprocessing):
         """Model inputs of two whole pairs, of noisy pictures and short texts, to trace a model with."""
         present = torch.ones(2, dtype=torch.bool)
         return self.pixels.example() | self.tokens.example() | dict.fromkeys(PRESENT, present)
+
+    def drawn(self, rows: int, words: int, seed: int) -> Batch:
+        """See `Preprocessing.drawn`: of three pairs, one is whole, one has no text, and one has no image."""
+        place = torch.arange(rows) % 3
+        inputs = self.pixels.drawn(rows, words, seed) | self.tokens.drawn(rows, words, seed)
+        inputs["pixel_values"][place == 2] = 0.0
+        return inputs | dict(zip(PRESENT, (place != 2, place != 1), strict=True))
+
+    def portable(self, folder: Path) -> dict[str, Any]:
+        """See `Preprocessing.portable`."""
+        parts = self.pixels.portable(folder) | self.tokens.portable(folder)
+        # Of a pair, the columns are not those of its pictures alone.
+        parts["pixels"][LARGEST_PIXEL_VALUE] = self.columns.get(LARGEST_PIXEL_VALUE)
+        return parts
 
     def adapt_to(self, model: nn.Module) -> list[str]:
         """See `TokenPreprocessing.adapt_to`; the model answers texts alone."""

@@ -1,6 +1,7 @@
 """From pictures to model inputs: a checkpoint's own image processor, in two steps."""
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hf_transfer.data import levels
 from hf_transfer.data.batches import Batch
 from hf_transfer.data.pictures import DECODED_SIDE, DECODING, decode
 from hf_transfer.data.transfers import to_device
 from hf_transfer.errors import user_error
+from hf_transfer.modalities import resizing
 from hf_transfer.modalities.modality import Preprocessing
 from hf_transfer.modalities.resizing import Resizing, resizings_of
 from hf_transfer.models.pretrained import ImageProcessor
@@ -114,8 +117,33 @@ class PixelPreprocessing(Preprocessing):
 
     def example(self) -> Batch:
         """Model inputs of two noisy pictures, to trace a model with."""
-        generator = torch.Generator().manual_seed(0)
-        return {"pixel_values": self.normalise(torch.rand(2, *self.shape, generator=generator) * 255.0)}
+        return self.drawn(2, 0, 0)
+
+    def drawn(self, rows: int, words: int, seed: int) -> Batch:  # noqa: ARG002
+        """See `Preprocessing.drawn`: noise."""
+        generator = torch.Generator().manual_seed(seed)
+        return {"pixel_values": self.normalise(torch.rand(rows, *self.shape, generator=generator) * 255.0)}
+
+    def portable(self, folder: Path) -> dict[str, Any]:
+        """See `Preprocessing.portable`: two files of this package that need only NumPy and Pillow."""
+        if self._resizing is None:
+            raise user_error(
+                expected="an image processor that resizes, crops and scales, and nothing else",
+                found=type(self.processor).__name__,
+                do="predict with hf-transfer predict, or train from a checkpoint with another image processor",
+            )
+        for module in (levels, resizing):
+            path = Path(str(module.__file__))
+            shutil.copyfile(path, folder / path.name)
+        return {
+            "pixels": {
+                **self._resizing._asdict(),
+                DECODED_SIDE: self.least_side,
+                levels.LARGEST_PIXEL_VALUE: self.columns.get(levels.LARGEST_PIXEL_VALUE),
+                "scale": self.scale.flatten().tolist(),
+                "shift": self.shift.flatten().tolist(),
+            }
+        }
 
     def fingerprint(self) -> str:
         """A hash that changes with whatever happens to a picture: it is read off pictures of noise."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
@@ -26,6 +27,9 @@ MASK = "attention_mask"
 ROUNDING = 1e-4
 # Padded to the length of the first, an encoder with convolutions sees other neighbours of the second and third.
 UNEQUAL = (("one two three four five six seven eight nine",), ("one",), ("",))
+# So many random texts are compared where another program makes their tokens.
+DRAWN_TEXTS = 20
+TOKENIZER_FILE = "tokenizer.json"
 Encoded = dict[str, list[int]]
 
 
@@ -207,6 +211,37 @@ class TokenPreprocessing(Preprocessing):
         """Model inputs of two short texts of different length, to trace a model with."""
         return self.pad(self.encode([("one two three",), ("one",)])[0])
 
+    def drawn(self, rows: int, words: int, seed: int) -> Batch:
+        """See `Preprocessing.drawn`: words of the vocabulary, the first text being the longest."""
+        return self.pad(self.encode(self._drawn_texts(rows, words, seed))[0])
+
+    def portable(self, folder: Path) -> dict[str, Any]:
+        """See `Preprocessing.portable`: tokenizer.json, which truncates and pads as this object does.
+
+        Raises:
+            UserError: the tokenizer is a program in Python, or changes texts before its own file sees them.
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            alone = Tokenizer.from_str(backend.to_str())
+            alone.enable_truncation(self.max_length, direction=self.tokenizer.truncation_side)
+            alone.no_padding()
+            if self.padded_length:
+                alone.enable_padding(
+                    direction=self.tokenizer.padding_side, length=self.padded_length,
+                    pad_id=self.tokenizer.pad_token_id, pad_type_id=self.tokenizer.pad_token_type_id,
+                    pad_token=str(self.tokenizer.pad_token),
+                )  # fmt: skip
+            texts = self._drawn_texts(DRAWN_TEXTS, self.max_length, seed=0)
+            if all(_same_tokens(alone, one, self.pad(self.encode([one])[0])) for one in texts):
+                alone.save(str(folder / TOKENIZER_FILE))
+                return {"tokens": {"pair": bool(self.pair), "pad_token_id": self.tokenizer.pad_token_id}}
+        raise user_error(
+            expected=f"a tokenizer that is complete in its {TOKENIZER_FILE}",
+            found=f"{type(self.tokenizer).__name__}, which also runs code of transformers",
+            do="predict with hf-transfer predict",
+        )
+
     def fingerprint(self) -> str:
         """A hash of the files of the tokenizer and of its kind: it changes with whatever happens to a text."""
         # Else the files would have the truncation that was used last.
@@ -234,6 +269,17 @@ class TokenPreprocessing(Preprocessing):
     def pair(self) -> bool | None:
         """Of a finished model: whether it was trained on pairs of texts; None: unknown."""
         return "text_pair_column_name" in self.columns if self.columns else None
+
+    def _drawn_texts(self, rows: int, words: int, seed: int) -> list[tuple[str, ...]]:
+        """Random texts, or pairs of them, of up to so many words; the first has as many."""
+        generator = np.random.default_rng(seed)
+        special = set(self.tokenizer.all_special_tokens)
+        vocabulary = sorted(
+            word for word in self.tokenizer.get_vocab() if word not in special and any(map(str.isalnum, word))
+        )
+        counts = [words, *generator.integers(1, words + 1, rows - 1).tolist()]
+        parts = 2 if self.pair else 1
+        return [tuple(" ".join(generator.choice(vocabulary, count)) for _ in range(parts)) for count in counts]
 
     def _parts_with_words(self, texts: Sequence[Sequence[int]]) -> list[int]:
         """How many stretches between special tokens have a word, of each text; a pair without them is one stretch."""
@@ -281,6 +327,12 @@ class TokenPreprocessing(Preprocessing):
         columns = [list(column) for column in zip(*texts, strict=True)]
         encoded = self.tokenizer(*columns, truncation=truncation, max_length=self.max_length, verbose=False)
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+
+def _same_tokens(tokenizer: Tokenizer, texts: tuple[str, ...], inputs: Batch) -> bool:
+    """Whether a tokenizer alone makes these inputs of a text, or of two."""
+    tokens = tokenizer.encode(texts[0], texts[1] if texts[1:] else None)
+    return tokens.ids == inputs["input_ids"][0].tolist()
 
 
 @torch.no_grad()

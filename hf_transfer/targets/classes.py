@@ -45,6 +45,7 @@ class Classes(target.Target):
         ),
     )
     main_metric: ClassVar[str] = "accuracy"
+    activation: ClassVar[str] = "softmax"
     solver: ClassVar[str | None] = "multinomial logistic"
     supported_settings: ClassVar[frozenset[str]] = target.OPTIONAL_SETTINGS - OF_OTHER_TARGETS
     score_title: ClassVar[str] = "accuracy"

@@ -56,6 +56,7 @@ class LabelSets(Cells):
         _share("subset_accuracy", "subset accuracy", ("accuracy", "Subset accuracy", {})),
     )
     main_metric: ClassVar[str] = "map"
+    activation: ClassVar[str] = "sigmoid"
     solver: ClassVar[str | None] = "one-vs-rest logistic"
     supported_settings: ClassVar[frozenset[str]] = target.OPTIONAL_SETTINGS - {"rdrop_alpha", "regression_loss"}
     loss_setting: ClassVar[str | None] = "multi_label_loss"

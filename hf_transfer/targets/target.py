@@ -83,6 +83,7 @@ class Target(ABC):
         score_title: what the mean of `sample_scores` is called.
         score_words: what `sample_scores` are, for sentences on differences ("points of accuracy").
         limits: sentences for the model's card on what its answers cannot express.
+        activation: what makes scores of the outputs: softmax or sigmoid; empty: they are the answers.
         answered_as: what `answers` are, as a key of JSON.
         outputs: what the outputs of its models stand for, in the plural ("classes").
         divided_by: how samples are divided among splits ("by class").
@@ -100,6 +101,7 @@ class Target(ABC):
     score_title: ClassVar[str] = "score"
     score_words: ClassVar[str] = "points"
     limits: ClassVar[tuple[str, ...]] = ()
+    activation: ClassVar[str] = ""
     answered_as: ClassVar[str] = "scores"
     outputs: ClassVar[str] = "outputs"
     divided_by: ClassVar[str] = "at random"
