@@ -26,7 +26,7 @@ DECODED_CACHE_BYTES = 1 << 30
 GIGABYTE = 10**9
 DEFAULT_VIEWS = 4
 # With more training samples for each output, augmented views do not make a solved head better: see docs/benchmarks.md.
-FEW_SAMPLES = 16
+FEW_SAMPLES = 8
 
 
 class ImageRows(Dataset[dict[str, Tensor]]):

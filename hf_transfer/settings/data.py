@@ -114,7 +114,7 @@ class ImageSettings(Topic):
     )  # fmt: skip
     cache_views: int | None = setting(
         "Augmented views of a sample; 0: a new one in every epoch (default: 4 behind a frozen prefix, else 0; for a "
-        "solved head 4 if there are at most 16 training samples for each class, else none).",
+        "solved head 4 if there are at most 8 training samples for each class, else none).",
         None, at_least(0), TRAINS, AUGMENTED,
     )  # fmt: skip
     cache_pixels_gb: float = setting(

@@ -13,17 +13,17 @@ from tests.modalities.test_image_batches import embedded, good, processor, split
 @pytest.mark.parametrize(
     ("samples", "settings_given", "views"),
     [
-        (48, {}, 4),
-        (49, {}, 0),
-        (49, {"cache_views": 2}, 2),
-        (49, {"cache_views": 0}, 0),
-        (48, {"augmentation": "none"}, 0),
+        (24, {}, 4),
+        (25, {}, 0),
+        (25, {"cache_views": 2}, 2),
+        (25, {"cache_views": 0}, 0),
+        (24, {"augmentation": "none"}, 0),
     ],
 )
 def test_a_solved_head_sees_augmented_views_of_few_samples_or_as_set(
     samples: int, settings_given: dict[str, Any], views: int, settings: Settings
 ) -> None:
-    """Of three classes; with more than 16 samples for each the views cost more than they bring."""
+    """Of three classes; with more than 8 samples for each the views cost more than they bring."""
     splits = splits_of(embedded(good(samples, 0)))
     inputs = image_inputs(splits, PixelPreprocessing(processor()), settings(**settings_given), frozen_prefix=True)
     assert inputs.views == views
