@@ -78,7 +78,7 @@ def advise(
         **settings: any setting of that recipe, by its name.
 
     Raises:
-        UserError: what a run would stop at before training, or the model has no head that can be solved.
+        UserError: what a run would stop at before training.
     """
     check_installation()
     name, given = _named(data)

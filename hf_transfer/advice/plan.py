@@ -90,7 +90,8 @@ def arm_with_pooling(config: RunConfig, data: datasets.DatasetDict | None = None
     arm = TriedArm(
         name=strategy, settings=settings, reason="You named it.", estimated_seconds=evidence.seconds[strategy]
     )
-    return arm, f"--pooling auto: the head reads {HEAD_READS[pooling]}, by probes on {evidence.rows:,} training rows."
+    why = f"by probes on {evidence.rows:,} training rows" if evidence.probes else f"since {evidence.why_no_probes}"
+    return arm, f"--pooling auto: the head reads {HEAD_READS[pooling]}, {why}."
 
 
 def describe_plan(config: RunConfig) -> Iterator[str]:
@@ -194,4 +195,5 @@ def _in_short(evidence: Evidence) -> dict[str, Any]:
     return {
         "model": evidence.model, "predicts": evidence.predicts, "rows": evidence.rows, "kind": evidence.kind,
         "kinds": evidence.kinds, "best": evidence.best, "probes": probes, "neighbours": evidence.neighbours,
+        "why_no_probes": evidence.why_no_probes,
     }  # fmt: skip

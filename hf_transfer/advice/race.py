@@ -111,7 +111,7 @@ def _final_settings(config: Config, record: AutoRecord, processes: Processes) ->
     if processes.is_main_process and not record.is_finished(out):
         folder = arm_folder(out, record.chosen)
         arm = settings_of_arm(config, record.chosen_arm.settings, output_dir=str(folder))
-        newest = checkpoints_of(arm).folders()[-1:] if arm.trains_stepwise() else []
+        newest = checkpoints_of(arm).folders()[-1:] if _trains_stepwise(arm, record) else []
         values["resume_from_checkpoint"] = str(newest[0]) if newest else None
         # As soon as it has a checkpoint of its own it resumes, like any run.
         has_begun = run_folder.earlier_run(out).aside.exists() and bool(checkpoints_of(config).folders())
@@ -221,7 +221,7 @@ class _Race:
                 run.load_data()
                 run.load_model()
                 run.choose_what_learns()
-            run.train(save_at_end=config.trains_stepwise())
+            run.train(save_at_end=_trains_stepwise(config, self._record))
             predictions = predict_split(run.model, run.loaders, "validation", run.accelerator)
             validation = part_of(run.splits.validation, np.flatnonzero(run.splits.validation.counted))
             units = units_of_rows(validation, run.splits.groups, run.config, run.modality).of_rows
@@ -268,6 +268,11 @@ class _Race:
         self._processes.print(self._record.sentence)
         if self._processes.is_main_process:
             remove_arms(self._out, but=self._record.chosen)
+
+
+def _trains_stepwise(config: RunConfig, record: AutoRecord) -> bool:
+    """Whether a training ends with a checkpoint; where no head can be solved, that of a probe does, too."""
+    return config.trains_stepwise() or bool(record.evidence.get("why_no_probes"))
 
 
 def _why(best: TriedArm, trained: list[TriedArm], samples: int) -> str:

@@ -22,8 +22,8 @@ def sentences_on(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if not evidence.probes:
         yield (
             "Probes",
-            "None: the head for images with texts has several layers, and cannot be solved without training. So the "
-            "shortlist is by the number of rows alone.",
+            f"None: {evidence.why_no_probes}, so a head cannot be solved without training. The shortlist is by the "
+            "number of rows alone.",
         )
         return
     yield "Similarity", _similarity(evidence)

@@ -38,7 +38,7 @@ TRIED = {
     "gradual": "with few rows it is safer to let the layers learn one after the other, from the head",
     "partial": "with few rows it can help to train only the last quarter of the blocks ({layers} of {blocks})",
     "full": "all layers learn, which changes the features most",
-    "lp_ft": "all layers learn, but from a head that has been solved, so that a random one does not spoil the features",
+    "lp_ft": "all layers learn, but only after the head, so that a random one does not spoil the features",
     "lora": "small matrices beside the layers learn, which keeps what the model knows, and the saved file is small",
     "scratch": "the pretrained weights do not help with these rows ({fresh}), so fresh ones may be as good",
 }
@@ -118,7 +118,11 @@ def _solved_arm(evidence: Evidence, config: RunConfig) -> Arm:
     over = evidence.deficit_of_head
     settings: dict[str, Any] = {"strategy": "linear_probe"}
     if not evidence.probes:
-        reason = "only a new head learns, and all other layers stay as they are: the least that training can do"
+        reason = (
+            "only a new head learns, and all other layers stay as they are: the least that training can do. "
+            f"{_capital(evidence.why_no_probes)}, so it cannot be solved and judged beforehand; what follows is by the "
+            "number of rows alone"
+        )
     elif over is None or not over.exceeds() or "deep_probe" not in evidence.seconds:
         reason = (
             "a head on what the model's own head reads costs no training, and no other place is clearly better "
@@ -201,4 +205,8 @@ def rows_in_words(evidence: Evidence) -> str:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+    return f"{_capital(text)}."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

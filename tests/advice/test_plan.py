@@ -7,13 +7,13 @@ from typing import Any, get_args
 import pytest
 
 from hf_transfer.advice.decision_folder import check_named, settings_of_arm
-from hf_transfer.advice.plan import next_arm, plan_from, with_other_rates
+from hf_transfer.advice.plan import arm_with_pooling, next_arm, plan_from, with_other_rates
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.auto_record import AutoRecord, decision_of
 from hf_transfer.settings.run import MultimodalConfig, TextConfig, VisionConfig
 from hf_transfer.settings.strategy import Strategy
 from tests.advice.auto_runs import arm, record
-from tests.advice.known import MORE, evidence
+from tests.advice.known import MORE, NO_PROBES, evidence
 
 NAMED = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"}
 
@@ -106,6 +106,18 @@ def test_a_named_strategy_reads_the_pooling_that_is_better() -> None:
     assert arms["bitfit"]["pooling"] == "mean"
     # An adapter that is saved alone has no place for it.
     assert arms["dora"]["pooling"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("known", "why"), [({}, "by probes on 200 training rows"), (NO_PROBES, "since the head of m has several layers")]
+)
+def test_a_sentence_says_why_a_pooling_is_chosen(
+    known: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_transfer.advice.plan.gather_evidence", lambda *_: evidence(50, **known))
+    chosen, sentence = arm_with_pooling(config(strategy="full", pooling="auto"))
+    assert chosen.settings == {"strategy": "full", "pooling": "own"}
+    assert sentence == f"--pooling auto: the head reads the model's own pooling, {why}."
 
 
 def test_a_named_strategy_that_the_model_cannot_have_is_refused() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hf_transfer.advice.shortlist import NOT_TRIED, RULES, TRIED, resolved_pooling, shortlist_of
 from hf_transfer.settings.run import MultimodalConfig, VisionConfig
 from hf_transfer.settings.strategy import Strategy
-from tests.advice.known import HELPS, LESS, MORE, NO_HELP, evidence, text_config
+from tests.advice.known import HELPS, LESS, MORE, NO_HELP, NO_PROBES, evidence, text_config
 
 
 def names(rows_per_class: float) -> list[str]:
@@ -152,7 +152,10 @@ def test_images_with_texts_are_judged_by_their_number_alone() -> None:
     config = MultimodalConfig.of(
         image_model_name_or_path="i", text_model_name_or_path="t", dataset_name="d", output_dir="o"
     )
-    known = evidence(8, probes=(), best="", judged=None, neighbours=None, curve=None)
-    shortlist = shortlist_of(known, config)
+    shortlist = shortlist_of(evidence(8, **NO_PROBES), config)
     assert [arm.name for arm in shortlist.arms] == ["linear_probe", "gradual", "partial", "full"]
     assert "deep_probe" not in [one.strategy for one in shortlist.rejected]
+    assert shortlist.arms[0].reason.endswith(
+        "The head of m has several layers, so it cannot be solved and judged beforehand; what follows is by the number "
+        "of rows alone."
+    )
