@@ -16,7 +16,7 @@ import numpy as np
 
 from hf_transfer.advice.decision import Compared, choose, corrected_estimate
 from hf_transfer.advice.decision_folder import begin, record_before, settings_of_arm
-from hf_transfer.advice.plan import arm_with_pooling, next_arm, plan_of, planned_count, with_other_rates
+from hf_transfer.advice.plan import arm_with_pooling, is_enough, next_arm, plan_of, planned_count, with_other_rates
 from hf_transfer.data.checked import units_of_rows
 from hf_transfer.data.complete_files import put
 from hf_transfer.data.splits import part_of
@@ -176,8 +176,11 @@ class _Race:
         )
         self._keep(replace(
             self._record, evidence=plan.evidence, score_title=plan.score_title, arms=arms,
-            rejected={one.strategy: one.reason for one in plan.rejected}, seconds=time.perf_counter() - started,
+            rejected={one.strategy: one.reason for one in plan.rejected}, enough=plan.enough,
+            seconds=time.perf_counter() - started,
         ))  # fmt: skip
+        if is_enough(self._record, self._config):
+            self._processes.print(f"{plan.enough[0].upper()}{plan.enough[1:]}: nothing is trained beside it.")
 
     def _next(self) -> str:
         record, name = next_arm(self._record, self._config)
@@ -260,7 +263,8 @@ class _Race:
             compared = self._compared(trained)
             best = trained[choose(compared)]
             estimate, samples = corrected_estimate(compared), int(compared.counts.sum())
-            record = replace(record, chosen=best.name, sentence=_why(best, trained, samples), samples=samples)
+            sentence = _why(best, trained, samples, record.enough if is_enough(record, self._config) else "")
+            record = replace(record, chosen=best.name, sentence=sentence, samples=samples)
             # Of a single unit there is none.
             if not math.isnan(estimate.mean):
                 record = replace(record, estimate=estimate.mean, interval=estimate.interval)
@@ -275,9 +279,9 @@ def _trains_stepwise(config: RunConfig, record: AutoRecord) -> bool:
     return config.trains_stepwise() or bool(record.evidence.get("why_no_probes"))
 
 
-def _why(best: TriedArm, trained: list[TriedArm], samples: int) -> str:
+def _why(best: TriedArm, trained: list[TriedArm], samples: int, enough: str) -> str:
     if len(trained) == 1:
-        return f"Chosen: {best.name}, the only one that was trained."
+        return f"Chosen: {best.name}, {f'since {enough}' if enough else 'the only one that was trained'}."
     others = ", ".join(f"{arm.name} {arm.score:.4f}" for arm in trained if arm is not best)
     highest = max(arm.score for arm in trained if arm.score is not None)
     reason = (

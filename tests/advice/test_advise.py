@@ -245,4 +245,15 @@ def test_evidence_is_drawn_and_shown(known: Evidence, tmp_path: Path) -> None:
     config = text_config()
     text = advice_text(Advice(config, known, shortlist_of(known, config)), ["--dataset_name", "d"])
     assert "best\n" in text
+    assert "The first may be enough" not in text
     assert LESS.mean < 0
+
+
+def test_a_head_that_leaves_little_to_gain_is_said_to_be_enough() -> None:
+    known = evidence()
+    good = replace(known, probes=tuple(replace(one, score=0.99) for one in known.probes))
+    config = text_config()
+    shown = Advice(config, good, shortlist_of(good, config))
+    words = "the solved head leaves training at most 1.0 points of accuracy to gain"
+    assert f"The first may be enough: {words}.\n" in advice_text(shown, ["--dataset_name", "d"])
+    assert shown.as_json()["enough"] == words
