@@ -132,19 +132,42 @@ def rank(
     Raises:
         UserError: a model is named twice, none can be used, or a setting is wrong.
     """
-    configs = configs_of(config_class, models, flags)
-    scored, failed, task = score_models(configs, data, report)
-    name = next(iter(configs.values())).data.dataset_name
-    return ModelRanking.of(name, task, list(scored.values()), failed)
-
-
-def configs_of(config_class: type[RunConfig], models: Sequence[str], flags: Sequence[str]) -> dict[str, RunConfig]:
-    """The settings of a run with each model, which solves a head on its frozen features, by the model's name.
-
-    Raises:
-        UserError: a model is named twice, or a setting is wrong or has no part in a ranking.
-    """
     given = [flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")]
+    _check(config_class, models, given)
+    fixed_flags = ["--model_name_or_path", models[0], "--output_dir", "none", "--strategy", "linear_probe"]
+    # Nothing is published, and no tracker is started.
+    config = parse(config_class, [*flags, *fixed_flags, "--report_to", "none"]).replaced(
+        push_to_hub=False, push_space=False, hub_model_id=None, overwrite_output_dir=False
+    )
+    return _ranking(config, models, data, report)
+
+
+def rank_by_settings(
+    config_class: type[RunConfig], models: Sequence[str], data: datasets.DatasetDict | None, **settings: Any
+) -> ModelRanking:
+    """See `rank`, here with settings by name."""
+    _check(config_class, models, list(settings))
+    fixed = {"model_name_or_path": models[0], "output_dir": "none", "strategy": "linear_probe"}
+    return _ranking(config_class.of(**fixed, **settings), models, data, print)
+
+
+def _ranking(
+    config: RunConfig, models: Sequence[str], data: datasets.DatasetDict | None, report: Callable[[str], None]
+) -> ModelRanking:
+    """The ranking of models with each of which a run with these settings would solve a head."""
+    configs = {model: config.replaced(model_name_or_path=model) for model in models}
+    scored, failed, task = score_models(configs, data, report)
+    return ModelRanking.of(config.data.dataset_name, task, list(scored.values()), failed)
+
+
+def _check(config_class: type[RunConfig], models: Sequence[str], given: Sequence[str]) -> None:
+    """Refuse samples without a head that can be solved, settings that have no part in a ranking, and a model twice."""
+    if not config_class.has_simple_head:
+        raise user_error(
+            expected="models of images, or of texts",
+            found="images with texts, whose head is no single layer that can be solved",
+            do="rank models for each part alone: --recipe vision, or --recipe text",
+        )
     if refused := [name for name in given if name in NOT_ASKED]:
         raise user_error(
             expected="settings of data, samples and batches: a ranking solves heads, and saves no model",
@@ -152,12 +175,6 @@ def configs_of(config_class: type[RunConfig], models: Sequence[str], flags: Sequ
             do=f"leave --{refused[0]} out",
         )
     _refuse_twice(models)
-    fixed_flags = ["--model_name_or_path", models[0], "--output_dir", "none", "--strategy", "linear_probe"]
-    # Nothing is published, and no tracker is started.
-    config = parse(config_class, [*flags, *fixed_flags, "--report_to", "none"]).replaced(
-        push_to_hub=False, push_space=False, hub_model_id=None, overwrite_output_dir=False
-    )
-    return {model: config.replaced(model_name_or_path=model) for model in models}
 
 
 def _refuse_twice(models: Sequence[str]) -> None:

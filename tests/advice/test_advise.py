@@ -89,6 +89,21 @@ def test_the_command_for_the_first_choice_is_one_of_the_recipe(advise: Advise, b
     assert "--num_train_epochs" not in flags, "it has no effect on a solved head"
 
 
+def test_the_command_that_tries_the_first_is_one_of_the_recipe(advise: Advise, bert: Path, tmp_path: Path) -> None:
+    """With the settings that `auto` hands on to what trains, and without those that only a named strategy has."""
+    data = texts(tmp_path / "data")
+    flags = ("--dataset_name", data, "--model_name_or_path", bert, "--num_train_epochs", "3", "--pooling", "auto")
+    done = advise(*flags, "--no_fresh_weights")
+    assert done.code == 0, done.err
+    (line,) = (line for line in done.out.splitlines() if "--strategy auto" in line)
+    python, recipe, *words = shlex.split(line)
+    assert (python, recipe) == ("python", "recipes/text.py")
+    config = parse(TextConfig, words)
+    assert (config.strategy.strategy, config.text.pooling, config.training.num_train_epochs) == ("auto", "auto", 3)
+    assert (config.data.dataset_name, config.model.model_name_or_path) == (str(data), str(bert))
+    assert config.output.output_dir == "runs/auto"
+
+
 def test_the_test_split_is_not_read(advise: Advise, bert: Path, tmp_path: Path) -> None:
     """A test split that would be an error in a run changes nothing: other labels, and rows without a text."""
     data = texts(tmp_path / "data")
