@@ -25,7 +25,7 @@ _MODULES = {
     "strategies.choice": ("choose_strategy",),
     "strategies.freezing": ("set_trainable",),
     "training.trainer_callback": ("prepare_for_trainer",),
-    "whole_run": ("advise", "train"),
+    "whole_run": ("advise", "rank", "train"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_MODULE_OF)

@@ -86,12 +86,6 @@ def run_rank(arguments: argparse.Namespace) -> None:
     if data is None:
         raise user_error(expected="--dataset_name", found="no value", do="name the data")
     recipe = arguments.recipe or saved.get("recipe") or recipe_for(arguments.models, data, setting="--recipe ")
-    if recipe == "multimodal":
-        raise user_error(
-            expected="models of images, or of texts",
-            found="images with texts, whose head is no single layer that can be solved",
-            do="rank models for each part alone: --recipe vision, or --recipe text",
-        )
     flags = ["--dataset_name", data, *([] if path is None else ["--config", str(path)]), *arguments.others]
     strategy, output = arguments.race_strategy or "full", arguments.output
     trained_with = SOLVED if arguments.race is None else strategy

@@ -23,6 +23,7 @@ from hf_transfer.settings.run import TOWERS, RunConfig
 
 if TYPE_CHECKING:
     from hf_transfer.advice.advising import Advice
+    from hf_transfer.advice.ranking import ModelRanking
 
 Data: TypeAlias = str | Path | datasets.DatasetDict | datasets.Dataset | pandas.DataFrame
 
@@ -78,7 +79,7 @@ def advise(
         **settings: any setting of that recipe, by its name.
 
     Raises:
-        UserError: what a run would stop at before training, or the model has no head that can be solved.
+        UserError: what a run would stop at before training.
     """
     check_installation()
     name, given = _named(data)
@@ -88,6 +89,33 @@ def advise(
     from hf_transfer.advice import advising
 
     return advising.advise(config, given, with_fresh_weights=with_fresh_weights)
+
+
+def rank(data: Data, models: Sequence[str | Path], *, modality: str | None = None, **settings: Any) -> "ModelRanking":
+    """Rank pretrained models by heads that are solved on their frozen features of training rows.
+
+        ranking = rank("path/to/pictures", ["google/vit-base-patch16-224", "facebook/dinov2-base"])
+        for place in ranking.places:
+            print(place.model.name, place.model.probe.score, place.is_equal)
+
+    Args:
+        data: see `train`.
+        models: Hub ids, local folders or sample:NAME; of equal ones the first is preferred.
+        modality: the recipe: vision or text; None: inferred from models and data.
+        **settings: any setting of data, samples and batches of that recipe, by its name.
+
+    Raises:
+        UserError: a model is named twice, none can be used, or a setting is wrong.
+    """
+    check_installation()
+    if isinstance(models, str) or not models:
+        raise user_error(expected="models: a list of names", found=repr(models), do="name the models in a list")
+    name, given = _named(data)
+    names = [str(model) for model in models]
+    config_class = modality_named(modality or recipe_for(names, name, given)).config
+    from hf_transfer.advice.ranking import rank_by_settings
+
+    return rank_by_settings(config_class, names, given, dataset_name=name, **settings)
 
 
 def run_all_steps(config: RunConfig, data: datasets.DatasetDict | None = None) -> Run:

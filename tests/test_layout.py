@@ -274,7 +274,7 @@ def test_importing_the_package_imports_no_heavy_library_and_is_quick() -> None:
 PUBLIC = {
     "advise", "train", "load", "Run", "open_run", "Results", "Predictor", "UserError",
     "VisionConfig", "TextConfig", "MultimodalConfig",
-    "choose_strategy", "set_trainable", "trace_groups", "check_boundary", "prepare_for_trainer", "FusionModel",
+    "choose_strategy", "set_trainable", "trace_groups", "check_boundary", "prepare_for_trainer", "rank", "FusionModel",
 }  # fmt: skip
 
 

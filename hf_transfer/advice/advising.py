@@ -46,6 +46,7 @@ class Advice:
             "evidence": self.evidence.as_json(),
             "shortlist": [asdict(arm) for arm in self.shortlist.arms],
             "rejected": [asdict(one) for one in self.shortlist.rejected],
+            "enough": self.shortlist.enough,
             "versions": versions(),
         }
 

@@ -48,7 +48,9 @@ class Shortlist:
     Attributes:
         arms: first the best solved head, then the others in the order in which they are tried.
         rejected: the other strategies.
+        enough: why the first arm is enough without the others, in a part of a sentence; empty if it may not be.
     """
 
     arms: list[Arm]
     rejected: list[Rejection]
+    enough: str = ""

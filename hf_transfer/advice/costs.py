@@ -117,7 +117,7 @@ def top_quarter(blocks: int) -> int:
 
 
 def seconds_of_strategies(
-    config: RunConfig, costs: Costs, model: nn.Module, groups: Sequence[Group]
+    config: RunConfig, costs: Costs, model: nn.Module, groups: Sequence[Group], *, solves_heads: bool = True
 ) -> tuple[dict[str, float], dict[str, str]]:
     """How long each strategy takes, and what each of the others lacks in this model, by name.
 
@@ -126,17 +126,23 @@ def seconds_of_strategies(
         costs: of a row, and the number of rows.
         model: with a new head.
         groups: its groups in depth order.
+        solves_heads: whether a head is solved on frozen features; otherwise it is trained.
     """
     seconds, unsuitable = {}, {}
     for name in strategy_names(config):
+        if name == "deep_probe" and not solves_heads:
+            unsuitable[name] = "the place that it reads is chosen by solved heads, and none can be solved"
+            continue
         try:
-            seconds[name] = _seconds(name, config, costs, model, groups)
+            seconds[name] = _seconds(name, config, costs, model, groups, solves_heads=solves_heads)
         except UserError as error:
             unsuitable[name] = error.found or str(error)
     return seconds, unsuitable
 
 
-def _seconds(name: str, config: RunConfig, costs: Costs, model: nn.Module, groups: Sequence[Group]) -> float:
+def _seconds(
+    name: str, config: RunConfig, costs: Costs, model: nn.Module, groups: Sequence[Group], *, solves_heads: bool
+) -> float:
     settings = dataclasses.replace(config.strategy, **_chosen(name, config, count_blocks(groups)))
     if name in ADAPTERS:
         blocks, layers = count_blocks(groups), settings.adapter_layers
@@ -145,12 +151,12 @@ def _seconds(name: str, config: RunConfig, costs: Costs, model: nn.Module, group
     strategy = choose_strategy(settings)
     if config.has_simple_head:
         strategy.check(model, groups)
-    if name in PROBES and config.has_simple_head:
+    if name in PROBES and solves_heads:
         return costs.of_probe()
     small = SHARE_OF_SMALL_PARTS if name in SMALL_PARTS else 1.0
     return sum(
         costs.of_probe()
-        if stage.solved and config.has_simple_head
+        if stage.solved and solves_heads
         else costs.of_epochs(stage.epochs, _learning_share(stage, groups), small)
         for stage in strategy.stages(groups, costs.epochs)
     )

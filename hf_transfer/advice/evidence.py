@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_transfer.advice.costs import Costs, seconds_of_a_row, seconds_of_strategies
 from hf_transfer.advice.probes import Difference, FreshWeights, JudgedRows, LearningCurve, Probe
-from hf_transfer.advice.probing import probed_model
+from hf_transfer.advice.probing import probed_model, why_no_head_is_solved
 from hf_transfer.advice.scoring import frozen_run, training_alone
 from hf_transfer.data.complete_files import put
 from hf_transfer.data.splits import Splits
@@ -37,7 +37,8 @@ class Evidence:
         kinds: how many of these there are; a row of several labels counts for its rarest, and of numbers there are ten
             ranges where rows suffice.
         blocks: of the model; of two towers, of the smaller one.
-        probes: heads on several features, the model's own head first; none for images with texts.
+        probes: heads on several features, the model's own head first; none where no head can be solved.
+        why_no_probes: why there are none, in a part of a sentence; empty if there are some.
         best: the features with the best head; empty if there are no probes.
         judged: the scores of the best head by row; None: there are no probes.
         neighbours: the score of a vote of the nearest rows, on the same features; None: it is not defined.
@@ -59,6 +60,7 @@ class Evidence:
     seconds: Mapping[str, float]
     unsuitable: Mapping[str, str]
     probes: tuple[Probe, ...] = ()
+    why_no_probes: str = ""
     best: str = ""
     judged: JudgedRows | None = None
     neighbours: float | None = None
@@ -110,7 +112,8 @@ def gather_evidence(
 ) -> Evidence:
     """What one frozen pass over the training rows says; a later run with the same cache finds the features there.
 
-    Images with texts have no probes: their head, of several layers, cannot be solved. Only rows and times are known.
+    Where a head cannot be solved there are no probes: of images with texts, a model whose outputs several layers
+    compute, or a target without a solver. Then only rows and times are known.
 
     Args:
         config: the settings of a run with any strategy.
@@ -119,7 +122,7 @@ def gather_evidence(
             most 1,000 rows.
 
     Raises:
-        UserError: whatever a run would stop at before training; or the model has no head that can be solved.
+        UserError: whatever a run would stop at before training.
     """
     if not config.trains():
         raise user_error(expected="a run that trains", found="--evaluate_only", do="leave --evaluate_only out")
@@ -132,7 +135,8 @@ def gather_evidence(
         return training_alone(splits, config.training.seed)
 
     with frozen_run(_probing(config), data, alone) as run:
-        model = probed_model(run, with_fresh_weights=with_fresh_weights) if config.has_simple_head else None
+        why_no_probes = why_no_head_is_solved(run)
+        model = None if why_no_probes else probed_model(run, with_fresh_weights=with_fresh_weights)
         forward, step = seconds_of_a_row(run, None if model is None else model.seconds)
         costs = Costs(
             forward, step, 0.0 if model is None else model.solving, sizes["train"], sizes["validation"],
@@ -140,12 +144,14 @@ def gather_evidence(
             stores=config.store.cache_frozen != "off",
         )  # fmt: skip
         groups = run.prepared.groups
-        seconds, unsuitable = seconds_of_strategies(config, costs, run.prepared.model, groups)
+        seconds, unsuitable = seconds_of_strategies(
+            config, costs, run.prepared.model, groups, solves_heads=model is not None
+        )
         return Evidence(
             run.checkpoint.name, run.splits.target.describe(), run.splits.target.score_title, sizes["train"],
             run.splits.target.divided_by.removeprefix("by "), kinds[0],
             min(count_blocks(groups_of(tower, groups)) for tower in towers_of(groups)), costs, seconds, unsuitable,
-            **({} if model is None else model.known),
+            why_no_probes=why_no_probes, **({} if model is None else model.known),
         )  # fmt: skip
 
 

@@ -31,12 +31,14 @@ class Plan:
         score_title: what scores are called.
         arms: first the solved head, then the others in the order in which they are tried.
         rejected: the other strategies.
+        enough: see `Shortlist`.
     """
 
     evidence: dict[str, Any]
     score_title: str
     arms: list[Arm]
     rejected: list[Rejection]
+    enough: str = ""
 
 
 def plan_of(config: RunConfig, data: datasets.DatasetDict | None = None) -> Plan:
@@ -65,7 +67,7 @@ def plan_from(evidence: Evidence, config: RunConfig) -> Plan:
     shortlist = shortlist_of(evidence, config)
     solved, *others = [_as_settings(arm) for arm in shortlist.arms]
     if not config.strategy.auto_arms:
-        return Plan(_in_short(evidence), evidence.score_title, [solved, *others], shortlist.rejected)
+        return Plan(_in_short(evidence), evidence.score_title, [solved, *others], shortlist.rejected, shortlist.enough)
     arms = [solved, *_named_arms(config, evidence, [solved, *others])]
     tried = {arm.settings["strategy"] for arm in arms}
     rejected = [one for one in shortlist.rejected if one.strategy not in tried]
@@ -90,7 +92,8 @@ def arm_with_pooling(config: RunConfig, data: datasets.DatasetDict | None = None
     arm = TriedArm(
         name=strategy, settings=settings, reason="You named it.", estimated_seconds=evidence.seconds[strategy]
     )
-    return arm, f"--pooling auto: the head reads {HEAD_READS[pooling]}, by probes on {evidence.rows:,} training rows."
+    why = f"by probes on {evidence.rows:,} training rows" if evidence.probes else f"since {evidence.why_no_probes}"
+    return arm, f"--pooling auto: the head reads {HEAD_READS[pooling]}, {why}."
 
 
 def describe_plan(config: RunConfig) -> Iterator[str]:
@@ -103,9 +106,12 @@ def describe_plan(config: RunConfig) -> Iterator[str]:
     plan = plan_of(config)
     first, *others = plan.arms
     yield f"First {first.name}, about {first.seconds:.0f} s: {first.reason}"
+    tries_all = _tries_all(config)
+    if plan.enough and not tries_all:
+        yield f"Nothing is trained beside it: {plan.enough}."
     for number, arm in enumerate(others, start=1):
-        by_default = number <= TRAINED_BY_DEFAULT or config.strategy.auto_arms
-        when = "Then" if by_default or config.strategy.auto_seconds is not None else "With more --auto_seconds"
+        by_default = number <= _trained_by_default(plan.enough)
+        when = "Then" if by_default or tries_all else "With --auto_seconds"
         yield f"{when} {arm.name}, about {arm.seconds:.0f} s: {arm.reason}"
     for one in plan.rejected:
         yield f"Not {one.strategy}: {one.reason}"
@@ -113,9 +119,28 @@ def describe_plan(config: RunConfig) -> Iterator[str]:
 
 def planned_count(record: AutoRecord, config: RunConfig) -> int:
     """How many arms will be tried, if none fails and there is time."""
-    every = config.strategy.auto_seconds is not None or bool(config.strategy.auto_arms)
+    if _tries_all(config):
+        return len(record.arms)
     failed = sum(arm.state == "failed" for arm in record.arms)
-    return len(record.arms) if every else min(len(record.arms), 1 + TRAINED_BY_DEFAULT + failed)
+    return min(len(record.arms), 1 + _wanted(record) + failed)
+
+
+def is_enough(record: AutoRecord, config: RunConfig) -> bool:
+    """Whether nothing is trained beside the solved head."""
+    return not _tries_all(config) and _wanted(record) == 0
+
+
+def _tries_all(config: RunConfig) -> bool:
+    return config.strategy.auto_seconds is not None or bool(config.strategy.auto_arms)
+
+
+def _trained_by_default(enough: str) -> int:
+    return 0 if enough else TRAINED_BY_DEFAULT
+
+
+def _wanted(record: AutoRecord) -> int:
+    """How many strategies are trained beside the solved head, without a limit of time or a list of them."""
+    return TRAINED_BY_DEFAULT if record.arms[0].state == "failed" else _trained_by_default(record.enough)
 
 
 def next_arm(record: AutoRecord, config: RunConfig) -> tuple[AutoRecord, str]:
@@ -123,14 +148,15 @@ def next_arm(record: AutoRecord, config: RunConfig) -> tuple[AutoRecord, str]:
 
     The first arm is always tried. Others are, while their estimated time is left.
     """
-    limit, named = config.strategy.auto_seconds, bool(config.strategy.auto_arms)
+    limit = config.strategy.auto_seconds
     first, *others = record.arms
     if first.state == "planned":
         return record, first.name
     for arm in (arm for arm in others if arm.state == "planned"):
         trained = sum(one.state == "trained" for one in others)
-        if limit is None and not named and trained >= TRAINED_BY_DEFAULT:
-            record = record.with_arm(_left_out(arm, "the first one is enough by default; --auto_seconds tries more"))
+        if not _tries_all(config) and trained >= _wanted(record):
+            why = "one strategy is trained by default" if trained else record.enough
+            record = record.with_arm(_left_out(arm, f"{why}; --auto_seconds tries more"))
         elif limit is not None and (left := limit - record.seconds) < arm.estimated_seconds:
             shown = f"about {arm.estimated_seconds:.0f} s needed, {max(left, 0):.0f} s of --auto_seconds left"
             record = record.with_arm(_left_out(arm, shown))
@@ -194,4 +220,5 @@ def _in_short(evidence: Evidence) -> dict[str, Any]:
     return {
         "model": evidence.model, "predicts": evidence.predicts, "rows": evidence.rows, "kind": evidence.kind,
         "kinds": evidence.kinds, "best": evidence.best, "probes": probes, "neighbours": evidence.neighbours,
+        "why_no_probes": evidence.why_no_probes,
     }  # fmt: skip

@@ -16,6 +16,7 @@ from hf_transfer.data.folds import Folds, halved
 from hf_transfer.data.splits import cut_stratified
 from hf_transfer.frozen.features import Features
 from hf_transfer.frozen.out_of_fold import USUAL_SEARCH, OutOfFold, Search
+from hf_transfer.frozen.probe import solvable_layer
 from hf_transfer.frozen.recording import Passes
 from hf_transfer.frozen.regularisation_path import REGULARISATIONS
 from hf_transfer.frozen.solvers import RIDGE
@@ -54,6 +55,18 @@ class ProbedModel:
     known: dict[str, Any]
     seconds: float | None
     solving: float
+
+
+def why_no_head_is_solved(run: Run) -> str:
+    """What the model or the target of a run lacks for a head that is solved, in a part of a sentence; "": nothing."""
+    splits, prepared = run.splits, run.prepared
+    if not run.config.has_simple_head:
+        return "the head for images with texts has several layers"
+    if splits.target.solver is None:
+        return f"there is no solver for {splits.target.describe()}"
+    if solvable_layer(prepared.model, prepared.groups[-1], splits.target) is None:
+        return f"the head of {run.checkpoint.name} has several layers"
+    return ""
 
 
 def probed_model(run: Run, *, with_fresh_weights: bool) -> ProbedModel:

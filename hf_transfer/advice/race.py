@@ -16,7 +16,7 @@ import numpy as np
 
 from hf_transfer.advice.decision import Compared, choose, corrected_estimate
 from hf_transfer.advice.decision_folder import begin, record_before, settings_of_arm
-from hf_transfer.advice.plan import arm_with_pooling, next_arm, plan_of, planned_count, with_other_rates
+from hf_transfer.advice.plan import arm_with_pooling, is_enough, next_arm, plan_of, planned_count, with_other_rates
 from hf_transfer.data.checked import units_of_rows
 from hf_transfer.data.complete_files import put
 from hf_transfer.data.splits import part_of
@@ -111,7 +111,7 @@ def _final_settings(config: Config, record: AutoRecord, processes: Processes) ->
     if processes.is_main_process and not record.is_finished(out):
         folder = arm_folder(out, record.chosen)
         arm = settings_of_arm(config, record.chosen_arm.settings, output_dir=str(folder))
-        newest = checkpoints_of(arm).folders()[-1:] if arm.trains_stepwise() else []
+        newest = checkpoints_of(arm).folders()[-1:] if _trains_stepwise(arm, record) else []
         values["resume_from_checkpoint"] = str(newest[0]) if newest else None
         # As soon as it has a checkpoint of its own it resumes, like any run.
         has_begun = run_folder.earlier_run(out).aside.exists() and bool(checkpoints_of(config).folders())
@@ -176,8 +176,11 @@ class _Race:
         )
         self._keep(replace(
             self._record, evidence=plan.evidence, score_title=plan.score_title, arms=arms,
-            rejected={one.strategy: one.reason for one in plan.rejected}, seconds=time.perf_counter() - started,
+            rejected={one.strategy: one.reason for one in plan.rejected}, enough=plan.enough,
+            seconds=time.perf_counter() - started,
         ))  # fmt: skip
+        if is_enough(self._record, self._config):
+            self._processes.print(f"{plan.enough[0].upper()}{plan.enough[1:]}: nothing is trained beside it.")
 
     def _next(self) -> str:
         record, name = next_arm(self._record, self._config)
@@ -221,7 +224,7 @@ class _Race:
                 run.load_data()
                 run.load_model()
                 run.choose_what_learns()
-            run.train(save_at_end=config.trains_stepwise())
+            run.train(save_at_end=_trains_stepwise(config, self._record))
             predictions = predict_split(run.model, run.loaders, "validation", run.accelerator)
             validation = part_of(run.splits.validation, np.flatnonzero(run.splits.validation.counted))
             units = units_of_rows(validation, run.splits.groups, run.config, run.modality).of_rows
@@ -260,7 +263,8 @@ class _Race:
             compared = self._compared(trained)
             best = trained[choose(compared)]
             estimate, samples = corrected_estimate(compared), int(compared.counts.sum())
-            record = replace(record, chosen=best.name, sentence=_why(best, trained, samples), samples=samples)
+            sentence = _why(best, trained, samples, record.enough if is_enough(record, self._config) else "")
+            record = replace(record, chosen=best.name, sentence=sentence, samples=samples)
             # Of a single unit there is none.
             if not math.isnan(estimate.mean):
                 record = replace(record, estimate=estimate.mean, interval=estimate.interval)
@@ -270,9 +274,14 @@ class _Race:
             remove_arms(self._out, but=self._record.chosen)
 
 
-def _why(best: TriedArm, trained: list[TriedArm], samples: int) -> str:
+def _trains_stepwise(config: RunConfig, record: AutoRecord) -> bool:
+    """Whether a training ends with a checkpoint; where no head can be solved, that of a probe does, too."""
+    return config.trains_stepwise() or bool(record.evidence.get("why_no_probes"))
+
+
+def _why(best: TriedArm, trained: list[TriedArm], samples: int, enough: str) -> str:
     if len(trained) == 1:
-        return f"Chosen: {best.name}, the only one that was trained."
+        return f"Chosen: {best.name}, {f'since {enough}' if enough else 'the only one that was trained'}."
     others = ", ".join(f"{arm.name} {arm.score:.4f}" for arm in trained if arm is not best)
     highest = max(arm.score for arm in trained if arm.score is not None)
     reason = (

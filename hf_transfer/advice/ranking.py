@@ -102,6 +102,16 @@ def rank(
     return ModelRanking.of(next(iter(solved.values())).data.dataset_name, task, list(scored.values()), failed)
 
 
+def rank_by_settings(
+    config_class: type[RunConfig], models: Sequence[str], data: datasets.DatasetDict | None, **settings: Any
+) -> ModelRanking:
+    """See `rank`, here with settings by name, for Python programs."""
+    _check(config_class, models, list(settings))
+    fixed = {"model_name_or_path": models[0], "output_dir": "none", "strategy": SOLVED}
+    config = config_class.of(**fixed, **settings)
+    return rank({model: config.replaced(model_name_or_path=model) for model in models}, data)
+
+
 def configs_of(
     config_class: type[RunConfig], models: Sequence[str], flags: Sequence[str], strategy: str = SOLVED
 ) -> dict[str, RunConfig]:
@@ -117,6 +127,22 @@ def configs_of(
         UserError: a model is named twice, or a setting is wrong or has no part in a ranking.
     """
     given = [flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")]
+    _check(config_class, models, given, strategy)
+    fixed_flags = ["--model_name_or_path", models[0], "--output_dir", "none", "--strategy", strategy]
+    config = parse(config_class, [*flags, *fixed_flags, "--report_to", "none"]).replaced(
+        push_to_hub=False, push_space=False, hub_model_id=None, overwrite_output_dir=False
+    )
+    return {model: config.replaced(model_name_or_path=model) for model in models}
+
+
+def _check(config_class: type[RunConfig], models: Sequence[str], given: Sequence[str], strategy: str = SOLVED) -> None:
+    """Refuse samples without a head that can be solved, settings that have no part in a ranking, and a model twice."""
+    if not config_class.has_simple_head:
+        raise user_error(
+            expected="models of images, or of texts",
+            found="images with texts, whose head is no single layer that can be solved",
+            do="rank models for each part alone: --recipe vision, or --recipe text",
+        )
     if refused := [name for name in given if name in NOT_ASKED]:
         raise user_error(
             expected="settings of data, samples and batches: a ranking solves heads, and saves no model",
@@ -125,11 +151,6 @@ def configs_of(
             else f"leave --{refused[0]} out",
         )  # fmt: skip
     _refuse_twice(models)
-    fixed_flags = ["--model_name_or_path", models[0], "--output_dir", "none", "--strategy", strategy]
-    config = parse(config_class, [*flags, *fixed_flags, "--report_to", "none"]).replaced(
-        push_to_hub=False, push_space=False, hub_model_id=None, overwrite_output_dir=False
-    )
-    return {model: config.replaced(model_name_or_path=model) for model in models}
 
 
 def _refuse_twice(models: Sequence[str]) -> None:

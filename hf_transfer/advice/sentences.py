@@ -4,26 +4,26 @@ from collections.abc import Iterator
 
 from hf_transfer.advice.evidence import Evidence
 from hf_transfer.advice.probes import Difference, Probe
-from hf_transfer.advice.shortlist import ERRORS_OF_A_GAIN, RULES, rows_in_words
+from hf_transfer.advice.shortlist import ERRORS_OF_A_GAIN, RULES, rows_in_words, rule_of
 from hf_transfer.models.modeling_deep_probe import HEAD
 
 # By the rule that holds.
 SIZES = (
-    "That is few: training all layers at once can do harm, so the first candidates train step by step.",
-    "That is neither few nor many: training all layers usually pays, if it begins gently.",
+    "That is few: a solved head is hard to beat.",
+    "That is neither few nor many: training all layers can pay.",
     "That is many: training all layers is worth its time.",
 )
 
 
 def sentences_on(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """What is known, point by point: a word that says what it is on, and one or two sentences."""
-    number = max(place for place, rule in enumerate(RULES) if evidence.rows_per_kind >= rule.fewest)
-    yield "Size", f"{rows_in_words(evidence)} ({evidence.rows:,} in all). {SIZES[number]}"
+    size = SIZES[RULES.index(rule_of(evidence))]
+    yield "Size", f"{rows_in_words(evidence)} ({evidence.rows:,} in all). {size}"
     if not evidence.probes:
         yield (
             "Probes",
-            "None: the head for images with texts has several layers, and cannot be solved without training. So the "
-            "shortlist is by the number of rows alone.",
+            f"None: {evidence.why_no_probes}, so a head cannot be solved without training. The shortlist is by the "
+            "number of rows alone.",
         )
         return
     yield "Similarity", _similarity(evidence)

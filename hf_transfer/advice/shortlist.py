@@ -21,33 +21,45 @@ class Rule(NamedTuple):
 
     Attributes:
         fewest: rows of a kind from which the rule holds.
-        strategies: that train, in the order in which they are tried.
+        texts: the strategies that train, in the order in which they are tried, if samples are texts.
+        others: the same for all other samples.
     """
 
     fewest: int
-    strategies: tuple[str, ...]
+    texts: tuple[str, ...]
+    others: tuple[str, ...]
 
 
+# By the measurements in docs/auto.md.
 RULES = (
-    Rule(0, ("gradual", "partial", "full")),
-    Rule(16, ("lp_ft", "full", "lora")),
-    Rule(200, ("full", "lp_ft")),
+    Rule(0, ("full", "gradual", "partial"), ("lp_ft", "gradual", "partial")),
+    Rule(16, ("full", "lp_ft", "lora"), ("lp_ft", "full", "lora")),
+    Rule(200, ("full", "lp_ft"), ("full", "lp_ft")),
 )
+# Training can gain too little to be worth its time if the solved head leaves no more errors than the first, or no more
+# than the second and so few that they are within two standard errors of none.
+NOTHING_TO_GAIN, LITTLE_TO_GAIN = 0.02, 0.05
+ERRORS_OF_LITTLE = 2.0
 # Why a strategy is tried.
 TRIED = {
-    "gradual": "with few rows it is safer to let the layers learn one after the other, from the head",
+    "gradual": "the layers learn one after the other, from the head, which is safer with few rows",
     "partial": "with few rows it can help to train only the last quarter of the blocks ({layers} of {blocks})",
     "full": "all layers learn, which changes the features most",
-    "lp_ft": "all layers learn, but from a head that has been solved, so that a random one does not spoil the features",
+    "lp_ft": "all layers learn, but only after the head, so that a random one does not spoil the features",
     "lora": "small matrices beside the layers learn, which keeps what the model knows, and the saved file is small",
     "scratch": "the pretrained weights do not help with these rows ({fresh}), so fresh ones may be as good",
+}
+# What was measured of those that come first where rows are not many.
+MEASURED = {
+    "full": "on the sample texts it was better than lp_ft",
+    "lp_ft": "on the sample pictures it was better than full",
 }
 # Why it is not, if nothing in the evidence speaks against it.
 NOT_TRIED = {
     "gradual": "{rows} are enough to train all layers at once",
     "partial": "{rows} are enough to train all layers",
-    "full": "other strategies suit {rows} better",
-    "lp_ft": "{rows} are too few to train all layers from a solved head, which already fits them",
+    "full": "lp_ft trains all layers, too, and begins with the head",
+    "lp_ft": "the solved head already fits {rows}, so that the other layers would learn little",
     "bitfit": "only biases learn; lora costs about the same time and can change more",
     "dora": "it is a variant of lora and takes more time",
     "ia3": "it has so few numbers to learn that it needs many steps; lora can change more",
@@ -64,13 +76,29 @@ def shortlist_of(evidence: Evidence, config: RunConfig) -> Shortlist:
         config: the settings of a run with any strategy.
     """
     solved = _solved_arm(evidence, config)
-    names = [name for name in _rule(evidence).strategies if name in evidence.seconds]
+    rule = rule_of(evidence)
+    # Only texts have a pooling.
+    strategies = rule.others if _pooling(config) is None else rule.texts
+    names = [name for name in strategies if name in evidence.seconds]
     if _may_start_afresh(evidence):
         names.append("scratch")
-    arms = [solved, *(_trained_arm(name, evidence, config) for name in names)]
+    measured = {strategies[0]: f", and {MEASURED[strategies[0]]}"} if rule is not RULES[-1] else {}
+    arms = [solved, *(_trained_arm(name, evidence, config, measured.get(name, "")) for name in names)]
     tried = {arm.settings["strategy"] for arm in arms}
     others = [name for name in strategy_names(config) if name not in tried]
-    return Shortlist(arms, [Rejection(name, _why_not(name, evidence)) for name in others])
+    return Shortlist(arms, [Rejection(name, _why_not(name, evidence)) for name in others], _enough(solved, evidence))
+
+
+def _enough(solved: Arm, evidence: Evidence) -> str:
+    """Why nothing has to be trained beside the solved head; "" if training could gain something."""
+    probe = evidence.probe(" + ".join(solved.settings.get("taps", [HEAD])))
+    if probe is None:
+        return ""
+    # Scores of errors are negative, so that of numbers much is left.
+    left = 1 - probe.score
+    if left > NOTHING_TO_GAIN and left > min(LITTLE_TO_GAIN, ERRORS_OF_LITTLE * probe.standard_error):
+        return ""
+    return f"the solved head leaves training at most {100 * left:.1f} points of {evidence.score_title} to gain"
 
 
 def resolved_pooling(evidence: Evidence, config: RunConfig) -> Pooling:
@@ -104,7 +132,8 @@ def _pooling(config: RunConfig) -> str | None:
     return config.flat().get("pooling")
 
 
-def _rule(evidence: Evidence) -> Rule:
+def rule_of(evidence: Evidence) -> Rule:
+    """The rule for so many rows."""
     return [rule for rule in RULES if evidence.rows_per_kind >= rule.fewest][-1]
 
 
@@ -118,7 +147,11 @@ def _solved_arm(evidence: Evidence, config: RunConfig) -> Arm:
     over = evidence.deficit_of_head
     settings: dict[str, Any] = {"strategy": "linear_probe"}
     if not evidence.probes:
-        reason = "only a new head learns, and all other layers stay as they are: the least that training can do"
+        reason = (
+            "only a new head learns, and all other layers stay as they are: the least that training can do. "
+            f"{_capital(evidence.why_no_probes)}, so it cannot be solved and judged beforehand; what follows is by the "
+            "number of rows alone"
+        )
     elif over is None or not over.exceeds() or "deep_probe" not in evidence.seconds:
         reason = (
             "a head on what the model's own head reads costs no training, and no other place is clearly better "
@@ -135,11 +168,11 @@ def _solved_arm(evidence: Evidence, config: RunConfig) -> Arm:
     return Arm(settings["strategy"], settings, _sentence(reason), evidence.seconds[settings["strategy"]])
 
 
-def _trained_arm(name: str, evidence: Evidence, config: RunConfig) -> Arm:
+def _trained_arm(name: str, evidence: Evidence, config: RunConfig, measured: str) -> Arm:
     settings: dict[str, Any] = {"strategy": name}
     if name == "partial":
         settings["trainable_layers"] = top_quarter(evidence.blocks)
-    reason = TRIED[name].format(**_words(evidence))
+    reason = TRIED[name].format(**_words(evidence)) + measured
     pooling, wanted = "own", _pooling(config)
     if wanted in ("own", "auto"):
         # Without pretrained weights, evidence on their features says nothing.
@@ -164,7 +197,7 @@ def _why_not(name: str, evidence: Evidence) -> str:
             return "It was not compared with fresh weights; pretrained ones are seldom worse."
         return _sentence(f"the pretrained weights help: {_words(evidence)['fresh']}")
     if name == "lora":
-        few = _rule(evidence) is RULES[0]
+        few = rule_of(evidence) is RULES[0]
         reason = "{rows} are too few for adapters" if few else "{rows} are enough to train all layers"
         return _sentence(reason.format(**_words(evidence)))
     return _sentence(NOT_TRIED[name].format(**_words(evidence)))
@@ -201,4 +234,8 @@ def rows_in_words(evidence: Evidence) -> str:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+    return f"{_capital(text)}."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

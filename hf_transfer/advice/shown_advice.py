@@ -38,6 +38,7 @@ def advice_text(advice: Advice, flags: Sequence[str]) -> str:
         points=list(sentences_on(evidence)),
         arms=shortlist.arms,
         rejected=shortlist.rejected,
+        enough=shortlist.enough,
         in_words=in_words,
         commands=commands,
     )

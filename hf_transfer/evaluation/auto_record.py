@@ -65,6 +65,7 @@ class AutoRecord:
         score_title: what the scores are called.
         arms: what is tried, in this order; the first is the solved head.
         rejected: by strategy, why it is not tried.
+        enough: why nothing has to be trained beside the solved head; empty if training may gain something.
         seconds: spent so far.
         chosen: the name of the arm that was chosen; empty until then.
         sentence: why.
@@ -80,6 +81,7 @@ class AutoRecord:
     score_title: str = ""
     arms: tuple[TriedArm, ...] = ()
     rejected: dict[str, str] = field(default_factory=dict)
+    enough: str = ""
     seconds: float = 0.0
     chosen: str = ""
     sentence: str = ""

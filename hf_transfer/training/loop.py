@@ -68,7 +68,7 @@ def fit(
     stages = strategy.stages(groups, training.num_train_epochs)
     passes = recording.Passes.of(loaders, accelerator, config)
     state, checkpointing = _start(model, strategy, stages, groups, passes, config, regularisation)
-    checkpointing.resume(state)
+    checkpointing.resume(state, len(stages))
     lengths_vary = getattr(loaders.train.dataset, "lengths", None) is not None
 
     for number, stage in enumerate(stages):

@@ -47,10 +47,12 @@ class LoadedCheckpoint(NamedTuple):
     Attributes:
         state: everything but tensors.
         tensors: by file and name.
+        begins: whether the run begins with a checkpoint that the settings name, and was not interrupted.
     """
 
     state: Mapping[str, Any]
     tensors: Mapping[str, Tensors]
+    begins: bool
 
 
 @dataclass
@@ -99,11 +101,9 @@ class RunState:
         """
         state, fit, process = checkpoint.state, checkpoint.state["fit"], checkpoint.state["ranks"][rank]
         self.position = Position(**{**state["position"], "loss": process["loss"], "seen": process["seen"]})
-        resumed = [*fit["resumed"], self.position.steps]
         self.result = replace(
-            self.result, **{**fit, "resumed": resumed, "earlier_seconds": state["elapsed"]},
-            held_out=checkpoint.tensors.get(HELD_OUT),
-        )  # fmt: skip
+            self.result, **{**fit, "earlier_seconds": state["elapsed"]}, held_out=checkpoint.tensors.get(HELD_OUT)
+        )
         self.steps.restore(checkpoint.tensors)
         self.frozen.notes = fit["notes"]
         for number, epoch in enumerate(state["best"]):
@@ -145,10 +145,14 @@ class Checkpointing:
         self._writer: Future[object] | None = None
         self._loaded: LoadedCheckpoint | None = None
 
-    def resume(self, state: RunState) -> None:
+    def resume(self, state: RunState, stages: int) -> None:
         """Restore the state and the weights of a run from its newest checkpoint, if there is one.
 
-        The random numbers follow when the stage begins.
+        The random numbers follow when the stage begins. A run that begins with the end of another was not interrupted.
+
+        Args:
+            state: of a run that has not been trained yet.
+            stages: how many it has.
 
         Raises:
             UserError: the checkpoint that the settings name is damaged, or a checkpoint belongs to another run.
@@ -159,7 +163,12 @@ class Checkpointing:
         self._model.load_state_dict(loaded.tensors["model"], strict=False)
         state.restore(loaded, self._accelerator.process_index)
         self._loaded = loaded
-        self._accelerator.print(f"Resuming after {state.position.steps:,} steps, in epoch {state.result.epochs + 1}.")
+        steps = state.position.steps
+        if loaded.begins and state.position.stage == stages:
+            self._accelerator.print(f"Training is complete: {steps:,} steps, from a checkpoint.")
+            return
+        state.result.resumed = [*state.result.resumed, steps]
+        self._accelerator.print(f"Resuming after {steps:,} steps, in epoch {state.result.epochs + 1}.")
 
     def restore_random_numbers(self) -> None:
         """Continue the random numbers of a run that is resumed; call it right before its first step."""
@@ -297,7 +306,7 @@ class Checkpointing:
         if begins:
             self._checkpoints.begin(**saved.state["remembered"], **{BEGAN_FROM: named})
         names = [path.stem for path in saved.folder.glob("*.safetensors")]
-        return LoadedCheckpoint(saved.state, {name: saved.tensors(name) for name in names})
+        return LoadedCheckpoint(saved.state, {name: saved.tensors(name) for name in names}, begins)
 
     def _named(self, folder: Path) -> Saved:
         try:

@@ -17,6 +17,11 @@ LESS, MORE = Difference(-0.1, 0.05, (-0.2, 0.0)), Difference(0.1, 0.02, (0.06, 0
 HELPS = FreshWeights(100, "mean_2", 0.6, 0.05, 0.8, Difference(0.2, 0.05, (0.1, 0.3)))
 NO_HELP = FreshWeights(100, "mean_2", 0.75, 0.05, 0.8, Difference(0.05, 0.05, (-0.05, 0.15)))
 
+NO_PROBES: dict[str, Any] = {
+    "probes": (), "best": "", "judged": None, "neighbours": None, "curve": None,
+    "why_no_probes": "the head of m has several layers",
+}  # fmt: skip
+
 
 def evidence(
     rows_per_class: float = 50, *, best: str = "head", over_head: Difference = LESS, **others: Any

@@ -19,7 +19,8 @@ from hf_transfer.advice.shortlist import shortlist_of
 from hf_transfer.advice.shown_advice import advice_text, draw_evidence
 from hf_transfer.settings.parsing import parse
 from hf_transfer.settings.run import TextConfig
-from tests.advice.known import HELPS, LESS, MORE, NO_HELP, evidence, text_config, texts
+from hf_transfer.targets.classes import Classes
+from tests.advice.known import HELPS, LESS, MORE, NO_HELP, NO_PROBES, evidence, text_config, texts
 from tests.conftest import Finished
 from tests.tiny_text_models import save_text_checkpoint
 
@@ -86,6 +87,21 @@ def test_the_command_for_the_first_choice_is_one_of_the_recipe(advise: Advise, b
     assert config.strategy.strategy == advice(tmp_path)["shortlist"][0]["settings"]["strategy"]
     assert config.data.dataset_name == str(data)
     assert "--num_train_epochs" not in flags, "it has no effect on a solved head"
+
+
+def test_the_command_that_tries_the_first_is_one_of_the_recipe(advise: Advise, bert: Path, tmp_path: Path) -> None:
+    """With the settings that `auto` hands on to what trains, and without those that only a named strategy has."""
+    data = texts(tmp_path / "data")
+    flags = ("--dataset_name", data, "--model_name_or_path", bert, "--num_train_epochs", "3", "--pooling", "auto")
+    done = advise(*flags, "--no_fresh_weights")
+    assert done.code == 0, done.err
+    (line,) = (line for line in done.out.splitlines() if "--strategy auto" in line)
+    python, recipe, *words = shlex.split(line)
+    assert (python, recipe) == ("python", "recipes/text.py")
+    config = parse(TextConfig, words)
+    assert (config.strategy.strategy, config.text.pooling, config.training.num_train_epochs) == ("auto", "auto", 3)
+    assert (config.data.dataset_name, config.model.model_name_or_path) == (str(data), str(bert))
+    assert config.output.output_dir == "runs/auto"
 
 
 def test_the_test_split_is_not_read(advise: Advise, bert: Path, tmp_path: Path) -> None:
@@ -163,13 +179,17 @@ def test_mistakes_end_with_code_2_and_say_what_to_do(name: str, advise: Advise, 
     assert not (tmp_path / "advice.json").exists()
 
 
-def test_a_model_of_which_no_head_can_be_solved_is_refused(
+def test_of_a_target_without_a_solver_the_rows_alone_say_what_to_try(
     advise: Advise, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_transfer.advice.scoring.solvable_layer", lambda *_: None)
+    monkeypatch.setattr(Classes, "solver", None)
     done = advise("--dataset_name", texts(tmp_path / "data"), "--model_name_or_path", bert)
-    assert done.code == 2
-    assert "a head of one linear layer, and a target that it can be solved for" in done.err
+    assert done.code == 0, done.err
+    assert "- Probes: None: there is no solver for 3 classes, so a head cannot be solved without training." in done.out
+    assert "\n1. linear_probe, about " in done.out
+    assert "\n- deep_probe: This model cannot be trained so: the place that it reads is chosen by solved" in done.out
+    assert advice(tmp_path)["evidence"]["probes"] == []
+    assert not (tmp_path / "advice.png").exists()
 
 
 def test_fewer_rows_than_folds_are_enough(advise: Advise, bert: Path, tmp_path: Path) -> None:
@@ -216,7 +236,7 @@ def test_flags_without_effect_are_left_out_of_a_command() -> None:
         (evidence(best="mean_6", over_head=MORE), "0.100 behind the best place (95 % interval 0.060 to 0.140). So"),
         (evidence(), "the last doubling brought +0.100 ± 0.020. Twice as many rows would probably help."),
         (evidence(curve=None), "There are too few rows to see what more of them would bring."),
-        (evidence(probes=(), best="", curve=None), "Probes: None: the head for images with texts has several layers"),
+        (evidence(**NO_PROBES), "Probes: None: the head of m has several layers, so a head cannot be solved without"),
     ],
 )  # fmt: skip
 def test_what_is_known_is_said_in_sentences(known: Evidence, words: str) -> None:
@@ -240,4 +260,15 @@ def test_evidence_is_drawn_and_shown(known: Evidence, tmp_path: Path) -> None:
     config = text_config()
     text = advice_text(Advice(config, known, shortlist_of(known, config)), ["--dataset_name", "d"])
     assert "best\n" in text
+    assert "The first may be enough" not in text
     assert LESS.mean < 0
+
+
+def test_a_head_that_leaves_little_to_gain_is_said_to_be_enough() -> None:
+    known = evidence()
+    good = replace(known, probes=tuple(replace(one, score=0.99) for one in known.probes))
+    config = text_config()
+    shown = Advice(config, good, shortlist_of(good, config))
+    words = "the solved head leaves training at most 1.0 points of accuracy to gain"
+    assert f"The first may be enough: {words}.\n" in advice_text(shown, ["--dataset_name", "d"])
+    assert shown.as_json()["enough"] == words

@@ -21,6 +21,7 @@ from hf_transfer.settings.run import TextConfig
 from hf_transfer.whole_run import run_all_steps, train
 from tests.advice.auto_runs import LEARNS, settings, write_texts
 from tests.conftest import REPOSITORY
+from tests.tiny_models import save_checkpoint
 from tests.tiny_text_models import save_text_checkpoint
 
 WEIGHTS = "model/model.safetensors"
@@ -69,7 +70,8 @@ def test_the_model_is_the_one_that_the_strategy_gives_alone(parity: Path, tmp_pa
     assert alone.metrics == results.metrics
     # Every epoch stands in the history, though the last process has trained none.
     assert [row["loss"] for row in results.history] == [row["loss"] for row in Results.read(tmp_path / "alone").history]
-    assert results.resumed_at_steps == [180]
+    # It was not interrupted.
+    assert results.resumed_at_steps == []
 
 
 def pooling_of(out: Path) -> str:
@@ -115,6 +117,22 @@ def test_a_label_that_frozen_features_tell_is_learned_by_a_solved_head(tmp_path:
     assert [arm["state"] for arm in run.results.auto["arms"][:2]] == ["trained", "trained"]
     # The run is not marked as one that repeats its checkpoint: a head is solved again, from its features.
     assert run.results.resumed_at_steps == []
+
+
+@pytest.mark.slow
+def test_a_head_of_several_layers_is_trained_once_and_compared(
+    picture_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a distilled DeiT no head can be solved: the first one that is tried has epochs, too."""
+    model = save_checkpoint(tmp_path / "model", "deit", architectures=["DeiTForImageClassificationWithTeacher"])
+    run = train(
+        picture_folder(cat=20, dog=20), str(model), output_dir=tmp_path / "out", cache_dir=str(tmp_path / "cache"),
+        strategy="auto", augmentation="none", auto_seconds=0.01,
+    )  # fmt: skip
+    assert run.results is not None
+    assert run.results.strategy == "linear_probe"
+    assert "so it cannot be solved and judged beforehand" in run.results.auto["arms"][0]["reason"]
+    assert capsys.readouterr().out.count("\nepoch ") == len(run.results.history) > 1
 
 
 @pytest.mark.slow

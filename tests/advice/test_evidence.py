@@ -27,6 +27,7 @@ from tests.conftest import Recipe
 from tests.frozen.solved_heads import reference
 from tests.frozen.test_out_of_fold import CLASSES, EACH_TARGET, some_folds
 from tests.frozen.test_out_of_fold import Task as FeatureTask
+from tests.tiny_models import save_checkpoint
 from tests.tiny_text_models import save_text_checkpoint
 
 VIT = "sample:vit-glyphs"
@@ -192,6 +193,25 @@ def test_of_images_with_texts_rows_and_times_are_known(tmp_path: Path) -> None:
     assert known.seconds["linear_probe"] < known.seconds["full"]
     assert "deep_probe" not in known.seconds
     assert known.blocks > 1
+
+
+def test_of_a_head_of_several_layers_rows_and_times_are_known(
+    picture_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The outputs of a distilled DeiT are the mean of two layers."""
+    model = save_checkpoint(tmp_path / "model", "deit", architectures=["DeiTForImageClassificationWithTeacher"])
+    config = VisionConfig.of(
+        model_name_or_path=str(model), dataset_name=str(picture_folder(cat=14, dog=14)),
+        output_dir=str(tmp_path / "none"), cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    known = gather_evidence(config, with_fresh_weights=True)
+    assert known.why_no_probes == f"the head of {model} has several layers"
+    assert (known.probes, known.best, known.curve, known.fresh_weights) == ((), "", None, None)
+    assert known.rows_per_kind > 5
+    # It is trained for as many epochs.
+    assert known.costs.solving == 0 < known.seconds["linear_probe"] < known.seconds["full"]
+    assert "deep_probe" in known.unsuitable
+    assert Evidence.from_json(json.loads(json.dumps(known.as_json()))) == known
 
 
 @EACH_TARGET

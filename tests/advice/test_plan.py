@@ -7,13 +7,21 @@ from typing import Any, get_args
 import pytest
 
 from hf_transfer.advice.decision_folder import check_named, settings_of_arm
-from hf_transfer.advice.plan import next_arm, plan_from, with_other_rates
+from hf_transfer.advice.plan import (
+    arm_with_pooling,
+    describe_plan,
+    is_enough,
+    next_arm,
+    plan_from,
+    planned_count,
+    with_other_rates,
+)
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.auto_record import AutoRecord, decision_of
 from hf_transfer.settings.run import MultimodalConfig, TextConfig, VisionConfig
 from hf_transfer.settings.strategy import Strategy
 from tests.advice.auto_runs import arm, record
-from tests.advice.known import MORE, evidence
+from tests.advice.known import MORE, NO_PROBES, evidence
 
 NAMED = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"}
 
@@ -22,9 +30,11 @@ def config(**more: Any) -> TextConfig:
     return TextConfig.of(**NAMED | {"strategy": "auto"} | more)
 
 
-def tried(given: TextConfig, *arms: str, takes: float = 10.0, started: float = 5.0, fails: str = "") -> AutoRecord:
+def tried(
+    given: TextConfig, *arms: str, takes: float = 10.0, started: float = 5.0, fails: str = "", enough: str = ""
+) -> AutoRecord:
     """The record after arms of these estimated seconds have been tried, each of which takes so long."""
-    now = record(arm("linear_probe", 2.0), *map(arm, arms), seconds=started)
+    now = replace(record(arm("linear_probe", 2.0), *map(arm, arms), seconds=started), enough=enough)
     while True:
         now, name = next_arm(now, given)
         if not name:
@@ -42,12 +52,33 @@ def states(now: AutoRecord) -> dict[str, str]:
 def test_one_strategy_is_trained_beside_the_solved_head() -> None:
     now = tried(config(), "lp_ft", "full", "lora")
     assert states(now) == {"linear_probe": "trained", "lp_ft": "trained", "full": "left out", "lora": "left out"}
-    assert now.arms[2].note == "the first one is enough by default; --auto_seconds tries more"
+    assert now.arms[2].note == "one strategy is trained by default; --auto_seconds tries more"
 
 
 def test_one_that_fails_makes_room_for_the_next() -> None:
     now = tried(config(), "lp_ft", "full", "lora", fails="lp_ft")
     assert states(now) == {"linear_probe": "trained", "lp_ft": "failed", "full": "trained", "lora": "left out"}
+
+
+def test_nothing_is_trained_beside_a_solved_head_that_is_enough() -> None:
+    now = tried(config(), "lp_ft", "full", enough="it leaves 1 point")
+    assert states(now) == {"linear_probe": "trained", "lp_ft": "left out", "full": "left out"}
+    assert {one.note for one in now.arms[1:]} == {"it leaves 1 point; --auto_seconds tries more"}
+    assert planned_count(now, config()) == 1
+    assert is_enough(now, config())
+
+
+@pytest.mark.parametrize("more", [{"auto_seconds": 100.0}, {"auto_arms": ["full"]}])
+def test_time_that_is_given_is_used_though_the_head_is_enough(more: dict[str, Any]) -> None:
+    now = tried(config(**more), "full", "lora", enough="it leaves 1 point")
+    assert set(states(now).values()) == {"trained"}
+    assert not is_enough(now, config(**more))
+
+
+def test_a_head_that_could_not_be_solved_is_not_enough() -> None:
+    now = tried(config(), "lp_ft", "full", fails="linear_probe", enough="it leaves 1 point")
+    assert states(now) == {"linear_probe": "failed", "lp_ft": "trained", "full": "left out"}
+    assert now.arms[2].note == "one strategy is trained by default; --auto_seconds tries more"
 
 
 def test_with_time_more_are_trained_as_long_as_the_next_one_fits() -> None:
@@ -84,7 +115,7 @@ def test_the_best_is_tried_with_three_times_and_a_third_of_its_rate_if_there_is_
 
 def test_the_plan_has_the_shortlist_and_a_reason_against_every_other_strategy() -> None:
     plan = plan_from(evidence(50), config())
-    assert [one.settings["strategy"] for one in plan.arms] == ["linear_probe", "lp_ft", "full", "lora"]
+    assert [one.settings["strategy"] for one in plan.arms] == ["linear_probe", "full", "lp_ft", "lora"]
     named = {one.settings["strategy"] for one in plan.arms} | {one.strategy for one in plan.rejected}
     assert named == set(get_args(Strategy))
     assert (plan.evidence["rows"], plan.evidence["best"]) == (200, "head")
@@ -100,12 +131,45 @@ def test_named_strategies_replace_those_of_the_shortlist() -> None:
     assert not {"bitfit", "full", "linear_probe"} & reasons.keys()
 
 
+@pytest.mark.parametrize(
+    ("more", "score", "beginnings"),
+    [
+        ({}, 0.7, ["Then full", "With --auto_seconds lp_ft", "With --auto_seconds lora"]),
+        ({"auto_seconds": 9.0}, 0.7, ["Then full", "Then lp_ft", "Then lora"]),
+        ({"auto_seconds": 9.0}, 0.99, ["Then full", "Then lp_ft", "Then lora"]),
+        ({}, 0.99, ["Nothing is trained beside it: the solved head", "With --auto_seconds full"]),
+    ],
+)  # fmt: skip
+def test_a_plan_in_sentences_says_what_is_trained_by_default(
+    more: dict[str, Any], score: float, beginnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = evidence(50)
+    known = replace(known, probes=tuple(replace(one, score=score) for one in known.probes))
+    monkeypatch.setattr("hf_transfer.advice.plan.gather_evidence", lambda *_: known)
+    first, *others = describe_plan(config(**more))
+    assert first.startswith("First linear_probe, about 60 s: A head on what")
+    for sentence, beginning in zip(others, beginnings, strict=False):
+        assert sentence.startswith(beginning)
+
+
 def test_a_named_strategy_reads_the_pooling_that_is_better() -> None:
     better = evidence(50, best="mean_6", over_head=MORE)
     arms = {one.name: one.settings for one in plan_from(better, config(auto_arms=["bitfit", "dora"])).arms}
     assert arms["bitfit"]["pooling"] == "mean"
     # An adapter that is saved alone has no place for it.
     assert arms["dora"]["pooling"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("known", "why"), [({}, "by probes on 200 training rows"), (NO_PROBES, "since the head of m has several layers")]
+)
+def test_a_sentence_says_why_a_pooling_is_chosen(
+    known: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_transfer.advice.plan.gather_evidence", lambda *_: evidence(50, **known))
+    chosen, sentence = arm_with_pooling(config(strategy="full", pooling="auto"))
+    assert chosen.settings == {"strategy": "full", "pooling": "own"}
+    assert sentence == f"--pooling auto: the head reads the model's own pooling, {why}."
 
 
 def test_a_named_strategy_that_the_model_cannot_have_is_refused() -> None:

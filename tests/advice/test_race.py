@@ -30,13 +30,13 @@ NAMED = {"model_name_or_path": "m", "dataset_name": "d", "strategy": "auto"}
 def tried(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Replaces evidence and training: `tried(linear_probe=70, full=80)` -> the names that are tried from then on."""
 
-    def replaced(**outcomes: int | BaseException) -> list[str]:
+    def replaced(enough: str = "", **outcomes: int | BaseException) -> list[str]:
         names: list[str] = []
 
         def plan_of(config: RunConfig, data: datasets.DatasetDict | None = None) -> Plan:
             names.append("evidence")
             arms = [Arm(name, {"strategy": name}, "It may be good.", 10.0 * n) for n, name in enumerate(outcomes, 1)]
-            return Plan({"rows": 200}, "accuracy", arms, [Rejection("dora", "It takes more time.")])
+            return Plan({"rows": 200}, "accuracy", arms, [Rejection("dora", "It takes more time.")], enough)
 
         def trained(self: Any, arm: TriedArm) -> TriedArm:
             names.append(arm.name)
@@ -86,6 +86,18 @@ def test_the_best_arm_gives_the_settings_and_the_others_are_removed(
     out = capsys.readouterr().out
     assert "Trying 2 of 2: full, about 20 s ... It may be good.\nfull: accuracy 0.9000, " in out
     assert "Chosen: full 0.9000 against linear_probe 0.7000 on 100 validation rows.\n" in out
+
+
+def test_nothing_is_trained_beside_a_head_that_is_enough_and_that_is_said(
+    tried: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tried("the head leaves 1 point to gain", linear_probe=99, full=100)
+    assert decided(config(tmp_path)).strategy.strategy == "linear_probe"
+    assert names == ["evidence", "linear_probe"]
+    record, out = record_in(tmp_path), capsys.readouterr().out
+    assert record.arms[1].note == "the head leaves 1 point to gain; --auto_seconds tries more"
+    assert "The head leaves 1 point to gain: nothing is trained beside it.\nTrying 1 of 1: linear_probe" in out
+    assert record.sentence == "Chosen: linear_probe, since the head leaves 1 point to gain."
 
 
 def test_of_equal_arms_the_solved_head_is_taken(tried: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import hf_transfer as ht
 from hf_transfer import command_line
 from hf_transfer.advice import scoring
 from hf_transfer.models.pretrained import Checkpoint
@@ -314,6 +315,30 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_loaded(
     done = rank(tmp_path, "--models", VIT, "--output", tmp_path / "no_such_folder" / "ranking.json")
     assert done.code == 2
     assert "for --output a file NAME.json in a folder that exists" in done.err
+
+
+def test_python_gets_the_same(rank: Rank, models: tuple[Path, Path], tmp_path: Path) -> None:
+    data = texts(tmp_path / "data")
+    assert rank(data, "--models", *models, "--max_seq_length", "16").code == 0
+    got = ht.rank(data, models, max_seq_length=16, cache_dir=tmp_path / "cache")
+    assert [place.model.name for place in got.places] == [
+        one["model_name_or_path"] for one in ranking(tmp_path)["models"]
+    ]
+    assert [same(one) for one in got.as_json()["models"]] == [same(one) for one in ranking(tmp_path)["models"]]
+
+
+@pytest.mark.parametrize(
+    ("models", "settings", "words"),
+    [
+        ([], {}, r"models: a list of names\nFound:    \[\]"), ("m", {}, "Found:    'm'"),
+        (["m", "m"], {}, "each model once"), (["m"], {"output_dir": "o"}, "leave --output_dir out"),
+        (["m"], {"modality": "multimodal"}, "rank models for each part alone"),
+        (["m"], {"max_len": 3}, "nearest: max_seq_length"),
+    ],
+)  # fmt: skip
+def test_python_gets_an_error_that_says_what_to_do(models: Any, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ht.UserError, match=words):
+        ht.rank("d", models, **{"modality": "text"} | settings)
 
 
 def test_flags_that_no_command_knows_are_still_errors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,17 @@
 """What is worth trying: the best solved head first, then what suits the number of rows; each with its reason."""
 
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 
-from hf_transfer.advice.shortlist import NOT_TRIED, RULES, TRIED, resolved_pooling, shortlist_of
+from hf_transfer.advice.evidence import Evidence
+from hf_transfer.advice.shortlist import MEASURED, NOT_TRIED, RULES, TRIED, resolved_pooling, shortlist_of
 from hf_transfer.settings.run import MultimodalConfig, VisionConfig
 from hf_transfer.settings.strategy import Strategy
-from tests.advice.known import HELPS, LESS, MORE, NO_HELP, evidence, text_config
+from tests.advice.known import HELPS, LESS, MORE, NO_HELP, NO_PROBES, evidence, text_config
+
+PICTURES = VisionConfig.of(model_name_or_path="m", dataset_name="d", output_dir="o")
 
 
 def names(rows_per_class: float) -> list[str]:
@@ -17,12 +21,62 @@ def names(rows_per_class: float) -> list[str]:
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (8, ["gradual", "partial", "full"]), (15.75, ["gradual", "partial", "full"]), (16, ["lp_ft", "full", "lora"]),
-        (199, ["lp_ft", "full", "lora"]), (200, ["full", "lp_ft"]), (5_000, ["full", "lp_ft"]),
+        (8, ["full", "gradual", "partial"]), (15.75, ["full", "gradual", "partial"]), (16, ["full", "lp_ft", "lora"]),
+        (199, ["full", "lp_ft", "lora"]), (200, ["full", "lp_ft"]), (5_000, ["full", "lp_ft"]),
     ],
 )  # fmt: skip
-def test_what_is_trained_depends_on_the_rows_of_a_class(rows: float, expected: list[str]) -> None:
+def test_what_is_trained_on_texts_depends_on_the_rows_of_a_class(rows: float, expected: list[str]) -> None:
     assert names(rows) == ["linear_probe", *expected]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [(8, ["lp_ft", "gradual", "partial"]), (16, ["lp_ft", "full", "lora"]), (200, ["full", "lp_ft"])],
+)
+def test_with_few_pictures_a_solved_head_comes_before_all_layers(rows: float, expected: list[str]) -> None:
+    arms = shortlist_of(evidence(rows), PICTURES).arms
+    assert [arm.name for arm in arms] == ["linear_probe", *expected]
+
+
+def test_the_first_strategy_that_trains_is_said_to_have_been_better_where_that_was_measured() -> None:
+    for config, words in ((text_config(), "on the sample texts it was better than lp_ft."), (PICTURES, "than full.")):
+        for rows in (8, 50):
+            _, first, *others = shortlist_of(evidence(rows), config).arms
+            assert first.reason.endswith(words)
+            assert not any("it was better" in arm.reason for arm in others)
+        assert not any("it was better" in arm.reason for arm in shortlist_of(evidence(500), config).arms)
+
+
+def with_score(score: float, standard_error: float, **others: Any) -> Evidence:
+    known = evidence(**others)
+    probes = tuple(replace(one, score=score, standard_error=standard_error) for one in known.probes)
+    return replace(known, probes=probes)
+
+
+@pytest.mark.parametrize(
+    ("score", "standard_error", "left"),
+    [
+        (1.0, 0.0, "0.0"), (0.989, 0.001, "1.1"), (0.981, 0.001, "1.9"), (0.97, 0.001, ""), (0.97, 0.016, "3.0"),
+        (0.952, 0.025, "4.8"), (0.94, 0.05, ""), (0.7, 0.2, ""), (-0.001, 0.001, ""),
+    ],
+)  # fmt: skip
+def test_a_solved_head_is_enough_if_it_leaves_too_little_to_gain(
+    score: float, standard_error: float, left: str
+) -> None:
+    """At most 2 %, or at most 5 % within two standard errors of nothing; errors of numbers have no scale."""
+    enough = shortlist_of(with_score(score, standard_error), text_config()).enough
+    expected = f"the solved head leaves training at most {left} points of accuracy to gain" if left else ""
+    assert enough == expected
+
+
+def test_it_is_the_head_that_is_tried_which_has_to_be_enough() -> None:
+    """A place that is better by chance alone is not read, and what it leaves does not count."""
+    known = evidence(best="mean_6", over_head=MORE)
+    good = replace(known, probes=tuple(replace(one, score=0.99 if one.over_head else 0.7) for one in known.probes))
+    assert shortlist_of(good, text_config()).enough
+    by_chance = tuple(replace(one, over_head=one.over_head and LESS) for one in good.probes)
+    assert not shortlist_of(replace(good, probes=by_chance), text_config()).enough
+    assert not shortlist_of(evidence(**NO_PROBES), text_config()).enough
 
 
 @pytest.mark.parametrize("rows", [8, 50, 500])
@@ -47,8 +101,9 @@ def test_a_reason_names_the_rows() -> None:
 def test_the_rules_name_strategies_that_have_reasons() -> None:
     assert [rule.fewest for rule in RULES] == sorted({rule.fewest for rule in RULES})
     assert RULES[0].fewest == 0
-    strategies = {name for rule in RULES for name in rule.strategies}
+    strategies = {name for rule in RULES for name in (*rule.texts, *rule.others)}
     assert strategies <= TRIED.keys()
+    assert {name for rule in RULES[:-1] for name in (rule.texts[0], rule.others[0])} == MEASURED.keys()
     assert strategies - {"lora"} <= NOT_TRIED.keys()
 
 
@@ -142,17 +197,19 @@ def test_a_pooling_is_not_changed_by_evidence() -> None:
 
 
 def test_samples_that_are_no_texts_have_no_pooling() -> None:
-    config = VisionConfig.of(model_name_or_path="m", dataset_name="d", output_dir="o")
     known = evidence(best="mean_6", over_head=MORE)
-    assert resolved_pooling(known, config) == "own"
-    assert all("pooling" not in arm.settings for arm in shortlist_of(known, config).arms)
+    assert resolved_pooling(known, PICTURES) == "own"
+    assert all("pooling" not in arm.settings for arm in shortlist_of(known, PICTURES).arms)
 
 
 def test_images_with_texts_are_judged_by_their_number_alone() -> None:
     config = MultimodalConfig.of(
         image_model_name_or_path="i", text_model_name_or_path="t", dataset_name="d", output_dir="o"
     )
-    known = evidence(8, probes=(), best="", judged=None, neighbours=None, curve=None)
-    shortlist = shortlist_of(known, config)
-    assert [arm.name for arm in shortlist.arms] == ["linear_probe", "gradual", "partial", "full"]
+    shortlist = shortlist_of(evidence(8, **NO_PROBES), config)
+    assert [arm.name for arm in shortlist.arms] == ["linear_probe", "lp_ft", "gradual", "partial"]
     assert "deep_probe" not in [one.strategy for one in shortlist.rejected]
+    assert shortlist.arms[0].reason.endswith(
+        "The head of m has several layers, so it cannot be solved and judged beforehand; what follows is by the number "
+        "of rows alone."
+    )

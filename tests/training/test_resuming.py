@@ -292,11 +292,26 @@ def test_the_state_of_a_checkpoint_is_readable_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_a_state_that_was_saved_at_the_end_leaves_nothing_to_train(name: str, tmp_path: Path) -> None:
-    """Another run that is given it takes no step."""
+def test_a_state_that_was_saved_at_the_end_leaves_nothing_to_train(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another run that is given it takes no step, and was not interrupted."""
     whole = CASES[name].run(tmp_path / "a", save_steps=None, save_at_end=True)
     *_, checkpoint = sorted((tmp_path / "a/checkpoints").glob("checkpoint-*"))
     (tmp_path / "b").mkdir()
+    capsys.readouterr()
     again = CASES[name].run(tmp_path / "b", resume_from_checkpoint=str(checkpoint))
     assert weights(tmp_path / "b") == weights(tmp_path / "a")
     assert (again.history, again.seconds, again.soup) == (whole.history, whole.seconds, whole.soup)
+    assert again.resumed == []
+    shown = capsys.readouterr().out
+    assert "Training is complete: " in shown
+    assert "Resuming" not in shown
+
+
+def test_a_run_that_was_interrupted_after_its_training_is_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FULL.run(tmp_path, save_steps=None, save_at_end=True)
+    assert FULL.run(tmp_path, save_steps=None).resumed == [12]
+    assert "Resuming after 12 steps, in epoch 3." in capsys.readouterr().out
