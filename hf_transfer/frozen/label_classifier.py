@@ -76,11 +76,11 @@ class LabelProblem(RegularisationPath):
 
     def _spectrum(self) -> tuple[Tensor, Tensor, float]:
         """Eigenvalues and eigenvectors of the products of the features, and the mean of all other eigenvalues."""
-        features = self._standardised.features
-        if min(self._standardised.samples, features) > LARGEST_RANK:
+        width = self._rows.width
+        if min(self._rows.samples, width) > LARGEST_RANK:
             # Standardised features have a mean square of 1.
-            return torch.zeros(0, dtype=torch.float64), torch.zeros(features, 0, dtype=torch.float64), 1.0
-        return *self._standardised.spectrum(), 0.0
+            return torch.zeros(0, dtype=torch.float64), torch.zeros(width, 0, dtype=torch.float64), 1.0
+        return *self._rows.spectrum(), 0.0
 
     @property
     def _odds(self) -> Tensor:
@@ -143,7 +143,7 @@ class LabelProblem(RegularisationPath):
         """The matrix of second derivatives by scaled variables, times a vector."""
         (weight, bias), (weights, biases) = self._split(point), self._split(self._scaled(scaled, *inverse))
         slope, bias_slope = regularisation * weights, torch.zeros_like(biases)
-        for features, signs in self._standardised.passes(torch.float64):
+        for features, signs in self._rows.passes(torch.float64):
             shares = torch.addmm(bias, features, weight.T).sigmoid()
             curvature = self._cell_weights(signs, torch.float64) * shares * (1 - shares)
             changes = curvature * torch.addmm(biases, features, weights.T)
@@ -156,7 +156,7 @@ class LabelProblem(RegularisationPath):
         """Sums of the weights of cells times p (1 - p), float64 [labels, 1]."""
         weight, bias = (values.to(dtype) for values in self._split(point))
         curvature = torch.zeros(self._solved, dtype=torch.float64)
-        for features, signs in self._standardised.passes(dtype):
+        for features, signs in self._rows.passes(dtype):
             shares = torch.addmm(bias, features, weight.T).sigmoid()
             curvature += (self._cell_weights(signs, dtype) * shares * (1 - shares)).sum(0, dtype=torch.float64)
         return curvature[:, None]
@@ -178,15 +178,14 @@ class LabelProblem(RegularisationPath):
         standard, intercepts = self._split(point)
         standard = standard * self._learnable[:, None]
         intercepts = intercepts.where(self._learnable, self._odds)
-        weight = standard / self._standardised.spread
-        bias = intercepts - weight @ self._standardised.centre
+        weight, bias = self._rows.original(standard, intercepts)
         return Solution(weight, bias, regularisation, self._mean_loss(standard, intercepts, dtype), point)
 
     def _mean_loss(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> float:
         """Without weights of cells."""
         typed_weight, typed_bias = weight.to(dtype), bias.to(dtype)
         total = torch.zeros((), dtype=torch.float64)
-        for features, signs in self._standardised.passes(dtype):
+        for features, signs in self._rows.passes(dtype):
             losses = -logsigmoid(signs.to(dtype) * torch.addmm(typed_bias, features, typed_weight.T))
             total += (losses * signs.abs()).sum(dtype=torch.float64)
         return float(total / (self._positives + self._negatives).sum())

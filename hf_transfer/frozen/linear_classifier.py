@@ -74,28 +74,28 @@ class LinearProblem(RegularisationPath):
 
     def _losses(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         losses, slopes = (_logistic if self._loss == "logistic" else _squared_hinge)(scores, targets)
-        importance = self._importance[targets] / self._standardised.samples
+        importance = self._importance[targets] / self._rows.samples
         slopes *= importance.to(slopes)[:, None]
         return losses.double() @ importance, slopes
 
     def _unpacked(self, point: Floats, regularisation: float, dtype: torch.dtype) -> Solution:
         standard, intercepts = self._split(point)
-        weight = torch.zeros(self._classes, self._standardised.features, dtype=torch.float64)
+        solved, biases = self._rows.original(standard, intercepts)
+        weight = torch.zeros(self._classes, solved.shape[1], dtype=torch.float64)
         bias = torch.full((self._classes,), NEVER if self._intercept else 0.0, dtype=torch.float64)
-        weight[self._present] = standard / self._standardised.spread
+        weight[self._present], bias[self._present] = solved, biases
         if not self._intercept:
             # Without a bias a class without training samples gets the mean of the others, which is never the largest.
             weight[:] = torch.where(self._counts[:, None] > 0, weight, weight[self._present].mean(0))
-        bias[self._present] = intercepts - weight[self._present] @ self._standardised.centre
         return Solution(weight, bias, regularisation, self._cross_entropy(standard, intercepts, dtype), point)
 
     def _cross_entropy(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> float:
         typed_weight, typed_bias = weight.to(dtype), bias.to(dtype)
         parts = [
             cross_entropy(torch.addmm(typed_bias, features, typed_weight.T), labels, reduction="none").double().sum()
-            for features, labels in self._standardised.passes(dtype)
+            for features, labels in self._rows.passes(dtype)
         ]
-        return float(sum(parts)) / self._standardised.samples
+        return float(sum(parts)) / self._rows.samples
 
 
 def _logistic(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

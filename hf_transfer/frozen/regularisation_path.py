@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from hf_transfer.frozen.row_space import RowSpace
 from hf_transfer.frozen.standardised import Floats, Solution, Standardised
 
 # Relative to the mean loss of a sample, for standardised features, from strong to weak.
@@ -34,7 +35,8 @@ class Limits(NamedTuple):
 class RegularisationPath(ABC):
     """Minimise the mean loss plus half the regularisation times the squared weights of standardised features.
 
-    The standardisation is folded into the solution. L-BFGS sees the samples block by block.
+    The standardisation is folded into the solution. L-BFGS sees the samples block by block, in the coordinates of
+    `RowSpace`.
 
     Reference: Liu and Nocedal, "On the limited memory BFGS method for large scale optimization", Mathematical
     Programming 1989, https://doi.org/10.1007/BF01589116 (by scipy).
@@ -46,7 +48,7 @@ class RegularisationPath(ABC):
     """
 
     def __init__(self, standardised: Standardised, outputs: int, *, intercept: bool) -> None:
-        self._standardised, self._solved, self._intercept = standardised, outputs, intercept
+        self._rows, self._solved, self._intercept = RowSpace(standardised), outputs, intercept
 
     @abstractmethod
     def _limits(self, regularisation: float, *, rough: bool) -> Limits:
@@ -88,7 +90,7 @@ class RegularisationPath(ABC):
 
     def _start(self) -> Floats:
         """Where the search for the first solution begins."""
-        return np.zeros(self._solved * (self._standardised.features + 1))
+        return np.zeros(self._solved * (self._rows.width + 1))
 
     def _extrapolated(self, solved: Sequence[Solution], regularisation: float) -> Floats:
         """A starting point on the line through the last two solutions."""
@@ -112,7 +114,7 @@ class RegularisationPath(ABC):
         value, slope = regularisation / 2 * weight.square().sum(), regularisation * weight
         bias_slope = torch.zeros_like(bias)
         typed_weight, typed_bias = weight.to(dtype), bias.to(dtype)
-        for features, targets in self._standardised.passes(dtype):
+        for features, targets in self._rows.passes(dtype):
             loss, slopes = self._losses(torch.addmm(typed_bias, features, typed_weight.T), targets)
             value = value + loss
             slope += slopes.T @ features
@@ -122,9 +124,9 @@ class RegularisationPath(ABC):
         return value.item(), torch.cat([slope.reshape(-1), bias_slope]).numpy()
 
     def _split(self, point: Floats) -> tuple[Tensor, Tensor]:
-        """Weight and bias for standardised features."""
+        """Weight and bias for the coordinates of `RowSpace`."""
         values = torch.from_numpy(point)
-        return values[: -self._solved].view(self._solved, self._standardised.features), values[-self._solved :]
+        return values[: -self._solved].view(self._solved, self._rows.width), values[-self._solved :]
 
 
 def minimum(objective: Callable[[Floats], tuple[float, Floats]], start: Floats, limits: Limits) -> Floats:

@@ -104,13 +104,18 @@ class Standardised:
 
         A block that is not kept is overwritten by the next one.
         """
-        if self.samples * self.features * dtype.itemsize > KEPT_BYTES:
-            return self._computed(dtype)
+        if not self.is_kept(dtype):
+            return self.computed(dtype)
         if dtype not in self._kept:
-            self._kept[dtype] = [(features.clone(), targets) for features, targets in self._computed(dtype)]
+            self._kept[dtype] = [(features.clone(), targets) for features, targets in self.computed(dtype)]
         return self._kept[dtype]
 
-    def _computed(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    def is_kept(self, dtype: torch.dtype) -> bool:
+        """Whether the features are kept in memory after the first pass."""
+        return self.samples * self.features * dtype.itemsize <= KEPT_BYTES
+
+    def computed(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same for one pass; nothing is kept, and each block is overwritten by the next one."""
         # One buffer for all blocks: the allocator does not return the memory of blocks of changing sizes.
         buffer = torch.empty(min(BLOCK_SAMPLES, self.samples), self.features, dtype=torch.float64)
         for features, targets in self._blocks():
@@ -127,11 +132,15 @@ class Standardised:
             Eigenvalues that are left out are 0.
         """
         if self.samples < self.features:
-            rows = torch.cat([features.clone() for features, _ in self.passes(torch.float64)])
-            _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
-            return values.square() / self.samples, vectors.T
+            return spectrum_of(torch.cat([features.clone() for features, _ in self.passes(torch.float64)]))
         products = torch.zeros(self.features, self.features, dtype=torch.float64)
         for features, _ in self.passes(torch.float64):
             products.addmm_(features.T, features)
         values, vectors = torch.linalg.eigh(products / self.samples)
         return values.clamp_min(0.0), vectors
+
+
+def spectrum_of(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of X'X / samples, for a matrix X in memory; see `Standardised.spectrum`."""
+    _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
+    return values.square() / len(rows), vectors.T

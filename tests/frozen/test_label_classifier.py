@@ -105,6 +105,13 @@ def reference(given: Samples, label: int, regularisation: float, *, intercept: b
         pytest.param(samples(missing=0.3), True, True, id="missing cells, balanced"),
         pytest.param(samples(60, features=90), True, False, id="fewer samples than features"),
         pytest.param(samples(60, features=90), False, True, id="fewer samples than features, no intercept"),
+        pytest.param(samples(60, features=150), True, False, id="many more features"),
+        pytest.param(
+            samples(60, shares=(0.5, 0.3), features=150, missing=0.3),
+            False,
+            True,
+            id="many more features, missing cells",
+        ),
         pytest.param(samples(600, shares=np.linspace(0.02, 0.98, 30).tolist(), features=20), True, False, id="thirty"),
         pytest.param(samples(shares=(0.4,)), True, False, id="a single label"),
     ],

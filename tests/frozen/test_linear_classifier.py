@@ -155,6 +155,8 @@ class Problem:
         pytest.param(samples(classes=7, present=(1, 3, 4)), True, False, id="absent classes"),
         pytest.param(samples(classes=7, present=(2, 2, 2, 5)), True, True, id="two of seven classes, balanced"),
         pytest.param(samples(40, features=60), True, False, id="fewer samples than features"),
+        pytest.param(samples(40, features=150), True, False, id="many more features"),
+        pytest.param(samples(40, features=150), False, True, id="many more features, no intercept, balanced"),
     ],
 )
 def test_the_minimum_is_scikit_learns(given: Samples, intercept: bool, balanced: bool) -> None:

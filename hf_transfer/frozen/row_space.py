@@ -1,0 +1,81 @@
+"""Samples with more features than there are samples, in the coordinates of the space that they span."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from hf_transfer.frozen.standardised import Standardised, spectrum_of
+
+# With fewer features for each sample, the decomposition takes longer than it saves.
+LEAST_FEATURES_OF_A_SAMPLE = 2
+
+
+class RowSpace:
+    """Standardised samples in coordinates that are as few as they can be, and weights for the features of a solution.
+
+    If weights are penalised by their squares, those of the minimum are combinations of the samples. So few samples with
+    many features are first rotated: with the decomposition X' = QR of their matrix X, the samples become R', which has
+    as many columns as samples, and weights w for these columns become Qw for the features. Scores, squared weights and
+    thus the minimum stay the same, up to rounding, while each pass is over a smaller matrix.
+
+    Other samples stay as they are: many of them, and those that do not fit into memory.
+
+    Reference: Hastie and Tibshirani, "Efficient quadratic regularization for expression arrays", Biostatistics 2004,
+    https://doi.org/10.1093/biostatistics/kxh010.
+
+    Args:
+        standardised: the samples.
+
+    Attributes:
+        samples: how many there are.
+        width: how many coordinates a sample has.
+    """
+
+    def __init__(self, standardised: Standardised) -> None:
+        self._standardised = standardised
+        self._rotated: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        self.samples, self.width = standardised.samples, standardised.features
+        if self._is_worth_it():
+            self._rotate()
+
+    def _is_worth_it(self) -> bool:
+        is_wide = self._standardised.features >= LEAST_FEATURES_OF_A_SAMPLE * self.samples
+        return is_wide and self._standardised.is_kept(torch.float64)
+
+    def _rotate(self) -> None:
+        blocks = [(features.clone(), targets) for features, targets in self._standardised.computed(torch.float64)]
+        self._directions, triangle = torch.linalg.qr(torch.cat([features for features, _ in blocks]).T)
+        self.width = self.samples
+        parts = triangle.T.contiguous().split([len(targets) for _, targets in blocks])
+        self._rotated[torch.float64] = [(part, targets) for part, (_, targets) in zip(parts, blocks, strict=True)]
+
+    def passes(self, dtype: torch.dtype) -> Iterable[tuple[Tensor, Tensor]]:
+        """Coordinates [samples, width] and prepared targets, block by block; see `Standardised.passes`."""
+        if not self._rotated:
+            return self._standardised.passes(dtype)
+        if dtype not in self._rotated:
+            exact = self._rotated[torch.float64]
+            self._rotated[dtype] = [(coordinates.to(dtype), targets) for coordinates, targets in exact]
+        return self._rotated[dtype]
+
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of the products of the coordinates; see `Standardised.spectrum`."""
+        if not self._rotated:
+            return self._standardised.spectrum()
+        return spectrum_of(torch.cat([coordinates for coordinates, _ in self.passes(torch.float64)]))
+
+    def original(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and biases for the features as they were before they were standardised.
+
+        Args:
+            weight: for the coordinates, float64 [outputs, width].
+            bias: float64 [outputs].
+
+        Returns:
+            [outputs, features] and [outputs].
+        """
+        if self._rotated:
+            weight = weight @ self._directions.T
+        weight = weight / self._standardised.spread
+        return weight, bias - weight @ self._standardised.centre
