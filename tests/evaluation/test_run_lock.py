@@ -125,7 +125,7 @@ def test_a_run_frees_its_folder_when_it_ends(vision: Recipe, tmp_path: Path, mon
         max_train_samples_per_class=2, cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("hf_transfer.training.loop.fit", fails)
