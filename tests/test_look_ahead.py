@@ -159,7 +159,7 @@ def test_of_auto_it_says_what_would_be_tried(capsys: pytest.CaptureFixture[str],
     start = lines.index(f"{path}: the vision recipe, --strategy auto")
     first, second, third, *others = lines[start + 1 :]
     assert re.match(r"First (linear|deep)_probe, about \d+ s: A head on ", first)
-    assert re.match(r"Then gradual, about \d+ s: With few rows ", second)
-    assert third.startswith("With more --auto_seconds partial, about ")
+    assert re.match(r"Then lp_ft, about \d+ s: All layers learn, ", second)
+    assert third.startswith("With --auto_seconds gradual, about ")
     assert any(line.startswith("Not lora: ") for line in others)
     assert not (tmp_path / "out").exists()

@@ -28,6 +28,7 @@ from hf_transfer.evaluation.auto_record import (
     arm_folder,
     remove_arms,
 )  # fmt: skip
+from hf_transfer.frozen.recording import Passes
 from hf_transfer.hub.runs import prepare_to_publish
 from hf_transfer.look_ahead import in_words
 from hf_transfer.run import open_run
@@ -36,7 +37,7 @@ from hf_transfer.settings.strategy import AUTO
 from hf_transfer.targets.intervals import mean_and_error
 from hf_transfer.training.devices import connect_once
 from hf_transfer.training.launching import ONLY_PROCESS, Processes, main_process_first
-from hf_transfer.training.predictions import predict_split
+from hf_transfer.training.predictions import predict_judged
 from hf_transfer.training.rates import peak_rates
 from hf_transfer.training.resuming import checkpoints_of
 
@@ -71,6 +72,8 @@ def decide(config: Config, data: datasets.DatasetDict | None = None) -> Config:
         final = _final_settings(config, record, processes)
         if processes.is_main_process and not final.output.overwrite_output_dir and not record.is_finished(out):
             run_folder.save_settings(out, final)
+            if AUTO in config.strategy.names():
+                print(f"\n{record.chosen} is finished now: judged on validation and test, and written to {out}.")
     return final
 
 
@@ -203,9 +206,10 @@ class _Race:
         gc.collect()
         taken = time.perf_counter() - started
         self._keep(replace(self._record.with_arm(outcome), seconds=self._record.seconds + max(taken, outcome.seconds)))
-        failed = f"cannot be trained: {' '.join(outcome.note.split())}"
         shown = (
-            failed if outcome.score is None else f"{self._record.score_title} {outcome.score:.4f}, {in_words(taken)}"
+            f"cannot be trained: {' '.join(outcome.note.split())}"
+            if outcome.score is None
+            else f"{self._record.score_title} {outcome.score:.4f} on validation rows, {in_words(taken)}"
         )
         self._processes.print(f"{arm.name}: {shown}")
 
@@ -225,7 +229,9 @@ class _Race:
                 run.load_model()
                 run.choose_what_learns()
             run.train(save_at_end=_trains_stepwise(config, self._record))
-            predictions = predict_split(run.model, run.loaders, "validation", run.accelerator)
+            # Of a solved head, from the features that it was solved on.
+            passes = Passes.of(run.loaders, run.accelerator, run.config)
+            predictions = predict_judged(run.model, ["validation"], run.fitted.solved_layer, passes)["validation"]
             validation = part_of(run.splits.validation, np.flatnonzero(run.splits.validation.counted))
             units = units_of_rows(validation, run.splits.groups, run.config, run.modality).of_rows
             assert predictions.index.tolist() == validation.rows.tolist()
@@ -262,11 +268,11 @@ class _Race:
         if self._processes.is_main_process:
             compared = self._compared(trained)
             best = trained[choose(compared)]
-            estimate, samples = corrected_estimate(compared), int(compared.counts.sum())
+            samples = int(compared.counts.sum())
             sentence = _why(best, trained, samples, record.enough if is_enough(record, self._config) else "")
             record = replace(record, chosen=best.name, sentence=sentence, samples=samples)
-            # Of a single unit there is none.
-            if not math.isnan(estimate.mean):
+            # Of a single unit there is none, and without a choice no optimism.
+            if len(trained) > 1 and not math.isnan((estimate := corrected_estimate(compared)).mean):
                 record = replace(record, estimate=estimate.mean, interval=estimate.interval)
         self._keep(record)
         self._processes.print(self._record.sentence)

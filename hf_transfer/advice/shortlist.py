@@ -98,7 +98,7 @@ def _enough(solved: Arm, evidence: Evidence) -> str:
     left = 1 - probe.score
     if left > NOTHING_TO_GAIN and left > min(LITTLE_TO_GAIN, ERRORS_OF_LITTLE * probe.standard_error):
         return ""
-    return f"the solved head leaves training at most {100 * left:.1f} points of {evidence.score_title} to gain"
+    return f"the solved head leaves training only about {100 * left:.1f} points of {evidence.score_title} to gain"
 
 
 def resolved_pooling(evidence: Evidence, config: RunConfig) -> Pooling:

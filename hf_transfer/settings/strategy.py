@@ -59,7 +59,7 @@ class StrategySettings(Topic):
         "full",
     )
     auto_seconds: float | None = setting(
-        "Within so many seconds auto decides (default: it trains one strategy beside the solved heads).",
+        "Within so many seconds auto decides (default: it trains at most one strategy beside the solved head).",
         None, POSITIVE, one_of(AUTO),
     )  # fmt: skip
     auto_arms: list[str] = setting(

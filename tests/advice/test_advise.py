@@ -269,6 +269,6 @@ def test_a_head_that_leaves_little_to_gain_is_said_to_be_enough() -> None:
     good = replace(known, probes=tuple(replace(one, score=0.99) for one in known.probes))
     config = text_config()
     shown = Advice(config, good, shortlist_of(good, config))
-    words = "the solved head leaves training at most 1.0 points of accuracy to gain"
+    words = "the solved head leaves training only about 1.0 points of accuracy to gain"
     assert f"The first may be enough: {words}.\n" in advice_text(shown, ["--dataset_name", "d"])
     assert shown.as_json()["enough"] == words

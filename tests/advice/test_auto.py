@@ -108,15 +108,27 @@ def test_only_the_figures_of_what_was_tried_stay(parity: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_label_that_frozen_features_tell_is_learned_by_a_solved_head(tmp_path: Path) -> None:
-    folder = write_texts(tmp_path / "data", parity=False, rows=(120, 40, 40))
-    run = run_all_steps(settings(folder, num_train_epochs=1))
+def test_a_label_that_frozen_features_tell_is_learned_by_a_solved_head_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_texts(tmp_path / "data", parity=False, rows=(400, 40, 40))
+    run = run_all_steps(settings(folder))
     assert run.results is not None
     assert run.results.strategy in ("linear_probe", "deep_probe")
     assert run.results.metrics["test"]["accuracy"] > 0.9
-    assert [arm["state"] for arm in run.results.auto["arms"][:2]] == ["trained", "trained"]
+    # It leaves nothing to gain, and without a choice there is no optimism of a choice.
+    assert [arm["state"] for arm in run.results.auto["arms"][:2]] == ["trained", "left out"]
+    assert run.results.auto["estimate"] is None
     # The run is not marked as one that repeats its checkpoint: a head is solved again, from its features.
     assert run.results.resumed_at_steps == []
+    shown, out = capsys.readouterr().out, tmp_path / "out"
+    reason = "the solved head leaves training only about "
+    assert f", since {reason}" in (out / "report.md").read_text(encoding="utf-8")
+    assert f", since {reason}" in (out / "model/README.md").read_text(encoding="utf-8")
+    names = ", ".join(arm["name"] for arm in run.results.auto["arms"][1:])
+    assert f"\nnot tried    {names}: {reason}" in shown
+    assert "the optimism" not in shown
+    assert f" is finished now: judged on validation and test, and written to {out}." in shown
 
 
 @pytest.mark.slow

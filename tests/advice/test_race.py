@@ -84,7 +84,7 @@ def test_the_best_arm_gives_the_settings_and_the_others_are_removed(
     assert record.estimate == pytest.approx(0.9, abs=0.01)
     assert (tmp_path / "config.yaml").read_text().count("strategy: full\n") == 1
     out = capsys.readouterr().out
-    assert "Trying 2 of 2: full, about 20 s ... It may be good.\nfull: accuracy 0.9000, " in out
+    assert "Trying 2 of 2: full, about 20 s ... It may be good.\nfull: accuracy 0.9000 on validation rows, " in out
     assert "Chosen: full 0.9000 against linear_probe 0.7000 on 100 validation rows.\n" in out
 
 

@@ -65,7 +65,7 @@ def test_a_solved_head_is_enough_if_it_leaves_too_little_to_gain(
 ) -> None:
     """At most 2 %, or at most 5 % within two standard errors of nothing; errors of numbers have no scale."""
     enough = shortlist_of(with_score(score, standard_error), text_config()).enough
-    expected = f"the solved head leaves training at most {left} points of accuracy to gain" if left else ""
+    expected = f"the solved head leaves training only about {left} points of accuracy to gain" if left else ""
     assert enough == expected
 
 
