@@ -28,11 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.auto_cells import CELLS
+from benchmarks.intervals import difference
 
 SEEDS = (0, 1, 2)
 AUTO, PROBE = "auto", "linear_probe"
 RESULTS = Path(__file__).parent / "results" / "auto.json"
-DRAWS = 2_000
 Row = dict[str, Any]
 # One training in a process of its own, which prints its figures in the last line.
 CHILD = """
@@ -82,36 +82,27 @@ def accuracy(row: Row) -> float:
     return float(correct(row).mean())
 
 
-def differences(chosen: Row, others: Sequence[Row], halves: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """How much better than the choice the best of the others is on each test row; the best is chosen on other rows.
-
-    Args:
-        chosen: the row of `auto`.
-        others: the rows of all arms.
-        halves: in which half each test row is [rows].
-    """
+def best_of(others: Sequence[Row]) -> npt.NDArray[np.float64]:
+    """Whether the best arm is right on each test row; it is chosen on the other half of the rows [rows]."""
     right = np.stack([correct(row) for row in others])
-    best = np.empty(right.shape[1])
-    for half in (halves, ~halves):
+    count = right.shape[1]
+    first_half = np.random.default_rng(0).permutation(count) < count // 2
+    best = np.empty(count)
+    for half in (first_half, ~first_half):
         best[half] = right[right[:, ~half].mean(1).argmax(), half]
-    result: npt.NDArray[np.float64] = best - correct(chosen)
-    return result
+    return best
 
 
 def regret(chosen: Sequence[Row], others: Sequence[Sequence[Row]]) -> tuple[float, float, float]:
-    """The mean regret over seeds in points, and its 95 % interval by a bootstrap of the test rows.
+    """The mean regret in points, and its 95 % interval by a bootstrap of seeds and test rows.
 
     Args:
         chosen: the row of `auto` for each seed.
         others: the rows of all arms for each seed.
     """
-    generator = np.random.default_rng(0)
-    count = len(correct(chosen[0]))
-    halves = generator.permutation(count) < count // 2
-    points = 100 * np.mean([differences(one, rows, halves) for one, rows in zip(chosen, others, strict=True)], 0)
-    draws = [points[generator.integers(0, count, count)].mean() for _ in range(DRAWS)]
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(points.mean()), float(low), float(high)
+    # Of each seed the arms have the same training rows: only their difference varies.
+    points = np.stack([best_of(rows) - correct(one) for one, rows in zip(chosen, others, strict=True)])
+    return difference(points, np.zeros_like(points))
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:

@@ -1,0 +1,68 @@
+"""How far `--strategy auto` is behind the best strategy: the figures of `benchmarks/auto.py`."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import auto, training_defaults
+from benchmarks.auto_cells import CELLS, VALIDATION_SHARE, data_of
+from tests.conftest import REPOSITORY
+
+ROWS = 1_000
+
+
+def row(share: float, seed: int, **more: object) -> auto.Row:
+    right = np.random.default_rng(seed).random(ROWS) < share
+    return {"test": "".join(str(int(one)) for one in right), "cpu_seconds": 10.0, **more}
+
+
+def test_the_best_of_equal_arms_is_no_better_than_another_one() -> None:
+    """Chosen and scored on the same rows, the best of twenty would be ahead by two standard errors."""
+    regrets = []
+    for draw in range(20):
+        arms = [row(0.7, 100 * draw + number) for number in range(20)]
+        regrets.append(auto.regret([arms[0]], [arms])[0])
+    luckiest = np.mean([
+        max(auto.accuracy(row(0.7, 100 * draw + number)) for number in range(20)) - 0.7 for draw in range(20)
+    ])  # fmt: skip
+    assert abs(np.mean(regrets)) < 100 * luckiest / 2
+
+
+def test_the_regret_of_a_worse_choice_is_how_much_worse_it_is() -> None:
+    good, bad = row(0.9, 0), row(0.6, 1)
+    point, low, high = auto.regret([bad], [[good, bad]])
+    assert point == pytest.approx(100 * (auto.accuracy(good) - auto.accuracy(bad)))
+    assert 20 < low < point < high < 40
+
+
+def test_a_cell_is_shown_once_all_of_its_arms_are_measured() -> None:
+    name = "intents, 8 per class"
+    arms = [row(0.5, number, cell=name, arm=arm, seed=0) for number, arm in enumerate(CELLS[name].arms)]
+    assert len([*auto.table(arms[:-1])]) == 2
+    (line,) = [*auto.table(arms)][2:]
+    assert line.startswith(f"| {name} |")
+    assert f"{100 * auto.accuracy(arms[0]):.1f}" in line
+    chosen = {**arms[0], "arm": "auto", "cpu_seconds": 15.0}
+    (line,) = [*auto.table([*arms, chosen])][2:]
+    assert line.endswith("| 25 % |")
+
+
+def test_every_seed_draws_other_rows_and_has_the_same_test_split() -> None:
+    cell = CELLS["intents, 8 per class"]
+    first, again, other = (data_of(cell, REPOSITORY, seed) for seed in (0, 0, 1))
+    assert first["train"]["text"] == again["train"]["text"] != other["train"]["text"]
+    assert first["test"]["text"] == other["test"]["text"]
+    counts = np.bincount(first["train"]["label"])
+    assert set(counts) == {8}
+    assert set(np.bincount(first["validation"]["label"])) == {8 // VALIDATION_SHARE}
+
+
+@pytest.mark.parametrize("benchmark", [auto, training_defaults], ids=["auto", "training defaults"])
+def test_the_page_shows_the_figures_that_were_measured(benchmark: object) -> None:
+    rows = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))  # type: ignore[attr-defined]
+    page = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    lines = [*benchmark.table(rows)]  # type: ignore[attr-defined]
+    assert len(lines) > 2
+    for line in lines:
+        assert line in page, line
