@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from benchmarks import auto, training_defaults
-from benchmarks.auto_cells import CELLS, VALIDATION_SHARE, data_of
+from benchmarks.auto_cells import CELLS, VALIDATION_SHARE, config_of, data_of
 from tests.conftest import REPOSITORY
 
 ROWS = 1_000
 
 
-def row(share: float, seed: int, **more: object) -> auto.Row:
-    right = np.random.default_rng(seed).random(ROWS) < share
+def row(share: float, draw: int, **more: object) -> auto.Row:
+    right = np.random.default_rng(draw).random(ROWS) < share
     return {"test": "".join(str(int(one)) for one in right), "cpu_seconds": 10.0, **more}
 
 
@@ -58,11 +58,20 @@ def test_every_seed_draws_other_rows_and_has_the_same_test_split() -> None:
     assert set(np.bincount(first["validation"]["label"])) == {8 // VALIDATION_SHARE}
 
 
-@pytest.mark.parametrize("benchmark", [auto, training_defaults], ids=["auto", "training defaults"])
-def test_the_page_shows_the_figures_that_were_measured(benchmark: object) -> None:
-    rows = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))  # type: ignore[attr-defined]
+@pytest.mark.parametrize("variant", training_defaults.VARIANTS)
+def test_each_variant_of_the_defaults_suits_the_tasks_that_it_is_for(variant: str) -> None:
+    given = {task: training_defaults.settings_for(task, variant) for task in training_defaults.TASKS}
+    assert any(settings is not None for settings in given.values())
+    for task, settings in given.items():
+        if settings is not None:
+            config = config_of(CELLS[task], REPOSITORY, "o", "c", strategy="full", **settings)
+            assert settings.items() <= config.flat().items()
+
+
+def test_the_page_shows_the_figures_that_were_measured() -> None:
+    rows = json.loads(auto.RESULTS.read_text(encoding="utf-8"))
     page = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    lines = [*benchmark.table(rows)]  # type: ignore[attr-defined]
+    lines = [*auto.table(rows)]
     assert len(lines) > 2
     for line in lines:
         assert line in page, line
