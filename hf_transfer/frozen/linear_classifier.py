@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hf_transfer.frozen.regularisation_path import Limits, RegularisationPath
+from hf_transfer.frozen.regularisation_path import Limits, RegularisationPath, minimum
 from hf_transfer.frozen.standardised import Blocks, Floats, Solution, Standardised
 
 # The solver stops when the gradient is smaller than this share of the regularisation: with weak regularisation a fixed
@@ -54,6 +54,7 @@ class LinearProblem(RegularisationPath):
         self._present = self._counts.nonzero()[:, 0]
         counts = self._counts[self._present].double()
         self._importance = counts.sum() / (len(counts) * counts) if balanced else torch.ones_like(counts)
+        self._shares = counts * self._importance / counts.sum()
         super().__init__(standardised, len(self._present), intercept=intercept)
 
     def _count(self, labels: Tensor) -> None:
@@ -62,6 +63,33 @@ class LinearProblem(RegularisationPath):
     def _places(self, labels: Tensor) -> Tensor:
         """The place of each class among those with training samples."""
         return torch.searchsorted(self._present, labels)
+
+    def _start(self) -> Floats:
+        """No weights, and for cross-entropy biases with which each class is as frequent as in training."""
+        start = super()._start()
+        if self._intercept and self._loss == "logistic":
+            logarithms = self._shares.log()
+            start[-self._solved :] = logarithms - logarithms.mean()
+        return start
+
+    def _minimum(self, start: Floats, regularisation: float, limits: Limits) -> Floats:
+        """The minimum, for cross-entropy by scaled biases.
+
+        Biases are not penalised, so under a strong penalty of the weights the loss is much less curved along them, and
+        L-BFGS would need many iterations. So it works on biases along which it is at least the regularisation.
+        """
+        if self._loss == "svm":
+            return super()._minimum(start, regularisation, limits)
+        # That of a single class would be 0.
+        curvature = (self._shares * (1 - self._shares)).clamp_min(1 / self._rows.samples)
+        factors = np.ones(len(start))
+        factors[-self._solved :] = (regularisation / curvature).sqrt().clamp_min(1.0)
+
+        def objective(scaled: Floats) -> tuple[float, Floats]:
+            value, gradient = self._objective(scaled * factors, regularisation, limits.dtype)
+            return value, gradient * factors
+
+        return minimum(objective, start / factors, limits) * factors
 
     def _limits(self, regularisation: float, *, rough: bool) -> Limits:
         if rough:
