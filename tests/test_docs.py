@@ -35,7 +35,7 @@ OTHER_FLAGS = {
 }  # fmt: skip
 # Modules of benchmarks that measure nothing.
 PARTS_OF_BENCHMARKS = (
-    "__init__", "intervals", "processes", "random_models", "text_classifiers", "trainer_epochs", "trials"
+    "__init__", "auto_cells", "intervals", "processes", "random_models", "text_classifiers", "trainer_epochs", "trials"
 )  # fmt: skip
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
