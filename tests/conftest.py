@@ -14,6 +14,7 @@ import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 REPOSITORY = Path(__file__).parents[1]
 # Set before torch or the Hub's client is imported: tests ask no network and share two cores.
@@ -24,6 +25,11 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 # For examples that take a tenth of a second each: to search for a smaller one that fails would take minutes.
 DRAWN_ONLY = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+
+
+# The class that all progress bars inherit from has a lock of this process, before one of them makes a lock that forks
+# share: a fork that is killed while it holds that one would stop all others forever.
+tqdm.set_lock(threading.RLock())
 
 
 def trace_nothing() -> None:

@@ -22,7 +22,11 @@ BOTH: dict[str, Any] = {"max_seq_length": SHORT, "num_train_epochs": 2}
 # By the name of a run: its recipe, its data, and its settings.
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "texts": ("text", "texts", PROBE | {"max_seq_length": SHORT}),
-    "adapter of texts": ("text", "texts", LORA | {"max_seq_length": SHORT, "num_train_epochs": 2}),
+    "adapter of texts": (
+        "text",
+        "texts",
+        LORA | {"max_seq_length": SHORT, "num_train_epochs": 2, "per_device_train_batch_size": 16},
+    ),
     "pairs": ("text", "pairs", PROBE | {"text_column_name": "one", "text_pair_column_name": "two"}),
     "pictures": ("vision", "pictures", PROBE),
     "adapter of pictures": ("vision", "pictures", LORA | {"augmentation": "none"}),

@@ -176,7 +176,9 @@ def test_a_pipeline_gives_our_probabilities_and_numbers(
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_with_a_store_ends_with_the_same_bytes_as_without(recipe: str, target: str, start: Start) -> None:
     runs = {
-        cached: start(recipe, target, "partial", out=cached, cache_frozen=cached, save_steps=0)
+        cached: start(
+            recipe, target, "partial", out=cached, cache_frozen=cached, save_steps=0, per_device_train_batch_size=16
+        )
         for cached in ("on", "off")
     }
     first, second = (Path(run.config.output.output_dir) for run in runs.values())
