@@ -180,7 +180,8 @@ def files_in(folder: Path) -> list[Files]:
         for file in folder.glob(f"*{suffix}"):
             # Another process may have deleted it.
             with suppress(OSError):
-                statuses.setdefault(file.with_suffix(""), []).append(file.stat())
+                status = file.stat()
+                statuses.setdefault(file.with_suffix(""), []).append(status)
     return [
         Files(
             path,

@@ -292,3 +292,11 @@ def test_a_picture_of_more_than_eight_bits_is_there_for_one_white_alone(tmp_path
         read = one.read(int(one.places(picture, white)[0]), white)
         assert read is not None
         assert np.array_equal(read, pixels_of(expected))
+
+
+def test_a_shelf_that_another_process_has_just_deleted_is_left_out(tmp_path: Path) -> None:
+    """Its files are listed and then gone, like the target of this link."""
+    for suffix in (RECORDS, PIXELS):
+        (tmp_path / f"gone{suffix}").symlink_to(tmp_path / "nothing")
+    (tmp_path / f"here{PIXELS}").write_bytes(b"12345")
+    assert [(files.path.name, files.bytes) for files in files_in(tmp_path)] == [("here", 5)]
