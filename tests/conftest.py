@@ -53,6 +53,15 @@ class Finished:
 Recipe = Callable[..., Finished]
 
 
+def exit_code(command: Callable[[], object]) -> int:
+    """The exit code of a command that is called in this process."""
+    try:
+        command()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
 def load_recipe(name: str) -> ModuleType:
     """The module `recipes/NAME.py`, loaded by its path, since nobody may import a recipe."""
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", REPOSITORY / "recipes" / f"{name}.py")
@@ -101,11 +110,7 @@ def vision(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Recipe:
         }
         chosen = defaults | settings
         argv = [f"--{name}={value}" for name, value in chosen.items() if value is not None]
-        code = 0
-        try:
-            run_recipe(load_recipe("vision").main, VisionConfig, [*argv, *flags])
-        except SystemExit as end:
-            code = int(end.code or 0)
+        code = exit_code(lambda: run_recipe(load_recipe("vision").main, VisionConfig, [*argv, *flags]))
         captured = capsys.readouterr()
         return Finished(code, captured.out, captured.err)
 

@@ -28,7 +28,7 @@ from hf_transfer.evaluation.run_folder import MODEL_FOLDER
 from hf_transfer.run import Run, open_run
 from hf_transfer.settings.output import CHECKPOINTS_FOLDER
 from hf_transfer.settings.run import RunConfig
-from hf_transfer.targets.intervals import mean_and_error
+from hf_transfer.targets.intervals import ScoresByUnit
 from hf_transfer.targets.target import Metrics
 from hf_transfer.training.predictions import predict_split
 
@@ -38,7 +38,7 @@ DIGITS_OF_SETTINGS = 8
 
 
 @dataclass(frozen=True)
-class RacedModel:
+class RacedModel(ScoresByUnit):
     """A model that was fine-tuned on the training rows, and judged on the validation rows.
 
     Attributes:
@@ -56,16 +56,6 @@ class RacedModel:
     metrics: Metrics
     best_epoch: int
     seconds: float
-
-    @property
-    def score(self) -> float:
-        """The mean of the scores."""
-        return mean_and_error(self.scores, self.units)[0]
-
-    @property
-    def standard_error(self) -> float:
-        """Of the mean, over units."""
-        return mean_and_error(self.scores, self.units)[1]
 
     def write(self, path: Path, config: RunConfig) -> None:
         """Write it as JSON, with what is known of the files that the run has read."""

@@ -2,8 +2,9 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hf_transfer.advice.model_race import Race
 from hf_transfer.advice.ranking import ModelRanking, folder_of_model
@@ -22,9 +23,7 @@ def ranking_table(ranking: ModelRanking) -> str:
         "advice/ranking.txt.jinja",
         ranking=ranking,
         names=names,
-        width=max(map(len, [*names.values(), "model"])),
-        title=title,
-        column=max(len(title), 16),
+        **_widths(names, title),
         features=max(len("features"), *(len(place.model.column) for place in ranking.places)),
         cuts=any(place.model.truncated is not None for place in ranking.places),
         number=lambda value, form: "-" if value is None else form % value,
@@ -42,17 +41,20 @@ def race_table(race: Race) -> str:
         "advice/race.txt.jinja",
         race=race,
         names=names,
-        width=max(map(len, [*names.values(), "model"])),
-        title=title,
-        column=max(len(title), 16),
+        **_widths(names, title),
         sentence=f"Fine-tuned (--strategy {race.strategy}){rows}; =: these rows do not tell the model from the best.",
     )
 
 
 def write_json(path: Path, ranking: ModelRanking, race: Race | None) -> None:
-    """Write a ranking as JSON, with what came out of the race if there was one."""
+    """Write a ranking as JSON, with the figures of the race, if models were fine-tuned."""
     content = ranking.as_json() | ({} if race is None else {"race": race.as_json()})
     put(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _widths(names: Mapping[str, str], title: str) -> dict[str, Any]:
+    """The title of the scores, and how wide their column and that of the names are."""
+    return {"title": title, "width": max(map(len, [*names.values(), "model"])), "column": max(len(title), 16)}
 
 
 def _sentences(ranking: ModelRanking) -> list[str]:

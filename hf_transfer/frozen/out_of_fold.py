@@ -15,7 +15,7 @@ from hf_transfer.data.folds import Folds
 from hf_transfer.frozen.features import PATIENCE, Features
 from hf_transfer.frozen.solvers import Problem, Solver, SolverOptions
 from hf_transfer.frozen.standardised import Floats, Solution
-from hf_transfer.targets.intervals import mean_and_error
+from hf_transfer.targets.intervals import ScoresByUnit
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.target import Metrics
 
@@ -48,7 +48,7 @@ class LeftOut(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OutOfFold:
+class OutOfFold(ScoresByUnit):
     """Predictions for training samples by heads that were solved without them.
 
     Attributes:
@@ -62,16 +62,6 @@ class OutOfFold:
     scores: Floats
     units: npt.NDArray[np.int64]
     regularisation: float
-
-    @property
-    def score(self) -> float:
-        """The mean of the scores."""
-        return mean_and_error(self.scores, self.units)[0]
-
-    @property
-    def standard_error(self) -> float:
-        """Of the mean, over units: heads of different folds share most of their samples, so folds would say less."""
-        return mean_and_error(self.scores, self.units)[1]
 
 
 def left_out_path(

@@ -83,6 +83,28 @@ def mean_and_error(scores: Floats, units: npt.NDArray[np.int64]) -> tuple[float,
     return mean, math.sqrt(len(totals) * float((totals - mean * counts).var(ddof=1))) / len(scores)
 
 
+class ScoresByUnit:
+    """What has a score for each sample, and units of samples: their mean and its standard error.
+
+    Attributes:
+        scores: how good the answer to each sample is, higher is better [samples].
+        units: of each sample: those of one unit belong together [samples].
+    """
+
+    scores: Floats
+    units: npt.NDArray[np.int64]
+
+    @property
+    def score(self) -> float:
+        """The mean of the scores."""
+        return mean_and_error(self.scores, self.units)[0]
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, over units: models of different folds share most of their samples, so folds would say less."""
+        return mean_and_error(self.scores, self.units)[1]
+
+
 def _by_unit(values: Floats, units: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
     """The sum of the values of each unit, and how many there are [units]."""
     numbers = np.unique(units, return_inverse=True)[1]

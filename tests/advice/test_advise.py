@@ -21,7 +21,7 @@ from hf_transfer.settings.parsing import parse
 from hf_transfer.settings.run import TextConfig
 from hf_transfer.targets.classes import Classes
 from tests.advice.known import HELPS, LESS, MORE, NO_HELP, NO_PROBES, evidence, text_config, texts
-from tests.conftest import Finished
+from tests.conftest import Finished, exit_code
 from tests.tiny_text_models import save_text_checkpoint
 
 Advise = Callable[..., Finished]
@@ -38,14 +38,18 @@ def advise(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Advise:
     """`hf-transfer advise` with flags, in this process."""
 
     def run(*flags: str | Path) -> Finished:
-        code = 0
-        try:
-            command_line.main([
-                "advise", "--cache_dir", str(tmp_path / "cache"), "--output", str(tmp_path / "advice.json"),
-                *map(str, flags),
-            ])  # fmt: skip
-        except SystemExit as end:
-            code = int(end.code or 0)
+        code = exit_code(
+            lambda: command_line.main(
+                [
+                    "advise",
+                    "--cache_dir",
+                    str(tmp_path / "cache"),
+                    "--output",
+                    str(tmp_path / "advice.json"),
+                    *map(str, flags),
+                ]
+            )
+        )
         captured = capsys.readouterr()
         return Finished(code, captured.out, captured.err)
 

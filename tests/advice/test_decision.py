@@ -29,7 +29,7 @@ def answers(truths: Floats, rows: int, generator: np.random.Generator) -> Floats
 
 
 def plain_choice(scores: Floats, units: npt.NDArray[np.int64], costs: list[float]) -> int:
-    """The rule in words, for one set of scores."""
+    """The number of the model that `choose` takes, computed model by model."""
     best = max(range(len(scores)), key=lambda model: scores[model].mean())
     for model in sorted(range(len(scores)), key=lambda model: costs[model]):
         behind, error = mean_and_error(scores[best] - scores[model], units)

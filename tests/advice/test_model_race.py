@@ -15,7 +15,8 @@ from hf_transfer.errors import user_error
 from hf_transfer.targets.intervals import paired_interval
 from hf_transfer.training import loop
 from hf_transfer.whole_run import train
-from tests.advice.conftest import Rank, ranking, texts
+from tests.advice.conftest import Rank, ranking
+from tests.advice.known import texts
 from tests.advice.test_ranking import ranking_of, right, scored
 
 TRAINED = ("--num_train_epochs", "2", "--learning_rate", "1e-3")

@@ -17,7 +17,8 @@ import hf_transfer as ht
 from hf_transfer import command_line
 from hf_transfer.advice import scoring
 from hf_transfer.models.pretrained import Checkpoint
-from tests.advice.conftest import Rank, ranking, texts
+from tests.advice.conftest import Rank, ranking
+from tests.advice.known import texts
 
 VIT, RESNET = "sample:vit-glyphs", "sample:resnet-glyphs"
 

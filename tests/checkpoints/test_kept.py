@@ -13,7 +13,7 @@ import pytest
 from hf_transfer import command_line
 from hf_transfer.checkpoints.kept import delete, kept_in, table_of
 from hf_transfer.data.complete_files import partial_of
-from tests.conftest import Finished, Recipe
+from tests.conftest import Finished, Recipe, exit_code
 from tests.forks import forked
 
 Console = Callable[..., Finished]
@@ -32,11 +32,7 @@ DAY = 86_400
 @pytest.fixture
 def console(capsys: pytest.CaptureFixture[str]) -> Console:
     def run(*words: object) -> Finished:
-        code = 0
-        try:
-            command_line.main([str(word) for word in words])
-        except SystemExit as end:
-            code = int(end.code or 0)
+        code = exit_code(lambda: command_line.main([str(word) for word in words]))
         captured = capsys.readouterr()
         return Finished(code, captured.out, captured.err)
 

@@ -21,7 +21,7 @@ from hf_transfer.errors import UserError
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.settings.parsing import run_recipe
 from hf_transfer.settings.run import MultimodalConfig, TextConfig, VisionConfig
-from tests.conftest import Finished, load_recipe
+from tests.conftest import Finished, exit_code, load_recipe
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -218,13 +218,11 @@ def text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Fi
 
 def run_text(capsys: pytest.CaptureFixture[str], settings: Mapping[str, object], *flags: str) -> Finished:
     """The text recipe in this process; the exit code is 0, or that of `SystemExit`."""
-    code = 0
-    try:
-        run_recipe(
+    code = exit_code(
+        lambda: run_recipe(
             load_recipe("text").main, TextConfig, [*(f"--{name}={value}" for name, value in settings.items()), *flags]
         )
-    except SystemExit as end:
-        code = int(end.code or 0)
+    )
     captured = capsys.readouterr()
     return Finished(code, captured.out, captured.err)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hf_transfer.settings.parsing import run_recipe
 from hf_transfer.settings.run import VisionConfig
-from tests.conftest import Finished, load_recipe
+from tests.conftest import Finished, exit_code, load_recipe
 
 CLASSES = ("blue", "green", "red")
 # Where the steps of a run are imported from.
@@ -60,10 +60,7 @@ def start(argv: list[str], **replaced: object) -> Finished:
             stack.enter_context(patch(f"{STEPS[name]}.{name}", replacement))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
-        try:
-            run_recipe(recipe.main, VisionConfig, argv)
-        except SystemExit as end:
-            code = int(end.code or 0)
+        code = exit_code(lambda: run_recipe(recipe.main, VisionConfig, argv))
     return Finished(code, out.getvalue(), err.getvalue())
 
 

@@ -19,6 +19,7 @@ from hf_transfer.modalities.modality import save_preprocessing
 from hf_transfer.modalities.pair import PairModality
 from hf_transfer.modalities.text import TextModality
 from hf_transfer.modalities.tokens import TokenPreprocessing
+from tests.conftest import exit_code
 from tests.data.conftest import noise
 from tests.evaluation.conftest import Run
 from tests.padded_models import save_images_with_texts
@@ -40,12 +41,8 @@ def predict(capsys: pytest.CaptureFixture[str]) -> Predict:
 
 
 def raw(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
     capsys.readouterr()
-    try:
-        main(["predict", *map(str, arguments)])
-    except SystemExit as end:
-        code = int(end.code or 0)
+    code = exit_code(lambda: main(["predict", *map(str, arguments)]))
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

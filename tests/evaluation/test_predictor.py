@@ -13,6 +13,7 @@ from hf_transfer.command_line import main
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation import predictor
 from hf_transfer.evaluation.predictor import classify_files, load
+from tests.conftest import exit_code
 from tests.evaluation.conftest import CLASSES, Run
 from tests.tiny_text_models import save_text_checkpoint
 
@@ -68,12 +69,8 @@ def test_a_path_that_is_no_picture_has_a_fault_and_the_others_have_answers(finis
 
 
 def output_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    code = 0
     capsys.readouterr()
-    try:
-        main(arguments)
-    except SystemExit as end:
-        code = int(end.code or 0)
+    code = exit_code(lambda: main(arguments))
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

@@ -15,7 +15,7 @@ from hf_transfer.hub import runs
 from hf_transfer.hub.runs import push_run
 from hf_transfer.look_ahead import look_ahead, machine
 from hf_transfer.settings.run import VisionConfig
-from tests.conftest import Recipe
+from tests.conftest import Recipe, exit_code
 from tests.evaluation.examples import results_of
 from tests.hub.contents import Repository
 from tests.hub.stand_in import READER, WRITER, Fault, StandIn
@@ -39,11 +39,7 @@ def a_run(out: Path, **adapter: Any) -> Path:
 
 
 def output_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    code = 0
-    try:
-        command_line.main(arguments)
-    except SystemExit as end:
-        code = int(end.code or 0)
+    code = exit_code(lambda: command_line.main(arguments))
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

@@ -20,7 +20,7 @@ from hf_transfer.look_ahead import look_ahead
 from hf_transfer.models.fusion import FusionModel
 from hf_transfer.settings.parsing import load_settings, run_recipe
 from hf_transfer.settings.run import MultimodalConfig
-from tests.conftest import Finished, load_recipe
+from tests.conftest import Finished, exit_code, load_recipe
 from tests.data.conftest import assert_refused, write_table
 from tests.tiny_models import save_checkpoint
 from tests.tiny_text_models import save_text_checkpoint, tiny_tokenizer
@@ -118,11 +118,11 @@ def recipe(capsys: pytest.CaptureFixture[str], given: Path, tmp_path: Path) -> A
     """`recipe(setting=..., ...)`, in this process, with the tiny models and data unless it says otherwise."""
 
     def start(**settings: object) -> Finished:
-        code = 0
-        try:
-            run_recipe(load_recipe("multimodal").main, MultimodalConfig, flags(given, tmp_path / "out", **settings))
-        except SystemExit as end:
-            code = int(end.code or 0)
+        code = exit_code(
+            lambda: run_recipe(
+                load_recipe("multimodal").main, MultimodalConfig, flags(given, tmp_path / "out", **settings)
+            )
+        )
         captured = capsys.readouterr()
         return Finished(code, captured.out, captured.err)
 
