@@ -80,7 +80,7 @@ class Cut:
         names = [name for group in groups[:count] for name in group.modules if name not in boundary.live]
         # Two batches of different sizes show which dimensions are those of the batch.
         larger = _enlarged(inputs)
-        first, second = (_outputs(model, names, batch) for batch in (inputs, larger))
+        first, second = (_outputs(model, names, batch, self.module) for batch in (inputs, larger))
         sizes, larger_sizes = _sizes(inputs), _sizes(larger)
         kinds: dict[tuple[int, int], Size] = {(sizes[kind], larger_sizes[kind]): kind for kind in sizes}
         # The forms of the outputs of the skipped modules.
@@ -287,25 +287,37 @@ class _ReachedError(Exception):
     """The cut was reached; the groups after it need not run."""
 
 
-def _outputs(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, Any]:
+def _outputs(model: nn.Module, names: Sequence[str], inputs: Inputs, last: str) -> dict[str, Any]:
     """Outputs of the modules, by name, without those that are not called.
 
+    A module without weights that runs more than once, such as rotary positions for each kind of attention, is left
+    out: it is computed again, which takes little time.
+
+    Args:
+        model: the model.
+        names: of the modules.
+        inputs: a batch.
+        last: the one whose output crosses the cut.
+
     Raises:
-        CannotCutError: a module is called more than once.
+        CannotCutError: a module that has weights, or the last one, is called more than once.
     """
     outputs: dict[str, Any] = {}
+    repeated: set[str] = set()
     with ExitStack() as stack:
         for name in names:
 
-            def keep(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+            def keep(module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
                 if name in outputs:
-                    raise CannotCutError(f"{name} runs more than once")
+                    if name == last or next(module.parameters(), None) is not None:
+                        raise CannotCutError(f"{name} runs more than once")
+                    repeated.add(name)
                 outputs[name] = output
 
             stack.enter_context(model.get_submodule(name).register_forward_hook(keep))
         with evaluating(model), torch.no_grad():
             model(**inputs)
-    return outputs
+    return {name: output for name, output in outputs.items() if name not in repeated}
 
 
 def _form(name: str, output: Any, larger: Any, kinds: Mapping[tuple[int, int], Size]) -> Any:

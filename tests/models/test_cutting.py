@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hf_transfer.models.cutting import CannotCutError, Crossing, Cut, with_stored
 from hf_transfer.models.groups import trace_groups
+from tests.export.finished_models import model_of
 from tests.models.cut_models import EXAMPLE, NAMES, Batch, Toy, batch, cut_everywhere, is_text, logits_after
 from tests.tiny_models import logits, state
 from tests.tiny_text_models import TEXT_ARCHITECTURES, model_and_inputs, token_ids
@@ -16,8 +17,6 @@ from tests.tiny_text_models import TEXT_ARCHITECTURES, model_and_inputs, token_i
 FLOATS = Crossing(("samples", 8), torch.float32)
 # Places where a model cannot be cut, by the number of groups before them.
 REFUSED = {
-    # The dropouts before and after the dense layer of its head are the same module.
-    ("roberta", 5): "classifier.dropout runs more than once",
     # Its last norm reads only the class token, and the head the mean of all patches.
     ("clip", 5): "later layers depend on vision_model.embeddings, vision_model.embeddings.patch_embedding, "
     "vision_model.encoder.layers.0.layer_norm1 not only through vision_model.post_layernorm",
@@ -243,3 +242,15 @@ def test_a_text_may_be_as_long_as_the_model_can_take() -> None:
     inputs = token_ids(length=9)
     cut = Cut(model, trace_groups(model, inputs), 2, inputs)
     assert torch.equal(logits_after(cut, model, cut.record(model, inputs), inputs), logits(model, inputs))
+
+
+def test_rotary_positions_that_each_kind_of_attention_asks_for_are_computed_again() -> None:
+    """ModernBERT runs them once for local and once for global attention; they have no weights."""
+    model, inputs = model_of("modernbert"), token_ids(rows=3)
+    groups = trace_groups(model, inputs)
+    blocks = [count for count, group in enumerate(groups, start=1) if group.is_block]
+    assert blocks == [2, 3]
+    for count in blocks:
+        cut = Cut(model, groups, count, inputs)
+        other = token_ids(seed=5, rows=4, length=11)
+        assert torch.equal(logits_after(cut, model, cut.record(model, other), other), logits(model, other))
