@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_transfer.models.fusion import FusionConfig, FusionModel, as_sequence, pooled
+from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs, trace_groups
+from hf_transfer.models.modeling_pair import as_sequence, pooled
 from hf_transfer.models.pooling import without_task
 
 # Names of the inputs that only one tower reads.
@@ -23,7 +24,7 @@ class Tower:
 
     Attributes:
         backbone: the model, in float32.
-        pooling: see `FusionConfig.image_pooling`.
+        pooling: see `PairConfig`.
         projection: weight of a dual encoder's projection into the space that both halves share [width of the space,
             width of the vectors]; None: the backbone has no projection.
     """

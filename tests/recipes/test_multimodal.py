@@ -162,7 +162,7 @@ def test_a_run_learns_from_both_and_reports_each_alone(
         assert "| test image&#95;only | 21 of 24 |" in text
     assert 'revision="COMMIT", trust_remote_code=True' in card
     assert "from hf_transfer import FusionModel" in card
-    assert "`fusion.py`" in card
+    assert "its code is in `fusion.py` and `modeling_pair.py`: read it" in card
     assert "pipeline_tag" not in card
     assert str(given) not in card
     again = recipe(strategy="full", num_train_epochs=14, learning_rate=3e-3)
