@@ -50,7 +50,10 @@ def draw_evidence(path: Path, evidence: Evidence) -> None:
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    _draw_depths(left, evidence)
+    if evidence.best_single is None:
+        _draw_places(left, evidence)
+    else:
+        _draw_depths(left, evidence)
     _draw_curve(right, evidence)
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -80,6 +83,20 @@ def _draw_depths(axes: Any, evidence: Evidence) -> None:
     if (fresh := evidence.fresh_weights) is not None:
         axes.axhline(fresh.score, color="0.45", linestyle="--", label="with random weights (best place)")
     axes.set(xlabel=f"block, of {evidence.blocks}", ylabel=evidence.score_title, title="where the model is read")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=8)
+
+
+def _draw_places(axes: Any, evidence: Evidence) -> None:
+    """The scores in the order of the table: each is of places in two towers, which have no common depth."""
+    numbers = range(1, len(evidence.probes) + 1)
+    axes.errorbar(
+        numbers, [probe.score for probe in evidence.probes], [Z * probe.standard_error for probe in evidence.probes],
+        fmt="s", capsize=3, elinewidth=1, label="places in both towers",
+    )  # fmt: skip
+    if (fresh := evidence.fresh_weights) is not None:
+        axes.axhline(fresh.score, color="0.45", linestyle="--", label="with random weights (best place)")
+    axes.set(xlabel="line of the table of heads", ylabel=evidence.score_title, title="where the towers are read")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=8)
 

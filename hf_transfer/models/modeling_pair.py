@@ -15,7 +15,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 # How the outputs of a tower are reduced to one vector.
 POOLINGS = ("pooler", "first", "mean")
-MODALITIES = ("image", "text")
+# Names of the inputs that only one tower reads; the first of them is None if all samples lack this part.
+INPUTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
+MODALITIES = tuple(INPUTS)
 
 
 class PairConfig(PretrainedConfig):

@@ -51,9 +51,12 @@ def _is_delimiter(text: str) -> bool:
     return text in DELIMITERS or (len(text) == 1 and not text.isalnum() and text not in '"\r\n\0')
 
 
+TAP = r"(image_|text_)?(head|(mean|first)_[1-9][0-9]*)"
+
+
 def _are_taps(names: list[str]) -> bool:
     """Whether each of them names a place where a backbone can be read, and none twice."""
-    return len({*names}) == len(names) and all(re.fullmatch(r"head|(mean|first)_[1-9][0-9]*", name) for name in names)
+    return len({*names}) == len(names) and all(re.fullmatch(TAP, name) for name in names)
 
 
 NOT_NEGATIVE = Range("a number of at least 0", lambda value: 0 <= value < float("inf"))

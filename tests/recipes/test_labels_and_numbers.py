@@ -82,7 +82,7 @@ def start(samples: Path, models: dict[str, dict[str, Any]], tmp_path: Path) -> S
 
     def run(recipe: str, target: str, strategy: str, out: str = "out", **more: Any) -> Run:
         data = samples if recipe != "text" else _texts(samples, tmp_path)
-        stepwise = strategy not in PROBES or recipe == "multimodal"
+        stepwise = strategy not in (("deep_probe",) if recipe == "multimodal" else PROBES)
         settings = {"num_train_epochs": 3, "learning_rate": 1e-3} if stepwise else {}
         settings |= {"merge_adapter": True} if strategy in ADAPTERS and recipe != "multimodal" else {}
         config = modality_named(recipe).config.of(
