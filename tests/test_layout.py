@@ -286,6 +286,7 @@ PUBLIC = {
     "advise", "train", "load", "Run", "open_run", "Results", "Predictor", "UserError",
     "VisionConfig", "TextConfig", "MultimodalConfig",
     "choose_strategy", "set_trainable", "trace_groups", "check_boundary", "prepare_for_trainer", "rank", "FusionModel",
+    "PairProbeModel",
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from hf_transfer.models.taps import (
     AllTaps,
     Tap,
     TapChoice,
+    count_blocks,
     kind_and_block,
     taps_of,
     tower_of,
@@ -25,6 +26,8 @@ from hf_transfer.models.taps import (
 )
 from hf_transfer.models.towers import PairTowers, groups_of
 
+# As a share of the blocks.
+LATE = 0.75
 ONLY_HEAD = TapChoice((HEAD_INPUT,), ((0,),))
 
 
@@ -57,9 +60,9 @@ class AllPairTaps(AllTaps):
 def usual_pair_taps(towers: PairTowers, groups: Sequence[Group], inputs: Inputs) -> TapChoice:
     """The taps of both towers that are tried where none are named.
 
-    All combinations of those of two towers would be many. So the pooled vector of one tower is read with each of the
-    usual taps of the other; and what is read together of one tower with what is read together of the other. A tower
-    that does not return its hidden states is read at its pooled vector alone.
+    These are the pooled vectors of both towers; that of one tower with a late place of the other (see `_late`), or with
+    what is read together of the other; and what is read together of both. All combinations would be many, and each is
+    solved. A tower that does not return its hidden states is read at its pooled vector alone.
 
     Args:
         towers: of a classifier.
@@ -71,7 +74,8 @@ def usual_pair_taps(towers: PairTowers, groups: Sequence[Group], inputs: Inputs)
     for tower in INPUTS:
         choice = ONLY_HEAD
         with suppress(UserError):
-            choice = usual_taps(towers.alone(tower), groups_of(tower, groups), _inputs_of(tower, inputs))
+            of_tower = groups_of(tower, groups)
+            choice = _late(usual_taps(towers.alone(tower), of_tower, _inputs_of(tower, inputs)), count_blocks(of_tower))
         by_tower.append([tuple(len(taps) + place for place in places) for places in choice.combinations])
         taps += [tap._replace(tower=tower) for tap in choice.taps]
     present = tuple(range(len(taps), len(taps) + len(INPUTS)))
@@ -105,6 +109,20 @@ def with_named_taps(
         read += [tap._replace(tower=tower) for tap in of_tower]
     taps = (*usual.taps, *(tap for tap in read if tap not in usual.taps))
     return TapChoice(taps, (tuple(sorted(taps.index(tap) for tap in read)),))
+
+
+def _late(choice: TapChoice, blocks: int) -> TapChoice:
+    """Without places that are read alone before three quarters of the blocks: few tasks are best served there."""
+    combinations = [
+        places
+        for places in choice.combinations
+        if len(places) > 1 or not choice.taps[places[0]].block or choice.taps[places[0]].block >= LATE * blocks
+    ]
+    read = sorted({place for places in combinations for place in places})
+    return TapChoice(
+        tuple(choice.taps[place] for place in read),
+        tuple(tuple(read.index(place) for place in places) for places in combinations),
+    )
 
 
 def _inputs_of(tower: str, inputs: Inputs) -> Inputs:

@@ -14,7 +14,7 @@ from hf_transfer.data.folds import Folds
 from hf_transfer.frozen.features import Features
 from hf_transfer.frozen.out_of_fold import left_out_path
 from hf_transfer.frozen.solvers import SOLVERS
-from hf_transfer.frozen.taps import tap_features
+from hf_transfer.frozen.taps import materials_of, tap_features
 from hf_transfer.models.modeling_pair_probe import PairProbeModel
 from hf_transfer.models.pair_taps import AllPairTaps
 from hf_transfer.models.towers import trace
@@ -23,7 +23,7 @@ from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.loop import fit
 from hf_transfer.training.progress import Fit
 from tests.frozen.solved_heads import options_of, passes_of
-from tests.tiny_models import logits
+from tests.tiny_models import logits, perturb
 from tests.tiny_pairs import PAIRS, pair_inputs, tiny_pair
 from tests.training.toy_pairs import PairRows, pair_settings
 from tests.training.toy_task import TARGET, as_label_sets, as_numbers, loaders_of, train
@@ -108,6 +108,18 @@ def test_a_second_run_passes_nothing_through_the_towers(tmp_path: Path) -> None:
             assert features.samples == 60
     assert seen == []
     assert strategy.stages(groups, 1)[0].solved
+
+
+def test_the_stores_of_one_tower_do_not_depend_on_the_other() -> None:
+    tapped, _, _ = prepared("vit", *TAPS)
+    taps = tapped.choice.taps
+    with start_accelerator(pair_settings()) as accelerator:
+        before = materials_of(tapped.backbone, taps, accelerator)
+        perturb(tapped.backbone.get_submodule("text_tower"), 9)
+        after = materials_of(tapped.backbone, taps, accelerator)
+    same = [one == other for one, other in zip(before, after, strict=True)]
+    assert same == [tap.tower == "image" for tap in taps]
+    assert len({str(one) for one in before}) == len(taps)
 
 
 def test_training_has_each_whole_sample_three_times_and_validation_once(tmp_path: Path) -> None:
