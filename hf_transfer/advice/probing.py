@@ -150,7 +150,8 @@ def _with_fresh_weights(run: Run, subject: ProbeTask, features: Features, solve:
     folds = subject.task.folds.first().of_part(inside)
     search = USUAL_SEARCH if target.solver == RIDGE else DECADES
     learnt_from = [rows & inside for rows in folds.outside()]
-    pretrained = solve(features, folds, learnt_from=learnt_from, search=search)
+    # Of images with texts, copies with hidden parts would take most of the time, and say nothing of the weights.
+    pretrained = solve(features.as_in_evaluation, folds, learnt_from=learnt_from, search=search)
 
     example = run.preprocessing.example()
     fresh_model, groups = load_classifier(run.checkpoint, target, example, seed=seed, fresh_weights=True)
@@ -165,7 +166,7 @@ def _with_fresh_weights(run: Run, subject: ProbeTask, features: Features, solve:
         passes = replace(passes, settings=replace(passes.settings, cache_frozen="off"))
         with columns_of(model, groups, example, subject.layer_name, passes) as (_, fresh):
             of_part = Folds(folds.of_rows[:, inside], folds.units[inside])
-            probes = {name: solve(one, of_part, search=search) for name, one in fresh.items()}
+            probes = {name: solve(one.as_in_evaluation, of_part, search=search) for name, one in fresh.items()}
     best = best_of(probes)
     probe = probes[best]
     gain = Difference.of(pretrained.scores, probe.scores, pretrained.units)

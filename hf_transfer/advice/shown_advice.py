@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from hf_transfer.advice.advising import Advice, command_for
@@ -15,6 +16,8 @@ from hf_transfer.models.modeling_deep_probe import FIRST, HEAD, MEAN
 from hf_transfer.models.taps import kind_and_block
 from hf_transfer.settings.fields import choices_of
 
+# Letters of a line below the smaller picture.
+LABEL_WIDTH = 48
 HEADINGS = {MEAN: "mean behind a block", FIRST: "first token behind a block", HEAD: "what its own head reads"}
 
 
@@ -58,7 +61,8 @@ def draw_evidence(path: Path, evidence: Evidence) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{Path(evidence.model).name}: heads on frozen features", fontsize=11)
+    model = " + ".join(Path(name).name for name in evidence.model.split(" + "))
+    figure.suptitle(f"{model}: heads on frozen features", fontsize=11)
     figure.savefig(path, dpi=120)
 
 
@@ -117,4 +121,4 @@ def _draw_curve(axes: Any, evidence: Evidence) -> None:
         major_locator=FixedLocator(list(curve.rows)), minor_locator=NullLocator(),
         major_formatter=FuncFormatter(lambda value, _: f"{value:.0f}"),
     )  # fmt: skip
-    axes.set(xlabel=f"rows that a head is solved on ({evidence.best})", title="more data")
+    axes.set(xlabel=fill(f"rows that a head is solved on ({evidence.best})", LABEL_WIDTH), title="more data")

@@ -129,7 +129,7 @@ def assert_independent(run: Run) -> Target:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", COLUMN)
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft", "full", "lora"])
+@pytest.mark.parametrize("strategy", ["linear_probe", "deep_probe", "lp_ft", "full", "lora"])
 def test_every_recipe_learns_labels_and_numbers(recipe: str, target: str, strategy: str, start: Start) -> None:
     run = start(recipe, target, strategy)
     finished = assert_independent(run)
