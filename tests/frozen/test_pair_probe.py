@@ -82,13 +82,13 @@ def test_reloaded_logits_are_the_stored_features_times_the_solved_weights(name: 
     finished: Any = fitted.model
     assert isinstance(finished, PairProbeModel)
     finished.save_pretrained(tmp_path / "model")
-    again: Any = PairProbeModel.from_pretrained(tmp_path / "model").eval()
+    again: Any = PairProbeModel.from_pretrained(tmp_path / "model")
     features, _ = features_on_disk(name, tmp_path, *TAPS)
     assert features.validation is not None
     rows = side_by_side(features.validation.chunk(0), features)
     weights = load_file(tmp_path / "model/model.safetensors")
     expected = rows @ weights["classifier.weight"].T + weights["classifier.bias"]
-    torch.testing.assert_close(logits(again, rows_of(40, 1).inputs), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(again.eval(), rows_of(40, 1).inputs), expected, rtol=1e-5, atol=1e-5)
     assert fitted.trainable == sum(parameter.numel() for parameter in finished.classifier.parameters())
 
 
