@@ -30,9 +30,9 @@ class HiddenPart:
         """See `Store.chunk`."""
         columns = self._store.chunk(number)
         image, text = (columns[place] for place in self._present)
-        incomplete = (image * text == 0).to(image.dtype)
+        complete = (image != 0) & (text != 0)
         for place in self._hidden:
-            columns[place] = columns[place] * incomplete.to(columns[place].dtype)
+            columns[place] = columns[place].masked_fill(complete, 0.0)
         return columns
 
 

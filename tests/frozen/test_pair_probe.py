@@ -1,5 +1,6 @@
 """A solved head for images with texts: it learns from whole samples, and from the same ones without one part."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from hf_transfer.data.folds import Folds
-from hf_transfer.frozen.features import Features
+from hf_transfer.frozen.features import Features, best_solution
+from hf_transfer.frozen.hidden_parts import HiddenPart
 from hf_transfer.frozen.out_of_fold import left_out_path
 from hf_transfer.frozen.solvers import SOLVERS
 from hf_transfer.frozen.taps import materials_of, tap_features
@@ -164,6 +166,21 @@ def test_the_solution_is_that_of_scikit_learn_on_all_three_copies(tmp_path: Path
     logarithms = torch.from_numpy(rows @ weight.T + bias).log_softmax(1).numpy()
     assert logarithms == pytest.approx(expected, abs=0.02)
     assert row["train_loss"] == pytest.approx(-expected[np.arange(len(labels)), labels].mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("hidden", ["image", "text"])
+def test_a_head_knows_more_of_one_part_alone_than_one_that_saw_only_whole_samples(hidden: str, tmp_path: Path) -> None:
+    """By the loss on validation without the other part."""
+    features, options = features_on_disk("vit", tmp_path, *TAPS)
+    taps = prepared("vit", *TAPS)[0].choice.taps
+    assert TARGET.solver is not None
+    assert features.validation is not None
+    one_part = replace(features, validation=HiddenPart(features.validation, taps, hidden))
+    losses = [
+        one_part.predictions(best_solution(SOLVERS[TARGET.solver], seen, options, intercept=True)).metrics()["loss"]
+        for seen in (features, features.as_in_evaluation)
+    ]
+    assert losses[0] < losses[1]
 
 
 def test_a_wrong_label_leaves_the_predictions_for_its_own_sample_as_they_were(tmp_path: Path) -> None:
