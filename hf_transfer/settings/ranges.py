@@ -71,5 +71,7 @@ NAME = Range("a name or a path", _is_name)
 SEPARATOR = Range("signs that are no letters, digits or spaces", lambda text: text and not re.search(r"[\w ]", text))
 DELIMITER = Range("one sign, such as ; or ^, or comma, semicolon, tab or pipe", _is_delimiter)
 COUNTED_FROM_ONE = Range("numbers of at least 1", lambda values: min(values, default=1) >= 1)
-TAPS = Range("head, mean_N or first_N with N from 1, each once; of images with texts image_ or text_ comes first", _are_taps)
+TAPS = Range(
+    "head, mean_N or first_N with N from 1, each once; of images with texts image_ or text_ comes first", _are_taps
+)
 ENCODING = Range("the name of an encoding, such as utf-8 or latin-1", lambda name: can_encode("a", name))
