@@ -46,8 +46,8 @@ class Cell:
 
 
 ARMS = ("linear_probe", "deep_probe", "partial", "lp_ft", "full", "lora")
-# A head of several layers is not solved.
-PAIR_ARMS = ("linear_probe", "partial", "lp_ft", "full", "lora")
+# The head of a linear probe has several layers, which are trained.
+PAIR_ARMS = ("linear_probe", "deep_probe", "partial", "lp_ft", "full", "lora")
 
 
 def _one(model: str) -> dict[str, str]:

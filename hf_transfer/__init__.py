@@ -19,6 +19,7 @@ _MODULES = {
     "evaluation.predictor": ("Predictor", "load"),
     "evaluation.results": ("Results",),
     "models.fusion": ("FusionModel",),
+    "models.modeling_pair_probe": ("PairProbeModel",),
     "models.groups": ("check_boundary", "trace_groups"),
     "run": ("Run", "open_run"),
     "settings.run": ("MultimodalConfig", "TextConfig", "VisionConfig"),

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from hf_transfer.models.groups import Group, trace_groups
-from hf_transfer.models.taps import AllTaps, TapChoice, usual_taps
+from hf_transfer.models.taps import AllBackboneTaps, AllTaps, TapChoice, usual_taps
 from tests.tiny_models import CLASSES, Inputs, perturb, set_running_statistics
 from tests.tiny_text_models import PAD, VOCABULARY, model_and_inputs, token_ids
 
@@ -59,7 +59,7 @@ class Tapped:
 
     def all_taps(self, choice: TapChoice | None = None) -> AllTaps:
         """A classifier on all taps, with random weights; the model loses its head."""
-        model = AllTaps(self.model, self.head, choice or self.usual(), self.inputs)
+        model = AllBackboneTaps(self.model, self.head, choice or self.usual(), self.inputs)
         nn.init.normal_(model.classifier.weight, generator=torch.Generator().manual_seed(5))
         return model.eval()
 

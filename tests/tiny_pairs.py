@@ -3,11 +3,13 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from hf_transfer.models.fusion import FusionModel
-from hf_transfer.models.towers import Tower, fuse
+from hf_transfer.models.modeling_pair_probe import PairProbeModel
+from hf_transfer.models.pair_taps import AllPairTaps, usual_pair_taps
+from hf_transfer.models.towers import PairTowers, Tower, fuse, trace
 from hf_transfer.targets.classes import Classes
 from tests.tiny_models import ARCHITECTURES, CLASSES, perturb, pixels
 from tests.tiny_text_models import TEXT_ARCHITECTURES, token_ids
@@ -27,6 +29,23 @@ def tiny_pair(name: str = "vit", *, seed: int = 0, **settings: Any) -> FusionMod
     perturb(model, seed + 1)
     model.train(False)
     return model
+
+
+def all_taps(name: str = "vit") -> AllPairTaps:
+    """A classifier on all usual taps of a perturbed model, with random weights, in evaluation mode."""
+    model, inputs = tiny_pair(name), pair_inputs(name)
+    choice = usual_pair_taps(PairTowers(model), trace(model, inputs), inputs)
+    tapped = AllPairTaps(model, choice, inputs)
+    nn.init.normal_(tapped.classifier.weight, generator=torch.Generator().manual_seed(5))
+    return tapped.eval()
+
+
+def tiny_pair_probe(name: str = "vit") -> PairProbeModel:
+    """What is saved of it: a linear layer on some taps of both towers."""
+    finished = all_taps(name).with_read_taps()
+    assert isinstance(finished, PairProbeModel)
+    finished.train(False)
+    return finished
 
 
 def side(name: str) -> int:

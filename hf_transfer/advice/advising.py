@@ -95,7 +95,8 @@ def command_for(arm: Arm, config: RunConfig, flags: Sequence[str]) -> str:
         config: the settings.
         flags: the same, as they were given; those that have no effect on this way are left out.
     """
-    without_effect = config.replaced(**arm.settings).ineffective()
+    towers = {name: None for name in ("image_strategy", "text_strategy") if name in config.settings()}
+    without_effect = config.replaced(**towers, **arm.settings).ineffective()
     kept = [words for name, words in _settings_in(flags) if name not in without_effect and name not in arm.settings]
     chosen = [f"--{name} {_shown(value)}" for name, value in arm.settings.items()]
     given = [shlex.join(words) for words in kept]

@@ -151,7 +151,8 @@ def _seconds(
     strategy = choose_strategy(settings)
     if config.has_simple_head:
         strategy.check(model, groups)
-    if name in PROBES and solves_heads:
+    # Of images with texts, a linear probe has a head of several layers, which is trained.
+    if name in (PROBES if config.has_simple_head else ("deep_probe",)) and solves_heads:
         return costs.of_probe()
     small = SHARE_OF_SMALL_PARTS if name in SMALL_PARTS else 1.0
     return sum(

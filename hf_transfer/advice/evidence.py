@@ -37,7 +37,8 @@ class Evidence:
         kinds: how many of these there are; a row of several labels counts for its rarest, and of numbers there are ten
             ranges where rows suffice.
         blocks: of the model; of two towers, of the smaller one.
-        probes: heads on several features, the model's own head first; none where no head can be solved.
+        probes: heads on several features, first on what the model's own head reads, of two towers both pooled vectors;
+            none where no head can be solved.
         why_no_probes: why there are none, in a part of a sentence; empty if there are some.
         best: the features with the best head; empty if there are no probes.
         judged: the scores of the best head by row; None: there are no probes.
@@ -71,6 +72,11 @@ class Evidence:
     def rows_per_kind(self) -> float:
         """Rows of training divided by the kinds: the rows per class; of numbers, a tenth of the rows."""
         return self.rows / self.kinds
+
+    @property
+    def head(self) -> str:
+        """The features that the model's own head reads, by the names of `--taps`; empty if there are no probes."""
+        return self.probes[0].features if self.probes else ""
 
     def probe(self, features: str) -> Probe | None:
         """The head on these features."""
@@ -112,8 +118,8 @@ def gather_evidence(
 ) -> Evidence:
     """What one frozen pass over the training rows says; a later run with the same cache finds the features there.
 
-    Where a head cannot be solved there are no probes: of images with texts, a model whose outputs several layers
-    compute, or a target without a solver. Then only rows and times are known.
+    Where a head cannot be solved there are no probes: of a model whose outputs several layers compute, or a target
+    without a solver. Then only rows and times are known.
 
     Args:
         config: the settings of a run with any strategy.
@@ -158,7 +164,8 @@ def gather_evidence(
 def _probing(config: RunConfig) -> RunConfig:
     """The settings of a run that solves a head on the same rows of the same model, and publishes nothing."""
     changes: dict[str, Any] = {
-        "strategy": "linear_probe", "report_to": ["none"], "push_to_hub": False, "push_space": False,
+        "strategy": "linear_probe" if config.has_simple_head else "deep_probe",
+        "report_to": ["none"], "push_to_hub": False, "push_space": False,
         "hub_model_id": None, "overwrite_output_dir": False, "resume_from_checkpoint": None,
     }  # fmt: skip
     towers = ("image_strategy", "text_strategy")

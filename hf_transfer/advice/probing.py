@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hf_transfer.advice.probes import Difference, FreshWeights, JudgedRows, LearningCurve, Probe
 from hf_transfer.advice.scoring import ProbeTask, Task, best_of, columns_of, probed
@@ -22,7 +21,6 @@ from hf_transfer.frozen.regularisation_path import REGULARISATIONS
 from hf_transfer.frozen.solvers import RIDGE
 from hf_transfer.frozen.transferability import score_of_neighbours
 from hf_transfer.models.memory_format import in_channels_last
-from hf_transfer.models.modeling_deep_probe import HEAD
 from hf_transfer.models.pretrained import load_classifier
 from hf_transfer.run import Run
 from hf_transfer.targets.intervals import mean_and_error
@@ -39,7 +37,6 @@ STRONGER = (100.0, 10.0, 1.0)
 # Below so many rows, the choice of a place would depend much on one division into folds: all repeats count.
 FEW_ROWS = 200
 Solve = Callable[..., OutOfFold]
-Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,6 @@ class ProbedModel:
 def why_no_head_is_solved(run: Run) -> str:
     """What the model or the target of a run lacks for a head that is solved, in a part of a sentence; "": nothing."""
     splits, prepared = run.splits, run.prepared
-    if not run.config.has_simple_head:
-        return "the head for images with texts has several layers"
     if splits.target.solver is None:
         return f"there is no solver for {splits.target.describe()}"
     if solvable_layer(prepared.model, prepared.groups[-1], splits.target) is None:
@@ -88,6 +83,7 @@ def probed_model(run: Run, *, with_fresh_weights: bool) -> ProbedModel:
         started = time.perf_counter()
         probes = {name: solve(one, folds.first(), search=search) for name, one in features.items()}
         solving = (time.perf_counter() - started) / len(features)
+        head = next(iter(features))
         scores = {name: probe.scores for name, probe in probes.items()}
         if len(folds.of_rows) > 1 and len(folds.units) < FEW_ROWS:
             for name, probe in probes.items():
@@ -97,7 +93,14 @@ def probed_model(run: Run, *, with_fresh_weights: bool) -> ProbedModel:
         units, seconds = probes[best].units, features[best].seconds
         rows = subject.task.train.rows[probes[best].predictions.index]
         known: dict[str, Any] = {
-            "probes": tuple(_probe(name, of_rows, scores[HEAD], units) for name, of_rows in scores.items()),
+            "probes": tuple(
+                Probe(
+                    name,
+                    *mean_and_error(of_rows, units),
+                    None if name == head else Difference.of(of_rows, scores[head], units),
+                )
+                for name, of_rows in scores.items()
+            ),
             "best": best,
             "judged": JudgedRows(tuple(rows.tolist()), tuple(scores[best].tolist()), tuple(units.tolist())),
             "neighbours": score_of_neighbours(features[best], folds.units),
@@ -106,12 +109,6 @@ def probed_model(run: Run, *, with_fresh_weights: bool) -> ProbedModel:
         if with_fresh_weights:
             known["fresh_weights"] = _with_fresh_weights(run, subject, features[best], solve)
     return ProbedModel(known, None if seconds is None else seconds / len(run.splits.train), solving)
-
-
-def _probe(name: str, scores: Scores, of_head: Scores, units: npt.NDArray[np.int64]) -> Probe:
-    """A probe, and how much better it is than the head by the same folds."""
-    over_head = None if name == HEAD else Difference.of(scores, of_head, units)
-    return Probe(name, *mean_and_error(scores, units), over_head)
 
 
 def learning_curve(features: Features, task: Task, whole: OutOfFold, solve: Solve, seed: int) -> LearningCurve | None:
@@ -153,11 +150,13 @@ def _with_fresh_weights(run: Run, subject: ProbeTask, features: Features, solve:
     folds = subject.task.folds.first().of_part(inside)
     search = USUAL_SEARCH if target.solver == RIDGE else DECADES
     learnt_from = [rows & inside for rows in folds.outside()]
-    pretrained = solve(features, folds, learnt_from=learnt_from, search=search)
+    # Of images with texts, copies with hidden parts would take most of the time, and say nothing of the weights.
+    pretrained = solve(features.as_in_evaluation, folds, learnt_from=learnt_from, search=search)
 
     example = run.preprocessing.example()
-    model, groups = load_classifier(run.checkpoint, target, example, seed=seed, fresh_weights=True)
-    in_channels_last(model)
+    fresh_model, groups = load_classifier(run.checkpoint, target, example, seed=seed, fresh_weights=True)
+    in_channels_last(fresh_model)
+    model, groups = run.strategy.prepare(fresh_model, groups, example, seed)
     loaders = run.modality.loaders(
         replace(run.splits, train=train), run.preprocessing, run.config, run.accelerator, frozen_prefix=False
     )
@@ -167,7 +166,7 @@ def _with_fresh_weights(run: Run, subject: ProbeTask, features: Features, solve:
         passes = replace(passes, settings=replace(passes.settings, cache_frozen="off"))
         with columns_of(model, groups, example, subject.layer_name, passes) as (_, fresh):
             of_part = Folds(folds.of_rows[:, inside], folds.units[inside])
-            probes = {name: solve(one, of_part, search=search) for name, one in fresh.items()}
+            probes = {name: solve(one.as_in_evaluation, of_part, search=search) for name, one in fresh.items()}
     best = best_of(probes)
     probe = probes[best]
     gain = Difference.of(pretrained.scores, probe.scores, pretrained.units)

@@ -32,7 +32,7 @@ from hf_transfer.host_memory import freed_memory_kept, peak_restarted
 from hf_transfer.look_ahead import seconds_of_a_pass
 from hf_transfer.models.groups import Group
 from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
-from hf_transfer.models.taps import HEAD_INPUT, TapChoice, usual_taps, widths_of, without_head
+from hf_transfer.models.taps import HEAD_INPUT, AllTaps, TapChoice, together, usual_taps, widths_of, without_head
 from hf_transfer.run import Run, open_run
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
@@ -229,24 +229,33 @@ def columns_of(
     """The last layer of a model, and the features at several depths, by name; the model has no last layer inside.
 
     Args:
-        model: a classifier, not wrapped.
+        model: a classifier, not wrapped; one on all taps stays as it is.
         groups: its groups in depth order.
         example: a small batch.
         layer_name: its last layer.
         passes: the training samples, and where features are stored.
     """
+    if isinstance(model, AllTaps):
+        with _combined(model.backbone, model.choice, model.widths, passes) as features:
+            yield model.classifier, features
+        return
     with without_head(model, layer_name) as layer:
         choice = _taps(model, groups, example)
-        widths = widths_of(model, choice.taps, example)
-        with tap_features(model, choice.taps, widths, 0, passes, of_validation=False) as features:
-            together = replace(features, normalised=True)
-            yield (
-                layer,
-                {
-                    " + ".join(features.names[place] for place in places): replace(together, columns=places)
-                    for places in choice.combinations
-                },
-            )
+        with _combined(model, choice, widths_of(model, choice.taps, example), passes) as features:
+            yield layer, features
+
+
+@contextmanager
+def _combined(
+    backbone: nn.Module, choice: TapChoice, widths: Sequence[int], passes: Passes
+) -> Iterator[dict[str, Features]]:
+    """The features of each combination of taps, by name."""
+    with tap_features(backbone, choice.taps, widths, 0, passes, of_validation=False) as features:
+        scaled = replace(features, normalised=True)
+        yield {
+            together([features.names[place] for place in places]): replace(scaled, columns=places)
+            for places in choice.combinations
+        }
 
 
 def _taps(model: nn.Module, groups: Sequence[Group], example: Batch) -> TapChoice:

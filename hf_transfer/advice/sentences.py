@@ -27,8 +27,11 @@ def sentences_on(evidence: Evidence) -> Iterator[tuple[str, str]]:
         )
         return
     yield "Similarity", _similarity(evidence)
-    yield "Depth", _depth(evidence)
-    yield "Its own head", _own_head(evidence)
+    if evidence.best_single is not None:
+        yield "Depth", _depth(evidence, evidence.best_single)
+        yield "Its own head", _own_head(evidence)
+    else:
+        yield "Depth", _depth_of_towers(evidence)
     yield "More data", _more_data(evidence)
 
 
@@ -46,9 +49,7 @@ def _similarity(evidence: Evidence) -> str:
     return f"{figures} So there is no sign that what it has learnt before helps here: try other models, too."
 
 
-def _depth(evidence: Evidence) -> str:
-    best = evidence.best_single
-    assert best is not None
+def _depth(evidence: Evidence, best: Probe) -> str:
     where = "what its own head reads" if best.features == HEAD else _place(best, evidence.blocks)
     sentence = f"The best single place to read the model is {where} ({best.score:.3f} ± {best.standard_error:.3f})."
     if best.depth(evidence.blocks) < 1:
@@ -56,6 +57,18 @@ def _depth(evidence: Evidence) -> str:
     if " + " in evidence.best and (together := evidence.probe(evidence.best)):
         sentence += f" Several places together ({evidence.best}) have {together.score:.3f}."
     return sentence
+
+
+def _depth_of_towers(evidence: Evidence) -> str:
+    best, deficit = evidence.probe(evidence.best), evidence.deficit_of_head
+    assert best is not None
+    if deficit is None:
+        return f"The best places to read both towers are their pooled vectors ({best.score:.3f})."
+    sentence = (
+        f"The best places to read both towers are {evidence.best} ({best.score:.3f}). Their pooled vectors are "
+        f"{deficit.mean:.3f} behind ({_interval(deficit)})."
+    )
+    return sentence if deficit.is_clear else f"{sentence} These rows do not show that other places are better."
 
 
 def _place(probe: Probe, blocks: int) -> str:

@@ -91,7 +91,7 @@ def shortlist_of(evidence: Evidence, config: RunConfig) -> Shortlist:
 
 def _enough(solved: Arm, evidence: Evidence) -> str:
     """Why nothing has to be trained beside the solved head; "" if training could gain something."""
-    probe = evidence.probe(" + ".join(solved.settings.get("taps", [HEAD])))
+    probe = evidence.probe(" + ".join(solved.settings.get("taps", [evidence.head])))
     if probe is None:
         return ""
     # Scores of errors are negative, so that of numbers much is left.
@@ -154,14 +154,16 @@ def _solved_arm(evidence: Evidence, config: RunConfig) -> Arm:
         )
     elif over is None or not over.exceeds() or "deep_probe" not in evidence.seconds:
         reason = (
-            "a head on what the model's own head reads costs no training, and no other place is clearly better "
-            f"({_score(evidence, HEAD)})"
+            f"a head on {_read(evidence)} costs no training, and no other place is clearly better "
+            f"({_score(evidence, evidence.head)})"
         )
+        if not config.has_simple_head:
+            settings = {"strategy": "deep_probe", "taps": evidence.probes[0].taps}
     else:
         settings = {"strategy": "deep_probe", "taps": (evidence.probe(evidence.best) or evidence.probes[0]).taps}
         reason = (
-            f"a head on {evidence.best} costs no training, and is better than one on what the model's own head reads "
-            f"({_score(evidence, evidence.best)} against {_score(evidence, HEAD)})"
+            f"a head on {evidence.best} costs no training, and is better than one on {_read(evidence)} "
+            f"({_score(evidence, evidence.best)} against {_score(evidence, evidence.head)})"
         )
     if _pooling(config) == "auto":
         settings["pooling"] = "own"
@@ -204,13 +206,19 @@ def _why_not(name: str, evidence: Evidence) -> str:
 
 
 def _why_no_probe(name: str, evidence: Evidence) -> str:
-    best = _score(evidence, evidence.best)
+    best, head = _score(evidence, evidence.best), _score(evidence, evidence.head)
+    if name == "linear_probe" and evidence.head != HEAD:
+        return "its head of several layers is trained on the same frozen features for which deep_probe solves one"
     if name == "linear_probe":
-        return f"what the model's own head reads tells less ({_score(evidence, HEAD)} against {best})"
+        return f"what the model's own head reads tells less ({head} against {best})"
     if evidence.best == HEAD:
         return f"no other place in the model is better than what its own head reads ({best})"
-    head = _score(evidence, HEAD)
     return f"to read {evidence.best} is not clearly better than what the model's own head reads ({best} against {head})"
+
+
+def _read(evidence: Evidence) -> str:
+    """The features of the first probe, in words."""
+    return "what the model's own head reads" if evidence.head == HEAD else "the pooled vectors of both towers"
 
 
 def _score(evidence: Evidence, features: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from hf_transfer.advice.advising import Advice, command_for
@@ -15,6 +16,8 @@ from hf_transfer.models.modeling_deep_probe import FIRST, HEAD, MEAN
 from hf_transfer.models.taps import kind_and_block
 from hf_transfer.settings.fields import choices_of
 
+# Letters of a line below the smaller picture.
+LABEL_WIDTH = 48
 HEADINGS = {MEAN: "mean behind a block", FIRST: "first token behind a block", HEAD: "what its own head reads"}
 
 
@@ -50,12 +53,16 @@ def draw_evidence(path: Path, evidence: Evidence) -> None:
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    _draw_depths(left, evidence)
+    if evidence.best_single is None:
+        _draw_places(left, evidence)
+    else:
+        _draw_depths(left, evidence)
     _draw_curve(right, evidence)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{Path(evidence.model).name}: heads on frozen features", fontsize=11)
+    model = " + ".join(Path(name).name for name in evidence.model.split(" + "))
+    figure.suptitle(f"{model}: heads on frozen features", fontsize=11)
     figure.savefig(path, dpi=120)
 
 
@@ -84,6 +91,20 @@ def _draw_depths(axes: Any, evidence: Evidence) -> None:
     axes.legend(fontsize=8)
 
 
+def _draw_places(axes: Any, evidence: Evidence) -> None:
+    """The scores in the order of the table: each is of places in two towers, which have no common depth."""
+    numbers = range(1, len(evidence.probes) + 1)
+    axes.errorbar(
+        numbers, [probe.score for probe in evidence.probes], [Z * probe.standard_error for probe in evidence.probes],
+        fmt="s", capsize=3, elinewidth=1, label="places in both towers",
+    )  # fmt: skip
+    if (fresh := evidence.fresh_weights) is not None:
+        axes.axhline(fresh.score, color="0.45", linestyle="--", label="with random weights (best place)")
+    axes.set(xlabel="line of the table of heads", ylabel=evidence.score_title, title="where the towers are read")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=8)
+
+
 def _draw_curve(axes: Any, evidence: Evidence) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -100,4 +121,4 @@ def _draw_curve(axes: Any, evidence: Evidence) -> None:
         major_locator=FixedLocator(list(curve.rows)), minor_locator=NullLocator(),
         major_formatter=FuncFormatter(lambda value, _: f"{value:.0f}"),
     )  # fmt: skip
-    axes.set(xlabel=f"rows that a head is solved on ({evidence.best})", title="more data")
+    axes.set(xlabel=fill(f"rows that a head is solved on ({evidence.best})", LABEL_WIDTH), title="more data")

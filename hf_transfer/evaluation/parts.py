@@ -31,7 +31,7 @@ def worth_of_parts(whole: Predictions, parts: Mapping[str, Predictions]) -> list
         return [f"{together} together against the {best} alone: {difference}."]
     return [
         f"Warning: {together.lower()} together are not better than the {best} alone beyond the interval: {difference}. "
-        f"Perhaps the {best} alone is enough, or try another --fusion."
+        f"Perhaps the {best} alone is enough, or try another --strategy or --fusion."
     ]
 
 

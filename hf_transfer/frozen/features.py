@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_transfer.checkpoints.files import can_be_written, free_bytes
-from hf_transfer.frozen.columns import ColumnStores
 from hf_transfer.frozen.recording import Compute, Part, Passes, column_stores_of, fill, from_main_process
 from hf_transfer.frozen.solvers import Solver, SolverOptions
 from hf_transfer.frozen.standardised import Solution
-from hf_transfer.frozen.store import Column, Store
+from hf_transfer.frozen.store import Column
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.target import Metrics, Target, Values
 
@@ -25,7 +24,21 @@ from hf_transfer.targets.target import Metrics, Target, Values
 # Weaker ones take the longest to solve, and overfit more.
 PATIENCE = 4
 NEIGHBOURS = (1, 5, 20)
-Stored = Store | ColumnStores
+
+
+class Stored(Protocol):
+    """Features, targets and masks of samples, chunk by chunk."""
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+
+    @property
+    def chunks(self) -> Sequence[range]:
+        """The positions of the samples of each chunk."""
+
+    def chunk(self, number: int) -> list[Tensor]:
+        """The columns of a chunk, its targets, and which of its samples count."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Features:
     """Feature vectors on disk, of the training samples in all their views and mostly of the validation samples.
 
     Attributes:
-        train: stores of the samples as in evaluation, and those of each augmented view.
+        train: stores of the samples as in evaluation, and of their copies: each augmented view, or with hidden parts.
         validation: stores of the samples as in evaluation; None: they are not needed.
         target: what is predicted.
         columns: the columns of the stores that are concatenated to a feature vector.
@@ -96,6 +109,11 @@ class Features:
     def targets(self) -> Values:
         """The targets of the training samples that count."""
         return torch.cat([targets for _, targets in self._rows(self.train[0], self.counted)]).numpy()
+
+    @property
+    def as_in_evaluation(self) -> "Features":
+        """The same features, of each training sample only as it is in evaluation."""
+        return replace(self, train=self.train[:1])
 
     @property
     def validation_samples(self) -> int:

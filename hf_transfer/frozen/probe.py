@@ -24,7 +24,7 @@ from hf_transfer.frozen.standardised import Solution
 from hf_transfer.frozen.taps import tap_features
 from hf_transfer.models.groups import Group
 from hf_transfer.models.modeling_deep_probe import MEAN
-from hf_transfer.models.taps import HEAD_INPUT, AllTaps, count_blocks, taps_of, widths_of, without_head
+from hf_transfer.models.taps import HEAD_INPUT, AllTaps, count_blocks, taps_of, together, widths_of, without_head
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.target import Metrics, Target
 
@@ -161,7 +161,7 @@ def _best_columns(
         best = len(rows) if options.ranking.is_better(row, rows, best) else best
         rows.append(row)
         solutions.append(solved)
-    names = [" + ".join(features.names[column] for column in columns) for columns in combinations]
+    names = [together([features.names[column] for column in columns]) for columns in combinations]
     metric = options.ranking.metric
     title = next((one.title for one in features.target.metrics if one.name == metric), metric)
     scores = ", ".join(f"{name} {row[metric]:.4f}" for name, row in zip(names, rows, strict=True))

@@ -11,9 +11,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_transfer.frozen.features import Features, features_of
+from hf_transfer.frozen.hidden_parts import with_hidden_parts
 from hf_transfer.frozen.recording import Passes, identity
 from hf_transfer.models.groups import evaluating
+from hf_transfer.models.modeling_pair import INPUTS
 from hf_transfer.models.taps import Tap, vectors_of
+from hf_transfer.models.towers import PairTowers
 
 
 @contextmanager
@@ -28,7 +31,8 @@ def tap_features(
     Every process has to call this.
 
     Args:
-        backbone: a classifier whose last layer was replaced by `nn.Identity`: see `without_head`.
+        backbone: a classifier whose last layer was replaced by `nn.Identity`: see `without_head`. Of two towers,
+            training also has copies of its samples with hidden parts: see `with_hidden_parts`.
         taps: where it is read.
         widths: how many features each tap has.
         views: augmented views of the training samples, beside the samples as in evaluation.
@@ -44,16 +48,23 @@ def tap_features(
         materials = materials_of(backbone, taps, accelerator)
         vectors = partial(vectors_of, backbone, taps)
         with features_of(vectors, widths, views, materials, passes, of_validation=of_validation) as features:
-            yield replace(features, names=tuple(tap.name for tap in taps), columns=tuple(range(len(taps))))
+            named = replace(features, names=tuple(tap.name for tap in taps), columns=tuple(range(len(taps))))
+            yield with_hidden_parts(named, taps) if isinstance(backbone, PairTowers) else named
 
 
 def materials_of(backbone: nn.Module, taps: Sequence[Tap], accelerator: Accelerator) -> list[dict[str, Any]]:
     """What the features of each tap depend on beside samples and versions; the keys of their stores are made of it.
+
+    Of two towers, those of one do not depend on the other.
 
     Args:
         backbone: see `tap_features`.
         taps: where it is read.
         accelerator: device and precision.
     """
-    weights = identity(backbone, (), accelerator)
-    return [{"taps": [tap.saved], **weights} for tap in taps]
+    if not isinstance(backbone, PairTowers):
+        weights = identity(backbone, (), accelerator)
+        return [{"taps": [tap.saved], **weights} for tap in taps]
+    towers = {name: backbone.alone(name) for name in INPUTS}
+    of_tower = {name: {"pooling": one.pooling, **identity(one.tower, (), accelerator)} for name, one in towers.items()}
+    return [{"taps": [tap.saved], **of_tower[tap.tower]} for tap in taps]

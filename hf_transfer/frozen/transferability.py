@@ -51,6 +51,7 @@ def scores_of(features: Features, units: npt.NDArray[np.int64]) -> Scores:
         features: of training.
         units: of the samples: those of one unit are no neighbours of each other [samples].
     """
+    features = features.as_in_evaluation
     matrix, outputs = _all_rows(features), _learned_outputs(features)
     known = not bool(outputs.isnan().any())
     spectrum = Spectrum.of(matrix.double().numpy())
@@ -63,6 +64,7 @@ def scores_of(features: Features, units: npt.NDArray[np.int64]) -> Scores:
 
 def score_of_neighbours(features: Features, units: npt.NDArray[np.int64]) -> float | None:
     """The first of the scores alone; see `scores_of`."""
+    features = features.as_in_evaluation
     return _score_of_neighbours(features, _all_rows(features), _learned_outputs(features), units)
 
 

@@ -70,12 +70,13 @@ def shown_settings(results: Results, settings: Mapping[str, Any]) -> str:
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
 
 
-def code_file(model: Path) -> str | None:
-    """The file with the model's own code; None, if transformers has a class for the model."""
+def code_files(model: Path) -> list[str]:
+    """The files with the model's own code, that of its class first; none, if transformers has a class for the model."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     if "auto_map" not in config:
-        return None
-    return str(next(iter(config["auto_map"].values()), "modeling_*")).split(".")[0] + ".py"
+        return []
+    first = str(next(iter(config["auto_map"].values()), "modeling_*")).split(".")[0] + ".py"
+    return [first, *(path.name for path in sorted(model.glob("*.py")) if path.name != first)]
 
 
 def _shown_path(name: str) -> str:

@@ -31,12 +31,12 @@ from hf_transfer.evaluation.run_data import splits_of_run
 from hf_transfer.evaluation.run_folder import CARD_FILE, CONFIG_FILE, MODEL_FOLDER, finished_run
 from hf_transfer.evaluation.templates import render
 from hf_transfer.hub.card import as_line
-from hf_transfer.hub.card_text import code_file, source_of
+from hf_transfer.hub.card_text import code_files, source_of
 from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder, visibility
 from hf_transfer.interruption import Interrupted, ending_at_once
 from hf_transfer.modalities.modality import PREPROCESSING_FILE, read_description, saved_description
 from hf_transfer.modalities.table import modality_named, recipe_of
-from hf_transfer.models import fusion, modeling_deep_probe, modeling_pooled
+from hf_transfer.models import fusion, modeling_deep_probe, modeling_pair, modeling_pair_probe, modeling_pooled
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.settings.run import RunConfig
@@ -218,10 +218,10 @@ def _has_own_code(folder: Path) -> bool:
     Raises:
         UserError: it is not the file that this version saves with a model.
     """
-    if is_adapter_folder(folder) or code_file(folder) is None:
+    if is_adapter_folder(folder) or not code_files(folder):
         return False
-    files = (modeling_pooled.__file__, modeling_deep_probe.__file__, fusion.__file__)
-    known = {path.name: path.read_bytes() for path in map(Path, files)}
+    modules = (modeling_pooled, modeling_deep_probe, modeling_pair, modeling_pair_probe, fusion)
+    known = {path.name: path.read_bytes() for path in (Path(str(module.__file__)) for module in modules)}
     foreign = [path.name for path in folder.glob("*.py") if known.get(path.name) != path.read_bytes()]
     if foreign:
         raise user_error(

@@ -1,6 +1,7 @@
 """A model of images with texts: two pretrained towers, each with a projection, and a head that sees both.
 
-This file is saved with the weights and needs only torch and transformers. An image or a text may be missing:
+This file is saved with the weights, beside the one that it imports, and needs only torch and transformers. An image or
+a text may be missing:
 
     model = AutoModel.from_pretrained("path/to/this/folder", trust_remote_code=True)
     model.predict(image="cup.jpg", text="blue, holds 300 ml")
@@ -13,36 +14,25 @@ training, are those of Shi et al., "Bag of tricks for multimodal AutoML with ima
 https://arxiv.org/abs/2412.16243.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput  # type: ignore[attr-defined]
 
+from .modeling_pair import MODALITIES, PairConfig, PairModel, as_sequence, mean_of, pooled, present_of
+
 FUSIONS = ("concat", "gated", "product", "attention")
-# How the outputs of a tower are reduced to one vector.
-POOLINGS = ("pooler", "first", "mean")
-# In the order of the learned vectors that replace missing ones.
-MODALITIES = ("image", "text")
 
 
-class FusionConfig(PretrainedConfig):
+class FusionConfig(PairConfig):
     """The configurations of both towers, and how their outputs are combined.
 
     Attributes:
-        image_config: configuration of the image tower.
-        text_config: configuration of the text tower.
         image_width: width of the image tower's vectors.
         text_width: width of the text tower's vectors.
-        image_pooling: how the image tower's outputs become one vector: its `pooler`, the `first` or the `mean` of all
-            patches.
-        text_pooling: the same for the tokens of the text tower, without padding.
         fusion: `concat` concatenates both vectors, `gated` takes a learned weighted sum, `product` adds their product
             and their absolute difference to `concat`, `attention` adds attention of the tokens to the patches.
         hidden_size: width of both projections.
@@ -53,9 +43,6 @@ class FusionConfig(PretrainedConfig):
     """
 
     model_type = "image_text_classifier"
-    sub_configs = {"image_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012 - as transformers declares it
-    # `save_pretrained` writes it into `auto_map`, and copies this file.
-    _auto_class = "AutoConfig"
 
     # Written out instead of a dataclass, so that other versions of transformers accept it, too.
     def __init__(
@@ -65,8 +52,6 @@ class FusionConfig(PretrainedConfig):
         *,
         image_width: int = 768,
         text_width: int = 768,
-        image_pooling: str = "first",
-        text_pooling: str = "mean",
         fusion: str = "concat",
         hidden_size: int = 768,
         head_size: int = 128,
@@ -75,18 +60,12 @@ class FusionConfig(PretrainedConfig):
         attention_heads: int = 4,
         **kwargs: Any,
     ) -> None:
-        if fusion not in FUSIONS or not {image_pooling, text_pooling} <= set(POOLINGS):
-            raise ValueError(
-                f"fusion is one of {FUSIONS} and a pooling one of {POOLINGS}, "
-                f"not {fusion!r}, {image_pooling!r}, {text_pooling!r}"
-            )
-        self.image_config = _config_of(image_config, "vit")
-        self.text_config = _config_of(text_config, "bert")
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion is one of {FUSIONS}, not {fusion!r}")
         self.image_width, self.text_width = image_width, text_width
-        self.image_pooling, self.text_pooling = image_pooling, text_pooling
         self.fusion, self.hidden_size, self.head_size = fusion, hidden_size, head_size
         self.dropout, self.modality_dropout, self.attention_heads = dropout, modality_dropout, attention_heads
-        super().__init__(**kwargs)
+        super().__init__(image_config, text_config, **kwargs)
 
 
 @dataclass
@@ -106,25 +85,10 @@ class FusionOutput(ModelOutput):
     text_logits: Tensor | None = None
 
 
-class FusionModel(PreTrainedModel):
-    """Two towers, a projection and a head for each, and a head for both.
-
-    Args:
-        config: the architecture.
-        image_tower: a loaded tower of `config.image_config`; None makes one with fresh weights.
-        text_tower: a loaded tower of `config.text_config`; None makes one with fresh weights.
-    """
+class FusionModel(PairModel):
+    """Two towers, a projection and a head for each, and a head for both; see `PairModel`."""
 
     config_class = FusionConfig
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
-    _auto_class = "AutoModel"
-    # transformers' Trainer would otherwise pass a number of samples for the loss, which `forward` ignores.
-    accepts_loss_kwargs = False
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
 
     def __init__(
         self,
@@ -132,18 +96,12 @@ class FusionModel(PreTrainedModel):
         image_tower: PreTrainedModel | None = None,
         text_tower: PreTrainedModel | None = None,
     ) -> None:
-        super().__init__(config)
-        self.loss_type = "ForSequenceClassification"  # Otherwise the name of the class decides.
+        super().__init__(config, image_tower, text_tower)
         labels, width = config.num_labels or 0, config.hidden_size
-        self.image_tower = image_tower or _tower(config.image_config, pooler=config.image_pooling == "pooler")
-        self.text_tower = text_tower or _tower(config.text_config, pooler=config.text_pooling == "pooler")
-        config.image_config, config.text_config = self.image_tower.config, self.text_tower.config
-        self.supports_gradient_checkpointing = (
-            self.image_tower.supports_gradient_checkpointing and self.text_tower.supports_gradient_checkpointing
-        )
         self.image_projection = nn.Linear(config.image_width, width)
         self.text_projection = nn.Linear(config.text_width, width)
         self.image_norm, self.text_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        # In the order of `MODALITIES`: what replaces a missing vector.
         self.missing = nn.Embedding(len(MODALITIES), width)
         self.image_classifier = nn.Linear(width, labels)
         self.text_classifier = nn.Linear(width, labels)
@@ -184,8 +142,8 @@ class FusionModel(PreTrainedModel):
         given = pixel_values if pixel_values is not None else input_ids
         if given is None:
             raise ValueError("pixel_values or input_ids must be given, or both")
-        has_image = _present(image_present, pixel_values, given)
-        has_text = _present(text_present, input_ids, given)
+        has_image = present_of(image_present, pixel_values, given)
+        has_text = present_of(text_present, input_ids, given)
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         patches, image = self._vectors("image", has_image, pixel_values=pixel_values)
         tokens, text = self._vectors("text", has_text, input_ids=input_ids, attention_mask=attention_mask, **types)
@@ -229,72 +187,6 @@ class FusionModel(PreTrainedModel):
             parts = torch.where(present[:, None, None], parts, self.missing.weight[row])
         return parts, torch.where(present[:, None], vector, self.missing.weight[row])
 
-    @torch.no_grad()
-    def predict(self, image: Any = None, text: Any = None, *, top_k: int | None = 5) -> Any:
-        """Labels with their probabilities, the most likely first; of a regression its outputs, the largest first.
-
-        The scores are those of a pipeline of transformers: thresholds of labels are not applied.
-
-        Args:
-            image: a PIL image or the path of a file; None if it is missing; or a list of these.
-            text: a string; None if it is missing; or a list of these.
-            top_k: how many labels; None for all.
-
-        Returns:
-            A list of {"label", "score"}, or a list of such lists if a list was given.
-        """
-        is_list = isinstance(image, list | tuple) or isinstance(text, list | tuple)
-        count = max(len(given) for given in (image, text) if isinstance(given, list | tuple)) if is_list else 1
-        images, texts = _as_list(image, count), _as_list(text, count)
-        if any(one is None and other is None for one, other in zip(images, texts, strict=True)):
-            raise ValueError("an image or a text must be given, or both")
-        was_training = self.training
-        self.train(False)
-        try:
-            logits = self(**self._inputs(images, texts)).logits
-        finally:
-            self.train(was_training)
-        rankings = [self._ranked(row, top_k) for row in logits.float()]
-        return rankings if is_list else rankings[0]
-
-    @cached_property
-    def _processor(self) -> Any:
-        # The same pixels with and without torchvision, and no other code of the folder than this file.
-        return AutoImageProcessor.from_pretrained(self.name_or_path, backend="pil", trust_remote_code=False)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(self.name_or_path, trust_remote_code=False)
-
-    def _ranked(self, outputs: Tensor, top_k: int | None) -> list[dict[str, Any]]:
-        if self.config.problem_type != "regression":
-            each_alone = self.config.problem_type == "multi_label_classification" or len(outputs) == 1
-            outputs = outputs.sigmoid() if each_alone else outputs.softmax(-1)
-        scores, numbers = outputs.topk(min(top_k or len(outputs), len(outputs)))
-        names: Any = self.config.id2label
-        pairs = zip(numbers.tolist(), scores.tolist(), strict=True)
-        return [{"label": names[number], "score": score} for number, score in pairs]
-
-    def _inputs(self, images: Sequence[Any], texts: Sequence[str | None]) -> dict[str, Tensor]:
-        """Inputs of `forward`, made by the image processor and the tokenizer that are saved with the weights."""
-        from PIL import Image, ImageOps
-
-        inputs: dict[str, Any] = {
-            "image_present": torch.tensor([image is not None for image in images]),
-            "text_present": torch.tensor([text is not None for text in texts]),
-        }
-        if any(image is not None for image in images):
-            opened = [Image.open(image) if isinstance(image, str | Path) else image for image in images]
-            upright = [image and ImageOps.exif_transpose(image).convert("RGB") for image in opened]
-            blank = Image.new("RGB", (64, 64))
-            inputs |= self._processor([image or blank for image in upright], return_tensors="pt")
-        if any(text is not None for text in texts):
-            tokens = self._tokenizer([text or "" for text in texts], truncation=True)
-            length = getattr(self.config, "padded_length", None)
-            padding = {"padding": "max_length", "max_length": length} if length else {"padding": True}
-            inputs |= self._tokenizer.pad(tokens, **padding, return_tensors="pt")
-        return {name: value.to(self.device) for name, value in inputs.items()}
-
 
 class _Fusion(nn.Module):
     """Combines the vector of an image and the vector of a text into one vector.
@@ -331,37 +223,8 @@ class _Fusion(nn.Module):
             keys = image[:, None] if patches is None else patches
             queries = text[:, None] if tokens is None else tokens
             attended = self.norm(queries + self.attention(queries, keys, keys, need_weights=False)[0])
-            parts.append(_mean(attended, mask if tokens is not None else None))
+            parts.append(mean_of(attended, mask if tokens is not None else None))
         return torch.cat([*parts, present], 1)
-
-
-def _config_of(config: PretrainedConfig | dict[str, Any] | None, default_type: str) -> PretrainedConfig:
-    # A copy: `super().__init__` resets its attention implementation, which would change a model in use.
-    settings = config.to_dict() if isinstance(config, PretrainedConfig) else config or {}
-    # transformers makes a configuration without arguments, to compare others with its defaults.
-    return AutoConfig.for_model(**{"model_type": default_type, **settings})
-
-
-def _tower(config: PretrainedConfig, *, pooler: bool) -> PreTrainedModel:
-    """A tower with fresh weights, in the precision in which the whole model is made."""
-    dtype, options = torch.get_default_dtype(), {} if pooler else {"add_pooling_layer": False}
-    tower: PreTrainedModel
-    try:
-        tower = AutoModel.from_config(config, dtype=dtype, **options)
-    except TypeError:
-        # It has no pooler that could be left out.
-        tower = AutoModel.from_config(config, dtype=dtype)
-    except ValueError:
-        # AutoModel knows only one half of some dual encoders, such as SigLIP.
-        tower = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model")(config)
-    return tower
-
-
-def _present(present: Tensor | None, values: Tensor | None, given: Tensor) -> Tensor:
-    """Which samples have a modality [batch]; `values` are its inputs, `given` those of any modality."""
-    if values is None or present is None:
-        return torch.full((len(given),), values is not None, device=given.device)
-    return present.bool()
 
 
 def _dropped(has_image: Tensor, has_text: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -369,32 +232,3 @@ def _dropped(has_image: Tensor, has_text: Tensor, share: float) -> tuple[Tensor,
     drawn = torch.rand(len(has_image), device=has_image.device)
     complete = has_image & has_text
     return has_image & ~(complete & (drawn < share / 2)), has_text & ~(complete & (drawn >= 1 - share / 2))
-
-
-def as_sequence(hidden: Tensor) -> Tensor:
-    """[batch, patches, width]; also of the maps of a convolution [batch, width, height of the map, its width]."""
-    return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
-
-
-def pooled(kind: str, output: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """One vector of a tower's outputs [batch, width]; see `FusionConfig.image_pooling`."""
-    if kind == "pooler":
-        pooler_output: Tensor = output.pooler_output
-        return pooler_output.flatten(1)
-    return hidden[:, 0] if kind == "first" else _mean(hidden, mask)
-
-
-def _mean(vectors: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean without padding [batch, width] of [batch, length, width], summed in single precision."""
-    if mask is None:
-        return vectors.float().mean(1).to(vectors.dtype)
-    padding = (mask == 0)[:, :, None]
-    total = vectors.float().masked_fill(padding, 0.0).sum(1)
-    return (total / (~padding).sum(1).clamp(min=1)).to(vectors.dtype)
-
-
-def _as_list(given: Any, count: int) -> list[Any]:
-    values = list(given) if isinstance(given, list | tuple) else [given] * count
-    if len(values) != count:
-        raise ValueError(f"the numbers of images and texts must be equal, not {count} and {len(values)}")
-    return values

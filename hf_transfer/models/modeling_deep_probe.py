@@ -13,7 +13,7 @@ Learning", ICML 2022, https://arxiv.org/abs/2201.03529.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -189,12 +189,12 @@ class DeepProbeForSequenceClassification(_DeepProbe):
 
 
 def tap_vectors(
-    backbone: nn.Module, taps: Sequence[Sequence[Any]], inputs: Mapping[str, Tensor], **more: Any
+    backbone: Callable[..., Any], taps: Sequence[Sequence[Any]], inputs: Mapping[str, Tensor], **more: Any
 ) -> list[Tensor]:
     """The vectors of some taps, by one pass [batch, width].
 
     Args:
-        backbone: a classifier without its last layer.
+        backbone: a classifier without its last layer, or what returns the same.
         taps: see `DeepProbeConfig`.
         inputs: of the backbone.
         **more: further arguments of the backbone.

@@ -18,6 +18,7 @@ from hf_transfer.errors import user_error
 from hf_transfer.models.fusion import FusionConfig
 from hf_transfer.models.loading import read_weights
 from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
+from hf_transfer.models.modeling_pair_probe import PairProbeConfig
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification, without_pooler
 
 Pooling = Literal["cls", "mean"]
@@ -34,7 +35,7 @@ def read_config(path: str, *, revision: str = "main", **settings: Any) -> Pretra
         settings: values that replace those of the checkpoint.
     """
     values, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-    for our_config in (PooledConfig, DeepProbeConfig, FusionConfig):
+    for our_config in (PooledConfig, DeepProbeConfig, FusionConfig, PairProbeConfig):
         if values.get("model_type") == our_config.model_type:
             return our_config.from_dict(values, name_or_path=path, **settings)
     # Without `trust_remote_code`, transformers would ask at a terminal whether to run the checkpoint's code.

@@ -26,6 +26,7 @@ from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.loading import loading_errors, quiet_loading, read_weights
 from hf_transfer.models.locating import locate
+from hf_transfer.models.modeling_pair import PairConfig
 from hf_transfer.models.pooling import backbone_config, check_pooling, pooled_classifier, pooling_of, read_config
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.towers import trace
@@ -207,7 +208,7 @@ class Checkpoint(AnyCheckpoint):
     @property
     def _text_config(self) -> PretrainedConfig:
         """The configuration of the part that reads texts."""
-        has_towers = isinstance(self.config, FusionConfig) or self._task is TASKS["dual-encoder"]
+        has_towers = isinstance(self.config, PairConfig) or self._task is TASKS["dual-encoder"]
         config: PretrainedConfig = self.config.text_config if has_towers else backbone_config(self.config)
         return config
 

@@ -4,6 +4,7 @@ What is saved in the end reads only the chosen taps: see `modeling_deep_probe.py
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -26,7 +27,10 @@ from hf_transfer.models.modeling_deep_probe import (
     joined,
     tap_vectors,
 )
+from hf_transfer.models.modeling_pair import MODALITIES
+from hf_transfer.models.modeling_pair_probe import PRESENT
 from hf_transfer.models.pooling import looks_back_only, without_task
+from hf_transfer.models.towers import PairTowers
 
 # Depths at which a backbone is read, as shares of its blocks, rounded up; the first three are also read together.
 COMBINED = ((1, 3), (2, 3), (1, 1))
@@ -37,24 +41,28 @@ class Tap(NamedTuple):
     """A place where a backbone is read.
 
     Attributes:
-        kind: the input of the `head`, the `mean` over all tokens or places behind a block, or its `first` token.
-        block: number of the block, counted from 1 at the input; 0 for the head.
-        state: number of the hidden state that the block returns; 0 for the head.
+        kind: the input of the `head`, the `mean` over all tokens or places behind a block, or its `first` token; of one
+            of two towers also whether its part of a sample is `present`.
+        block: number of the block, counted from 1 at the input; 0 for the others.
+        state: number of the hidden state that the block returns; 0 for the others.
+        tower: image or text, of two towers.
     """
 
     kind: str
     block: int = 0
     state: int = 0
+    tower: str = ""
 
     @property
     def name(self) -> str:
         """As `--taps` names it."""
-        return HEAD if self.kind == HEAD else f"{self.kind}_{self.block}"
+        name = f"{self.kind}_{self.block}" if self.block else self.kind
+        return f"{self.tower}_{name}" if self.tower else name
 
     @property
-    def saved(self) -> tuple[str, int]:
+    def saved(self) -> tuple[str, int] | tuple[str, str, int]:
         """As the configuration of a model holds it."""
-        return self.kind, self.state
+        return (self.tower, self.kind, self.state) if self.tower else (self.kind, self.state)
 
 
 HEAD_INPUT = Tap(HEAD)
@@ -76,8 +84,9 @@ class TapChoice(NamedTuple):
         """What the head reads, for a sentence."""
         first = self.combinations[0]
         if len(self.combinations) == 1:
-            return f"the head reads {' + '.join(self.taps[place].name for place in first)}"
-        return f"the head reads what is best of {', '.join(tap.name for tap in self.taps)}"
+            return f"the head reads {together([self.taps[place].name for place in first])}"
+        names = [tap.name for tap in self.taps if tap.kind != PRESENT]
+        return f"the head reads what is best of {', '.join(names)}"
 
 
 def count_blocks(groups: Sequence[Group]) -> int:
@@ -85,10 +94,21 @@ def count_blocks(groups: Sequence[Group]) -> int:
     return sum(group.is_block for group in groups)
 
 
+def tower_of(name: str) -> str:
+    """What the name of a tap says: its tower; empty, if it says none."""
+    tower, _, _ = name.partition("_")
+    return tower if tower in MODALITIES else ""
+
+
 def kind_and_block(name: str) -> tuple[str, int]:
     """What the name of a tap says: its kind and its block."""
-    kind, _, block = name.partition("_")
+    kind, _, block = name.removeprefix(f"{tower_of(name)}_").partition("_")
     return kind, int(block or 0)
+
+
+def together(names: Sequence[str]) -> str:
+    """One name for taps that are read together; that samples tell which part is present goes without saying."""
+    return " + ".join(name for name in names if kind_and_block(name)[0] != PRESENT)
 
 
 def without_unread_taps(model: nn.Module) -> nn.Module:
@@ -100,10 +120,12 @@ def vectors_of(backbone: nn.Module, taps: Sequence[Tap], inputs: Inputs) -> list
     """The vectors of some taps for a batch, by one pass [samples, width].
 
     Args:
-        backbone: a classifier whose last layer was replaced by `nn.Identity`.
+        backbone: a classifier whose last layer was replaced by `nn.Identity`, or two towers.
         taps: of the backbone.
         inputs: of the backbone.
     """
+    if isinstance(backbone, PairTowers):
+        return backbone.vectors([tap.saved for tap in taps], inputs)
     return tap_vectors(backbone, [tap.saved for tap in taps], inputs)
 
 
@@ -150,13 +172,13 @@ def taps_of(
     if before not in (0, 1):
         raise user_error(
             expected=f"a model that returns a hidden state for each of its {blocks} blocks",
-            found=f"{type(backbone).__name__}, which returns {len(states)}",
+            found=f"{type(getattr(backbone, 'tower', backbone)).__name__}, which returns {len(states)}",
             do="use --strategy linear_probe without --feature_layers",
         )
     return [HEAD_INPUT if kind == HEAD else Tap(kind, block, before + block - 1) for kind, block in wanted]
 
 
-def usual_taps(backbone: PreTrainedModel, groups: Sequence[Group], inputs: Inputs) -> TapChoice:
+def usual_taps(backbone: nn.Module, groups: Sequence[Group], inputs: Inputs) -> TapChoice:
     """The taps that are tried where none are named: each alone, and several depths together.
 
     These are the input of the head; the means behind a third, a half, two thirds, three quarters and all of the
@@ -165,7 +187,7 @@ def usual_taps(backbone: PreTrainedModel, groups: Sequence[Group], inputs: Input
     and all of the blocks, and of images the input of the head.
 
     Args:
-        backbone: a classifier whose last layer was replaced by `nn.Identity`.
+        backbone: a classifier whose last layer was replaced by `nn.Identity`, or a `PooledTower`.
         groups: its groups in depth order.
         inputs: a small batch.
 
@@ -173,8 +195,9 @@ def usual_taps(backbone: PreTrainedModel, groups: Sequence[Group], inputs: Input
         UserError: see `taps_of`.
     """
     blocks, of_texts = count_blocks(groups), "input_ids" in inputs
+    config: Any = backbone.config
     # Otherwise the first token is always the same, whatever follows.
-    sees_all = of_texts and not looks_back_only(backbone.config)
+    sees_all = of_texts and not looks_back_only(config)
     depths = [math.ceil(blocks * part / whole) for part, whole in DEPTHS]
     wanted = [(HEAD, 0), *((MEAN, block) for block in sorted(set(depths)))] + [(FIRST, blocks)] * sees_all
     taps = taps_of(backbone, groups, inputs, wanted)
@@ -190,19 +213,19 @@ def usual_taps(backbone: PreTrainedModel, groups: Sequence[Group], inputs: Input
     return TapChoice(tuple(taps), (*((place,) for place in range(len(taps))), combined))
 
 
-class AllTaps(nn.Module):
+class AllTaps(nn.Module, ABC):
     """A classifier in a run that chooses among taps: its layer has columns for all of them, of which some are read.
 
     Args:
-        backbone: a classifier; its last layer is replaced by `nn.Identity`.
-        head_layer: name of that layer.
+        backbone: what is read, without a head.
+        head: the layer that the classifier's own takes the place of.
         choice: the taps of the backbone.
         inputs: a small batch.
 
     Attributes:
         choice: the taps, and their combinations.
         widths: how many features each tap has.
-        backbone: the classifier without its last layer.
+        backbone: as it was given.
         classifier: the layer on the features of all taps.
         is_read: which taps are read, bool [taps]: a buffer, so that checkpoints have it. At first it is the last
             combination.
@@ -210,13 +233,9 @@ class AllTaps(nn.Module):
 
     is_read: Tensor
 
-    def __init__(self, backbone: PreTrainedModel, head_layer: str, choice: TapChoice, inputs: Inputs) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Linear, choice: TapChoice, inputs: Inputs) -> None:
         super().__init__()
-        head = backbone.get_submodule(head_layer)
-        assert isinstance(head, nn.Linear)
-        backbone.set_submodule(head_layer, nn.Identity())
-        self.choice, self.backbone, self._head_layer = choice, backbone, head_layer
-        self._of_texts = "input_ids" in inputs
+        self.choice, self.backbone = choice, backbone
         self.widths = widths_of(backbone, choice.taps, inputs)
         self.classifier = nn.Linear(sum(self.widths), head.out_features, bias=head.bias is not None)
         nn.init.zeros_(self.classifier.weight)
@@ -257,20 +276,13 @@ class AllTaps(nn.Module):
 
     def with_read_taps(self) -> PreTrainedModel:
         """The classifier that reads the chosen taps alone, with the same weights; the backbone is not copied."""
-        kind = DeepProbeForSequenceClassification if self._of_texts else DeepProbeForImageClassification
-        names = ("id2label", "label2id", "problem_type", "pad_token_id", "padded_length")
         places = self._read_places()
-        finished: Any = kind(
-            DeepProbeConfig(
-                backbone_config=self.config, head_layer=self._head_layer, head_bias=self.classifier.bias is not None,
-                taps=[self.choice.taps[place].saved for place in places],
-                widths=[self.widths[place] for place in places],
-                **{name: getattr(self.config, name) for name in names if hasattr(self.config, name)},
-            ),
-            self.backbone,
+        names = ("id2label", "label2id", "problem_type", "pad_token_id", "padded_length")
+        finished: Any = self._reading(
+            head_bias=self.classifier.bias is not None, taps=[self.choice.taps[place].saved for place in places],
+            widths=[self.widths[place] for place in places],
+            **{name: getattr(self.config, name) for name in names if hasattr(self.config, name)},
         )  # fmt: skip
-        # What is predicted stands in the outer configuration alone.
-        finished.config.backbone_config = without_task(deepcopy(self.config))
         with torch.no_grad():
             finished.classifier.weight.copy_(self.classifier.weight[:, self._read_columns()])
             if self.classifier.bias is not None:
@@ -278,9 +290,40 @@ class AllTaps(nn.Module):
         result: PreTrainedModel = finished.train(self.training).to(self.classifier.weight.device)
         return result
 
+    @abstractmethod
+    def _reading(self, **settings: Any) -> PreTrainedModel:
+        """A classifier on the same backbone with a fresh layer; its configuration has these settings."""
+
     def _read_places(self) -> list[int]:
         return [place for place, is_read in enumerate(self.is_read.tolist()) if is_read]
 
     def _read_columns(self) -> Tensor:
         """Which columns of the layer belong to taps that are read [features]."""
         return self.is_read.repeat_interleave(torch.tensor(self.widths, device=self.is_read.device))
+
+
+class AllBackboneTaps(AllTaps):
+    """See `AllTaps`, for a classifier of one backbone.
+
+    Args:
+        backbone: the classifier; its last layer is replaced by `nn.Identity`.
+        head_layer: name of that layer.
+        choice: the taps of the backbone.
+        inputs: a small batch.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, head_layer: str, choice: TapChoice, inputs: Inputs) -> None:
+        head = backbone.get_submodule(head_layer)
+        assert isinstance(head, nn.Linear)
+        backbone.set_submodule(head_layer, nn.Identity())
+        super().__init__(backbone, head, choice, inputs)
+        self._head_layer, self._of_texts = head_layer, "input_ids" in inputs
+
+    def _reading(self, **settings: Any) -> PreTrainedModel:
+        kind: Any = DeepProbeForSequenceClassification if self._of_texts else DeepProbeForImageClassification
+        config = DeepProbeConfig(backbone_config=self.config, head_layer=self._head_layer, **settings)
+        finished: Any = kind(config, self.backbone)
+        # What is predicted stands in the outer configuration alone.
+        finished.config.backbone_config = without_task(deepcopy(self.config))
+        model: PreTrainedModel = finished
+        return model

@@ -16,6 +16,7 @@ from hf_transfer.models.modeling_deep_probe import (
     DeepProbeForImageClassification,
     DeepProbeForSequenceClassification,
 )
+from hf_transfer.models.modeling_pair_probe import PairProbeConfig, PairProbeModel
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification
 
 
@@ -68,8 +69,9 @@ TASKS = {
     ),
     "image-text-classification": Task(
         FusionModel,
-        {FusionConfig.model_type: FusionModel},
+        {FusionConfig.model_type: FusionModel, PairProbeConfig.model_type: PairProbeModel},
         "a classifier of images with texts, trained by recipes/multimodal.py",
         "name the folder OUT/model of a run in --{setting}",
+        {PairProbeConfig.model_type: PairProbeModel},
     ),
 }

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_transfer.models.fusion import FusionConfig, FusionModel, as_sequence, pooled
+from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs, trace_groups
+from hf_transfer.models.modeling_pair import INPUTS, as_sequence, pooled
+from hf_transfer.models.modeling_pair_probe import pair_vectors, pooled_tower
 from hf_transfer.models.pooling import without_task
-
-# Names of the inputs that only one tower reads.
-INPUTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Tower:
 
     Attributes:
         backbone: the model, in float32.
-        pooling: see `FusionConfig.image_pooling`.
+        pooling: see `PairConfig`.
         projection: weight of a dual encoder's projection into the space that both halves share [width of the space,
             width of the vectors]; None: the backbone has no projection.
     """
@@ -98,6 +97,44 @@ class SingleTower(nn.Module):
         output = self._model[0](**inputs)
         output["logits"] = output[self._logits]
         return output
+
+
+class PairTowers(nn.Module):
+    """The two towers of a classifier, to be read at several depths; its head is left out.
+
+    Args:
+        model: the classifier, whose towers these are.
+    """
+
+    def __init__(self, model: FusionModel) -> None:
+        super().__init__()
+        self.config: Any = model.config
+        self.image_tower, self.text_tower = model.image_tower, model.text_tower
+
+    def vectors(self, taps: Sequence[Sequence[Any]], inputs: Inputs) -> list[Tensor]:
+        """See `pair_vectors`."""
+        return pair_vectors(self, taps, inputs)
+
+    def alone(self, tower: str) -> "PooledTower":
+        """One of the towers, `image` or `text`."""
+        return PooledTower(self.get_submodule(f"{tower}_tower"), getattr(self.config, f"{tower}_pooling"))
+
+
+class PooledTower(nn.Module):
+    """One tower, read as a classifier without its last layer: its `logits` are the pooled vector.
+
+    Args:
+        tower: a backbone.
+        pooling: see `PairConfig`.
+    """
+
+    def __init__(self, tower: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.tower, self.pooling, self.config = tower, pooling, tower.config
+
+    def forward(self, **inputs: Any) -> Any:
+        """See `pooled_tower`."""
+        return pooled_tower(self.tower, self.pooling, **inputs)
 
 
 def trace(model: nn.Module, inputs: Inputs) -> list[Group]:

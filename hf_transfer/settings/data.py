@@ -30,6 +30,11 @@ ONE_DEPTH = Need(
     lambda config: "deep_probe" not in config.strategy.names(),
     "--strategy deep_probe, which chooses what the head sees (--taps)",
 )
+FUSED = Need(
+    "a head of several layers",
+    lambda config: config.strategy.names() != ["deep_probe"],
+    "--strategy deep_probe, whose head is one layer",
+)
 AUGMENTED = Need("augmented training images", lambda config: config.image.augmentation != "none", "--augmentation none")
 
 
@@ -163,7 +168,10 @@ class FusionSettings(Topic):
     """How an image and its text are combined."""
 
     fusion: Literal["concat", "gated", "product", "attention"] = setting(
-        "How image and text are combined: concatenated, weighted, multiplied, or by cross-attention.", "concat", TRAINS
+        "How image and text are combined: concatenated, weighted, multiplied, or by cross-attention.",
+        "concat",
+        TRAINS,
+        FUSED,
     )
     modality_dropout: float = setting(
         "Share of the training pairs whose image or text is hidden, never both, so that either may be missing.",

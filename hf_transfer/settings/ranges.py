@@ -51,9 +51,13 @@ def _is_delimiter(text: str) -> bool:
     return text in DELIMITERS or (len(text) == 1 and not text.isalnum() and text not in '"\r\n\0')
 
 
+# The name of a place where a backbone, or one of two towers, can be read.
+TAP = r"(image_|text_)?(head|(mean|first)_[1-9][0-9]*)"
+
+
 def _are_taps(names: list[str]) -> bool:
     """Whether each of them names a place where a backbone can be read, and none twice."""
-    return len({*names}) == len(names) and all(re.fullmatch(r"head|(mean|first)_[1-9][0-9]*", name) for name in names)
+    return len({*names}) == len(names) and all(re.fullmatch(TAP, name) for name in names)
 
 
 NOT_NEGATIVE = Range("a number of at least 0", lambda value: 0 <= value < float("inf"))
@@ -67,5 +71,7 @@ NAME = Range("a name or a path", _is_name)
 SEPARATOR = Range("signs that are no letters, digits or spaces", lambda text: text and not re.search(r"[\w ]", text))
 DELIMITER = Range("one sign, such as ; or ^, or comma, semicolon, tab or pipe", _is_delimiter)
 COUNTED_FROM_ONE = Range("numbers of at least 1", lambda values: min(values, default=1) >= 1)
-TAPS = Range("head, mean_N or first_N with N from 1, each once", _are_taps)
+TAPS = Range(
+    "head, mean_N or first_N with N from 1, each once; of images with texts image_ or text_ comes first", _are_taps
+)
 ENCODING = Range("the name of an encoding, such as utf-8 or latin-1", lambda name: can_encode("a", name))

@@ -103,7 +103,7 @@ class RunConfig:
 
     def trains_stepwise(self) -> bool:
         """Whether anything learns in steps of an optimizer: a probe's head is solved."""
-        solved = self.has_simple_head and {*self.strategy.names()} <= {*PROBES}
+        solved = {*self.strategy.names()} <= ({*PROBES} if self.has_simple_head else {"deep_probe"})
         return self.trains() and not solved
 
     def ineffective(self) -> dict[str, Need]:
@@ -241,7 +241,7 @@ class MultimodalConfig(RunConfig):
     """The settings of `recipes/multimodal.py`."""
 
     recipe: ClassVar[str] = "multimodal"
-    # Projections of both towers, and the layer behind them.
+    # Projections of both towers, and the layer behind them; a head on taps is one layer, which is always solved.
     has_simple_head: ClassVar[bool] = False
 
     model: PairModelSettings
@@ -274,10 +274,11 @@ class MultimodalConfig(RunConfig):
                 do="name the folder OUT/model of a run there, and leave the two out",
             )
         strategy = self.strategy
-        if AUTO in strategy.names() and (strategy.image_strategy or strategy.text_strategy):
+        both = {AUTO, "deep_probe"} & {*strategy.names()}
+        if both and (strategy.image_strategy or strategy.text_strategy):
             name = "image_strategy" if strategy.image_strategy else "text_strategy"
             yield user_error(
-                expected="--strategy auto for both towers together",
+                expected=f"--strategy {min(both)} for both towers together",
                 found=f"--{name} {getattr(strategy, name)} beside it",
                 do=f"leave --{name} out, or name a --strategy",
             )

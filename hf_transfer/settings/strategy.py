@@ -19,7 +19,7 @@ SOLVED = (*PROBES, "lp_ft")
 FINE_TUNING = ("partial", "gradual", "lp_ft", "full")
 Trained = Literal["partial", "gradual", "lp_ft", "full", "scratch", "bitfit", "lora", "dora", "ia3", "lokr", "adapter"]
 Strategy = Literal["linear_probe", "deep_probe", Trained]
-# Two towers are joined by a head of several layers, which is trained.
+# What one of two towers can have alone: a head on both is then trained.
 TowerStrategy = Literal["linear_probe", Trained]
 ARMS = Range(
     f"strategies, each once: {', '.join(get_args(Strategy))}",
@@ -45,6 +45,11 @@ ONE_LAYER = Need(
     "a head of one layer, which can be solved",
     lambda config: config.has_simple_head,
     "images with texts, whose head is trained",
+)
+SOLVED_HEAD = Need(
+    "a head of one layer, which can be solved",
+    lambda config: config.has_simple_head or bool({*config.strategy.names()} & {"deep_probe", AUTO}),
+    "images with texts, whose head is trained unless --strategy is deep_probe",
 )
 
 
@@ -85,7 +90,8 @@ class StrategySettings(Topic):
     )
     probe: Literal["logistic", "svm", "knn"] = setting(
         "How a head on frozen features is solved: logistic regression or a support vector machine; knn: the "
-        "first, and the report also gives the accuracy of nearest neighbours.", "logistic", ONE_LAYER, one_of(*SOLVED),
+        "first, and the report also gives the accuracy of nearest neighbours.", "logistic",
+        SOLVED_HEAD, one_of(*SOLVED),
     )  # fmt: skip
     feature_layers: list[int] = setting(
         "Blocks, counted from 1 at the input, whose features the report evaluates by a probe.",
@@ -93,8 +99,9 @@ class StrategySettings(Topic):
     )  # fmt: skip
     taps: list[str] = setting(
         "Where deep_probe reads the backbone: head (what enters its head), mean_N (the mean behind block N, counted "
-        "from 1 at the input), first_N (the first token behind it). Default: what is best on held-out samples.",
-        [], TAPS, ONE_LAYER, one_of("deep_probe"),
+        "from 1 at the input), first_N (the first token behind it); of images with texts each with image_ or text_ "
+        "before it. Default: what is best on held-out samples.",
+        [], TAPS, SOLVED_HEAD, one_of("deep_probe"),
     )  # fmt: skip
 
     def names(self) -> Sequence[str]:
@@ -115,7 +122,7 @@ class PairStrategySettings(StrategySettings):
     """A strategy for each of two towers."""
 
     # Two frozen towers cost little, and show what more training could gain.
-    strategy: Literal[TowerStrategy, "auto"] = setting(
+    strategy: Literal[Strategy, "auto"] = setting(
         "What learns, and when, beside the head: see docs/strategies.md; auto: what is best on held-out samples, see "
         "docs/auto.md.", "linear_probe", OPEN_TOWER,
     )  # fmt: skip
@@ -125,5 +132,7 @@ class PairStrategySettings(StrategySettings):
     text_strategy: TowerStrategy | None = setting("What learns in the text tower (default: as --strategy).", None)
 
     def by_tower(self) -> dict[str, str]:
-        """See `StrategySettings.by_tower`."""
+        """See `StrategySettings.by_tower`; a head on taps is one strategy for both."""
+        if self.strategy == "deep_probe" and self.image_strategy is self.text_strategy is None:
+            return {"": self.strategy}
         return {"image": self.image_strategy or self.strategy, "text": self.text_strategy or self.strategy}

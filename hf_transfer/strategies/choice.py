@@ -1,6 +1,6 @@
 """The strategy that the settings name, and the model prepared for it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,10 +12,10 @@ from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
 from hf_transfer.models.taps import AllTaps
 from hf_transfer.models.towers import groups_of, towers_of
-from hf_transfer.settings.strategy import ADAPTERS, AUTO, StrategySettings
+from hf_transfer.settings.strategy import ADAPTERS, AUTO, PairStrategySettings, StrategySettings
 from hf_transfer.strategies import freezing
 from hf_transfer.strategies.adapter_files import adapter_of
-from hf_transfer.strategies.deep_probe import DeepProbe
+from hf_transfer.strategies.deep_probe import DeepProbe, PairProbe
 from hf_transfer.strategies.each_tower import EachTower
 from hf_transfer.strategies.freezing import Strategy, frozen_towers
 from hf_transfer.targets.target import Target
@@ -36,7 +36,8 @@ def choose_strategy(settings: StrategySettings, *, larger_head: bool = False) ->
             do="call hf_transfer.advice.auto.decided(config) before open_run, as the recipes do",
         )
     if "" in names:
-        return _strategy(names[""], settings, larger_head)
+        is_pair = isinstance(settings, PairStrategySettings)
+        return PairProbe(taps=tuple(settings.taps)) if is_pair else _strategy(names[""], settings, larger_head)
     return EachTower({tower: _strategy(name, settings, False) for tower, name in names.items()})
 
 
@@ -179,12 +180,16 @@ def prepare_model(
             do="use --strategy partial, linear_probe or adapters with --adapter_layers, or --cache_frozen auto",
         )
     frozen = frozen_towers(groups, stages)
-    notes = []
-    for tower, prefix in frozen.items():
-        sentence = (
-            f"{len(prefix)} of {len(groups)} groups are frozen; {model.choice.describe()}."
-            if isinstance(model, AllTaps)
-            else describe_frozen(model, groups_of(tower, groups), len(prefix), inputs)
-        )
-        notes.append(f"{tower.capitalize()}: {sentence}" if tower else sentence)
-    return Prepared(model, groups, [*notes, *loaded.notes], frozen)
+    return Prepared(model, groups, [*_notes_on_frozen(model, groups, frozen, inputs), *loaded.notes], frozen)
+
+
+def _notes_on_frozen(
+    model: nn.Module, groups: Sequence[Group], frozen: Mapping[str, Sequence[Group]], inputs: Inputs
+) -> list[str]:
+    if isinstance(model, AllTaps):
+        count = sum(map(len, frozen.values()))
+        return [f"{count} of {len(groups)} groups are frozen; {model.choice.describe()}."]
+    sentences = {
+        tower: describe_frozen(model, groups_of(tower, groups), len(prefix), inputs) for tower, prefix in frozen.items()
+    }
+    return [f"{tower.capitalize()}: {sentence}" if tower else sentence for tower, sentence in sentences.items()]

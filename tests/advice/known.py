@@ -9,7 +9,7 @@ import numpy as np
 from hf_transfer.advice.costs import Costs
 from hf_transfer.advice.evidence import Evidence
 from hf_transfer.advice.probes import Difference, FreshWeights, JudgedRows, LearningCurve, Probe
-from hf_transfer.settings.run import TextConfig
+from hf_transfer.settings.run import MultimodalConfig, TextConfig
 from hf_transfer.settings.strategy import Strategy
 
 COSTS = Costs(forward=0.01, step=0.03, solving=2.0, train=100, validation=20, epochs=5, views=0, cycle=1, stores=True)
@@ -38,6 +38,21 @@ def evidence(
         curve=LearningCurve((10.0, 20.0, 40.0), (0.4, 0.5, 0.7), (0.1, 0.1, 0.05), MORE),
     )  # fmt: skip
     return replace(known, **others)
+
+
+def pair_evidence(best: str = "image_head + text_head", over_head: Difference = LESS, **others: Any) -> Evidence:
+    """Evidence on images with texts, each head of which reads both towers."""
+    names = ("image_head + text_head", "image_mean_4 + text_head", "image_head + text_mean_6")
+    others["probes"] = (
+        Probe(names[0], 0.7, 0.03, None),
+        *(Probe(name, 0.7 + over_head.mean, 0.03, over_head) for name in names[1:]),
+    )
+    return evidence(best=best, **others)
+
+
+def pair_config(**settings: Any) -> MultimodalConfig:
+    towers = {"image_model_name_or_path": "i", "text_model_name_or_path": "t"}
+    return MultimodalConfig.of(**{**towers, "dataset_name": "d", "output_dir": "o", **settings})
 
 
 def text_config(**settings: Any) -> TextConfig:

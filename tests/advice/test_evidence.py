@@ -15,6 +15,8 @@ from torch import nn
 from hf_transfer.advice.evidence import Evidence, gather_evidence
 from hf_transfer.advice.probing import learning_curve
 from hf_transfer.advice.scoring import Task, probed
+from hf_transfer.advice.sentences import sentences_on
+from hf_transfer.advice.shown_advice import draw_evidence
 from hf_transfer.data.folds import Folds, halved
 from hf_transfer.errors import UserError
 from hf_transfer.frozen.solvers import SolverOptions
@@ -182,17 +184,27 @@ def test_labels_and_numbers(label: str, bert: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_of_images_with_texts_rows_and_times_are_known(tmp_path: Path) -> None:
+def test_of_images_with_texts_heads_read_both_towers(tmp_path: Path) -> None:
+    """The first reads both pooled vectors; a later run with these taps finds its features in the store."""
     config = MultimodalConfig.of(
         image_model_name_or_path=VIT, text_model_name_or_path="sample:minilm", dataset_name="sample:glyph-names",
         output_dir=str(tmp_path / "none"), cache_dir=str(tmp_path / "cache"), max_train_samples_per_class=4,
     )  # fmt: skip
     known = gather_evidence(config, with_fresh_weights=True)
-    assert known.probes == ()
-    assert (known.judged, known.curve, known.fresh_weights) == (None, None, None)
-    assert known.seconds["linear_probe"] < known.seconds["full"]
-    assert "deep_probe" not in known.seconds
+    assert known.head == known.probes[0].features == "image_head + text_head"
+    assert all({name.partition("_")[0] for name in one.taps} == {"image", "text"} for one in known.probes)
+    assert known.probes[0].over_head is None
+    assert all(one.over_head is not None for one in known.probes[1:])
+    assert known.judged is not None
+    assert known.neighbours is not None
+    assert known.curve is not None
+    assert known.fresh_weights is not None
+    assert max(known.seconds["deep_probe"], known.seconds["linear_probe"]) < known.seconds["full"]
     assert known.blocks > 1
+    assert Evidence.from_json(json.loads(json.dumps(known.as_json()))) == known
+    assert "both towers" in dict(sentences_on(known))["Depth"]
+    draw_evidence(tmp_path / "a.png", known)
+    assert (tmp_path / "a.png").stat().st_size > 5_000
 
 
 def test_of_a_head_of_several_layers_rows_and_times_are_known(

@@ -18,10 +18,10 @@ from hf_transfer.advice.plan import (
 )
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.auto_record import AutoRecord, decision_of
-from hf_transfer.settings.run import MultimodalConfig, TextConfig, VisionConfig
+from hf_transfer.settings.run import TextConfig, VisionConfig
 from hf_transfer.settings.strategy import Strategy
 from tests.advice.auto_runs import arm, record
-from tests.advice.known import MORE, NO_PROBES, evidence
+from tests.advice.known import MORE, NO_PROBES, evidence, pair_config
 
 NAMED = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"}
 
@@ -201,11 +201,8 @@ def test_an_adapter_is_merged_where_it_could_not_stand_alone() -> None:
     assert not settings_of_arm(config(), {"strategy": "lora"}).strategy.merge_adapter
 
 
-def test_a_strategy_that_the_samples_cannot_have_is_refused() -> None:
-    towers = {"image_model_name_or_path": "i", "text_model_name_or_path": "t"}
-    pairs = MultimodalConfig.of(**towers, dataset_name="d", output_dir="o", strategy="auto", auto_arms=["deep_probe"])
-    with pytest.raises(UserError, match="in --auto_arms strategies for the multimodal recipe\nFound:    deep_probe"):
-        check_named(pairs)
+def test_every_kind_of_samples_can_have_every_strategy() -> None:
+    check_named(pair_config(strategy="auto", auto_arms=["deep_probe", "lora"]))
     check_named(VisionConfig.of(**NAMED, strategy="auto", auto_arms=["deep_probe", "lora"]))
 
 

@@ -5,11 +5,12 @@ from typing import Any, get_args
 
 import pytest
 
+from hf_transfer.advice.advising import command_for
 from hf_transfer.advice.evidence import Evidence
 from hf_transfer.advice.shortlist import MEASURED, NOT_TRIED, RULES, TRIED, resolved_pooling, shortlist_of
-from hf_transfer.settings.run import MultimodalConfig, VisionConfig
+from hf_transfer.settings.run import VisionConfig
 from hf_transfer.settings.strategy import Strategy
-from tests.advice.known import HELPS, LESS, MORE, NO_HELP, NO_PROBES, evidence, text_config
+from tests.advice.known import HELPS, LESS, MORE, NO_HELP, NO_PROBES, evidence, pair_config, pair_evidence, text_config
 
 PICTURES = VisionConfig.of(model_name_or_path="m", dataset_name="d", output_dir="o")
 
@@ -202,13 +203,37 @@ def test_samples_that_are_no_texts_have_no_pooling() -> None:
     assert all("pooling" not in arm.settings for arm in shortlist_of(known, PICTURES).arms)
 
 
-def test_images_with_texts_are_judged_by_their_number_alone() -> None:
-    config = MultimodalConfig.of(
-        image_model_name_or_path="i", text_model_name_or_path="t", dataset_name="d", output_dir="o"
-    )
-    shortlist = shortlist_of(evidence(8, **NO_PROBES), config)
-    assert [arm.name for arm in shortlist.arms] == ["linear_probe", "lp_ft", "gradual", "partial"]
+@pytest.mark.parametrize(
+    ("known", "taps", "words"),
+    [
+        (
+            pair_evidence(), ["image_head", "text_head"],
+            "A head on the pooled vectors of both towers costs no training, and no other place is clearly better (0.7",
+        ),
+        (
+            pair_evidence("image_mean_4 + text_head", MORE), ["image_mean_4", "text_head"],
+            "A head on image_mean_4 + text_head costs no training, and is better than one on the pooled vectors of",
+        ),
+    ],
+)  # fmt: skip
+def test_of_images_with_texts_a_solved_head_on_both_is_the_first(known: Evidence, taps: list[str], words: str) -> None:
+    """A linear probe is not: its head of several layers is trained."""
+    shortlist = shortlist_of(known, pair_config())
+    first = shortlist.arms[0]
+    assert first.settings == {"strategy": "deep_probe", "taps": taps}
+    assert first.reason.startswith(words)
+    (rejected,) = [one for one in shortlist.rejected if one.strategy == "linear_probe"]
+    assert rejected.reason.startswith("Its head of several layers is trained on the same frozen features")
     assert "deep_probe" not in [one.strategy for one in shortlist.rejected]
+    command = command_for(first, pair_config(), ["--dataset_name", "d"])
+    assert command.endswith(f"--strategy deep_probe --taps {' '.join(taps)} --output_dir runs/deep_probe")
+
+
+def test_images_with_texts_without_a_solver_are_judged_by_their_number_alone() -> None:
+    config = pair_config()
+    shortlist = shortlist_of(evidence(8, **NO_PROBES, unsuitable={"deep_probe": "none"}), config)
+    assert [arm.name for arm in shortlist.arms] == ["linear_probe", "lp_ft", "gradual", "partial"]
+    assert "deep_probe" in [one.strategy for one in shortlist.rejected]
     assert shortlist.arms[0].reason.endswith(
         "The head of m has several layers, so it cannot be solved and judged beforehand; what follows is by the number "
         "of rows alone."

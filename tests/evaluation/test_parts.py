@@ -46,7 +46,7 @@ def test_a_significant_lead_over_the_best_part_is_a_sentence_and_any_other_a_war
     assert sentence.startswith(
         "Warning: image and text together are not better than the image alone beyond the interval: +2.0 points"
     )
-    assert "Perhaps the image alone is enough, or try another --fusion." in sentence
+    assert "Perhaps the image alone is enough, or try another --strategy or --fusion." in sentence
     assert worth_of_parts(both, {}) == []
 
 

@@ -35,7 +35,6 @@ from hf_transfer.targets.table import write_settings
 from hf_transfer.targets.target import Target
 from tests.tapped_models import pictures, tapped
 from tests.tiny_models import ALL, CLASSES, perturb, set_running_statistics
-from tests.tiny_pairs import tiny_pair
 from tests.tiny_text_models import (
     END,
     PAD,
@@ -122,13 +121,13 @@ def save_text_model(
     return save_finished(folder, model_of(name), tokens, target, "text")
 
 
-def save_pair_model(folder: Path) -> Path:
+def save_pair_model(folder: Path, model: PreTrainedModel) -> Path:
     """A finished model of images with texts."""
     columns = {"image_column_name": "image", "text_column_name": "text"}
     preprocessing = PairPreprocessing(
         image_preprocessing(16), TokenPreprocessing(tiny_tokenizer(), model_limit=32), columns
     )
-    return save_finished(folder, tiny_pair("vit"), preprocessing, CLASS_TARGET, "pair")
+    return save_finished(folder, model, preprocessing, CLASS_TARGET, "pair")
 
 
 def save_pooled_model(folder: Path) -> Path:

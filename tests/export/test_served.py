@@ -1,12 +1,14 @@
 """The program beside an exported model: it answers as `hf-transfer predict`, where torch cannot be imported."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import pytest
 from PIL import Image
+from transformers import PreTrainedModel
 
 from tests.export.exported import exported, predicted, same_answers, served
 from tests.export.finished_models import (
@@ -17,6 +19,7 @@ from tests.export.finished_models import (
     save_pair_model,
     save_text_model,
 )
+from tests.tiny_pairs import tiny_pair, tiny_pair_probe
 
 TEXT = "Word4 word7, word9 unknown word30"
 LONG_TEXT = " ".join(f"word{number % 50}" for number in range(60))
@@ -94,10 +97,12 @@ def test_pairs_of_texts_are_answered_alike(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("make", [tiny_pair, tiny_pair_probe])
 def test_images_with_texts_are_answered_alike_also_where_one_is_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make: Callable[[], PreTrainedModel], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, photo = save_pair_model(tmp_path / "model"), str(picture(tmp_path / "a.png"))
+    """By a head that was trained, and by one that is solved on several depths."""
+    model, photo = save_pair_model(tmp_path / "model", make()), str(picture(tmp_path / "a.png"))
     assert exported(model, tmp_path / "onnx")["largest_difference"] <= 1e-5
     for image, text in ((photo, TEXT), (photo, ""), ("", TEXT)):
         answer = served(tmp_path / "onnx", image, text, scratch=tmp_path)

@@ -335,7 +335,7 @@ def test_a_modality_without_a_pipeline_is_used_with_this_package() -> None:
         repository="alice/grey",
         pairs=False,
         is_adapter=False,
-        code_file=None,
+        code_files=[],
         results=results_of(),
     )
     assert 'predict = hf_transfer.load("alice/grey")' in program

@@ -82,7 +82,7 @@ def start(samples: Path, models: dict[str, dict[str, Any]], tmp_path: Path) -> S
 
     def run(recipe: str, target: str, strategy: str, out: str = "out", **more: Any) -> Run:
         data = samples if recipe != "text" else _texts(samples, tmp_path)
-        stepwise = strategy not in PROBES or recipe == "multimodal"
+        stepwise = strategy not in (("deep_probe",) if recipe == "multimodal" else PROBES)
         settings = {"num_train_epochs": 3, "learning_rate": 1e-3} if stepwise else {}
         settings |= {"merge_adapter": True} if strategy in ADAPTERS and recipe != "multimodal" else {}
         config = modality_named(recipe).config.of(
@@ -129,7 +129,7 @@ def assert_independent(run: Run) -> Target:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", COLUMN)
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft", "full", "lora"])
+@pytest.mark.parametrize("strategy", ["linear_probe", "deep_probe", "lp_ft", "full", "lora"])
 def test_every_recipe_learns_labels_and_numbers(recipe: str, target: str, strategy: str, start: Start) -> None:
     run = start(recipe, target, strategy)
     finished = assert_independent(run)

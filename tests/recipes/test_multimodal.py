@@ -16,6 +16,7 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hf_transfer.command_line import main as console
+from hf_transfer.hub.space import assemble_space
 from hf_transfer.look_ahead import look_ahead
 from hf_transfer.models.fusion import FusionModel
 from hf_transfer.settings.parsing import load_settings, run_recipe
@@ -162,7 +163,7 @@ def test_a_run_learns_from_both_and_reports_each_alone(
         assert "| test image&#95;only | 21 of 24 |" in text
     assert 'revision="COMMIT", trust_remote_code=True' in card
     assert "from hf_transfer import FusionModel" in card
-    assert "`fusion.py`" in card
+    assert "its code is in `fusion.py` and `modeling_pair.py`: read it" in card
     assert "pipeline_tag" not in card
     assert str(given) not in card
     again = recipe(strategy="full", num_train_epochs=14, learning_rate=3e-3)
@@ -221,15 +222,59 @@ def test_a_dual_encoder_gives_both_towers(kind: str, recipe: Any, given: Path, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["two models", "clip", "siglip"])
+def test_a_solved_head_reads_both_towers(
+    kind: str, recipe: Any, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It learns from both, answers to each alone, and needs none of our code where it is used."""
+    towers = {"image_model_name_or_path": None, "text_model_name_or_path": None}
+    settings = {} if kind == "two models" else {"model_name_or_path": given / kind, **towers}
+    done = recipe(strategy="deep_probe", num_train_epochs=None, per_device_train_batch_size=None, **settings)
+    assert done.code == 0, done.err
+    out, results = tmp_path / "out", results_of(tmp_path / "out")
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    test = results["metrics"]["test"]
+    assert test["both"]["accuracy"] > 0.8
+    # Each tells half of the class.
+    assert min(test[name]["accuracy"] for name in ("image_only", "text_only")) > 0.3
+    assert any(note.startswith("Taps by accuracy on 64 held-out samples: ") for note in results["frozen_store"])
+    assert len(results["history"]) == 1
+    card = (out / "model/README.md").read_text()
+    assert "from hf_transfer import PairProbeModel" in card
+    assert "is in `modeling_pair_probe.py` and `modeling_deep_probe.py` and `modeling_pair.py`: read" in card
+    picture = given / "data/test/0-red.png"
+    (both,) = answers(capsys, out / "model", "--image", picture, "--text", "word6", "--top", 4)
+    (words,) = answers(capsys, out / "model", "--text", "word6", "--top", 4)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_US, str(out / "model"), str(picture)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    for expected, answer in zip((both, words), json.loads(ended.stdout.split("ANSWERS", 1)[1]), strict=True):
+        for row in answer:
+            assert expected["scores"][row["label"]] == pytest.approx(row["score"], abs=1e-5)
+    finished = {**towers, "evaluate_only": "true", "model_name_or_path": out / "model"}
+    judged = recipe(**finished, output_dir=tmp_path / "judged")
+    assert judged.code == 0, judged.err
+    for name, metrics in results_of(tmp_path / "judged")["metrics"]["test"].items():
+        assert metrics == pytest.approx(test[name]), name
+    space = assemble_space(out, tmp_path / "space")
+    assert sorted(path.name for path in (space / "model").glob("*.py")) == [
+        "modeling_deep_probe.py", "modeling_pair.py", "modeling_pair_probe.py",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
 def test_auto_chooses_for_both_towers_together(recipe: Any, tmp_path: Path) -> None:
-    """A head of several layers cannot be solved: the probe is trained, too, and finished from its checkpoint."""
-    done = recipe(strategy="auto", auto_arms="full", num_train_epochs=1)
+    """First a solved head on both; the head of a linear probe has several layers, and is trained."""
+    done = recipe(strategy="auto", auto_arms="linear_probe", num_train_epochs=1)
     assert done.code == 0, done.err
     results = results_of(tmp_path / "out")
-    arms = {arm["name"]: arm["state"] for arm in results["auto"]["arms"]}
-    assert arms == {"linear_probe": "trained", "full": "trained"}
+    arms = {arm["name"]: arm for arm in results["auto"]["arms"]}
+    assert {name: arm["state"] for name, arm in arms.items()} == {"deep_probe": "trained", "linear_probe": "trained"}
     assert results["strategy"] == results["auto"]["chosen"]
-    assert results["auto"]["arms"][0]["learning_rate"] is not None
+    assert (arms["deep_probe"]["learning_rate"], arms["linear_probe"]["learning_rate"] is None) == (None, False)
     assert results["resumed_at_steps"] == []
 
 

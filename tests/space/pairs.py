@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from transformers import PreTrainedModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from tests.space.spaces import write_space
-from tests.tiny_pairs import side, tiny_pair
+from tests.tiny_pairs import side, tiny_pair, tiny_pair_probe
 from tests.tiny_text_models import tiny_tokenizer
 
 TEXTS = ("word7 word8, word9", "", "word11 word12")
@@ -16,10 +17,20 @@ TEXTS = ("word7 word8, word9", "", "word11 word12")
 
 def save_pair(folder: Path, name: str = "vit", **settings: Any) -> Path:
     """The model with its modelling file, its processor and its tokenizer."""
-    tiny_pair(name, **settings).save_pretrained(folder)
+    _save(tiny_pair(name, **settings), folder, name)
+    return folder
+
+
+def save_pair_probe(folder: Path, name: str = "vit") -> Path:
+    """The same, for a model whose one linear layer reads both towers at several depths."""
+    _save(tiny_pair_probe(name), folder, name)
+    return folder
+
+
+def _save(model: PreTrainedModel, folder: Path, name: str) -> None:
+    model.save_pretrained(folder)
     ViTImageProcessorPil(size={"height": side(name), "width": side(name)}).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def a_picture(number: int) -> Image.Image:

@@ -1,6 +1,8 @@
 """The demo of a model of images with texts, either of which may be missing."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from explanation import Explainer
 from page import api, batch_help, no_sample_yet
 from pictures import BadInputError
 from service import Service
-from tests.space.pairs import a_picture, pair_space, save_pair
+from tests.space.pairs import a_picture, pair_space, save_pair, save_pair_probe
 
 PICTURE, TEXT = a_picture(0), "word7 word8, word9"
 SAMPLES = [Sample(PICTURE, (TEXT,)), Sample(PICTURE, ("",)), Sample(None, (TEXT,))]
@@ -28,10 +30,14 @@ def classifier(space: Path) -> Classifier:
     return Classifier(space / "model", trust_remote_code=True)
 
 
-@pytest.mark.parametrize(("name", "fusion"), [("vit", "concat"), ("resnet_basic", "attention"), ("clip", "gated")])
+@pytest.mark.parametrize(
+    ("name", "fusion"),
+    [("vit", "concat"), ("resnet_basic", "attention"), ("clip", "gated"), ("vit", "none"), ("clip", "none")],
+)
 def test_both_or_either_get_the_scores_of_the_model_itself(tmp_path: Path, name: str, fusion: str) -> None:
-    """Alone and in one batch, to 1e-6."""
-    classifier = Classifier(save_pair(tmp_path / "model", name, fusion=fusion), trust_remote_code=True)
+    """Alone and in one batch, to 1e-6; also of a model whose one layer reads both towers at several depths."""
+    save = save_pair_probe if fusion == "none" else partial(save_pair, fusion=fusion)
+    classifier = Classifier(save(tmp_path / "model", name), trust_remote_code=True)
     assert (classifier.takes_picture, classifier.takes_text, classifier.either) == (True, True, True)
     together = classifier.scores(SAMPLES)
     for sample, scores in zip(SAMPLES, together, strict=True):
@@ -42,10 +48,11 @@ def test_both_or_either_get_the_scores_of_the_model_itself(tmp_path: Path, name:
     assert np.abs(np.diff(together, axis=0)).max(axis=1).min() > 1e-3, "a missing part makes a difference"
 
 
+@pytest.mark.parametrize("save", [save_pair, save_pair_probe])
 @pytest.mark.parametrize(("name", "method"), [("vit", "attention rollout"), ("resnet_basic", "Grad-CAM")])
-def test_only_the_parts_of_a_sample_are_explained(tmp_path: Path, name: str, method: str) -> None:
+def test_only_the_parts_of_a_sample_are_explained(tmp_path: Path, name: str, method: str, save: Any) -> None:
     """And the prediction is the same as without explanation."""
-    classifier = Classifier(save_pair(tmp_path / "model", name), trust_remote_code=True)
+    classifier = Classifier(save(tmp_path / "model", name), trust_remote_code=True)
     explainer = Explainer(classifier)
     assert (explainer.method, explainer.weighs_words) == (method, True)
     for sample in SAMPLES:

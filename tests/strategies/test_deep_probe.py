@@ -10,13 +10,16 @@ from transformers import PreTrainedModel
 from hf_transfer.errors import UserError
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.models.taps import AllTaps
+from hf_transfer.models.towers import trace
 from hf_transfer.settings.parsing import parse
 from hf_transfer.settings.run import MultimodalConfig, TextConfig, VisionConfig
 from hf_transfer.strategies.choice import Prepared, choose_strategy, load_model, prepare_model
+from hf_transfer.strategies.deep_probe import PairProbe
 from hf_transfer.targets.classes import Classes
 from tests.settings.command_lines import REQUIRED
 from tests.tapped_models import tapped
 from tests.tiny_models import pixels, save_checkpoint
+from tests.tiny_pairs import pair_inputs, tiny_pair
 from tests.tiny_text_models import save_text_checkpoint, token_ids
 
 TARGET = Classes(("a", "b", "c"))
@@ -99,6 +102,29 @@ def test_a_model_with_another_pooling_is_refused(tmp_path: Path) -> None:
     assert lines[1] == "Found:    a model with --pooling mean"
 
 
+@pytest.mark.usefixtures("weights_are_not_read")
+def test_places_of_a_tower_are_refused_for_a_model_of_one(tmp_path: Path) -> None:
+    lines = refusal(Checkpoint(str(save_checkpoint(tmp_path, "vit"))), "image_mean_2", "head")
+    assert lines == [
+        "Expected: for --taps places of a model of one tower", "Found:    image_mean_2", "Do this:  leave out image_",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("taps", "expected"),
+    [
+        (("text_head",), "Expected: for --taps of images with texts image_head, image_mean_N, text_head, text_mean_N"),
+        (("image_head", "text_head", "mean_2"), "Expected: for --taps of images with texts image_head, image_mean_N"),
+        (("image_mean_9", "text_head"), "Expected: for --taps blocks from 1 to 3, those of the image tower"),
+    ],
+)
+def test_places_of_both_towers_are_to_be_named(taps: tuple[str, ...], expected: str) -> None:
+    model = tiny_pair("vit")
+    with pytest.raises(UserError) as error:
+        PairProbe(taps=taps).check(model, trace(model, pair_inputs("vit")))
+    assert str(error.value).splitlines()[0].startswith(expected)
+
+
 @pytest.mark.parametrize("strategy", ["deep_probe", "full"])
 def test_no_training_starts_from_a_finished_deep_probe(strategy: str, tmp_path: Path) -> None:
     one = tapped("vit")
@@ -112,9 +138,22 @@ def test_no_training_starts_from_a_finished_deep_probe(strategy: str, tmp_path: 
     ("config", "flags", "expected", "found"),
     [
         (
-            MultimodalConfig, ["--strategy=deep_probe"],
-            "settings as --help lists them", "argument --strategy: invalid choice: 'deep_probe'",
+            MultimodalConfig, ["--strategy=deep_probe", "--image_strategy=lora"],
+            "--strategy deep_probe for both towers together", "--image_strategy lora beside it",
         ),
+        (
+            MultimodalConfig, ["--strategy=deep_probe", "--modality_dropout=0.5"],
+            "--modality_dropout with a strategy that trains step by step", "--strategy deep_probe, whose head is",
+        ),
+        (
+            MultimodalConfig, ["--strategy=deep_probe", "--fusion=gated"],
+            "--fusion with a head of several layers", "--strategy deep_probe, whose head is one layer",
+        ),
+        (
+            MultimodalConfig, ["--strategy=deep_probe", "--feature_layers=2"],
+            "--feature_layers with a head of one layer", "images with texts",
+        ),
+        (MultimodalConfig, ["--taps=image_head"], "--taps with a head of one layer", "images with texts, whose head"),
         (
             MultimodalConfig, ["--text_strategy=deep_probe"],
             "settings as --help lists them", "argument --text_strategy/--text-strategy: invalid choice",
@@ -138,7 +177,7 @@ def test_no_training_starts_from_a_finished_deep_probe(strategy: str, tmp_path: 
                 VisionConfig, ["--strategy=deep_probe", "--taps", *taps],
                 "--taps: head, mean_N or first_N with N from 1, each once", str(taps),
             )
-            for taps in (["mean_0"], ["mean"], ["head_1"], ["mean_-1"], ["head", "head"], ["max_2"])
+            for taps in (["mean_0"], ["mean"], ["head_1"], ["mean_-1"], ["head", "head"], ["max_2"], ["sound_head"])
         ),
     ],
 )  # fmt: skip
