@@ -31,8 +31,8 @@ from hf_transfer.frozen.transferability import Scores, scores_of
 from hf_transfer.host_memory import freed_memory_kept, peak_restarted
 from hf_transfer.look_ahead import seconds_of_a_pass
 from hf_transfer.models.groups import Group
-from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
 from hf_transfer.models.taps import HEAD_INPUT, TapChoice, usual_taps, widths_of, without_head
+from hf_transfer.models.tasks import WITH_OUR_HEAD
 from hf_transfer.run import Run, open_run
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.predictions import Ranking
@@ -251,7 +251,7 @@ def columns_of(
 
 def _taps(model: nn.Module, groups: Sequence[Group], example: Batch) -> TapChoice:
     """Where a model is read: at several depths, if it returns what is there, and its head could be moved."""
-    if isinstance(model, PreTrainedModel) and not isinstance(model, PooledForSequenceClassification):
+    if isinstance(model, PreTrainedModel) and not isinstance(model, WITH_OUR_HEAD):
         with suppress(UserError):
             return usual_taps(model, groups, example)
     return TapChoice((HEAD_INPUT,), ((0,),))

@@ -36,7 +36,7 @@ from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder, visi
 from hf_transfer.interruption import Interrupted, ending_at_once
 from hf_transfer.modalities.modality import PREPROCESSING_FILE, read_description, saved_description
 from hf_transfer.modalities.table import modality_named, recipe_of
-from hf_transfer.models import fusion, modeling_deep_probe, modeling_pooled
+from hf_transfer.models import fusion, modeling_deep_probe, modeling_pooled, modeling_pooled_image
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.settings.run import RunConfig
@@ -220,8 +220,8 @@ def _has_own_code(folder: Path) -> bool:
     """
     if is_adapter_folder(folder) or code_file(folder) is None:
         return False
-    files = (modeling_pooled.__file__, modeling_deep_probe.__file__, fusion.__file__)
-    known = {path.name: path.read_bytes() for path in map(Path, files)}
+    modules = (modeling_pooled, modeling_pooled_image, modeling_deep_probe, fusion)
+    known = {path.name: path.read_bytes() for path in (Path(str(module.__file__)) for module in modules)}
     foreign = [path.name for path in folder.glob("*.py") if known.get(path.name) != path.read_bytes()]
     if foreign:
         raise user_error(

@@ -22,11 +22,23 @@ from transformers.utils.hub import cached_file
 
 from hf_transfer.data import hub_access
 from hf_transfer.errors import user_error
+from hf_transfer.models.determinism import refuse_random_outputs
+from hf_transfer.models.encoders import IMAGES, Pooling
 from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs
+from hf_transfer.models.image_encoders import read_encoder, with_image_head
 from hf_transfer.models.loading import loading_errors, quiet_loading, read_weights
 from hf_transfer.models.locating import locate
-from hf_transfer.models.pooling import backbone_config, check_pooling, pooled_classifier, pooling_of, read_config
+from hf_transfer.models.modeling_pooled_image import PooledImageConfig
+from hf_transfer.models.pooling import (
+    backbone_config,
+    check_pooling,
+    default_pooling,
+    pooled_classifier,
+    pooling_of,
+    read_config,
+    rule_of_type,
+)
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.towers import trace
 from hf_transfer.models.trust import refuse_other_files
@@ -35,6 +47,7 @@ from hf_transfer.targets.target import Target
 
 HEAD_STANDARD_DEVIATION = 0.02
 SIGLIP_TEXT = "siglip_text_model"
+READ_BY_HEAD = {"cls": "the first token", "last": "the last token", "mean": "the mean of all tokens"}
 
 
 class ImageProcessor(Protocol):
@@ -57,6 +70,7 @@ class AnyCheckpoint(ABC):
         commits: the same, by the setting that names the checkpoint.
         task: one of `TASKS`.
         parts: the single checkpoints.
+        notes: sentences on what is done otherwise than by transformers' own classifier.
     """
 
     name: str
@@ -65,6 +79,7 @@ class AnyCheckpoint(ABC):
     commits: dict[str, str | None]
     task: str
     parts: "tuple[Checkpoint, ...]"
+    notes: tuple[str, ...] = ()
     _missing: frozenset[str] = frozenset()
     # The shapes of the parameters of the outline, and its groups.
     _outlined: tuple[dict[str, torch.Size], list[Group]] | None = None
@@ -82,8 +97,8 @@ class AnyCheckpoint(ABC):
         """
         # Without the mask: models read its values, and tensors on the meta device have none.
         meta_inputs = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
-        model = self._without_weights(target)
         try:
+            model = self._without_weights(target)
             groups = trace(model, meta_inputs)
         except (RuntimeError, NotImplementedError):
             # Some models read the values of their inputs: they need real weights, which may be random.
@@ -143,8 +158,8 @@ class Checkpoint(AnyCheckpoint):
         name: a Hub id, a local folder, or sample:NAME.
         revision: branch, tag or commit on the Hub.
         task: one of `TASKS`.
-        pooling: the input of a text classifier's head: the checkpoint's own pooling, the first token, or the mean of
-            all tokens.
+        pooling: the input of a text classifier's head: the checkpoint's own pooling, the first token, the last one, or
+            the mean of all; `class`: that of transformers' classifier, if there is one.
         setting: the setting in which the user names the checkpoint.
 
     Attributes:
@@ -157,7 +172,7 @@ class Checkpoint(AnyCheckpoint):
 
     def __init__(
         self, name: str, revision: str = "main", task: str = "image-classification",
-        pooling: Literal["own", "cls", "mean"] = "own", setting: str = "model_name_or_path",
+        pooling: Pooling | Literal["own", "class"] = "own", setting: str = "model_name_or_path",
     ) -> None:  # fmt: skip
         self.name, self.parts = name, (self,)
         self.task, self._task = task, TASKS[task]
@@ -166,22 +181,44 @@ class Checkpoint(AnyCheckpoint):
         self.revision = self.commit or revision
         with loading_errors(name), hub_access.local_files_only(self.offline):
             self.config: PretrainedConfig = read_config(self.path, revision=self.revision)
-        kind = backbone_config(self.config).model_type
-        if kind not in self._task.model_types:
-            raise user_error(
-                expected=self._task.expected,
-                found=f"{name}, a {kind} model",
-                do=self._task.advice.format(setting=setting),
-            )
-        self._pooling = pooling_of(self.config) if pooling == "own" else pooling
+            self._retyped = rule_of_type(self.path, revision=self.revision)
+            backbone = backbone_config(self.config)
+            self._task.refuse_unsuitable(name, backbone, setting)
+        self._pooling: Pooling | None
+        if pooling == "own" or pooling == "class":
+            self._pooling = self._own_pooling(backbone, of_class=pooling == "class")
+        else:
+            self._pooling = pooling
         if self._pooling is not None:
             check_pooling(name, self.config, self._pooling)
+        self.notes = tuple(self._loaded_otherwise(backbone))
         if getattr(self.config, "num_channels", 3) != 3:
             raise user_error(
                 expected="a model that takes images of 3 channels",
                 found=f"{name} with {self.config.num_channels}",
                 do=f"choose another --{setting}",
             )
+
+    def _own_pooling(self, backbone: PretrainedConfig, *, of_class: bool) -> Pooling | None:
+        """What the head of a text model reads if no setting says it; None: what transformers' classifier reads."""
+        saved = pooling_of(self.config)
+        if saved is not None or self._task is not TASKS["text-classification"]:
+            return saved
+        has_rule = self._task.rule_of(backbone) is not None and not of_class
+        return default_pooling(backbone) if has_rule or self._task.lacks_class(backbone) else None
+
+    def _loaded_otherwise(self, backbone: PretrainedConfig) -> Iterator[str]:
+        """Sentences on what is done otherwise than by transformers' own classifier, and why."""
+        kind, rule = backbone.model_type, self._task.rule_of(backbone)
+        if self._retyped is not None:
+            yield f"The model is loaded and saved as a {kind}: {self._retyped.reason}."
+        if self.config is not backbone:
+            # It is a result of an earlier run, whose report says so.
+            return
+        if self._task.lacks_class(backbone):
+            yield f"transformers has no classifier for a {kind} model: its head is ours, and its code is saved with it."
+        if self._pooling is not None and rule is not None and self._pooling == rule.pooling:
+            yield f"The head reads {READ_BY_HEAD[self._pooling]}: {rule.reason}."
 
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint, downloaded if need be; None if it has none of that name."""
@@ -251,15 +288,32 @@ class Checkpoint(AnyCheckpoint):
                     self.path, pooling=self._pooling, labels=target.model_settings(), revision=self.revision,
                     fresh_weights=fresh_weights,
                 )  # fmt: skip
-            if self.config.model_type in self._task.own_classifiers:
-                return self._task.classifier_of(self.config.model_type)(self.config), frozenset()
-            kind, settings = self._task.classifier, self._settings(target)
-            if not fresh_weights:
-                return read_weights(kind.from_pretrained, self.path, self.revision, **settings)
-            config = read_config(self.path, revision=self.revision, **settings)
-            if isinstance(config, FusionConfig):
-                return FusionModel(config), frozenset()
-            return kind.from_config(config, dtype=torch.float32, trust_remote_code=False), frozenset()
+            if not self._has_image_head:
+                return self._of_transformers(target, fresh_weights=fresh_weights)
+            encoder, missing = read_encoder(
+                self.path, self.revision, target.model_settings(), fresh_weights=fresh_weights
+            )
+        model, missing = with_image_head(self.name, encoder, missing, target.model_settings())
+        return model, frozenset() if fresh_weights else missing
+
+    @property
+    def _has_image_head(self) -> bool:
+        """Whether it is an encoder of images that gets a head of ours, or has one."""
+        is_encoder = self._task.encoders is IMAGES and self._task.lacks_class(backbone_config(self.config))
+        return is_encoder or isinstance(self.config, PooledImageConfig)
+
+    def _of_transformers(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
+        if self.config.model_type in self._task.own_classifiers:
+            return self._task.classifier_of(self.config.model_type)(self.config), frozenset()
+        kind, settings = self._task.classifier, self._settings(target)
+        config = read_config(self.path, revision=self.revision, **settings)
+        if not fresh_weights and self._retyped is not None:
+            return read_weights(kind.from_pretrained, self.path, self.revision, config=config)
+        if not fresh_weights:
+            return read_weights(kind.from_pretrained, self.path, self.revision, **settings)
+        if isinstance(config, FusionConfig):
+            return FusionModel(config), frozenset()
+        return kind.from_config(config, dtype=torch.float32, trust_remote_code=False), frozenset()
 
     def _settings(self, target: Target) -> dict[str, Any]:
         """Values of the model's config for the target and, for texts, the padding token."""
@@ -301,7 +355,8 @@ def load_classifier(
         gradient_checkpointing: recompute activations in the backward pass.
 
     Raises:
-        UserError: the checkpoint is not complete, or the model does not support gradient checkpointing.
+        UserError: the checkpoint is not complete, its outputs are random, or the model does not support gradient
+            checkpointing.
     """
     model = checkpoint.classifier(target, seed=seed, fresh_weights=fresh_weights)
     groups = checkpoint.groups_of(model, inputs)
@@ -309,6 +364,7 @@ def load_classifier(
     if not isinstance(model, FusionModel):
         # A checkpoint with as many classes as the data would otherwise keep its old head.
         renew_head(model, groups[-1], seed)
+    refuse_random_outputs(checkpoint.name, model, inputs)
     if gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise user_error(
