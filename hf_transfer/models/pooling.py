@@ -170,6 +170,7 @@ def _pooled_config(config: PretrainedConfig, pooling: Pooling, labels: Mapping[s
 
 def looks_back_only(config: PretrainedConfig) -> bool:
     """Whether a token sees only earlier tokens: a model made to continue texts, or configured as a decoder."""
+    config = backbone_config(config)
     continues = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     fills = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return bool(getattr(config, "is_decoder", False)) or (continues and not fills)

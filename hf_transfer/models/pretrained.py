@@ -21,6 +21,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file
 
 from hf_transfer.data import hub_access
+from hf_transfer.data.samples import is_sample
 from hf_transfer.errors import user_error
 from hf_transfer.models.determinism import refuse_random_outputs
 from hf_transfer.models.encoders import IMAGES, Pooling
@@ -28,6 +29,7 @@ from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.image_encoders import read_encoder, with_image_head
 from hf_transfer.models.loading import loading_errors, quiet_loading, read_weights
+from hf_transfer.models.loading_notes import loaded_otherwise, retyped_as
 from hf_transfer.models.locating import locate
 from hf_transfer.models.modeling_pooled_image import PooledImageConfig
 from hf_transfer.models.pooling import (
@@ -39,6 +41,7 @@ from hf_transfer.models.pooling import (
     read_config,
     rule_of_type,
 )
+from hf_transfer.models.sentence_encoders import NamedPooling, named_pooling
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.towers import trace
 from hf_transfer.models.trust import refuse_other_files
@@ -47,7 +50,6 @@ from hf_transfer.targets.target import Target
 
 HEAD_STANDARD_DEVIATION = 0.02
 SIGLIP_TEXT = "siglip_text_model"
-READ_BY_HEAD = {"cls": "the first token", "last": "the last token", "mean": "the mean of all tokens"}
 
 
 class ImageProcessor(Protocol):
@@ -71,6 +73,7 @@ class AnyCheckpoint(ABC):
         task: one of `TASKS`.
         parts: the single checkpoints.
         notes: sentences on what is done otherwise than by transformers' own classifier.
+        is_read_at_depths: whether another head could read the same model at other depths, as a deep probe does.
     """
 
     name: str
@@ -80,6 +83,7 @@ class AnyCheckpoint(ABC):
     task: str
     parts: "tuple[Checkpoint, ...]"
     notes: tuple[str, ...] = ()
+    is_read_at_depths: bool = True
     _missing: frozenset[str] = frozenset()
     # The shapes of the parameters of the outline, and its groups.
     _outlined: tuple[dict[str, torch.Size], list[Group]] | None = None
@@ -158,8 +162,9 @@ class Checkpoint(AnyCheckpoint):
         name: a Hub id, a local folder, or sample:NAME.
         revision: branch, tag or commit on the Hub.
         task: one of `TASKS`.
-        pooling: the input of a text classifier's head: the checkpoint's own pooling, the first token, the last one, or
-            the mean of all; `class`: that of transformers' classifier, if there is one.
+        pooling: the input of a text classifier's head: what transformers' classifier reads, if there is one (`class`);
+            what the checkpoint was trained with, if its files or our table say that (`own`); the first token, the last
+            one, or the mean of all.
         setting: the setting in which the user names the checkpoint.
 
     Attributes:
@@ -172,7 +177,7 @@ class Checkpoint(AnyCheckpoint):
 
     def __init__(
         self, name: str, revision: str = "main", task: str = "image-classification",
-        pooling: Pooling | Literal["own", "class"] = "own", setting: str = "model_name_or_path",
+        pooling: Pooling | Literal["own", "class"] = "class", setting: str = "model_name_or_path",
     ) -> None:  # fmt: skip
         self.name, self.parts = name, (self,)
         self.task, self._task = task, TASKS[task]
@@ -184,6 +189,7 @@ class Checkpoint(AnyCheckpoint):
             self._retyped = rule_of_type(self.path, revision=self.revision)
             backbone = backbone_config(self.config)
             self._task.refuse_unsuitable(name, backbone, setting)
+        self._named: NamedPooling | None = None
         self._pooling: Pooling | None
         if pooling == "own" or pooling == "class":
             self._pooling = self._own_pooling(backbone, of_class=pooling == "class")
@@ -191,7 +197,13 @@ class Checkpoint(AnyCheckpoint):
             self._pooling = pooling
         if self._pooling is not None:
             check_pooling(name, self.config, self._pooling)
-        self.notes = tuple(self._loaded_otherwise(backbone))
+        is_result = self.config is not backbone
+        # A deep probe is made of the classifier of transformers.
+        is_usual = not self._task.lacks_class(backbone) and self._task.rule_of(backbone) is None
+        self.is_read_at_depths = pooling in ("own", "class") and is_usual and not is_result
+        # What is said of a result stands in the report of its run.
+        notes = [] if is_result else [*loaded_otherwise(self._task, backbone, self._pooling, self._named)]
+        self.notes = (*([retyped_as(backbone.model_type, self._retyped)] if self._retyped else []), *notes)
         if getattr(self.config, "num_channels", 3) != 3:
             raise user_error(
                 expected="a model that takes images of 3 channels",
@@ -204,21 +216,14 @@ class Checkpoint(AnyCheckpoint):
         saved = pooling_of(self.config)
         if saved is not None or self._task is not TASKS["text-classification"]:
             return saved
+        if not of_class and not is_sample(self.name):
+            # Of the samples it is another pooling that all measurements in docs/benchmarks.md are about.
+            with loading_errors(self.name):
+                self._named = named_pooling(self.file)
+            if self._named is not None and self._named.pooling is not None:
+                return self._named.pooling
         has_rule = self._task.rule_of(backbone) is not None and not of_class
         return default_pooling(backbone) if has_rule or self._task.lacks_class(backbone) else None
-
-    def _loaded_otherwise(self, backbone: PretrainedConfig) -> Iterator[str]:
-        """Sentences on what is done otherwise than by transformers' own classifier, and why."""
-        kind, rule = backbone.model_type, self._task.rule_of(backbone)
-        if self._retyped is not None:
-            yield f"The model is loaded and saved as a {kind}: {self._retyped.reason}."
-        if self.config is not backbone:
-            # It is a result of an earlier run, whose report says so.
-            return
-        if self._task.lacks_class(backbone):
-            yield f"transformers has no classifier for a {kind} model: its head is ours, and its code is saved with it."
-        if self._pooling is not None and rule is not None and self._pooling == rule.pooling:
-            yield f"The head reads {READ_BY_HEAD[self._pooling]}: {rule.reason}."
 
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint, downloaded if need be; None if it has none of that name."""

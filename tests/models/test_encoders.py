@@ -39,7 +39,7 @@ ROUNDING = 1e-6
 def new_classifier(folder: Path, family: Family) -> nn.Module:
     model: nn.Module
     model, _ = load_classifier(
-        Checkpoint(str(folder), task=family.task), TARGET, family.inputs(), seed=0, fresh_weights=False
+        Checkpoint(str(folder), task=family.task, pooling="own"), TARGET, family.inputs(), seed=0, fresh_weights=False
     )
     model.eval()
     return model
@@ -102,16 +102,16 @@ def test_a_head_of_ours_is_said(tmp_path: Path) -> None:
     assert Checkpoint(str(image)).notes == (
         "transformers has no classifier for a dinov3_vit model: its head is ours, and its code is saved with it.",
     )
-    (note,) = Checkpoint(str(text), task=TEXT).notes
+    (note,) = Checkpoint(str(text), task=TEXT, pooling="own").notes
     assert note.startswith("The head reads the mean of all tokens: the decoder is left out")
-    assert Checkpoint(str(text), task=TEXT, pooling="class").notes == ()
+    assert Checkpoint(str(text), task=TEXT).notes == ()
 
 
 def test_fresh_weights_and_the_outline_have_the_same_shapes(tmp_path: Path) -> None:
     for name in ("dinov3_convnext", "siglip_vision", "t5", "vit_mae"):
         family = FAMILIES[name]
         folder = family.checkpoint(tmp_path / name)
-        checkpoint = Checkpoint(str(folder), task=family.task)
+        checkpoint = Checkpoint(str(folder), task=family.task, pooling="own")
         outline, groups = checkpoint.outline(TARGET, family.inputs())
         assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
         shapes = {key: value.shape for key, value in outline.named_parameters()}
@@ -223,7 +223,7 @@ def test_dropout_that_is_off_in_evaluation_is_not_random(tmp_path: Path) -> None
 def test_an_adapter_on_a_head_of_ours_must_be_merged(name: str, tmp_path: Path) -> None:
     """peft would load the base as a class of transformers, with other names of layers."""
     family = FAMILIES[name]
-    checkpoint = Checkpoint(str(family.checkpoint(tmp_path)), task=family.task)
+    checkpoint = Checkpoint(str(family.checkpoint(tmp_path)), task=family.task, pooling="own")
     outline, groups = checkpoint.outline(TARGET, family.inputs())
     LowRankAdaptation(merges=True).check(outline, groups)
     with pytest.raises(UserError) as caught:
