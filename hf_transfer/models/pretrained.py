@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -24,24 +24,15 @@ from hf_transfer.data import hub_access
 from hf_transfer.data.samples import is_sample
 from hf_transfer.errors import user_error
 from hf_transfer.models.determinism import refuse_random_outputs
-from hf_transfer.models.encoders import IMAGES, Pooling
+from hf_transfer.models.encoders import IMAGES
 from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs
+from hf_transfer.models.head_inputs import Wanted, head_input, retyped_as
 from hf_transfer.models.image_encoders import read_encoder, with_image_head
 from hf_transfer.models.loading import loading_errors, quiet_loading, read_weights
-from hf_transfer.models.loading_notes import loaded_otherwise, retyped_as
 from hf_transfer.models.locating import locate
 from hf_transfer.models.modeling_pooled_image import PooledImageConfig
-from hf_transfer.models.pooling import (
-    backbone_config,
-    check_pooling,
-    default_pooling,
-    pooled_classifier,
-    pooling_of,
-    read_config,
-    rule_of_type,
-)
-from hf_transfer.models.sentence_encoders import NamedPooling, named_pooling
+from hf_transfer.models.pooling import backbone_config, pooled_classifier, read_config, rule_of_type
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.towers import trace
 from hf_transfer.models.trust import refuse_other_files
@@ -177,7 +168,7 @@ class Checkpoint(AnyCheckpoint):
 
     def __init__(
         self, name: str, revision: str = "main", task: str = "image-classification",
-        pooling: Pooling | Literal["own", "class"] = "class", setting: str = "model_name_or_path",
+        pooling: Wanted = "class", setting: str = "model_name_or_path",
     ) -> None:  # fmt: skip
         self.name, self.parts = name, (self,)
         self.task, self._task = task, TASKS[task]
@@ -189,41 +180,18 @@ class Checkpoint(AnyCheckpoint):
             self._retyped = rule_of_type(self.path, revision=self.revision)
             backbone = backbone_config(self.config)
             self._task.refuse_unsuitable(name, backbone, setting)
-        self._named: NamedPooling | None = None
-        self._pooling: Pooling | None
-        if pooling == "own" or pooling == "class":
-            self._pooling = self._own_pooling(backbone, of_class=pooling == "class")
-        else:
-            self._pooling = pooling
-        if self._pooling is not None:
-            check_pooling(name, self.config, self._pooling)
-        is_result = self.config is not backbone
-        # A deep probe is made of the classifier of transformers.
-        is_usual = not self._task.lacks_class(backbone) and self._task.rule_of(backbone) is None
-        self.is_read_at_depths = pooling in ("own", "class") and is_usual and not is_result
-        # What is said of a result stands in the report of its run.
-        notes = [] if is_result else [*loaded_otherwise(self._task, backbone, self._pooling, self._named)]
-        self.notes = (*([retyped_as(backbone.model_type, self._retyped)] if self._retyped else []), *notes)
+        with loading_errors(name):
+            # Of the samples, all measurements in docs/benchmarks.md are about another pooling than their files name.
+            head = head_input(name, self.config, self._task, pooling, None if is_sample(name) else self.file)
+        self._pooling, self.is_read_at_depths = head.pooling, head.is_movable
+        retyped = (retyped_as(backbone.model_type, self._retyped),) if self._retyped else ()
+        self.notes = (*retyped, *head.notes)
         if getattr(self.config, "num_channels", 3) != 3:
             raise user_error(
                 expected="a model that takes images of 3 channels",
                 found=f"{name} with {self.config.num_channels}",
                 do=f"choose another --{setting}",
             )
-
-    def _own_pooling(self, backbone: PretrainedConfig, *, of_class: bool) -> Pooling | None:
-        """What the head of a text model reads if no setting says it; None: what transformers' classifier reads."""
-        saved = pooling_of(self.config)
-        if saved is not None or self._task is not TASKS["text-classification"]:
-            return saved
-        if not of_class and not is_sample(self.name):
-            # Of the samples it is another pooling that all measurements in docs/benchmarks.md are about.
-            with loading_errors(self.name):
-                self._named = named_pooling(self.file)
-            if self._named is not None and self._named.pooling is not None:
-                return self._named.pooling
-        has_rule = self._task.rule_of(backbone) is not None and not of_class
-        return default_pooling(backbone) if has_rule or self._task.lacks_class(backbone) else None
 
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint, downloaded if need be; None if it has none of that name."""
@@ -312,9 +280,8 @@ class Checkpoint(AnyCheckpoint):
             return self._task.classifier_of(self.config.model_type)(self.config), frozenset()
         kind, settings = self._task.classifier, self._settings(target)
         config = read_config(self.path, revision=self.revision, **settings)
-        if not fresh_weights and self._retyped is not None:
-            return read_weights(kind.from_pretrained, self.path, self.revision, config=config)
         if not fresh_weights:
+            settings = {"config": config} if self._retyped else settings
             return read_weights(kind.from_pretrained, self.path, self.revision, **settings)
         if isinstance(config, FusionConfig):
             return FusionModel(config), frozenset()
