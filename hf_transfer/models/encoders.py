@@ -71,24 +71,31 @@ class Kind:
     Attributes:
         rules: by the type of the model.
         reads: name of its inputs.
-        not_reads: name of the inputs that only models of other samples have.
+        not_reads: names of inputs that only models of other samples have.
     """
 
     rules: Mapping[str, Rule]
     reads: str
-    not_reads: str
+    not_reads: tuple[str, ...]
 
-    def is_encoder(self, config: PretrainedConfig) -> bool:
-        """Whether `AutoModel` loads it as a model with one stack of layers that reads such inputs alone."""
-        if type(config) not in MODEL_MAPPING or getattr(config, "is_encoder_decoder", False):
+    def is_encoder(self, config: PretrainedConfig | type[PretrainedConfig]) -> bool:
+        """Whether `AutoModel` loads it as a model with one stack of layers that reads such inputs alone.
+
+        Args:
+            config: of a model, or the class of its configuration.
+        """
+        kind = config if isinstance(config, type) else type(config)
+        if kind not in MODEL_MAPPING or getattr(config, "is_encoder_decoder", False):
             return False
-        architecture: Any = MODEL_MAPPING[type(config)]
+        listed: Any = MODEL_MAPPING[kind]
+        architecture = listed[0] if isinstance(listed, tuple | list) else listed
         names = inspect.signature(architecture.forward).parameters
-        return self.reads in names and self.not_reads not in names
+        return self.reads in names and not names.keys() & set(self.not_reads)
 
 
-IMAGES = Kind(IMAGE_RULES, reads="pixel_values", not_reads="input_ids")
-TEXTS = Kind(TEXT_RULES, reads="input_ids", not_reads="pixel_values")
+SOUNDS = ("input_features", "input_values")
+IMAGES = Kind(IMAGE_RULES, reads="pixel_values", not_reads=("input_ids", *SOUNDS))
+TEXTS = Kind(TEXT_RULES, reads="input_ids", not_reads=("pixel_values", *SOUNDS))
 
 
 def retyped(values: Mapping[str, Any]) -> tuple[dict[str, Any], Rule | None]:

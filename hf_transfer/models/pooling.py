@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_transfer.errors import user_error
 from hf_transfer.models.encoders import TEXT_RULES, WITHOUT_DECODER, Pooling, Rule, retyped
 from hf_transfer.models.fusion import FusionConfig
+from hf_transfer.models.groups import evaluating
 from hf_transfer.models.loading import read_weights
 from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.modeling_pooled import (
@@ -145,17 +147,41 @@ def pooled_classifier(
         labels: the target's values for the model's configuration.
         revision: branch, tag or commit on the Hub.
         fresh_weights: use only the architecture; no weights are read, and no names are returned.
+
+    Raises:
+        UserError: the backbone makes no hidden states from the tokens of a text.
     """
     config = read_config(path, revision=revision)
     if fresh_weights:
-        return PooledForSequenceClassification(_pooled_config(config, pooling, labels, path)), frozenset()
+        model = PooledForSequenceClassification(_pooled_config(config, pooling, labels, path))
+        _refuse_other_outputs(path, model)
+        return model, frozenset()
     if isinstance(config, PooledConfig):
         return read_weights(PooledForSequenceClassification.from_pretrained, path, revision, pooling=pooling, **labels)
     load = encoder_class(alone=config.model_type in WITHOUT_DECODER).from_pretrained
     backbone, missing = read_weights(partial(without_pooler, load), path, revision)
     model = PooledForSequenceClassification(_pooled_config(backbone.config, pooling, labels, path), backbone)
+    _refuse_other_outputs(path, model)
     head = {f"classifier.{name}" for name, _ in model.classifier.named_parameters()}
     return model, frozenset({f"backbone.{name}" for name in missing} | head)
+
+
+def _refuse_other_outputs(path: str, model: PooledForSequenceClassification) -> None:
+    """Refuse a backbone that makes no hidden states from tokens alone; an outline is not asked."""
+    if model.device.type == "meta":
+        return
+    try:
+        with evaluating(model), torch.no_grad():
+            hidden = model.backbone(input_ids=torch.ones(1, 2, dtype=torch.long, device=model.device))[0]
+        reason = "" if hidden.ndim == 3 else f"outputs of shape {list(hidden.shape)} for one text of two tokens"
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+    if reason:
+        raise user_error(
+            expected="an encoder that makes hidden states from the tokens of a text alone",
+            found=f"{path}, a {model.config.text_config.model_type} model: {reason}",
+            do="choose another text model",
+        )
 
 
 def _pooled_config(config: PretrainedConfig, pooling: Pooling, labels: Mapping[str, Any], path: str) -> PooledConfig:

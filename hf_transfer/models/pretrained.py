@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from hf_transfer.data import hub_access
 from hf_transfer.data.samples import is_sample
-from hf_transfer.errors import user_error
+from hf_transfer.errors import UserError, user_error
 from hf_transfer.models.determinism import refuse_random_outputs
 from hf_transfer.models.encoders import IMAGES
 from hf_transfer.models.fusion import FusionConfig, FusionModel
@@ -95,8 +95,11 @@ class AnyCheckpoint(ABC):
         try:
             model = self._without_weights(target)
             groups = trace(model, meta_inputs)
-        except (RuntimeError, NotImplementedError):
-            # Some models read the values of their inputs: they need real weights, which may be random.
+        except UserError:
+            raise
+        except Exception:
+            # Some models read the values of their inputs, and fail in many ways: they need real weights, which may be
+            # random. If that was not the reason, the same error comes again.
             model, _ = self._build(target, fresh_weights=True)
             groups = trace(model, inputs)
         self._outlined = _shapes(model), groups

@@ -56,10 +56,13 @@ class Task:
         """Whether a model of this type can be used for the task, finished or not."""
         if model_type in self.model_types or model_type in self.own_classifiers:
             return True
-        is_known = self.encoders is not None and model_type in CONFIG_MAPPING
-        return is_known and self._is_encoder(CONFIG_MAPPING[model_type]())
+        try:
+            return model_type in CONFIG_MAPPING and self._is_encoder(CONFIG_MAPPING[model_type])
+        except (ImportError, ValueError):
+            # transformers cannot import its class, as it needs another package.
+            return False
 
-    def _is_encoder(self, config: PretrainedConfig) -> bool:
+    def _is_encoder(self, config: PretrainedConfig | type[PretrainedConfig]) -> bool:
         return self.encoders is not None and self.encoders.is_encoder(config)
 
     def rule_of(self, config: PretrainedConfig) -> Rule | None:

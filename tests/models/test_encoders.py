@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    DPRConfig,
+    DPRQuestionEncoder,
     ImageGPTConfig,
     PretrainedConfig,
     Siglip2VisionConfig,
@@ -24,9 +26,11 @@ from hf_transfer.models.determinism import refuse_random_outputs
 from hf_transfer.models.modeling_pooled_image import PooledForImageClassification, PooledImageConfig
 from hf_transfer.models.pretrained import Checkpoint, load_classifier
 from hf_transfer.models.pretrained_pair import PairCheckpoint
+from hf_transfer.models.tasks import TASKS
 from hf_transfer.settings.model import PairModelSettings
 from hf_transfer.strategies.adapters import LowRankAdaptation
 from hf_transfer.targets.classes import Classes
+from tests.conftest import Recipe
 from tests.models.families import FAMILIES, Family, mean
 from tests.tiny_models import CLASSES, Inputs, logits, perturb
 
@@ -180,6 +184,61 @@ def test_an_encoder_of_videos_is_refused_with_its_own_words(tmp_path: Path) -> N
     assert lines[1].startswith(f"Found:    {tmp_path}, a videomae model: ")
 
 
+def test_an_encoder_of_whole_texts_is_refused_with_the_shape_of_its_outputs(tmp_path: Path) -> None:
+    """DPR returns one vector of a text, and no hidden states of its tokens."""
+    sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+    DPRQuestionEncoder(DPRConfig(**sizes, intermediate_size=32)).save_pretrained(tmp_path)
+    checkpoint = Checkpoint(str(tmp_path), task=TEXT, pooling="own")
+    with pytest.raises(UserError) as caught:
+        checkpoint.classifier(TARGET, seed=0, fresh_weights=False)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "Expected: an encoder that makes hidden states from the tokens of a text alone"
+    assert lines[1].endswith("a dpr model: outputs of shape [1, 24] for one text of two tokens")
+    # A run looks at the outline first.
+    with pytest.raises(UserError, match="for one text of two tokens"):
+        checkpoint.outline(TARGET, FAMILIES["bert"].inputs())
+
+
+@pytest.mark.parametrize(
+    ("kind", "tasks"),
+    [
+        ("vit", {"image-classification"}),
+        ("vit_mae", {"image-classification"}),
+        ("dinov3_vit", {"image-classification"}),
+        ("bert", {TEXT}),
+        ("t5", {TEXT}),
+        ("splinter", {TEXT}),
+        ("clip", {"image-classification", "dual-encoder"}),
+        ("whisper", set()),
+        ("clap", set()),
+        ("nougat", set()),
+        ("no such type", set()),
+    ],
+)
+def test_the_type_of_a_model_says_for_which_tasks_it_can_be_used(kind: str, tasks: set[str]) -> None:
+    assert {name for name, task in TASKS.items() if task.takes(kind)} == tasks
+
+
+# Of 16 patches, two draws of four are hardly ever the same.
+LARGER = replace(FAMILIES["vit"], side=32, settings=FAMILIES["vit"].settings | {"image_size": 32})
+
+
+def random_encoder() -> PooledForImageClassification:
+    """A classifier on an encoder that leaves out patches at random."""
+    config = ViTMAEConfig(**LARGER.settings, mask_ratio=0.75)
+    model = PooledForImageClassification(PooledImageConfig(config, "mean", 24, num_labels=CLASSES))
+    perturb(model, 3)
+    return model
+
+
+def test_a_run_with_a_model_that_is_random_in_evaluation_ends_with_exit_code_2(vision: Recipe, tmp_path: Path) -> None:
+    LARGER.checkpoint(tmp_path / "model")
+    random_encoder().save_pretrained(tmp_path / "model")
+    ended = vision(model_name_or_path=tmp_path / "model")
+    assert ended.code == 2
+    assert "so a part of it is random" in ended.err
+
+
 class NoisyModel(nn.Module):
     """A classifier that drops at random in evaluation, too."""
 
@@ -203,13 +262,9 @@ def test_a_model_that_is_random_in_evaluation_is_refused() -> None:
 
 def test_a_classifier_on_an_encoder_that_masks_at_random_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
     """Such a folder could come from anywhere: its encoder is the very class that we do not use for vit_mae."""
-    settings = FAMILIES["vit_mae"].settings | {"mask_ratio": 0.75}
-    config = PooledImageConfig(ViTMAEConfig(**settings), "mean", 24, num_labels=CLASSES)
-    model = PooledForImageClassification(config)
-    perturb(model, 3)
-    model.save_pretrained(tmp_path)
+    random_encoder().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="so a part of it is random"):
-        new_classifier(tmp_path, FAMILIES["vit"])
+        new_classifier(tmp_path, LARGER)
 
 
 def test_dropout_that_is_off_in_evaluation_is_not_random(tmp_path: Path) -> None:
