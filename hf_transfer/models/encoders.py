@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PretrainedConfig
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 Pooling = Literal["cls", "mean", "last"]
 
@@ -60,6 +61,11 @@ TEXT_RULES: Mapping[str, Rule] = {
         pooling="last",
     ),
 }
+# Image processors that exist for torchvision alone. Here the same steps with the same values are made by Pillow, on
+# pixels of 8 bits: DINOv3's own scales before it resizes, so that it does not round.
+BY_PILLOW: Mapping[str, Any] = dict.fromkeys(
+    ("DINOv3ViTImageProcessor", "DINOv3ViTImageProcessorFast"), ViTImageProcessorPil
+)
 # How `AutoModelForTextEncoding` differs from `AutoModel`: it takes the encoder alone.
 WITHOUT_DECODER = frozenset(kind for kind, rule in TEXT_RULES.items() if rule is _ENCODER_ALONE)
 

@@ -4,6 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file
 
@@ -24,7 +26,7 @@ from hf_transfer.data import hub_access
 from hf_transfer.data.samples import is_sample
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.models.determinism import refuse_random_outputs
-from hf_transfer.models.encoders import IMAGES
+from hf_transfer.models.encoders import BY_PILLOW, IMAGES
 from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.head_inputs import Wanted, head_input, retyped_as
@@ -207,8 +209,11 @@ class Checkpoint(AnyCheckpoint):
 
     def processor(self) -> ImageProcessor:
         """The checkpoint's own image processor: its size, interpolation, mean and standard deviation."""
+        named = self._read(get_image_processor_config).get("image_processor_type")
         # The same pixels with and without torchvision.
-        processor: ImageProcessor = self._read(AutoImageProcessor.from_pretrained, backend="pil")
+        by_pillow = BY_PILLOW[named].from_pretrained if named in BY_PILLOW else None
+        load = by_pillow or partial(AutoImageProcessor.from_pretrained, backend="pil")
+        processor: ImageProcessor = self._read(load)
         return processor
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

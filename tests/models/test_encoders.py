@@ -6,8 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -138,6 +140,25 @@ def test_an_encoder_without_weights_of_its_pooler_is_read_by_the_mean(tmp_path: 
     assert model.config.pooling == "mean"
     expected = replace(family, reads=mean).features(folder, inputs)
     torch.testing.assert_close(read_by_head(model, inputs), expected)
+
+
+def test_pictures_for_dinov3_are_those_of_its_own_processor_up_to_a_rounding(tmp_path: Path) -> None:
+    """That one needs torchvision; its formula is: scale, resize with antialiasing, subtract the mean, divide."""
+    FAMILIES["dinov3_vit"].checkpoint(tmp_path)
+    mean_and_spread = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    published = {
+        "image_processor_type": "DINOv3ViTImageProcessorFast", "do_resize": True, "do_rescale": True,
+        "do_normalize": True, "resample": 2, "rescale_factor": 1 / 255, "size": {"height": 16, "width": 16},
+        "crop_size": None, "do_center_crop": None, "device": None, **mean_and_spread,
+    }  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(published), encoding="utf-8")
+    values = np.random.default_rng(0).integers(0, 256, (48, 37, 3), dtype=np.uint8)
+    pixels: Any = Checkpoint(str(tmp_path)).processor()(Image.fromarray(values), return_tensors="pt")["pixel_values"]
+    whole = torch.from_numpy(values).permute(2, 0, 1)[None].double() / 255
+    resized = nn.functional.interpolate(whole, (16, 16), mode="bilinear", antialias=True)
+    middle, spread = (torch.tensor(numbers)[:, None, None] for numbers in mean_and_spread.values())
+    steps = (pixels * spread + middle - resized) * 255
+    assert steps.abs().max() <= 1.0
 
 
 def refusal(name: str, task: str) -> str:
