@@ -77,7 +77,10 @@ def probed_model(run: Run, *, with_fresh_weights: bool) -> ProbedModel:
     subject = ProbeTask.of(run)
     folds, passes = subject.task.folds, Passes.of(run.loaders, run.accelerator, run.config)
     model, groups, example = run.prepared.model, run.prepared.groups, run.preprocessing.example()
-    with columns_of(model, groups, example, subject.layer_name, passes) as (layer, features):
+    with columns_of(model, groups, example, subject.layer_name, passes, deeper=run.checkpoint.is_read_at_depths) as (
+        layer,
+        features,
+    ):
         solve = partial(probed, options=subject.options, intercept=layer.bias is not None)
         search = USUAL_SEARCH if subject.task.target.solver == RIDGE else DECADES
         started = time.perf_counter()
@@ -164,7 +167,9 @@ def _with_fresh_weights(run: Run, subject: ProbeTask, features: Features, solve:
         passes = Passes.of(loaders, run.accelerator, run.config)
         # Nobody will read these features again.
         passes = replace(passes, settings=replace(passes.settings, cache_frozen="off"))
-        with columns_of(model, groups, example, subject.layer_name, passes) as (_, fresh):
+        with columns_of(
+            model, groups, example, subject.layer_name, passes, deeper=run.checkpoint.is_read_at_depths
+        ) as (_, fresh):
             of_part = Folds(folds.of_rows[:, inside], folds.units[inside])
             probes = {name: solve(one.as_in_evaluation, of_part, search=search) for name, one in fresh.items()}
     best = best_of(probes)

@@ -31,7 +31,6 @@ from hf_transfer.frozen.transferability import Scores, scores_of
 from hf_transfer.host_memory import freed_memory_kept, peak_restarted
 from hf_transfer.look_ahead import seconds_of_a_pass
 from hf_transfer.models.groups import Group
-from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
 from hf_transfer.models.taps import HEAD_INPUT, AllTaps, TapChoice, together, usual_taps, widths_of, without_head
 from hf_transfer.run import Run, open_run
 from hf_transfer.settings.run import RunConfig
@@ -205,7 +204,8 @@ def _scored(run: Run) -> tuple[ScoredModel, Task]:
     probe_task = ProbeTask.of(run)
     task, passes = probe_task.task, Passes.of(run.loaders, run.accelerator, run.config)
     model, groups, example = run.prepared.model, run.prepared.groups, run.preprocessing.example()
-    with columns_of(model, groups, example, probe_task.layer_name, passes) as (layer, features):
+    deeper = run.checkpoint.is_read_at_depths
+    with columns_of(model, groups, example, probe_task.layer_name, passes, deeper=deeper) as (layer, features):
         column, probe = best_column(features, task.folds, probe_task.options, intercept=layer.bias is not None)
         scores = scores_of(features[column], task.folds.units)
     lost = getattr(run.loaders.train.dataset, "lost", None)
@@ -224,7 +224,7 @@ def _scored(run: Run) -> tuple[ScoredModel, Task]:
 
 @contextmanager
 def columns_of(
-    model: nn.Module, groups: Sequence[Group], example: Batch, layer_name: str, passes: Passes
+    model: nn.Module, groups: Sequence[Group], example: Batch, layer_name: str, passes: Passes, *, deeper: bool
 ) -> Iterator[tuple[nn.Linear, dict[str, Features]]]:
     """The last layer of a model, and the features at several depths, by name; the model has no last layer inside.
 
@@ -234,13 +234,14 @@ def columns_of(
         example: a small batch.
         layer_name: its last layer.
         passes: the training samples, and where features are stored.
+        deeper: whether a head could be moved to other depths.
     """
     if isinstance(model, AllTaps):
         with _combined(model.backbone, model.choice, model.widths, passes) as features:
             yield model.classifier, features
         return
     with without_head(model, layer_name) as layer:
-        choice = _taps(model, groups, example)
+        choice = _taps(model, groups, example, deeper=deeper)
         with _combined(model, choice, widths_of(model, choice.taps, example), passes) as features:
             yield layer, features
 
@@ -258,9 +259,9 @@ def _combined(
         }
 
 
-def _taps(model: nn.Module, groups: Sequence[Group], example: Batch) -> TapChoice:
+def _taps(model: nn.Module, groups: Sequence[Group], example: Batch, *, deeper: bool) -> TapChoice:
     """Where a model is read: at several depths, if it returns what is there, and its head could be moved."""
-    if isinstance(model, PreTrainedModel) and not isinstance(model, PooledForSequenceClassification):
+    if isinstance(model, PreTrainedModel) and deeper:
         with suppress(UserError):
             return usual_taps(model, groups, example)
     return TapChoice((HEAD_INPUT,), ((0,),))

@@ -1,7 +1,7 @@
 """Predictions of a finished model for samples that belong to no data set."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from hf_transfer.modalities.modality import (
 from hf_transfer.modalities.sample_tables import is_table
 from hf_transfer.modalities.table import MODALITIES, modality_named
 from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
-from hf_transfer.models.modeling_pooled import PooledConfig
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.targets.table import target_of_model
@@ -176,11 +175,13 @@ def modalities_of_model(model: str) -> list[Modality[Any]]:
     if config.get("model_type") == DeepProbeConfig.model_type:
         config = config.get("backbone_config", {})
     model_type = config.get("model_type")
-    types: dict[str, Collection[str]] = {
-        "pair": {*TASKS["image-text-classification"].model_types, *TASKS["dual-encoder"].model_types},
-        "text": {*TASKS["text-classification"].model_types, PooledConfig.model_type},
-    }
-    return [one for one in MODALITIES.values() if model_type in types.get(one.name, TASKS[one.task].model_types)]
+    # A dual encoder is not yet a classifier of pairs.
+    tasks = {"pair": ("image-text-classification", "dual-encoder")}
+    return [
+        one
+        for one in MODALITIES.values()
+        if any(TASKS[task].takes(str(model_type)) for task in tasks.get(one.name, (one.task,)))
+    ]
 
 
 def _json_file(model: str, name: str) -> dict[str, Any]:

@@ -36,7 +36,14 @@ from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder, visi
 from hf_transfer.interruption import Interrupted, ending_at_once
 from hf_transfer.modalities.modality import PREPROCESSING_FILE, read_description, saved_description
 from hf_transfer.modalities.table import modality_named, recipe_of
-from hf_transfer.models import fusion, modeling_deep_probe, modeling_pair, modeling_pair_probe, modeling_pooled
+from hf_transfer.models import (
+    fusion,
+    modeling_deep_probe,
+    modeling_pair,
+    modeling_pair_probe,
+    modeling_pooled,
+    modeling_pooled_image,
+)
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.settings.run import RunConfig
@@ -220,7 +227,9 @@ def _has_own_code(folder: Path) -> bool:
     """
     if is_adapter_folder(folder) or not code_files(folder):
         return False
-    modules = (modeling_pooled, modeling_deep_probe, modeling_pair, modeling_pair_probe, fusion)
+    modules = (
+        modeling_pooled, modeling_pooled_image, modeling_deep_probe, modeling_pair, modeling_pair_probe, fusion,
+    )  # fmt: skip
     known = {path.name: path.read_bytes() for path in (Path(str(module.__file__)) for module in modules)}
     foreign = [path.name for path in folder.glob("*.py") if known.get(path.name) != path.read_bytes()]
     if foreign:

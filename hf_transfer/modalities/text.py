@@ -39,6 +39,7 @@ from hf_transfer.modalities.sample_tables import (
 )
 from hf_transfer.settings.data import DataSettings
 from hf_transfer.settings.run import MultimodalConfig, RunConfig, TextConfig
+from hf_transfer.settings.strategy import ADAPTERS
 from hf_transfer.targets.target import Target
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ class TextModality(Modality[TextConfig]):
         from hf_transfer.models.pretrained import Checkpoint
 
         # A run has chosen before; what only looks at a model takes it as it is.
-        pooling = "own" if config.text.pooling == "auto" else config.text.pooling
+        wanted = "own" if config.text.pooling == "auto" else config.text.pooling
+        pooling = "class" if wanted == "own" and not _reads_its_own_way(config) else wanted
         return Checkpoint(config.model.model_name_or_path, config.model.model_revision, self.task, pooling)
 
     def preprocessing(self, checkpoint: AnyCheckpoint, config: TextConfig | None, saved: Saved) -> TokenPreprocessing:
@@ -207,6 +209,16 @@ class TextModality(Modality[TextConfig]):
         do = "add --text_pair" if saved.pair else "leave --text_pair out"
         saved.refuse_other(len(texts[0]), found=samples.given(), do=do)
         return [LocatedSample(None, None, one, saved.fault_of(one), text=" | ".join(one)) for one in texts]
+
+
+def _reads_its_own_way(config: TextConfig) -> bool:
+    """Whether a head can read what the checkpoint was trained with, if that is not what transformers' classifier reads.
+
+    An adapter that is saved alone belongs to that classifier, and a deep probe chooses what it reads.
+    """
+    strategy = config.strategy
+    is_alone = strategy.strategy in ADAPTERS and not strategy.merge_adapter
+    return config.trains() and not is_alone and strategy.strategy != "deep_probe"
 
 
 def _table_of_texts(path: Path, wanted: Wanted, saved: TokenPreprocessing) -> tuple[SampleTable, list[str]]:

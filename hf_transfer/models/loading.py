@@ -48,7 +48,7 @@ def loading_errors(name: str) -> Iterator[None]:
         if samples.is_sample(name) or Path(name).expanduser().is_dir() or "outgoing traffic" not in _chain(error):
             raise user_error(
                 expected=f"a complete transformers checkpoint in {name}",
-                found=(str(error) or type(error).__name__).splitlines()[0],
+                found=(str(error).strip() or type(error).__name__).splitlines()[0],
                 do="check its config.json, model.safetensors, and preprocessor_config.json or tokenizer.json",
             ) from error
         raise hub_access.unreachable(name, kind="model", setting="model_name_or_path") from error

@@ -1,4 +1,4 @@
-"""A text classifier whose head reads the mean of all tokens, or the first token, whatever pooling its backbone has.
+"""A text classifier whose head reads the mean of all tokens, or one of them, whatever pooling its backbone has.
 
 This file is saved with the weights and needs only torch and transformers:
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
@@ -20,8 +20,9 @@ class PooledConfig(PretrainedConfig):
 
     Attributes:
         text_config: configuration of the backbone.
-        pooling: `mean` of the last hidden states of all tokens, or `cls`: that of the first token.
+        pooling: `mean` of the last hidden states of all tokens, or `cls`: that of the first token, or `last`.
         classifier_dropout: dropout before the head.
+        encoder_alone: the backbone is the encoder of a model that also has a decoder (T5).
     """
 
     model_type = "pooled_text_classifier"
@@ -33,18 +34,20 @@ class PooledConfig(PretrainedConfig):
     def __init__(
         self,
         text_config: PretrainedConfig | dict[str, Any] | None = None,
-        pooling: Literal["mean", "cls"] = "mean",
+        pooling: Literal["mean", "cls", "last"] = "mean",
         classifier_dropout: float = 0.1,
+        encoder_alone: bool = False,
         **kwargs: Any,
     ) -> None:
-        if pooling not in ("mean", "cls"):
-            raise ValueError(f"pooling is 'mean' or 'cls', not {pooling!r}")
+        if pooling not in ("mean", "cls", "last"):
+            raise ValueError(f"pooling is 'mean', 'cls' or 'last', not {pooling!r}")
         # A copy: `super().__init__` resets its attention implementation, which would change a model in use.
         settings = text_config.to_dict() if isinstance(text_config, PretrainedConfig) else text_config or {}
         # transformers makes a configuration without arguments, to compare others with its defaults.
         self.text_config = AutoConfig.for_model(**{"model_type": "bert", **settings})
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout
+        self.encoder_alone = encoder_alone
         super().__init__(**kwargs)
 
 
@@ -72,7 +75,8 @@ class PooledForSequenceClassification(PreTrainedModel):
         self.num_labels = config.num_labels or 0
         if backbone is None:
             # In the precision in which the whole model is made, whatever the backbone's configuration says.
-            backbone = without_pooler(AutoModel.from_config, config.text_config, dtype=torch.get_default_dtype())
+            make = encoder_class(alone=config.encoder_alone).from_config
+            backbone = without_pooler(make, config.text_config, dtype=torch.get_default_dtype())
         self.backbone = backbone
         config.text_config = backbone.config
         self._input_names = frozenset(inspect.signature(backbone.forward).parameters)
@@ -115,14 +119,22 @@ class PooledForSequenceClassification(PreTrainedModel):
             kwargs["use_cache"] = False
         inputs = {name: value for name, value in given.items() if value is not None and name in self._input_names}
         output = self.backbone(**inputs, **kwargs)
-        hidden = output[0]
-        pooled = first_token(hidden, attention_mask) if self.config.pooling == "cls" else mean(hidden, attention_mask)
-        logits = self.classifier(self.dropout(pooled))
+        pool = {"cls": first_token, "last": last_token, "mean": mean}[self.config.pooling]
+        logits = self.classifier(self.dropout(pool(output[0], attention_mask)))
         loss = None if labels is None else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         hidden_states, attentions = (getattr(output, name, None) for name in ("hidden_states", "attentions"))
         result = SequenceClassifierOutput(loss, logits, hidden_states, attentions)
         as_output = self.config.return_dict if return_dict is None else return_dict
         return result if as_output else result.to_tuple()
+
+
+def encoder_class(*, alone: bool) -> Any:
+    """The class of transformers that loads a backbone.
+
+    Args:
+        alone: whether only the encoder of a model with a decoder is wanted.
+    """
+    return AutoModelForTextEncoding if alone else AutoModel
 
 
 def without_pooler(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -149,3 +161,11 @@ def first_token(hidden: Tensor, mask: Tensor | None) -> Tensor:
         return hidden[:, 0]
     first = (mask != 0).int().argmax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), first]
+
+
+def last_token(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """The last token that is not padding [batch, width], of [batch, length, width]."""
+    if mask is None:
+        return hidden[:, -1]
+    last = mask.shape[1] - 1 - (mask != 0).int().flip(1).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]

@@ -4,8 +4,9 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,17 +18,24 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file
 
 from hf_transfer.data import hub_access
-from hf_transfer.errors import user_error
+from hf_transfer.data.samples import is_sample
+from hf_transfer.errors import UserError, user_error
+from hf_transfer.models.determinism import refuse_random_outputs
+from hf_transfer.models.encoders import BY_PILLOW, IMAGES
 from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs
+from hf_transfer.models.head_inputs import Wanted, head_input, retyped_as
+from hf_transfer.models.image_encoders import read_encoder, with_image_head
 from hf_transfer.models.loading import loading_errors, quiet_loading, read_weights
 from hf_transfer.models.locating import locate
 from hf_transfer.models.modeling_pair import PairConfig
-from hf_transfer.models.pooling import backbone_config, check_pooling, pooled_classifier, pooling_of, read_config
+from hf_transfer.models.modeling_pooled_image import PooledImageConfig
+from hf_transfer.models.pooling import backbone_config, pooled_classifier, read_config, rule_of_type
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.towers import trace
 from hf_transfer.models.trust import refuse_other_files
@@ -58,6 +66,8 @@ class AnyCheckpoint(ABC):
         commits: the same, by the setting that names the checkpoint.
         task: one of `TASKS`.
         parts: the single checkpoints.
+        notes: sentences on what is done otherwise than by transformers' own classifier.
+        is_read_at_depths: whether another head could read the same model at other depths, as a deep probe does.
     """
 
     name: str
@@ -66,6 +76,8 @@ class AnyCheckpoint(ABC):
     commits: dict[str, str | None]
     task: str
     parts: "tuple[Checkpoint, ...]"
+    notes: tuple[str, ...] = ()
+    is_read_at_depths: bool = True
     _missing: frozenset[str] = frozenset()
     # The shapes of the parameters of the outline, and its groups.
     _outlined: tuple[dict[str, torch.Size], list[Group]] | None = None
@@ -83,11 +95,14 @@ class AnyCheckpoint(ABC):
         """
         # Without the mask: models read its values, and tensors on the meta device have none.
         meta_inputs = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
-        model = self._without_weights(target)
         try:
+            model = self._without_weights(target)
             groups = trace(model, meta_inputs)
-        except (RuntimeError, NotImplementedError):
-            # Some models read the values of their inputs: they need real weights, which may be random.
+        except UserError:
+            raise
+        except Exception:
+            # Some models read the values of their inputs, and fail in many ways: they need real weights, which may be
+            # random. If that was not the reason, the same error comes again.
             model, _ = self._build(target, fresh_weights=True)
             groups = trace(model, inputs)
         self._outlined = _shapes(model), groups
@@ -144,8 +159,9 @@ class Checkpoint(AnyCheckpoint):
         name: a Hub id, a local folder, or sample:NAME.
         revision: branch, tag or commit on the Hub.
         task: one of `TASKS`.
-        pooling: the input of a text classifier's head: the checkpoint's own pooling, the first token, or the mean of
-            all tokens.
+        pooling: the input of a text classifier's head: what transformers' classifier reads, if there is one (`class`);
+            what the checkpoint was trained with, if its files or our table say that (`own`); the first token, the last
+            one, or the mean of all.
         setting: the setting in which the user names the checkpoint.
 
     Attributes:
@@ -158,7 +174,7 @@ class Checkpoint(AnyCheckpoint):
 
     def __init__(
         self, name: str, revision: str = "main", task: str = "image-classification",
-        pooling: Literal["own", "cls", "mean"] = "own", setting: str = "model_name_or_path",
+        pooling: Wanted = "class", setting: str = "model_name_or_path",
     ) -> None:  # fmt: skip
         self.name, self.parts = name, (self,)
         self.task, self._task = task, TASKS[task]
@@ -167,16 +183,15 @@ class Checkpoint(AnyCheckpoint):
         self.revision = self.commit or revision
         with loading_errors(name), hub_access.local_files_only(self.offline):
             self.config: PretrainedConfig = read_config(self.path, revision=self.revision)
-        kind = backbone_config(self.config).model_type
-        if kind not in self._task.model_types:
-            raise user_error(
-                expected=self._task.expected,
-                found=f"{name}, a {kind} model",
-                do=self._task.advice.format(setting=setting),
-            )
-        self._pooling = pooling_of(self.config) if pooling == "own" else pooling
-        if self._pooling is not None:
-            check_pooling(name, self.config, self._pooling)
+            self._retyped = rule_of_type(self.path, revision=self.revision)
+            backbone = backbone_config(self.config)
+            self._task.refuse_unsuitable(name, backbone, setting)
+        with loading_errors(name):
+            # Of the samples, all measurements in docs/benchmarks.md are about another pooling than their files name.
+            head = head_input(name, self.config, self._task, pooling, None if is_sample(name) else self.file)
+        self._pooling, self.is_read_at_depths = head.pooling, head.is_movable
+        retyped = (retyped_as(backbone.model_type, self._retyped),) if self._retyped else ()
+        self.notes = (*retyped, *head.notes)
         if getattr(self.config, "num_channels", 3) != 3:
             raise user_error(
                 expected="a model that takes images of 3 channels",
@@ -195,8 +210,11 @@ class Checkpoint(AnyCheckpoint):
 
     def processor(self) -> ImageProcessor:
         """The checkpoint's own image processor: its size, interpolation, mean and standard deviation."""
+        named = self._read(get_image_processor_config).get("image_processor_type")
         # The same pixels with and without torchvision.
-        processor: ImageProcessor = self._read(AutoImageProcessor.from_pretrained, backend="pil")
+        by_pillow = BY_PILLOW[named].from_pretrained if named in BY_PILLOW else None
+        load = by_pillow or partial(AutoImageProcessor.from_pretrained, backend="pil")
+        processor: ImageProcessor = self._read(load)
         return processor
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -252,15 +270,31 @@ class Checkpoint(AnyCheckpoint):
                     self.path, pooling=self._pooling, labels=target.model_settings(), revision=self.revision,
                     fresh_weights=fresh_weights,
                 )  # fmt: skip
-            if self.config.model_type in self._task.own_classifiers:
-                return self._task.classifier_of(self.config.model_type)(self.config), frozenset()
-            kind, settings = self._task.classifier, self._settings(target)
-            if not fresh_weights:
-                return read_weights(kind.from_pretrained, self.path, self.revision, **settings)
-            config = read_config(self.path, revision=self.revision, **settings)
-            if isinstance(config, FusionConfig):
-                return FusionModel(config), frozenset()
-            return kind.from_config(config, dtype=torch.float32, trust_remote_code=False), frozenset()
+            if not self._has_image_head:
+                return self._of_transformers(target, fresh_weights=fresh_weights)
+            encoder, missing = read_encoder(
+                self.path, self.revision, target.model_settings(), fresh_weights=fresh_weights
+            )
+        model, missing = with_image_head(self.name, encoder, missing, target.model_settings())
+        return model, frozenset() if fresh_weights else missing
+
+    @property
+    def _has_image_head(self) -> bool:
+        """Whether it is an encoder of images that gets a head of ours, or has one."""
+        is_encoder = self._task.encoders is IMAGES and self._task.lacks_class(backbone_config(self.config))
+        return is_encoder or isinstance(self.config, PooledImageConfig)
+
+    def _of_transformers(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
+        if self.config.model_type in self._task.own_classifiers:
+            return self._task.classifier_of(self.config.model_type)(self.config), frozenset()
+        kind, settings = self._task.classifier, self._settings(target)
+        config = read_config(self.path, revision=self.revision, **settings)
+        if not fresh_weights:
+            settings = {"config": config} if self._retyped else settings
+            return read_weights(kind.from_pretrained, self.path, self.revision, **settings)
+        if isinstance(config, FusionConfig):
+            return FusionModel(config), frozenset()
+        return kind.from_config(config, dtype=torch.float32, trust_remote_code=False), frozenset()
 
     def _settings(self, target: Target) -> dict[str, Any]:
         """Values of the model's config for the target and, for texts, the padding token."""
@@ -302,7 +336,8 @@ def load_classifier(
         gradient_checkpointing: recompute activations in the backward pass.
 
     Raises:
-        UserError: the checkpoint is not complete, or the model does not support gradient checkpointing.
+        UserError: the checkpoint is not complete, its outputs are random, or the model does not support gradient
+            checkpointing.
     """
     model = checkpoint.classifier(target, seed=seed, fresh_weights=fresh_weights)
     groups = checkpoint.groups_of(model, inputs)
@@ -310,6 +345,7 @@ def load_classifier(
     if not isinstance(model, FusionModel):
         # A checkpoint with as many classes as the data would otherwise keep its old head.
         renew_head(model, groups[-1], seed)
+    refuse_random_outputs(checkpoint.name, model, inputs)
     if gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise user_error(

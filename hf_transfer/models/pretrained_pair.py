@@ -56,7 +56,7 @@ class PairCheckpoint(AnyCheckpoint):
                 str(models.text_model_name_or_path), models.text_model_revision, "text-classification",
                 setting="text_model_name_or_path",
             )  # fmt: skip
-            check_pooling(self.text.name, self.text.config, "mean")
+            check_pooling(self.text.name, self.text.config, "mean", may_split=False)
         self.parts = (self.image,) if self.image is self.text else (self.image, self.text)
         self.name = self.path = " + ".join(part.name for part in self.parts)
         self.commits = self.image.commits | self.text.commits
@@ -106,8 +106,9 @@ def _load_backbone(
     if not pooler:
         load = partial(without_pooler, load)
     with loading_errors(checkpoint.name), hub_access.local_files_only(checkpoint.offline):
-        if not fresh_weights:
-            return read_weights(load, checkpoint.path, checkpoint.revision)
+        # Of the type as which it is loaded: that in the checkpoint may be another.
         config = read_config(checkpoint.path, revision=checkpoint.revision)
+        if not fresh_weights:
+            return read_weights(load, checkpoint.path, checkpoint.revision, config=config)
         model = load(config, dtype=torch.float32, trust_remote_code=False)
     return model, frozenset(name for name, _ in model.named_parameters())

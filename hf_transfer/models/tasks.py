@@ -4,12 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from hf_transfer.errors import user_error
+from hf_transfer.models.encoders import IMAGES, TEXTS, Kind, Rule
 from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.modeling_deep_probe import (
     DeepProbeConfig,
@@ -18,6 +26,7 @@ from hf_transfer.models.modeling_deep_probe import (
 )
 from hf_transfer.models.modeling_pair_probe import PairProbeConfig, PairProbeModel
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification
+from hf_transfer.models.modeling_pooled_image import PooledForImageClassification, PooledImageConfig
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Task:
         expected: what these models are called in error messages.
         advice: what to do if the model is of another type; {setting} is the setting that names the model.
         own_classifiers: our classes for models that transformers has none for, by their type.
+        encoders: what is read by the encoders that get a head of ours; None: none of them do.
     """
 
     classifier: Any
@@ -37,29 +47,81 @@ class Task:
     expected: str
     advice: str
     own_classifiers: Mapping[str, Any] = field(default_factory=dict)
+    encoders: Kind | None = None
 
     def classifier_of(self, model_type: str) -> Any:
         """The class that loads a finished model of this type."""
         return self.own_classifiers.get(model_type, self.classifier)
 
+    def takes(self, model_type: str) -> bool:
+        """Whether a model of this type can be used for the task, finished or not."""
+        if model_type in self.model_types or model_type in self.own_classifiers:
+            return True
+        try:
+            return model_type in CONFIG_MAPPING and self._is_encoder(CONFIG_MAPPING[model_type])
+        except (ImportError, ValueError):
+            # transformers cannot import its class, as it needs another package.
+            return False
 
+    def _is_encoder(self, config: PretrainedConfig | type[PretrainedConfig]) -> bool:
+        return self.encoders is not None and self.encoders.is_encoder(config)
+
+    def rule_of(self, config: PretrainedConfig) -> Rule | None:
+        """What is done with models of this type; None: nothing special."""
+        return self.encoders.rules.get(config.model_type) if self.encoders else None
+
+    def lacks_class(self, config: PretrainedConfig) -> bool:
+        """Whether a model of this type gets a head of ours, as transformers has no classifier for it."""
+        return self.encoders is not None and config.model_type not in self.model_types
+
+    def refuse_unsuitable(self, name: str, config: PretrainedConfig, setting: str) -> None:
+        """Refuse a model that is not for this task.
+
+        Args:
+            name: the checkpoint, as the user names it.
+            config: of its backbone.
+            setting: the setting in which the user names it.
+
+        Raises:
+            UserError: it is refused.
+        """
+        kind, rule = config.model_type, self.rule_of(config)
+        if rule is not None and rule.instead:
+            raise user_error(
+                expected=self.expected,
+                found=f"{name}, a {kind} model: {rule.reason}",
+                do=f"{rule.instead} (--{setting})",
+            )
+        if kind not in self.model_types and not self._is_encoder(config):
+            raise user_error(
+                expected=self.expected, found=f"{name}, a {kind} model", do=self.advice.format(setting=setting)
+            )
+
+
+# Encoders with a head of ours, which are saved with its code.
+WITH_OUR_HEAD = (PooledForImageClassification, PooledForSequenceClassification)
 TASKS = {
     "image-classification": Task(
         AutoModelForImageClassification,
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-        "a model that transformers can load as an image classifier (ViT, ResNet, ConvNeXt, Swin, ...)",
+        "a model that transformers can load as a classifier or an encoder of images (ViT, ResNet, DINOv3, CLIP, ...)",
         "choose an image model in --{setting}",
-        {DeepProbeConfig.model_type: DeepProbeForImageClassification},
+        {
+            PooledImageConfig.model_type: PooledForImageClassification,
+            DeepProbeConfig.model_type: DeepProbeForImageClassification,
+        },
+        IMAGES,
     ),
     "text-classification": Task(
         AutoModelForSequenceClassification,
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-        "a model that transformers can load as a text classifier (BERT, RoBERTa, DeBERTa, DistilBERT, GPT-2, ...)",
+        "a model that transformers can load as a classifier or an encoder of texts (BERT, RoBERTa, T5, GPT-2, ...)",
         "choose a text model in --{setting}",
         {
             PooledConfig.model_type: PooledForSequenceClassification,
             DeepProbeConfig.model_type: DeepProbeForSequenceClassification,
         },
+        TEXTS,
     ),
     "dual-encoder": Task(
         AutoModel,

@@ -148,8 +148,10 @@ class SentenceSettings(TextSettings):
 
     text_pair_column_name: str | None = setting("Column with a second text, for pairs of sentences.", None)
     pooling: Literal["own", "cls", "mean", "auto"] = setting(
-        "What the head sees of a text: the checkpoint's own pooling, the first token, the mean of all, or what suits "
-        "the training samples best (auto).", "own", TRAINS, ONE_DEPTH,
+        "What the head sees of a text: what the checkpoint was trained with, if its files name it, and else what the "
+        "model's own class takes (own); the first token; the mean of all; or what suits the training samples best "
+        "(auto).",
+        "own", TRAINS, ONE_DEPTH,
     )  # fmt: skip
 
 

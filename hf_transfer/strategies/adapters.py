@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.pretrained import seeded
+from hf_transfer.models.tasks import WITH_OUR_HEAD
 from hf_transfer.models.towers import trace
 from hf_transfer.strategies.adapter_files import quiet_peft
 from hf_transfer.strategies.freezing import Stage, Strategy, top_blocks
@@ -46,12 +47,14 @@ class Adapters(Strategy):
         rank: rows of LoRA's A and columns of its B; the same for other methods that have a rank.
         alpha: scale of what is added to the weights, divided by the rank; None for twice the rank.
         dropout: probability of dropout of the adapter's inputs; of LoKr, of rows of the product.
+        merges: whether the adapter is merged into the weights before it is saved.
     """
 
     layers: int | None = None
     rank: int = 8
     alpha: float | None = None
     dropout: float = 0.05
+    merges: bool = False
     learning_rate: float = 5e-4
     peft_type: ClassVar[str]
 
@@ -77,8 +80,14 @@ class Adapters(Strategy):
         """Refuse a model that has too few blocks, or no layer that the method can adapt; weights are not read.
 
         Raises:
-            UserError: the model is refused.
+            UserError: the model is refused; or peft, which loads models of transformers alone, could not load it.
         """
+        if isinstance(model, WITH_OUR_HEAD) and not self.merges:
+            raise user_error(
+                expected="an adapter that peft can load elsewhere, or --merge_adapter",
+                found=f"{type(model).__name__}, whose code is saved with it",
+                do="add --merge_adapter, or use another strategy",
+            )
         self._targets(model, groups)
 
     def prepare(

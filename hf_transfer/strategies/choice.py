@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -61,16 +62,16 @@ def _strategy(name: str, settings: StrategySettings, larger_head: bool) -> Strat
 def _adapters(name: str, settings: StrategySettings) -> Strategy:
     from hf_transfer.strategies import adapters
 
-    rank, alpha, dropout = settings.adapter_rank, settings.adapter_alpha, settings.adapter_dropout
-    layers = settings.adapter_layers
+    shared: dict[str, Any] = {"layers": settings.adapter_layers, "merges": settings.merge_adapter}
+    shaped = shared | {
+        "rank": settings.adapter_rank, "alpha": settings.adapter_alpha, "dropout": settings.adapter_dropout,
+    }  # fmt: skip
     strategies: dict[str, Strategy] = {
-        "lora": adapters.LowRankAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
-        "dora": adapters.WeightDecomposedAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
-        "ia3": adapters.InfusedAdapters(layers=layers),
-        "lokr": adapters.KroneckerAdaptation(rank=rank, alpha=alpha, dropout=dropout, layers=layers),
-        "adapter": adapters.OtherAdapters(
-            peft_type=settings.peft_type, rank=rank, alpha=alpha, dropout=dropout, layers=layers
-        ),
+        "lora": adapters.LowRankAdaptation(**shaped),
+        "dora": adapters.WeightDecomposedAdaptation(**shaped),
+        "ia3": adapters.InfusedAdapters(**shared),
+        "lokr": adapters.KroneckerAdaptation(**shaped),
+        "adapter": adapters.OtherAdapters(peft_type=settings.peft_type, **shaped),
     }
     return strategies[name]
 
@@ -152,7 +153,7 @@ def load_model(
         gradient_checkpointing=gradient_checkpointing,
     )  # fmt: skip
     in_channels_last(model)
-    return NewModel(model, groups, checkpoint.describe_missing(groups))
+    return NewModel(model, groups, [*checkpoint.notes, *checkpoint.describe_missing(groups)])
 
 
 def prepare_model(

@@ -11,7 +11,6 @@ from hf_transfer.models.fusion import FusionModel
 from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.modeling_deep_probe import FIRST, HEAD
 from hf_transfer.models.modeling_pair import INPUTS
-from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
 from hf_transfer.models.pair_taps import AllPairTaps, usual_pair_taps, with_named_taps
 from hf_transfer.models.pooling import check_first_token
 from hf_transfer.models.taps import (
@@ -26,6 +25,7 @@ from hf_transfer.models.taps import (
     usual_taps,
     without_head,
 )
+from hf_transfer.models.tasks import WITH_OUR_HEAD
 from hf_transfer.models.towers import PairTowers, groups_of
 from hf_transfer.strategies.freezing import LinearProbe
 
@@ -57,11 +57,11 @@ class DeepProbe(LinearProbe):
                 found=f"{type(model).__name__}, which ends in {', '.join(heads)}",
                 do="use --strategy linear_probe",
             )
-        if isinstance(model, PooledForSequenceClassification):
+        if isinstance(model, WITH_OUR_HEAD):
             raise user_error(
-                expected="for --strategy deep_probe a model with the pooling of its checkpoint",
-                found=f"a model with --pooling {model.config.pooling}",
-                do="name the model that it was trained from",
+                expected="for --strategy deep_probe a model that transformers has a classifier for",
+                found=f"{type(model).__name__}, whose code is saved with it",
+                do="use --strategy linear_probe, or name the model that it was trained from",
             )
         if named := [name for name in self.taps if tower_of(name)]:
             raise user_error(

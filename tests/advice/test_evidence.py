@@ -121,7 +121,7 @@ def test_evidence_costs_one_pass_and_a_few_rows(bert: Path, tmp_path: Path, monk
     assert known.rows <= sum(passed) <= 1.15 * known.rows
     passed.clear()
     assert gather_evidence(config).probes == known.probes
-    assert sum(passed) <= 0.15 * known.rows
+    assert sum(passed) <= 0.16 * known.rows
 
 
 @pytest.mark.parametrize("strategy", ["linear_probe", "deep_probe"])

@@ -321,7 +321,7 @@ def test_more_blocks_for_adapters_than_the_model_has(refused: Refused) -> None:
 def test_an_image_model_is_no_text_classifier(refused: Refused) -> None:
     refused(
         model_name_or_path="sample:vit-glyphs",
-        expected="a model that transformers can load as a text classifier (BERT, RoBERTa",
+        expected="a model that transformers can load as a classifier or an encoder of texts (BERT, RoBERTa",
         found="sample:vit-glyphs, a vit model",
         do="choose a text model in --model_name_or_path",
     )
@@ -329,7 +329,7 @@ def test_an_image_model_is_no_text_classifier(refused: Refused) -> None:
 
 def test_a_text_model_is_no_image_classifier(vision: Recipe, bert: Path, tmp_path: Path) -> None:
     finished = vision(model_name_or_path=bert)
-    expected = "a model that transformers can load as an image classifier (ViT"
+    expected = "a model that transformers can load as a classifier or an encoder of images (ViT"
     assert_refused(finished, expected, f"{bert}, a bert model", "choose an image model in --model_name_or_path")
     assert not (tmp_path / "out").exists()
 

@@ -26,6 +26,7 @@ from hf_transfer.models.modeling_deep_probe import (
     DeepProbeForSequenceClassification,
 )
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification
+from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.strategies.adapter_files import save_adapter
 from hf_transfer.strategies.adapters import LowRankAdaptation
 from hf_transfer.targets.classes import Classes
@@ -33,6 +34,7 @@ from hf_transfer.targets.labels import LabelSets
 from hf_transfer.targets.numbers import Numbers
 from hf_transfer.targets.table import write_settings
 from hf_transfer.targets.target import Target
+from tests.models.families import FAMILIES
 from tests.tapped_models import pictures, tapped
 from tests.tiny_models import ALL, CLASSES, perturb, set_running_statistics
 from tests.tiny_text_models import (
@@ -141,6 +143,21 @@ def save_pooled_model(folder: Path) -> Path:
     return save_finished(folder, model, TokenPreprocessing(tiny_tokenizer(), model_limit=40), modality="text")
 
 
+def save_encoder(folder: Path, name: str) -> Path:
+    """A finished model with a head of ours on an encoder of a family."""
+    family = FAMILIES[name]
+    base = family.checkpoint(folder.with_name(f"{folder.name}-base"))
+    checkpoint = Checkpoint(str(base), task=family.task, pooling="own")
+    model = checkpoint.classifier(CLASS_TARGET, seed=0, fresh_weights=False)
+    perturb(model, 1)
+    model.train(False)
+    is_text = family.recipe == "text"
+    preprocessing: Any = (
+        TokenPreprocessing(tiny_tokenizer(), model_limit=40) if is_text else image_preprocessing(family.side)
+    )
+    return save_finished(folder, model, preprocessing, modality="text" if is_text else "image")
+
+
 def save_deep_probe(folder: Path, name: str) -> Path:
     """A finished model that reads two hidden states and what enters the head."""
     is_text = name in TEXT_ARCHITECTURES
@@ -179,6 +196,9 @@ def save_adapted(folder: Path) -> Path:
 # Kinds of models beside plain ones.
 KINDS: dict[str, Callable[[Path], Path]] = {
     "pooled": save_pooled_model,
+    "encoder of images": lambda folder: save_encoder(folder, "dinov3_vit"),
+    "encoder of images by convolutions": lambda folder: save_encoder(folder, "dinov3_convnext"),
+    "encoder of texts": lambda folder: save_encoder(folder, "t5"),
     "deep_probe of texts": lambda folder: save_deep_probe(folder, "bert"),
     "deep_probe of images": lambda folder: save_deep_probe(folder, "vit"),
     "adapter": save_adapted,

@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_transfer.models import modeling_pooled
+from hf_transfer.models.encoders import Pooling
 from hf_transfer.models.groups import check_boundary, trace_groups
-from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification, first_token, mean
-from hf_transfer.models.pooling import Pooling
+from hf_transfer.models.modeling_pooled import (
+    PooledConfig,
+    PooledForSequenceClassification,
+    first_token,
+    last_token,
+    mean,
+)
 from hf_transfer.models.pretrained import Checkpoint
 from tests.tiny_models import logits, perturb
 from tests.tiny_text_models import CLASSES, PAD, TEXT_ARCHITECTURES, token_ids
@@ -89,6 +95,12 @@ def test_a_mean_in_half_precision_is_summed_in_single_precision(masked: bool) ->
     result = mean(hidden, torch.ones(1, 2000) if masked else None)
     assert result.dtype == torch.float16
     assert result.tolist() == [[100.0, 100.0]]
+
+
+def test_the_last_token_is_the_last_that_is_not_padding_on_either_side() -> None:
+    hidden = torch.arange(12.0).reshape(2, 3, 2)
+    assert last_token(hidden, torch.tensor([[0, 1, 1], [1, 1, 0]])).tolist() == [[4.0, 5.0], [8.0, 9.0]]
+    assert last_token(hidden, None).tolist() == [[4.0, 5.0], [10.0, 11.0]]
 
 
 def test_values_of_padding_have_no_effect_on_the_mean() -> None:
@@ -184,5 +196,5 @@ def test_a_saved_and_loaded_model_gives_the_same_logits(name: str, pooling: Pool
 
 
 def test_an_unknown_pooling_is_refused() -> None:
-    with pytest.raises(ValueError, match="'mean' or 'cls', not 'max'"):
+    with pytest.raises(ValueError, match="'mean', 'cls' or 'last', not 'max'"):
         PooledConfig.from_dict({"pooling": "max"})

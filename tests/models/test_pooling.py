@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, PretrainedConfig, PreTrainedModel, T5Config
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BartConfig, BertConfig, PretrainedConfig, PreTrainedModel
 
 from hf_transfer.errors import UserError
 from hf_transfer.models import modeling_pooled
+from hf_transfer.models.encoders import Pooling
 from hf_transfer.models.groups import trace_groups
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification
 from hf_transfer.models.pooling import (
-    Pooling,
     backbone_config,
     check_pooling,
     pooled_classifier,
@@ -272,9 +272,9 @@ def test_the_first_token_of_an_encoder_configured_as_a_decoder_is_refused() -> N
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_a_model_with_an_encoder_and_a_decoder_is_refused(pooling: Pooling) -> None:
     with pytest.raises(UserError) as caught:
-        check_pooling("some/t5", T5Config(), pooling)
+        check_pooling("some/bart", BartConfig(), pooling)
     assert str(caught.value) == (
         f"Expected: for --pooling {pooling} a model with one stack of layers (BERT, RoBERTa, GPT-2, ...)\n"
-        "Found:    some/t5, a t5 model with an encoder and a decoder\n"
+        "Found:    some/bart, a bart model with an encoder and a decoder\n"
         "Do this:  use --pooling own"
     )

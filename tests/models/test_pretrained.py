@@ -185,7 +185,9 @@ def test_an_unknown_sample_is_refused() -> None:
 def test_a_text_model_is_refused(tmp_path: Path) -> None:
     small = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     BertModel(small).save_pretrained(tmp_path / "bert")
-    with pytest.raises(UserError, match=r"load as an image classifier \(ViT.*\nFound:    .*/bert, a bert model\n"):
+    with pytest.raises(
+        UserError, match=r"load as a classifier or an encoder of images \(ViT.*\nFound:    .*/bert, a bert model\n"
+    ):
         Checkpoint(str(tmp_path / "bert"))
 
 

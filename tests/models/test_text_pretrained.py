@@ -182,7 +182,7 @@ def test_an_image_model_is_refused_as_a_text_classifier() -> None:
     with pytest.raises(UserError) as caught:
         Checkpoint("sample:resnet-glyphs", task=TASK)
     assert str(caught.value) == (
-        "Expected: a model that transformers can load as a text classifier (BERT, RoBERTa, DeBERTa, DistilBERT, "
+        "Expected: a model that transformers can load as a classifier or an encoder of texts (BERT, RoBERTa, T5, "
         "GPT-2, ...)\nFound:    sample:resnet-glyphs, a resnet model\n"
         "Do this:  choose a text model in --model_name_or_path"
     )

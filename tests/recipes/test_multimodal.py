@@ -308,7 +308,7 @@ def test_two_processes_end_with_one_set_of_files_and_equal_weights(given: Path, 
 def test_a_model_that_cannot_be_a_tower_is_refused_by_the_name_of_its_setting(recipe: Any, given: Path) -> None:
     assert_refused(
         recipe(image_model_name_or_path=given / "bert"),
-        "a model that transformers can load as an image classifier",
+        "a model that transformers can load as a classifier or an encoder of images",
         "a bert model",
         "choose an image model in --image_model_name_or_path",
     )

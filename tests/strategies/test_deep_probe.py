@@ -98,8 +98,8 @@ def test_a_model_with_another_pooling_is_refused(tmp_path: Path) -> None:
     base = Checkpoint(str(save_text_checkpoint(tmp_path / "bert")), task=TEXT, pooling="mean")
     base.classifier(TARGET, seed=0, fresh_weights=False).save_pretrained(tmp_path / "pooled")
     lines = refusal(Checkpoint(str(tmp_path / "pooled"), task=TEXT))
-    assert lines[0] == "Expected: for --strategy deep_probe a model with the pooling of its checkpoint"
-    assert lines[1] == "Found:    a model with --pooling mean"
+    assert lines[0] == "Expected: for --strategy deep_probe a model that transformers has a classifier for"
+    assert lines[1] == "Found:    PooledForSequenceClassification, whose code is saved with it"
 
 
 @pytest.mark.usefixtures("weights_are_not_read")

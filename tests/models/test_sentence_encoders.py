@@ -1,0 +1,152 @@
+"""Sentence encoders: the pooling that their own files name, and who uses it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+
+from hf_transfer.errors import UserError
+from hf_transfer.modalities.text import TextModality
+from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.models.sentence_encoders import NamedPooling, named_pooling
+from hf_transfer.settings.run import TextConfig
+from hf_transfer.targets.classes import Classes
+from tests.tiny_models import logits
+from tests.tiny_text_models import save_text_checkpoint, token_ids
+
+TEXT = "text-classification"
+TARGET = Classes(("a", "b"))
+MEAN: Mapping[str, Any] = MappingProxyType(
+    {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
+)
+FILE = "1_Pooling/config.json"
+
+
+def save_sentence_encoder(folder: Path, pooling: Mapping[str, Any] | None = MEAN) -> Path:
+    """A tiny checkpoint with the files of sentence-transformers; without settings of the pooling if there are none."""
+    save_text_checkpoint(folder)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    if pooling is not None:
+        (folder / "1_Pooling").mkdir()
+        (folder / FILE).write_text(json.dumps(dict(pooling)), encoding="utf-8")
+    return folder
+
+
+def named(folder: Path) -> NamedPooling | None:
+    return named_pooling(lambda name: folder / name if (folder / name).is_file() else None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (MEAN, NamedPooling("mean", "mean", FILE)),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, NamedPooling("cls", "cls", FILE)),
+        ({"pooling_mode_lasttoken": True}, NamedPooling("last", "lasttoken", FILE)),
+        ({"pooling_mode": "mean"}, NamedPooling("mean", "mean", FILE)),
+        ({"pooling_mode_max_tokens": True}, NamedPooling(None, "max", FILE)),
+        ({**MEAN, "pooling_mode_max_tokens": True}, NamedPooling(None, "mean+max", FILE)),
+        ({"word_embedding_dimension": 24}, NamedPooling(None, "", FILE)),
+        (None, NamedPooling(None, "", FILE)),
+    ],
+)
+def test_the_pooling_is_read_from_the_files(
+    settings: dict[str, Any] | None, expected: NamedPooling, tmp_path: Path
+) -> None:
+    assert named(save_sentence_encoder(tmp_path, settings)) == expected
+
+
+def test_most_checkpoints_name_no_pooling(tmp_path: Path) -> None:
+    assert named(save_text_checkpoint(tmp_path)) is None
+    (tmp_path / "modules.json").write_text('[{"path": "", "type": "sentence_transformers.models.Transformer"}]')
+    assert named(tmp_path) is None
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc"])
+def test_a_file_outside_the_checkpoint_is_not_read(path: str, tmp_path: Path) -> None:
+    folder = save_sentence_encoder(tmp_path / "model")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "config.json").write_text(json.dumps(dict(MEAN)), encoding="utf-8")
+    (folder / "modules.json").write_text(json.dumps([{"path": path, "type": "x.Pooling"}]), encoding="utf-8")
+    assert named(folder) is None
+
+
+def test_the_head_reads_what_the_checkpoint_was_trained_with(tmp_path: Path) -> None:
+    """As with `--pooling mean`, and the report says why."""
+    folder = save_sentence_encoder(tmp_path)
+    checkpoint = Checkpoint(str(folder), task=TEXT, pooling="own")
+    assert checkpoint.notes == (f"The head reads the mean of all tokens, as {FILE} of the model says.",)
+    models = [
+        one.classifier(TARGET, seed=0, fresh_weights=False).eval()
+        for one in (checkpoint, Checkpoint(str(folder), task=TEXT, pooling="mean"))
+    ]
+    assert torch.equal(*(logits(model, token_ids()) for model in models))
+
+
+@pytest.mark.parametrize("settings", [None, {"pooling_mode_max_tokens": True}])
+def test_a_pooling_that_is_not_available_is_said_and_changes_nothing(
+    settings: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint(str(save_sentence_encoder(tmp_path, settings)), task=TEXT, pooling="own")
+    fault = "names no pooling" if settings is None else "names the pooling max, which is not available"
+    assert checkpoint.notes == (
+        f"{FILE} of the model {fault}: the head reads what transformers' classifier for it reads.",
+    )
+    model = checkpoint.classifier(TARGET, seed=0, fresh_weights=False)
+    assert type(model).__name__ == "BertForSequenceClassification"
+
+
+def test_another_pooling_is_used_if_it_is_asked_for(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(str(save_sentence_encoder(tmp_path)), task=TEXT, pooling="cls")
+    assert checkpoint.notes == ()
+    model: Any = checkpoint.classifier(TARGET, seed=0, fresh_weights=False)
+    assert model.config.pooling == "cls"
+
+
+def test_the_sample_keeps_the_pooling_of_all_measurements() -> None:
+    """The package that carries it has the files of a sentence encoder."""
+    checkpoint = Checkpoint("sample:minilm", task=TEXT, pooling="own")
+    assert checkpoint.file(FILE) is not None
+    assert checkpoint.notes == ()
+    model = checkpoint.classifier(TARGET, seed=0, fresh_weights=True)
+    assert type(model).__name__ == "BertForSequenceClassification"
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    folder = save_sentence_encoder(tmp_path)
+    (folder / "modules.json").write_text("[{", encoding="utf-8")
+    with pytest.raises(UserError, match="a complete transformers checkpoint in"):
+        Checkpoint(str(folder), task=TEXT, pooling="own")
+
+
+def model_of_run(folder: Path, **settings: Any) -> str:
+    """The name of the class with which a run would start."""
+    config = TextConfig.of(model_name_or_path=str(folder), dataset_name="none", output_dir="none", **settings)
+    checkpoint = TextModality().checkpoint(config)
+    return type(checkpoint.classifier(TARGET, seed=0, fresh_weights=True)).__name__
+
+
+def test_only_what_can_be_saved_with_another_pooling_has_it(tmp_path: Path) -> None:
+    """An adapter alone belongs to a class of transformers, and a deep probe chooses what it reads."""
+    folder = save_sentence_encoder(tmp_path)
+    ours, theirs = "PooledForSequenceClassification", "BertForSequenceClassification"
+    assert model_of_run(folder, strategy="full") == ours
+    assert model_of_run(folder, strategy="linear_probe") == ours
+    assert model_of_run(folder, strategy="lora", merge_adapter=True) == ours
+    assert model_of_run(folder, strategy="lora") == theirs
+    assert model_of_run(folder, strategy="deep_probe") == theirs
+
+
+def test_a_sentence_encoder_is_still_read_at_several_depths(tmp_path: Path) -> None:
+    """Rankings and advice look at all of them, unless the settings name the pooling."""
+    folder = str(save_sentence_encoder(tmp_path))
+    assert Checkpoint(folder, task=TEXT, pooling="own").is_read_at_depths
+    assert not Checkpoint(folder, task=TEXT, pooling="mean").is_read_at_depths
