@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_transfer.errors import user_error
+from hf_transfer.models import timm_models
 from hf_transfer.models.fusion import FusionConfig
 from hf_transfer.models.loading import read_weights
 from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
@@ -37,6 +38,8 @@ def read_config(path: str, *, revision: str = "main", **settings: Any) -> Pretra
     for our_config in (PooledConfig, DeepProbeConfig, FusionConfig):
         if values.get("model_type") == our_config.model_type:
             return our_config.from_dict(values, name_or_path=path, **settings)
+    if values.get("model_type") == timm_models.MODEL_TYPE:
+        return timm_models.timm_config(values, path, **settings)
     # Without `trust_remote_code`, transformers would ask at a terminal whether to run the checkpoint's code.
     config: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False, **settings)
     return config

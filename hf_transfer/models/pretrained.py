@@ -28,6 +28,7 @@ from hf_transfer.models.loading import loading_errors, quiet_loading, read_weigh
 from hf_transfer.models.locating import locate
 from hf_transfer.models.pooling import backbone_config, check_pooling, pooled_classifier, pooling_of, read_config
 from hf_transfer.models.tasks import TASKS
+from hf_transfer.models.timm_models import TimmProcessor, is_timm
 from hf_transfer.models.towers import trace
 from hf_transfer.models.trust import refuse_other_files
 from hf_transfer.targets.classes import Classes
@@ -194,6 +195,8 @@ class Checkpoint(AnyCheckpoint):
 
     def processor(self) -> ImageProcessor:
         """The checkpoint's own image processor: its size, interpolation, mean and standard deviation."""
+        if is_timm(self.config):
+            return TimmProcessor(self.name, getattr(self.config, "pretrained_cfg", {}))
         # The same pixels with and without torchvision.
         processor: ImageProcessor = self._read(AutoImageProcessor.from_pretrained, backend="pil")
         return processor
@@ -254,9 +257,11 @@ class Checkpoint(AnyCheckpoint):
             if self.config.model_type in self._task.own_classifiers:
                 return self._task.classifier_of(self.config.model_type)(self.config), frozenset()
             kind, settings = self._task.classifier, self._settings(target)
-            if not fresh_weights:
-                return read_weights(kind.from_pretrained, self.path, self.revision, **settings)
             config = read_config(self.path, revision=self.revision, **settings)
+            if not fresh_weights:
+                # Of a timm model the configuration as it was read: transformers fails on what some of them say.
+                settings = {"config": config} if is_timm(config) else settings
+                return read_weights(kind.from_pretrained, self.path, self.revision, **settings)
             if isinstance(config, FusionConfig):
                 return FusionModel(config), frozenset()
             return kind.from_config(config, dtype=torch.float32, trust_remote_code=False), frozenset()
@@ -273,7 +278,8 @@ class Checkpoint(AnyCheckpoint):
     def finished_classifier(self) -> PreTrainedModel:
         """The model with its own head, for evaluation and prediction."""
         kind = self._task.classifier_of(self.config.model_type)
-        model: PreTrainedModel = self._read(kind.from_pretrained, dtype=torch.float32, use_safetensors=True)
+        settings = {"config": self.config} if is_timm(self.config) else {}
+        model: PreTrainedModel = self._read(kind.from_pretrained, dtype=torch.float32, use_safetensors=True, **settings)
         return model
 
     def _read(self, load: Callable[..., Any], **settings: Any) -> Any:
