@@ -45,6 +45,7 @@ test: setup  ## The tests for daily work: everything except what takes long.
 
 test-slow: setup  ## The tests that take long: two hosts, sharding, the browser, kills, the wheel.
 	OMP_NUM_THREADS=$(TEST_THREADS) $(PYTEST) -m slow
+	OMP_NUM_THREADS=$(TEST_THREADS) $(PYTEST_TIMM) -m slow
 
 test-all: setup  ## All tests, and the lines of the package that none of them reaches.
 	OMP_NUM_THREADS=$(TEST_THREADS) $(PYTEST_TIMM) --cov=hf_transfer --cov-report= --cov-fail-under=0

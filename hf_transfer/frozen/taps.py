@@ -12,8 +12,8 @@ from torch import nn
 
 from hf_transfer.frozen.features import Features, features_of
 from hf_transfer.frozen.recording import Passes, identity
-from hf_transfer.models.groups import evaluating
 from hf_transfer.models.taps import Tap, vectors_of
+from hf_transfer.models.tracing import evaluating
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_transfer.errors import user_error
-from hf_transfer.models.groups import Group, Inputs, evaluating
+from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.modeling_deep_probe import (
     FIRST,
     HEAD,
@@ -27,6 +27,7 @@ from hf_transfer.models.modeling_deep_probe import (
     tap_vectors,
 )
 from hf_transfer.models.pooling import looks_back_only, without_task
+from hf_transfer.models.tracing import evaluating
 
 # Depths at which a backbone is read, as shares of its blocks, rounded up; the first three are also read together.
 COMBINED = ((1, 3), (2, 3), (1, 1))

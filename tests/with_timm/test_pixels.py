@@ -98,7 +98,12 @@ def test_a_model_that_takes_other_pictures_is_refused(
 
 
 def test_the_saved_model_carries_its_preprocessing(tmp_path: Path) -> None:
-    given: dict[str, Any] = {"input_size": [3, 75, 75], "crop_pct": 0.9, "mean": [0.4, 0.5, 0.6], "interpolation": "lanczos"}
+    given: dict[str, Any] = {
+        "input_size": [3, 75, 75],
+        "crop_pct": 0.9,
+        "mean": [0.4, 0.5, 0.6],
+        "interpolation": "lanczos",
+    }
     checkpoint = Checkpoint(str(save_timm(tmp_path / "timm", **given)))
     checkpoint.finished_classifier().save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "config.json").read_text())["pretrained_cfg"]
