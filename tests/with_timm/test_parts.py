@@ -1,7 +1,6 @@
 """Models of timm without repeated modules: parts of like work, between which stored activations equal a live run."""
 
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from hf_transfer.models.groups import Group, check_boundary, trace_groups
 from hf_transfer.models.units import MOST_GROUPS, work_of
 from hf_transfer.strategies.freezing import GradualUnfreezing, PartialFineTuning
 from tests.tiny_models import logits, set_running_statistics
+from tests.with_timm.tiny_timm import Classifier
 
 CLASSES = 5
 # The layers of VGG16 with an eighth of their channels.
@@ -37,17 +37,6 @@ MODELS: dict[str, tuple[Any, int]] = {
 }  # fmt: skip
 # The largest of them takes more than ten seconds.
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "inception_v3" else name for name in MODELS]
-
-
-class Classifier(nn.Module):
-    """As transformers wraps a model of timm."""
-
-    def __init__(self, timm_model: nn.Module) -> None:
-        super().__init__()
-        self.timm_model = timm_model
-
-    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.timm_model(pixel_values))
 
 
 def batch(name: str, seed: int, rows: int = 2) -> dict[str, Tensor]:
