@@ -35,6 +35,8 @@ def read_config(path: str, *, revision: str = "main", **settings: Any) -> Pretra
         settings: values that replace those of the checkpoint.
     """
     values, _ = PretrainedConfig.get_config_dict(path, revision=revision)
+    if "pretrained_cfg" in values:
+        timm_models.refuse_without_timm(path)
     for our_config in (PooledConfig, DeepProbeConfig, FusionConfig):
         if values.get("model_type") == our_config.model_type:
             return our_config.from_dict(values, name_or_path=path, **settings)

@@ -195,8 +195,8 @@ class Checkpoint(AnyCheckpoint):
 
     def processor(self) -> ImageProcessor:
         """The checkpoint's own image processor: its size, interpolation, mean and standard deviation."""
-        if is_timm(self.config):
-            return TimmProcessor(self.name, getattr(self.config, "pretrained_cfg", {}))
+        if (pretrained_cfg := getattr(self.config, "pretrained_cfg", None)) is not None:
+            return TimmProcessor(self.name, pretrained_cfg)
         # The same pixels with and without torchvision.
         processor: ImageProcessor = self._read(AutoImageProcessor.from_pretrained, backend="pil")
         return processor

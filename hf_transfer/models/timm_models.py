@@ -21,6 +21,7 @@ from hf_transfer.errors import some, user_error
 from hf_transfer.models.loading import unsuitable_torchvision
 
 MODEL_TYPE = "timm_wrapper"
+PROCESSOR_TYPE = "image_processor_type"
 # Arguments of an architecture with which timm would read other files or return something else than logits, or which
 # transformers gives itself.
 REFUSED_ARGUMENTS = ("cache_dir", "checkpoint_path", "features_only", "pretrained", "pretrained_cfg")
@@ -44,7 +45,7 @@ def is_timm(config: PretrainedConfig) -> bool:
 
 
 def timm_config(values: Mapping[str, Any], path: str, **settings: Any) -> PretrainedConfig:
-    """The configuration of a timm model.
+    """The configuration of a timm model; timm must be installed, see `refuse_without_timm`.
 
     Args:
         values: of its config.json.
@@ -52,9 +53,8 @@ def timm_config(values: Mapping[str, Any], path: str, **settings: Any) -> Pretra
         settings: values that replace those of the file.
 
     Raises:
-        UserError: timm or a suitable torchvision is missing, or timm cannot build the model.
+        UserError: timm cannot build the model.
     """
-    refuse_without_timm(path)
     from transformers.models.timm_wrapper import TimmWrapperConfig
 
     values = dict(values)
@@ -69,6 +69,8 @@ def timm_config(values: Mapping[str, Any], path: str, **settings: Any) -> Pretra
             do="take these out of its config.json, or use another checkpoint",
         )
     values["model_args"] = arguments or None
+    # In a configuration of our own around this one, transformers finds the processor by it.
+    values[PROCESSOR_TYPE] = "TimmWrapperImageProcessor"
     if "id2label" in settings:
         # Otherwise the number of classes of the earlier task would count, and their names would be saved again.
         values = {name: value for name, value in values.items() if name not in EARLIER_TASK}
