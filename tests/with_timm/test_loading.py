@@ -11,11 +11,14 @@ from transformers import AutoModelForImageClassification
 
 from hf_transfer.errors import UserError
 from hf_transfer.models.pretrained import Checkpoint, load_classifier
+from hf_transfer.models.pretrained_pair import PairCheckpoint
+from hf_transfer.settings.model import PairModelSettings
 from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.labels import LabelSets
 from hf_transfer.targets.numbers import Numbers
 from hf_transfer.targets.table import target_of_model, write_settings
 from hf_transfer.targets.target import Target
+from tests.tiny_text_models import save_text_checkpoint
 from tests.with_timm.tiny_timm import EARLIER, save_timm, tiny_timm
 
 INPUTS = {"pixel_values": torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))}
@@ -114,3 +117,16 @@ def test_near_names_of_an_unknown_architecture_are_suggested(tmp_path: Path) -> 
     change_config(save_timm(tmp_path / "timm"), architecture="resnet_18")
     with pytest.raises(UserError, match="resnet18"):
         Checkpoint(str(tmp_path / "timm"))
+
+
+def test_images_with_texts_take_no_model_of_timm(tmp_path: Path) -> None:
+    save_text_checkpoint(tmp_path / "bert", "bert")
+    models = PairModelSettings(
+        image_model_name_or_path=str(save_timm(tmp_path / "timm")), text_model_name_or_path=str(tmp_path / "bert")
+    )
+    with pytest.raises(UserError) as caught:
+        PairCheckpoint(models)
+    assert str(caught.value).splitlines()[1:] == [
+        f"Found:    {tmp_path / 'timm'}, a model of timm",
+        "Do this:  choose another --image_model_name_or_path",
+    ]
