@@ -23,7 +23,7 @@ from hf_transfer.frozen.features import Features, best_solution, features_of
 from hf_transfer.frozen.recording import Passes, fill, stores_of
 from hf_transfer.frozen.solvers import SolverOptions
 from hf_transfer.frozen.store import Column
-from hf_transfer.models.groups import evaluating
+from hf_transfer.models.tracing import evaluating
 from hf_transfer.run import Run, open_run
 from hf_transfer.targets.predictions import Ranking
 

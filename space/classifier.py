@@ -95,7 +95,9 @@ class Classifier:
         self.model.eval().requires_grad_(False).to(self.device)
         self.target = _target(self.model.config, folder)
         self.labels = list(self.target.names)
-        self.takes_picture = _has(folder, PROCESSOR_FILES) and auto_class != "AutoModelForSequenceClassification"
+        # A model of timm has the settings of its processor in its configuration.
+        has_processor = _has(folder, PROCESSOR_FILES) or hasattr(config, "pretrained_cfg")
+        self.takes_picture = has_processor and auto_class != "AutoModelForSequenceClassification"
         self.takes_text = _has(folder, TOKENIZER_FILES) and auto_class != "AutoModelForImageClassification"
         if not (self.takes_picture or self.takes_text):
             raise NoClassifierError(f"{folder} has neither an image processor nor a tokenizer beside the model.")

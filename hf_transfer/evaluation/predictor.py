@@ -25,6 +25,7 @@ from hf_transfer.modalities.modality import (
 )
 from hf_transfer.modalities.sample_tables import is_table
 from hf_transfer.modalities.table import MODALITIES, modality_named
+from hf_transfer.models import timm_models
 from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.models.tasks import TASKS
@@ -174,7 +175,8 @@ def modalities_of_model(model: str) -> list[Modality[Any]]:
     config = _json_file(model, "config.json")
     if config.get("model_type") == DeepProbeConfig.model_type:
         config = config.get("backbone_config", {})
-    model_type = config.get("model_type")
+    # As timm saves it, a configuration names only the architecture.
+    model_type = config.get("model_type") or (timm_models.MODEL_TYPE if "pretrained_cfg" in config else None)
     # A dual encoder is not yet a classifier of pairs.
     tasks = {"pair": ("image-text-classification", "dual-encoder")}
     return [

@@ -31,7 +31,7 @@ def pixels(path: str, how: dict[str, Any]) -> np.ndarray[Any, Any]:
         deep = deep_picture(picture)
         whole = upright(picture).convert("RGB") if deep is None else deep.in_eight_bits(how["largest_pixel_value"])
     size = tuple(how["size"]) if isinstance(how["size"], list) else how["size"]
-    small = Resizing(size, how["resample"], how["crop"])(whole)[None].astype(np.float32)
+    small = Resizing(size, how["resample"], how["crop"], how["rounds_crop"])(whole)[None].astype(np.float32)
     scale, shift = (np.array(how[name], np.float32)[:, None, None] for name in ("scale", "shift"))
     return small * scale + shift  # type: ignore[no-any-return]
 

@@ -18,10 +18,11 @@ from hf_transfer.frozen.recording import Part, Passes, fill, from_main_process, 
 from hf_transfer.frozen.store import Column, Store, no_room
 from hf_transfer.frozen.stored_batches import stored_loaders
 from hf_transfer.models.cutting import CannotCutError, Crossing, Cut
-from hf_transfer.models.groups import Group, evaluating
+from hf_transfer.models.groups import Group
 from hf_transfer.models.joint_cut import JointCut
 from hf_transfer.models.modeling_pair import INPUTS
 from hf_transfer.models.towers import groups_of
+from hf_transfer.models.tracing import evaluating
 from hf_transfer.strategies.freezing import Stage, frozen_towers
 from hf_transfer.targets.target import LossOptions
 

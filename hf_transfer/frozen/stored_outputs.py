@@ -13,8 +13,8 @@ from hf_transfer.frozen.columns import ColumnStores
 from hf_transfer.frozen.features import store_columns
 from hf_transfer.frozen.recording import Part, Passes, column_stores_of
 from hf_transfer.frozen.taps import materials_of
-from hf_transfer.models.groups import evaluating
 from hf_transfer.models.taps import HEAD_INPUT, without_head
+from hf_transfer.models.tracing import evaluating
 
 VALIDATION: Part = ("validation", None)
 

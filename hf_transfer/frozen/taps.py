@@ -13,10 +13,10 @@ from torch import nn
 from hf_transfer.frozen.features import Features, features_of
 from hf_transfer.frozen.hidden_parts import with_hidden_parts
 from hf_transfer.frozen.recording import Passes, identity
-from hf_transfer.models.groups import evaluating
 from hf_transfer.models.modeling_pair import INPUTS
 from hf_transfer.models.taps import Tap, vectors_of
 from hf_transfer.models.towers import PairTowers
+from hf_transfer.models.tracing import evaluating
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from hf_transfer.data.complete_files import put
 from hf_transfer.evaluation.results import Results
 from hf_transfer.evaluation.run_folder import CARD_FILE, CONFIG_FILE, PICTURES
 from hf_transfer.evaluation.templates import render
-from hf_transfer.hub.card_text import Source, bases_of, code_files, shown_settings, source_of
+from hf_transfer.hub.card_text import Source, bases_of, code_files, needs_timm, shown_settings, source_of
 from hf_transfer.modalities.table import MODALITIES
 from hf_transfer.settings.strategy import ADAPTERS
 from hf_transfer.strategies.adapter_files import is_adapter_folder
@@ -80,6 +80,7 @@ def model_card(
         dataset=source_of(results, "dataset_name"),
         pairs=bool(settings.get("text_pair_column_name")),
         code_files=code_files(model),
+        needs_timm=needs_timm(model),
         ranking=Ranking.of(results.target, settings.get("metric_for_best_model")).metric,
         settings=shown_settings(results, settings),
         pictures=[name for name in PICTURES if (model / name).is_file()],
@@ -108,6 +109,7 @@ def metadata(
             "hf_transfer",
             "transfer-learning",
             *results.target.tags,
+            *(["timm"] if needs_timm(model) else []),
             *(name for name in strategies if name in ADAPTERS),
         ],
         model_name=repository.split("/")[-1],

@@ -79,5 +79,12 @@ def code_files(model: Path) -> list[str]:
     return [first, *(path.name for path in sorted(model.glob("*.py")) if path.name != first)]
 
 
+def needs_timm(model: Path) -> bool:
+    """Whether a saved model can only be loaded where timm is installed."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    # As transformers tells them.
+    return any("pretrained_cfg" in part for part in (config, config.get("backbone_config") or {}))
+
+
 def _shown_path(name: str) -> str:
     return name if is_sample(name) else Path(name).name or "local files"

@@ -31,7 +31,7 @@ from hf_transfer.evaluation.run_data import splits_of_run
 from hf_transfer.evaluation.run_folder import CARD_FILE, CONFIG_FILE, MODEL_FOLDER, finished_run
 from hf_transfer.evaluation.templates import render
 from hf_transfer.hub.card import as_line
-from hf_transfer.hub.card_text import code_files, source_of
+from hf_transfer.hub.card_text import code_files, needs_timm, source_of
 from hf_transfer.hub.publish import MODEL_FILES, Published, publish_folder, visibility
 from hf_transfer.interruption import Interrupted, ending_at_once
 from hf_transfer.modalities.modality import PREPROCESSING_FILE, read_description, saved_description
@@ -50,6 +50,8 @@ from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.adapter_files import is_adapter_folder, merged
 from hf_transfer.targets.target import Strata
 
+# What the Space installs, and what it installs beside it for a model of timm.
+REQUIREMENTS, TIMM_REQUIREMENTS = "requirements.txt", "timm.txt"
 SETTINGS_FILE = "settings.json"
 MOST_EXAMPLES = 6
 # Larger than the page shows a picture, and than most models take.
@@ -98,8 +100,11 @@ def assemble_space(
     config = load_settings(recipe_of(out / CONFIG_FILE), out / CONFIG_FILE)
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(demo_folder().iterdir()):
-        if path.suffix in (".py", ".css", ".html", ".js") or path.name == "requirements.txt":
+        if path.suffix in (".py", ".css", ".html", ".js") or path.name == REQUIREMENTS:
             shutil.copyfile(path, target / path.name)
+    if needs_timm(folder):
+        with (target / REQUIREMENTS).open("a", encoding="utf-8") as requirements:
+            requirements.write((demo_folder() / TIMM_REQUIREMENTS).read_text(encoding="utf-8"))
     if model is None or is_adapter_folder(folder):
         _copy_model(folder, target / MODEL_FOLDER, config)
         model, revision = f"./{MODEL_FOLDER}", None

@@ -11,14 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_transfer.data import levels
+from hf_transfer.data import levels, resizing
 from hf_transfer.data.batches import Batch
 from hf_transfer.data.pictures import DECODED_SIDE, DECODING, decode
+from hf_transfer.data.resizing import Resizing, resizings_of
 from hf_transfer.data.transfers import to_device
 from hf_transfer.errors import user_error
-from hf_transfer.modalities import resizing
 from hf_transfer.modalities.modality import Preprocessing
-from hf_transfer.modalities.resizing import Resizing, resizings_of
 from hf_transfer.models.pretrained import ImageProcessor
 
 # Largest difference from the processor's own values, relative to their largest where that is above 1.

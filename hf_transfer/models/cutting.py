@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from hf_transfer.models.groups import Group, Inputs, check_boundary, evaluating, requiring_gradients
+from hf_transfer.models.groups import Group, Inputs, check_boundary
+from hf_transfer.models.tracing import evaluating, requiring_gradients
 
 # A dimension of the batch: how many samples, or tokens of the longest text.
 Kind = Literal["samples", "tokens"]

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from hf_transfer.errors import user_error
-from hf_transfer.models.groups import Inputs, evaluating
+from hf_transfer.models.groups import Inputs
+from hf_transfer.models.tracing import evaluating
 
 # Outputs of two passes that differ by more than this share of the largest are random; rounding gives less.
 ROUNDING = 1e-4

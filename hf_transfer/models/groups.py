@@ -2,21 +2,29 @@
 
 There is no table of architectures: the outermost repeated modules are the blocks, whatever their names are. Everything
 that runs before the first is `embeddings`, what runs between two (a downsampling layer) belongs to the later one, what
-runs after the last is `final`, and the layers that compute the logits are the `head`.
+runs after the last is `final`, and the layers that compute the logits are the `head`. Where nothing repeats, or much is
+done before, the blocks are parts of about equal work: see `units.py`.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from hf_transfer.errors import user_error
-from hf_transfer.models.inference_tensors import replace_inference_tensors
+from hf_transfer.models.tracing import (
+    Trace,
+    called_children,
+    evaluating,
+    one_after_another,
+    requiring_gradients,
+    run_traced,
+    tensors_in,
+)
+from hf_transfer.models.units import does_much_before, parts_of
 
 Inputs = Mapping[str, Tensor]
 # A list of blocks holds at least this share of the backbone's weights; a list of two heads, for example, does not.
@@ -28,7 +36,8 @@ class Group:
     """A slice of the model's depth.
 
     Attributes:
-        name: `embeddings`, a block's module name, `final` or `head`.
+        name: `embeddings`, a block's module name, `final` or `head`; of a block of several modules, that of the one
+            that computes most.
         modules: names of the outermost modules that belong completely to this group.
         parameters: names of its parameters, without those that never receive a gradient.
         tower: image or text, in a model of both; empty for a model of one tower, and for the head of both.
@@ -41,7 +50,7 @@ class Group:
 
     @property
     def is_block(self) -> bool:
-        """Whether it is one of the repeated modules, not what runs before or after them."""
+        """Whether it is one of the repeated modules or of the parts, not what runs before or after them."""
         return self.name not in ("embeddings", "backbone", "final", "head")
 
 
@@ -63,21 +72,6 @@ class Boundary:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Trace:
-    """The modules that were called.
-
-    Attributes:
-        begin: by name, when the first call began.
-        end: by name, when it ended.
-        fed_by_data: names of the modules whose inputs depend on the data.
-    """
-
-    begin: dict[str, int]
-    end: dict[str, int]
-    fed_by_data: frozenset[str]
-
-
 def trace_groups(model: nn.Module, inputs: Inputs) -> list[Group]:
     """The groups of a classifier, from the input to the head.
 
@@ -88,13 +82,25 @@ def trace_groups(model: nn.Module, inputs: Inputs) -> list[Group]:
     Raises:
         UserError: the model has no last layer that computes the logits.
     """
-    trace, classes = _trace(model, inputs)
+    trace, classes = run_traced(model, inputs)
     blocks = _blocks(model, trace, classes)
-    *others, last = _heads(model, trace, classes, after=trace.end[blocks[-1]] if blocks else -1)
+    # By name of a block, or of a module in one, the name of its group.
+    members, early = {block: block for block in blocks}, "embeddings"
+    if not blocks or does_much_before(blocks, model, trace, inputs):
+        (head,) = _heads(model, trace, classes, after=-1)
+        if parts := parts_of(model, inputs, trace, head):
+            members = {unit: part.largest for part in parts for unit in part.units}
+            blocks, early = [part.largest for part in parts], parts[0].largest
+    *others, last = _heads(model, trace, classes, after=trace.end[list(members)[-1]] if members else -1)
     # If there are as many classes as the backbone is wide, a pooler has the shape of a head.
     heads = [*(name for name in others if not _feeds(model, inputs, name, last)), last]
-    names = ["embeddings", *blocks, "final", "head"] if blocks else ["backbone", "head"]
-    home = {name: _home(name, blocks, heads, trace) for name, _ in model.named_modules()}
+    names = list(dict.fromkeys([early, *blocks, "final", "head"])) if blocks else ["backbone", "head"]
+    home = {
+        name: _home(name, members, early, heads, trace)
+        for name, module in model.named_modules()
+        # What only changes the shape of the logits belongs to no group: behind it nothing can be stored for the head.
+        if trace.begin.get(name, -1) < trace.end[last] or any(True for _ in module.parameters())
+    }
     learns = _reached_by_gradient(model, inputs, {name for name, _ in model.named_parameters()})
     groups = []
     for group in names:
@@ -116,9 +122,8 @@ def check_boundary(model: nn.Module, groups: Sequence[Group], count: int, inputs
     illegal.
     """
     skipped = {name for group in groups[:count] for name in group.modules}
-    trace, _ = _trace(model, inputs)
-    containers = (nn.ModuleList, nn.ModuleDict)
-    called = [name for name in skipped & trace.end.keys() if not isinstance(model.get_submodule(name), containers)]
+    trace, _ = run_traced(model, inputs)
+    called = sorted(skipped & trace.end.keys())
     if not called:
         return Boundary("", False, (), "no module before this place is called")
     # A shared table of biases may be called last, but the boundary is where the data comes out.
@@ -144,52 +149,7 @@ def describe_frozen(model: nn.Module, groups: Sequence[Group], count: int, input
     return f"{frozen}; the model can be cut after {boundary.module}{live}."
 
 
-def _trace(model: nn.Module, inputs: Inputs) -> tuple[_Trace, int]:
-    """Run the model once; returns the trace and the number of logits."""
-    begin: dict[str, int] = {}
-    end: dict[str, int] = {}
-    fed_by_data: set[str] = set()
-    clock = iter(range(10**9))
-    # No parameter requires a gradient, so a tensor that does depends on the data.
-    with evaluating(model), requiring_gradients(model, set()), ExitStack() as stack:
-        storages = {_storage(value) for value in inputs.values()}
-
-        def mark(_: nn.Module, args: Any, output: Tensor) -> Tensor:
-            """Hook for an embedding: its output requires a gradient if it looks up inputs, such as token ids.
-
-            Integers have no gradient that would show it. An embedding of positions looks up no input.
-            """
-            looked_up = any(_storage(tensor) in storages for tensor in _tensors(args))
-            return output.detach().requires_grad_() if looked_up else output
-
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Embedding):
-                stack.enter_context(module.register_forward_hook(mark))
-
-            def before(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                begin.setdefault(name, next(clock))
-                # Token ids are data, too, but integers have no gradient.
-                if any(tensor.requires_grad or _storage(tensor) in storages for tensor in _tensors((args, kwargs))):
-                    fed_by_data.add(name)
-
-            def after(*_: Any, name: str = name) -> None:
-                end.setdefault(name, next(clock))
-
-            stack.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
-            stack.enter_context(module.register_forward_hook(after))
-        data = {
-            key: value.detach().clone().requires_grad_() if value.is_floating_point() else value
-            for key, value in inputs.items()
-        }
-        logits = model(**data).logits
-    return _Trace(begin, end, frozenset(fed_by_data)), int(logits.shape[-1])
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-def _blocks(model: nn.Module, trace: _Trace, classes: int) -> list[str]:
+def _blocks(model: nn.Module, trace: Trace, classes: int) -> list[str]:
     """Names of the outermost repeated modules, in the order of their calls; empty if nothing repeats."""
     # Head and vocabulary do not count: thousands of classes or words would outweigh the blocks of a small backbone.
     head = _heads(model, trace, classes, after=-1)[0]
@@ -198,9 +158,9 @@ def _blocks(model: nn.Module, trace: _Trace, classes: int) -> list[str]:
     total = sum(parameter.numel() for parameter in model.parameters() if parameter not in excluded)
     candidates = []
     for name, module in model.named_modules():
-        units = _called_children(name, module, trace)
+        units = called_children(name, module, trace)
         kinds = {type(model.get_submodule(unit)) for unit in units}
-        if len(units) < 2 or len(kinds) > 1 or not _one_after_another(units, trace):
+        if len(units) < 2 or len(kinds) > 1 or not one_after_another(units, trace):
             continue
         if any(f"{head}.".startswith(f"{unit}.") for unit in units):
             continue
@@ -210,21 +170,7 @@ def _blocks(model: nn.Module, trace: _Trace, classes: int) -> list[str]:
     return sorted(min(candidates)[1], key=trace.begin.__getitem__) if candidates else []
 
 
-def _called_children(name: str, module: nn.Module, trace: _Trace) -> list[str]:
-    """Children that are called; a child that is only a container (a list in a list) is replaced by its children."""
-    units = []
-    for child_name, child in module.named_children():
-        full = f"{name}.{child_name}" if name else child_name
-        units += [full] if full in trace.begin else _called_children(full, child, trace)
-    return units
-
-
-def _one_after_another(units: Sequence[str], trace: _Trace) -> bool:
-    ordered = sorted(units, key=trace.begin.__getitem__)
-    return all(trace.end[a] < trace.begin[b] for a, b in itertools.pairwise(ordered))
-
-
-def _heads(model: nn.Module, trace: _Trace, classes: int, after: int) -> list[str]:
+def _heads(model: nn.Module, trace: Trace, classes: int, after: int) -> list[str]:
     """Names of the linear layers with one output for each class that are called `after` a time; -1: the last one."""
     heads = [
         name
@@ -246,7 +192,7 @@ def _feeds(model: nn.Module, inputs: Inputs, layer: str, other: str) -> bool:
     depends: list[bool] = []
 
     def look(_: nn.Module, args: Any, kwargs: Any) -> None:
-        depends.append(any(tensor.requires_grad for tensor in _tensors((args, kwargs))))
+        depends.append(any(tensor.requires_grad for tensor in tensors_in((args, kwargs))))
 
     names = {f"{layer}.{name}" for name, _ in model.get_submodule(layer).named_parameters()}
     hook = model.get_submodule(other).register_forward_pre_hook(look, with_kwargs=True)
@@ -255,21 +201,27 @@ def _feeds(model: nn.Module, inputs: Inputs, layer: str, other: str) -> bool:
     return any(depends)
 
 
-def _home(name: str, blocks: Sequence[str], heads: Sequence[str], trace: _Trace) -> str:
-    """The group of a module's own weights."""
+def _home(name: str, members: Mapping[str, str], early: str, heads: Sequence[str], trace: Trace) -> str:
+    """The group of a module's own weights.
+
+    Args:
+        name: of the module.
+        members: the groups of the blocks, or of the modules in them, in the order of their calls.
+        early: the group of what runs before them.
+        heads: see `_heads`.
+        trace: of the model.
+    """
     if any(name == head or name.startswith(f"{head}.") for head in heads):
         return "head"
-    for block in blocks:
-        if name == block or name.startswith(f"{block}."):
-            return block
-    if not blocks:
+    for member, group in members.items():
+        if name == member or name.startswith(f"{member}."):
+            return group
+    if not members:
         return "backbone"
     begin = trace.begin.get(name, -1)
-    if begin < trace.begin[blocks[0]]:
-        return "embeddings"
-    if begin > trace.end[blocks[-1]]:
-        return "final"
-    return next(block for block in blocks if begin < trace.begin[block])
+    if begin < trace.begin[next(iter(members))]:
+        return early
+    return next((group for member, group in members.items() if begin < trace.begin[member]), "final")
 
 
 def _shared(name: str, home: Mapping[str, str]) -> bool:
@@ -292,36 +244,6 @@ def _reached_by_gradient(model: nn.Module, inputs: Inputs, names: set[str]) -> s
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
 def _detached(_module: nn.Module, _args: Any, output: Any) -> Any:
     """Forward hook: what flows out of the module has no gradient."""
     return tree_map_only(Tensor, Tensor.detach, output)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode: no dropout, no change of running statistics. Afterwards each module has its mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def requiring_gradients(model: nn.Module, names: set[str]) -> Iterator[None]:
-    """Let exactly the parameters `names` require a gradient, and restore what they required before."""
-    replace_inference_tensors(model)
-    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(before[name])

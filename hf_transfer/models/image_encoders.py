@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from hf_transfer.errors import user_error
-from hf_transfer.models.groups import evaluating
 from hf_transfer.models.loading import read_weights
 from hf_transfer.models.modeling_pooled_image import PooledForImageClassification, PooledImageConfig, pooled
 from hf_transfer.models.pooling import read_config, without_task
+from hf_transfer.models.tracing import evaluating
 
 # Height and width of a picture that an encoder is tried with, if its configuration names no size.
 DEFAULT_SIZE = 64

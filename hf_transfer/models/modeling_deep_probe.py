@@ -6,7 +6,8 @@ This file is saved with the weights and needs only torch and transformers:
 
 Each place that is read is a tap: the mean over all tokens or places of a hidden state, its first token, or what enters
 the head of the backbone's own classifier. Hidden states are those that the backbone returns, by number: names of
-modules change from one version of transformers to the next, and hooks get lost in an export.
+modules change from one version of transformers to the next. Where it returns none for a depth, as models of timm do,
+they are the outputs of modules, by name.
 
 Reference: Evci, Dumoulin, Larochelle and Mozer, "Head2Toe: Utilizing Intermediate Representations for Better Transfer
 Learning", ICML 2022, https://arxiv.org/abs/2201.03529.
@@ -14,6 +15,7 @@ Learning", ICML 2022, https://arxiv.org/abs/2201.03529.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ class DeepProbeConfig(PretrainedConfig):
         head_layer: name of the last layer of that classifier, which is left out.
         head_bias: whether the linear layer has a bias.
         taps: what the linear layer reads, in this order: `["mean", number of the hidden state]`, `["first", number]`,
-            or `["head", 0]`.
+            or `["head", 0]`; in place of the number, the name of a module whose output is that state.
         widths: how many features each tap has.
     """
 
@@ -66,7 +68,7 @@ class DeepProbeConfig(PretrainedConfig):
         # transformers makes a configuration without arguments, to compare others with its defaults.
         self.backbone_config = AutoConfig.for_model(**{"model_type": "bert", **settings})
         self.head_layer, self.head_bias = head_layer, head_bias
-        self.taps = [[kind, int(number)] for kind, number in taps]
+        self.taps = [[kind, state if isinstance(state, str) else int(state)] for kind, state in taps]
         self.widths = list(widths)
         super().__init__(**kwargs)
 
@@ -199,12 +201,27 @@ def tap_vectors(
         inputs: of the backbone.
         **more: further arguments of the backbone.
     """
-    if any(kind != HEAD for kind, _ in taps):
-        more["output_hidden_states"] = True
-    output, mask = backbone(**inputs, **more), inputs.get("attention_mask")
+    mask = inputs.get("attention_mask")
+    of_modules: dict[tuple[str, str], Tensor] = {}
+    with ExitStack() as hooks:
+        for kind, state in taps:
+            if isinstance(state, str):
+
+                def read(_: Any, __: Any, output: Tensor, tap: tuple[str, str] = (kind, state)) -> None:
+                    # At once: a later layer may work in place.
+                    of_modules[tap] = pooled(tap[0], output, mask)
+
+                assert isinstance(backbone, nn.Module)
+                hooks.enter_context(backbone.get_submodule(state).register_forward_hook(read))
+            elif kind != HEAD:
+                more["output_hidden_states"] = True
+        output = backbone(**inputs, **more)
     return [
-        output.logits if kind == HEAD else pooled(kind, output.hidden_states[number], mask) for kind, number in taps
-    ]
+        output.logits if kind == HEAD
+        else of_modules[kind, state] if isinstance(state, str)
+        else pooled(kind, output.hidden_states[state], mask)
+        for kind, state in taps
+    ]  # fmt: skip
 
 
 def pooled(kind: str, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -212,9 +229,12 @@ def pooled(kind: str, hidden: Tensor, mask: Tensor | None) -> Tensor:
 
     Args:
         kind: `mean` or `first`.
-        hidden: of tokens [batch, length, width], or of places [batch, width, height, width of the image].
+        hidden: of tokens [batch, length, width], or of places [batch, width, height, width of the image], or one vector
+            [batch, width].
         mask: 1 for a token, 0 for padding [batch, length]; None if nothing is padded.
     """
+    if hidden.ndim == 2:
+        return hidden.float()
     if hidden.ndim > 3:
         return hidden.float().flatten(2).mean(2)
     if kind == FIRST:

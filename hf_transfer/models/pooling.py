@@ -16,9 +16,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTraine
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_transfer.errors import user_error
+from hf_transfer.models import timm_models
 from hf_transfer.models.encoders import TEXT_RULES, WITHOUT_DECODER, Pooling, Rule, retyped
 from hf_transfer.models.fusion import FusionConfig
-from hf_transfer.models.groups import evaluating
 from hf_transfer.models.loading import read_weights
 from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.modeling_pair_probe import PairProbeConfig
@@ -29,6 +29,7 @@ from hf_transfer.models.modeling_pooled import (
     without_pooler,
 )
 from hf_transfer.models.modeling_pooled_image import PooledImageConfig
+from hf_transfer.models.tracing import evaluating
 
 # Names, in the configurations of architectures, of the dropout before the head.
 DROPOUTS = ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "resid_pdrop")
@@ -43,9 +44,13 @@ def read_config(path: str, *, revision: str = "main", **settings: Any) -> Pretra
         settings: values that replace those of the checkpoint.
     """
     values, _ = PretrainedConfig.get_config_dict(path, revision=revision)
+    if "pretrained_cfg" in values:
+        timm_models.refuse_without_timm(path)
     for our_config in (PooledConfig, PooledImageConfig, DeepProbeConfig, FusionConfig, PairProbeConfig):
         if values.get("model_type") == our_config.model_type:
             return our_config.from_dict(values, name_or_path=path, **settings)
+    if values.get("model_type") == timm_models.MODEL_TYPE:
+        return timm_models.timm_config(values, path, **settings)
     values, rule = retyped(values)
     if rule is not None:
         return CONFIG_MAPPING[rule.loaded_as].from_dict(values, name_or_path=path, **settings)

@@ -37,6 +37,7 @@ from hf_transfer.models.modeling_pair import PairConfig
 from hf_transfer.models.modeling_pooled_image import PooledImageConfig
 from hf_transfer.models.pooling import backbone_config, pooled_classifier, read_config, rule_of_type
 from hf_transfer.models.tasks import TASKS
+from hf_transfer.models.timm_models import TimmProcessor, is_timm
 from hf_transfer.models.towers import trace
 from hf_transfer.models.trust import refuse_other_files
 from hf_transfer.targets.classes import Classes
@@ -210,6 +211,8 @@ class Checkpoint(AnyCheckpoint):
 
     def processor(self) -> ImageProcessor:
         """The checkpoint's own image processor: its size, interpolation, mean and standard deviation."""
+        if (pretrained_cfg := getattr(self.config, "pretrained_cfg", None)) is not None:
+            return TimmProcessor(self.name, pretrained_cfg)
         named = self._read(get_image_processor_config).get("image_processor_type")
         # The same pixels with and without torchvision.
         by_pillow = BY_PILLOW[named].from_pretrained if named in BY_PILLOW else None
@@ -290,7 +293,8 @@ class Checkpoint(AnyCheckpoint):
         kind, settings = self._task.classifier, self._settings(target)
         config = read_config(self.path, revision=self.revision, **settings)
         if not fresh_weights:
-            settings = {"config": config} if self._retyped else settings
+            # Of a timm model the configuration as it was read: transformers fails on what some of them say.
+            settings = {"config": config} if self._retyped or is_timm(config) else settings
             return read_weights(kind.from_pretrained, self.path, self.revision, **settings)
         if isinstance(config, FusionConfig):
             return FusionModel(config), frozenset()
@@ -308,7 +312,8 @@ class Checkpoint(AnyCheckpoint):
     def finished_classifier(self) -> PreTrainedModel:
         """The model with its own head, for evaluation and prediction."""
         kind = self._task.classifier_of(self.config.model_type)
-        model: PreTrainedModel = self._read(kind.from_pretrained, dtype=torch.float32, use_safetensors=True)
+        settings = {"config": self.config} if is_timm(self.config) else {}
+        model: PreTrainedModel = self._read(kind.from_pretrained, dtype=torch.float32, use_safetensors=True, **settings)
         return model
 
     def _read(self, load: Callable[..., Any], **settings: Any) -> Any:

@@ -8,10 +8,12 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from hf_transfer.data import hub_access
+from hf_transfer.errors import user_error
 from hf_transfer.models.loading import loading_errors, read_weights
 from hf_transfer.models.modeling_pooled import without_pooler
 from hf_transfer.models.pooling import check_pooling, pooling_of, read_config
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
+from hf_transfer.models.timm_models import is_timm
 from hf_transfer.models.towers import Tower, fuse, image_pooling_of
 from hf_transfer.settings.model import PairModelSettings
 from hf_transfer.targets.target import Target
@@ -56,6 +58,12 @@ class PairCheckpoint(AnyCheckpoint):
                 str(models.text_model_name_or_path), models.text_model_revision, "text-classification",
                 setting="text_model_name_or_path",
             )  # fmt: skip
+            if is_timm(self.image.config):
+                raise user_error(
+                    expected="for images with texts an image model that transformers has the layers of",
+                    found=f"{self.image.name}, a model of timm",
+                    do="choose another --image_model_name_or_path",
+                )
             check_pooling(self.text.name, self.text.config, "mean", may_split=False)
         self.parts = (self.image,) if self.image is self.text else (self.image, self.text)
         self.name = self.path = " + ".join(part.name for part in self.parts)

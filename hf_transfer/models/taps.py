@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_transfer.errors import user_error
-from hf_transfer.models.groups import Group, Inputs, evaluating
+from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.modeling_deep_probe import (
     FIRST,
     HEAD,
@@ -30,7 +30,9 @@ from hf_transfer.models.modeling_deep_probe import (
 from hf_transfer.models.modeling_pair import MODALITIES
 from hf_transfer.models.modeling_pair_probe import PRESENT
 from hf_transfer.models.pooling import looks_back_only, without_task
+from hf_transfer.models.timm_models import PROCESSOR_TYPE
 from hf_transfer.models.towers import PairTowers
+from hf_transfer.models.tracing import evaluating, run_traced
 
 # Depths at which a backbone is read, as shares of its blocks, rounded up; the first three are also read together.
 COMBINED = ((1, 3), (2, 3), (1, 1))
@@ -44,13 +46,14 @@ class Tap(NamedTuple):
         kind: the input of the `head`, the `mean` over all tokens or places behind a block, or its `first` token; of one
             of two towers also whether its part of a sample is `present`.
         block: number of the block, counted from 1 at the input; 0 for the others.
-        state: number of the hidden state that the block returns; 0 for the others.
+        state: number of the hidden state that the block returns, or the name of the module that returns it; 0 for the
+            others.
         tower: image or text, of two towers.
     """
 
     kind: str
     block: int = 0
-    state: int = 0
+    state: int | str = 0
     tower: str = ""
 
     @property
@@ -60,7 +63,7 @@ class Tap(NamedTuple):
         return f"{self.tower}_{name}" if self.tower else name
 
     @property
-    def saved(self) -> tuple[str, int] | tuple[str, str, int]:
+    def saved(self) -> tuple[str, int | str] | tuple[str, str, int | str]:
         """As the configuration of a model holds it."""
         return (self.tower, self.kind, self.state) if self.tower else (self.kind, self.state)
 
@@ -153,6 +156,7 @@ def taps_of(
     """Taps of a backbone, each with the hidden state that its block returns.
 
     Block k of n returns hidden state k. Some models do not return what enters the first block: of these it is k - 1.
+    Image models may return other states: of these it is the output of the last module of the block.
 
     Args:
         backbone: a classifier, with or without its last layer.
@@ -169,6 +173,9 @@ def taps_of(
     with evaluating(backbone), torch.no_grad():
         states = getattr(backbone(**inputs, output_hidden_states=True), "hidden_states", None) or ()
     before = len(states) - blocks
+    modules = [] if before in (0, 1) or "input_ids" in inputs else _last_modules(backbone, groups, inputs)
+    if modules and all(modules):
+        return [HEAD_INPUT if kind == HEAD else Tap(kind, block, modules[block - 1]) for kind, block in wanted]
     if before not in (0, 1):
         raise user_error(
             expected=f"a model that returns a hidden state for each of its {blocks} blocks",
@@ -176,6 +183,13 @@ def taps_of(
             do="use --strategy linear_probe without --feature_layers",
         )
     return [HEAD_INPUT if kind == HEAD else Tap(kind, block, before + block - 1) for kind, block in wanted]
+
+
+def _last_modules(backbone: nn.Module, groups: Sequence[Group], inputs: Inputs) -> list[str]:
+    """The name of the module of each block that returns last; empty, if none of its modules is called."""
+    trace, _ = run_traced(backbone, inputs)
+    called = [[name for name in group.modules if name in trace.fed_by_data] for group in groups if group.is_block]
+    return [max(names, key=lambda name: trace.end[name], default="") for names in called]
 
 
 def usual_taps(backbone: nn.Module, groups: Sequence[Group], inputs: Inputs) -> TapChoice:
@@ -277,7 +291,15 @@ class AllTaps(nn.Module, ABC):
     def with_read_taps(self) -> PreTrainedModel:
         """The classifier that reads the chosen taps alone, with the same weights; the backbone is not copied."""
         places = self._read_places()
-        names = ("id2label", "label2id", "problem_type", "pad_token_id", "padded_length")
+        names = (
+            "id2label",
+            "label2id",
+            "problem_type",
+            "pad_token_id",
+            "padded_length",
+            "pretrained_cfg",
+            PROCESSOR_TYPE,
+        )
         finished: Any = self._reading(
             head_bias=self.classifier.bias is not None, taps=[self.choice.taps[place].saved for place in places],
             widths=[self.widths[place] for place in places],

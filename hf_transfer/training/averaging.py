@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from hf_transfer.models.groups import Group, evaluating
+from hf_transfer.models.groups import Group
+from hf_transfer.models.tracing import evaluating
 from hf_transfer.training.sharding import placed_like
 
 Weights = dict[str, Tensor]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hf_transfer.data.batches import Batch, Loaders
 from hf_transfer.errors import user_error
-from hf_transfer.models.groups import Group, evaluating, requiring_gradients
+from hf_transfer.models.groups import Group
+from hf_transfer.models.tracing import evaluating, requiring_gradients
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.choice import Prepared
 from hf_transfer.strategies.freezing import Strategy, learning_parameters, set_trainable, unfreeze, updated_statistics

@@ -12,7 +12,7 @@ from hf_transfer.data.transfers import to_device
 from hf_transfer.frozen.recording import Passes
 from hf_transfer.frozen.stored_outputs import StoredOutputs, outputs_from_store
 from hf_transfer.modalities.tokens import ROUNDING
-from hf_transfer.models.groups import evaluating
+from hf_transfer.models.tracing import evaluating
 from hf_transfer.targets.predictions import Predictions
 
 SAMPLES_COMPARED = 4

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from hf_transfer.models.cutting import CannotCutError, with_stored
 from hf_transfer.models.fusion import FusionModel
-from hf_transfer.models.groups import evaluating
 from hf_transfer.models.joint_cut import JointCut
 from hf_transfer.models.modeling_pair import INPUTS
 from hf_transfer.models.towers import groups_of, trace
+from hf_transfer.models.tracing import evaluating
 from tests.tiny_models import logits, state
 from tests.tiny_pairs import PAIRS, pair_inputs, tiny_pair
 

@@ -158,4 +158,4 @@ def test_an_unknown_tap_is_refused() -> None:
 def test_the_modelling_file_imports_only_torch_and_transformers() -> None:
     text = Path(modeling_deep_probe.__file__).read_text(encoding="utf-8")
     lines = [line.split()[1].partition(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))]
-    assert set(lines) == {"inspect", "collections", "typing", "torch", "transformers"}
+    assert set(lines) == {"inspect", "collections", "contextlib", "typing", "torch", "transformers"}

@@ -20,11 +20,14 @@ class Resizing(NamedTuple):
         size: height and width, or the length of the shorter side; None: it is not resized.
         resample: the filter, as Pillow numbers them.
         crop: height and width of the part that is kept; outside of the picture it is black. None: all of it.
+        rounds_crop: if that part cannot be in the middle, its place is rounded as torchvision does; else as
+            transformers does, down.
     """
 
     size: tuple[int, int] | int | None
     resample: int
     crop: tuple[int, int] | None = None
+    rounds_crop: bool = False
 
     @property
     def side(self) -> int | None:
@@ -41,9 +44,16 @@ class Resizing(NamedTuple):
             image = image.resize(self.size[::-1], self.resample)
         if self.crop is not None:
             height, width = self.crop
-            left, top = (image.width - width) // 2, (image.height - height) // 2
+            left, top = self._start(image.width - width), self._start(image.height - height)
             image = image.crop((left, top, left + width, top + height))
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+    def _start(self, excess: int) -> int:
+        """Where the part that is kept begins, for so many pixels more than it has."""
+        if not self.rounds_crop:
+            return excess // 2
+        # Of what is added around a small picture, the odd pixel is on the right or below.
+        return round(excess / 2) if excess >= 0 else -(-excess // 2)
 
 
 def resizings_of(processor: Any) -> Iterator[Resizing]:
@@ -55,6 +65,7 @@ def resizings_of(processor: Any) -> Iterator[Resizing]:
     resample = getattr(processor, "resample", None)
     resample = int(Image.Resampling.BILINEAR if resample is None else resample)
     crop = _both(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else None
+    rounds = bool(getattr(processor, "rounds_crop", False))
     size = getattr(processor, "size", None) or {}
     if not getattr(processor, "do_resize", False):
         yield Resizing(None, resample, crop)
@@ -68,7 +79,7 @@ def resizings_of(processor: Any) -> Iterator[Resizing]:
                 if shortest >= WARPED_FROM
                 else Resizing(int(shortest / share), resample, square)
             )
-        yield Resizing(shortest, resample, crop)
+        yield Resizing(shortest, resample, crop, rounds)
 
 
 def _both(size: Any) -> tuple[int, int] | None:
