@@ -45,6 +45,7 @@ class Evidence:
         neighbours: the score of a vote of the nearest rows, on the same features; None: it is not defined.
         curve: the best head on fewer rows; None: there are no probes.
         fresh_weights: the same probe without pretrained weights; None: it was not asked for.
+        has_our_head: whether an adapter must be merged; see `AnyCheckpoint.has_our_head`.
         costs: of a row.
         seconds: how long each strategy takes, by name.
         unsuitable: what the other strategies lack in this model, by name.
@@ -67,6 +68,7 @@ class Evidence:
     neighbours: float | None = None
     curve: LearningCurve | None = None
     fresh_weights: FreshWeights | None = None
+    has_our_head: bool = False
 
     @property
     def rows_per_kind(self) -> float:
@@ -157,7 +159,8 @@ def gather_evidence(
             run.checkpoint.name, run.splits.target.describe(), run.splits.target.score_title, sizes["train"],
             run.splits.target.divided_by.removeprefix("by "), kinds[0],
             min(count_blocks(groups_of(tower, groups)) for tower in towers_of(groups)), costs, seconds, unsuitable,
-            why_no_probes=why_no_probes, **({} if model is None else model.known),
+            why_no_probes=why_no_probes, has_our_head=run.checkpoint.has_our_head,
+            **({} if model is None else model.known),
         )  # fmt: skip
 
 

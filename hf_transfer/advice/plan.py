@@ -13,6 +13,7 @@ from hf_transfer.advice.shortlist import resolved_pooling, shortlist_of
 from hf_transfer.errors import user_error
 from hf_transfer.evaluation.auto_record import AutoRecord, TriedArm
 from hf_transfer.settings.run import RunConfig
+from hf_transfer.settings.strategy import ADAPTERS
 
 # Without a limit of time, so many strategies are trained beside the solved head.
 TRAINED_BY_DEFAULT = 1
@@ -210,6 +211,8 @@ def _named_arm(name: str, config: RunConfig, evidence: Evidence) -> Arm:
     settings: dict[str, Any] = {"strategy": name}
     if "pooling" in config.settings():
         settings["pooling"] = resolved_pooling(evidence, settings_of_arm(config, settings))
+    if name in ADAPTERS and evidence.has_our_head:
+        settings["merge_adapter"] = True
     return Arm(name, settings, "You named it in --auto_arms.", evidence.seconds[name])
 
 

@@ -181,8 +181,9 @@ def _trained_arm(name: str, evidence: Evidence, config: RunConfig, measured: str
         pooling = "own" if name == "scratch" else _best_pooling(evidence)
         if pooling != wanted:
             settings["pooling"] = pooling
+    if name in ADAPTERS and (pooling != "own" or evidence.has_our_head):
+        settings["merge_adapter"] = True
     if pooling != "own":
-        settings |= {"merge_adapter": True} if name in ADAPTERS else {}
         place = "the mean of all tokens" if pooling == "mean" else "the first token"
         reason += f"; its head reads {place}, which tells more than the model's own pooling"
     return Arm(name, settings, _sentence(reason), evidence.seconds[name])

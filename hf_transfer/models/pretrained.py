@@ -69,6 +69,7 @@ class AnyCheckpoint(ABC):
         parts: the single checkpoints.
         notes: sentences on what is done otherwise than by transformers' own classifier.
         is_read_at_depths: whether another head could read the same model at other depths, as a deep probe does.
+        has_our_head: whether the classifier is none of transformers, so that an adapter must be merged into it.
     """
 
     name: str
@@ -79,6 +80,7 @@ class AnyCheckpoint(ABC):
     parts: "tuple[Checkpoint, ...]"
     notes: tuple[str, ...] = ()
     is_read_at_depths: bool = True
+    has_our_head: bool = False
     _missing: frozenset[str] = frozenset()
     # The shapes of the parameters of the outline, and its groups.
     _outlined: tuple[dict[str, torch.Size], list[Group]] | None = None
@@ -191,6 +193,9 @@ class Checkpoint(AnyCheckpoint):
             # Of the samples, all measurements in docs/benchmarks.md are about another pooling than their files name.
             head = head_input(name, self.config, self._task, pooling, None if is_sample(name) else self.file)
         self._pooling, self.is_read_at_depths = head.pooling, head.is_movable
+        lacks_class = self._task.encoders is IMAGES and self._task.lacks_class(backbone)
+        self._is_image_encoder = lacks_class or isinstance(self.config, PooledImageConfig)
+        self.has_our_head = self._pooling is not None or self._is_image_encoder
         retyped = (retyped_as(backbone.model_type, self._retyped),) if self._retyped else ()
         self.notes = (*retyped, *head.notes)
         if getattr(self.config, "num_channels", 3) != 3:
@@ -273,19 +278,13 @@ class Checkpoint(AnyCheckpoint):
                     self.path, pooling=self._pooling, labels=target.model_settings(), revision=self.revision,
                     fresh_weights=fresh_weights,
                 )  # fmt: skip
-            if not self._has_image_head:
+            if not self._is_image_encoder:
                 return self._of_transformers(target, fresh_weights=fresh_weights)
             encoder, missing = read_encoder(
                 self.path, self.revision, target.model_settings(), fresh_weights=fresh_weights
             )
         model, missing = with_image_head(self.name, encoder, missing, target.model_settings())
         return model, frozenset() if fresh_weights else missing
-
-    @property
-    def _has_image_head(self) -> bool:
-        """Whether it is an encoder of images that gets a head of ours, or has one."""
-        is_encoder = self._task.encoders is IMAGES and self._task.lacks_class(backbone_config(self.config))
-        return is_encoder or isinstance(self.config, PooledImageConfig)
 
     def _of_transformers(self, target: Target, *, fresh_weights: bool) -> tuple[PreTrainedModel, frozenset[str]]:
         if self.config.model_type in self._task.own_classifiers:

@@ -158,6 +158,14 @@ def test_a_strategy_that_the_model_does_not_suit_is_rejected_with_what_is_wrong(
     ] == "This model cannot be trained so: none."
 
 
+def test_an_adapter_on_a_head_of_ours_is_merged() -> None:
+    """peft could not load its base elsewhere."""
+    for has_our_head in (False, True):
+        arms = {arm.name: arm for arm in shortlist_of(evidence(has_our_head=has_our_head), text_config()).arms}
+        assert arms["lora"].settings.get("merge_adapter", False) is has_our_head
+        assert "merge_adapter" not in arms["full"].settings
+
+
 def test_trained_heads_read_the_mean_where_it_is_better() -> None:
     arms = {arm.name: arm for arm in shortlist_of(evidence(best="mean_6", over_head=MORE), text_config()).arms}
     assert arms["full"].settings == {"strategy": "full", "pooling": "mean"}
