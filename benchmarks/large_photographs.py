@@ -1,6 +1,6 @@
 """What do large photographs cost, and what does decoding them at a fraction of their size change?
 
-    OMP_NUM_THREADS=1 python -m benchmarks.large_photographs PICTURES MODEL
+    OMP_NUM_THREADS=1 python -m benchmarks.large_photographs PICTURES [MODEL]
 
 120 JPEG files of 8 to 12 megapixels are made of the test pictures of a data set, with a fixed seed: each is a mosaic of
 four pictures of one class, enlarged, with the grain of a sensor. Then two things are measured.
@@ -200,7 +200,10 @@ def main() -> None:
     """Measure, print the tables, and write the raw figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", help="A data set of pictures with classes, as --dataset_name takes it.")
-    parser.add_argument("model", help="A pretrained model with a head, as --model_name_or_path takes it.")
+    parser.add_argument(
+        "model", nargs="?", default="sample:efficientnet-lite0",
+        help="A pretrained model with a head, as --model_name_or_path takes it [%(default)s].",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

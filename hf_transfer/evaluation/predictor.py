@@ -10,7 +10,8 @@ import torch
 from transformers.utils.hub import cached_file
 
 from hf_transfer.data.hub_access import is_hub_id
-from hf_transfer.data.samples import backbone_folder, is_sample
+from hf_transfer.data.sample_models import backbone_folder
+from hf_transfer.data.samples import is_sample
 from hf_transfer.errors import user_error
 from hf_transfer.evaluation.answers import Answer, Scores
 from hf_transfer.evaluation.run_folder import MODEL_FOLDER
