@@ -1,6 +1,6 @@
 """What do large photographs cost, and what does decoding them at a fraction of their size change?
 
-    OMP_NUM_THREADS=1 python -m benchmarks.large_photographs PICTURES MODEL
+    OMP_NUM_THREADS=1 python -m benchmarks.large_photographs PICTURES [MODEL]
 
 120 JPEG files of 8 to 12 megapixels are made of the test pictures of a data set, with a fixed seed: each is a mosaic of
 four pictures of one class, enlarged, with the grain of a sensor. Then two things are measured.
@@ -34,6 +34,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from hf_transfer.data.checked import load_splits
+from hf_transfer.data.groups import key_of
 from hf_transfer.data.pictures import decode
 from hf_transfer.data.rows import encoded_image
 from hf_transfer.data.splits import Split
@@ -45,6 +46,8 @@ from hf_transfer.settings.run import VisionConfig
 
 SIZES = ((4000, 3000), (3000, 4000), (3648, 2736), (3264, 2448))
 PHOTOGRAPHS = 120
+# So many are held in memory, whose parts of the costs are measured.
+PARTS_OF = 24
 QUALITY, GRAIN = 90, 6.0
 ROUNDS = 5
 BATCH = 16
@@ -100,7 +103,43 @@ def by_hand(paths: Sequence[Path], side: int, decoded_side: int | None) -> None:
         with Image.open(path) as picture:
             if decoded_side is not None:
                 picture.draft("RGB", (decoded_side, decoded_side))
-            np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)).sum()
+            np.asarray(resized(picture.convert("RGB"), side)).sum()
+
+
+def decoded(path: Path, side: int) -> Image.Image:
+    """A photograph with at least so many pixels of each side."""
+    with Image.open(path) as picture:
+        picture.draft("RGB", (side, side))
+        picture.load()
+        return picture
+
+
+def milliseconds_of_parts(paths: Sequence[Path], side: int, rounds: int) -> dict[str, float]:
+    """Of the processor, for one photograph: the median of rounds over those photographs that fit into memory."""
+    paths = paths[:PARTS_OF]
+    contents = [path.read_bytes() for path in paths]
+    pictures = {factor: [decoded(path, factor * side) for path in paths] for factor in (1, 2)}
+    # By the number of a photograph; what comes out is dropped, so that its memory is used again.
+    parts: dict[str, Callable[[int], object]] = {
+        "decoding, once the size": lambda number: decoded(paths[number], side),
+        "decoding, twice the size": lambda number: decoded(paths[number], 2 * side),
+        "resizing, once the size": lambda number: resized(pictures[1][number], side),
+        "resizing, twice the size": lambda number: resized(pictures[2][number], side),
+        "the hash of a file": lambda number: key_of(contents[number]),
+        "reading a file as a whole": lambda number: paths[number].read_bytes(),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for round_number in range(rounds):
+        for name in np.random.default_rng(round_number).permutation(list(parts)).tolist():
+            start = time.process_time()
+            for number in range(len(paths)):
+                parts[name](number)
+            seconds[name].append(time.process_time() - start)
+    return {name: 1000 * median(one) / len(paths) for name, one in seconds.items()}
+
+
+def resized(picture: Image.Image, side: int) -> Image.Image:
+    return picture.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def costs(split: Split, preprocessing: PixelPreprocessing, folder: Path, rounds: int) -> dict[str, Any]:
@@ -200,7 +239,10 @@ def main() -> None:
     """Measure, print the tables, and write the raw figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", help="A data set of pictures with classes, as --dataset_name takes it.")
-    parser.add_argument("model", help="A pretrained model with a head, as --model_name_or_path takes it.")
+    parser.add_argument(
+        "model", nargs="?", default="sample:efficientnet-lite0",
+        help="A pretrained model with a head, as --model_name_or_path takes it [%(default)s].",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -218,8 +260,10 @@ def main() -> None:
         content: dict[str, Any] = {
             "photographs": len(files), "bytes": sum(file.stat().st_size for file in files), "sizes": SIZES,
             "seconds": costs(split, preprocessing, folder, arguments.rounds),
+            "milliseconds": milliseconds_of_parts(files, preprocessing.shape[1], arguments.rounds),
         }  # fmt: skip
         print(table_of_costs(content["seconds"]), flush=True)
+        print("\n".join(f"{name}: {value:.2f} ms" for name, value in content["milliseconds"].items()), flush=True)
         model = checkpoint.finished_classifier().eval()
         content["effects"] = effects(model, splits.train, split, preprocessing)
     print(f"\n{table_of_effects(content['effects'])}")

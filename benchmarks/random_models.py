@@ -41,7 +41,7 @@ def main(shape: str, folder: str) -> None:
         ViTImageProcessor,
     )
 
-    from hf_transfer.data.samples import backbone_folder
+    from hf_transfer.data.sample_models import backbone_folder
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(shape, **SHAPES[shape])

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from hf_transfer.data.samples import BACKBONE_FOLDER
+from hf_transfer.data.sample_models import BACKBONE_FOLDER
 from hf_transfer.targets.intervals import wilson_interval
 
 REPOSITORY = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import pytest
 
 import hf_transfer
 from benchmarks import strategies, transfer_or_scratch
-from hf_transfer.data.samples import backbone_folder
+from hf_transfer.data.sample_models import backbone_folder
 from hf_transfer.modalities.table import MODALITIES
 from hf_transfer.settings.strategy import Strategy
 from tests.conftest import REPOSITORY

@@ -205,7 +205,8 @@ def test_the_wheel_has_all_its_files_and_nothing_else(our_wheel: Path) -> None:
     assert packed == here
     assert {"hf_transfer/py.typed", "hf_transfer/settings/run.py", "hf_transfer/space/style.css"} < packed
     assert {
-        f"hf_transfer/data/sample_backbones/{name}/config.json" for name in ("vit-glyphs", "resnet-glyphs")
+        f"hf_transfer/data/sample_backbones/{name}/config.json"
+        for name in ("vit-glyphs", "resnet-glyphs", "efficientnet-lite0")
     } < packed
 
 
@@ -216,8 +217,8 @@ def test_in_a_clean_environment_the_installed_package_finds_its_samples_and_the_
     """Outside the repository, with the wheel's own files."""
     environment.install(our_wheel)
     code = (
-        "import hf_transfer.installation as i, hf_transfer.data.samples as s; i.check_installation(); "
-        "print(i.__file__, *sorted(p.name for p in s.backbone_folder('sample:vit-glyphs').iterdir()))"
+        "import hf_transfer.installation as i, hf_transfer.data.sample_models as m; i.check_installation(); "
+        "print(i.__file__, *sorted(p.name for p in m.backbone_folder('sample:vit-glyphs').iterdir()))"
     )
     done = environment.python("-c", code)
     assert done.returncode == 0, done.stderr

@@ -44,6 +44,7 @@ class Kind(NamedTuple):
 KINDS = {
     # Of archives also what a run that was killed has left of one.
     "archives": Kind("unpacked archives", r"[0-9a-f]{32}(\.\w+)?"),
+    "backbones": Kind("converted sample backbones", r"[0-9a-f]{64}"),
     "cuts": Kind("which rows were split off", r"[0-9a-f]{64}"),
     "frozen": Kind("outputs of frozen layers", r"[0-9a-f]{64}"),
     "pixels": Kind("resized pictures", r"\d+-[0-9a-f]{32}"),

@@ -138,10 +138,7 @@ class Loaders:
 
     def parts_of(self, inputs: Batch) -> int:
         """In how many parts a batch goes through the model in evaluation."""
-        tokens = inputs.get("input_ids")
-        if tokens is None or self.tokens_at_once is None:
-            return 1
-        return min(len(tokens), -(-tokens.numel() // self.tokens_at_once))
+        return parts_within(inputs, self.tokens_at_once)
 
     def close(self) -> None:
         """End the worker processes; a loader that is used again starts new ones."""
@@ -159,6 +156,19 @@ class Loaders:
         source = self.of(split)
         batch = source.collate_fn([source.dataset[position] for position in positions])
         return self.to_inputs(batch, device, split, epoch)
+
+
+def parts_within(inputs: Batch, tokens_at_once: int | None) -> int:
+    """In how many parts a batch goes through a model.
+
+    Args:
+        inputs: model inputs [samples, ...].
+        tokens_at_once: tokens, with padding, that a part has on average at most, unless it is one sample; None: any.
+    """
+    tokens = inputs.get("input_ids")
+    if tokens is None or tokens_at_once is None:
+        return 1
+    return min(len(tokens), -(-tokens.numel() // tokens_at_once))
 
 
 def in_parts(compute: Callable[[Batch], Sequence[Tensor]], inputs: Batch, parts: int) -> Sequence[Tensor]:

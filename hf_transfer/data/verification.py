@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -50,6 +50,8 @@ NO_IMAGE = -1
 # The size of an image, and the text or the texts beside it; None: there are none.
 Group = tuple[int, tuple[str | None, ...] | None]
 Groups = dict[Group, list[int]]
+# A row and its image, which is not read yet.
+Numbered = tuple[int, pyarrow.StructScalar]
 
 
 class Looked(NamedTuple):
@@ -252,8 +254,12 @@ def _check_rows(
         places = dict(zip(split.rows.tolist(), in_store.tolist(), strict=True))
         looked.keys.update(kept.known(split, in_store))
 
-    def header(numbered: tuple[int, pyarrow.StructScalar]) -> tuple[int, bool | None]:
-        row, image = numbered
+    def numbered(rows: Collection[int]) -> Iterator[Numbered]:
+        part = part_of(split, np.flatnonzero(np.isin(split.rows, list(rows))))
+        return zip(part.rows.tolist(), encoded_images(part), strict=True)
+
+    def header(one: Numbered) -> tuple[int, bool | None]:
+        row, image = one
         return row, _or_bad(check_header, as_dict(image), row, errors)
 
     def look(raw: dict[str, Any], row: int) -> Levels | None:
@@ -264,18 +270,17 @@ def _check_rows(
         looked.keys[row] = key_of(raw["bytes"])
         return decoded_levels(raw) if kept is None else kept.look(raw, looked.keys[row], places[row], white)
 
-    def decode(row: int) -> None:
-        levels = _or_bad(partial(look, row=row), encoded_image(split, row), row, errors)
-        if levels is not None:
+    def decode(one: Numbered) -> None:
+        row, image = one
+        if (levels := _or_bad(partial(look, row=row), as_dict(image), row, errors)) is not None:
             looked.levels[row] = levels
 
     decoded = decoded - looked.keys.keys()
-    unread = part_of(split, np.flatnonzero(~np.isin(split.rows, [*looked.keys, *decoded])))
-    images = zip(unread.rows.tolist(), encoded_images(unread), strict=True)
-    are_deep = {row for row, is_deep in in_threads(header, images) if is_deep}
+    unread = set(split.rows.tolist()) - looked.keys.keys() - decoded
+    are_deep = {row for row, is_deep in in_threads(header, numbered(unread)) if is_deep}
     deep = [row for row in order.tolist() if row in are_deep]
-    list(in_threads(decode, list(decoded)))
-    list(in_threads(decode, deep[: max(0, MEASURED_IMAGES - len(looked.levels))]))
+    list(in_threads(decode, numbered(decoded)))
+    list(in_threads(decode, numbered(deep[: max(0, MEASURED_IMAGES - len(looked.levels))])))
     bad = {row: str(error) for row, error in sorted(errors.items())}
     all_read = not any(isinstance(error, NotReadError) for error in errors.values())
     return Looked(bad, dict(sorted(looked.levels.items())), dict(sorted(looked.keys.items()))), all_read
@@ -343,15 +348,12 @@ def _image_keys(split: Split, config: RunConfig, kept: KeptPictures | None) -> l
         keys = dict(zip(images.rows.tolist(), np.frombuffer(written, np.uint64).tolist(), strict=True))
     elif rest:
         left_out = part_of(images, np.flatnonzero(~np.isin(images.rows, list(keys))))
-        keys = keys | dict(zip(rest, in_threads(_image_key, encoded_images(left_out)), strict=True))
+        read = in_threads(lambda image: _key_of_content(as_dict(image)), encoded_images(left_out))
+        keys = keys | dict(zip(rest, read, strict=True))
         # `NO_KEY` for missing files.
         all_keys = np.asarray([keys[row] for row in images.rows.tolist()], dtype=np.uint64)
         remember(cached, all_keys.tobytes())
     return [keys.get(row) or None for row in split.rows.tolist()]
-
-
-def _image_key(image: pyarrow.StructScalar) -> int:
-    return _key_of_content(as_dict(image))
 
 
 def _key_of_content(raw: dict[str, Any]) -> int:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from transformers.utils.hub import cached_file
 
+from hf_transfer.data.batches import in_parts, parts_within
 from hf_transfer.data.hub_access import is_hub_id
-from hf_transfer.data.samples import backbone_folder, is_sample
+from hf_transfer.data.sample_models import backbone_folder
+from hf_transfer.data.samples import is_sample
 from hf_transfer.errors import user_error
 from hf_transfer.evaluation.answers import Answer, Scores
 from hf_transfer.evaluation.run_folder import MODEL_FOLDER
@@ -29,6 +31,7 @@ from hf_transfer.models import timm_models
 from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.models.tasks import TASKS
+from hf_transfer.settings.training import TOKENS_AT_ONCE
 from hf_transfer.targets.table import target_of_model
 from hf_transfer.targets.target import Target
 
@@ -51,6 +54,8 @@ class Predictor:
         self.modality, self.target, self.preprocessing = modality, target, preprocessing
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self._device = device or torch.device("cpu")
+        # As the evaluation of a run: on a CPU more at once takes memory, and no less time.
+        self._tokens_at_once = TOKENS_AT_ONCE if self._device.type == "cpu" else None
         self.model = model.eval().to(self._device)
         preprocessing.adapt_to(self.model)
 
@@ -124,7 +129,8 @@ class Predictor:
         for start in range(0, len(samples), BATCH_SIZE):
             inputs = self.preprocessing.inputs(samples[start : start + BATCH_SIZE])
             moved = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-            outputs = self.model(**moved).logits.float().cpu()
+            parts = parts_within(moved, self._tokens_at_once)
+            (outputs,) = in_parts(lambda part: [self.model(**part).logits.float().cpu()], moved, parts)
             yield from zip(self.target.answers(outputs, top), self.target.decisions(outputs), strict=True)
 
 

@@ -15,7 +15,15 @@ from hf_transfer.data.complete_files import put
 from hf_transfer.evaluation.results import Results
 from hf_transfer.evaluation.run_folder import CARD_FILE, CONFIG_FILE, PICTURES
 from hf_transfer.evaluation.templates import render
-from hf_transfer.hub.card_text import Source, bases_of, code_files, needs_timm, shown_settings, source_of
+from hf_transfer.hub.card_text import (
+    Source,
+    bases_of,
+    code_files,
+    needs_timm,
+    origins_of,
+    shown_settings,
+    source_of,
+)
 from hf_transfer.modalities.table import MODALITIES
 from hf_transfer.settings.strategy import ADAPTERS
 from hf_transfer.strategies.adapter_files import is_adapter_folder
@@ -77,6 +85,7 @@ def model_card(
         modality=MODALITIES[results.recipe],
         is_adapter=is_adapter_folder(model),
         bases=bases_of(results),
+        origins=origins_of(results),
         dataset=source_of(results, "dataset_name"),
         pairs=bool(settings.get("text_pair_column_name")),
         code_files=code_files(model),

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from hf_transfer.data.sample_models import origin_of
 from hf_transfer.data.samples import is_sample
 from hf_transfer.evaluation.results import Results
 
@@ -53,6 +54,12 @@ def bases_of(results: Results) -> Sequence[Source]:
     """The base models on the Hub; if none of them is there, the one on this machine."""
     settings = [name for name in results.commits if name != "dataset_name"] or ["model_name_or_path"]
     return [source_of(results, setting) for setting in settings]
+
+
+def origins_of(results: Results) -> dict[str, str]:
+    """Of the base models that are samples from elsewhere: whose weights they have, and their licence, by name."""
+    names = results.model_name_or_path.split(" + ")
+    return {name: origin for name in names if (origin := origin_of(name))}
 
 
 def shown_settings(results: Results, settings: Mapping[str, Any]) -> str:

@@ -6,7 +6,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
-from hf_transfer.data import hub_access, samples
+from hf_transfer.data import hub_access
+from hf_transfer.data.sample_models import backbone_folder
+from hf_transfer.data.samples import is_sample
 from hf_transfer.errors import user_error
 from hf_transfer.settings.run import TOWERS, RunConfig
 
@@ -60,8 +62,8 @@ def locate(name: str, revision: str, setting: str) -> Location:
 
 
 def _location(name: str, revision: str, setting: str) -> Location:
-    if samples.is_sample(name):
-        return Location(str(samples.backbone_folder(name)))
+    if is_sample(name):
+        return Location(str(backbone_folder(name)))
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

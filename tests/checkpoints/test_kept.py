@@ -20,6 +20,7 @@ Console = Callable[..., Finished]
 HEX = "0123456789abcdef" * 4
 STORES = {
     f"archives/{HEX[:32]}/a/b.txt": "unpacked archives",
+    f"backbones/{HEX}/model.safetensors": "converted sample backbones",
     f"cuts/{HEX}/splits.int8": "which rows were split off",
     f"frozen/{HEX}/000000.safetensors": "outputs of frozen layers",
     f"pixels/1-{HEX[:32]}/{HEX[:32]}.pixels": "resized pictures",
@@ -58,7 +59,7 @@ def test_each_store_is_listed_with_size_last_use_and_content(console: Console, t
     today = time.strftime("%Y-%m-%d")
     for line, (name, what) in zip(lines, STORES.items(), strict=True):
         assert re.fullmatch(rf"\s*81.9 kB  {today} \d\d:\d\d  {name[:8]}\S*\s+{what}", line), line
-    assert total == f"492 kB in {tmp_path}"
+    assert total == f"573 kB in {tmp_path}"
 
 
 def test_an_empty_folder_and_a_missing_one_have_nothing_to_list(console: Console, tmp_path: Path) -> None:

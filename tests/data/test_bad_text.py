@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hf_transfer.data import samples
+from hf_transfer.data import sample_models
 from tests.conftest import Finished, Recipe
 from tests.data.conftest import assert_refused, text_rows, write_table
 from tests.tiny_text_models import save_text_checkpoint, tiny_text_model, tiny_tokenizer
@@ -339,7 +339,10 @@ def test_pictures_are_no_texts(refused: Refused, picture_folder: Callable[..., P
 
 
 def test_a_packaged_sample_model_whose_package_is_missing(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "PACKAGED_BACKBONES", {"minilm": "a_package_that_nobody_has"})
+    missing = sample_models.PACKAGED_MODELS["minilm"]._replace(
+        module="a_package_that_nobody_has", requirement="a-package-that-nobody-has"
+    )
+    monkeypatch.setattr(sample_models, "PACKAGED_MODELS", {"minilm": missing})
     refused(
         model_name_or_path="sample:minilm",
         expected="the package with the model sample:minilm",

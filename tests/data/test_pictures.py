@@ -1,6 +1,7 @@
 """One image: every colour mode decodes as transformers decodes it, and damage is named."""
 
 import io
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from transformers.image_utils import load_image
 
 from hf_transfer.data.pictures import (
@@ -23,6 +25,8 @@ from hf_transfer.data.pictures import (
 from pictures import decode as decoded_by_the_demo
 from tests.data.conftest import encoded, noise, png_by_hand, raw_bytes, raw_path, same
 
+# Bytes that Pillow reads of a file at once.
+BLOCK = 1 << 16
 WIDTH, HEIGHT = 10, 12
 COLOURS = Image.fromarray(noise(HEIGHT, WIDTH, 3))
 
@@ -49,6 +53,61 @@ def test_ordinary_pictures_decode_as_transformers_decodes_them(mode: str, name: 
     assert ours.mode == "RGB"
     assert same(ours, load_image(str(path)))
     assert same(ours, decode(raw_bytes(path.read_bytes())))
+
+
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes Pillow asks for each time that a JPEG is decoded."""
+    asked: list[int] = []
+    original = JpegImageFile.load_read
+
+    def noted(picture: JpegImageFile, count: int) -> bytes:
+        asked.append(count)
+        return original(picture, count)
+
+    monkeypatch.setattr(JpegImageFile, "load_read", noted)
+    return asked
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}, {"subsampling": 0}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("side", [None, 60])
+def test_a_jpeg_in_memory_is_decoded_from_one_block_to_the_pixels_of_its_file(
+    options: dict[str, Any], mode: str, side: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file Pillow reads blocks of 64 KiB, and takes up its work again at each of them."""
+    path = tmp_path / "large.jpg"
+    Image.fromarray(noise(400, 300, 3)).convert(mode).save(path, quality=95, **options)
+    size = path.stat().st_size
+    asked = asked_for(monkeypatch)
+    from_blocks = decode(raw_path(path), None, side)
+    assert len(asked) > 1
+    asked.clear()
+    assert same(decode(raw_bytes(path.read_bytes()), None, side), from_blocks)
+    assert asked == [max(size, BLOCK)]
+
+
+def test_a_jpeg_in_memory_that_ends_early_or_is_changed_is_as_bad_as_its_file(tmp_path: Path) -> None:
+    """Whatever the place: Pillow's words, but for how many bytes it has left over, or the same pixels."""
+
+    def seen(raw: dict[str, Any]) -> Any:
+        try:
+            return np.asarray(decode(raw))
+        except BadImageError as error:
+            return re.sub(r"\d+", "N", str(error))
+
+    whole, random, kinds = encoded(Image.fromarray(noise(400, 400, 3)), "JPEG"), np.random.default_rng(0), set()
+    assert len(whole) > BLOCK
+    for number in range(40):
+        data = bytearray(whole)
+        if number % 2:
+            data = data[: random.integers(1000, len(data))]
+        data[random.integers(700, len(data))] ^= 1 + int(random.integers(255))
+        path = tmp_path / f"{number}.jpg"
+        path.write_bytes(data)
+        in_memory, in_file = seen(raw_bytes(bytes(data))), seen(raw_path(path))
+        kinds.add(type(in_file))
+        assert in_memory == in_file if isinstance(in_file, str) else same(in_memory, in_file)
+    assert kinds == {str, np.ndarray}
 
 
 @pytest.mark.parametrize("read", [decode, decode_with_levels])

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from hf_transfer.data import sample_data, samples
+from hf_transfer.data import sample_data, sample_models, samples
 from hf_transfer.data.pictures import decode
 from tests.data.conftest import same, user_error_with
 
@@ -70,11 +70,12 @@ def test_an_unknown_sample_is_answered_with_the_nearest(name: str, nearest: str)
 
 def test_an_unknown_backbone_is_answered_with_those_there_are() -> None:
     with user_error_with(
-        expected="for --model_name_or_path one of sample:resnet-glyphs, sample:vit-glyphs",
+        expected="for --model_name_or_path one of sample:resnet-glyphs, sample:vit-glyphs, sample:efficientnet-lite0, "
+        "sample:minilm",
         found="sample:vit-glyph",
         do="use sample:vit-glyphs",
     ):
-        samples.backbone_folder("sample:vit-glyph")
+        sample_models.backbone_folder("sample:vit-glyph")
 
 
 @pytest.mark.parametrize(
@@ -83,12 +84,12 @@ def test_an_unknown_backbone_is_answered_with_those_there_are() -> None:
 def test_a_sample_name_cannot_lead_out_of_its_folder(name: str) -> None:
     """Neither a path from the root nor one with dots."""
     with user_error_with(expected="for --model_name_or_path one of", found=name, do="use"):
-        samples.backbone_folder(name)
+        sample_models.backbone_folder(name)
 
 
 @pytest.mark.parametrize("name", ["vit-glyphs", "resnet-glyphs"])
 def test_a_backbone_folder_has_what_a_checkpoint_needs(name: str) -> None:
-    folder = samples.backbone_folder(f"sample:{name}")
+    folder = sample_models.backbone_folder(f"sample:{name}")
     assert {"config.json", "preprocessor_config.json"} <= {path.name for path in folder.iterdir()}
 
 

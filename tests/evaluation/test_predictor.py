@@ -162,6 +162,30 @@ def test_texts_in_a_table_are_predicted_row_by_row(
         assert row["scores"] == pytest.approx({one["label"]: one["score"] for one in expected}, abs=1e-5)
 
 
+def test_of_long_texts_fewer_go_through_the_model_at_once_with_the_same_answers(
+    text_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the evaluation of a run: at most 8,192 tokens with padding, here of a tiny model 64."""
+    texts = [f"word{number} word{number + 1}" * (1 + number % 3) for number in range(5, 35)]
+    classify = load(text_model)
+    every: list[int] = []
+    classify.model.register_forward_pre_hook(
+        lambda _, __, inputs: every.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    together = classify(texts, top=3)
+    assert len(every) == 1
+    monkeypatch.setattr(predictor, "TOKENS_AT_ONCE", 64)
+    bounded = load(text_model)
+    bounded.model.register_forward_pre_hook(
+        lambda _, __, inputs: every.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    assert every[0] > 64
+    for first, second in zip(together, bounded(texts, top=3), strict=True):
+        assert first == pytest.approx(second, abs=1e-6)
+    assert sum(every[1:]) == every[0]
+    assert max(every[1:]) <= 64 + every[0] // len(texts)
+
+
 def test_pairs_of_texts_are_read_from_two_columns(
     text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

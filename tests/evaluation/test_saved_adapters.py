@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from hf_transfer.data.samples import backbone_folder
+from hf_transfer.data.sample_models import backbone_folder
 from hf_transfer.evaluation import saved_model
 from hf_transfer.models.groups import trace_groups
 from hf_transfer.models.pretrained import Checkpoint

@@ -166,6 +166,20 @@ def test_copies_of_training_and_unreadable_samples_are_among_the_limits(tmp_path
     assert "Exact copies" not in card(tmp_path).text
 
 
+def test_whose_weights_a_sample_from_elsewhere_has_is_among_the_limits(tmp_path: Path) -> None:
+    """Also of a tower of a pair; the small samples were trained by this project."""
+    local: dict[str, Any] = {"commits": {}, "names": {}}
+    text = card(tmp_path, model_name_or_path="sample:efficientnet-lite0", **local).text
+    assert (
+        "- The base model sample:efficientnet-lite0 is EfficientNet-Lite0, trained by Google on ImageNet-1k; " in text
+    )
+    assert "license Apache-2.0" in text
+    pair = card(tmp_path, model_name_or_path="sample:vit-glyphs + sample:minilm", **local).text
+    assert "- The base model sample:minilm is sentence-transformers/all-MiniLM-L6-v2; license Apache-2.0" in pair
+    assert "The base model sample:vit-glyphs" not in pair
+    assert "The base model org/tiny is" not in card(tmp_path).text
+
+
 class Counts(Classes):
     """A target that no other file knows: numbers without percent, tables and limits."""
 

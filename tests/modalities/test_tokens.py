@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_transfer.data import samples
+from hf_transfer.data.sample_models import backbone_folder
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.targets.classes import Classes
@@ -26,7 +26,7 @@ def preprocessing(length: int | None = None, **settings: Any) -> TokenPreprocess
 @pytest.fixture(scope="module")
 def minilm() -> Any:
     """The tokenizer of the packaged sample, a real one of word pieces."""
-    return AutoTokenizer.from_pretrained(samples.backbone_folder("sample:minilm"))
+    return AutoTokenizer.from_pretrained(backbone_folder("sample:minilm"))
 
 
 @pytest.mark.parametrize("texts", [TEXTS, PAIRS], ids=["texts", "pairs"])

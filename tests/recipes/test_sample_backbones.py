@@ -8,7 +8,7 @@ import pytest
 from accelerate import Accelerator
 
 from hf_transfer.data.checked import load_splits
-from hf_transfer.data.samples import BACKBONE_FOLDER
+from hf_transfer.data.sample_models import BACKBONE_FOLDER
 from hf_transfer.data.splits import Splits
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.pixels import PixelPreprocessing
