@@ -1,13 +1,18 @@
-"""A pretrained checkpoint of each family of backbones, at reduced size and with random weights."""
+"""A pretrained checkpoint of each family of backbones, at reduced size and with random weights.
+
+Those of timm are only written where timm is installed.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from tests.export.finished_models import model_of
+from tests.models.families import FAMILIES as PUBLISHED
 from tests.tiny_models import ALL
 from tests.tiny_text_models import tiny_tokenizer
 
@@ -23,11 +28,13 @@ class Family:
         title: what it is called.
         recipe: vision or text.
         save: writes a checkpoint into a folder.
+        is_timm: whether timm is needed.
     """
 
     title: str
     recipe: str
     save: Callable[[Path], object]
+    is_timm: bool = False
 
 
 def _save_image_model(name: str, folder: Path) -> None:
@@ -52,6 +59,20 @@ def _text(title: str, name: str) -> Family:
     return Family(title, "text", partial(_save_text_model, name))
 
 
+def _published(title: str, name: str) -> Family:
+    """Of which a checkpoint is no classifier, as its authors publish it."""
+    return Family(title, PUBLISHED[name].recipe, PUBLISHED[name].checkpoint)
+
+
+def _timm(title: str, architecture: str, *, side: int = 64, **arguments: Any) -> Family:
+    def save(folder: Path) -> None:
+        from tests.with_timm.tiny_timm import save_timm
+
+        save_timm(folder, architecture, arguments=arguments, input_size=(3, side, side))
+
+    return Family(f"{title} (timm)", "vision", save, is_timm=True)
+
+
 FAMILIES: tuple[Family, ...] = (
     _image("ViT", "vit"),
     _image("DeiT", "deit"),
@@ -67,6 +88,24 @@ FAMILIES: tuple[Family, ...] = (
     _image("RegNet", "regnet"),
     _image("PoolFormer", "poolformer"),
     _image("SegFormer", "segformer"),
+    _published("ViT-MAE", "vit_mae"),
+    _published("DINOv3 ViT", "dinov3_vit"),
+    _published("DINOv3 ConvNeXt", "dinov3_convnext"),
+    _published("I-JEPA", "ijepa"),
+    _published("Hiera", "hiera"),
+    _published("CLIP, both towers", "clip"),
+    _published("CLIP, vision tower", "clip_vision"),
+    _published("SigLIP, both towers", "siglip"),
+    _published("SigLIP, vision tower", "siglip_vision"),
+    _timm("VGG", "vgg11", mlp_ratio=1 / 64),
+    _timm("Inception v3", "inception_v3", side=80),
+    _timm("ResNet", "test_resnet"),
+    _timm("MobileNetV3", "mobilenetv3_small_050"),
+    _timm("DenseNet", "densenet121", growth_rate=8, block_config=(2, 4, 6, 4)),
+    _timm("RegNet", "regnetx_002"),
+    _timm("EfficientNet", "test_efficientnet"),
+    _timm("ConvNeXt", "test_convnext"),
+    _timm("ViT", "test_vit", img_size=64),
     _text("BERT", "bert"),
     _text("RoBERTa", "roberta"),
     _text("DistilBERT", "distilbert"),
@@ -76,4 +115,6 @@ FAMILIES: tuple[Family, ...] = (
     _text("MPNet", "mpnet"),
     _text("ModernBERT", "modernbert"),
     _text("GPT-2", "gpt2"),
+    _published("T5", "t5"),
+    _published("UMT5", "umt5"),
 )
