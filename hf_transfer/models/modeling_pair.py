@@ -136,7 +136,7 @@ class PairModel(PreTrainedModel):
 
     def _inputs(self, images: Sequence[Any], texts: Sequence[str | None]) -> dict[str, Tensor]:
         """Inputs of `forward`, made by the image processor and the tokenizer that are saved with the weights."""
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         inputs: dict[str, Any] = {
             "image_present": torch.tensor([image is not None for image in images]),
@@ -144,7 +144,7 @@ class PairModel(PreTrainedModel):
         }
         if any(image is not None for image in images):
             opened = [Image.open(image) if isinstance(image, str | Path) else image for image in images]
-            upright = [image and ImageOps.exif_transpose(image).convert("RGB") for image in opened]
+            upright = [image and _upright_in_rgb(image) for image in opened]
             blank = Image.new("RGB", (64, 64))
             inputs |= self._processor([image or blank for image in upright], return_tensors="pt")
         if any(text is not None for text in texts):
@@ -153,6 +153,23 @@ class PairModel(PreTrainedModel):
             padding = {"padding": "max_length", "max_length": length} if length else {"padding": True}
             inputs |= self._tokenizer.pad(tokens, **padding, return_tensors="pt")
         return {name: value.to(self.device) for name, value in inputs.items()}
+
+
+def _upright_in_rgb(picture: Any) -> Any:
+    """The picture as its EXIF tag says it is turned.
+
+    `ImageOps.exif_transpose` writes all other tags again, and fails if one of them has a wrong type.
+    """
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+    }  # fmt: skip
+    # Some formats have this tag behind their pixels.
+    picture.load()
+    turn = turns.get(picture.getexif().get(0x0112))
+    return (picture if turn is None else picture.transpose(turn)).convert("RGB")
 
 
 def _config_of(config: PretrainedConfig | dict[str, Any] | None, default_type: str) -> PretrainedConfig:

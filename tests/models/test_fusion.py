@@ -1,6 +1,7 @@
 """The classifier of images with texts: values by hand, missing modalities, saving, and use without this package."""
 
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -18,6 +19,8 @@ from hf_transfer.models.fusion import FUSIONS, FusionConfig, FusionModel
 from hf_transfer.models.groups import trace_groups
 from hf_transfer.models.towers import SingleTower, fuse, groups_of, towers_of, trace
 from tests.conftest import REPOSITORY
+from tests.data.conftest import noise
+from tests.data.test_pictures import exif
 from tests.tiny_models import CLASSES, state
 from tests.tiny_pairs import CLIP_WIDTH, LABELS, PAIRS, pair_inputs, side, tiny_pair, towers
 from tests.tiny_text_models import tiny_tokenizer
@@ -349,3 +352,19 @@ def test_it_predicts_the_scores_that_a_pipeline_would(
     )
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
     assert model.predict(text="word1 word2", top_k=2) == rows[:2]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_pillow_turns_it_also_where_another_tag_has_a_wrong_type(
+    orientation: int, tmp_path: Path
+) -> None:
+    """As broken software writes it: a resolution that is text."""
+    save(tmp_path / "model", fusion="product")
+    model = FusionModel.from_pretrained(tmp_path / "model")
+    picture, path = Image.fromarray(noise(20, 32, 3)), tmp_path / "one.jpg"
+    turned = (0x0112, 3, 1, struct.pack("<HH", orientation, 0))
+    picture.save(path, exif=exif(turned), quality=95)
+    expected = model.predict(image=ImageOps.exif_transpose(Image.open(path)))
+    assert model.predict(image=str(path)) == expected
+    picture.save(path, exif=exif(turned, (0x011A, 2, 2, b"ab")), quality=95)
+    assert model.predict(image=str(path)) == expected
