@@ -119,7 +119,7 @@ def check_boundary(model: nn.Module, groups: Sequence[Group], count: int, inputs
 
     The test: if the boundary's output is detached and only the groups before it require gradients, the loss may not
     depend on them. A module on which it still depends is live if no data flows into it, and otherwise makes the cut
-    illegal.
+    illegal. A module without weights whose output holds no data is live, too.
     """
     skipped = {name for group in groups[:count] for name in group.modules}
     trace, _ = run_traced(model, inputs)
@@ -127,14 +127,17 @@ def check_boundary(model: nn.Module, groups: Sequence[Group], count: int, inputs
     if not called:
         return Boundary("", False, (), "no module before this place is called")
     # A shared table of biases may be called last, but the boundary is where the data comes out.
-    with_data = [name for name in called if name in trace.fed_by_data]
+    with_data = [name for name in called if name in trace.giving_data]
     module = max(with_data or called, key=lambda name: trace.end[name])
     names = {name for group in groups[:count] for name in group.parameters}
     with model.get_submodule(module).register_forward_hook(_detached):
         leaking = sorted({name.rpartition(".")[0] for name in _reached_by_gradient(model, inputs, names)})
     if passing := [name for name in leaking if name in trace.fed_by_data]:
         return Boundary(module, False, (), f"later layers depend on {', '.join(passing[:3])} not only through {module}")
-    return Boundary(module, True, tuple(leaking), "")
+    # Rotary positions, which a model makes once for all blocks: they have no weights that would show their use.
+    without_data = {*called} - {module} - trace.giving_data
+    positions = {name for name in without_data if next(model.get_submodule(name).parameters(), None) is None}
+    return Boundary(module, True, tuple(sorted({*leaking, *positions})), "")
 
 
 def describe_frozen(model: nn.Module, groups: Sequence[Group], count: int, inputs: Inputs) -> str:

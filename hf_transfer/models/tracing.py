@@ -20,11 +20,13 @@ class Trace:
         begin: by name, when the first call began.
         end: by name, when it ended.
         fed_by_data: names of the modules whose inputs depend on the data.
+        giving_data: names of the modules whose outputs depend on the data.
     """
 
     begin: dict[str, int]
     end: dict[str, int]
     fed_by_data: frozenset[str]
+    giving_data: frozenset[str]
 
 
 def run_traced(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Trace, int]:
@@ -32,6 +34,7 @@ def run_traced(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Trace, i
     begin: dict[str, int] = {}
     end: dict[str, int] = {}
     fed_by_data: set[str] = set()
+    giving_data: set[str] = set()
     clock = iter(range(10**9))
     # No parameter requires a gradient, so a tensor that does depends on the data.
     with evaluating(model), requiring_gradients(model, set()), ExitStack() as stack:
@@ -55,8 +58,10 @@ def run_traced(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Trace, i
                 if any(tensor.requires_grad or _storage(tensor) in storages for tensor in tensors_in((args, kwargs))):
                     fed_by_data.add(name)
 
-            def after(*_: Any, name: str = name) -> None:
+            def after(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
                 end.setdefault(name, next(clock))
+                if any(tensor.requires_grad for tensor in tensors_in(output)):
+                    giving_data.add(name)
 
             stack.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
             stack.enter_context(module.register_forward_hook(after))
@@ -65,7 +70,7 @@ def run_traced(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Trace, i
             for key, value in inputs.items()
         }
         logits = model(**data).logits
-    return Trace(begin, end, frozenset(fed_by_data)), int(logits.shape[-1])
+    return Trace(begin, end, frozenset(fed_by_data), frozenset(giving_data)), int(logits.shape[-1])
 
 
 def _storage(tensor: Tensor) -> int:

@@ -1,6 +1,7 @@
 """A cut model compared with the whole one: activations recorded before the cut give the logits of a live run."""
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,11 @@ from torch import Tensor, nn
 
 from hf_transfer.models.cutting import CannotCutError, Crossing, Cut, with_stored
 from hf_transfer.models.groups import trace_groups
+from hf_transfer.models.pretrained import Checkpoint, load_classifier
+from hf_transfer.targets.classes import Classes
 from tests.export.finished_models import model_of
 from tests.models.cut_models import EXAMPLE, NAMES, Batch, Toy, batch, cut_everywhere, is_text, logits_after
+from tests.models.families import IMAGES
 from tests.tiny_models import logits, state
 from tests.tiny_text_models import TEXT_ARCHITECTURES, model_and_inputs, token_ids
 
@@ -254,3 +258,19 @@ def test_rotary_positions_that_each_kind_of_attention_asks_for_are_computed_agai
         cut = Cut(model, groups, count, inputs)
         other = token_ids(seed=5, rows=4, length=11)
         assert torch.equal(logits_after(cut, model, cut.record(model, other), other), logits(model, other))
+
+
+def test_rotary_positions_that_depend_on_the_size_of_a_picture_are_computed_again(tmp_path: Path) -> None:
+    """DINOv3 makes them of the pixels' shape, once for all blocks."""
+    family = IMAGES["dinov3_vit"]
+    checkpoint, inputs = Checkpoint(str(family.checkpoint(tmp_path))), family.inputs()
+    model, groups = load_classifier(checkpoint, Classes(("a", "b")), inputs, seed=0, fresh_weights=False)
+    model.eval()
+    blocks = [count for count, group in enumerate(groups, start=1) if group.is_block]
+    assert len(blocks) == 3
+    for count in blocks:
+        cut = Cut(model, groups, count, inputs)
+        other = family.inputs(rows=5)
+        recorded = cut.record(model, other)
+        assert len(recorded) == 1
+        assert torch.equal(logits_after(cut, model, recorded, cut.blank(other)), logits(model, other))
