@@ -186,7 +186,7 @@ def _same_answers(answers: list[dict[str, float]], expected: list[dict[str, floa
         assert max(abs(answer[label] - one[label]) for label in one) <= LARGEST_DIFFERENCE_OF_ANSWERS
 
 
-# By the title of a column of the table. Each returns the word of its cell, or raises an error that says what is missing.
+# By the title of a column. Each returns the word of a cell, or raises an error that says what is missing.
 ABILITIES: dict[str, Callable[[Trial], str]] = {
     **{f"`{strategy}`": partial(_trains, strategy) for strategy in (*SOLVED, "partial", "full")},
     "`lora`": _adapts,
