@@ -28,7 +28,7 @@ from hf_transfer.models.loading import loading_errors, quiet_loading, read_weigh
 from hf_transfer.models.locating import locate
 from hf_transfer.models.pooling import backbone_config, check_pooling, pooled_classifier, pooling_of, read_config
 from hf_transfer.models.tasks import TASKS
-from hf_transfer.models.timm_models import TimmProcessor, is_timm
+from hf_transfer.models.timm_models import TimmProcessor, is_timm, refuse_equal_labels
 from hf_transfer.models.towers import trace
 from hf_transfer.models.trust import refuse_other_files
 from hf_transfer.targets.classes import Classes
@@ -278,7 +278,10 @@ class Checkpoint(AnyCheckpoint):
     def finished_classifier(self) -> PreTrainedModel:
         """The model with its own head, for evaluation and prediction."""
         kind = self._task.classifier_of(self.config.model_type)
-        settings = {"config": self.config} if is_timm(self.config) else {}
+        settings = {}
+        if is_timm(self.config):
+            refuse_equal_labels(self.name, self.config)
+            settings["config"] = self.config
         model: PreTrainedModel = self._read(kind.from_pretrained, dtype=torch.float32, use_safetensors=True, **settings)
         return model
 
