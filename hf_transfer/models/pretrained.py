@@ -37,7 +37,7 @@ from hf_transfer.models.modeling_pair import PairConfig
 from hf_transfer.models.modeling_pooled_image import PooledImageConfig
 from hf_transfer.models.pooling import backbone_config, pooled_classifier, read_config, rule_of_type
 from hf_transfer.models.tasks import TASKS
-from hf_transfer.models.timm_models import TimmProcessor, is_timm
+from hf_transfer.models.timm_models import TimmProcessor, is_timm, refuse_equal_labels
 from hf_transfer.models.towers import trace
 from hf_transfer.models.trust import refuse_other_files
 from hf_transfer.targets.classes import Classes
@@ -311,7 +311,10 @@ class Checkpoint(AnyCheckpoint):
     def finished_classifier(self) -> PreTrainedModel:
         """The model with its own head, for evaluation and prediction."""
         kind = self._task.classifier_of(self.config.model_type)
-        settings = {"config": self.config} if is_timm(self.config) else {}
+        settings = {}
+        if is_timm(self.config):
+            refuse_equal_labels(self.name, self.config)
+            settings["config"] = self.config
         model: PreTrainedModel = self._read(kind.from_pretrained, dtype=torch.float32, use_safetensors=True, **settings)
         return model
 

@@ -97,6 +97,23 @@ def refuse_without_timm(path: str) -> None:
         raise unsuitable_torchvision(error) from error
 
 
+def refuse_equal_labels(name: str, config: PretrainedConfig) -> None:
+    """Refuse a finished model two of whose classes have the same name: an answer could not tell them apart.
+
+    timm stores labels as a list of names, in which that is possible.
+
+    Raises:
+        UserError: there are such names.
+    """
+    names = list((config.id2label or {}).values())
+    if equal := sorted({one for one in names if names.count(one) > 1}):
+        raise user_error(
+            expected=f"in {name} a different name for each class",
+            found=f"label_names with several classes called {some(equal)}",
+            do="change label_names in its config.json",
+        )
+
+
 def _refuse_unknown(architecture: str, path: str) -> None:
     """Refuse an architecture that this timm does not have; names with a prefix would make timm load something else."""
     import timm

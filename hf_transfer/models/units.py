@@ -137,8 +137,8 @@ def _boundaries(
 ) -> tuple[list[int], list[int]]:
     """Positions of the units behind which the model can be cut, and the size of each output for one sample.
 
-    Removed from the graph that autograd records, the output of such a unit separates the logits from all parameters
-    of the units up to it.
+    Removed from the graph that autograd records, the output of such a unit separates the logits from the pixels and
+    from all parameters of the units up to it.
     """
     nodes: dict[str, set[Any]] = {}
     sizes: dict[str, int] = {}
@@ -152,8 +152,12 @@ def _boundaries(
                 sizes[unit] = sum(tensor.numel() // len(tensor) for tensor in tensors_in(output))
 
             stack.enter_context(model.get_submodule(unit).register_forward_hook(keep))
-        logits = model(**inputs).logits
+        data = {name: value.detach().clone() for name, value in inputs.items()}
+        pixels = [value.requires_grad_() for value in data.values() if value.is_floating_point()]
+        logits = model(**data).logits
     owners = {id(parameter): _place(name, units, trace) for name, parameter in model.named_parameters()}
+    # Pixels that a later layer reads are not stored.
+    owners |= dict.fromkeys(map(id, pixels), -1)
     legal = [place for place, unit in enumerate(units) if _earliest(logits.grad_fn, nodes[unit], owners) > place]
     return legal, [sizes[unit] for unit in units]
 

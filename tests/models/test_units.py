@@ -93,3 +93,15 @@ def test_tracing_draws_no_random_numbers_and_leaves_statistics(sides: int) -> No
     trace_groups(model, {"pixel_values": torch.ones(2, 3, sides, sides)})
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class BesidePixels(Chain):
+    """A chain whose later layers also read the pixels."""
+
+    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.head(self.body(pixel_values) + pixel_values.mean((1, 2, 3))[:, None]))
+
+
+def test_there_is_no_boundary_in_front_of_a_layer_that_reads_pixels() -> None:
+    """They are not there when activations are stored."""
+    assert [group.name for group in trace_groups(BesidePixels(), INPUTS)] == ["backbone", "head"]

@@ -130,3 +130,12 @@ def test_images_with_texts_take_no_model_of_timm(tmp_path: Path) -> None:
         f"Found:    {tmp_path / 'timm'}, a model of timm",
         "Do this:  choose another --image_model_name_or_path",
     ]
+
+
+def test_a_finished_model_with_equal_labels_is_refused_but_can_be_a_start(tmp_path: Path) -> None:
+    folder = save_timm(tmp_path / "timm")
+    change_config(folder, label_names=["crane", "shark", "crane"])
+    with pytest.raises(UserError) as caught:
+        Checkpoint(str(folder)).finished_classifier()
+    assert "Found:    label_names with several classes called crane\n" in str(caught.value)
+    assert load(folder, CLASSES).config.id2label == dict(enumerate(CLASSES.names))

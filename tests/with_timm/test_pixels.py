@@ -64,7 +64,7 @@ def test_the_values_are_those_of_timm_to_the_bit(pretrained_cfg: dict[str, Any])
     assert compared == 50
 
 
-@pytest.mark.parametrize("pretrained_cfg", CONFIGURATIONS)
+@pytest.mark.parametrize("pretrained_cfg", CONFIGURATIONS[:-1])
 def test_they_go_the_short_way_of_all_pictures(pretrained_cfg: dict[str, Any]) -> None:
     """Bytes that are resized by Pillow alone and kept, then a scale and a shift: rounded otherwise in the last bit."""
     preprocessing = PixelPreprocessing(TimmProcessor("a model", pretrained_cfg))
