@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,19 @@ def answers(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict
     return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
 
 
+def assert_same_without_us(model: Path, picture: Path, expected: Sequence[Any], scratch: Path) -> None:
+    """Where hf_transfer cannot be imported, a model gives the same answers to a picture with a text, and to the text."""
+    environment = {**os.environ, "HF_HOME": str(scratch / "home"), "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_US, str(model), str(picture)],
+        cwd=scratch, env=environment, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    for here, answer in zip(expected, json.loads(ended.stdout.split("ANSWERS", 1)[1]), strict=True):
+        for row in answer:
+            assert here["scores"][row["label"]] == pytest.approx(row["score"], abs=1e-5)
+
+
 @pytest.mark.slow
 def test_a_run_learns_from_both_and_reports_each_alone(
     recipe: Any, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -174,15 +188,7 @@ def test_a_run_learns_from_both_and_reports_each_alone(
     (both,) = answers(capsys, out / "model", "--image", picture, "--text", "word6", "--top", 4)
     assert both["path"] == str(picture)
     (words,) = answers(capsys, out / "model", "--text", "word6", "--top", 4)
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-c", WITHOUT_US, str(out / "model"), str(picture)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    for expected, answer in zip((both, words), json.loads(ended.stdout.split("ANSWERS", 1)[1]), strict=True):
-        for row in answer:
-            assert expected["scores"][row["label"]] == pytest.approx(row["score"], abs=1e-5)
+    assert_same_without_us(out / "model", picture, (both, words), tmp_path)
     table = given / "data" / "test" / "metadata.csv"
     rows = answers(capsys, out / "model", table, "--top", 1)
     with table.open() as file:
@@ -245,15 +251,7 @@ def test_a_solved_head_reads_both_towers(
     picture = given / "data/test/0-red.png"
     (both,) = answers(capsys, out / "model", "--image", picture, "--text", "word6", "--top", 4)
     (words,) = answers(capsys, out / "model", "--text", "word6", "--top", 4)
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-c", WITHOUT_US, str(out / "model"), str(picture)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    for expected, answer in zip((both, words), json.loads(ended.stdout.split("ANSWERS", 1)[1]), strict=True):
-        for row in answer:
-            assert expected["scores"][row["label"]] == pytest.approx(row["score"], abs=1e-5)
+    assert_same_without_us(out / "model", picture, (both, words), tmp_path)
     finished = {**towers, "evaluate_only": "true", "model_name_or_path": out / "model"}
     judged = recipe(**finished, output_dir=tmp_path / "judged")
     assert judged.code == 0, judged.err
