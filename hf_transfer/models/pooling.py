@@ -109,7 +109,14 @@ def check_pooling(name: str, config: PretrainedConfig, pooling: Pooling, *, may_
     """
     backbone = backbone_config(config)
     kind = backbone.model_type
-    if backbone.is_encoder_decoder and not (may_split and kind in WITHOUT_DECODER):
+    # An encoder that was taken alone has the type of the whole model, which would be made of its configuration again.
+    if not may_split and (backbone.is_encoder_decoder or kind in WITHOUT_DECODER):
+        raise user_error(
+            expected="for texts with images a model with one stack of layers (BERT, RoBERTa, GPT-2, ...)",
+            found=f"{name}, a {kind} model with an encoder and a decoder",
+            do="choose another --text_model_name_or_path",
+        )
+    if backbone.is_encoder_decoder and kind not in WITHOUT_DECODER:
         raise user_error(
             expected=f"for --pooling {pooling} a model with one stack of layers (BERT, RoBERTa, GPT-2, ...)",
             found=f"{name}, a {kind} model with an encoder and a decoder",

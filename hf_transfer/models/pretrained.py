@@ -170,6 +170,7 @@ class Checkpoint(AnyCheckpoint):
     Attributes:
         revision: the revision of which files are requested: the commit, if it is known.
         offline: the Hub did not answer, and is not asked again.
+        notes_on_type: those of `notes` that say as which type the model is loaded.
 
     Raises:
         UserError: it does not exist, cannot be reached or read, or cannot be loaded for the task.
@@ -196,8 +197,8 @@ class Checkpoint(AnyCheckpoint):
         lacks_class = self._task.encoders is IMAGES and self._task.lacks_class(backbone)
         self._is_image_encoder = lacks_class or isinstance(self.config, PooledImageConfig)
         self.has_our_head = self._pooling is not None or self._is_image_encoder
-        retyped = (retyped_as(backbone.model_type, self._retyped),) if self._retyped else ()
-        self.notes = (*retyped, *head.notes)
+        self.notes_on_type = (retyped_as(backbone.model_type, self._retyped),) if self._retyped else ()
+        self.notes = (*self.notes_on_type, *head.notes)
         if getattr(self.config, "num_channels", 3) != 3:
             raise user_error(
                 expected="a model that takes images of 3 channels",

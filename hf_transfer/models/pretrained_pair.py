@@ -10,9 +10,11 @@ from transformers import AutoModel, PreTrainedModel
 from hf_transfer.data import hub_access
 from hf_transfer.errors import user_error
 from hf_transfer.models.loading import loading_errors, read_weights
-from hf_transfer.models.modeling_pooled import without_pooler
-from hf_transfer.models.pooling import check_pooling, pooling_of, read_config
+from hf_transfer.models.modeling_pooled import PooledConfig, without_pooler
+from hf_transfer.models.modeling_pooled_image import PooledImageConfig
+from hf_transfer.models.pooling import check_pooling, read_config
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
+from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.timm_models import is_timm
 from hf_transfer.models.towers import Tower, fuse, image_pooling_of
 from hf_transfer.settings.model import PairModelSettings
@@ -58,6 +60,12 @@ class PairCheckpoint(AnyCheckpoint):
                 str(models.text_model_name_or_path), models.text_model_revision, "text-classification",
                 setting="text_model_name_or_path",
             )  # fmt: skip
+            if self.image.config.model_type in TASKS["dual-encoder"].model_types:
+                raise user_error(
+                    expected="in --image_model_name_or_path a model of images alone",
+                    found=f"{self.image.name}, a {self.image.config.model_type} model with a tower for each",
+                    do="name it in --model_name_or_path, for both towers",
+                )
             if is_timm(self.image.config):
                 raise user_error(
                     expected="for images with texts an image model that transformers has the layers of",
@@ -66,6 +74,8 @@ class PairCheckpoint(AnyCheckpoint):
                 )
             check_pooling(self.text.name, self.text.config, "mean", may_split=False)
         self.parts = (self.image,) if self.image is self.text else (self.image, self.text)
+        # What is said of heads concerns classifiers of one tower.
+        self.notes = tuple(note for part in self.parts for note in part.notes_on_type)
         self.name = self.path = " + ".join(part.name for part in self.parts)
         self.commits = self.image.commits | self.text.commits
 
@@ -107,9 +117,11 @@ def _load_backbone(
     checkpoint: Checkpoint, fresh_weights: bool, *, pooler: bool = True
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """The backbone of a checkpoint, and the names of its weights that are missing there; of fresh weights, all."""
-    if pooling_of(checkpoint.config) is not None:
-        finished: Any = checkpoint.finished_classifier()
-        return finished.backbone, frozenset()
+    if isinstance(checkpoint.config, PooledConfig | PooledImageConfig):
+        make: Any = TASKS[checkpoint.task].classifier_of(checkpoint.config.model_type)
+        finished: Any = make(checkpoint.config) if fresh_weights else checkpoint.finished_classifier()
+        backbone = finished.backbone
+        return backbone, frozenset(name for name, _ in backbone.named_parameters() if fresh_weights)
     load: Callable[..., Any] = AutoModel.from_config if fresh_weights else AutoModel.from_pretrained
     if not pooler:
         load = partial(without_pooler, load)
