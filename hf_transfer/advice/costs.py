@@ -13,11 +13,13 @@ from hf_transfer import look_ahead
 from hf_transfer.errors import UserError
 from hf_transfer.models.groups import Group
 from hf_transfer.models.taps import count_blocks
+from hf_transfer.models.tasks import WITH_OUR_HEAD
 from hf_transfer.run import Run
 from hf_transfer.settings.fields import choices_of
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import ADAPTERS, PROBES
 from hf_transfer.strategies.choice import choose_strategy
+from hf_transfer.strategies.deep_probe import DeepProbe
 from hf_transfer.strategies.freezing import Stage, frozen_towers, unfreeze
 
 # On how many rows a step is measured: it is about as much work as three forward passes, and is to cost only this share
@@ -117,7 +119,13 @@ def top_quarter(blocks: int) -> int:
 
 
 def seconds_of_strategies(
-    config: RunConfig, costs: Costs, model: nn.Module, groups: Sequence[Group], *, solves_heads: bool = True
+    config: RunConfig,
+    costs: Costs,
+    model: nn.Module,
+    groups: Sequence[Group],
+    *,
+    solves_heads: bool = True,
+    deeper: bool = False,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """How long each strategy takes, and what each of the others lacks in this model, by name.
 
@@ -127,6 +135,7 @@ def seconds_of_strategies(
         model: with a new head.
         groups: its groups in depth order.
         solves_heads: whether a head is solved on frozen features; otherwise it is trained.
+        deeper: whether a deep probe can be made of the same checkpoint, also if this model has a head of ours.
     """
     seconds, unsuitable = {}, {}
     for name in strategy_names(config):
@@ -134,14 +143,21 @@ def seconds_of_strategies(
             unsuitable[name] = "the place that it reads is chosen by solved heads, and none can be solved"
             continue
         try:
-            seconds[name] = _seconds(name, config, costs, model, groups, solves_heads=solves_heads)
+            seconds[name] = _seconds(name, config, costs, model, groups, solves_heads=solves_heads, deeper=deeper)
         except UserError as error:
             unsuitable[name] = error.found or str(error)
     return seconds, unsuitable
 
 
 def _seconds(
-    name: str, config: RunConfig, costs: Costs, model: nn.Module, groups: Sequence[Group], *, solves_heads: bool
+    name: str,
+    config: RunConfig,
+    costs: Costs,
+    model: nn.Module,
+    groups: Sequence[Group],
+    *,
+    solves_heads: bool,
+    deeper: bool,
 ) -> float:
     settings = dataclasses.replace(config.strategy, **_chosen(name, config, count_blocks(groups)))
     if name in ADAPTERS:
@@ -149,7 +165,9 @@ def _seconds(
         learning = min(1.0, layers / blocks) if layers and blocks else 1.0
         return costs.of_epochs(costs.epochs, learning, SHARE_OF_SMALL_PARTS)
     strategy = choose_strategy(settings)
-    if config.has_simple_head:
+    if deeper and isinstance(model, WITH_OUR_HEAD) and isinstance(strategy, DeepProbe):
+        strategy.check_places(model, groups)
+    elif config.has_simple_head:
         strategy.check(model, groups)
     # Of images with texts, a linear probe has a head of several layers, which is trained.
     if name in (PROBES if config.has_simple_head else ("deep_probe",)) and solves_heads:

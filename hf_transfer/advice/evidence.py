@@ -153,8 +153,9 @@ def gather_evidence(
         )  # fmt: skip
         groups = run.prepared.groups
         seconds, unsuitable = seconds_of_strategies(
-            config, costs, run.prepared.model, groups, solves_heads=model is not None
-        )
+            config, costs, run.prepared.model, groups, solves_heads=model is not None,
+            deeper=run.checkpoint.is_read_at_depths,
+        )  # fmt: skip
         return Evidence(
             run.checkpoint.name, run.splits.target.describe(), run.splits.target.score_title, sizes["train"],
             run.splits.target.divided_by.removeprefix("by "), kinds[0],

@@ -29,6 +29,7 @@ from hf_transfer.models.modeling_deep_probe import (
 )
 from hf_transfer.models.modeling_pair import MODALITIES
 from hf_transfer.models.modeling_pair_probe import PRESENT
+from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
 from hf_transfer.models.pooling import looks_back_only, without_task
 from hf_transfer.models.timm_models import PROCESSOR_TYPE
 from hf_transfer.models.towers import PairTowers
@@ -196,9 +197,8 @@ def usual_taps(backbone: nn.Module, groups: Sequence[Group], inputs: Inputs) -> 
     """The taps that are tried where none are named: each alone, and several depths together.
 
     These are the input of the head; the means behind a third, a half, two thirds, three quarters and all of the
-    blocks; and of texts the first token behind the last block, if it sees the
-    whole text. Together are read the means behind a third, two thirds
-    and all of the blocks, and of images the input of the head.
+    blocks; and of texts the first token behind the last block, if it sees the whole text. Together are read the means
+    behind a third, two thirds and all of the blocks, and of images the input of the head.
 
     Args:
         backbone: a classifier whose last layer was replaced by `nn.Identity`, or a `PooledTower`.
@@ -219,7 +219,13 @@ def usual_taps(backbone: nn.Module, groups: Sequence[Group], inputs: Inputs) -> 
     with evaluating(backbone), torch.no_grad():
         head, *others = vectors_of(backbone, taps, inputs)
     last = wanted.index((MEAN, blocks))
-    if head.shape == others[last - 1].shape and torch.allclose(head, others[last - 1], rtol=1e-4, atol=1e-6):
+    # A deep probe is made of transformers' classifier, whose head reads something else than a head of ours.
+    is_ours = isinstance(backbone, PooledForSequenceClassification)
+    if (
+        not is_ours
+        and head.shape == others[last - 1].shape
+        and torch.allclose(head, others[last - 1], rtol=1e-4, atol=1e-6)
+    ):
         # The head reads just that mean, as in a ResNet.
         del taps[last]
         together.add((HEAD, 0))

@@ -63,6 +63,18 @@ class DeepProbe(LinearProbe):
                 found=f"{type(model).__name__}, whose code is saved with it",
                 do="use --strategy linear_probe, or name the model that it was trained from",
             )
+        self.check_places(model, groups)
+
+    def check_places(self, model: nn.Module, groups: Sequence[Group]) -> None:
+        """Refuse places that a model does not have.
+
+        Args:
+            model: a classifier; also one on the same backbone as that which is read.
+            groups: its groups in depth order.
+
+        Raises:
+            UserError: the model has too few blocks, or no first token that sees the whole text.
+        """
         if named := [name for name in self.taps if tower_of(name)]:
             raise user_error(
                 expected="for --taps places of a model of one tower",

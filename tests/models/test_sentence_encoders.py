@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from hf_transfer.advice.costs import Costs, seconds_of_strategies
 from hf_transfer.errors import UserError
 from hf_transfer.modalities.text import TextModality
-from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.models.pretrained import Checkpoint, load_classifier
 from hf_transfer.models.sentence_encoders import NamedPooling, named_pooling
+from hf_transfer.models.taps import Tap, usual_taps, vectors_of, without_head
 from hf_transfer.settings.run import TextConfig
 from hf_transfer.targets.classes import Classes
 from tests.tiny_models import logits
@@ -150,3 +152,39 @@ def test_a_sentence_encoder_is_still_read_at_several_depths(tmp_path: Path) -> N
     folder = str(save_sentence_encoder(tmp_path))
     assert Checkpoint(folder, task=TEXT, pooling="own").is_read_at_depths
     assert not Checkpoint(folder, task=TEXT, pooling="mean").is_read_at_depths
+
+
+def read_at_depths(folder: Path, pooling: Any) -> tuple[list[list[Tap]], dict[str, torch.Tensor]]:
+    """What is tried together, and the vectors of each place by its name."""
+    inputs = token_ids()
+    checkpoint = Checkpoint(str(folder), task=TEXT, pooling=pooling)
+    model, groups = load_classifier(checkpoint, TARGET, inputs, seed=0, fresh_weights=False)
+    model.eval()
+    with without_head(model, groups[-1].modules[0]), torch.no_grad():
+        choice = usual_taps(model, groups, inputs)
+        vectors = vectors_of(model, choice.taps, inputs)
+    tried = [[choice.taps[place] for place in places] for places in choice.combinations]
+    return tried, {tap.name: vector for tap, vector in zip(choice.taps, vectors, strict=True)}
+
+
+def test_advised_places_are_those_that_a_deep_probe_reads(tmp_path: Path) -> None:
+    """It is made of transformers' classifier, whose head reads something else: the head is tried alone."""
+    folder = save_sentence_encoder(tmp_path)
+    advised, vectors = read_at_depths(folder, "own")
+    _, of_probe = read_at_depths(folder, "class")
+    places = {tap.name for taps in advised for tap in taps if taps != [Tap("head")]}
+    assert "head" not in places
+    assert places == of_probe.keys() - {"head"}
+    for name in places:
+        torch.testing.assert_close(vectors[name], of_probe[name])
+
+
+@pytest.mark.parametrize("pooling", ["own", "mean"])
+def test_advice_tells_whether_a_deep_probe_can_be_trained(pooling: Any, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(str(save_sentence_encoder(tmp_path)), task=TEXT, pooling=pooling)
+    model, groups = load_classifier(checkpoint, TARGET, token_ids(), seed=0, fresh_weights=False)
+    config = TextConfig.of(model_name_or_path="none", dataset_name="none", output_dir="none")
+    costs = Costs(1.0, 3.0, 1.0, 100, 10, 3, 0, 1, stores=True)
+    seconds, unsuitable = seconds_of_strategies(config, costs, model, groups, deeper=checkpoint.is_read_at_depths)
+    assert ("deep_probe" in seconds) == (pooling == "own")
+    assert ("deep_probe" in unsuitable) == (pooling == "mean")
