@@ -49,7 +49,8 @@ def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
     if listed is None:
         return None
     modules = json.loads(listed.read_text(encoding="utf-8"))
-    folders = [str(one["path"]) for one in modules if str(one.get("type", "")).endswith("Pooling")]
+    # Others end in the same word, such as WeightedLayerPooling, which joins the layers of each token.
+    folders = [str(one["path"]) for one in modules if str(one.get("type", "")).split(".")[-1] == "Pooling"]
     if not folders or PurePosixPath(folders[0]).is_absolute() or ".." in PurePosixPath(folders[0]).parts:
         return None
     name = f"{folders[0]}/config.json".removeprefix("/")

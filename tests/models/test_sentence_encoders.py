@@ -72,6 +72,14 @@ def test_most_checkpoints_name_no_pooling(tmp_path: Path) -> None:
     assert named(tmp_path) is None
 
 
+def test_layers_that_are_weighted_before_are_not_the_pooling(tmp_path: Path) -> None:
+    folder = save_sentence_encoder(tmp_path)
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    weighted = {"idx": 1, "path": "1_Weights", "type": "sentence_transformers.models.WeightedLayerPooling"}
+    (folder / "modules.json").write_text(json.dumps([modules[0], weighted, *modules[1:]]), encoding="utf-8")
+    assert named(folder) == NamedPooling("mean", "mean", FILE)
+
+
 @pytest.mark.parametrize("path", ["../outside", "/etc"])
 def test_a_file_outside_the_checkpoint_is_not_read(path: str, tmp_path: Path) -> None:
     folder = save_sentence_encoder(tmp_path / "model")
