@@ -24,11 +24,13 @@ class HeadInput(NamedTuple):
         pooling: of texts; None: what transformers' classifier reads.
         notes: sentences on what is done otherwise than by that classifier, and why.
         is_movable: whether another head could read the same model at other depths, as a deep probe does.
+        is_by_files: whether files of the checkpoint could have named the pooling.
     """
 
     pooling: Pooling | None
     notes: tuple[str, ...]
     is_movable: bool
+    is_by_files: bool = False
 
 
 def head_input(
@@ -46,7 +48,7 @@ def head_input(
     Raises:
         UserError: a pooling that does not work with the model.
     """
-    backbone, saved, named = backbone_config(config), pooling_of(config), None
+    backbone, saved, named, by_files = backbone_config(config), pooling_of(config), None, False
     rule, lacks_class = task.rule_of(backbone), task.lacks_class(backbone)
     pooling: Pooling | None
     if wanted != "own" and wanted != "class":
@@ -54,7 +56,8 @@ def head_input(
     elif saved is not None or task is not TASKS["text-classification"]:
         pooling = saved
     else:
-        named = named_pooling(file) if wanted == "own" and file is not None else None
+        by_files = wanted == "own" and file is not None
+        named = named_pooling(file) if by_files and file is not None else None
         by_table = lacks_class or (rule is not None and wanted == "own")
         pooling = default_pooling(backbone) if by_table else None
         pooling = (named and named.pooling) or pooling
@@ -65,7 +68,7 @@ def head_input(
     is_movable = wanted in ("own", "class") and not (lacks_class or rule is not None or is_result)
     # What is said of a result stands in the report of its run.
     notes = () if is_result else tuple(_done_otherwise(backbone, lacks_class, rule, pooling, named))
-    return HeadInput(pooling, notes, is_movable)
+    return HeadInput(pooling, notes, is_movable, by_files)
 
 
 def retyped_as(kind: str, rule: Rule) -> str:

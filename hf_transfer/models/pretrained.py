@@ -36,6 +36,7 @@ from hf_transfer.models.locating import locate
 from hf_transfer.models.modeling_pair import PairConfig
 from hf_transfer.models.modeling_pooled_image import PooledImageConfig
 from hf_transfer.models.pooling import backbone_config, pooled_classifier, read_config, rule_of_type
+from hf_transfer.models.sentence_encoders import notes_on_lack
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.timm_models import TimmProcessor, is_timm, refuse_equal_labels
 from hf_transfer.models.towers import trace
@@ -198,7 +199,8 @@ class Checkpoint(AnyCheckpoint):
         self._is_image_encoder = lacks_class or isinstance(self.config, PooledImageConfig)
         self.has_our_head = self._pooling is not None or self._is_image_encoder
         self.notes_on_type = (retyped_as(backbone.model_type, self._retyped),) if self._retyped else ()
-        self.notes = (*self.notes_on_type, *head.notes)
+        not_known = notes_on_lack(self.path, self.revision) if head.is_by_files else ()
+        self.notes = (*self.notes_on_type, *head.notes, *not_known)
         if getattr(self.config, "num_channels", 3) != 3:
             raise user_error(
                 expected="a model that takes images of 3 channels",

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from huggingface_hub import try_to_load_from_cache
+
 from hf_transfer.models.encoders import Pooling
 
 MODULES_FILE = "modules.json"
@@ -57,6 +59,21 @@ def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
     settings = file(name)
     modes = "" if settings is None else _modes(json.loads(settings.read_text(encoding="utf-8")))
     return NamedPooling(POOLINGS.get(modes), modes, name)
+
+
+def notes_on_lack(path: str, revision: str) -> tuple[str, ...]:
+    """A sentence if nobody knows whether a checkpoint names a pooling: the Hub did not answer, and no cache says so.
+
+    Args:
+        path: a folder or a Hub id.
+        revision: the commit on the Hub, or a branch or tag.
+    """
+    if Path(path).is_dir() or try_to_load_from_cache(path, MODULES_FILE, revision=revision) is not None:
+        return ()
+    return (
+        f"Whether {path} names the pooling that it was trained with is not known: {MODULES_FILE} is not in the cache, "
+        "and the Hub does not answer. This run does as if it named none.",
+    )
 
 
 def _modes(settings: Mapping[str, Any]) -> str:

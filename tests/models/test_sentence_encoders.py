@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from hf_transfer.models.sentence_encoders import NamedPooling, named_pooling
 from hf_transfer.models.taps import Tap, usual_taps, vectors_of, without_head
 from hf_transfer.settings.run import TextConfig
 from hf_transfer.targets.classes import Classes
+from tests.hub.contents import cache_by_hand
 from tests.tiny_models import logits
 from tests.tiny_text_models import save_text_checkpoint, token_ids
 
@@ -128,6 +130,29 @@ def test_the_sample_keeps_the_pooling_of_all_measurements() -> None:
     assert checkpoint.notes == ()
     model = checkpoint.classifier(TARGET, seed=0, fresh_weights=True)
     assert type(model).__name__ == "BertForSequenceClassification"
+
+
+@pytest.mark.parametrize("kept", ["neither", "file", "that there is none"])
+def test_a_run_without_the_hub_says_that_the_pooling_is_not_known(
+    kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another program has downloaded the model alone."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    commit = "b" * 40
+    cache_by_hand(tmp_path / "hub", "org/encoder", save_text_checkpoint(tmp_path / "model"), commit)
+    home = tmp_path / "hub" / "models--org--encoder"
+    if kept == "file":
+        (home / "snapshots" / commit / "modules.json").write_text("[]")
+    elif kept == "that there is none":
+        (home / ".no_exist" / commit).mkdir(parents=True)
+        (home / ".no_exist" / commit / "modules.json").touch()
+    sentence = (
+        "Whether org/encoder names the pooling that it was trained with is not known: modules.json is not in the "
+        "cache, and the Hub does not answer. This run does as if it named none."
+    )
+    assert Checkpoint("org/encoder", task=TEXT, pooling="own").notes == ((sentence,) if kept == "neither" else ())
+    assert Checkpoint("org/encoder", task=TEXT, pooling="mean").notes == ()
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
