@@ -46,6 +46,9 @@ def read_config(path: str, *, revision: str = "main", **settings: Any) -> Pretra
     values, _ = PretrainedConfig.get_config_dict(path, revision=revision)
     if "pretrained_cfg" in values:
         timm_models.refuse_without_timm(path)
+    for part in values.values():
+        if isinstance(part, Mapping) and part.get("model_type") == timm_models.MODEL_TYPE:
+            timm_models.refuse_unsuitable(part, path)
     for our_config in (PooledConfig, PooledImageConfig, DeepProbeConfig, FusionConfig, PairProbeConfig):
         if values.get("model_type") == our_config.model_type:
             return our_config.from_dict(values, name_or_path=path, **settings)

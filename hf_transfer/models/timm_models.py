@@ -45,7 +45,7 @@ def is_timm(config: PretrainedConfig) -> bool:
 
 
 def timm_config(values: Mapping[str, Any], path: str, **settings: Any) -> PretrainedConfig:
-    """The configuration of a timm model; timm must be installed, see `refuse_without_timm`.
+    """The configuration of a timm model.
 
     Args:
         values: of its config.json.
@@ -53,21 +53,15 @@ def timm_config(values: Mapping[str, Any], path: str, **settings: Any) -> Pretra
         settings: values that replace those of the file.
 
     Raises:
-        UserError: timm cannot build the model.
+        UserError: see `refuse_unsuitable`.
     """
     from transformers.models.timm_wrapper import TimmWrapperConfig
 
+    refuse_unsuitable(values, path)
     values = dict(values)
     arguments = dict(values.get("model_args") or {})
     # As timm's own program saves it; transformers gives this argument itself, from the number of labels.
     arguments.pop("num_classes", None)
-    _refuse_unknown(str(values.get("architecture")), path)
-    if refused := sorted(arguments.keys() & set(REFUSED_ARGUMENTS)):
-        raise user_error(
-            expected=f"in model_args of {path} only what changes the layers of its architecture",
-            found=", ".join(refused),
-            do="take these out of its config.json, or use another checkpoint",
-        )
     values["model_args"] = arguments or None
     # In a configuration of our own around this one, transformers finds the processor by it.
     values[PROCESSOR_TYPE] = "TimmWrapperImageProcessor"
@@ -77,6 +71,26 @@ def timm_config(values: Mapping[str, Any], path: str, **settings: Any) -> Pretra
         settings["num_labels"] = len(settings["id2label"])
     config: PretrainedConfig = TimmWrapperConfig.from_dict(values, name_or_path=path, **settings)
     return config
+
+
+def refuse_unsuitable(values: Mapping[str, Any], path: str) -> None:
+    """Refuse a timm model that timm would not build of its configuration alone.
+
+    Args:
+        values: of its configuration, which may be a part of another one.
+        path: where that is: a folder or a Hub id.
+
+    Raises:
+        UserError: timm cannot build it, or would read other files.
+    """
+    refuse_without_timm(path)
+    _refuse_unknown(str(values.get("architecture")), path)
+    if refused := sorted((values.get("model_args") or {}).keys() & set(REFUSED_ARGUMENTS)):
+        raise user_error(
+            expected=f"in model_args of {path} only what changes the layers of its architecture",
+            found=", ".join(refused),
+            do="take these out of its config.json, or use another checkpoint",
+        )
 
 
 def refuse_without_timm(path: str) -> None:

@@ -113,6 +113,21 @@ def test_what_timm_would_not_build_or_would_read_elsewhere_is_refused(
     assert found in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [({"model_args": {"checkpoint_path": "weights.pth"}}, "checkpoint_path"), ({"architecture": "hf-hub:a/b"}, "a/b")],
+)
+def test_the_same_is_refused_in_the_backbone_of_a_finished_model(
+    values: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    """timm would read that file when the finished model is loaded."""
+    backbone = json.loads((save_timm(tmp_path / "timm") / "config.json").read_text())
+    backbone |= {"model_type": "timm_wrapper", "model_args": {}, **values}
+    change_config(tmp_path / "timm", model_type="deep_probe", backbone_config=backbone)
+    with pytest.raises(UserError, match=f"Found: .*{found}"):
+        Checkpoint(str(tmp_path / "timm"))
+
+
 def test_near_names_of_an_unknown_architecture_are_suggested(tmp_path: Path) -> None:
     change_config(save_timm(tmp_path / "timm"), architecture="resnet_18")
     with pytest.raises(UserError, match="resnet18"):
