@@ -18,6 +18,7 @@ from hf_transfer.hub.card import write_card
 from hf_transfer.hub.space import assemble_space
 from tests.conftest import REPOSITORY, Recipe
 from tests.export.exported import exported, predicted, same_answers, served
+from tests.hub.card_programs import card_code
 from tests.with_timm.tiny_timm import save_timm
 
 
@@ -53,6 +54,19 @@ def test_the_space_installs_timm_and_gives_our_answers(finished: Path, picture: 
     (scores,) = demo.scores([Sample(demo.decode(picture))])
     ours = ht.load(finished)([picture], top=99)[0]
     assert dict(zip(demo.labels, scores, strict=True)) == pytest.approx(ours, rel=1e-3, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_the_program_in_the_card_of_an_adapter_gives_our_answer(
+    vision: Recipe, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a base whose configuration names the number of classes twice, on which transformers alone fails."""
+    ended = vision(model_name_or_path=save_timm(tmp_path / "timm", input_size=(3, 64, 64)), strategy="lora")
+    assert ended.code == 0, ended.err
+    monkeypatch.chdir(picture.parent)
+    printed: list[str] = []
+    exec(card_code(tmp_path / "out"), {"print": printed.append})  # noqa: S102
+    assert printed == [max(ht.load(tmp_path / "out")([picture])[0].items(), key=lambda one: one[1])[0]]
 
 
 @pytest.mark.slow
