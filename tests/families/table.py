@@ -2,9 +2,9 @@
 
     python -m tests.families.table [--families NAME ...]
 
-It prints the lines of the table and its notes. A test compares each line with the page. Where timm can be imported, the
-families are those of timm; elsewhere the others: beside timm there is torchvision, and with it pipelines of transformers
-resize pictures a little differently.
+It prints the lines of the table and its notes. A test compares each line with the page. Where timm can be imported,
+the families are those of timm, and elsewhere the others: beside timm there is torchvision, and with it pipelines of
+transformers resize pictures a little differently.
 """
 
 import argparse
