@@ -60,7 +60,7 @@ class Trial:
         self.family, self._folder = family, folder
         self._runs: dict[str, Path | UserError] = {}
         family.save(folder / "checkpoint")
-        self._data = _pictures(folder / "data") if family.recipe == "vision" else _texts(folder / "data")
+        self._data = pictures(folder / "data") if family.recipe == "vision" else texts(folder / "data")
 
     def run(self, strategy: str, **settings: Any) -> Path:
         """The folder of a finished run.
@@ -197,10 +197,10 @@ ABILITIES: dict[str, Callable[[Trial], str]] = {
 }
 
 
-def _pictures(folder: Path) -> Path:
-    """Two classes of noise, one reddish and one greenish."""
+def pictures(folder: Path, rows: Mapping[str, int] = ROWS) -> Path:
+    """Two classes of noise, one reddish and one greenish; as many pictures in each split."""
     generator = np.random.default_rng(0)
-    for split, count in ROWS.items():
+    for split, count in rows.items():
         for channel, label in enumerate(("red", "green")):
             (folder / split / label).mkdir(parents=True)
             for number in range(count // 2):
@@ -210,7 +210,8 @@ def _pictures(folder: Path) -> Path:
     return folder
 
 
-def _texts(folder: Path) -> Path:
-    for seed, (split, count) in enumerate(ROWS.items()):
+def texts(folder: Path, rows: Mapping[str, int] = ROWS) -> Path:
+    """Texts of two classes; as many in each split."""
+    for seed, (split, count) in enumerate(rows.items()):
         write_table(folder / f"{split}.csv", text_rows(count, seed=seed))
     return folder

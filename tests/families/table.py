@@ -2,8 +2,9 @@
 
     python -m tests.families.table [--families NAME ...]
 
-It prints the lines of the table and its notes. A test compares each line with the page. Models of timm are left out
-where timm is not installed.
+It prints the lines of the table and its notes. A test compares each line with the page. Where timm can be imported,
+the families are those of timm, and elsewhere the others: beside timm there is torchvision, and with it pipelines of
+transformers resize pictures a little differently.
 """
 
 import argparse
@@ -59,7 +60,8 @@ def head() -> Iterator[str]:
 def main(words: Sequence[str] | None = None) -> None:
     """Try the families, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    families = [family for family in FAMILIES if not family.is_timm or find_spec("timm")]
+    has_timm = find_spec("timm") is not None
+    families = [family for family in FAMILIES if family.is_timm == has_timm]
     titles = [family.title for family in families]
     parser.add_argument("--families", nargs="+", default=titles, choices=titles, metavar="NAME")
     arguments = parser.parse_args(words)

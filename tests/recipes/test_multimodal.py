@@ -142,7 +142,7 @@ def answers(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict
 
 
 def assert_same_without_us(model: Path, picture: Path, expected: Sequence[Any], scratch: Path) -> None:
-    """Where hf_transfer cannot be imported, a model gives the same answers to a picture with a text, and to the text."""
+    """Where hf_transfer cannot be imported, a model answers alike: to a picture with a text, and to the text."""
     environment = {**os.environ, "HF_HOME": str(scratch / "home"), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(
         [sys.executable, "-c", WITHOUT_US, str(model), str(picture)],

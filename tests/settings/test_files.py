@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hf_transfer.errors import UserError
 from hf_transfer.settings.fields import choices_of, default_of, types_of
 from hf_transfer.settings.parsing import load_settings, parse
+from hf_transfer.settings.ranges import TAPS
 from hf_transfer.settings.run import MultimodalConfig, RunConfig, VisionConfig
 from hf_transfer.settings.strategy import ARMS
 from tests.settings.command_lines import CONFIGS, REQUIRED, parsed, parts_of
@@ -175,9 +176,7 @@ VALUES_WITHIN: dict[str, Any] = {
     "a number above 0": st.floats(0.01, 100),
     "a number of at least 0": st.floats(0, 1e9),
     "signs that are no letters, digits or spaces": st.sampled_from([";", "|", "//"]),
-    "head, mean_N or first_N with N from 1, each once": st.lists(
-        st.sampled_from(["head", "mean_1", "first_12"]), max_size=3, unique=True
-    ),
+    TAPS.words: st.lists(st.sampled_from(["head", "mean_1", "first_12", "image_mean_2"]), max_size=3, unique=True),
     ARMS.words: st.lists(st.sampled_from(["full", "lora", "partial"]), max_size=3, unique=True),
     "numbers of at least 1": st.lists(st.integers(1, 99), max_size=3),
 }
