@@ -49,6 +49,10 @@ IMAGE_RULES: Mapping[str, Rule] = {
     ),
     "siglip2": _PICTURES_OF_ANY_SHAPE,
     "siglip2_vision_model": _PICTURES_OF_ANY_SHAPE,
+    "timm_backbone": Rule(
+        "transformers makes it from the name of a timm model, and reads no weights of the checkpoint",
+        instead="name the model of timm itself, such as timm/resnet50.a1_in1k",
+    ),
     "imagegpt": Rule(
         "it reads numbers of colour clusters (input_ids) in place of pixels", instead="choose another image model"
     ),

@@ -65,7 +65,8 @@ class Part:
 def work_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Work:
     """Count what a model computes for a batch, by running it once."""
     calls: Counter[str] = Counter()
-    with evaluating(model), torch.no_grad(), ExitStack() as stack:
+    # Not without gradients: the counter asks each tensor of learning weights how it was computed.
+    with evaluating(model), torch.enable_grad(), ExitStack() as stack:
         for name, module in model.named_modules():
             stack.enter_context(module.register_forward_pre_hook(lambda *_, name=name: calls.update([name])))
         counter = stack.enter_context(FlopCounterMode(display=False))

@@ -18,6 +18,7 @@ from transformers import (
     ImageGPTConfig,
     PretrainedConfig,
     Siglip2VisionConfig,
+    TimmBackboneConfig,
     VideoMAEConfig,
     VideoMAEModel,
     ViTMAEConfig,
@@ -175,6 +176,11 @@ def refusal(name: str, task: str) -> str:
             Siglip2VisionConfig(),
             "a siglip2_vision_model model: it reads patches of pictures of any shape",
             "siglip2-base",
+        ),
+        (
+            TimmBackboneConfig(backbone="resnet18"),
+            "a timm_backbone model: transformers makes it from the name",
+            "timm/",
         ),
     ],
 )
