@@ -54,12 +54,15 @@ class Trial:
     Args:
         family: the family.
         folder: an empty folder for the checkpoint, the data and the runs.
+
+    Attributes:
+        checkpoint: the folder of the pretrained model.
     """
 
     def __init__(self, family: Family, folder: Path) -> None:
-        self.family, self._folder = family, folder
+        self.family, self._folder, self.checkpoint = family, folder, folder / "checkpoint"
         self._runs: dict[str, Path | UserError] = {}
-        family.save(folder / "checkpoint")
+        family.save(self.checkpoint)
         self._data = pictures(folder / "data") if family.recipe == "vision" else texts(folder / "data")
 
     def run(self, strategy: str, **settings: Any) -> Path:
@@ -109,7 +112,7 @@ class Trial:
             common["num_train_epochs"] = 1
         try:
             run = ht.train(
-                self._data, str(self._folder / "checkpoint"), output_dir=out, modality=self.family.recipe,
+                self._data, str(self.checkpoint), output_dir=out, modality=self.family.recipe,
                 strategy=strategy, **common, **settings,
             )  # fmt: skip
         except UserError as error:

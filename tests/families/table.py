@@ -34,7 +34,8 @@ def tried(family: Family, folder: Path) -> dict[str, str]:
         try:
             answers[name] = ability(trial)
         except UserError as error:
-            answers[name] = str(error).splitlines()[0].removeprefix("Expected: ").strip()
+            expected = str(error).splitlines()[0].removeprefix("Expected: ").strip()
+            answers[name] = expected.replace(str(trial.checkpoint), "the checkpoint")
     return answers
 
 
