@@ -162,7 +162,7 @@ def _solved_arm(evidence: Evidence, config: RunConfig) -> Arm:
     else:
         settings = {"strategy": "deep_probe", "taps": (evidence.probe(evidence.best) or evidence.probes[0]).taps}
         reason = (
-            f"a head on {evidence.best} costs no training, and is better than one on {_read(evidence)} "
+            f"a head on {evidence.best} costs no training, and scores higher than one on {_read(evidence)} "
             f"({_score(evidence, evidence.best)} against {_score(evidence, evidence.head)})"
         )
     if _pooling(config) == "auto":

@@ -220,7 +220,7 @@ def test_samples_that_are_no_texts_have_no_pooling() -> None:
         ),
         (
             pair_evidence("image_mean_4 + text_head", MORE), ["image_mean_4", "text_head"],
-            "A head on image_mean_4 + text_head costs no training, and is better than one on the pooled vectors of",
+            "A head on image_mean_4 + text_head costs no training, and scores higher than one on the pooled vectors of",
         ),
     ],
 )  # fmt: skip
