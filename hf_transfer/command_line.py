@@ -9,7 +9,7 @@ from typing import NoReturn
 from hf_transfer.advice_commands import add_advise, add_rank, run_advise, run_rank
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.garbage import none_collected, skip_last_collection
-from hf_transfer.installation import check_installation
+from hf_transfer.installation import check_installation, explaining_torchvision
 from hf_transfer.settings.parsing import exit_with, load_settings
 from hf_transfer.settings.ranges import DELIMITER, ENCODING
 from hf_transfer.settings.strategy import AUTO
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if others and arguments.run_command not in (run_rank, run_advise):
             parser.error(f"unrecognized arguments: {' '.join(others)}")
         arguments.others = others
-        arguments.run_command(arguments)
+        with explaining_torchvision():
+            arguments.run_command(arguments)
     except UserError as error:
         exit_with(error)
     except KeyboardInterrupt:

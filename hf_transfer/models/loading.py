@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers.utils import logging
 
 from hf_transfer.data import hub_access, samples
 from hf_transfer.errors import UserError, user_error
+from hf_transfer.installation import of_torchvision, unsuitable_torchvision
 
 
 def read_weights(load: Callable[..., Any], path: str, revision: str, **settings: Any) -> tuple[Any, frozenset[str]]:
@@ -39,9 +39,8 @@ def loading_errors(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         hub_access.refuse_cache_without_rights(error)
-        if "torchvision::" in _chain(error):
-            # Also without timm: transformers imports it for some image models, if it is installed.
-            raise unsuitable_torchvision(error) from error
+        if (cause := of_torchvision(error)) is not None:
+            raise unsuitable_torchvision(cause) from error
         # A damaged or hostile file can cause any error in transformers and tokenizers; all mean the same here.
         if "use_safetensors=True" in str(error) or _only_pickles(Path(name).expanduser()):
             raise user_error(
@@ -56,17 +55,6 @@ def loading_errors(name: str) -> Iterator[None]:
                 do="check its config.json, model.safetensors, and preprocessor_config.json or tokenizer.json",
             ) from error
         raise hub_access.unreachable(name, kind="model", setting="model_name_or_path") from error
-
-
-def unsuitable_torchvision(error: Exception) -> UserError:
-    """The error that says why torchvision cannot be imported, and how to get one that can."""
-    build = torch.__version__.partition("+")[2]
-    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
-    return user_error(
-        expected=f"a torchvision that was built for torch {torch.__version__}",
-        found=f"torchvision {version('torchvision')}, which cannot be imported ({error})",
-        do=f"install both from one index: pip install --force-reinstall torch torchvision{index}",
-    )
 
 
 def _only_pickles(folder: Path) -> bool:

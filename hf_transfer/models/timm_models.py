@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 
 from hf_transfer.data.resizing import resizings_of
 from hf_transfer.errors import some, user_error
-from hf_transfer.models.loading import unsuitable_torchvision
+from hf_transfer.installation import unsuitable_torchvision
 
 MODEL_TYPE = "timm_wrapper"
 PROCESSOR_TYPE = "image_processor_type"

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from hf_transfer.errors import SharedError, UserError, user_error
 from hf_transfer.garbage import skip_last_collection
-from hf_transfer.installation import check_installation
+from hf_transfer.installation import check_installation, explaining_torchvision
 from hf_transfer.interruption import Interrupted, ending_at_once, same_command
 from hf_transfer.settings.fields import unknown_settings
 from hf_transfer.settings.files import file_as_arguments
@@ -33,7 +33,7 @@ def run_recipe(main: Callable[[Config], object], config_class: type[Config], arg
         check_installation()
         config = parse(config_class, arguments)
         debug = config.output.debug
-        with ending_at_once():
+        with ending_at_once(), explaining_torchvision():
             main(config)
     except UserError as error:
         if debug:

@@ -1,6 +1,8 @@
 """Messages where timm is not installed, or torchvision was built for another torch."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from hf_transfer.errors import UserError
 from hf_transfer.models.loading import loading_errors
 from hf_transfer.models.pretrained import Checkpoint
-from tests.conftest import Recipe
+from tests.conftest import REPOSITORY, Recipe
 
 MISMATCH = "operator torchvision::nms does not exist"
 
@@ -64,3 +66,23 @@ def test_it_is_named_too_where_transformers_imports_it_for_another_model() -> No
 
     with pytest.raises(UserError, match=r"torchvision 0\.1, which cannot be imported"), loading_errors("a/model"):
         load()
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("program", ["recipe", "command"])
+def test_a_program_that_cannot_import_it_ends_with_the_same_message(program: str, tmp_path: Path) -> None:
+    """In a new process, transformers fails as soon as its image processors are imported."""
+    words = {
+        "recipe": ["recipes/vision.py", "--dataset_name", "sample:digits", "--model_name_or_path", "sample:vit-glyphs",
+                   "--strategy", "linear_probe", "--output_dir", str(tmp_path / "out")],
+        "command": ["-m", "hf_transfer.command_line", "rank", "--dataset_name", "sample:digits", "--models",
+                    "sample:vit-glyphs", "sample:resnet-glyphs"],
+    }[program]  # fmt: skip
+    paths = os.pathsep.join([str(tmp_path / "packages"), str(REPOSITORY)])
+    ended = subprocess.run(
+        [sys.executable, *words], cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr[-2_000:]
+    assert f"torchvision 0.1, which cannot be imported ({MISMATCH})" in ended.stderr
+    assert "Traceback" not in ended.stderr
