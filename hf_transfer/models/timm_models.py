@@ -175,6 +175,10 @@ class TimmProcessor:
                 f"input_size {given['input_size']}",
             ),
             (f"interpolation {', '.join(FILTERS)}", given["interpolation"] in FILTERS, str(given["interpolation"])),
+            *(
+                (f"a {key} of 3 numbers, or of one for all channels", _are_numbers(given[key]), f"{key} {given[key]}")
+                for key in ("mean", "std")
+            ),
         ):
             if not is_so:
                 raise user_error(
@@ -202,6 +206,14 @@ class TimmProcessor:
 
     def save_pretrained(self, save_directory: Path) -> None:
         """Write nothing: transformers reads these settings from the config.json of the model, which has them."""
+
+
+def _are_numbers(values: Any) -> bool:
+    return (
+        isinstance(values, Sequence)
+        and len(values) in (1, 3)
+        and all(isinstance(value, int | float) for value in values)
+    )
 
 
 def _for_channels(values: Sequence[float]) -> npt.NDArray[np.float32]:

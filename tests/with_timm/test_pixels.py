@@ -58,8 +58,8 @@ def test_the_values_are_those_of_timm_to_the_bit(pretrained_cfg: dict[str, Any])
     processor = TimmProcessor("a model", pretrained_cfg)
     compared = 0
     for picture in pictures():
-        ours = torch.from_numpy(processor(picture)["pixel_values"][0])
-        assert torch.equal(ours, by_timm(pretrained_cfg, picture)), picture.size
+        prepared = torch.from_numpy(processor(picture)["pixel_values"][0])
+        assert torch.equal(prepared, by_timm(pretrained_cfg, picture)), picture.size
         compared += 1
     assert compared == 50
 
@@ -85,6 +85,8 @@ def test_they_go_the_short_way_of_all_pictures(pretrained_cfg: dict[str, Any]) -
         ({"input_size": [3, 64, 96]}, "input_size [3, 64, 96]"),
         ({"input_size": [1, 64, 64]}, "input_size [1, 64, 64]"),
         ({"interpolation": "random"}, "random"),
+        ({"mean": 0.5}, "mean 0.5"),
+        ({"std": [0.2, "0.2", 0.2]}, "std [0.2, '0.2', 0.2]"),
     ],
 )
 def test_a_model_that_takes_other_pictures_is_refused(
