@@ -97,6 +97,8 @@ FAMILIES: tuple[Family, ...] = (
     _published("CLIP, vision tower", "clip_vision"),
     _published("SigLIP, both towers", "siglip"),
     _published("SigLIP, vision tower", "siglip_vision"),
+    _published("AIMv2, vision tower", "aimv2_vision"),
+    _published("Pixio", "pixio"),
     _timm("VGG", "vgg11", mlp_ratio=1 / 64),
     _timm("Inception v3", "inception_v3", side=80),
     _timm("ResNet", "test_resnet"),
@@ -116,5 +118,8 @@ FAMILIES: tuple[Family, ...] = (
     _text("ModernBERT", "modernbert"),
     _text("GPT-2", "gpt2"),
     _published("T5", "t5"),
+    _published("mT5", "mt5"),
     _published("UMT5", "umt5"),
+    _published("CLIP, text tower", "clip_text"),
+    _published("Splinter", "splinter"),
 )

@@ -87,18 +87,6 @@ class Family:
         """The task of its classifier."""
         return "image-classification" if self.side else "text-classification"
 
-    @property
-    def has_modelling_file(self) -> bool:
-        """Whether the code of the finished model is saved with it."""
-        return self.result.startswith("Pooled")
-
-    @property
-    def refused(self) -> tuple[str, ...]:
-        """Strategies that need a classifier of transformers: for T5 there is one, but it cannot be read at depths."""
-        if not self.has_modelling_file:
-            return ()
-        return ("deep_probe",) if self.source.endswith("ForConditionalGeneration") else ("deep_probe", "lora")
-
     def checkpoint(self, folder: Path) -> Path:
         """A folder with the published model, and its image processor or tokenizer."""
         config = AutoConfig.for_model(self.model_type, **self.settings)
