@@ -218,7 +218,7 @@ def _why_no_probe(name: str, evidence: Evidence) -> str:
 
 
 def _read(evidence: Evidence) -> str:
-    """The features of the first probe, in words."""
+    """What the first probe reads: part of a sentence."""
     return "what the model's own head reads" if evidence.head == HEAD else "the pooled vectors of both towers"
 
 

@@ -172,12 +172,12 @@ def model_of_run(folder: Path, **settings: Any) -> str:
 def test_only_what_can_be_saved_with_another_pooling_has_it(tmp_path: Path) -> None:
     """An adapter alone belongs to a class of transformers, and a deep probe chooses what it reads."""
     folder = save_sentence_encoder(tmp_path)
-    ours, theirs = "PooledForSequenceClassification", "BertForSequenceClassification"
-    assert model_of_run(folder, strategy="full") == ours
-    assert model_of_run(folder, strategy="linear_probe") == ours
-    assert model_of_run(folder, strategy="lora", merge_adapter=True) == ours
-    assert model_of_run(folder, strategy="lora") == theirs
-    assert model_of_run(folder, strategy="deep_probe") == theirs
+    pooled, plain = "PooledForSequenceClassification", "BertForSequenceClassification"
+    assert model_of_run(folder, strategy="full") == pooled
+    assert model_of_run(folder, strategy="linear_probe") == pooled
+    assert model_of_run(folder, strategy="lora", merge_adapter=True) == pooled
+    assert model_of_run(folder, strategy="lora") == plain
+    assert model_of_run(folder, strategy="deep_probe") == plain
 
 
 def test_a_sentence_encoder_is_still_read_at_several_depths(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_deep_probe_is_saved_with_its_preprocessing_and_loads_without_us(visio
     assert ended.code == 0, ended.err
     noise = np.random.default_rng(0).integers(0, 256, (91, 100, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "picture.png")
-    ours = ht.load(tmp_path / "out")([tmp_path / "picture.png"], top=99)[0]
+    scores_here = ht.load(tmp_path / "out")([tmp_path / "picture.png"], top=99)[0]
     classify = pipeline("image-classification", str(tmp_path / "out" / "model"), trust_remote_code=True)
-    answers = classify(str(tmp_path / "picture.png"), top_k=len(ours))
-    assert {one["label"]: one["score"] for one in answers} == pytest.approx(ours, rel=1e-3, abs=1e-12)
+    answers = classify(str(tmp_path / "picture.png"), top_k=len(scores_here))
+    assert {one["label"]: one["score"] for one in answers} == pytest.approx(scores_here, rel=1e-3, abs=1e-12)

@@ -31,9 +31,9 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_a_plain_pipeline_gives_our_answers(finished: Path, picture: Path) -> None:
-    ours = ht.load(finished)([picture], top=99)[0]
-    answers = pipeline("image-classification", str(finished / "model"))(str(picture), top_k=len(ours))
-    assert {one["label"]: one["score"] for one in answers} == pytest.approx(ours, rel=1e-3, abs=1e-12)
+    scores_here = ht.load(finished)([picture], top=99)[0]
+    answers = pipeline("image-classification", str(finished / "model"))(str(picture), top_k=len(scores_here))
+    assert {one["label"]: one["score"] for one in answers} == pytest.approx(scores_here, rel=1e-3, abs=1e-12)
 
 
 def test_the_card_says_that_timm_is_needed(finished: Path) -> None:
@@ -52,8 +52,8 @@ def test_the_space_installs_timm_and_gives_our_answers(finished: Path, picture: 
     assert pins <= set(required)
     demo = Classifier(folder / "model")
     (scores,) = demo.scores([Sample(demo.decode(picture))])
-    ours = ht.load(finished)([picture], top=99)[0]
-    assert dict(zip(demo.labels, scores, strict=True)) == pytest.approx(ours, rel=1e-3, abs=1e-12)
+    scores_here = ht.load(finished)([picture], top=99)[0]
+    assert dict(zip(demo.labels, scores, strict=True)) == pytest.approx(scores_here, rel=1e-3, abs=1e-12)
 
 
 @pytest.mark.slow
