@@ -145,6 +145,14 @@ def test_a_picture_is_pasted(digits: Visit, digits_space: Path, digits_settings:
     assert digits.answer() == predicted(digits_space, path)
 
 
+def test_a_page_can_be_left_while_it_waits_for_an_answer(browser: Any, digits_demo: Served) -> None:
+    """What gradio's client then writes about its aborted requests is no error of the page."""
+    with visit(browser, digits_demo.url) as here:
+        for _ in range(5):
+            here.page.locator("button[data-example='2']").click()
+            here.restart()
+
+
 def test_many_pictures_become_a_table_and_a_file(
     digits: Visit, digits_space: Path, digits_settings: Settings, tmp_path: Path
 ) -> None:
