@@ -12,7 +12,6 @@ from hf_transfer.garbage import none_collected, skip_last_collection
 from hf_transfer.installation import check_installation, explaining_torchvision
 from hf_transfer.settings.parsing import exit_with, load_settings
 from hf_transfer.settings.ranges import DELIMITER, ENCODING
-from hf_transfer.settings.strategy import AUTO
 
 # The exit code after Ctrl-C, as in a shell.
 INTERRUPTED = 130
@@ -252,7 +251,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
         print(f"{name:22} {value}")
     if config is not None:
         print(f"\n{path}: the {config.recipe} recipe, {config.strategy.flag()}")
-        if AUTO in config.strategy.names():
+        if config.chooses_strategy():
             from hf_transfer.advice.plan import describe_plan as look_ahead
         for sentence in look_ahead(config):
             print(sentence)

@@ -57,11 +57,7 @@ def look_ahead(config: RunConfig) -> Iterator[str]:
     Raises:
         UserError: whatever the run itself would stop at before training.
     """
-    output = config.output
-    if output.push_to_hub:
-        destination = find_destination(str(output.hub_model_id), private=output.hub_private_repo)
-        state = "which exists" if destination.exists else "which will be created"
-        yield f"Published by {destination.account} as {output.hub_model_id}, {state}."
+    yield from publication(config)
     # Nothing is created on the Hub, and no tracker is started.
     quiet = config.replaced(report_to=["none"], push_to_hub=False, push_space=False, hub_model_id=None)
     with open_run(quiet, ahead=True) as run:
@@ -72,6 +68,19 @@ def look_ahead(config: RunConfig) -> Iterator[str]:
             run.choose_what_learns()
         yield from run.notes
         yield from _costs(run)
+
+
+def publication(config: RunConfig) -> Iterator[str]:
+    """Where the result would be published, which the Hub is asked about; nothing, if it would not be.
+
+    Raises:
+        UserError: it could not be published there.
+    """
+    output = config.output
+    if output.push_to_hub:
+        destination = find_destination(str(output.hub_model_id), private=output.hub_private_repo)
+        state = "which exists" if destination.exists else "which will be created"
+        yield f"Published by {destination.account} as {output.hub_model_id}, {state}."
 
 
 def _costs(run: Run) -> Iterator[str]:

@@ -109,18 +109,17 @@ class Run:
         Raises:
             UserError: a model or data that cannot be used, or a result that could not be published.
         """
-        from hf_transfer.data.checked import open_data, splits_of
+        from hf_transfer.data.checked import splits_of
         from hf_transfer.data.judged import load_judged
         from hf_transfer.modalities.modality import saved_description
-        from hf_transfer.models.locating import locate_before_download
+        from hf_transfer.modalities.opening import open_inputs
 
         config, modality = self.config, self.modality
         further_metrics.check(config.output.metrics)
         prepare_to_publish(config, self.processes)
         if config.trains():
             with main_process_first(self.processes):
-                locate_before_download(config)
-                opened = open_data(config, modality, self._data)
+                opened = open_inputs(config, self._data)
         self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
         saved = {} if config.trains() else saved_description(self.checkpoint.parts[0])
         self.preprocessing = modality.preprocessing(self.checkpoint, config, saved)

@@ -2,7 +2,7 @@
 
 accelerate launch recipes/multimodal.py --config recipes/configs/glyph_names.yaml
 
-accelerate launch recipes/multimodal.py --dataset_name path/to/folder --strategy lp_ft --output_dir runs/first \
+accelerate launch recipes/multimodal.py --dataset_name path/to/folder --output_dir runs/first \
     --image_model_name_or_path google/vit-base-patch16-224 --text_model_name_or_path google-bert/bert-base-uncased
 
 A flag wins over the file; `--help` lists all settings. On a finished run the same command prints its result again.
@@ -16,7 +16,7 @@ from hf_transfer.settings.run import MultimodalConfig
 
 def main(config: MultimodalConfig) -> None:
     """Data -> model -> training -> evaluation -> files in `--output_dir` -> Hub."""
-    # --strategy auto tries several, and takes the best.
+    # Without a --strategy several are tried, and the best is taken.
     with open_run(decided(config)) as run:
         if not run.is_finished:
             # Samples in three splits; unreadable ones, missing labels and copies of training samples are found here.

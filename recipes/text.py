@@ -2,8 +2,8 @@
 
 accelerate launch recipes/text.py --config recipes/configs/intents.yaml
 
-accelerate launch recipes/text.py --dataset_name path/to/texts.csv --model_name_or_path google-bert/bert-base-uncased \
-    --strategy lora --output_dir runs/first
+accelerate launch recipes/text.py --dataset_name path/to/texts.csv \
+    --model_name_or_path google-bert/bert-base-uncased --output_dir runs/first
 
 A flag wins over the file; `--help` lists all settings. On a finished run the same command prints its result again.
 """
@@ -16,7 +16,7 @@ from hf_transfer.settings.run import TextConfig
 
 def main(config: TextConfig) -> None:
     """Data -> model -> training -> evaluation -> files in `--output_dir` -> Hub."""
-    # --strategy auto tries several, and takes the best.
+    # Without a --strategy several are tried, and the best is taken.
     with open_run(decided(config)) as run:
         if not run.is_finished:
             # Samples in three splits; unreadable ones, missing labels and copies of training samples are found here.

@@ -100,6 +100,7 @@ def vision(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Recipe:
     def recipe(*flags: str, **settings: object) -> Finished:
         words = f"{' '.join(flags)} {settings.get('strategy')} "
         evaluates = "evaluate_only" in settings or "--evaluate_only" in words
+        chosen_elsewhere = evaluates or any(flag.startswith(("--strategy", "--config")) for flag in flags)
         defaults: dict[str, object] = {
             "model_name_or_path": "sample:vit-glyphs",
             "dataset_name": "sample:digits",
@@ -107,6 +108,7 @@ def vision(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Recipe:
             "cache_dir": tmp_path / "cache",
             "num_train_epochs": None if evaluates or "_probe " in words else 1,
             "max_train_samples_per_class": None if evaluates else 2,
+            "strategy": None if chosen_elsewhere else "full",
         }
         chosen = defaults | settings
         argv = [f"--{name}={value}" for name, value in chosen.items() if value is not None]

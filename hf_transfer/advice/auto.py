@@ -35,11 +35,15 @@ def decided(config: Config, data: datasets.DatasetDict | None = None) -> Config:
         UserError: the folder belongs to another run, or nothing could be trained.
         Interrupted: a signal asked the run to end; the same command goes on.
     """
-    if AUTO in config.strategy.names() or config.flat().get("pooling") == AUTO:
+    if config.chooses_strategy() or config.flat().get("pooling") == AUTO:
         if not may_be_one_of_several():
-            # A finished run is shown before anything heavy is imported.
+            # A finished run is shown, and wrong data are found, before anything heavy is imported.
             record = record_before(config)
-            if record is not None and record.is_finished(Path(config.output.output_dir)):
+            if record is None:
+                from hf_transfer.modalities.opening import open_inputs
+
+                open_inputs(config, data)
+            elif record.is_finished(Path(config.output.output_dir)):
                 return settings_of_arm(config, record.chosen_arm.settings, no_resume=False)
         from hf_transfer.advice.race import decide
 

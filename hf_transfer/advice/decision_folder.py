@@ -37,19 +37,22 @@ def record_before(config: RunConfig) -> AutoRecord | None:
     return None
 
 
-def begin(config: RunConfig) -> AutoRecord:
-    """Start a decision in the folder of the run, which is locked."""
-    out = Path(config.output.output_dir)
-    shutil.rmtree(out / FOLDER, ignore_errors=True)
-    record = AutoRecord(
+def new_record(config: RunConfig) -> AutoRecord:
+    """The record of a decision that starts; nothing is written."""
+    return AutoRecord(
         began=datetime.now(UTC).isoformat(),
         settings=settings_as_given(config),
-        replaces=bool(run_folder.earlier_run(out).present()),
+        replaces=bool(run_folder.earlier_run(Path(config.output.output_dir)).present()),
     )
+
+
+def begin(config: RunConfig, record: AutoRecord) -> None:
+    """Write the record of a decision whose plan is made, in the folder of the run, which is locked."""
+    out = Path(config.output.output_dir)
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
     record.write(out)
     if not record.replaces:
         run_folder.save_settings(out, config)
-    return record
 
 
 def check_named(config: RunConfig) -> None:

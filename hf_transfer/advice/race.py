@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 
 from hf_transfer.advice.decision import Compared, choose, corrected_estimate
-from hf_transfer.advice.decision_folder import begin, record_before, settings_of_arm
+from hf_transfer.advice.decision_folder import begin, new_record, record_before, settings_of_arm
 from hf_transfer.advice.plan import arm_with_pooling, is_enough, next_arm, plan_of, planned_count, with_other_rates
 from hf_transfer.data.checked import units_of_rows
 from hf_transfer.data.complete_files import put
@@ -33,7 +33,6 @@ from hf_transfer.hub.runs import prepare_to_publish
 from hf_transfer.look_ahead import in_words
 from hf_transfer.run import open_run
 from hf_transfer.settings.run import RunConfig
-from hf_transfer.settings.strategy import AUTO
 from hf_transfer.targets.intervals import mean_and_error
 from hf_transfer.training.devices import connect_once
 from hf_transfer.training.launching import ONLY_PROCESS, Processes, main_process_first
@@ -68,11 +67,11 @@ def decide(config: Config, data: datasets.DatasetDict | None = None) -> Config:
         if not record.chosen:
             prepare_to_publish(config, processes)
             race = _Race(config, data, processes, record)
-            record = race.run() if AUTO in config.strategy.names() else race.choose_pooling()
+            record = race.run() if config.chooses_strategy() else race.choose_pooling()
         final = _final_settings(config, record, processes)
         if processes.is_main_process and not final.output.overwrite_output_dir and not record.is_finished(out):
             run_folder.save_settings(out, final)
-            if AUTO in config.strategy.names():
+            if config.chooses_strategy():
                 print(f"\n{record.chosen} is finished now: judged on validation and test, and written to {out}.")
     return final
 
@@ -99,7 +98,7 @@ def _record(config: RunConfig, processes: Processes) -> Iterator[AutoRecord]:
                     try:
                         out.mkdir(parents=True, exist_ok=True)
                         held.enter_context(run_folder.locked(out))
-                        record = record or begin(config)
+                        record = record or new_record(config)
                     except OSError as error:
                         raise run_folder.not_writable(error) from error
         shown = shared(processes, record)
@@ -159,9 +158,15 @@ class _Race:
         """For a strategy that was given: what the head of a text model reads, where the settings leave it open."""
         self._processes.print("Pooling auto: what the frozen model tells of these data ...")
         arm, sentence = arm_with_pooling(self._config, self._data)
-        self._keep(replace(self._record, arms=(arm,), chosen=arm.name, sentence=sentence))
+        self._begin(replace(self._record, arms=(arm,), chosen=arm.name, sentence=sentence))
         self._processes.print(sentence)
         return self._record
+
+    def _begin(self, record: AutoRecord) -> None:
+        """Nothing is written earlier: an error in settings or data leaves no decision that others differ from."""
+        self._record = shared(self._processes, record)
+        if self._processes.is_main_process:
+            begin(self._config, self._record)
 
     def _keep(self, record: AutoRecord) -> None:
         """The record of the main process is that of all."""
@@ -177,7 +182,7 @@ class _Race:
             TriedArm(name=arm.name, settings=arm.settings, reason=arm.reason, estimated_seconds=arm.seconds)
             for arm in plan.arms
         )
-        self._keep(replace(
+        self._begin(replace(
             self._record, evidence=plan.evidence, score_title=plan.score_title, arms=arms,
             rejected={one.strategy: one.reason for one in plan.rejected}, enough=plan.enough,
             seconds=time.perf_counter() - started,

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 
 from hf_transfer.settings.fields import REQUIRED, TRAINS, Need, Topic, setting
 from hf_transfer.settings.ranges import NAME, at_least
-from hf_transfer.settings.strategy import AUTO
 
 # In the folder of a run: the answers to samples without labels, and the checkpoints.
 PREDICTIONS_FILE, CHECKPOINTS_FOLDER = "predictions.csv", "checkpoints"
 SAVED = Need("checkpoints", lambda config: config.checkpoints.save_steps != 0, "--save_steps 0")
 GIVEN = Need(
     "a strategy that you choose",
-    lambda config: AUTO not in config.strategy.names(),
+    lambda config: not config.chooses_strategy(),
     "--strategy auto, which resumes by itself",
 )
 PUSHED = Need("--push_to_hub", lambda config: config.output.push_to_hub, "a run that is not published")

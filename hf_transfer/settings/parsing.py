@@ -16,7 +16,6 @@ from hf_transfer.settings.fields import unknown_settings
 from hf_transfer.settings.files import file_as_arguments
 from hf_transfer.settings.flags import FlagParser
 from hf_transfer.settings.run import RunConfig, part, required, without_effect
-from hf_transfer.settings.strategy import AUTO
 
 Config = TypeVar("Config", bound=RunConfig)
 # A run writes all settings that have a value; nobody writes so many by hand.
@@ -41,7 +40,7 @@ def run_recipe(main: Callable[[Config], object], config_class: type[Config], arg
         exit_with(error)
     except Interrupted as interrupted:
         # What auto has tried stays whatever the last run has saved.
-        decides = config is not None and AUTO in config.strategy.names()
+        decides = config is not None and config.chooses_strategy()
         exit_interrupted(interrupted, config_class, has_work=interrupted.saved or decides)
 
 

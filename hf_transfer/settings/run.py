@@ -101,6 +101,10 @@ class RunConfig:
         """Whether anything learns: a run can also evaluate a finished model."""
         return not self.output.evaluate_only
 
+    def chooses_strategy(self) -> bool:
+        """Whether a strategy is chosen by trials before the run."""
+        return self.trains() and AUTO in self.strategy.names()
+
     def trains_stepwise(self) -> bool:
         """Whether anything learns in steps of an optimizer: a probe's head is solved."""
         solved = {*self.strategy.names()} <= ({*PROBES} if self.has_simple_head else {"deep_probe"})
@@ -280,7 +284,7 @@ class MultimodalConfig(RunConfig):
             yield user_error(
                 expected=f"--strategy {min(both)} for both towers together",
                 found=f"--{name} {getattr(strategy, name)} beside it",
-                do=f"leave --{name} out, or name a --strategy",
+                do=f"leave --{name} out, or name a --strategy for the other tower",
             )
         if not self.strategy.merge_adapter:
             yield user_error(

@@ -61,7 +61,7 @@ class StrategySettings(Topic):
 
     strategy: Literal[Strategy, "auto"] = setting(
         "What learns, and when: see docs/strategies.md; auto: what is best on held-out samples, see docs/auto.md.",
-        "full",
+        AUTO,
     )
     auto_seconds: float | None = setting(
         "Within so many seconds auto decides (default: it trains at most one strategy beside the solved head).",
@@ -121,10 +121,9 @@ class StrategySettings(Topic):
 class PairStrategySettings(StrategySettings):
     """A strategy for each of two towers."""
 
-    # Two frozen towers cost little, and show what more training could gain.
     strategy: Literal[Strategy, "auto"] = setting(
         "What learns, and when, beside the head: see docs/strategies.md; auto: what is best on held-out samples, see "
-        "docs/auto.md.", "linear_probe", OPEN_TOWER,
+        "docs/auto.md.", AUTO, OPEN_TOWER,
     )  # fmt: skip
     # Two towers have no common base beside which peft could load an adapter.
     merge_adapter: bool = setting("Adapters are always merged into the weights of a model of pairs.", True)

@@ -14,6 +14,7 @@ from typing import Any
 import pandas
 import pytest
 
+from hf_transfer.advice.decision_folder import record_before
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.auto_record import AutoRecord, arm_folder
 from hf_transfer.evaluation.results import Results
@@ -267,11 +268,14 @@ def test_a_decision_that_is_killed_three_times_ends_with_the_same_model(parity: 
 
 
 @pytest.mark.slow
-def test_two_processes_decide_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sharding", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}], ids=["whole", "sharded"]
+)
+def test_two_processes_decide_the_same(tmp_path: Path, sharding: dict[str, str]) -> None:
     folder = write_texts(tmp_path / "data", parity=True, rows=(80, 40, 40))
     config = settings(folder, auto_arms=["full"], num_train_epochs=2)
     words = command(config, str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2")
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1"}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1"} | sharding
     done = [
         subprocess.run(
             words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
@@ -284,6 +288,18 @@ def test_two_processes_decide_the_same(tmp_path: Path) -> None:
     assert results.strategy == results.auto["chosen"]
     assert done[0].stdout.count("Trying 2 of 2: full, about ") == 1
     assert "nothing was trained now" in done[1].stdout
+
+
+def test_an_error_before_anything_is_trained_leaves_no_decision_that_corrected_settings_differ_from(
+    tmp_path: Path,
+) -> None:
+    folder = write_texts(tmp_path / "data", parity=False)
+    for table in folder.glob("*.csv"):
+        first, *lines = table.read_text(encoding="utf-8").splitlines()
+        table.write_text("\n".join([f"{first},language", *(f"{line},en" for line in lines)]), encoding="utf-8")
+    with pytest.raises(UserError, match="at least 2 classes"):
+        run_all_steps(settings(folder, label_column_name="language"))
+    assert record_before(settings(folder)) is None
 
 
 def test_a_decision_is_shown_without_training_from_the_results_alone(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_run_frees_its_folder_when_it_ends(vision: Recipe, tmp_path: Path, mon
         assert vision(overwrite_output_dir=True).code == 2
     config = VisionConfig.of(
         model_name_or_path="sample:vit-glyphs", dataset_name="sample:digits", output_dir=str(tmp_path / "error"),
-        max_train_samples_per_class=2, cache_dir=str(tmp_path / "cache"),
+        strategy="full", max_train_samples_per_class=2, cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
 
     def fails(*_: object, **__: object) -> None:

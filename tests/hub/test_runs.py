@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from hf_transfer import command_line
+from hf_transfer.advice.plan import describe_plan
 from hf_transfer.errors import UserError
 from hf_transfer.hub import runs
 from hf_transfer.hub.runs import push_run
@@ -105,6 +107,23 @@ def test_a_run_whose_push_fails_is_complete_and_names_the_command_that_publishes
     assert WRITER not in ended.out + ended.err + again.out + again.err
 
 
+@pytest.mark.slow
+def test_of_the_strategies_that_are_tried_only_the_chosen_one_is_published(hub: StandIn, vision: Recipe) -> None:
+    """Once, with how it was chosen in the card; the same command again makes no commit."""
+    settings = {"strategy": "auto", "auto_arms": "full", "max_train_samples_per_class": 6, "num_train_epochs": 1}
+    ended = vision(**PUSH, **settings)
+    assert ended.code == 0
+    made = hub.model("alice/digits")
+    texts = made.texts()
+    assert "It was chosen by `--strategy auto` among" in texts["README.md"].decode()
+    assert not any(name.startswith(("auto/", "checkpoints/")) for name in texts)
+    # One creates the repository, the other has all files.
+    assert len(made.commits) == 2
+    again = vision(**PUSH, **settings)
+    assert f"published    {hub.endpoint}/alice/digits at commit {made.commit}" in again.out
+    assert len(made.commits) == 2
+
+
 def test_a_finished_run_is_published_by_the_same_command_with_the_flags_added(
     hub: StandIn, vision: Recipe, tmp_path: Path
 ) -> None:
@@ -197,12 +216,15 @@ def test_the_doctor_says_whose_token_it_is(
     assert dict(machine())["token for the Hub"] == shown
 
 
+@pytest.mark.parametrize(("strategy", "look_ahead"), [("full", look_ahead), ("auto", describe_plan)])
 def test_the_doctor_checks_whether_the_result_can_be_published_and_changes_nothing(
-    hub: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    hub: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, strategy: str,
+    look_ahead: Callable[[VisionConfig], Iterator[str]],
+) -> None:  # fmt: skip
     config = VisionConfig.of(
-        model_name_or_path="sample:vit-glyphs", dataset_name="sample:digits", output_dir=str(tmp_path), **PUSH
-    )
+        model_name_or_path="sample:vit-glyphs", dataset_name="sample:digits", output_dir=str(tmp_path),
+        strategy=strategy, **PUSH,
+    )  # fmt: skip
     assert next(look_ahead(config)) == "Published by alice as alice/digits, which will be created."
     assert hub.repositories == {}
     monkeypatch.setenv("HF_TOKEN", READER)

@@ -23,7 +23,7 @@ NAMES = ("vit-glyphs", "resnet-glyphs")
 
 def settings(name: str) -> VisionConfig:
     return VisionConfig.of(
-        model_name_or_path=f"sample:{name}", dataset_name="sample:glyphs", output_dir="unused",
+        model_name_or_path=f"sample:{name}", dataset_name="sample:glyphs", output_dir="unused", strategy="full",
         max_train_samples_per_class=1, verify_samples=0,
     )  # fmt: skip
 

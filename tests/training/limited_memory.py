@@ -58,7 +58,7 @@ def run(data: str, checkpoint: str, out: str, allowed: int) -> None:
         patch.setattr(batch_size, "_measured", in_little_memory)
         load_recipe("text").main(
             TextConfig.of(
-                model_name_or_path=checkpoint, dataset_name=data, output_dir=out, num_train_epochs=1,
+                model_name_or_path=checkpoint, dataset_name=data, output_dir=out, strategy="full", num_train_epochs=1,
                 per_device_train_batch_size=8, gradient_accumulation_steps=2, auto_batch_size=True,
                 rdrop_alpha=0.0,
             )

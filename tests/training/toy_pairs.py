@@ -34,6 +34,8 @@ def pair_settings(out: Path | str = "o", **more: Any) -> MultimodalConfig:
         "num_train_epochs": 2, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4,
         "learning_rate": 1e-3, "save_steps": 0, "cache_frozen": "off", "cache_dir": f"{out}/cache",
     }  # fmt: skip
+    if not {"image_strategy", "text_strategy"} <= more.keys():
+        chosen["strategy"] = "linear_probe"
     required = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": str(out)}
     return MultimodalConfig.of(**required, **(chosen | more))
 

@@ -48,6 +48,7 @@ def settings(folder: Path, augmentation: str) -> VisionConfig:
         output_dir=str(folder / "out"),
         cache_dir=str(folder / "cache"),
         max_train_samples_per_class=3,
+        strategy="full",
         augmentation=augmentation,
         horizontal_flip=True,
         per_device_train_batch_size=4,
