@@ -69,6 +69,8 @@ def fit(
     passes = recording.Passes.of(loaders, accelerator, config)
     state, checkpointing = _start(model, strategy, stages, groups, passes, config, regularisation)
     checkpointing.resume(state, len(stages))
+    if config.checkpoints.resume_from_checkpoint is not None:
+        _track_earlier_epochs(state, accelerator)
     lengths_vary = getattr(loaders.train.dataset, "lengths", None) is not None
 
     for number, stage in enumerate(stages):
@@ -118,6 +120,12 @@ def _start(
     steps = Steps(model, groups, loaders, training, strategy, stages, regularisation)
     ranking = Ranking.of(loaders.target, training.metric_for_best_model)
     return RunState(Fit(model), steps, frozen, BestEpochs(training.soup_size), changing, ranking), checkpointing
+
+
+def _track_earlier_epochs(state: RunState, accelerator: Accelerator) -> None:
+    """Trackers of this run have not seen what another one has trained."""
+    for epoch, row in enumerate(state.result.history):
+        accelerator.log(row, step=epoch)
 
 
 def run_stage(

@@ -58,6 +58,18 @@ def test_tensorboard_gets_the_metrics_of_the_history(tmp_path: Path) -> None:
         assert [scalar.value for scalar in scalars] == pytest.approx([row[name] for row in fitted.history])
 
 
+def test_tensorboard_also_gets_the_epochs_of_the_run_whose_checkpoint_is_named(tmp_path: Path) -> None:
+    """As of a strategy that was tried, and is then finished by another run."""
+    train_vit(settings(output_dir=str(tmp_path / "first"), save_steps=8))
+    first, *_ = sorted((tmp_path / "first/checkpoints").glob("checkpoint-*"))
+    second = {"report_to": ["tensorboard"], "output_dir": str(tmp_path / "second"), "save_steps": 8}
+    fitted = train_vit(settings(resume_from_checkpoint=str(first), **second))
+    (events,) = tmp_path.rglob("events.out.tfevents*")
+    scalars = EventAccumulator(str(events.parent)).Reload().Scalars("accuracy")
+    assert [scalar.step for scalar in scalars] == [0, 1]
+    assert [scalar.value for scalar in scalars] == pytest.approx([row["accuracy"] for row in fitted.history])
+
+
 def test_without_trackers_nothing_is_written(tmp_path: Path) -> None:
     train_vit(settings(output_dir=str(tmp_path / "out"), num_train_epochs=1))
     assert not any(tmp_path.iterdir())
