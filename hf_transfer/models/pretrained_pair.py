@@ -9,6 +9,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from hf_transfer.data import hub_access
 from hf_transfer.errors import user_error
+from hf_transfer.models.image_encoders import image_pooling
 from hf_transfer.models.loading import loading_errors, read_weights
 from hf_transfer.models.modeling_pooled import PooledConfig, without_pooler
 from hf_transfer.models.modeling_pooled_image import PooledImageConfig
@@ -16,7 +17,7 @@ from hf_transfer.models.pooling import check_pooling, read_config
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.timm_models import is_timm
-from hf_transfer.models.towers import Tower, fuse, image_pooling_of
+from hf_transfer.models.towers import Tower, fuse
 from hf_transfer.settings.model import PairModelSettings
 from hf_transfer.targets.target import Target
 
@@ -92,12 +93,18 @@ class PairCheckpoint(AnyCheckpoint):
     def _two_models(self, fresh_weights: bool) -> tuple[Tower, Tower, frozenset[str]]:
         """The towers of two models, and the names of the classifier's weights that are missing there."""
         image, image_missing = _load_backbone(self.image, fresh_weights)
-        pooling = image_pooling_of(image, image_missing)
+        pooling = self._image_pooling(image, frozenset() if fresh_weights else image_missing)
         if pooling != "pooler" and hasattr(image, "pooler"):
             setattr(image, "pooler", None)  # noqa: B010 - the types of transformers do not allow None
         text, text_missing = _load_backbone(self.text, fresh_weights, pooler=False)
         missing = [f"image_tower.{name}" for name in image_missing] + [f"text_tower.{name}" for name in text_missing]
         return Tower(image, pooling), Tower(text, "mean"), frozenset(missing)
+
+    def _image_pooling(self, image: PreTrainedModel, missing: frozenset[str]) -> str:
+        """What is read of the image tower; of the result of an earlier run, what its head has read."""
+        if isinstance(self.image.config, PooledImageConfig):
+            return self.image.config.pooling
+        return image_pooling(self.image.name, image, missing)
 
     def _dual_encoder(self, fresh_weights: bool) -> tuple[Tower, Tower, frozenset[str]]:
         """The halves of a dual encoder, with the projections into the space that they share; and what is missing."""
