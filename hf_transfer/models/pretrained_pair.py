@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModel, PreTrainedModel
@@ -19,10 +19,52 @@ from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.timm_models import is_timm
 from hf_transfer.models.towers import Tower, fuse
 from hf_transfer.settings.model import PairModelSettings
+from hf_transfer.settings.run import MODEL, TOWERS
 from hf_transfer.targets.target import Target
 
 # Height and width of the images that a tower is tested with, if its configuration names no size.
 DEFAULT_SIZE = 64
+
+
+class TowerSettings(NamedTuple):
+    """The settings in which the user names checkpoints: a dual encoder, or one for each tower."""
+
+    dual: str
+    image: str
+    text: str
+
+
+OF_A_RUN = TowerSettings(MODEL, *TOWERS)
+
+
+def dual_checkpoint(name: str, revision: str, settings: TowerSettings = OF_A_RUN) -> Checkpoint:
+    """The checkpoint of a dual encoder; see `PairCheckpoint`."""
+    return Checkpoint(name, revision, "dual-encoder", setting=settings.dual)
+
+
+def image_checkpoint(name: str, revision: str, settings: TowerSettings = OF_A_RUN) -> Checkpoint:
+    """The checkpoint of an image tower; see `PairCheckpoint`."""
+    checkpoint = Checkpoint(name, revision, "image-classification", setting=settings.image)
+    if checkpoint.config.model_type in TASKS["dual-encoder"].model_types:
+        raise user_error(
+            expected=f"in --{settings.image} a model of images alone",
+            found=f"{name}, a {checkpoint.config.model_type} model with a tower for each",
+            do=f"name it in --{settings.dual}, for both towers",
+        )
+    if is_timm(checkpoint.config):
+        raise user_error(
+            expected="for images with texts an image model that transformers has the layers of",
+            found=f"{name}, a model of timm",
+            do=f"choose another --{settings.image}",
+        )
+    return checkpoint
+
+
+def text_checkpoint(name: str, revision: str, settings: TowerSettings = OF_A_RUN) -> Checkpoint:
+    """The checkpoint of a text tower; see `PairCheckpoint`."""
+    checkpoint = Checkpoint(name, revision, "text-classification", setting=settings.text)
+    check_pooling(name, checkpoint.config, "mean", may_split=False)
+    return checkpoint
 
 
 class PairCheckpoint(AnyCheckpoint):
@@ -51,29 +93,10 @@ class PairCheckpoint(AnyCheckpoint):
     def __init__(self, models: PairModelSettings, *, fusion: str = "concat", modality_dropout: float = 0.0) -> None:
         self._fusion, self._modality_dropout = fusion, modality_dropout
         if models.model_name_or_path is not None:
-            self.image = self.text = Checkpoint(models.model_name_or_path, models.model_revision, "dual-encoder")
+            self.image = self.text = dual_checkpoint(models.model_name_or_path, models.model_revision)
         else:
-            self.image = Checkpoint(
-                str(models.image_model_name_or_path), models.image_model_revision, "image-classification",
-                setting="image_model_name_or_path",
-            )  # fmt: skip
-            self.text = Checkpoint(
-                str(models.text_model_name_or_path), models.text_model_revision, "text-classification",
-                setting="text_model_name_or_path",
-            )  # fmt: skip
-            if self.image.config.model_type in TASKS["dual-encoder"].model_types:
-                raise user_error(
-                    expected="in --image_model_name_or_path a model of images alone",
-                    found=f"{self.image.name}, a {self.image.config.model_type} model with a tower for each",
-                    do="name it in --model_name_or_path, for both towers",
-                )
-            if is_timm(self.image.config):
-                raise user_error(
-                    expected="for images with texts an image model that transformers has the layers of",
-                    found=f"{self.image.name}, a model of timm",
-                    do="choose another --image_model_name_or_path",
-                )
-            check_pooling(self.text.name, self.text.config, "mean", may_split=False)
+            self.image = image_checkpoint(str(models.image_model_name_or_path), models.image_model_revision)
+            self.text = text_checkpoint(str(models.text_model_name_or_path), models.text_model_revision)
         self.parts = (self.image,) if self.image is self.text else (self.image, self.text)
         # What is said of heads concerns classifiers of one tower.
         self.notes = tuple(note for part in self.parts for note in part.notes_on_type)
