@@ -50,12 +50,12 @@ def accuracies(run: Run) -> Iterator[tuple[int, dict[int, list[float]]]]:
     options = SolverOptions(Ranking.of(target, None))
     name, layer = [(name, one) for name, one in model.named_modules() if isinstance(one, nn.Linear)][-1]
     model.set_submodule(name, nn.Identity())
-    compute = lambda inputs: [model(**inputs).logits]  # noqa: E731
+    compute_of = lambda _: lambda inputs: [model(**inputs).logits]  # noqa: E731
     material = {"features": "of benchmarks.augmented_views"}
     with evaluating(model), torch.no_grad():
         (test,) = stores_of(passes, [("test", None)], [Column((layer.in_features,), torch.float32)], material).values()
-        fill({("test", None): test}, compute, passes)
-        with features_of(compute, [layer.in_features], max(VIEWS), [material], passes) as features:
+        fill({("test", None): test}, compute_of, passes)
+        with features_of(compute_of, [layer.in_features], max(VIEWS), [material], passes) as features:
             first = features.train[0]
             classes = np.concatenate([first.chunk(number)[-2].numpy() for number in range(len(first.chunks))])
             judged = replace(features, validation=test)

@@ -23,21 +23,29 @@ def add_rank(commands: Any) -> argparse.ArgumentParser:
     """
     rank: argparse.ArgumentParser = commands.add_parser(
         "rank", allow_abbrev=False, help="Rank pretrained models by how well their frozen features suit your data.",
-        usage="hf-transfer rank --dataset_name DATA --models MODEL [MODEL ...] [options] [settings of the recipe]",
+        usage="hf-transfer rank --dataset_name DATA (--models MODEL [MODEL ...] | --image_models MODEL [MODEL ...] "
+        "--text_models MODEL [MODEL ...]) [options] [settings of the recipe]",
         epilog="All settings of data, samples and batches are those of the recipe, such as --text_column_name or "
         "--per_device_eval_batch_size: `python recipes/text.py --help` lists them.",
     )  # fmt: skip
     add = rank.add_argument
-    add("--models", nargs="+", required=True, metavar="MODEL",
-        help="Pretrained models: Hub ids, local folders, or sample:NAME; of equal ones the first is preferred.",
+    add("--models", nargs="+", default=[], metavar="MODEL",
+        help="Pretrained models: Hub ids, local folders, or sample:NAME; of equal ones the first is preferred. For "
+        "images with texts: dual encoders (CLIP, SigLIP).",
     )  # fmt: skip
+    add("--image_models", nargs="+", default=[], metavar="MODEL",
+        help="For images with texts: models for the images, each of which is combined with each of --text_models.",
+    )  # fmt: skip
+    add("--text_models", nargs="+", default=[], metavar="MODEL",
+        help="For images with texts: models for the texts.")  # fmt: skip
     add("--dataset_name", metavar="DATA", help="The data, as for a recipe; only training rows are used.")
     add("--config", type=Path, metavar="FILE.yaml", help="Settings in a file, as for a recipe.")
-    add("--recipe", choices=("vision", "text"), help="What samples are (default: as models and data show).")
+    add("--recipe", choices=("vision", "text", "multimodal"),
+        help="What samples are (default: as models and data show).")  # fmt: skip
     add("--top", type=int, default=2, help="For how many of the best models to print the next command (default: 2).")
     add("--race", type=int, nargs="?", const=2, metavar="N",
         help="Also fine-tune N models on the training rows, and judge them on the validation rows: the best ones, and "
-        "the first of --models (N: 2, if it is left out).")  # fmt: skip
+        "the one that is named first (N: 2, if it is left out).")  # fmt: skip
     add("--race_strategy", choices=[name for name in get_args(Strategy) if name != AUTO], metavar="STRATEGY",
         help="With which --strategy models of --race are trained (default: full).")  # fmt: skip
     add("--output", type=Path, metavar="FILE.json",
@@ -73,8 +81,9 @@ def add_advise(commands: Any) -> argparse.ArgumentParser:
 def run_rank(arguments: argparse.Namespace) -> None:
     """Print a ranking of models; with `--race` fine-tune some of them, too."""
     _check_rank(arguments)
+    from hf_transfer.advice.candidates import Candidates, configs_of
     from hf_transfer.advice.model_race import chosen_for_race
-    from hf_transfer.advice.ranking import SOLVED, configs_of, rank
+    from hf_transfer.advice.ranking import rank
     from hf_transfer.advice.shown import commands_for, draw_ranking, ranking_table, write_json
     from hf_transfer.modalities.table import modality_named
     from hf_transfer.settings.files import read_yaml
@@ -85,11 +94,13 @@ def run_rank(arguments: argparse.Namespace) -> None:
     data = arguments.dataset_name or saved.get("dataset_name")
     if data is None:
         raise user_error(expected="--dataset_name", found="no value", do="name the data")
-    recipe = arguments.recipe or saved.get("recipe") or recipe_for(arguments.models, data, setting="--recipe ")
+    candidates = Candidates(arguments.models, arguments.image_models, arguments.text_models)
+    recipe = arguments.recipe or saved.get("recipe") or ("multimodal" if candidates.has_towers else "")
+    recipe = recipe or recipe_for(candidates.models, data, setting="--recipe ")
     flags = ["--dataset_name", data, *([] if path is None else ["--config", str(path)]), *arguments.others]
     strategy, output = arguments.race_strategy or "full", arguments.output
-    trained_with = SOLVED if arguments.race is None else strategy
-    configs = configs_of(modality_named(recipe).config, arguments.models, flags, trained_with)
+    trained_with = "" if arguments.race is None else strategy
+    configs = configs_of(modality_named(recipe).config, candidates, flags, trained_with)
     ranking, raced = rank(configs), None
     print(ranking_table(ranking), end="")
     if output is not None:
@@ -99,11 +110,12 @@ def run_rank(arguments: argparse.Namespace) -> None:
     names = [place.model.name for place in ranking.places]
     if arguments.race is not None:
         flags += ["--strategy", strategy]
-        chosen = chosen_for_race(ranking, arguments.models, arguments.race)
+        chosen = chosen_for_race(ranking, list(configs), arguments.race)
         raced = _race({name: configs[name] for name in chosen}, ranking, output)
         names = [place.model.name for place in raced.places] or names
     if arguments.top:
-        print("\nTo fine-tune:", *commands_for(names[: arguments.top], recipe, flags), sep="\n  ")
+        best = {name: configs[name].named_models for name in names[: arguments.top]}
+        print("\nTo fine-tune:", *commands_for(best, recipe, flags), sep="\n  ")
     if output is not None:
         write_json(output, ranking, raced)
         print(f"\nWritten: {output} and {output.with_suffix('.png')}")

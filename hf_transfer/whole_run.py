@@ -91,7 +91,10 @@ def advise(
     return advising.advise(config, given, with_fresh_weights=with_fresh_weights)
 
 
-def rank(data: Data, models: Sequence[str | Path], *, modality: str | None = None, **settings: Any) -> "ModelRanking":
+def rank(
+    data: Data, models: Sequence[str | Path] = (), *, image_models: Sequence[str | Path] = (),
+    text_models: Sequence[str | Path] = (), modality: str | None = None, **settings: Any,
+) -> "ModelRanking":  # fmt: skip
     """Rank pretrained models by heads that are solved on their frozen features of training rows.
 
         ranking = rank("path/to/pictures", ["google/vit-base-patch16-224", "facebook/dinov2-base"])
@@ -100,22 +103,29 @@ def rank(data: Data, models: Sequence[str | Path], *, modality: str | None = Non
 
     Args:
         data: see `train`.
-        models: Hub ids, local folders or sample:NAME; of equal ones the first is preferred.
-        modality: the recipe: vision or text; None: inferred from models and data.
+        models: Hub ids, local folders or sample:NAME; of equal ones the first is preferred. For images with texts: dual
+            encoders.
+        image_models: for images with texts: models for the images, each of which is combined with each of the others.
+        text_models: for images with texts: models for the texts.
+        modality: the recipe: vision, text or multimodal; None: inferred from models and data.
         **settings: any setting of data, samples and batches of that recipe, by its name.
 
     Raises:
         UserError: a model is named twice, none can be used, or a setting is wrong.
     """
     check_installation()
-    if isinstance(models, str) or not models:
-        raise user_error(expected="models: a list of names", found=repr(models), do="name the models in a list")
-    name, given = _named(data)
-    names = [str(model) for model in models]
-    config_class = modality_named(modality or recipe_for(names, name, given)).config
-    from hf_transfer.advice.ranking import rank_by_settings
+    lists = {"models": models, "image_models": image_models, "text_models": text_models}
+    for what, given in lists.items():
+        if isinstance(given, str) or not any(lists.values()):
+            raise user_error(expected=f"{what}: a list of names", found=repr(given), do="name the models in a list")
+    name, loaded = _named(data)
+    from hf_transfer.advice.candidates import Candidates, configs_by_settings
+    from hf_transfer.advice.ranking import rank as rank_candidates
 
-    return rank_by_settings(config_class, names, given, dataset_name=name, **settings)
+    candidates = Candidates(**{what: [str(model) for model in given] for what, given in lists.items()})
+    recipe = modality or ("multimodal" if candidates.has_towers else recipe_for(candidates.models, name, loaded))
+    configs = configs_by_settings(modality_named(recipe).config, candidates, dataset_name=name, **settings)
+    return rank_candidates(configs, loaded)
 
 
 def run_all_steps(config: RunConfig, data: datasets.DatasetDict | None = None) -> Run:

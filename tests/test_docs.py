@@ -31,7 +31,7 @@ OTHER_FLAGS = {
     "--checkout", "--clear", "--config", "--config_file", "--cpu", "--help", "--image", "--int8", "--machine_rank",
     "--model", "--main_process_ip", "--models", "--mutants", "--no_fresh_weights", "--nodes", "--nproc_per_node",
     "--num_processes", "--older_than", "--only", "--race", "--race_strategy", "--real", "--signals-to-handle", "--text",
-    "--tiny", "--top",
+    "--image_models", "--recipe", "--text_models", "--tiny", "--top",
 }  # fmt: skip
 # Modules of benchmarks that measure nothing.
 PARTS_OF_BENCHMARKS = (

@@ -10,18 +10,19 @@ from typing import Any
 import datasets
 
 from hf_transfer.advice.arms import Arm, Shortlist
+from hf_transfer.advice.candidates import NOT_ASKED
 from hf_transfer.advice.evidence import Evidence, gather_evidence
-from hf_transfer.advice.ranking import NOT_ASKED
 from hf_transfer.advice.shortlist import shortlist_of
 from hf_transfer.data.complete_files import put
 from hf_transfer.errors import user_error
 from hf_transfer.settings.parsing import parse
-from hf_transfer.settings.run import RunConfig
+from hf_transfer.settings.run import MODEL, TOWERS, RunConfig
+from hf_transfer.settings.strategy import TOWER_STRATEGIES
 from hf_transfer.versions import versions
 
 SCHEMA = 1
 # What advice says, or what writes a result.
-ADVISED = ("image_strategy", "text_strategy", "taps", *(name for name in NOT_ASKED if name != "model_name_or_path"))
+ADVISED = ("taps", *(name for name in NOT_ASKED if name not in (MODEL, *TOWERS)))
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def command_for(arm: Arm, config: RunConfig, flags: Sequence[str]) -> str:
         config: the settings.
         flags: the same, as they were given; those that have no effect on this way are left out.
     """
-    towers = {name: None for name in ("image_strategy", "text_strategy") if name in config.settings()}
+    towers = {name: None for name in TOWER_STRATEGIES if name in config.settings()}
     without_effect = config.replaced(**towers, **arm.settings).ineffective()
     kept = [words for name, words in _settings_in(flags) if name not in without_effect and name not in arm.settings]
     chosen = [f"--{name} {_shown(value)}" for name, value in arm.settings.items()]

@@ -17,7 +17,7 @@ from hf_transfer.models.tasks import WITH_OUR_HEAD
 from hf_transfer.run import Run
 from hf_transfer.settings.fields import choices_of
 from hf_transfer.settings.run import RunConfig
-from hf_transfer.settings.strategy import ADAPTERS, PROBES
+from hf_transfer.settings.strategy import ADAPTERS, PROBES, TOWER_STRATEGIES
 from hf_transfer.strategies.choice import choose_strategy
 from hf_transfer.strategies.deep_probe import DeepProbe
 from hf_transfer.strategies.freezing import Stage, frozen_towers, unfreeze
@@ -170,7 +170,7 @@ def _seconds(
     elif config.has_simple_head:
         strategy.check(model, groups)
     # Of images with texts, a linear probe has a head of several layers, which is trained.
-    if name in (PROBES if config.has_simple_head else ("deep_probe",)) and solves_heads:
+    if name in (PROBES if config.has_simple_head else (config.solved,)) and solves_heads:
         return costs.of_probe()
     small = SHARE_OF_SMALL_PARTS if name in SMALL_PARTS else 1.0
     return sum(
@@ -184,8 +184,7 @@ def _seconds(
 def _chosen(name: str, config: RunConfig, blocks: int) -> dict[str, Any]:
     """The settings of a strategy as it is tried."""
     chosen: dict[str, Any] = {"strategy": name, "trainable_layers": top_quarter(blocks), "taps": []}
-    towers = ("image_strategy", "text_strategy")
-    return chosen | {tower: None for tower in towers if tower in config.settings()}
+    return chosen | {tower: None for tower in TOWER_STRATEGIES if tower in config.settings()}
 
 
 def _learning_share(stage: Stage, groups: Sequence[Group]) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from hf_transfer.advice.costs import Costs, seconds_of_a_row, seconds_of_strategies
 from hf_transfer.advice.probes import Difference, FreshWeights, JudgedRows, LearningCurve, Probe
 from hf_transfer.advice.probing import probed_model, why_no_head_is_solved
-from hf_transfer.advice.scoring import frozen_run, training_alone
+from hf_transfer.advice.scoring import frozen_run, solving, training_alone
 from hf_transfer.data.complete_files import put
 from hf_transfer.data.splits import Splits
 from hf_transfer.errors import user_error
@@ -168,10 +168,7 @@ def gather_evidence(
 def _probing(config: RunConfig) -> RunConfig:
     """The settings of a run that solves a head on the same rows of the same model, and publishes nothing."""
     changes: dict[str, Any] = {
-        "strategy": "linear_probe" if config.has_simple_head else "deep_probe",
         "report_to": ["none"], "push_to_hub": False, "push_space": False,
         "hub_model_id": None, "overwrite_output_dir": False, "resume_from_checkpoint": None,
     }  # fmt: skip
-    towers = ("image_strategy", "text_strategy")
-    changes |= {tower: None for tower in towers if tower in config.settings()}
-    return config.replaced(**changes).without_ineffective()
+    return solving(config.replaced(**changes))

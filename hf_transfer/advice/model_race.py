@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,8 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
-from hf_transfer.advice.ranking import ModelRanking, folder_of_model
+from hf_transfer.advice.candidates import folder_of_model
+from hf_transfer.advice.ranking import ModelRanking
 from hf_transfer.advice.standing import Place, in_order, places_as_json
 from hf_transfer.data.checked import units_of_rows
 from hf_transfer.data.complete_files import put
@@ -109,7 +110,7 @@ class Race:
         }
 
 
-def chosen_for_race(ranking: ModelRanking, models: list[str], count: int) -> list[str]:
+def chosen_for_race(ranking: ModelRanking, models: Sequence[str], count: int) -> list[str]:
     """Which models to fine-tune: the best of the ranking, the one that was named first, then the next best ones.
 
     Choosing by solved heads alone can be far off, and so can choosing by general quality alone, which the order of the

@@ -2,27 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
 
-from hf_transfer.advice.scoring import ScoredModel, Task, score_models
+from hf_transfer.advice.scoring import ScoredModel, Task, score_models, solving
 from hf_transfer.advice.standing import Place, in_order, places_as_json
-from hf_transfer.errors import UserError, user_error
-from hf_transfer.settings.model import exists
-from hf_transfer.settings.parsing import parse
+from hf_transfer.errors import UserError
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.versions import versions
 
 SCHEMA = 1
-# A ranking solves heads, and trains nothing.
-SOLVED = "linear_probe"
-# Settings of a run that have no part in a ranking: `rank` sets them itself, or nothing is written.
-NOT_ASKED = (
-    "strategy", "model_name_or_path", "output_dir", "evaluate_only", "push_to_hub", "hub_model_id", "push_space",
-    "overwrite_output_dir", "resume_from_checkpoint", "report_to",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,8 +57,9 @@ class ModelRanking:
 
 def _as_json(model: ScoredModel) -> dict[str, Any]:
     """What is known of a model beside its name."""
-    others = ("name", "column", "probe", "scores")
+    others = ("name", "column", "probe", "scores", "names")
     return {
+        **(model.names if len(model.names) > 1 else {}),
         "features": model.column,
         "probe": {
             "score": model.probe.score,
@@ -97,75 +88,6 @@ def rank(
     Raises:
         UserError: none of the models can be used, or the data cannot.
     """
-    solved = {name: config.replaced(strategy=SOLVED).without_ineffective() for name, config in configs.items()}
+    solved = {name: solving(config) for name, config in configs.items()}
     scored, failed, task = score_models(solved, data, report)
     return ModelRanking.of(next(iter(solved.values())).data.dataset_name, task, list(scored.values()), failed)
-
-
-def rank_by_settings(
-    config_class: type[RunConfig], models: Sequence[str], data: datasets.DatasetDict | None, **settings: Any
-) -> ModelRanking:
-    """See `rank`, here with settings by name, for Python programs."""
-    _check(config_class, models, list(settings))
-    fixed = {"model_name_or_path": models[0], "output_dir": "none", "strategy": SOLVED}
-    config = config_class.of(**fixed, **settings)
-    return rank({model: config.replaced(model_name_or_path=model) for model in models}, data)
-
-
-def configs_of(
-    config_class: type[RunConfig], models: Sequence[str], flags: Sequence[str], strategy: str = SOLVED
-) -> dict[str, RunConfig]:
-    """The settings of a run with each model, by the model's name; nothing is published, and no tracker is started.
-
-    Args:
-        config_class: the settings of a run with such models.
-        models: their names.
-        flags: other settings of these runs, as on a command line.
-        strategy: of the runs.
-
-    Raises:
-        UserError: a model is named twice, or a setting is wrong or has no part in a ranking.
-    """
-    given = [flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")]
-    _check(config_class, models, given, strategy)
-    fixed_flags = ["--model_name_or_path", models[0], "--output_dir", "none", "--strategy", strategy]
-    config = parse(config_class, [*flags, *fixed_flags, "--report_to", "none"]).replaced(
-        push_to_hub=False, push_space=False, hub_model_id=None, overwrite_output_dir=False
-    )
-    return {model: config.replaced(model_name_or_path=model) for model in models}
-
-
-def _check(config_class: type[RunConfig], models: Sequence[str], given: Sequence[str], strategy: str = SOLVED) -> None:
-    """Refuse samples without a head that can be solved, settings that have no part in a ranking, and a model twice."""
-    if not config_class.has_simple_head:
-        raise user_error(
-            expected="models of images, or of texts",
-            found="images with texts, whose head is no single layer that can be solved",
-            do="rank models for each part alone: --recipe vision, or --recipe text",
-        )
-    if refused := [name for name in given if name in NOT_ASKED]:
-        raise user_error(
-            expected="settings of data, samples and batches: a ranking solves heads, and saves no model",
-            found=f"--{refused[0]}",
-            do="say --race_strategy: it is that of --race" if refused[0] == "strategy" and strategy != SOLVED
-            else f"leave --{refused[0]} out",
-        )  # fmt: skip
-    _refuse_twice(models)
-
-
-def _refuse_twice(models: Sequence[str]) -> None:
-    names: dict[str, str] = {}
-    for model in models:
-        place = str(Path(model).expanduser().resolve()) if exists(model) else model
-        if place in names:
-            raise user_error(
-                expected="each model once in --models",
-                found=model if names[place] == model else f"{names[place]} and {model}, which are the same",
-                do="leave one of them out",
-            )
-        names[place] = model
-
-
-def folder_of_model(name: str) -> str:
-    """A name for a folder of a run with this model."""
-    return Path(name).name.replace(":", "-")

@@ -2,10 +2,11 @@
 
 import gc
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import datasets
 import numpy as np
@@ -34,6 +35,7 @@ from hf_transfer.models.groups import Group
 from hf_transfer.models.taps import HEAD_INPUT, AllTaps, TapChoice, together, usual_taps, widths_of, without_head
 from hf_transfer.run import Run, open_run
 from hf_transfer.settings.run import RunConfig
+from hf_transfer.settings.strategy import TOWER_STRATEGIES
 from hf_transfer.targets.predictions import Ranking
 from hf_transfer.targets.target import Target
 from hf_transfer.training.guard import is_out_of_memory
@@ -57,6 +59,7 @@ class ScoredModel:
         rows_per_second: through the frozen model.
         peak_memory_bytes: of the process, or of the accelerator if it has one; None: it is not known.
         truncated: how many texts were cut off; None: samples have no length.
+        names: what the model consists of, by the settings of a run.
     """
 
     name: str
@@ -67,6 +70,7 @@ class ScoredModel:
     rows_per_second: float
     peak_memory_bytes: int | None
     truncated: int | None
+    names: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,12 @@ def training_alone(splits: Splits, seed: int) -> Splits:
         splits, train=train, validation=part_of(train, nothing), test=part_of(train, nothing), unlabelled=None,
         copies={},
     )  # fmt: skip
+
+
+def solving(config: RunConfig) -> RunConfig:
+    """The settings of a run that solves a head on the frozen model of another one, and trains nothing."""
+    changes: dict[str, Any] = {name: None for name in TOWER_STRATEGIES if name in config.settings()}
+    return config.replaced(strategy=config.solved, **changes).without_ineffective()
 
 
 def score_model(config: RunConfig, data: datasets.DatasetDict | None = None) -> tuple[ScoredModel, Task]:
@@ -214,12 +224,22 @@ def _scored(run: Run) -> tuple[ScoredModel, Task]:
         column=column,
         probe=probe,
         scores=scores,
-        parameters=count_parameters(model),
+        parameters=_parameters(model, layer, features[column]),
         rows_per_second=len(run.splits.train) / seconds_of_a_pass(run, "train"),
         peak_memory_bytes=None,
         truncated=None if lost is None else int((lost > 0).sum()),
+        names=run.config.named_models,
     )
     return scored, task
+
+
+def _parameters(model: nn.Module, layer: nn.Linear, features: Features) -> int:
+    """Of a model with its head; of one on all taps, with a head on those that are read."""
+    if not isinstance(model, AllTaps):
+        return count_parameters(model)
+    width = sum(model.widths[place] for place in features.columns)
+    bias = 0 if layer.bias is None else layer.out_features
+    return count_parameters(model.backbone) + width * layer.out_features + bias
 
 
 @contextmanager
@@ -342,5 +362,5 @@ def _nothing_usable(failed: dict[str, UserError]) -> UserError:
     return user_error(
         expected="at least one model that can be used with these data",
         found="; ".join(f"{name}: {error.found or error}" for name, error in failed.items()),
-        do="name other --models",
+        do="name other models",
     )

@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.advice.candidates import AND, folder_of_model, short_names
 from hf_transfer.advice.model_race import Race
-from hf_transfer.advice.ranking import ModelRanking, folder_of_model
+from hf_transfer.advice.ranking import ModelRanking
 from hf_transfer.checkpoints.files import in_units
 from hf_transfer.data.complete_files import put
 from hf_transfer.evaluation.templates import render
+from hf_transfer.models.taps import tower_of
 
 Z = 1.959963984540054
+PLACES = "mean_N: the mean behind block N; first_N: its first token."
+FEATURES = f"Features: head: what enters the model's own head; {PLACES}"
+FEATURES_OF_TOWERS = f"Features: image_head, text_head: the pooled vector of a tower; {PLACES}"
 
 
 def ranking_table(ranking: ModelRanking) -> str:
@@ -62,35 +67,29 @@ def _sentences(ranking: ModelRanking) -> list[str]:
     count = int(ranking.task.folds.of_rows.max()) + 1
     how = "on a fifth that was held out" if count == 1 else f"out of {count} folds"
     again = f", {repeats} times" if repeats > 1 else ""
+    of_towers = any(tower_of(place.model.column) for place in ranking.places)
     return [
         f"Heads solved on frozen features of {rows:,} training rows, {how}{again}; ± is the standard error.",
         "=: these rows do not tell the model from the first one (95 % interval of the difference).",
-        "Features: head: what enters the model's own head; mean_N: the mean behind block N; first_N: its first token.",
+        FEATURES_OF_TOWERS if of_towers else FEATURES,
         "The order is that of new heads; fine-tuning all layers may change it.",
     ]
 
 
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The last part of each path, if that tells them apart."""
-    short = {name: Path(name).name or name for name in names}
-    return short if len(set(short.values())) == len(short) else {name: name for name in names}
-
-
-def commands_for(names: Sequence[str], recipe: str, flags: Sequence[str]) -> list[str]:
+def commands_for(models: Mapping[str, Mapping[str, str]], recipe: str, flags: Sequence[str]) -> list[str]:
     """The commands that fine-tune some models.
 
     Args:
-        names: of the models.
+        models: the settings that name each, by its name.
         recipe: of the modality.
         flags: the other settings, as they were given.
     """
-    return [
-        shlex.join([
-            "python", f"recipes/{recipe}.py", "--model_name_or_path", name, *flags,
-            "--output_dir", f"runs/{folder_of_model(name)}",
-        ])
-        for name in names
-    ]  # fmt: skip
+    commands = []
+    for model, names in models.items():
+        named = [word for setting, name in names.items() for word in (f"--{setting}", name)]
+        out = ["--output_dir", f"runs/{folder_of_model(model)}"]
+        commands.append(shlex.join(["python", f"recipes/{recipe}.py", *named, *flags, *out]))
+    return commands
 
 
 def draw_ranking(path: Path, ranking: ModelRanking) -> None:
@@ -110,7 +109,8 @@ def draw_ranking(path: Path, ranking: ModelRanking) -> None:
         axes.errorbar(
             seconds, model.probe.score, Z * model.probe.standard_error, fmt="o", color=colour, capsize=3, elinewidth=1
         )
-        label = names[model.name].replace("$", r"\$")
+        # Two towers one below the other: their names are long.
+        label = names[model.name].replace("$", r"\$").replace(AND, f"\n{AND.lstrip()}")
         axes.annotate(label, (seconds, model.probe.score), (6, 4), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
     axes.xaxis.set(

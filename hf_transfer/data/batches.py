@@ -71,6 +71,10 @@ class InputMaker(ABC):
         Stores and checkpoints record the versions beside it: a run may resume with other versions if that is allowed.
         """
 
+    def part_fingerprint(self, split: str, epoch: int | None, part: str) -> str:  # noqa: ARG002
+        """The same for what one part of the samples, such as their images, becomes; here the samples are one part."""
+        return self.fingerprint(split, epoch)
+
 
 @dataclass(frozen=True)
 class Loaders:
@@ -117,8 +121,10 @@ class Loaders:
     def _by_split(self) -> dict[str, Any]:
         return {"train": self.train, "validation": self.validation, "test": self.test, UNLABELLED: self.unlabelled}
 
-    def fingerprint(self, split: str, epoch: int | None) -> str:
-        """See `InputMaker.fingerprint`."""
+    def fingerprint(self, split: str, epoch: int | None, part: str = "") -> str:
+        """See `InputMaker.fingerprint`, and `InputMaker.part_fingerprint` where a part is named."""
+        if part:
+            return self.to_inputs.part_fingerprint(split, epoch, part)
         return self.to_inputs.fingerprint(split, epoch)
 
     def folds(self, counted: npt.NDArray[np.bool_], count: int) -> Folds | None:

@@ -1,6 +1,6 @@
 """Columns of the same samples, each in a store of its own: what one run has stored serves others with other columns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ class ColumnStores:
     """Stores with one column each, which are written and read as one.
 
     Whichever columns a run needs, those that an earlier run has stored are used. The chunks of all stores hold the same
-    samples, so that one pass computes the missing chunks of all columns.
+    samples, so that one pass computes the missing chunks of several columns.
 
     Args:
         stores: of the same samples, with one column each and a fixed number of samples in a chunk.
@@ -44,15 +44,28 @@ class ColumnStores:
 
     def check(self, number: int) -> bool:
         """Whether a chunk of all columns is there and undamaged; damaged ones are deleted."""
-        checked = [store.check(number) for store in self.stores]
-        return all(checked)
+        return not self._lacking(number)
+
+    def missing(self, numbers: Iterable[int]) -> dict[tuple[int, ...], list[int]]:
+        """Which of these chunks are to be computed, by the positions of the columns that lack them."""
+        chunks: dict[tuple[int, ...], list[int]] = {}
+        for number in numbers:
+            if columns := self._lacking(number):
+                chunks.setdefault(columns, []).append(number)
+        return chunks
+
+    def of(self, columns: Sequence[int]) -> "ColumnStores":
+        """The stores of these columns alone, in this order."""
+        return ColumnStores([self.stores[place] for place in columns])
 
     def write(self, number: int, tensors: Sequence[Tensor]) -> None:
-        """Write a chunk of the columns that lack it: see `Store.write`."""
+        """Write a chunk of all columns: see `Store.write`."""
         *columns, targets, counted = tensors
         for store, column in zip(self.stores, columns, strict=True):
-            if not store.has(number):
-                store.write(number, [column, targets, counted])
+            store.write(number, [column, targets, counted])
+
+    def _lacking(self, number: int) -> tuple[int, ...]:
+        return tuple(place for place, store in enumerate(self.stores) if not store.check(number))
 
     def chunk(self, number: int) -> list[Tensor]:
         """See `Store.chunk`."""

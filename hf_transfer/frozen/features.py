@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_transfer.checkpoints.files import can_be_written, free_bytes
-from hf_transfer.frozen.recording import Compute, Part, Passes, column_stores_of, fill, from_main_process
+from hf_transfer.frozen.recording import ComputeOf, Part, Passes, column_stores_of, fill, from_main_process
 from hf_transfer.frozen.solvers import Solver, SolverOptions
 from hf_transfer.frozen.standardised import Solution
 from hf_transfer.frozen.store import Column
@@ -214,16 +214,16 @@ def store_columns(widths: Sequence[int], passes: Passes) -> list[Column]:
 
 @contextmanager
 def features_of(
-    compute: Compute, widths: Sequence[int], views: int, materials: Sequence[Mapping[str, Any]], passes: Passes,
+    compute_of: ComputeOf, widths: Sequence[int], views: int, materials: Sequence[Mapping[str, Any]], passes: Passes,
     *, of_validation: bool = True,
 ) -> Iterator[Features]:  # fmt: skip
     """Features of training and validation, computed unless an earlier run has stored them, with these or other columns.
 
     Args:
-        compute: (model inputs) -> features, one tensor [samples, width] for each of `widths`.
-        widths: the number of features in each tensor.
+        compute_of: positions of columns -> (model inputs) -> their features, tensors [samples, width], one for each.
+        widths: the number of features in each column.
         views: augmented views of the training samples, beside the samples as in evaluation.
-        materials: what each tensor is, and with which weights it is computed.
+        materials: what each column is, and with which weights it is computed.
         passes: the samples, and where features are stored; at the end features that are not to be kept are deleted.
         of_validation: whether features of validation are needed, too.
     """
@@ -235,7 +235,7 @@ def features_of(
     with _with_room(passes, sum(stores.missing_bytes for stores in kept.values())) as with_room:
         stored = kept if with_room is passes else column_stores_of(with_room, parts, columns, materials)
         was_begun = any(stores.was_begun for stores in stored.values())
-        seconds = fill(stored, compute, with_room)
+        seconds = fill(stored, compute_of, with_room)
         yield Features(
             [stored[part] for part in train], stored.get(validation), passes.loaders.target,
             seconds=None if was_begun else seconds,

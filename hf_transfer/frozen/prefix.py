@@ -102,7 +102,7 @@ class FrozenPrefix:
             yield passes.loaders
             return
         compute = partial(plan.cut.record, self._model)
-        self.seconds += fill(plan.stores, compute, passes)
+        self.seconds += fill(plan.stores, lambda _: compute, passes)
         live = self._first_loss(passes.loaders)
         with plan.cut.skipped(self._model, passes.accelerator.device) as modules:
             batches = stored_loaders(passes.loaders, plan.crossing, plan.stores, images=plan.images)

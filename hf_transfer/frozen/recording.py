@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,10 @@ from hf_transfer.versions import versions
 
 # Computes the columns of a store from the model inputs of a batch.
 Compute = Callable[[Batch], Sequence[Tensor]]
+# Gives what computes some columns of a store, by their positions.
+ComputeOf = Callable[[Sequence[int]], Compute]
+# In the material of a column: the part of each sample that it is computed from, if not from all of it.
+SAMPLE_PART = "part"
 # A split, and the epoch of training as in which its samples are seen; None: as in evaluation.
 Part = tuple[str, int | None]
 Answer = TypeVar("Answer")
@@ -102,7 +107,7 @@ def stores_of(
 def column_stores_of(
     passes: Passes, parts: Iterable[Part], columns: Sequence[Column], materials: Sequence[Mapping[str, Any]]
 ) -> dict[Part, ColumnStores]:
-    """The same, with a store for each column; `materials` are those of the columns."""
+    """The same, with a store for each column; `materials` are those of the columns, and may name a `SAMPLE_PART`."""
     stores = {}
     for part in parts:
         # What is common to all columns takes a while: the data are hashed.
@@ -116,13 +121,13 @@ def _store_maker(
 ) -> Callable[[Sequence[Column], Mapping[str, Any]], Store]:
     """Makes the stores of a part of the samples, by their columns and material."""
     split, view = part
-    dataset, samples = passes.loaders.of(split).dataset, passes.loaders.fingerprint(split, view)
+    dataset, samples = passes.loaders.of(split).dataset, cache(partial(passes.loaders.fingerprint, split, view))
     related = {name: version for name, version in versions().items() if name not in UNRELATED}
     lengths, targets = getattr(dataset, "lengths", None), torch.tensor(dataset.split.targets[:1])
     target = Column(tuple(targets.shape[1:]), targets.dtype)
 
     def make(columns: Sequence[Column], material: Mapping[str, Any]) -> Store:
-        content = {**material, "versions": related, "samples": samples, "view": view}
+        content = {**material, "versions": related, "samples": samples(material.get(SAMPLE_PART, "")), "view": view}
         return Store(passes.folder, content, columns, len(dataset), lengths, target=target, same_chunks=same_chunks)
 
     return make
@@ -151,8 +156,13 @@ def identity(model: nn.Module, later: Collection[str], accelerator: Accelerator)
     }
 
 
-def fill(stores: Mapping[Part, Store | ColumnStores], compute: Compute, passes: Passes) -> float:
+def fill(stores: Mapping[Part, Store | ColumnStores], compute_of: ComputeOf, passes: Passes) -> float:
     """Compute and write the missing and the damaged chunks of stores; the processes of a machine share them.
+
+    Args:
+        stores: of parts of the samples.
+        compute_of: gives what computes some of their columns: those that an earlier run has stored are not computed.
+        passes: the samples.
 
     Returns:
         Seconds.
@@ -163,18 +173,18 @@ def fill(stores: Mapping[Part, Store | ColumnStores], compute: Compute, passes: 
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
     rank = accelerator.local_process_index % sharing
     for (split, view), store in stores.items():
-        missing = [number for number in range(rank, len(store.chunks), sharing) if not store.check(number)]
+        missing = store.missing(range(rank, len(store.chunks), sharing))
         store.sweep()
-        total = sum(len(store.chunks[number]) for number in missing)
+        total = sum(len(store.chunks[number]) for numbers in missing.values() for number in numbers)
         hidden = not accelerator.is_main_process or not sys.stderr.isatty() or not missing
         title = f"frozen layers, {split}" if view is None else f"frozen layers, {split}, view {view + 1}"
-        with (
-            tqdm(total=total, desc=title, unit=" samples", leave=False, disable=hidden) as progress,
-            closing(computed(store, missing, compute, passes, (split, view))) as chunks,
-        ):
-            for number, tensors in chunks:
-                store.write(number, tensors)
-                progress.update(len(store.chunks[number]))
+        with tqdm(total=total, desc=title, unit=" samples", leave=False, disable=hidden) as progress:
+            for columns, numbers in missing.items():
+                incomplete = store.of(columns)
+                with closing(computed(incomplete, numbers, compute_of(columns), passes, (split, view))) as chunks:
+                    for number, tensors in chunks:
+                        incomplete.write(number, tensors)
+                        progress.update(len(store.chunks[number]))
         accelerator.wait_for_everyone()
     return time.perf_counter() - started
 

@@ -153,6 +153,16 @@ class Store:
             path.unlink(missing_ok=True)
         return False
 
+    def missing(self, numbers: Iterable[int]) -> dict[tuple[int, ...], list[int]]:
+        """Which of these chunks are to be computed, by the positions of the columns that they lack: here always all."""
+        chunks = [number for number in numbers if not self.check(number)]
+        return {tuple(range(len(self._computed))): chunks} if chunks else {}
+
+    def of(self, columns: Sequence[int]) -> "Store":
+        """The store of these columns: see `missing`."""
+        assert len(columns) == len(self._computed), "a chunk is written with all of its columns"
+        return self
+
     def write(self, number: int, tensors: Sequence[Tensor]) -> None:
         """Write a chunk.
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_transfer.frozen.features import Features, features_of
 from hf_transfer.frozen.hidden_parts import with_hidden_parts
-from hf_transfer.frozen.recording import Passes, identity
+from hf_transfer.frozen.recording import SAMPLE_PART, Passes, identity
 from hf_transfer.models.modeling_pair import INPUTS
 from hf_transfer.models.taps import Tap, vectors_of
 from hf_transfer.models.towers import PairTowers
@@ -26,7 +26,8 @@ def tap_features(
 ) -> Iterator[Features]:  # fmt: skip
     """Features of training and validation, one named column for each tap.
 
-    Each tap that an earlier run has stored is read from there, whichever others that run had.
+    Each tap that an earlier run has stored is read from there, whichever others that run had. Of two towers, one whose
+    taps are all stored is not run, whichever other tower it had beside it.
 
     Every process has to call this.
 
@@ -46,8 +47,10 @@ def tap_features(
     with evaluating(backbone), torch.no_grad():
         backbone.to(accelerator.device)
         materials = materials_of(backbone, taps, accelerator)
-        vectors = partial(vectors_of, backbone, taps)
-        with features_of(vectors, widths, views, materials, passes, of_validation=of_validation) as features:
+        with features_of(
+            lambda columns: partial(vectors_of, backbone, [taps[place] for place in columns]), widths, views, materials,
+            passes, of_validation=of_validation,
+        ) as features:  # fmt: skip
             named = replace(features, names=tuple(tap.name for tap in taps), columns=tuple(range(len(taps))))
             yield with_hidden_parts(named, taps) if isinstance(backbone, PairTowers) else named
 
@@ -55,7 +58,7 @@ def tap_features(
 def materials_of(backbone: nn.Module, taps: Sequence[Tap], accelerator: Accelerator) -> list[dict[str, Any]]:
     """What the features of each tap depend on beside samples and versions; the keys of their stores are made of it.
 
-    Of two towers, those of one do not depend on the other.
+    Of two towers, those of one depend neither on the other nor on its part of the samples.
 
     Args:
         backbone: see `tap_features`.
@@ -66,5 +69,8 @@ def materials_of(backbone: nn.Module, taps: Sequence[Tap], accelerator: Accelera
         weights = identity(backbone, (), accelerator)
         return [{"taps": [tap.saved], **weights} for tap in taps]
     towers = {name: backbone.alone(name) for name in INPUTS}
-    of_tower = {name: {"pooling": one.pooling, **identity(one.tower, (), accelerator)} for name, one in towers.items()}
+    of_tower = {
+        name: {SAMPLE_PART: name, "pooling": one.pooling, **identity(one.tower, (), accelerator)}
+        for name, one in towers.items()
+    }
     return [{"taps": [tap.saved], **of_tower[tap.tower]} for tap in taps]

@@ -123,15 +123,20 @@ class ImageInputs(InputMaker):
 
     def fingerprint(self, split: str, epoch: int | None) -> str:
         """See `InputMaker.fingerprint`."""
+        parts = [self.files_fingerprint(split), self.preprocessing.fingerprint()]
+        parts += [] if self._white is None else [str(self._white)]
+        if self.augmentation.kind != "none" and epoch is not None:
+            view = self.augmentation.view(self.splits.of(split).rows, epoch)
+            parts += [self.augmentation.fingerprint(), str(view[:1])]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def files_fingerprint(self, split: str) -> str:
+        """What says which images a split has, and which can be read, whatever a model makes of them."""
         rows = self.splits.of(split)
         # Only once: it reads the status of every image file.
         if split not in self._contents:
             self._contents[split] = image_fingerprint(rows)
-        parts = [rows.fingerprint(), self._contents[split], str(self.mask), self.preprocessing.fingerprint()]
-        parts += [] if self._white is None else [str(self._white)]
-        if self.augmentation.kind != "none" and epoch is not None:
-            parts += [self.augmentation.fingerprint(), str(self.augmentation.view(rows.rows, epoch)[:1])]
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        return f"{rows.fingerprint()} {self._contents[split]} {self.mask}"
 
     def _check_masked(self, batch: Batch, split: str) -> None:
         """Report masked samples that verification has not found: of a large data set it decodes only some images."""

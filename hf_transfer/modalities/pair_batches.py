@@ -109,7 +109,7 @@ class PairRows(Dataset[dict[str, Any]]):
 
     def __init__(self, texts: TextRows, images: ImageRows | None) -> None:
         self.texts, self.images = texts, images
-        self.split, self.lengths = texts.split, texts.lengths
+        self.split, self.lengths, self.lost = texts.split, texts.lengths, texts.lost
         self._with_image, self._with_text = is_given(texts.split, "image"), is_given(texts.split, "text")
 
     def __len__(self) -> int:
@@ -150,6 +150,14 @@ class PairInputs(InputMaker):
         """See `InputMaker.fingerprint`."""
         # That of the images covers the whole table, and so also which texts are missing.
         parts = f"{self.images.fingerprint(split, epoch)} {self.texts[split].fingerprint()}"
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    def part_fingerprint(self, split: str, epoch: int | None, part: str) -> str:
+        """See `InputMaker.part_fingerprint`: images do not depend on the tokenizer, nor texts on pixels."""
+        if part == "image":
+            return self.images.fingerprint(split, epoch)
+        # Which samples count depends on their images.
+        parts = f"{self.images.files_fingerprint(split)} {self.texts[split].fingerprint()}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
 

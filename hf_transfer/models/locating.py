@@ -10,7 +10,7 @@ from hf_transfer.data import hub_access
 from hf_transfer.data.sample_models import backbone_folder
 from hf_transfer.data.samples import is_sample
 from hf_transfer.errors import user_error
-from hf_transfer.settings.run import TOWERS, RunConfig
+from hf_transfer.settings.run import RunConfig
 
 
 class Location(NamedTuple):
@@ -92,6 +92,5 @@ def locate_before_download(config: RunConfig) -> None:
     if not hub_access.is_hub_id(config.data.dataset_name):
         return
     values = config.flat()
-    for setting in ("model_name_or_path", *TOWERS):
-        if (name := values.get(setting)) is not None:
-            locate(str(name), values[setting.replace("name_or_path", "revision")], setting)
+    for setting, name in config.named_models.items():
+        locate(name, values[setting.replace("name_or_path", "revision")], setting)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 # How the outputs of a tower are reduced to one vector.
-POOLINGS = ("pooler", "first", "mean")
+POOLINGS = ("pooler", "first", "mean", "first_and_others")
 # Names of the inputs that only one tower reads; the first of them is None if all samples lack this part.
 INPUTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
 MODALITIES = tuple(INPUTS)
@@ -27,7 +27,7 @@ class PairConfig(PretrainedConfig):
         image_config: configuration of the image tower.
         text_config: configuration of the text tower.
         image_pooling: how the image tower's outputs become one vector: its `pooler`, the `first` or the `mean` of all
-            patches.
+            patches, or the first beside the mean of the others, `first_and_others`.
         text_pooling: the same for the tokens of the text tower, without padding.
     """
 
@@ -211,6 +211,8 @@ def pooled(kind: str, output: Any, hidden: Tensor, mask: Tensor | None) -> Tenso
     if kind == "pooler":
         pooler_output: Tensor = output.pooler_output
         return pooler_output.flatten(1)
+    if kind == "first_and_others":
+        return torch.cat([hidden[:, 0], mean_of(hidden[:, 1:], None if mask is None else mask[:, 1:])], 1)
     return hidden[:, 0] if kind == "first" else mean_of(hidden, mask)
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModel, PreTrainedModel
 
 from hf_transfer.data import hub_access
 from hf_transfer.errors import user_error
+from hf_transfer.models.image_encoders import image_pooling
 from hf_transfer.models.loading import loading_errors, read_weights
 from hf_transfer.models.modeling_pooled import PooledConfig, without_pooler
 from hf_transfer.models.modeling_pooled_image import PooledImageConfig
@@ -16,12 +17,54 @@ from hf_transfer.models.pooling import check_pooling, read_config
 from hf_transfer.models.pretrained import AnyCheckpoint, Checkpoint
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.timm_models import is_timm
-from hf_transfer.models.towers import Tower, fuse, image_pooling_of
+from hf_transfer.models.towers import Tower, fuse
 from hf_transfer.settings.model import PairModelSettings
+from hf_transfer.settings.run import MODEL, TOWERS
 from hf_transfer.targets.target import Target
 
 # Height and width of the images that a tower is tested with, if its configuration names no size.
 DEFAULT_SIZE = 64
+
+
+class TowerSettings(NamedTuple):
+    """The settings in which the user names checkpoints: a dual encoder, or one for each tower."""
+
+    dual: str
+    image: str
+    text: str
+
+
+OF_A_RUN = TowerSettings(MODEL, *TOWERS)
+
+
+def dual_checkpoint(name: str, revision: str, settings: TowerSettings = OF_A_RUN) -> Checkpoint:
+    """The checkpoint of a dual encoder; see `PairCheckpoint`."""
+    return Checkpoint(name, revision, "dual-encoder", setting=settings.dual)
+
+
+def image_checkpoint(name: str, revision: str, settings: TowerSettings = OF_A_RUN) -> Checkpoint:
+    """The checkpoint of an image tower; see `PairCheckpoint`."""
+    checkpoint = Checkpoint(name, revision, "image-classification", setting=settings.image)
+    if checkpoint.config.model_type in TASKS["dual-encoder"].model_types:
+        raise user_error(
+            expected=f"in --{settings.image} a model of images alone",
+            found=f"{name}, a {checkpoint.config.model_type} model with a tower for each",
+            do=f"name it in --{settings.dual}, for both towers",
+        )
+    if is_timm(checkpoint.config):
+        raise user_error(
+            expected="for images with texts an image model that transformers has the layers of",
+            found=f"{name}, a model of timm",
+            do=f"choose another --{settings.image}",
+        )
+    return checkpoint
+
+
+def text_checkpoint(name: str, revision: str, settings: TowerSettings = OF_A_RUN) -> Checkpoint:
+    """The checkpoint of a text tower; see `PairCheckpoint`."""
+    checkpoint = Checkpoint(name, revision, "text-classification", setting=settings.text)
+    check_pooling(name, checkpoint.config, "mean", may_split=False)
+    return checkpoint
 
 
 class PairCheckpoint(AnyCheckpoint):
@@ -50,29 +93,10 @@ class PairCheckpoint(AnyCheckpoint):
     def __init__(self, models: PairModelSettings, *, fusion: str = "concat", modality_dropout: float = 0.0) -> None:
         self._fusion, self._modality_dropout = fusion, modality_dropout
         if models.model_name_or_path is not None:
-            self.image = self.text = Checkpoint(models.model_name_or_path, models.model_revision, "dual-encoder")
+            self.image = self.text = dual_checkpoint(models.model_name_or_path, models.model_revision)
         else:
-            self.image = Checkpoint(
-                str(models.image_model_name_or_path), models.image_model_revision, "image-classification",
-                setting="image_model_name_or_path",
-            )  # fmt: skip
-            self.text = Checkpoint(
-                str(models.text_model_name_or_path), models.text_model_revision, "text-classification",
-                setting="text_model_name_or_path",
-            )  # fmt: skip
-            if self.image.config.model_type in TASKS["dual-encoder"].model_types:
-                raise user_error(
-                    expected="in --image_model_name_or_path a model of images alone",
-                    found=f"{self.image.name}, a {self.image.config.model_type} model with a tower for each",
-                    do="name it in --model_name_or_path, for both towers",
-                )
-            if is_timm(self.image.config):
-                raise user_error(
-                    expected="for images with texts an image model that transformers has the layers of",
-                    found=f"{self.image.name}, a model of timm",
-                    do="choose another --image_model_name_or_path",
-                )
-            check_pooling(self.text.name, self.text.config, "mean", may_split=False)
+            self.image = image_checkpoint(str(models.image_model_name_or_path), models.image_model_revision)
+            self.text = text_checkpoint(str(models.text_model_name_or_path), models.text_model_revision)
         self.parts = (self.image,) if self.image is self.text else (self.image, self.text)
         # What is said of heads concerns classifiers of one tower.
         self.notes = tuple(note for part in self.parts for note in part.notes_on_type)
@@ -92,12 +116,18 @@ class PairCheckpoint(AnyCheckpoint):
     def _two_models(self, fresh_weights: bool) -> tuple[Tower, Tower, frozenset[str]]:
         """The towers of two models, and the names of the classifier's weights that are missing there."""
         image, image_missing = _load_backbone(self.image, fresh_weights)
-        pooling = image_pooling_of(image, image_missing)
+        pooling = self._image_pooling(image, frozenset() if fresh_weights else image_missing)
         if pooling != "pooler" and hasattr(image, "pooler"):
             setattr(image, "pooler", None)  # noqa: B010 - the types of transformers do not allow None
         text, text_missing = _load_backbone(self.text, fresh_weights, pooler=False)
         missing = [f"image_tower.{name}" for name in image_missing] + [f"text_tower.{name}" for name in text_missing]
         return Tower(image, pooling), Tower(text, "mean"), frozenset(missing)
+
+    def _image_pooling(self, image: PreTrainedModel, missing: frozenset[str]) -> str:
+        """What is read of the image tower; of the result of an earlier run, what its head has read."""
+        if isinstance(self.image.config, PooledImageConfig):
+            return self.image.config.pooling
+        return image_pooling(self.image.name, image, missing)
 
     def _dual_encoder(self, fresh_weights: bool) -> tuple[Tower, Tower, frozenset[str]]:
         """The halves of a dual encoder, with the projections into the space that they share; and what is missing."""

@@ -32,18 +32,6 @@ class Tower:
     projection: Tensor | None = None
 
 
-def image_pooling_of(backbone: PreTrainedModel, missing: frozenset[str]) -> str:
-    """The backbone's own pooling; if the checkpoint has no weights for it, the class token, or else the mean.
-
-    Args:
-        backbone: an image backbone.
-        missing: names of its weights that the checkpoint does not have.
-    """
-    if getattr(backbone, "pooler", None) is not None and not any(name.startswith("pooler.") for name in missing):
-        return "pooler"
-    return "first" if any("cls_token" in name for name, _ in backbone.named_parameters()) else "mean"
-
-
 def fuse(image: Tower, text: Tower, *, image_size: int, labels: Mapping[str, Any], **settings: Any) -> FusionModel:
     """A classifier of two towers; the weights of its new layers are drawn from torch's global generator.
 

@@ -19,6 +19,7 @@ from hf_transfer.settings.training import ImageTrainingSettings, TextTrainingSet
 
 # Version 0.1 wrote these defaults down, which are left open now.
 EARLIER_DEFAULTS = {"metric_for_best_model": "accuracy"}
+MODEL = "model_name_or_path"
 TOWERS = ("image_model_name_or_path", "text_model_name_or_path")
 
 
@@ -39,6 +40,8 @@ class RunConfig:
     recipe: ClassVar[str]
     # Whether a new head is one layer, which a strategy may solve instead of training it.
     has_simple_head: ClassVar[bool] = True
+    # The strategy that solves a head and trains nothing.
+    solved: ClassVar[str] = "linear_probe"
 
     model: ModelSettings
     data: DataSettings
@@ -97,6 +100,12 @@ class RunConfig:
         topics = {name: dataclasses.replace(one, **part(type(one), values)) for name, one in vars(self).items()}
         return type(self)(**topics)
 
+    @property
+    def named_models(self) -> dict[str, str]:
+        """The pretrained models of the run, by the setting that names each."""
+        values = self.flat()
+        return {name: str(values[name]) for name in (MODEL, *TOWERS) if values.get(name) is not None}
+
     def trains(self) -> bool:
         """Whether anything learns: a run can also evaluate a finished model."""
         return not self.output.evaluate_only
@@ -107,7 +116,7 @@ class RunConfig:
 
     def trains_stepwise(self) -> bool:
         """Whether anything learns in steps of an optimizer: a probe's head is solved."""
-        solved = {*self.strategy.names()} <= ({*PROBES} if self.has_simple_head else {"deep_probe"})
+        solved = {*self.strategy.names()} <= ({*PROBES} if self.has_simple_head else {self.solved})
         return self.trains() and not solved
 
     def ineffective(self) -> dict[str, Need]:
@@ -247,6 +256,7 @@ class MultimodalConfig(RunConfig):
     recipe: ClassVar[str] = "multimodal"
     # Projections of both towers, and the layer behind them; a head on taps is one layer, which is always solved.
     has_simple_head: ClassVar[bool] = False
+    solved: ClassVar[str] = "deep_probe"
 
     model: PairModelSettings
     strategy: PairStrategySettings

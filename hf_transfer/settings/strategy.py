@@ -21,6 +21,8 @@ Trained = Literal["partial", "gradual", "lp_ft", "full", "scratch", "bitfit", "l
 Strategy = Literal["linear_probe", "deep_probe", Trained]
 # What one of two towers can have alone: a head on both is then trained.
 TowerStrategy = Literal["linear_probe", Trained]
+# The settings that give each of two towers its own.
+TOWER_STRATEGIES = ("image_strategy", "text_strategy")
 ARMS = Range(
     f"strategies, each once: {', '.join(get_args(Strategy))}",
     lambda names: len({*names}) == len(names) and {*names} <= {*get_args(Strategy)},

@@ -258,7 +258,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a setting that does not exist": (["--models", "MODEL", "--max_seq_len", "5"], "nearest: max_seq_length"),
     "a setting of steps": (["--models", "MODEL", "--learning_rate", "1e-3"], "--learning_rate has no effect"),
     "no model": ([], "--models"),
-    "images with texts": (["--models", "MODEL", "--config", "multimodal.yaml"], "no single layer that can be solved"),
+    "one model for images with texts": (
+        ["--models", "MODEL", "--config", "multimodal.yaml"], "a model with a tower for images and one for texts"
+    ),
     "a model that is not there": (["--models", "./nothing"], "nothing"),
     "a negative number": (["--models", "MODEL", "--top", "-1"], "--top of at least 0"),
 }  # fmt: skip
@@ -333,7 +335,7 @@ def test_python_gets_the_same(rank: Rank, models: tuple[Path, Path], tmp_path: P
     [
         ([], {}, r"models: a list of names\nFound:    \[\]"), ("m", {}, "Found:    'm'"),
         (["m", "m"], {}, "each model once"), (["m"], {"output_dir": "o"}, "leave --output_dir out"),
-        (["m"], {"modality": "multimodal"}, "rank models for each part alone"),
+        (["sample:vit-glyphs"], {"modality": "multimodal"}, "a model with a tower for images and one for texts"),
         (["m"], {"max_len": 3}, "nearest: max_seq_length"),
     ],
 )  # fmt: skip

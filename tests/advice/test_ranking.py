@@ -10,9 +10,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from hf_transfer.advice.candidates import folder_of_model, short_names
 from hf_transfer.advice.ranking import ModelRanking
 from hf_transfer.advice.scoring import ScoredModel, Task, best_column, training_alone
-from hf_transfer.advice.shown import draw_ranking, ranking_table, short_names
+from hf_transfer.advice.shown import draw_ranking, ranking_table
 from hf_transfer.data.checked import units_of_rows
 from hf_transfer.data.groups import Groups
 from hf_transfer.data.splits import Split, Splits
@@ -45,7 +46,9 @@ def scored(name: str, right: Floats, *, truncated: int | None = None) -> ScoredM
     outputs = torch.eye(3)[torch.from_numpy(np.where(right > 0.5, 0, 1))]
     predictions = Predictions(CLASSES, outputs, np.zeros(len(right), dtype=np.int64), np.arange(len(right)))
     probe = OutOfFold(predictions, right, np.arange(len(right)), 0.1)
-    return ScoredModel(name, "mean_3", probe, Scores(0.5, -0.2, 3.0), 2_500_000, 40.0, 1 << 30, truncated)
+    return ScoredModel(
+        name, "mean_3", probe, Scores(0.5, -0.2, 3.0), 2_500_000, 40.0, 1 << 30, truncated, {"model_name_or_path": name}
+    )
 
 
 def ranking_of(*models: ScoredModel) -> ModelRanking:
@@ -91,10 +94,18 @@ def test_the_table_has_a_line_for_each_model_and_says_what_is_not_known(tmp_path
 
 @pytest.mark.parametrize(
     ("names", "short"),
-    [(["a/x", "b/y"], ["x", "y"]), (["a/x", "b/x"], ["a/x", "b/x"]), (["sample:x"], ["sample:x"])],
-)
+    [
+        (["a/x", "b/y"], ["x", "y"]), (["a/x", "b/x"], ["a/x", "b/x"]), (["sample:x"], ["sample:x"]),
+        (["a/x + b/t", "a/x + b/u"], ["x + t", "x + u"]), (["a/x + b/t", "c/x + b/t"], ["a/x + b/t", "c/x + b/t"]),
+    ],
+)  # fmt: skip
 def test_names_are_short_where_that_tells_them_apart(names: list[str], short: list[str]) -> None:
     assert list(short_names(names).values()) == short
+
+
+@pytest.mark.parametrize(("name", "folder"), [("a/x", "x"), ("sample:x", "sample-x"), ("a/x + sample:t", "x+sample-t")])
+def test_the_folder_of_a_run_has_the_name_of_its_models(name: str, folder: str) -> None:
+    assert folder_of_model(name) == folder
 
 
 @pytest.mark.parametrize(

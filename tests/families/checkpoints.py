@@ -64,11 +64,11 @@ def _published(title: str, name: str) -> Family:
     return Family(title, PUBLISHED[name].recipe, PUBLISHED[name].checkpoint)
 
 
-def _timm(title: str, architecture: str, *, side: int = 64, **arguments: Any) -> Family:
+def _timm(title: str, architecture: str, *, side: int = 64, is_deep: bool = False, **arguments: Any) -> Family:
     def save(folder: Path) -> None:
         from tests.with_timm.tiny_timm import save_timm
 
-        save_timm(folder, architecture, arguments=arguments, input_size=(3, side, side))
+        save_timm(folder, architecture, arguments=arguments, is_deep=is_deep, input_size=(3, side, side))
 
     return Family(f"{title} (timm)", "vision", save, is_timm=True)
 
@@ -100,7 +100,9 @@ FAMILIES: tuple[Family, ...] = (
     _published("AIMv2, vision tower", "aimv2_vision"),
     _published("Pixio", "pixio"),
     _timm("VGG", "vgg11", mlp_ratio=1 / 64),
+    _timm("VGG19", "vgg19", is_deep=True, mlp_ratio=1 / 64),
     _timm("Inception v3", "inception_v3", side=80),
+    _timm("Inception v4", "inception_v4", side=80, is_deep=True),
     _timm("ResNet", "test_resnet"),
     _timm("MobileNetV3", "mobilenetv3_small_050"),
     _timm("DenseNet", "densenet121", growth_rate=8, block_config=(2, 4, 6, 4)),

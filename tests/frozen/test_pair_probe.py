@@ -112,6 +112,29 @@ def test_a_second_run_passes_nothing_through_the_towers(tmp_path: Path) -> None:
     assert strategy.stages(groups, 1)[0].solved
 
 
+def test_a_tower_whose_features_are_stored_is_not_run_beside_another_one(tmp_path: Path) -> None:
+    """Of a tower that was run before, the features are read; they are those of a run of both."""
+    config = pair_settings(tmp_path).replaced(cache_frozen="on")
+    seen: list[str] = []
+    columns = []
+    for changes in (False, True):
+        tapped, _, _ = prepared("vit", *TAPS)
+        if changes:
+            perturb(tapped.backbone.get_submodule("text_tower"), 9)
+        for tower in ("image", "text"):
+            module = tapped.backbone.get_submodule(f"{tower}_tower")
+            module.register_forward_pre_hook(lambda *_, tower=tower: seen.append(tower))
+        with start_accelerator(config) as accelerator:
+            passes = passes_of(loaders_of(accelerator, rows_of(60), rows_of(40, 1), 4), accelerator, config)
+            with tap_features(tapped.backbone, tapped.choice.taps, tapped.widths, 0, passes) as features:
+                columns.append((features.names, features.train[0].chunk(0)))
+        assert set(seen) == ({"text"} if changes else {"image", "text"})
+        seen.clear()
+    (names, first), (_, second) = columns
+    same = {name for place, name in enumerate(names) if torch.equal(first[place], second[place])}
+    assert same == {name for name in names if name.startswith("image") or name == "text_present"}
+
+
 def test_the_stores_of_one_tower_do_not_depend_on_the_other() -> None:
     tapped, _, _ = prepared("vit", *TAPS)
     taps = tapped.choice.taps

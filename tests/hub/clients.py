@@ -14,6 +14,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from tests.conftest import REPOSITORY
 
 LONGEST_SECONDS = 900
+# Where timm is installed for some tests, it is on the path of this process.
+PATH = [str(REPOSITORY), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 
 # One process makes several runs, since the imports take longer than a run.
 SEVERAL_RUNS = """
@@ -83,7 +85,7 @@ def several_runs(
     done = subprocess.run(
         [sys.executable, "-c", SEVERAL_RUNS, json.dumps(calls)],
         capture_output=True, text=True, check=False, timeout=LONGEST_SECONDS,
-        env=environment(endpoint, home, token) | {"PYTHONPATH": str(REPOSITORY)},
+        env=environment(endpoint, home, token) | {"PYTHONPATH": os.pathsep.join(PATH)},
     )  # fmt: skip
     rows = [line.removeprefix("ENDED ") for line in done.stdout.splitlines() if line.startswith("ENDED ")]
     assert len(rows) == len(runs), done.stderr[-3000:]

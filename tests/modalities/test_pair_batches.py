@@ -288,6 +288,19 @@ def test_the_fingerprint_changes_with_image_text_length_target_and_mask(make: Ma
     assert epochs[1] == epochs[3]
 
 
+@pytest.mark.parametrize("part", ["image", "text"])
+def test_the_fingerprint_of_one_part_does_not_depend_on_what_the_other_becomes(part: str, make: Make) -> None:
+    """But it changes with the rows, with what is missing, and with what counts."""
+    split, picture = some_pairs(), raw_bytes(pictures(1, 8)[0])
+    others = [
+        changed(split, image=None), changed(split, text=None), changed(split, image=picture), some_pairs(mask=False),
+    ]  # fmt: skip
+    first, *prints = [make(one).fingerprint("train", None, part) for one in (split, *others)]
+    assert len({first, *prints}) == 1 + len(others)
+    assert (make(split, length=6).fingerprint("train", None, part) == first) == (part == "image")
+    assert (make(split, frozen_prefix=True).fingerprint("train", 0, part) == first) == (part == "text")
+
+
 def test_a_missing_text_and_an_empty_one_have_different_fingerprints(make: Make) -> None:
     """Both have the same tokens."""
     texts = [make(changed(some_pairs(), text=text)).fingerprint("train", None) for text in ("", None)]

@@ -1,4 +1,4 @@
-"""VGG16 and Inception v3 of full size."""
+"""VGG16, Inception v3 and Inception v4 of full size."""
 
 from pathlib import Path
 
@@ -9,6 +9,6 @@ from tests.families.full_size import assert_trains_and_is_probed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["vgg16", "inception_v3"])
+@pytest.mark.parametrize("architecture", ["vgg16", "inception_v3", "inception_v4"])
 def test_a_model_of_timm_of_full_size_trains_and_is_probed(architecture: str, tmp_path: Path) -> None:
     assert_trains_and_is_probed(random_weights(architecture, tmp_path / "model"), "vision", tmp_path)

@@ -17,8 +17,9 @@ from tests.tiny_models import logits, set_running_statistics
 from tests.with_timm.tiny_timm import Classifier
 
 CLASSES = 5
-# The layers of VGG16 with an eighth of their channels.
+# The layers of VGG16 and VGG19 with an eighth of their channels.
 VGG16 = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64, 64, "M"]
+VGG19 = [8, 8, "M", 16, 16, "M", *(32,) * 4, "M", *(64,) * 4, "M", *(64,) * 4, "M"]
 
 
 def _timm(name: str, **arguments: Any) -> nn.Module:
@@ -28,15 +29,17 @@ def _timm(name: str, **arguments: Any) -> nn.Module:
 
 MODELS: dict[str, tuple[Any, int]] = {
     "vgg16": (lambda: VGG(VGG16, num_classes=CLASSES, mlp_ratio=1 / 64), 64),
+    "vgg19": (lambda: VGG(VGG19, num_classes=CLASSES, mlp_ratio=1 / 64), 64),
     "inception_v3": (lambda: _timm("inception_v3"), 80),
+    "inception_v4": (lambda: _timm("inception_v4"), 80),
     "resnet18": (lambda: _timm("resnet18"), 64),
     "mobilenetv3": (lambda: _timm("mobilenetv3_small_050"), 64),
     "densenet": (lambda: _timm("densenet121", growth_rate=8, block_config=(2, 4, 6, 4)), 64),
     "regnet": (lambda: _timm("regnetx_002"), 64),
     "efficientnet": (lambda: _timm("test_efficientnet"), 64),
 }  # fmt: skip
-# The largest of them takes more than ten seconds.
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "inception_v3" else name for name in MODELS]
+# The largest of them take more than ten seconds.
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if "inception" in name else name for name in MODELS]
 
 
 def batch(name: str, seed: int, rows: int = 2) -> dict[str, Tensor]:
@@ -116,8 +119,9 @@ def test_strategies_find_blocks(name: str) -> None:
     assert len(GradualUnfreezing().stages(groups, epochs=20)) >= len(blocks)
 
 
-def test_a_vgg_is_cut_behind_its_pooling_layers_where_least_is_stored() -> None:
-    model, groups = grouped("vgg16")
-    behind = [check_boundary(model, groups, count, batch("vgg16", 0)).module for count in range(1, len(groups) - 1)]
+@pytest.mark.parametrize("name", ["vgg16", "vgg19"])
+def test_a_vgg_is_cut_behind_its_pooling_layers_where_least_is_stored(name: str) -> None:
+    model, groups = grouped(name)
+    behind = [check_boundary(model, groups, count, batch(name, 0)).module for count in range(1, len(groups) - 1)]
     pooling = [name for name, one in model.named_modules() if isinstance(one, nn.MaxPool2d)]
     assert set(pooling[:4]) <= set(behind)

@@ -29,21 +29,25 @@ class Classifier(nn.Module):
         return SimpleNamespace(logits=self.timm_model(pixel_values))
 
 
-def tiny_timm(architecture: str, classes: int = len(EARLIER), **arguments: Any) -> nn.Module:
+def tiny_timm(architecture: str, classes: int = len(EARLIER), *, is_deep: bool = False, **arguments: Any) -> nn.Module:
+    """A model of timm; of a deep one matrices are not perturbed, since its activations would grow beyond all bounds."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: nn.Module = timm.create_model(architecture, num_classes=classes, **arguments)
         side = arguments.get("img_size", SIDE)
         set_running_statistics(Classifier(model), {"pixel_values": torch.randn(8, 3, side, side)})
+    matrices = {name: value.clone() for name, value in model.named_parameters() if value.ndim > 1 and is_deep}
     perturb(model, 1)
+    model.load_state_dict(matrices, strict=False)
     return model.eval()
 
 
 def save_timm(
-    folder: Path, architecture: str = "test_resnet", *, arguments: dict[str, Any] | None = None, **pretrained_cfg: Any
-) -> Path:
+    folder: Path, architecture: str = "test_resnet", *, arguments: dict[str, Any] | None = None, is_deep: bool = False,
+    **pretrained_cfg: Any,
+) -> Path:  # fmt: skip
     """A folder as timm's own program writes it, with some values of `pretrained_cfg` replaced."""
-    model: Any = tiny_timm(architecture, **(arguments or {}))
+    model: Any = tiny_timm(architecture, is_deep=is_deep, **(arguments or {}))
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "architecture": architecture,
