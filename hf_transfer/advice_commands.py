@@ -167,6 +167,15 @@ def run_advise(arguments: argparse.Namespace) -> None:
     data, model = (getattr(arguments, name) or saved.get(name) for name in ("dataset_name", "model_name_or_path"))
     if data is None:
         raise user_error(expected="--dataset_name, or --config with it", found="no value", do="name the data")
+    towers = ("image_model_name_or_path", "text_model_name_or_path")
+    flags_of_towers = {word.partition("=")[0] for word in arguments.others} & {f"--{name}" for name in towers}
+    if model is None and not flags_of_towers and not any(saved.get(name) for name in towers):
+        raise user_error(
+            expected="a model: --model_name_or_path, or for images with texts also "
+            + " and ".join(f"--{name}" for name in towers),
+            found="no value",
+            do="name the model",
+        )
     recipe = arguments.recipe or saved.get("recipe")
     if recipe is None:
         recipe = "multimodal" if model is None else recipe_for([model], data, setting="--recipe ")

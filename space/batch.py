@@ -170,4 +170,11 @@ def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[Cell]]
 
 
 def _without_formula(cell: str | float) -> str | float:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_SIGNS) else cell
+    if not isinstance(cell, str) or not cell.startswith(FORMULA_SIGNS):
+        return cell
+    try:
+        # A class may be called -1.
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell

@@ -40,7 +40,7 @@ from hf_transfer.targets.reporting import Metric
 from hf_transfer.targets.table import TARGETS
 from hf_transfer.targets.target import (
     OPTIONAL_SETTINGS,
-    Baseline,
+    Constant,
     Interval,
     LabelColumns,
     LossOptions,
@@ -218,9 +218,8 @@ class Counts(Target):
     def sample_scores(self, outputs: Tensor, targets: Values) -> npt.NDArray[np.float64]:
         return -np.abs(outputs[:, 0].exp().numpy().astype(np.float64) - targets)
 
-    def baseline(self, values: Values, targets: Values) -> Baseline:
-        mean = torch.full((len(targets), 1), float(values.mean())).log()
-        return Baseline("always the mean", self.evaluate(mean, targets))
+    def constant(self, values: Values) -> Constant:
+        return Constant("always the mean", torch.full((1, 1), float(values.mean())).log(), self)
 
     def predicted(self, outputs: Tensor) -> Values:
         return outputs[:, 0].exp().numpy()

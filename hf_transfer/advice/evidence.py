@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 
 from hf_transfer.advice.costs import Costs, seconds_of_a_row, seconds_of_strategies
-from hf_transfer.advice.probes import Difference, FreshWeights, JudgedRows, LearningCurve, Probe
+from hf_transfer.advice.probes import ConstantAnswer, Difference, FreshWeights, JudgedRows, LearningCurve, Probe
 from hf_transfer.advice.probing import probed_model, why_no_head_is_solved
 from hf_transfer.advice.scoring import frozen_run, solving, training_alone
 from hf_transfer.data.complete_files import put
@@ -22,6 +22,8 @@ from hf_transfer.models.towers import groups_of, towers_of
 from hf_transfer.settings.run import RunConfig
 
 SCHEMA = 1
+# Kinds are uneven if the rarest one has this many times fewer rows than the mean.
+UNEVEN = 4
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Evidence:
         kind: what rows are counted by: class, label or range of values.
         kinds: how many of these there are; a row of several labels counts for its rarest, and of numbers there are ten
             ranges where rows suffice.
+        rarest: how many rows the rarest of these has.
         blocks: of the model; of two towers, of the smaller one.
         probes: heads on several features, first on what the model's own head reads, of two towers both pooled vectors;
             none where no head can be solved.
         why_no_probes: why there are none, in a part of a sentence; empty if there are some.
         best: the features with the best head; empty if there are no probes.
         judged: the scores of the best head by row; None: there are no probes.
+        constant: an answer that is the same for all rows, on the same rows; None: there are no probes.
         neighbours: the score of a vote of the nearest rows, on the same features; None: it is not defined.
         curve: the best head on fewer rows; None: there are no probes.
         fresh_weights: the same probe without pretrained weights; None: it was not asked for.
@@ -57,6 +61,7 @@ class Evidence:
     rows: int
     kind: str
     kinds: int
+    rarest: int
     blocks: int
     costs: Costs
     seconds: Mapping[str, float]
@@ -65,6 +70,7 @@ class Evidence:
     why_no_probes: str = ""
     best: str = ""
     judged: JudgedRows | None = None
+    constant: ConstantAnswer | None = None
     neighbours: float | None = None
     curve: LearningCurve | None = None
     fresh_weights: FreshWeights | None = None
@@ -74,6 +80,11 @@ class Evidence:
     def rows_per_kind(self) -> float:
         """Rows of training divided by the kinds: the rows per class; of numbers, a tenth of the rows."""
         return self.rows / self.kinds
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether the rarest kind has so few rows that the mean says nothing of it."""
+        return self.rarest * UNEVEN < self.rows_per_kind
 
     @property
     def head(self) -> str:
@@ -106,7 +117,10 @@ class Evidence:
         values = {name: value for name, value in content.items() if name != "schema"}
         values["costs"] = Costs(**values["costs"])
         values["probes"] = tuple(Probe.from_json(one) for one in values["probes"])
-        for name, kind in (("judged", JudgedRows), ("curve", LearningCurve), ("fresh_weights", FreshWeights)):
+        parts: dict[str, Any] = {
+            "judged": JudgedRows, "constant": ConstantAnswer, "curve": LearningCurve, "fresh_weights": FreshWeights,
+        }  # fmt: skip
+        for name, kind in parts.items():
             values[name] = None if values[name] is None else kind.from_json(values[name])
         return cls(**values)
 
@@ -135,11 +149,12 @@ def gather_evidence(
     if not config.trains():
         raise user_error(expected="a run that trains", found="--evaluate_only", do="leave --evaluate_only out")
     sizes: dict[str, int] = {}
-    kinds: list[int] = []
+    rows_of_kinds: list[int] = []
 
     def alone(splits: Splits) -> Splits:
         sizes.update({name: len(getattr(splits, name)) for name in ("train", "validation")})
-        kinds.append(len(np.unique(splits.target.strata(splits.train.targets[splits.train.counted]))))
+        strata = splits.target.strata(splits.train.targets[splits.train.counted])
+        rows_of_kinds.extend(np.unique(strata, return_counts=True)[1].tolist())
         return training_alone(splits, config.training.seed)
 
     with frozen_run(_probing(config), data, alone) as run:
@@ -158,7 +173,7 @@ def gather_evidence(
         )  # fmt: skip
         return Evidence(
             run.checkpoint.name, run.splits.target.describe(), run.splits.target.score_title, sizes["train"],
-            run.splits.target.divided_by.removeprefix("by "), kinds[0],
+            run.splits.target.divided_by.removeprefix("by "), len(rows_of_kinds), min(rows_of_kinds),
             min(count_blocks(groups_of(tower, groups)) for tower in towers_of(groups)), costs, seconds, unsuitable,
             why_no_probes=why_no_probes, has_our_head=run.checkpoint.has_our_head,
             **({} if model is None else model.known),

@@ -224,6 +224,7 @@ def _in_short(evidence: Evidence) -> dict[str, Any]:
     ]
     return {
         "model": evidence.model, "predicts": evidence.predicts, "rows": evidence.rows, "kind": evidence.kind,
-        "kinds": evidence.kinds, "best": evidence.best, "probes": probes, "neighbours": evidence.neighbours,
+        "kinds": evidence.kinds, "best": evidence.best, "probes": probes,
+        "constant": None if evidence.constant is None else evidence.constant.score, "neighbours": evidence.neighbours,
         "why_no_probes": evidence.why_no_probes,
     }  # fmt: skip

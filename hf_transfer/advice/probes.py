@@ -83,6 +83,26 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class ConstantAnswer:
+    """How good an answer is that is the same for all rows, without looking at them.
+
+    Attributes:
+        name: what it answers ("always the most frequent class").
+        score: of it, on the rows on which heads are judged.
+        gain: how much better the best head is.
+    """
+
+    name: str
+    score: float
+    gain: Difference
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """See `Difference.from_json`."""
+        return cls(**{**content, "gain": Difference.from_json(content["gain"])})
+
+
+@dataclass(frozen=True)
 class JudgedRows:
     """The scores of the best head by row.
 

@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from hf_transfer.advice.probes import Difference, FreshWeights, JudgedRows, LearningCurve, Probe
+from hf_transfer.advice.probes import ConstantAnswer, Difference, FreshWeights, JudgedRows, LearningCurve, Probe
 from hf_transfer.advice.scoring import ProbeTask, Task, best_of, columns_of, probed
 from hf_transfer.data.folds import Folds, halved
 from hf_transfer.data.splits import cut_stratified
@@ -106,12 +107,21 @@ def probed_model(run: Run, *, with_fresh_weights: bool) -> ProbedModel:
             ),
             "best": best,
             "judged": JudgedRows(tuple(rows.tolist()), tuple(scores[best].tolist()), tuple(units.tolist())),
+            "constant": _constant_answer(subject.task, probes[best], scores[best]),
             "neighbours": score_of_neighbours(features[best], folds.units),
             "curve": learning_curve(features[best], subject.task, probes[best], solve, run.config.training.seed),
         }
         if with_fresh_weights:
             known["fresh_weights"] = _with_fresh_weights(run, subject, features[best], solve)
     return ProbedModel(known, None if seconds is None else seconds / len(run.splits.train), solving)
+
+
+def _constant_answer(task: Task, best: OutOfFold, scores: npt.NDArray[np.float64]) -> ConstantAnswer:
+    """How good the best answer is that is the same for all rows, on the rows of the best head."""
+    name, outputs, target = task.target.constant(task.train.targets)
+    targets = best.predictions.targets
+    constant = target.sample_scores(outputs.expand(len(targets), -1), targets)
+    return ConstantAnswer(name, float(constant.mean()), Difference.of(scores, constant, best.units))
 
 
 def learning_curve(features: Features, task: Task, whole: OutOfFold, solve: Solve, seed: int) -> LearningCurve | None:

@@ -361,6 +361,6 @@ def _nothing_usable(failed: dict[str, UserError]) -> UserError:
         return first
     return user_error(
         expected="at least one model that can be used with these data",
-        found="; ".join(f"{name}: {error.found or error}" for name, error in failed.items()),
+        found="; ".join(f"{name}: {' '.join(str(error).split())}" for name, error in failed.items()),
         do="name other models",
     )

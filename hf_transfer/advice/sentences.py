@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from hf_transfer.advice.evidence import Evidence
-from hf_transfer.advice.probes import Difference, Probe
+from hf_transfer.advice.probes import ConstantAnswer, Difference, Probe
 from hf_transfer.advice.shortlist import ERRORS_OF_A_GAIN, RULES, rows_in_words, rule_of
 from hf_transfer.models.modeling_deep_probe import HEAD
 
@@ -17,8 +17,7 @@ SIZES = (
 
 def sentences_on(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """What is known, point by point: a word that says what it is on, and one or two sentences."""
-    size = SIZES[RULES.index(rule_of(evidence))]
-    yield "Size", f"{rows_in_words(evidence)} ({evidence.rows:,} in all). {size}"
+    yield "Size", _size(evidence)
     if not evidence.probes:
         yield (
             "Probes",
@@ -26,6 +25,8 @@ def sentences_on(evidence: Evidence) -> Iterator[tuple[str, str]]:
             "number of rows alone.",
         )
         return
+    if evidence.constant is not None:
+        yield "Baseline", _baseline(evidence, evidence.constant)
     yield "Similarity", _similarity(evidence)
     if evidence.best_single is not None:
         yield "Depth", _depth(evidence, evidence.best_single)
@@ -33,6 +34,30 @@ def sentences_on(evidence: Evidence) -> Iterator[tuple[str, str]]:
     else:
         yield "Depth", _depth_of_towers(evidence)
     yield "More data", _more_data(evidence)
+
+
+def _size(evidence: Evidence) -> str:
+    rows = f"{rows_in_words(evidence)} ({evidence.rows:,} in all)"
+    if not evidence.is_uneven:
+        return f"{rows}. {SIZES[RULES.index(rule_of(evidence))]}"
+    return (
+        f"{rows}, but only {evidence.rarest:,} of the rarest. The shortlist goes by the average; what is so rare may "
+        "be missed whatever is trained."
+    )
+
+
+def _baseline(evidence: Evidence, constant: ConstantAnswer) -> str:
+    """What a head must beat, and whether it does."""
+    figures = (
+        f"The same answer to all rows ({constant.name}) has {constant.score:.3f}; the best head is "
+        f"{constant.gain.mean:.3f} better ({_interval(constant.gain)})."
+    )
+    if constant.gain.exceeds(ERRORS_OF_A_GAIN):
+        return figures
+    figures += " So these rows do not show that a head has learnt anything."
+    if evidence.is_uneven:
+        return f"{figures} Try --class_weights balanced, and compare macro F1 in the reports of runs."
+    return f"{figures} Try another model, and look at the labels."
 
 
 def _similarity(evidence: Evidence) -> str:

@@ -40,6 +40,9 @@ RULES = (
 # than the second and so few that they are within two standard errors of none.
 NOTHING_TO_GAIN, LITTLE_TO_GAIN = 0.02, 0.05
 ERRORS_OF_LITTLE = 2.0
+# Nor does it say anything that few errors are left if an answer that is the same for all rows makes hardly more: with
+# one rare class, the head may miss all of it. With classes of equal size this changes nothing.
+SHARE_OF_CONSTANT = 0.1
 # Why a strategy is tried.
 TRIED = {
     "gradual": "the layers learn one after the other, from the head, which is safer with few rows",
@@ -97,6 +100,8 @@ def _enough(solved: Arm, evidence: Evidence) -> str:
     # Scores of errors are negative, so that of numbers much is left.
     left = 1 - probe.score
     if left > NOTHING_TO_GAIN and left > min(LITTLE_TO_GAIN, ERRORS_OF_LITTLE * probe.standard_error):
+        return ""
+    if evidence.constant is not None and left > SHARE_OF_CONSTANT * (1 - evidence.constant.score):
         return ""
     return f"the solved head leaves training only about {100 * left:.1f} points of {evidence.score_title} to gain"
 
@@ -239,7 +244,8 @@ def _words(evidence: Evidence) -> Mapping[str, str]:
 
 def rows_in_words(evidence: Evidence) -> str:
     """The rows per class, or what stands for that."""
-    return f"{evidence.rows_per_kind:.0f} rows per {evidence.kind}"
+    mean = " on average" if evidence.is_uneven else ""
+    return f"{evidence.rows_per_kind:.0f} rows per {evidence.kind}{mean}"
 
 
 def _sentence(text: str) -> str:

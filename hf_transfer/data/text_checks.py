@@ -1,5 +1,6 @@
 """Checks of texts before training: whether rows have words, and whether splits share some."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -8,6 +9,11 @@ import pyarrow.compute
 from hf_transfer.data.groups import Keys, key_of
 from hf_transfer.data.rows import blocks_of_texts, texts_in
 from hf_transfer.data.splits import Split
+from hf_transfer.errors import user_error
+
+# Python reads bytes of another encoding, and some escapes of JSON, as halves of pairs; no tokenizer takes them.
+SURROGATES = re.compile("[\ud800-\udfff]")
+HALF_A_PAIR = "it has half of a surrogate pair, which is no character"
 
 
 def bad_texts(split: Split) -> dict[int, str]:
@@ -33,7 +39,24 @@ def fault_of_texts(texts: Sequence[str | None]) -> str:
         return "missing"
     if not all(texts):
         return "empty"
-    return "" if all(text and text.strip() for text in texts) else "white space only"
+    if not all(text and text.strip() for text in texts):
+        return "white space only"
+    return HALF_A_PAIR if any(text and SURROGATES.search(text) for text in texts) else ""
+
+
+def refuse_half_pairs(texts: Sequence[str]) -> None:
+    """Refuse texts that no tokenizer takes.
+
+    Raises:
+        UserError: one has half of a surrogate pair.
+    """
+    for text in texts:
+        if half := SURROGATES.search(text):
+            raise user_error(
+                expected="texts of characters",
+                found=f"half of a surrogate pair, U+{ord(half[0]):04X}, in {text!r:.200}",
+                do="decode it with its encoding, or replace such halves: text.encode(errors='replace').decode()",
+            )
 
 
 def each_text(split: Split) -> Iterator[tuple[str | None, ...] | None]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import font_manager, rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,6 +16,9 @@ from hf_transfer.targets.target import Metrics
 CLASSES_WITH_NUMBERS = 20
 CLASSES_WITH_NAMES = 60
 METRICS_DRAWN = 2
+LONGEST_NAME = 24
+# A font that has a box for every character.
+PLACEHOLDERS = "Last Resort High-Efficiency"
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
@@ -72,9 +76,9 @@ def draw_confusion(path: Path, data: tuple[npt.NDArray[np.int64], Sequence[str]]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title="Test split, share of each true class")
     if classes <= CLASSES_WITH_NAMES:
-        names = [plain_name(name) for name in label_names]
-        axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
-        axes.set_yticks(range(classes), names)
+        names, fonts = drawn_names(label_names)
+        axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0, fontfamily=fonts)
+        axes.set_yticks(range(classes), names, fontfamily=fonts)
     if classes <= CLASSES_WITH_NUMBERS:
         for (true, predicted), count in np.ndenumerate(matrix):
             if count:
@@ -85,23 +89,41 @@ def draw_confusion(path: Path, data: tuple[npt.NDArray[np.int64], Sequence[str]]
 
 def draw_residuals(path: Path, data: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Sequence[str]]) -> None:
     """Residuals (true minus predicted) against predictions, for each number a row of its own."""
-    predicted, true, names = data
+    predicted, true, label_names = data
+    names, fonts = drawn_names(label_names)
     figure = Figure(figsize=(7, 3.6 * len(names)), layout="constrained")
     rows = figure.subplots(len(names), squeeze=False)[:, 0]
     for place, (axes, name) in enumerate(zip(rows, names, strict=True)):
         residuals = true[:, place] - predicted[:, place]
         axes.scatter(predicted[:, place], residuals, s=14, alpha=0.6, edgecolors="none")
         axes.axhline(0, color="0.4", linewidth=1)
-        axes.set(xlabel=f"predicted {plain_name(name)}", ylabel="true - predicted")
+        axes.set_xlabel(f"predicted {name}", fontfamily=fonts)
+        axes.set_ylabel("true - predicted")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     rows[0].set_title("Test split")
     figure.savefig(path, dpi=120)
 
 
-def plain_name(name: str) -> str:
-    """A name for a picture: shortened, and no formula, for which matplotlib takes text between dollar signs."""
-    return name[:24].replace("$", r"\$")
+def drawn_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names as a picture shows them, and the families of fonts that have their characters.
+
+    They are shortened, on one line, and no formulas, for which matplotlib takes text between dollar signs. A name whose
+    characters are in no installed font is replaced by its number, counted from 0 as in the model's configuration.
+
+    Args:
+        names: of all outputs, in their order.
+    """
+    short = [" ".join(name.split())[:LONGEST_NAME] for name in names]
+    usual = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap().keys()
+    missing = {ord(sign) for sign in "".join(short)} - usual
+    fonts = list(rcParams["font.family"])
+    for font in font_manager.fontManager.ttflist if missing else ():
+        if font.name != PLACEHOLDERS and (held := missing & font_manager.get_font(font.fname).get_charmap().keys()):
+            fonts.append(font.name)
+            missing -= held
+    shown = [f"class {number}" if missing & set(map(ord, name)) else name for number, name in enumerate(short)]
+    return [name.replace("$", r"\$") for name in shown], fonts
 
 
 DRAWN: Mapping[str, Callable[[Path, Any], None]] = {"confusion": draw_confusion, "residuals": draw_residuals}

@@ -84,6 +84,13 @@ class Predictor:
         return [decisions for _, decisions in self.answers(self._samples_of(samples), 1)]
 
     def _samples_of(self, values: Sequence[Any]) -> list[Any]:
+        # Letters of a text and keys of a mapping would be taken for samples.
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+            raise user_error(
+                expected="a list of samples",
+                found=f"a single one: {values!r:.200}",
+                do="give it in a list: [sample]",
+            )
         return [self.modality.sample_of(value, self.preprocessing) for value in values]
 
     def files(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from hf_transfer.data.complete_files import put
 from hf_transfer.data.splits import Splits, shown_count
@@ -12,12 +12,24 @@ from hf_transfer.errors import user_error
 from hf_transfer.targets.predictions import Predictions
 from hf_transfer.targets.reporting import Table
 from hf_transfer.targets.table import TARGETS
-from hf_transfer.targets.target import Baseline, Interval, Metrics, Target
+from hf_transfer.targets.target import Constant, Interval, Metrics, Target, Values
 
 RESULTS_FILE = "results.json"
 SCHEMA = 2
 # The figures of whole samples, where each part of a sample is also evaluated alone.
 WHOLE, PART = "both", "{}_only"
+
+
+class Baseline(NamedTuple):
+    """How good an answer is that is the same for every sample; a model must beat it.
+
+    Attributes:
+        name: what it answers, for tables ("always the most frequent class").
+        metrics: of this answer, on the test split.
+    """
+
+    name: str
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
@@ -209,9 +221,15 @@ def baseline_of(splits: Splits, test: Predictions) -> Baseline:
     """What a model must beat on test: from the labels of training; without any, from those on which it is judged."""
     train, target = splits.train, splits.target
     if len(train):
-        return target.baseline(train.targets[train.counted], test.targets)
-    baseline = target.baseline(test.targets, test.targets)
+        return judged(target.constant(train.targets[train.counted]), test.targets)
+    baseline = judged(target.constant(test.targets), test.targets)
     return baseline._replace(name=f"{baseline.name} of the judged samples themselves")
+
+
+def judged(constant: Constant, targets: Values) -> Baseline:
+    """How good an answer is that is the same for all samples of a split."""
+    outputs = constant.outputs.expand(len(targets), -1)
+    return Baseline(constant.name, constant.target.evaluate(outputs, targets))
 
 
 def _plain_fields(results: type[Results]) -> list[str]:

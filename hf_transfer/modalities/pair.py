@@ -19,6 +19,7 @@ from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded
 from hf_transfer.data.splits import Split, Splits, part_of
 from hf_transfer.data.tables import TABLE_BUILDERS
+from hf_transfer.data.text_checks import refuse_half_pairs
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.image import ImageModality, reader_of, trains
 from hf_transfer.modalities.modality import LocatedSample, Modality, Regularisation, Saved, Typed, Wanted
@@ -201,6 +202,7 @@ class PairModality(Modality[MultimodalConfig]):
                 do="correct this sample",
             )
         image, text = value
+        refuse_half_pairs([text or ""])
         return None if image is None else ImageModality().sample_of(image, saved), text
 
     def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: PairPreprocessing) -> Iterator[LocatedSample]:

@@ -28,6 +28,7 @@ from hf_transfer.data.picture_tables import (
 from hf_transfer.data.pictures import SUFFIXES
 from hf_transfer.data.sources import Loaded
 from hf_transfer.data.tables import TABLE_BUILDERS
+from hf_transfer.data.text_checks import fault_of_texts
 from hf_transfer.errors import some, user_error
 from hf_transfer.modalities.image import MISSING, Reader, picture_in
 from hf_transfer.modalities.modality import LocatedSample, Wanted
@@ -180,4 +181,6 @@ def pairs_in(tables: Sequence[tuple[SampleTable, str | None, str | None]], read:
             picture, fault = picture_in(value, path_of, read)
             if picture is None and fault == MISSING:
                 fault = "" if words else NEITHER
+            if words and not fault:
+                fault = fault_of_texts([words])
             yield LocatedSample(table.path, row, (picture, words), fault, line)

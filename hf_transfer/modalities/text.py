@@ -13,7 +13,7 @@ from hf_transfer.data.sample_columns import Selected
 from hf_transfer.data.sources import Loaded, read_files
 from hf_transfer.data.splits import Split, Splits
 from hf_transfer.data.tables import TABLE_BUILDERS
-from hf_transfer.data.text_checks import bad_texts
+from hf_transfer.data.text_checks import bad_texts, refuse_half_pairs
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import (
     LocatedSample,
@@ -179,6 +179,7 @@ class TextModality(Modality[TextConfig]):
             raise user_error(
                 expected="a text, or two texts in a tuple", found=f"{value!r:.200}", do="correct this sample"
             )
+        refuse_half_pairs(texts)
         return tuple(texts)
 
     def samples_in(self, files: Sequence[Path], wanted: Wanted, saved: TokenPreprocessing) -> Iterator[LocatedSample]:

@@ -162,13 +162,13 @@ class Classes(target.Target):
         once = counted.chunk(2)[0]
         return (both.sum(-1) * once).sum() / 2
 
-    def baseline(self, values: target.Values, targets: target.Values) -> target.Baseline:
+    def constant(self, values: target.Values) -> target.Constant:
         """The most frequent class, with the shares of the classes in training as probabilities."""
         import torch
 
         counts = np.bincount(values, minlength=len(self.label_names)) + SMALLEST_COUNT
-        shares = torch.from_numpy(counts / counts.sum()).log().expand(len(targets), -1)
-        return target.Baseline("always the most frequent class", self.evaluate(shares, targets))
+        shares = torch.from_numpy(counts / counts.sum()).log()
+        return target.Constant("always the most frequent class", shares[None], self)
 
     def predicted(self, outputs: Tensor) -> target.Values:
         """The class numbers."""

@@ -230,11 +230,10 @@ class LabelSets(Cells):
             "out. During training, F1 is that of a threshold of one half."
         ]
 
-    def baseline(self, values: target.Values, targets: target.Values) -> target.Baseline:
+    def constant(self, values: target.Values) -> target.Constant:
         """For each label what most samples have; the shares of the labels in training are the probabilities."""
-        plain = replace(self, thresholds=())
-        outputs = _shares(values).logit().expand(len(targets), -1)
-        return target.Baseline("always the majority of each label", plain.evaluate(outputs, targets))
+        outputs = _shares(values).logit()
+        return target.Constant("always the majority of each label", outputs[None], replace(self, thresholds=()))
 
     def predicted(self, outputs: Tensor) -> target.Values:
         """1 for each label that is chosen, else 0, int64 [samples, labels]."""

@@ -247,13 +247,12 @@ class Numbers(Cells):
         widths = ", ".join(f"{name} +/- {width:.4g}" for name, width in zip(self.names, self.half_widths, strict=True))
         return [f"Intervals of predictions ({COVERAGE:.0%}), from {samples:,} samples that were held out: {widths}."]
 
-    def baseline(self, values: target.Values, targets: target.Values) -> target.Baseline:
+    def constant(self, values: target.Values) -> target.Constant:
         """The mean of the training samples."""
         import torch
 
-        mean = np.nanmean(values, 0)
-        outputs = torch.from_numpy(mean).expand(len(targets), -1)
-        return target.Baseline("always the mean", replace(self, in_units=True).evaluate(outputs, targets))
+        mean = torch.from_numpy(np.nanmean(values, 0))
+        return target.Constant("always the mean", mean[None], replace(self, in_units=True))
 
     def predicted(self, outputs: Tensor) -> target.Values:
         """Numbers in the user's units, float64 [samples, outputs]."""

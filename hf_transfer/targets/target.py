@@ -54,16 +54,18 @@ class LossOptions:
     kind: str = ""
 
 
-class Baseline(NamedTuple):
+class Constant(NamedTuple):
     """An answer that is the same for every sample, which a model must beat.
 
     Attributes:
         name: what it answers, for tables ("always the most frequent class").
-        metrics: of this answer, on the test split.
+        outputs: of a model that answers so [1, outputs].
+        target: judges it.
     """
 
     name: str
-    metrics: Metrics
+    outputs: Tensor
+    target: Target
 
 
 class Target(ABC):
@@ -323,12 +325,11 @@ class Target(ABC):
         return []
 
     @abstractmethod
-    def baseline(self, values: Values, targets: Values) -> Baseline:
-        """How good an answer is that is the same for all samples.
+    def constant(self, values: Values) -> Constant:
+        """An answer that is the same for all samples.
 
         Args:
             values: of the training samples that count, from which it is taken.
-            targets: of the samples on which it is judged.
         """
 
     @abstractmethod

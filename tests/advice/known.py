@@ -8,7 +8,7 @@ import numpy as np
 
 from hf_transfer.advice.costs import Costs
 from hf_transfer.advice.evidence import Evidence
-from hf_transfer.advice.probes import Difference, FreshWeights, JudgedRows, LearningCurve, Probe
+from hf_transfer.advice.probes import ConstantAnswer, Difference, FreshWeights, JudgedRows, LearningCurve, Probe
 from hf_transfer.settings.run import MultimodalConfig, TextConfig
 from hf_transfer.settings.strategy import Strategy
 
@@ -17,8 +17,9 @@ LESS, MORE = Difference(-0.1, 0.05, (-0.2, 0.0)), Difference(0.1, 0.02, (0.06, 0
 HELPS = FreshWeights(100, "mean_2", 0.6, 0.05, 0.8, Difference(0.2, 0.05, (0.1, 0.3)))
 NO_HELP = FreshWeights(100, "mean_2", 0.75, 0.05, 0.8, Difference(0.05, 0.05, (-0.05, 0.15)))
 
+CONSTANT = ConstantAnswer("always the most frequent class", 0.25, Difference(0.45, 0.04, (0.37, 0.53)))
 NO_PROBES: dict[str, Any] = {
-    "probes": (), "best": "", "judged": None, "neighbours": None, "curve": None,
+    "probes": (), "best": "", "judged": None, "constant": None, "neighbours": None, "curve": None,
     "why_no_probes": "the head of m has several layers",
 }  # fmt: skip
 
@@ -28,13 +29,14 @@ def evidence(
 ) -> Evidence:
     """Evidence on 4 classes and a model of 6 blocks; `over_head` is that of the probe of `mean_6`."""
     known = Evidence(
-        "model", "4 classes", "accuracy", round(4 * rows_per_class), "class", 4, 6, COSTS,
+        "model", "4 classes", "accuracy", round(4 * rows_per_class), "class", 4, round(rows_per_class), 6,
+        COSTS,
         seconds={name: 60.0 for name in get_args(Strategy) if name != "auto"}, unsuitable={},
         probes=(
             Probe("head", 0.7, 0.03, None), Probe("mean_6", 0.7 + over_head.mean, 0.03, over_head),
             Probe("first_6", 0.6, 0.03, LESS), Probe("mean_2 + mean_6", 0.6, 0.03, LESS),
         ),
-        best=best, judged=JudgedRows((3, 5, 8), (1.0, 0.5, 0.0), (0, 1, 1)), neighbours=0.5,
+        best=best, judged=JudgedRows((3, 5, 8), (1.0, 0.5, 0.0), (0, 1, 1)), constant=CONSTANT, neighbours=0.5,
         curve=LearningCurve((10.0, 20.0, 40.0), (0.4, 0.5, 0.7), (0.1, 0.1, 0.05), MORE),
     )  # fmt: skip
     return replace(known, **others)

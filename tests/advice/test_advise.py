@@ -14,17 +14,19 @@ import hf_transfer as ht
 from hf_transfer import command_line
 from hf_transfer.advice.advising import Advice, command_for, config_of
 from hf_transfer.advice.evidence import Evidence
+from hf_transfer.advice.probes import Difference
 from hf_transfer.advice.sentences import sentences_on
 from hf_transfer.advice.shortlist import shortlist_of
 from hf_transfer.advice.shown_advice import advice_text, draw_evidence
 from hf_transfer.settings.parsing import parse
 from hf_transfer.settings.run import TextConfig
 from hf_transfer.targets.classes import Classes
-from tests.advice.known import HELPS, LESS, MORE, NO_HELP, NO_PROBES, evidence, text_config, texts
+from tests.advice.known import CONSTANT, HELPS, LESS, MORE, NO_HELP, NO_PROBES, evidence, text_config, texts
 from tests.conftest import Finished, exit_code
 from tests.tiny_text_models import save_text_checkpoint
 
 Advise = Callable[..., Finished]
+NOT_BEATEN = replace(CONSTANT, score=0.69, gain=Difference(0.01, 0.01, (-0.01, 0.03)))
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_advice_has_what_is_known_what_to_try_and_what_not(advise: Advise, bert:
     known = Evidence.from_json(content["evidence"])
     for probe in known.probes:
         assert f"  {probe.features:{max(len(one.features) for one in known.probes)}}  {probe.score:.3f} ± " in done.out
-    for topic in ("Size", "Similarity", "Depth", "Its own head", "More data"):
+    for topic in ("Size", "Baseline", "Similarity", "Depth", "Its own head", "More data"):
         assert f"\n- {topic}: " in done.out
     for number, arm in enumerate(content["shortlist"], start=1):
         assert f"\n{number}. {arm['name']}, about " in done.out
@@ -143,6 +145,7 @@ def test_a_file_of_a_run_gives_the_settings(advise: Advise, bert: Path, tmp_path
 WRONG: dict[str, tuple[list[str], str]] = {
     "no data": (["--model_name_or_path", "MODEL"], "--dataset_name, or --config with it"),
     "no model": (["--dataset_name", "DATA", "--recipe", "text"], "model_name_or_path"),
+    "no model and no recipe": (["--dataset_name", "DATA"], "a model: --model_name_or_path, or for images with texts"),
     "a strategy": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--strategy", "full"], "--strategy"),
     "taps": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--taps=head"], "Found:    --taps"),
     "a folder": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--output_dir", "x"], "--output_dir"),
@@ -234,6 +237,10 @@ def test_flags_without_effect_are_left_out_of_a_command() -> None:
     [
         (evidence(8), "Size: 8 rows per class (32 in all). That is few"),
         (evidence(500), "Size: 500 rows per class (2,000 in all). That is many"),
+        (evidence(500, rarest=3), "500 rows per class on average (2,000 in all), but only 3 of the rarest. The"),
+        (evidence(), "Baseline: The same answer to all rows (always the most frequent class) has 0.250; the best"),
+        (evidence(constant=NOT_BEATEN), "do not show that a head has learnt anything. Try another model"),
+        (evidence(constant=NOT_BEATEN, rarest=3), "learnt anything. Try --class_weights balanced, and compare macro"),
         (evidence(fresh_weights=HELPS), "(difference 0.200, 95 % interval 0.100 to 0.300). What the model has learnt"),
         (evidence(fresh_weights=NO_HELP), "So there is no sign that what it has learnt before helps here"),
         (evidence(), "Depth: The best single place to read the model is what its own head reads (0.700 ± 0.030)."),

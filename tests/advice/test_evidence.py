@@ -93,6 +93,10 @@ def test_texts_of_classes(bert: Path, tmp_path: Path) -> None:
     assert best.score == pytest.approx(np.mean(known.judged.scores))
     assert len(known.judged.rows) == len(set(known.judged.rows)) == known.rows
     assert (known.kind, known.kinds, known.rows_per_kind) == ("class", 3, known.rows / 3)
+    assert known.rarest == known.rows // 3
+    assert known.constant is not None
+    assert known.constant.score == pytest.approx(1 / 3, abs=0.05)
+    assert known.constant.gain.mean == pytest.approx(best.score - known.constant.score)
     assert known.curve is not None
     assert sorted(known.curve.rows) == list(known.curve.rows)
     assert known.fresh_weights is not None

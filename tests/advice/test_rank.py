@@ -288,6 +288,7 @@ def test_reasons_of_all_models_are_named_if_none_can_be_used(
     assert "Expected: at least one model that can be used with these data" in done.err
     assert "a bert model" in done.err
     assert "a distilbert model" in done.err
+    assert done.err.count("Expected: ") == 3, "and what each should have been"
 
 
 def test_one_error_in_the_data_is_said_once(rank: Rank, models: tuple[Path, Path], tmp_path: Path) -> None:

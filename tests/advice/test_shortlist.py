@@ -10,7 +10,18 @@ from hf_transfer.advice.evidence import Evidence
 from hf_transfer.advice.shortlist import MEASURED, NOT_TRIED, RULES, TRIED, resolved_pooling, shortlist_of
 from hf_transfer.settings.run import VisionConfig
 from hf_transfer.settings.strategy import Strategy
-from tests.advice.known import HELPS, LESS, MORE, NO_HELP, NO_PROBES, evidence, pair_config, pair_evidence, text_config
+from tests.advice.known import (
+    CONSTANT,
+    HELPS,
+    LESS,
+    MORE,
+    NO_HELP,
+    NO_PROBES,
+    evidence,
+    pair_config,
+    pair_evidence,
+    text_config,
+)
 
 PICTURES = VisionConfig.of(model_name_or_path="m", dataset_name="d", output_dir="o")
 
@@ -68,6 +79,19 @@ def test_a_solved_head_is_enough_if_it_leaves_too_little_to_gain(
     enough = shortlist_of(with_score(score, standard_error), text_config()).enough
     expected = f"the solved head leaves training only about {left} points of accuracy to gain" if left else ""
     assert enough == expected
+
+
+@pytest.mark.parametrize(
+    ("score", "of_constant", "is_enough"),
+    [(0.995, 0.995, False), (0.99, 0.95, False), (0.996, 0.95, True), (0.981, 0.5, True), (1.0, 0.995, True)],
+)
+def test_few_errors_are_not_enough_where_an_answer_without_a_look_makes_hardly_more(
+    score: float, of_constant: float, is_enough: bool
+) -> None:
+    """With one rare class, a head that never names it makes few errors; no more than a tenth of these may be left."""
+    constant = replace(CONSTANT, score=of_constant)
+    enough = shortlist_of(with_score(score, 0.001, constant=constant), text_config()).enough
+    assert bool(enough) is is_enough
 
 
 def test_it_is_the_head_that_is_tried_which_has_to_be_enough() -> None:

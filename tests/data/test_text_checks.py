@@ -42,6 +42,12 @@ def test_bad_texts_are_those_that_python_finds_one_by_one(
         assert bad_texts(split) == {row: fault for row, fault in faults.items() if fault}
 
 
+@pytest.mark.parametrize("texts", [["a \ud800 b"], ["a", "\udcff"]])
+def test_half_of_a_surrogate_pair_is_a_fault(texts: list[str]) -> None:
+    assert fault_of_texts(texts) == "it has half of a surrogate pair, which is no character"
+    assert fault_of_texts(["\U0001f600"]) == ""
+
+
 def test_white_space_is_what_python_strips() -> None:
     """Of all signs of Unicode."""
     signs = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF]

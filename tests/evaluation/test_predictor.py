@@ -58,6 +58,16 @@ def test_python_predicts_paths_and_pictures_with_the_folder_of_a_run_or_of_its_m
         classify([finished_run.out / "results.json"])
 
 
+@pytest.mark.parametrize("sample", ["one.jpg", {"image": "one.jpg"}, Image.new("RGB", (4, 4)), None])
+def test_a_single_sample_is_refused_since_its_letters_would_be_taken_for_samples(
+    sample: Any, finished_run: Run
+) -> None:
+    classify = load(finished_run.out)
+    for ask in (classify, classify.decide):
+        with pytest.raises(UserError, match=r"Expected: a list of samples(.|\n)*a single one(.|\n)*\[sample\]"):
+            ask(sample)
+
+
 def test_a_path_that_is_no_picture_has_a_fault_and_the_others_have_answers(finished_run: Run, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     good = pictures(finished_run)[0]

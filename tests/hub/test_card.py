@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as draws
 
-from hf_transfer.evaluation.results import Scores
+from hf_transfer.evaluation.results import Baseline, Scores
 from hf_transfer.evaluation.templates import TEMPLATES, as_text, fenced, render
 from hf_transfer.hub.card import NOWHERE, model_card, read_emissions, write_card
 from hf_transfer.modalities.image import ImageModality
@@ -21,7 +21,6 @@ from hf_transfer.settings.strategy import Strategy
 from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.reporting import Metric
 from hf_transfer.targets.table import TARGETS
-from hf_transfer.targets.target import Baseline
 from tests.evaluation.examples import COMMIT, DATA_COMMIT, class_tables, results_of
 
 SETTINGS: dict[str, Any] = {

@@ -84,6 +84,12 @@ def test_what_is_no_text_is_refused(value: object) -> None:
         TextModality().sample_of(value)
 
 
+@pytest.mark.parametrize(("modality", "value"), [(TextModality(), "a \ud800"), (PairModality(), (None, "\udc80"))])
+def test_half_of_a_surrogate_pair_is_refused_before_a_tokenizer_fails(modality: Any, value: object) -> None:
+    with user_error_with(expected="characters", found="half of a surrogate pair, U+D", do="decode it"):
+        modality.sample_of(value)
+
+
 def test_an_image_with_a_text_is_given_as_a_tuple_or_by_name_and_either_may_be_missing(tmp_path: Path) -> None:
     path = picture_file(tmp_path / "a.png")
     for value in ((path, "one"), [PICTURE, "one"], {"image": str(path), "text": "one"}):

@@ -138,11 +138,14 @@ def test_a_spreadsheet_runs_no_formula_of_a_download(tmp_path: Path) -> None:
         ["@b", "-c", 0.25, ""],
         ["d,e", "f", 1, ""],
         ["g", "h", 0.967449, ""],
+        ["i", "-1", 0.5, ""],
     ]
     write_table(tmp_path / "out.csv", ["text", "label", "probability", "note"], rows, Classes(("a", "b")))
     with (tmp_path / "out.csv").open(newline="") as file:
         lines = list(csv.reader(file))
     assert lines[0] == ["text", "label", "probability", "note"]
-    assert [line[0] for line in lines[1:]] == ['\'=HYPERLINK("http://x")', "'@b", "d,e", "g"]
-    assert [line[2] for line in lines[1:]] == ["0.5", "0.25", "1", "0.9674"]
+    assert [line[0] for line in lines[1:]] == ['\'=HYPERLINK("http://x")', "'@b", "d,e", "g", "i"]
+    assert [line[2] for line in lines[1:]] == ["0.5", "0.25", "1", "0.9674", "0.5"]
+    # The name of a class that is a number, as in the answers of `hf-transfer predict`.
+    assert [line[1] for line in lines[1:]] == ["a", "'-c", "f", "h", "-1"]
     assert Row(("a",)).cells() == ["a"]

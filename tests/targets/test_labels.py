@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import BertConfig
 
 from hf_transfer.errors import UserError
+from hf_transfer.evaluation.results import judged
 from hf_transfer.targets.labels import LabelSets
 from hf_transfer.targets.table import target_of_model, write_settings
 from hf_transfer.targets.target import LabelColumns, LossOptions
@@ -166,7 +167,7 @@ def test_thresholds_and_separator_are_saved_with_the_model() -> None:
 def test_the_baseline_says_of_each_label_what_most_training_samples_have() -> None:
     train = np.array([[1, 0, 0], [1, 1, 0], [1, 0, np.nan], [0, 0, 1]], dtype=np.float32)
     test = np.array([[1, 0, 0], [0, 0, 1], [1, 1, 0]], dtype=np.float32)
-    name, metrics = LabelSets(NAMES, thresholds=(0.01, 0.01, 0.01)).baseline(train, test)
+    name, metrics = judged(LabelSets(NAMES, thresholds=(0.01, 0.01, 0.01)).constant(train), test)
     always = np.array([[1, 0, 0]] * 3)
     assert name == "always the majority of each label"
     assert metrics["f1_micro"] == pytest.approx(f1_score(test, always, average="micro"))

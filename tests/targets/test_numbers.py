@@ -14,6 +14,7 @@ from torch.nn.functional import huber_loss
 from transformers import BertConfig
 
 from hf_transfer.errors import UserError
+from hf_transfer.evaluation.results import judged
 from hf_transfer.targets.numbers import Numbers
 from hf_transfer.targets.table import target_of_model, write_settings
 from hf_transfer.targets.target import LabelColumns, LossOptions
@@ -113,7 +114,7 @@ def test_the_metrics_are_those_of_scikit_learn_and_scipy() -> None:
 
 def test_the_baseline_is_the_mean_of_training() -> None:
     target, _, values = some_samples()
-    name, metrics = target.baseline(values[:80], values[80:])
+    name, metrics = judged(target.constant(values[:80]), values[80:])
     mean = np.broadcast_to(values[:80].mean(0), (40, 2))
     assert name == "always the mean"
     assert metrics["rmse"] == pytest.approx(root_mean_squared_error(values[80:], mean))
