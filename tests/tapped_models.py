@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,13 +17,20 @@ from transformers import (
 )
 
 from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.models.taps import AllBackboneTaps, AllTaps, TapChoice, usual_taps
+from hf_transfer.targets.classes import Classes
+from tests.models.families import FAMILIES, Family
 from tests.tiny_models import CLASSES, Inputs, perturb, set_running_statistics
 from tests.tiny_text_models import PAD, VOCABULARY, model_and_inputs, token_ids
 
 IMAGES = ("vit", "swin", "convnext", "resnet_basic", "efficientnet", "mobilenet_v2")
 LABELS: dict[str, Any] = {"num_labels": CLASSES}
 TEXTS = ("bert", "mpnet", "gpt2", "distilbert")
+# Encoders with a head of ours.
+OUR_IMAGES = ("dinov3_vit", "dinov3_convnext", "clip_vision", "siglip_vision", "aimv2_vision", "pixio")
+OUR_TEXTS = ("t5", "mt5", "umt5", "clip_text", "splinter")
+OF_TEXTS = (*TEXTS, *OUR_TEXTS)
 
 
 @dataclass
@@ -66,7 +75,9 @@ class Tapped:
 
 def tapped(name: str) -> Tapped:
     """A tiny classifier by its architecture."""
-    if name in ("efficientnet", "mpnet"):
+    if name in (*OUR_IMAGES, *OUR_TEXTS):
+        model, inputs = _with_our_head(FAMILIES[name])
+    elif name in ("efficientnet", "mpnet"):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = _efficientnet() if name == "efficientnet" else _mpnet()
@@ -79,6 +90,13 @@ def tapped(name: str) -> Tapped:
         model, inputs = model_and_inputs(name)
     groups = trace_groups(model, inputs)
     return Tapped(model, groups, inputs, groups[-1].modules[0])
+
+
+def _with_our_head(family: Family) -> tuple[PreTrainedModel, Inputs]:
+    with TemporaryDirectory() as folder:
+        checkpoint = Checkpoint(str(family.checkpoint(Path(folder))), task=family.task, pooling="own")
+        model = checkpoint.classifier(Classes(tuple("abcde")), seed=0, fresh_weights=False)
+    return model.eval(), family.inputs()
 
 
 def pictures(rows: int) -> Inputs:

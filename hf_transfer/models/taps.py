@@ -21,7 +21,6 @@ from hf_transfer.models.modeling_deep_probe import (
     FIRST,
     HEAD,
     MEAN,
-    DeepProbeConfig,
     DeepProbeForImageClassification,
     DeepProbeForSequenceClassification,
     joined,
@@ -29,8 +28,12 @@ from hf_transfer.models.modeling_deep_probe import (
 )
 from hf_transfer.models.modeling_pair import MODALITIES
 from hf_transfer.models.modeling_pair_probe import PRESENT
-from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
+from hf_transfer.models.modeling_pooled_probe import (
+    PooledProbeForImageClassification,
+    PooledProbeForSequenceClassification,
+)
 from hf_transfer.models.pooling import looks_back_only, without_task
+from hf_transfer.models.tasks import WITH_OUR_HEAD
 from hf_transfer.models.timm_models import PROCESSOR_TYPE
 from hf_transfer.models.towers import PairTowers
 from hf_transfer.models.tracing import evaluating, run_traced
@@ -219,13 +222,7 @@ def usual_taps(backbone: nn.Module, groups: Sequence[Group], inputs: Inputs) -> 
     with evaluating(backbone), torch.no_grad():
         head, *others = vectors_of(backbone, taps, inputs)
     last = wanted.index((MEAN, blocks))
-    # A deep probe is made of transformers' classifier, whose head reads something else than a head of ours.
-    is_ours = isinstance(backbone, PooledForSequenceClassification)
-    if (
-        not is_ours
-        and head.shape == others[last - 1].shape
-        and torch.allclose(head, others[last - 1], rtol=1e-4, atol=1e-6)
-    ):
+    if head.shape == others[last - 1].shape and torch.allclose(head, others[last - 1], rtol=1e-4, atol=1e-6):
         # The head reads just that mean, as in a ResNet.
         del taps[last]
         together.add((HEAD, 0))
@@ -348,8 +345,12 @@ class AllBackboneTaps(AllTaps):
         self._head_layer, self._of_texts = head_layer, "input_ids" in inputs
 
     def _reading(self, **settings: Any) -> PreTrainedModel:
-        kind: Any = DeepProbeForSequenceClassification if self._of_texts else DeepProbeForImageClassification
-        config = DeepProbeConfig(backbone_config=self.config, head_layer=self._head_layer, **settings)
+        if isinstance(self.backbone, WITH_OUR_HEAD):
+            kinds: Any = (PooledProbeForImageClassification, PooledProbeForSequenceClassification)
+        else:
+            kinds = (DeepProbeForImageClassification, DeepProbeForSequenceClassification)
+        kind = kinds[self._of_texts]
+        config = kind.config_class(backbone_config=self.config, head_layer=self._head_layer, **settings)
         finished: Any = kind(config, self.backbone)
         # What is predicted stands in the outer configuration alone.
         finished.config.backbone_config = without_task(deepcopy(self.config))
