@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_transfer.errors import user_error
@@ -32,7 +32,7 @@ from hf_transfer.models.modeling_pooled_probe import (
     PooledProbeForImageClassification,
     PooledProbeForSequenceClassification,
 )
-from hf_transfer.models.pooling import looks_back_only, without_task
+from hf_transfer.models.pooling import backbone_config, looks_back_only, without_task
 from hf_transfer.models.tasks import WITH_OUR_HEAD
 from hf_transfer.models.timm_models import PROCESSOR_TYPE
 from hf_transfer.models.towers import PairTowers
@@ -99,6 +99,19 @@ class TapChoice(NamedTuple):
 def count_blocks(groups: Sequence[Group]) -> int:
     """How many repeated blocks a model has."""
     return sum(group.is_block for group in groups)
+
+
+def count_depths(model: nn.Module, groups: Sequence[Group]) -> int:
+    """Behind how many blocks a model can be read; a block that runs several times, as that of ALBERT, counts each time.
+
+    Args:
+        model: a classifier, or what it reads.
+        groups: its groups in depth order.
+    """
+    config = getattr(model, "config", None)
+    if isinstance(config, PretrainedConfig):
+        config = backbone_config(config)
+    return count_blocks(groups) or int(getattr(config, "num_hidden_layers", 0))
 
 
 def tower_of(name: str) -> str:
@@ -173,7 +186,7 @@ def taps_of(
     """
     if all(kind == HEAD for kind, _ in wanted):
         return [HEAD_INPUT for _ in wanted]
-    blocks = count_blocks(groups)
+    blocks = count_depths(backbone, groups)
     with evaluating(backbone), torch.no_grad():
         states = getattr(backbone(**inputs, output_hidden_states=True), "hidden_states", None) or ()
     before = len(states) - blocks
@@ -211,7 +224,7 @@ def usual_taps(backbone: nn.Module, groups: Sequence[Group], inputs: Inputs) -> 
     Raises:
         UserError: see `taps_of`.
     """
-    blocks, of_texts = count_blocks(groups), "input_ids" in inputs
+    blocks, of_texts = count_depths(backbone, groups), "input_ids" in inputs
     config: Any = backbone.config
     # Otherwise the first token is always the same, whatever follows.
     sees_all = of_texts and not looks_back_only(config)

@@ -18,7 +18,7 @@ from hf_transfer.models.taps import (
     AllBackboneTaps,
     AllTaps,
     TapChoice,
-    count_blocks,
+    count_depths,
     kind_and_block,
     taps_of,
     tower_of,
@@ -62,7 +62,7 @@ class DeepProbe(LinearProbe):
                 found=named[0],
                 do=f"leave out {tower_of(named[0])}_",
             )
-        blocks = count_blocks(groups)
+        blocks = count_depths(model, groups)
         chosen = [kind_and_block(name) for name in self.taps]
         if not blocks or max((block for _, block in chosen), default=0) > blocks:
             raise user_error(
@@ -124,7 +124,7 @@ class PairProbe(LinearProbe):
                 do="name places of both towers, or leave --taps out",
             )
         for tower in INPUTS:
-            blocks = count_blocks(groups_of(tower, groups))
+            blocks = count_depths(model.get_submodule(f"{tower}_tower"), groups_of(tower, groups))
             chosen = [kind_and_block(name) for name in self.taps if tower_of(name) == tower]
             if max((block for _, block in chosen), default=0) > blocks:
                 raise user_error(

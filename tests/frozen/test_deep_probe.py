@@ -24,7 +24,19 @@ from tests.tapped_models import OF_TEXTS, OUR_IMAGES, OUR_TEXTS, Tapped, tapped
 from tests.tiny_models import logits
 from tests.training.toy_task import Rows, TextRows, as_label_sets, as_numbers, loaders_of, settings, tiny, train
 
-NAMES = ("vit", "swin", "convnext", "resnet_basic", "efficientnet", "bert", "mpnet", "gpt2", *OUR_IMAGES, *OUR_TEXTS)
+NAMES = (
+    "vit",
+    "swin",
+    "convnext",
+    "resnet_basic",
+    "efficientnet",
+    "bert",
+    "mpnet",
+    "gpt2",
+    "albert",
+    *OUR_IMAGES,
+    *OUR_TEXTS,
+)
 
 
 def rows_of(name: str, size: int, seed: int = 0) -> Rows:

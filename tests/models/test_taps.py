@@ -75,7 +75,7 @@ def test_a_text_has_the_same_vectors_alone_and_in_a_padded_batch(name: str) -> N
 @pytest.mark.parametrize("name", OF_TEXTS)
 def test_padding_on_the_left_counts_in_no_mean_and_is_no_first_token(name: str) -> None:
     one, texts = tapped(name), padded_left(token_ids(seed=3, rows=4))
-    (output,), _ = outputs_of(one.model, one.blocks[1:2], texts)
+    (_, output), _ = outputs_of(one.model, one.blocks[:2], texts)
     first = torch.stack([row[mask][0] for row, mask in zip(output, texts["attention_mask"].bool(), strict=True)])
     mean, start = vectors(one, "mean_2", "first_2", inputs=texts)
     torch.testing.assert_close(mean, mean_by_hand(output, texts), rtol=1e-5, atol=1e-6)
