@@ -32,7 +32,8 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.intervals import median_interval
 from benchmarks.trials import accuracy_on_test, ready_run, settings_of, train
-from hf_transfer.models.cutting import Cut, with_stored
+from hf_transfer.models.cutting import Cut
+from hf_transfer.models.stubs import with_stored
 from hf_transfer.run import Run
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.freezing import set_trainable

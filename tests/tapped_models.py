@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AlbertConfig,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     EfficientNetConfig,
@@ -15,13 +18,20 @@ from transformers import (
 )
 
 from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.models.taps import AllBackboneTaps, AllTaps, TapChoice, usual_taps
+from hf_transfer.targets.classes import Classes
+from tests.models.families import FAMILIES, Family
 from tests.tiny_models import CLASSES, Inputs, perturb, set_running_statistics
 from tests.tiny_text_models import PAD, VOCABULARY, model_and_inputs, token_ids
 
 IMAGES = ("vit", "swin", "convnext", "resnet_basic", "efficientnet", "mobilenet_v2")
 LABELS: dict[str, Any] = {"num_labels": CLASSES}
-TEXTS = ("bert", "mpnet", "gpt2", "distilbert")
+TEXTS = ("bert", "mpnet", "gpt2", "distilbert", "albert")
+# Encoders with a head of ours.
+OUR_IMAGES = ("dinov3_vit", "dinov3_convnext", "clip_vision", "siglip_vision", "aimv2_vision", "pixio")
+OUR_TEXTS = ("t5", "mt5", "umt5", "clip_text", "splinter")
+OF_TEXTS = (*TEXTS, *OUR_TEXTS)
 
 
 @dataclass
@@ -42,8 +52,9 @@ class Tapped:
 
     @property
     def blocks(self) -> list[str]:
-        """Module names of the blocks."""
-        return [group.name for group in self.groups if group.is_block]
+        """Module names of the blocks; that of ALBERT once for each time that it runs."""
+        blocks = [group.name for group in self.groups if group.is_block]
+        return blocks or ["albert.encoder.albert_layer_groups.0"] * 3
 
     def without_head(self) -> PreTrainedModel:
         """The same model; its last layer is replaced by the identity."""
@@ -66,10 +77,12 @@ class Tapped:
 
 def tapped(name: str) -> Tapped:
     """A tiny classifier by its architecture."""
-    if name in ("efficientnet", "mpnet"):
+    if name in (*OUR_IMAGES, *OUR_TEXTS):
+        model, inputs = _with_our_head(FAMILIES[name])
+    elif name in ("efficientnet", "mpnet", "albert"):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = _efficientnet() if name == "efficientnet" else _mpnet()
+            model = {"efficientnet": _efficientnet, "mpnet": _mpnet, "albert": _albert}[name]()
         inputs = pictures(2) if name == "efficientnet" else token_ids()
         perturb(model, 1)
         if name == "efficientnet":
@@ -79,6 +92,13 @@ def tapped(name: str) -> Tapped:
         model, inputs = model_and_inputs(name)
     groups = trace_groups(model, inputs)
     return Tapped(model, groups, inputs, groups[-1].modules[0])
+
+
+def _with_our_head(family: Family) -> tuple[PreTrainedModel, Inputs]:
+    with TemporaryDirectory() as folder:
+        checkpoint = Checkpoint(str(family.checkpoint(Path(folder))), task=family.task, pooling="own")
+        model = checkpoint.classifier(Classes(tuple("abcde")), seed=0, fresh_weights=False)
+    return model.eval(), family.inputs()
 
 
 def pictures(rows: int) -> Inputs:
@@ -102,19 +122,26 @@ def _mpnet() -> PreTrainedModel:
     return model
 
 
+def _albert() -> PreTrainedModel:
+    sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "embedding_size": 16}
+    sizes |= {"intermediate_size": 32, "max_position_embeddings": 40, "vocab_size": VOCABULARY, "pad_token_id": PAD}
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(AlbertConfig(**sizes, **LABELS))
+    return model
+
+
 def outputs_of(model: nn.Module, modules: list[str], inputs: Inputs) -> tuple[list[Tensor], Tensor]:
-    """The outputs of some modules of a live model in one pass, by hooks, and the logits."""
-    outputs: dict[str, Tensor] = {}
+    """The outputs of some modules of a live model in one pass, by hooks, and the logits; one named twice runs twice."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in modules}
 
     def keep(name: str, _module: nn.Module, _args: object, output: Any) -> None:
-        outputs[name] = output if isinstance(output, Tensor) else output[0]
+        outputs[name].append(output if isinstance(output, Tensor) else output[0])
 
-    hooks = [model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in modules]
+    hooks = [model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in outputs]
     with torch.no_grad():
         logits: Tensor = model(**inputs).logits
     for hook in hooks:
         hook.remove()
-    return [outputs[name] for name in modules], logits
+    return [outputs[name].pop(0) for name in modules], logits
 
 
 def mean_by_hand(output: Tensor, inputs: Inputs) -> Tensor:

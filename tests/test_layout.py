@@ -41,8 +41,8 @@ RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 STANDS_ALONE = (
     "space", "hf_transfer/models/fusion.py", "hf_transfer/models/modeling_pair.py",
     "hf_transfer/models/modeling_pooled.py", "hf_transfer/models/modeling_pooled_image.py",
-    "hf_transfer/models/modeling_deep_probe.py", "hf_transfer/data/resizing.py", "hf_transfer/data/levels.py",
-    "hf_transfer/export/serve.py",
+    "hf_transfer/models/modeling_deep_probe.py", "hf_transfer/models/modeling_pooled_probe.py",
+    "hf_transfer/data/resizing.py", "hf_transfer/data/levels.py", "hf_transfer/export/serve.py",
 )  # fmt: skip
 FORBIDDEN_ROOMS = {"utils", "core", "common", "base", "helpers"}
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_RECIPE = 400, 60, 45

@@ -13,13 +13,11 @@ from hf_transfer import look_ahead
 from hf_transfer.errors import UserError
 from hf_transfer.models.groups import Group
 from hf_transfer.models.taps import count_blocks
-from hf_transfer.models.tasks import WITH_OUR_HEAD
 from hf_transfer.run import Run
 from hf_transfer.settings.fields import choices_of
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import ADAPTERS, PROBES, TOWER_STRATEGIES
 from hf_transfer.strategies.choice import choose_strategy
-from hf_transfer.strategies.deep_probe import DeepProbe
 from hf_transfer.strategies.freezing import Stage, frozen_towers, unfreeze
 
 # On how many rows a step is measured: it is about as much work as three forward passes, and is to cost only this share
@@ -125,7 +123,7 @@ def seconds_of_strategies(
     groups: Sequence[Group],
     *,
     solves_heads: bool = True,
-    deeper: bool = False,
+    deeper: bool = True,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """How long each strategy takes, and what each of the others lacks in this model, by name.
 
@@ -135,15 +133,18 @@ def seconds_of_strategies(
         model: with a new head.
         groups: its groups in depth order.
         solves_heads: whether a head is solved on frozen features; otherwise it is trained.
-        deeper: whether a deep probe can be made of the same checkpoint, also if this model has a head of ours.
+        deeper: whether the head could be moved to other depths: the settings name no pooling.
     """
     seconds, unsuitable = {}, {}
     for name in strategy_names(config):
         if name == "deep_probe" and not solves_heads:
             unsuitable[name] = "the place that it reads is chosen by solved heads, and none can be solved"
             continue
+        if name == "deep_probe" and not deeper:
+            unsuitable[name] = "--pooling names what its head reads, and a deep probe chooses that itself"
+            continue
         try:
-            seconds[name] = _seconds(name, config, costs, model, groups, solves_heads=solves_heads, deeper=deeper)
+            seconds[name] = _seconds(name, config, costs, model, groups, solves_heads=solves_heads)
         except UserError as error:
             unsuitable[name] = error.found or str(error)
     return seconds, unsuitable
@@ -157,7 +158,6 @@ def _seconds(
     groups: Sequence[Group],
     *,
     solves_heads: bool,
-    deeper: bool,
 ) -> float:
     settings = dataclasses.replace(config.strategy, **_chosen(name, config, count_blocks(groups)))
     if name in ADAPTERS:
@@ -165,9 +165,7 @@ def _seconds(
         learning = min(1.0, layers / blocks) if layers and blocks else 1.0
         return costs.of_epochs(costs.epochs, learning, SHARE_OF_SMALL_PARTS)
     strategy = choose_strategy(settings)
-    if deeper and isinstance(model, WITH_OUR_HEAD) and isinstance(strategy, DeepProbe):
-        strategy.check_places(model, groups)
-    elif config.has_simple_head:
+    if config.has_simple_head:
         strategy.check(model, groups)
     # Of images with texts, a linear probe has a head of several layers, which is trained.
     if name in (PROBES if config.has_simple_head else (config.solved,)) and solves_heads:

@@ -29,6 +29,7 @@ from hf_transfer.modalities.sample_tables import is_table
 from hf_transfer.modalities.table import MODALITIES, modality_named
 from hf_transfer.models import timm_models
 from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
+from hf_transfer.models.modeling_pooled_probe import PooledProbeConfig
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.settings.training import TOKENS_AT_ONCE
@@ -186,7 +187,7 @@ def modalities_of_model(model: str) -> list[Modality[Any]]:
         model: a folder, a Hub id, or sample:NAME.
     """
     config = _json_file(model, "config.json")
-    if config.get("model_type") == DeepProbeConfig.model_type:
+    if config.get("model_type") in (DeepProbeConfig.model_type, PooledProbeConfig.model_type):
         config = config.get("backbone_config", {})
     # As timm saves it, a configuration names only the architecture.
     model_type = config.get("model_type") or (timm_models.MODEL_TYPE if "pretrained_cfg" in config else None)

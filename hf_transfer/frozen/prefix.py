@@ -17,10 +17,11 @@ from hf_transfer.errors import UserError, user_error
 from hf_transfer.frozen.recording import Part, Passes, fill, from_main_process, identity, measured_costs, stores_of
 from hf_transfer.frozen.store import Column, Store, no_room
 from hf_transfer.frozen.stored_batches import stored_loaders
-from hf_transfer.models.cutting import CannotCutError, Crossing, Cut
+from hf_transfer.models.cutting import CannotCutError, Cut
 from hf_transfer.models.groups import Group
 from hf_transfer.models.joint_cut import JointCut
 from hf_transfer.models.modeling_pair import INPUTS
+from hf_transfer.models.stubs import Crossing
 from hf_transfer.models.towers import groups_of
 from hf_transfer.models.tracing import evaluating
 from hf_transfer.strategies.freezing import Stage, frozen_towers
@@ -211,7 +212,7 @@ class FrozenPrefix:
     def _tried(self, groups: list[Group], inputs: Batch) -> tuple[list[Group], Cut | JointCut]:
         """The groups that are stored, the first ones of one tower or of each, and the cut behind them."""
         if not groups[0].tower:
-            return groups, Cut(self._model, self._groups, len(groups), inputs)
+            return groups, Cut(self._model, self._groups, len(groups), inputs, longest=self._longest())
         try:
             return groups, self._joint(groups, inputs)
         except CannotCutError:
@@ -224,7 +225,13 @@ class FrozenPrefix:
     def _joint(self, groups: Sequence[Group], inputs: Batch) -> JointCut:
         counts = Counter(group.tower for group in groups)
         towers = [(groups_of(tower, self._groups), count, INPUTS[tower]) for tower, count in counts.items()]
-        return JointCut(self._model, towers, inputs)
+        return JointCut(self._model, towers, inputs, longest=self._longest())
+
+    def _longest(self) -> int:
+        """Tokens of the longest text of training and validation; 0 for other samples."""
+        datasets = (self._passes.loaders.of(split).dataset for split in ("train", "validation"))
+        lengths = (getattr(dataset, "lengths", None) for dataset in datasets)
+        return max((int(one.max()) for one in lengths if one is not None), default=0)
 
     def _decide(self, plan: _Plan, stage: Stage, frozen: str) -> bool:
         """Whether storing takes less time than computing; one process measures, and all do the same."""

@@ -12,7 +12,7 @@ from hf_transfer.data.splits import Rows
 from hf_transfer.data.transfers import to_device
 from hf_transfer.frozen.recording import Part
 from hf_transfer.frozen.store import Store
-from hf_transfer.models.cutting import Crossing, with_stored
+from hf_transfer.models.stubs import Crossing, with_stored
 
 
 class StoredInputs(InputMaker):

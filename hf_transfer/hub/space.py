@@ -43,6 +43,7 @@ from hf_transfer.models import (
     modeling_pair_probe,
     modeling_pooled,
     modeling_pooled_image,
+    modeling_pooled_probe,
 )
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.settings.parsing import load_settings
@@ -233,7 +234,8 @@ def _has_own_code(folder: Path) -> bool:
     if is_adapter_folder(folder) or not code_files(folder):
         return False
     modules = (
-        modeling_pooled, modeling_pooled_image, modeling_deep_probe, modeling_pair, modeling_pair_probe, fusion,
+        modeling_pooled, modeling_pooled_image, modeling_deep_probe, modeling_pooled_probe, modeling_pair,
+        modeling_pair_probe, fusion,
     )  # fmt: skip
     known = {path.name: path.read_bytes() for path in (Path(str(module.__file__)) for module in modules)}
     foreign = [path.name for path in folder.glob("*.py") if known.get(path.name) != path.read_bytes()]

@@ -215,11 +215,11 @@ class TextModality(Modality[TextConfig]):
 def _reads_its_own_way(config: TextConfig) -> bool:
     """Whether a head can read what the checkpoint was trained with, if that is not what transformers' classifier reads.
 
-    An adapter that is saved alone belongs to that classifier, and a deep probe chooses what it reads.
+    An adapter that is saved alone belongs to that classifier.
     """
     strategy = config.strategy
     is_alone = strategy.strategy in ADAPTERS and not strategy.merge_adapter
-    return config.trains() and not is_alone and strategy.strategy != "deep_probe"
+    return config.trains() and not is_alone
 
 
 def _table_of_texts(path: Path, wanted: Wanted, saved: TokenPreprocessing) -> tuple[SampleTable, list[str]]:

@@ -1,52 +1,26 @@
 """A model cut after its first groups: what they compute is recorded once and then passed to the model as an input.
 
-While a model is cut, stubs replace the skipped modules. Each run of the model takes the stored activations of its batch
-as further keyword arguments: a forward pre-hook removes them from the arguments and hands them to the stubs.
+While a model is cut, stubs replace the skipped modules: see `stubs.py`.
 """
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hf_transfer.models.groups import Group, Inputs, check_boundary
+from hf_transfer.models.stubs import Crossing, Size, StoredActivations, Stub, part_of, sizes_of, with_stored
 from hf_transfer.models.tracing import evaluating, requiring_gradients
 
-# A dimension of the batch: how many samples, or tokens of the longest text.
-Kind = Literal["samples", "tokens"]
-# A dimension of a tensor: fixed, or that of the batch.
-Size = int | Kind
 # How far logits from stored activations may differ from those of a live run: sums in float32 in another order.
 LARGEST_DIFFERENCE = 1e-4
-# Keyword argument of a cut model: one stored activation, counted from 0.
-STORED = "stored_activation_{}"
 
 
 class CannotCutError(Exception):
     """The model cannot be cut at this place; the message is the reason, as part of a sentence."""
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """A tensor that crosses the cut.
-
-    Attributes:
-        shape: its dimensions; those of the batch by name, the samples first.
-        dtype: the type in which the model computes it.
-    """
-
-    shape: tuple[Size, ...]
-    dtype: torch.dtype
-
-    @property
-    def by_token(self) -> bool:
-        """Whether it has the shape [samples, tokens, ...]."""
-        return len(self.shape) > 1 and self.shape[1] == "tokens"
 
 
 class Cut:
@@ -58,10 +32,11 @@ class Cut:
         count: how many of them lie before the cut.
         inputs: a small batch for the test; the model is run a few times.
         skipped_inputs: names of the inputs that only groups before the cut read; None: all floating-point inputs.
+        longest: tokens of the longest text that the model will run with; not counted where `inputs` has a longer one.
 
     Attributes:
         module: name of the module whose output crosses the cut.
-        crossing: the tensors of that output that the groups after the cut need.
+        crossing: the tensors of that output that the groups after the cut need, and that belong to samples.
 
     Raises:
         CannotCutError: later groups need more of the earlier ones than can be stored.
@@ -69,7 +44,7 @@ class Cut:
 
     def __init__(
         self, model: nn.Module, groups: Sequence[Group], count: int, inputs: Inputs,
-        skipped_inputs: Sequence[str] | None = None,
+        skipped_inputs: Sequence[str] | None = None, *, longest: int = 0,
     ) -> None:  # fmt: skip
         self._skipped_inputs = skipped_inputs
         boundary = check_boundary(model, groups, count, inputs)
@@ -82,16 +57,20 @@ class Cut:
         # Two batches of different sizes show which dimensions are those of the batch.
         larger = _enlarged(inputs)
         first, second = (_outputs(model, names, batch, self.module) for batch in (inputs, larger))
-        sizes, larger_sizes = _sizes(inputs), _sizes(larger)
+        sizes, larger_sizes = sizes_of(inputs), sizes_of(larger)
         kinds: dict[tuple[int, int], Size] = {(sizes[kind], larger_sizes[kind]): kind for kind in sizes}
         # The forms of the outputs of the skipped modules.
         self._outputs = {name: _form(name, output, second[name], kinds) for name, output in first.items()}
         needed = self._needed(model, inputs)
         leaves = tree_leaves(self._outputs[self.module])
-        self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Crossing) and place in needed]
+        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Crossing) and place in needed]
+        self._places = [place for place in places if "samples" in leaves[place].shape]
         self.crossing: tuple[Crossing, ...] = tuple(leaves[place] for place in self._places)
-        if any(leaf.shape[:1] != ("samples",) for leaf in self.crossing):
+        if not self.crossing or any(leaf.shape[0] != "samples" for leaf in self.crossing):
             raise CannotCutError(f"the output of {self.module} does not belong to single samples")
+        common = [place for place in places if place not in self._places]
+        # Biases by distance, which T5 makes in its first block for all: they are not stored for each sample.
+        self._common = self._for_all_samples(model, common, larger, (first, second), longest) if common else {}
         if any("tokens" in leaf.shape[2:] or leaf.shape.count("tokens") > leaf.by_token for leaf in self.crossing):
             raise CannotCutError(f"the output of {self.module} is not one vector for each token")
         if any(leaf.by_token for leaf in self.crossing) and "attention_mask" not in inputs:
@@ -136,14 +115,14 @@ class Cut:
             The skipped modules, by name.
         """
         originals = {name: model.get_submodule(name) for name in self._outputs}
-        stored = _StoredActivations(range(first, first + len(self.crossing)))
+        stored = StoredActivations(range(first, first + len(self.crossing)))
         with ExitStack() as hooks:
             hooks.enter_context(model.register_forward_pre_hook(stored.take, with_kwargs=True))
             hooks.enter_context(model.register_forward_hook(stored.release, always_call=True))
             try:
                 for name, original in originals.items():
-                    places = self._places if name == self.module else []
-                    model.set_submodule(name, _Stub(original, self._outputs[name], places, stored))
+                    places, common = (self._places, self._common) if name == self.module else ([], {})
+                    model.set_submodule(name, Stub(original, self._outputs[name], places, stored, common))
                     if device is not None and not self._live:
                         original.to("cpu")
                 yield originals
@@ -182,6 +161,31 @@ class Cut:
             gradients = torch.autograd.grad(logits.sum(), list(floats.values()), allow_unused=True)
         return integers | {place for place, gradient in zip(floats, gradients, strict=True) if gradient is not None}
 
+    def _for_all_samples(
+        self, model: nn.Module, places: Sequence[int], inputs: Inputs, outputs: Sequence[dict[str, Any]], longest: int
+    ) -> dict[int, Tensor]:
+        """Tensors of the boundary's output that no sample changes, by position, as they are for the longest text.
+
+        Args:
+            model: see `Cut`.
+            places: their positions.
+            inputs: a batch, of which one sample is run.
+            outputs: those of the skipped modules for two batches; their tensors must be parts of the longest ones.
+            longest: see `Cut`.
+
+        Raises:
+            CannotCutError: they depend on the samples, or are no parts of the longest.
+        """
+        known = [tree_leaves(output[self.module]) for output in outputs]
+        length = max(longest, *(leaves[place].shape[-1] for leaves in known for place in places))
+        (output,) = _outputs(model, [self.module], _one_sample(inputs, length), self.module).values()
+        tensors = {place: tree_leaves(output)[place].detach() for place in places}
+        for leaves in known:
+            for place, tensor in tensors.items():
+                if not torch.allclose(part_of(tensor, leaves[place].shape), leaves[place]):
+                    raise CannotCutError(f"the output of {self.module} does not belong to single samples")
+        return tensors
+
     def _test(self, model: nn.Module, inputs: Inputs) -> None:
         """Compare the logits of a live run with those from the recorded activations."""
         recorded = self.record(model, inputs)
@@ -198,90 +202,6 @@ class Cut:
                     raise CannotCutError(f"the model does not run with stored activations ({error})") from error
         if not torch.allclose(stored, live, rtol=LARGEST_DIFFERENCE, atol=LARGEST_DIFFERENCE * float(live.abs().max())):
             raise CannotCutError(f"later layers need more than the output of {self.module}")
-
-
-def with_stored(inputs: Inputs, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Inputs of a cut model: those of a batch, and its stored activations."""
-    return {**inputs, **{STORED.format(number): tensor for number, tensor in enumerate(tensors)}}
-
-
-class _StoredActivations:
-    """Hands the stored activations among the arguments of a run of the model to the stubs, for this run only.
-
-    Args:
-        numbers: of the stored activations; see `with_stored`.
-
-    Attributes:
-        arguments: of this run of the model, with the stored activations among them.
-    """
-
-    def __init__(self, numbers: range) -> None:
-        self._numbers, self._names = numbers, [STORED.format(number) for number in numbers]
-        self.arguments: dict[str, Tensor] = {}
-
-    def __deepcopy__(self, _memo: dict[int, Any]) -> "_StoredActivations":
-        # The hooks are methods: a copy of the model (FSDP trains one) gets its own object, for its own batches.
-        return _StoredActivations(self._numbers)
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """One for each tensor that crosses the cut.
-
-        Raises:
-            ValueError: the model was run without them.
-        """
-        if missing := [name for name in self._names if name not in self.arguments]:
-            raise ValueError(
-                f"The first layers of this model are replaced by stored activations, and {', '.join(missing)} was not "
-                "among its inputs. Pass the stored activations of the batch, see with_stored(inputs, tensors)."
-            )
-        return [self.arguments[name] for name in self._names]
-
-    def take(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Forward pre-hook: keep the arguments for the stubs, and remove the stored activations from the model's."""
-        self.arguments = kwargs
-        return args, {name: value for name, value in kwargs.items() if name not in self._names}
-
-    def release(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        """Forward hook, also called after an error: the run is over."""
-        self.arguments = {}
-
-
-class _Stub(nn.Module):
-    """Returns stored activations in the place of a skipped module; it has no parameters.
-
-    A parent may read attributes of the skipped module, such as a dtype: they are forwarded. The skipped module is held
-    in a tuple, so that it is not registered as a part of the model.
-    """
-
-    def __init__(self, original: nn.Module, output: Any, places: Sequence[int], stored: _StoredActivations) -> None:
-        super().__init__()
-        self._original = (original,)
-        self._output, self._places, self._stored = output, places, stored
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_original"][0], name)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Stub":
-        # Without a copy of the skipped module, which nobody would use.
-        return _Stub(self._original[0], self._output, self._places, copy.deepcopy(self._stored, memo))
-
-    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
-        tensors = self._stored.tensors
-        leaves, structure = tree_flatten(self._output)
-        recorded = dict(zip(self._places, tensors, strict=True)) if self._places else {}
-        for place, leaf in enumerate(leaves):
-            if place in recorded:
-                leaves[place] = recorded[place]
-            elif isinstance(leaf, Crossing):
-                # Its values are not read, but a parent may read its shape.
-                sizes = _sizes(self._stored.arguments)
-                shape = [sizes[size] if isinstance(size, str) else size for size in leaf.shape]
-                leaves[place] = tensors[0].new_zeros((), dtype=leaf.dtype).expand(shape)
-        return tree_unflatten(leaves, structure)
 
 
 class _ReachedError(Exception):
@@ -345,12 +265,13 @@ def _form(name: str, output: Any, larger: Any, kinds: Mapping[tuple[int, int], S
     return tree_unflatten(forms, structure)
 
 
-def _sizes(inputs: Inputs) -> dict[Kind, int]:
-    """How many samples a batch has, and how many tokens the longest of them."""
-    sizes: dict[Kind, int] = {"samples": len(next(iter(inputs.values())))}
-    if "input_ids" in inputs:
-        sizes["tokens"] = inputs["input_ids"].shape[1]
-    return sizes
+def _one_sample(inputs: Inputs, length: int) -> dict[str, Tensor]:
+    """The last sample of a batch; of texts with its tokens repeated up to a length."""
+    last = {name: value[-1:] for name, value in inputs.items()}
+    if "input_ids" not in inputs:
+        return last
+    places = torch.arange(length, device=last["input_ids"].device) % last["input_ids"].shape[1]
+    return {name: value[:, places] if value.ndim == 2 else value for name, value in last.items()}
 
 
 def _enlarged(inputs: Inputs) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from transformers import PretrainedConfig
 
 from hf_transfer.models.encoders import Pooling, Rule
+from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.pooling import backbone_config, check_pooling, default_pooling, pooling_of
 from hf_transfer.models.sentence_encoders import NamedPooling, named_pooling
 from hf_transfer.models.tasks import TASKS, Task
@@ -48,6 +49,8 @@ def head_input(
     Raises:
         UserError: a pooling that does not work with the model.
     """
+    if isinstance(config, DeepProbeConfig):
+        return HeadInput(None, (), is_movable=False)
     backbone, saved, named, by_files = backbone_config(config), pooling_of(config), None, False
     rule, lacks_class = task.rule_of(backbone), task.lacks_class(backbone)
     pooling: Pooling | None
@@ -64,8 +67,8 @@ def head_input(
     if pooling is not None:
         check_pooling(name, config, pooling)
     is_result = config is not backbone
-    # A deep probe is made of the classifier of transformers.
-    is_movable = wanted in ("own", "class") and not (lacks_class or rule is not None or is_result)
+    # Settings that name a pooling say where the head is.
+    is_movable = wanted in ("own", "class")
     # What is said of a result stands in the report of its run.
     notes = () if is_result else tuple(_done_otherwise(backbone, lacks_class, rule, pooling, named))
     return HeadInput(pooling, notes, is_movable, by_files)

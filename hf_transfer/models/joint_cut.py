@@ -6,8 +6,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from hf_transfer.models.cutting import Crossing, Cut, with_stored
+from hf_transfer.models.cutting import Cut
 from hf_transfer.models.groups import Group, Inputs
+from hf_transfer.models.stubs import Crossing, with_stored
 
 
 class JointCut:
@@ -18,6 +19,7 @@ class JointCut:
         towers: for each tower that is cut, its groups in depth order, how many of them lie before the cut, and the
             names of its inputs.
         inputs: a small batch for the tests of the cuts.
+        longest: tokens of the longest text; see `Cut`.
 
     Attributes:
         module: names of the modules whose outputs cross the cuts.
@@ -28,9 +30,10 @@ class JointCut:
     """
 
     def __init__(
-        self, model: nn.Module, towers: Sequence[tuple[Sequence[Group], int, Sequence[str]]], inputs: Inputs
-    ) -> None:
-        self._cuts = [Cut(model, groups, count, inputs, names) for groups, count, names in towers]
+        self, model: nn.Module, towers: Sequence[tuple[Sequence[Group], int, Sequence[str]]], inputs: Inputs, *,
+        longest: int = 0,
+    ) -> None:  # fmt: skip
+        self._cuts = [Cut(model, groups, count, inputs, names, longest=longest) for groups, count, names in towers]
         self.module = " and ".join(cut.module for cut in self._cuts)
         self.crossing: tuple[Crossing, ...] = tuple(crossing for cut in self._cuts for crossing in cut.crossing)
 

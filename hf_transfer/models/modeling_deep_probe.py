@@ -66,11 +66,17 @@ class DeepProbeConfig(PretrainedConfig):
         is_config = isinstance(backbone_config, PretrainedConfig)
         settings = backbone_config.to_dict() if is_config else backbone_config or {}  # type: ignore[union-attr]
         # transformers makes a configuration without arguments, to compare others with its defaults.
-        self.backbone_config = AutoConfig.for_model(**{"model_type": "bert", **settings})
+        self.backbone_config = self._configuration(dict(settings))
         self.head_layer, self.head_bias = head_layer, head_bias
         self.taps = [[kind, state if isinstance(state, str) else int(state)] for kind, state in taps]
         self.widths = list(widths)
         super().__init__(**kwargs)
+
+    @staticmethod
+    def _configuration(settings: dict[str, Any]) -> PretrainedConfig:
+        """The configuration of the backbone; without settings, of any."""
+        config: PretrainedConfig = AutoConfig.for_model(**{"model_type": "bert", **settings})
+        return config
 
 
 class _DeepProbe(PreTrainedModel):
@@ -82,7 +88,7 @@ class _DeepProbe(PreTrainedModel):
             weights.
     """
 
-    config_class = DeepProbeConfig
+    config_class: type[DeepProbeConfig] = DeepProbeConfig
     base_model_prefix = "backbone"
     # transformers' Trainer would otherwise pass a number of samples for the loss, which the backbone does not take.
     accepts_loss_kwargs = False
@@ -90,7 +96,7 @@ class _DeepProbe(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _backbone_class: Any
+    _fresh_backbone: Any
     _output_class: Any
 
     def __init__(self, config: DeepProbeConfig, backbone: PreTrainedModel | None = None) -> None:
@@ -98,7 +104,7 @@ class _DeepProbe(PreTrainedModel):
         self.num_labels = config.num_labels or 0
         if backbone is None:
             # In the precision in which the whole model is made, whatever the backbone's configuration says.
-            backbone = self._backbone_class.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+            backbone = self._fresh_backbone(config.backbone_config, dtype=torch.get_default_dtype())
             backbone.set_submodule(config.head_layer, nn.Identity())
         self.backbone = backbone
         config.backbone_config = backbone.config
@@ -129,7 +135,7 @@ class DeepProbeForImageClassification(_DeepProbe):
 
     _auto_class = "AutoModelForImageClassification"
     main_input_name = "pixel_values"
-    _backbone_class = AutoModelForImageClassification
+    _fresh_backbone = AutoModelForImageClassification.from_config
     _output_class = ImageClassifierOutput
 
     def forward(
@@ -154,7 +160,7 @@ class DeepProbeForSequenceClassification(_DeepProbe):
     """See `DeepProbeConfig`, for texts."""
 
     _auto_class = "AutoModelForSequenceClassification"
-    _backbone_class = AutoModelForSequenceClassification
+    _fresh_backbone = AutoModelForSequenceClassification.from_config
     _output_class = SequenceClassifierOutput
 
     def forward(

@@ -18,7 +18,7 @@ from hf_transfer.models.taps import (
     AllTaps,
     Tap,
     TapChoice,
-    count_blocks,
+    count_depths,
     kind_and_block,
     taps_of,
     tower_of,
@@ -74,8 +74,8 @@ def usual_pair_taps(towers: PairTowers, groups: Sequence[Group], inputs: Inputs)
     for tower in INPUTS:
         choice = ONLY_HEAD
         with suppress(UserError):
-            of_tower = groups_of(tower, groups)
-            choice = _late(usual_taps(towers.alone(tower), of_tower, _inputs_of(tower, inputs)), count_blocks(of_tower))
+            alone, of_tower = towers.alone(tower), groups_of(tower, groups)
+            choice = _late(usual_taps(alone, of_tower, _inputs_of(tower, inputs)), count_depths(alone, of_tower))
         by_tower.append([tuple(len(taps) + place for place in places) for places in choice.combinations])
         taps += [tap._replace(tower=tower) for tap in choice.taps]
     present = tuple(range(len(taps), len(taps) + len(INPUTS)))

@@ -29,10 +29,12 @@ from hf_transfer.models.modeling_pooled import (
     without_pooler,
 )
 from hf_transfer.models.modeling_pooled_image import PooledImageConfig
+from hf_transfer.models.modeling_pooled_probe import PooledProbeConfig
 from hf_transfer.models.tracing import evaluating
 
 # Names, in the configurations of architectures, of the dropout before the head.
 DROPOUTS = ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "resid_pdrop")
+OUR_CONFIGS = (PooledConfig, PooledImageConfig, DeepProbeConfig, PooledProbeConfig, FusionConfig, PairProbeConfig)
 
 
 def read_config(path: str, *, revision: str = "main", **settings: Any) -> PretrainedConfig:
@@ -49,7 +51,7 @@ def read_config(path: str, *, revision: str = "main", **settings: Any) -> Pretra
     for part in values.values():
         if isinstance(part, Mapping) and part.get("model_type") == timm_models.MODEL_TYPE:
             timm_models.refuse_unsuitable(part, path)
-    for our_config in (PooledConfig, PooledImageConfig, DeepProbeConfig, FusionConfig, PairProbeConfig):
+    for our_config in OUR_CONFIGS:
         if values.get("model_type") == our_config.model_type:
             return our_config.from_dict(values, name_or_path=path, **settings)
     if values.get("model_type") == timm_models.MODEL_TYPE:
@@ -75,7 +77,7 @@ def pooling_of(config: PretrainedConfig) -> Pooling | None:
 def backbone_config(config: PretrainedConfig) -> PretrainedConfig:
     """The configuration of the backbone, with its number of positions and its type of tokenizer."""
     if isinstance(config, DeepProbeConfig):
-        return config.backbone_config
+        return backbone_config(config.backbone_config)
     if isinstance(config, PooledImageConfig):
         return config.image_config
     return config.text_config if isinstance(config, PooledConfig) else config
@@ -145,7 +147,7 @@ def check_first_token(name: str, config: PretrainedConfig, flag: str, do: str) -
     if looks_back_only(config):
         raise user_error(
             expected=f"for {flag} a model whose first token sees the whole text (BERT, RoBERTa, ...)",
-            found=f"{name}, a {config.model_type} model, in which a token sees only earlier tokens",
+            found=f"{name}, a {backbone_config(config).model_type} model, in which a token sees only earlier tokens",
             do=do,
         )
 
@@ -211,8 +213,14 @@ def _pooled_config(config: PretrainedConfig, pooling: Pooling, labels: Mapping[s
 
 
 def looks_back_only(config: PretrainedConfig) -> bool:
-    """Whether a token sees only earlier tokens: a model made to continue texts, or configured as a decoder."""
+    """Whether a token sees only earlier tokens: a model made to continue texts, or configured as a decoder.
+
+    A type whose head reads the last token by our table is also one.
+    """
     config = backbone_config(config)
+    rule = TEXT_RULES.get(config.model_type)
+    if rule is not None and rule.pooling == "last":
+        return True
     continues = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     fills = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return bool(getattr(config, "is_decoder", False)) or (continues and not fills)

@@ -33,6 +33,7 @@ from hf_transfer.models.head_inputs import Wanted, head_input, retyped_as
 from hf_transfer.models.image_encoders import read_encoder, with_image_head
 from hf_transfer.models.loading import loading_errors, quiet_loading, read_weights
 from hf_transfer.models.locating import locate
+from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.modeling_pair import PairConfig
 from hf_transfer.models.modeling_pooled_image import PooledImageConfig
 from hf_transfer.models.pooling import backbone_config, pooled_classifier, read_config, rule_of_type
@@ -196,7 +197,8 @@ class Checkpoint(AnyCheckpoint):
             head = head_input(name, self.config, self._task, pooling, None if is_sample(name) else self.file)
         self._pooling, self.is_read_at_depths = head.pooling, head.is_movable
         lacks_class = self._task.encoders is IMAGES and self._task.lacks_class(backbone)
-        self._is_image_encoder = lacks_class or isinstance(self.config, PooledImageConfig)
+        is_finished_probe = isinstance(self.config, DeepProbeConfig)
+        self._is_image_encoder = not is_finished_probe and (lacks_class or isinstance(self.config, PooledImageConfig))
         self.has_our_head = self._pooling is not None or self._is_image_encoder
         self.notes_on_type = (retyped_as(backbone.model_type, self._retyped),) if self._retyped else ()
         not_known = notes_on_lack(self.path, self.revision) if head.is_by_files else ()

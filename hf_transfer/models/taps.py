@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_transfer.errors import user_error
@@ -21,7 +21,6 @@ from hf_transfer.models.modeling_deep_probe import (
     FIRST,
     HEAD,
     MEAN,
-    DeepProbeConfig,
     DeepProbeForImageClassification,
     DeepProbeForSequenceClassification,
     joined,
@@ -29,8 +28,12 @@ from hf_transfer.models.modeling_deep_probe import (
 )
 from hf_transfer.models.modeling_pair import MODALITIES
 from hf_transfer.models.modeling_pair_probe import PRESENT
-from hf_transfer.models.modeling_pooled import PooledForSequenceClassification
-from hf_transfer.models.pooling import looks_back_only, without_task
+from hf_transfer.models.modeling_pooled_probe import (
+    PooledProbeForImageClassification,
+    PooledProbeForSequenceClassification,
+)
+from hf_transfer.models.pooling import backbone_config, looks_back_only, without_task
+from hf_transfer.models.tasks import WITH_OUR_HEAD
 from hf_transfer.models.timm_models import PROCESSOR_TYPE
 from hf_transfer.models.towers import PairTowers
 from hf_transfer.models.tracing import evaluating, run_traced
@@ -96,6 +99,19 @@ class TapChoice(NamedTuple):
 def count_blocks(groups: Sequence[Group]) -> int:
     """How many repeated blocks a model has."""
     return sum(group.is_block for group in groups)
+
+
+def count_depths(model: nn.Module, groups: Sequence[Group]) -> int:
+    """Behind how many blocks a model can be read; a block that runs several times, as that of ALBERT, counts each time.
+
+    Args:
+        model: a classifier, or what it reads.
+        groups: its groups in depth order.
+    """
+    config = getattr(model, "config", None)
+    if isinstance(config, PretrainedConfig):
+        config = backbone_config(config)
+    return count_blocks(groups) or int(getattr(config, "num_hidden_layers", 0))
 
 
 def tower_of(name: str) -> str:
@@ -170,7 +186,7 @@ def taps_of(
     """
     if all(kind == HEAD for kind, _ in wanted):
         return [HEAD_INPUT for _ in wanted]
-    blocks = count_blocks(groups)
+    blocks = count_depths(backbone, groups)
     with evaluating(backbone), torch.no_grad():
         states = getattr(backbone(**inputs, output_hidden_states=True), "hidden_states", None) or ()
     before = len(states) - blocks
@@ -208,7 +224,7 @@ def usual_taps(backbone: nn.Module, groups: Sequence[Group], inputs: Inputs) -> 
     Raises:
         UserError: see `taps_of`.
     """
-    blocks, of_texts = count_blocks(groups), "input_ids" in inputs
+    blocks, of_texts = count_depths(backbone, groups), "input_ids" in inputs
     config: Any = backbone.config
     # Otherwise the first token is always the same, whatever follows.
     sees_all = of_texts and not looks_back_only(config)
@@ -219,13 +235,7 @@ def usual_taps(backbone: nn.Module, groups: Sequence[Group], inputs: Inputs) -> 
     with evaluating(backbone), torch.no_grad():
         head, *others = vectors_of(backbone, taps, inputs)
     last = wanted.index((MEAN, blocks))
-    # A deep probe is made of transformers' classifier, whose head reads something else than a head of ours.
-    is_ours = isinstance(backbone, PooledForSequenceClassification)
-    if (
-        not is_ours
-        and head.shape == others[last - 1].shape
-        and torch.allclose(head, others[last - 1], rtol=1e-4, atol=1e-6)
-    ):
+    if head.shape == others[last - 1].shape and torch.allclose(head, others[last - 1], rtol=1e-4, atol=1e-6):
         # The head reads just that mean, as in a ResNet.
         del taps[last]
         together.add((HEAD, 0))
@@ -348,8 +358,12 @@ class AllBackboneTaps(AllTaps):
         self._head_layer, self._of_texts = head_layer, "input_ids" in inputs
 
     def _reading(self, **settings: Any) -> PreTrainedModel:
-        kind: Any = DeepProbeForSequenceClassification if self._of_texts else DeepProbeForImageClassification
-        config = DeepProbeConfig(backbone_config=self.config, head_layer=self._head_layer, **settings)
+        if isinstance(self.backbone, WITH_OUR_HEAD):
+            kinds: Any = (PooledProbeForImageClassification, PooledProbeForSequenceClassification)
+        else:
+            kinds = (DeepProbeForImageClassification, DeepProbeForSequenceClassification)
+        kind = kinds[self._of_texts]
+        config = kind.config_class(backbone_config=self.config, head_layer=self._head_layer, **settings)
         finished: Any = kind(config, self.backbone)
         # What is predicted stands in the outer configuration alone.
         finished.config.backbone_config = without_task(deepcopy(self.config))

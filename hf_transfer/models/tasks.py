@@ -27,6 +27,11 @@ from hf_transfer.models.modeling_deep_probe import (
 from hf_transfer.models.modeling_pair_probe import PairProbeConfig, PairProbeModel
 from hf_transfer.models.modeling_pooled import PooledConfig, PooledForSequenceClassification
 from hf_transfer.models.modeling_pooled_image import PooledForImageClassification, PooledImageConfig
+from hf_transfer.models.modeling_pooled_probe import (
+    PooledProbeConfig,
+    PooledProbeForImageClassification,
+    PooledProbeForSequenceClassification,
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ TASKS = {
         {
             PooledImageConfig.model_type: PooledForImageClassification,
             DeepProbeConfig.model_type: DeepProbeForImageClassification,
+            PooledProbeConfig.model_type: PooledProbeForImageClassification,
         },
         IMAGES,
     ),
@@ -120,6 +126,7 @@ TASKS = {
         {
             PooledConfig.model_type: PooledForSequenceClassification,
             DeepProbeConfig.model_type: DeepProbeForSequenceClassification,
+            PooledProbeConfig.model_type: PooledProbeForSequenceClassification,
         },
         TEXTS,
     ),

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from peft import PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
@@ -114,17 +115,18 @@ class Adapters(Strategy):
         try:
             with seeded(seed), quiet_peft():
                 adapted: nn.Module = get_peft_model(model.get_submodule(tower), config)
+                if tower or self.merges:
+                    _show_convolutions(adapted)
                 if tower:
                     model.set_submodule(tower, adapted)
                     adapted = model
                 return adapted, trace(adapted, inputs)
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            # MobileNetV2 reads the strides of its layers, which peft's layers do not have. If we set them, the adapter
-            # still could not be loaded with peft alone.
             raise user_error(
                 expected=f"a model that runs with the layers by which {self.peft_type} replaces its own",
                 found=f"{type(model).__name__}: {error}",
-                do="use another kind of adapter, or --strategy partial or full",
+                do=("" if self.merges else "add --merge_adapter, ")
+                + "use another kind of adapter, or --strategy partial or full",
             ) from error
 
     def stages(self, groups: Sequence[Group], epochs: int) -> list[Stage]:
@@ -260,6 +262,18 @@ def _layers(model: nn.Module, groups: Sequence[Group]) -> dict[str, nn.Module]:
         for name, layer in model.get_submodule(outermost).named_modules(prefix=outermost)
         if isinstance(layer, nn.Linear | Conv1D | _ConvNd) and f"{name}.weight" in group.parameters
     }
+
+
+def _show_convolutions(adapted: nn.Module) -> None:
+    """Give the layers of peft the sizes of the convolutions that they adapt.
+
+    MobileNetV2 pads by the strides of its layers, which peft's layers do not have. With peft alone its adapter could
+    not be loaded: it must be merged.
+    """
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer) and isinstance(base := layer.get_base_layer(), _ConvNd):
+            for name in ("stride", "kernel_size", "dilation", "padding"):
+                setattr(layer, name, getattr(base, name))
 
 
 def _modules_to_save(model: nn.Module, groups: Sequence[Group], by_peft: tuple[str, ...]) -> list[str]:

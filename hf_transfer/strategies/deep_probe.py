@@ -18,14 +18,13 @@ from hf_transfer.models.taps import (
     AllBackboneTaps,
     AllTaps,
     TapChoice,
-    count_blocks,
+    count_depths,
     kind_and_block,
     taps_of,
     tower_of,
     usual_taps,
     without_head,
 )
-from hf_transfer.models.tasks import WITH_OUR_HEAD
 from hf_transfer.models.towers import PairTowers, groups_of
 from hf_transfer.strategies.freezing import LinearProbe
 
@@ -48,7 +47,7 @@ class DeepProbe(LinearProbe):
         """See `Strategy.check`.
 
         Raises:
-            UserError: the model ends in several layers, has too few blocks, or another pooling than its checkpoint's.
+            UserError: the model ends in several layers, has too few blocks, or no first token that sees the whole text.
         """
         heads = groups[-1].modules
         if len(heads) != 1 or not isinstance(model.get_submodule(heads[0]), nn.Linear):
@@ -57,31 +56,13 @@ class DeepProbe(LinearProbe):
                 found=f"{type(model).__name__}, which ends in {', '.join(heads)}",
                 do="use --strategy linear_probe",
             )
-        if isinstance(model, WITH_OUR_HEAD):
-            raise user_error(
-                expected="for --strategy deep_probe a model that transformers has a classifier for",
-                found=f"{type(model).__name__}, whose code is saved with it",
-                do="use --strategy linear_probe, or name the model that it was trained from",
-            )
-        self.check_places(model, groups)
-
-    def check_places(self, model: nn.Module, groups: Sequence[Group]) -> None:
-        """Refuse places that a model does not have.
-
-        Args:
-            model: a classifier; also one on the same backbone as that which is read.
-            groups: its groups in depth order.
-
-        Raises:
-            UserError: the model has too few blocks, or no first token that sees the whole text.
-        """
         if named := [name for name in self.taps if tower_of(name)]:
             raise user_error(
                 expected="for --taps places of a model of one tower",
                 found=named[0],
                 do=f"leave out {tower_of(named[0])}_",
             )
-        blocks = count_blocks(groups)
+        blocks = count_depths(model, groups)
         chosen = [kind_and_block(name) for name in self.taps]
         if not blocks or max((block for _, block in chosen), default=0) > blocks:
             raise user_error(
@@ -143,7 +124,7 @@ class PairProbe(LinearProbe):
                 do="name places of both towers, or leave --taps out",
             )
         for tower in INPUTS:
-            blocks = count_blocks(groups_of(tower, groups))
+            blocks = count_depths(model.get_submodule(f"{tower}_tower"), groups_of(tower, groups))
             chosen = [kind_and_block(name) for name in self.taps if tower_of(name) == tower]
             if max((block for _, block in chosen), default=0) > blocks:
                 raise user_error(

@@ -35,7 +35,7 @@ from hf_transfer.targets.numbers import Numbers
 from hf_transfer.targets.table import write_settings
 from hf_transfer.targets.target import Target
 from tests.models.families import FAMILIES
-from tests.tapped_models import pictures, tapped
+from tests.tapped_models import OUR_TEXTS, pictures, tapped
 from tests.tiny_models import ALL, CLASSES, perturb, set_running_statistics
 from tests.tiny_text_models import (
     END,
@@ -175,6 +175,13 @@ def save_deep_probe(folder: Path, name: str) -> Path:
     return save_finished(folder, model, preprocessing, modality="text" if is_text else "image")
 
 
+def save_probe_of_encoder(folder: Path, name: str) -> Path:
+    """A finished model that reads an encoder with a head of ours at several depths."""
+    model, is_text = tapped(name).all_taps().with_read_taps(), name in OUR_TEXTS
+    preprocessing: Any = TokenPreprocessing(tiny_tokenizer(), model_limit=40) if is_text else image_preprocessing(16)
+    return save_finished(folder, model, preprocessing, modality="text" if is_text else "image")
+
+
 def save_adapted(folder: Path) -> Path:
     """A finished model of texts with an adapter that is not merged, beside its base."""
     base = save_text_model(folder.with_name(f"{folder.name}-base"))
@@ -201,6 +208,8 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "encoder of texts": lambda folder: save_encoder(folder, "t5"),
     "deep_probe of texts": lambda folder: save_deep_probe(folder, "bert"),
     "deep_probe of images": lambda folder: save_deep_probe(folder, "vit"),
+    "deep_probe of an encoder of texts": lambda folder: save_probe_of_encoder(folder, "t5"),
+    "deep_probe of an encoder of images": lambda folder: save_probe_of_encoder(folder, "dinov3_vit"),
     "adapter": save_adapted,
 }
 

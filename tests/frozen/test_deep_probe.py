@@ -20,18 +20,30 @@ from hf_transfer.strategies.freezing import LinearProbe
 from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.progress import Fit
 from tests.frozen.solved_heads import HEADS, options_of, passes_of
-from tests.tapped_models import TEXTS, Tapped, tapped
+from tests.tapped_models import OF_TEXTS, OUR_IMAGES, OUR_TEXTS, Tapped, tapped
 from tests.tiny_models import logits
 from tests.training.toy_task import Rows, TextRows, as_label_sets, as_numbers, loaders_of, settings, tiny, train
 
-NAMES = ("vit", "swin", "convnext", "resnet_basic", "efficientnet", "bert", "mpnet", "gpt2")
+NAMES = (
+    "vit",
+    "swin",
+    "convnext",
+    "resnet_basic",
+    "efficientnet",
+    "bert",
+    "mpnet",
+    "gpt2",
+    "albert",
+    *OUR_IMAGES,
+    *OUR_TEXTS,
+)
 
 
 def rows_of(name: str, size: int, seed: int = 0) -> Rows:
     """Samples of which half have a wrong label, so that the depths differ."""
-    rows = TextRows(size, seed=seed) if name in TEXTS else Rows(size, seed=seed)
+    rows = TextRows(size, seed=seed) if name in OF_TEXTS else Rows(size, seed=seed)
     rows.labels[::2] = rows.labels[::2].roll(1)
-    if name == "efficientnet":
+    if name in ("efficientnet", "dinov3_convnext"):
         # Its layers make less than one place of 16 pixels.
         rows.inputs["pixel_values"] = interpolate(rows.pixels, scale_factor=2)
     return rows
@@ -68,7 +80,7 @@ def test_reloaded_logits_are_the_stored_features_times_the_solved_weights(name: 
     fitted = solved(name, *taps, **cache)
     finished: Any = fitted.model
     finished.save_pretrained(tmp_path / "model")
-    auto = AutoModelForSequenceClassification if name in TEXTS else AutoModelForImageClassification
+    auto = AutoModelForSequenceClassification if name in OF_TEXTS else AutoModelForImageClassification
     again = auto.from_pretrained(tmp_path / "model", trust_remote_code=True).eval()
     one = tapped(name)
     model, _ = DeepProbe(taps=taps).prepare(one.model, one.groups, one.inputs, 0)

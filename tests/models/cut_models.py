@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AlbertConfig, AutoModelForSequenceClassification, CLIPConfig, CLIPForImageClassification
 
-from hf_transfer.models.cutting import CannotCutError, Cut, with_stored
+from hf_transfer.models.cutting import CannotCutError, Cut
 from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.models.stubs import with_stored
+from tests.tapped_models import tapped
 from tests.tiny_models import ALL, CLASSES, logits, perturb, pixels
 from tests.tiny_text_models import PAD, TEXT_ARCHITECTURES, VOCABULARY, model_and_inputs, token_ids
 
@@ -18,7 +20,10 @@ Batch = dict[str, Tensor]
 SIZES: dict[str, Any] = {
     "num_labels": CLASSES, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "hidden_size": 24,
 }  # fmt: skip
-NAMES = [*ALL, *TEXT_ARCHITECTURES, "clip", "albert"]
+# Of these the encoder alone.
+ENCODERS = ("t5", "mt5", "umt5")
+NAMES = [*ALL, *TEXT_ARCHITECTURES, "clip", "albert", *ENCODERS]
+LONGEST = 13
 
 
 def _clip() -> nn.Module:
@@ -45,13 +50,13 @@ def cut_everywhere(name: str) -> tuple[nn.Module, list[Group], dict[int, Cut], d
         perturb(model, 1)
         model.eval()
     else:
-        model, _ = model_and_inputs(name)
+        model = tapped(name).model if name in ENCODERS else model_and_inputs(name)[0]
     groups = trace_groups(model, batch(name, seed=0))
     cuts: dict[int, Cut] = {}
     reasons: dict[int, str] = {}
     for count in range(1, len(groups)):
         try:
-            cuts[count] = Cut(model, groups, count, batch(name, seed=0))
+            cuts[count] = Cut(model, groups, count, batch(name, seed=0), longest=LONGEST)
         except CannotCutError as reason:
             reasons[count] = str(reason)
     assert cuts, reasons
@@ -59,7 +64,7 @@ def cut_everywhere(name: str) -> tuple[nn.Module, list[Group], dict[int, Cut], d
 
 
 def is_text(name: str) -> bool:
-    return name in TEXT_ARCHITECTURES or name == "albert"
+    return name in TEXT_ARCHITECTURES or name in ("albert", *ENCODERS)
 
 
 def batch(name: str, *, seed: int, rows: int = 2, length: int = 9) -> Batch:
@@ -98,6 +103,8 @@ class Block(nn.Module):
             "fixed numbers": (hidden, 7, None, "word"),
             "integers": (hidden, (hidden > 0).long()),
             "not by sample": (hidden, hidden.sum(0)),
+            "by the last sample": (hidden, hidden[-1:]),
+            "the same for all samples": (hidden, self.layer.bias[None]),
             "more than is needed": {"unused": hidden.relu(), "hidden": hidden, "flag": True},
         }
         return forms.get(self.form, hidden)
@@ -133,7 +140,7 @@ class Toy(nn.Module):
             return torch.stack(output)
         if self.variant == "integers":
             return output[0] * output[1]
-        if self.variant == "not by sample":
+        if self.variant in ("not by sample", "by the last sample", "the same for all samples"):
             return output[0] + output[1]
         if self.variant == "more than is needed":
             # Its shape is read, its values are not.

@@ -8,14 +8,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_transfer.models.cutting import CannotCutError, Crossing, Cut, with_stored
+from hf_transfer.models.cutting import CannotCutError, Cut
 from hf_transfer.models.groups import trace_groups
 from hf_transfer.models.pretrained import Checkpoint, load_classifier
+from hf_transfer.models.stubs import Crossing, with_stored
 from hf_transfer.targets.classes import Classes
 from tests.export.finished_models import model_of
-from tests.models.cut_models import EXAMPLE, NAMES, Batch, Toy, batch, cut_everywhere, is_text, logits_after
+from tests.models.cut_models import (
+    ENCODERS,
+    EXAMPLE,
+    LONGEST,
+    NAMES,
+    Batch,
+    Toy,
+    batch,
+    cut_everywhere,
+    is_text,
+    logits_after,
+)
 from tests.models.families import IMAGES
-from tests.tiny_models import logits, state
+from tests.tiny_models import CLASSES, logits, state
 from tests.tiny_text_models import TEXT_ARCHITECTURES, model_and_inputs, token_ids
 
 FLOATS = Crossing(("samples", 8), torch.float32)
@@ -24,14 +36,16 @@ REFUSED = {
     # Its last norm reads only the class token, and the head the mean of all patches.
     ("clip", 5): "later layers depend on vision_model.embeddings, vision_model.embeddings.patch_embedding, "
     "vision_model.encoder.layers.0.layer_norm1 not only through vision_model.post_layernorm",
+    **{(name, 1): "backbone.encoder.dropout runs more than once" for name in ENCODERS},
 }
 # Modules that blocks use although no data flows through them: they are computed until after the last block.
 LIVE = {
     "beit": ("beit.shared_position_bias",),
     "deberta": ("deberta.encoder.LayerNorm", "deberta.encoder.rel_embeddings"),
+    **dict.fromkeys(ENCODERS, ("backbone.shared",)),
 }
-# Only its weight is read, so it needs no stub.
-NEVER_CALLED = ("deberta.encoder.rel_embeddings",)
+# Only their weights are read, so they need no stub.
+NEVER_CALLED = ("deberta.encoder.rel_embeddings", "backbone.shared")
 all_architectures = pytest.mark.parametrize("name", NAMES)
 
 
@@ -215,6 +229,7 @@ def test_recording_stops_at_the_cut() -> None:
         ("an object", 2, "the output of blocks.0 contains NoTensor, which cannot be stored"),
         ("a number of the batch", 2, "the output of blocks.0 contains int, which cannot be stored"),
         ("not by sample", 2, "the output of blocks.0 does not belong to single samples"),
+        ("by the last sample", 2, "the output of blocks.0 does not belong to single samples"),
     ],
 )
 def test_the_reason_is_given_if_a_model_cannot_be_cut(variant: str, count: int, reason: str) -> None:
@@ -227,7 +242,10 @@ def test_the_reason_is_given_if_a_model_cannot_be_cut(variant: str, count: int, 
 @pytest.mark.parametrize(
     ("variant", "crossing"),
     [
-        *((variant, [FLOATS]) for variant in ("", "fixed numbers", "more than is needed", "acts in place")),
+        *(
+            (variant, [FLOATS])
+            for variant in ("", "fixed numbers", "more than is needed", "acts in place", "the same for all samples")
+        ),
         ("integers", [FLOATS, Crossing(("samples", 8), torch.int64)]),
     ],
 )
@@ -238,6 +256,16 @@ def test_only_what_later_groups_need_is_recorded(variant: str, crossing: list[Cr
     assert (cut.module, list(cut.crossing)) == ("blocks.0", crossing)
     inputs = {"pixel_values": torch.randn(5, 6, generator=torch.Generator().manual_seed(3))}
     assert torch.equal(logits_after(cut, model, cut.record(model, inputs), inputs), logits(model, inputs))
+
+
+def test_a_text_that_is_longer_than_the_cut_was_made_for_is_refused() -> None:
+    """Biases by distance are those of the longest text: T5 makes them in its first block for all."""
+    model, groups, cuts, _ = cut_everywhere("t5")
+    cut, inputs = cuts[groups.index(next(group for group in groups if group.is_block)) + 1], token_ids(length=LONGEST)
+    longer = token_ids(length=LONGEST + 1)
+    assert logits_after(cut, model, cut.record(model, inputs), inputs).shape == (len(inputs["input_ids"]), CLASSES)
+    with pytest.raises(ValueError, match=r"batches up to \[1, 2, 13, 13\], found \[1, 2, 14, 14\]"):
+        logits_after(cut, model, cut.record(model, longer), longer)
 
 
 def test_a_text_may_be_as_long_as_the_model_can_take() -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hf_transfer.models.cutting import Cut, with_stored
+from hf_transfer.models.cutting import Cut
 from hf_transfer.models.groups import check_boundary, trace_groups
 from hf_transfer.models.inference_tensors import replace_inference_tensors
+from hf_transfer.models.stubs import with_stored
 from hf_transfer.strategies.freezing import FullFineTuning, PartialFineTuning, set_trainable
 from tests.tiny_models import CLASSES, logits, pixels, tiny_model
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_transfer.models.cutting import CannotCutError, with_stored
+from hf_transfer.models.cutting import CannotCutError
 from hf_transfer.models.fusion import FusionModel
 from hf_transfer.models.joint_cut import JointCut
 from hf_transfer.models.modeling_pair import INPUTS
+from hf_transfer.models.stubs import with_stored
 from hf_transfer.models.towers import groups_of, trace
 from hf_transfer.models.tracing import evaluating
 from tests.tiny_models import logits, state

@@ -170,14 +170,14 @@ def model_of_run(folder: Path, **settings: Any) -> str:
 
 
 def test_only_what_can_be_saved_with_another_pooling_has_it(tmp_path: Path) -> None:
-    """An adapter alone belongs to a class of transformers, and a deep probe chooses what it reads."""
+    """An adapter alone belongs to a class of transformers."""
     folder = save_sentence_encoder(tmp_path)
     pooled, plain = "PooledForSequenceClassification", "BertForSequenceClassification"
     assert model_of_run(folder, strategy="full") == pooled
     assert model_of_run(folder, strategy="linear_probe") == pooled
     assert model_of_run(folder, strategy="lora", merge_adapter=True) == pooled
     assert model_of_run(folder, strategy="lora") == plain
-    assert model_of_run(folder, strategy="deep_probe") == plain
+    assert model_of_run(folder, strategy="deep_probe") == pooled
 
 
 def test_a_sentence_encoder_is_still_read_at_several_depths(tmp_path: Path) -> None:
@@ -201,15 +201,14 @@ def read_at_depths(folder: Path, pooling: Any) -> tuple[list[list[Tap]], dict[st
 
 
 def test_advised_places_are_those_that_a_deep_probe_reads(tmp_path: Path) -> None:
-    """It is made of transformers' classifier, whose head reads something else: the head is tried alone."""
+    """The head reads the mean behind the last block; other blocks are those of transformers' classifier."""
     folder = save_sentence_encoder(tmp_path)
     advised, vectors = read_at_depths(folder, "own")
-    _, of_probe = read_at_depths(folder, "class")
-    places = {tap.name for taps in advised for tap in taps if taps != [Tap("head")]}
-    assert "head" not in places
-    assert places == of_probe.keys() - {"head"}
-    for name in places:
-        torch.testing.assert_close(vectors[name], of_probe[name])
+    _, of_class = read_at_depths(folder, "class")
+    assert {tap.name for tap in advised[-1]} == {"head", "mean_1", "mean_2"}
+    for name in ("mean_1", "mean_2", "first_3"):
+        torch.testing.assert_close(vectors[name], of_class[name])
+    torch.testing.assert_close(vectors["head"], of_class["mean_3"])
 
 
 @pytest.mark.parametrize("pooling", ["own", "mean"])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_transfer.models.cutting import Cut, with_stored
+from hf_transfer.models.cutting import Cut
 from hf_transfer.models.groups import trace_groups
+from hf_transfer.models.stubs import with_stored
 from tests.models.cut_models import EXAMPLE, Toy, batch, cut_everywhere
 from tests.tiny_models import logits
 

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,15 +11,26 @@ from torch.nn.functional import normalize
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_transfer.errors import UserError
-from hf_transfer.models import modeling_deep_probe
+from hf_transfer.models import modeling_deep_probe, modeling_pooled_probe
 from hf_transfer.models.groups import Group
 from hf_transfer.models.modeling_deep_probe import DeepProbeConfig, pooled
 from hf_transfer.models.taps import Tap, kind_and_block, taps_of, vectors_of
-from tests.tapped_models import IMAGES, TEXTS, Tapped, mean_by_hand, outputs_of, padded_left, tapped
+from tests.tapped_models import (
+    IMAGES,
+    OF_TEXTS,
+    OUR_IMAGES,
+    Tapped,
+    mean_by_hand,
+    outputs_of,
+    padded_left,
+    tapped,
+)
 from tests.tiny_models import logits
 from tests.tiny_text_models import token_ids
 
-NAMES = (*IMAGES, *TEXTS)
+NAMES = (*IMAGES, *OUR_IMAGES, *OF_TEXTS)
+# Of these the last hidden state is what follows the norm behind the last block.
+LAST_NORM = {"gpt2": "transformer.ln_f"} | dict.fromkeys(("t5", "mt5", "umt5"), "backbone.encoder.final_layer_norm")
 
 
 def by_names(one: Tapped, *names: str) -> list[Tap]:
@@ -33,9 +45,8 @@ def vectors(one: Tapped, *names: str, inputs: dict[str, Tensor] | None = None) -
 
 @pytest.mark.parametrize("name", NAMES)
 def test_means_are_those_of_what_the_blocks_return(name: str) -> None:
-    """Of GPT-2 the last hidden state is what follows its last norm."""
     one = tapped(name)
-    modules = one.blocks if name != "gpt2" else [*one.blocks[:-1], "transformer.ln_f"]
+    modules = [*one.blocks[:-1], LAST_NORM.get(name, one.blocks[-1])]
     outputs, _ = outputs_of(one.model, modules, one.inputs)
     found = vectors(one, *(f"mean_{block}" for block in range(1, len(modules) + 1)))
     for vector, output in zip(found, outputs, strict=True):
@@ -51,7 +62,7 @@ def test_the_tap_of_the_head_gives_the_logits_with_the_weights_of_the_head(name:
         torch.testing.assert_close(head(vector), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", OF_TEXTS)
 def test_a_text_has_the_same_vectors_alone_and_in_a_padded_batch(name: str) -> None:
     texts, names = token_ids(seed=3, rows=4), ("mean_1", "mean_3", "first_3", "head")
     together = vectors(tapped(name), *names, inputs=texts)
@@ -61,10 +72,10 @@ def test_a_text_has_the_same_vectors_alone_and_in_a_padded_batch(name: str) -> N
             torch.testing.assert_close(vector[row : row + 1], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", OF_TEXTS)
 def test_padding_on_the_left_counts_in_no_mean_and_is_no_first_token(name: str) -> None:
     one, texts = tapped(name), padded_left(token_ids(seed=3, rows=4))
-    (output,), _ = outputs_of(one.model, one.blocks[1:2], texts)
+    (_, output), _ = outputs_of(one.model, one.blocks[:2], texts)
     first = torch.stack([row[mask][0] for row, mask in zip(output, texts["attention_mask"].bool(), strict=True)])
     mean, start = vectors(one, "mean_2", "first_2", inputs=texts)
     torch.testing.assert_close(mean, mean_by_hand(output, texts), rtol=1e-5, atol=1e-6)
@@ -91,15 +102,14 @@ def test_the_usual_taps_are_shares_of_the_depth(name: str) -> None:
     depths = {math.ceil(blocks * share) for share in (1 / 3, 1 / 2, 2 / 3, 3 / 4, 1)}
     means = {f"mean_{depth}" for depth in depths}
     combined = {f"mean_{math.ceil(blocks * share)}" for share in (1 / 3, 2 / 3, 1)}
-    first = {f"first_{blocks}"} if name in ("bert", "mpnet", "distilbert") else set()
-    # The head of a ResNet reads the mean of its last block.
-    repeated = {f"mean_{blocks}"} if name == "resnet_basic" else set()
+    first = {f"first_{blocks}"} if name in OF_TEXTS and name not in ("gpt2", "clip_text") else set()
+    # The head reads the mean of the last block.
+    repeated = {f"mean_{blocks}"} if name in ("resnet_basic", "t5", "mt5", "umt5", "splinter") else set()
     assert {tap.name for tap in choice.taps} == {"head"} | (means | first) - repeated
     *singles, together = choice.combinations
     assert singles == [(place,) for place in range(len(choice.taps))]
-    assert {choice.taps[place].name for place in together} == ({"head"} if name in IMAGES else set()) | (
-        combined - repeated
-    )
+    head = set() if name in OF_TEXTS and not repeated else {"head"}
+    assert {choice.taps[place].name for place in together} == head | (combined - repeated)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,7 +132,7 @@ def test_a_classifier_reads_the_chosen_taps_alone(name: str, tmp_path: Path) -> 
         finished = model.with_read_taps()
         torch.testing.assert_close(logits(finished, one.inputs), expected, rtol=1e-4, atol=1e-5)
         finished.save_pretrained(tmp_path / str(number))
-        auto = AutoModelForSequenceClassification if name in TEXTS else AutoModelForImageClassification
+        auto = AutoModelForSequenceClassification if name in OF_TEXTS else AutoModelForImageClassification
         again = auto.from_pretrained(tmp_path / str(number), trust_remote_code=True).eval()
         torch.testing.assert_close(logits(again, one.inputs), expected, rtol=1e-4, atol=1e-5)
         assert again.config.taps == [list(model.choice.taps[place].saved) for place in places]
@@ -155,7 +165,16 @@ def test_an_unknown_tap_is_refused() -> None:
         DeepProbeConfig.from_dict({"taps": [["mean", 1]], "widths": [3, 4]})
 
 
-def test_the_modelling_file_imports_only_torch_and_transformers() -> None:
-    text = Path(modeling_deep_probe.__file__).read_text(encoding="utf-8")
-    lines = [line.split()[1].partition(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))]
-    assert set(lines) == {"inspect", "collections", "contextlib", "typing", "torch", "transformers"}
+def imports(module: ModuleType) -> set[str]:
+    """The packages that a file imports, and the files beside it."""
+    lines = Path(str(module.__file__)).read_text(encoding="utf-8").splitlines()
+    names = [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
+    return {name if name.startswith(".") else name.partition(".")[0] for name in names}
+
+
+def test_the_modelling_files_import_only_torch_and_transformers() -> None:
+    """And each other."""
+    plain = {"inspect", "collections", "contextlib", "typing", "torch", "transformers"}
+    assert imports(modeling_deep_probe) == plain
+    files = {".modeling_deep_probe", ".modeling_pooled", ".modeling_pooled_image"}
+    assert imports(modeling_pooled_probe) == {"typing", "transformers", *files}

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_transfer.errors import UserError
 from hf_transfer.models.groups import Group, trace_groups
+from hf_transfer.strategies.adapter_files import merged
 from hf_transfer.strategies.adapters import (
     Adapters,
     InfusedAdapters,
@@ -259,6 +260,18 @@ def test_the_weights_depend_only_on_the_seed(method: str) -> None:
     assert all("lora_" in key or "lokr_" in key or "hada_" in key for key in differ)
 
 
+def test_an_adapter_that_is_merged_may_be_in_a_model_that_reads_the_strides_of_its_layers() -> None:
+    """MobileNetV2 pads by them. In float64, since its random weights enlarge rounding."""
+    one = adapt("mobilenet_v2", LowRankAdaptation(merges=True), random=True)
+    model, pixels = one.model.double(), {"pixel_values": one.inputs["pixel_values"].double()}
+    expected = logits(model, pixels)
+    plain = merged(model)
+    assert not any(isinstance(layer, BaseTunerLayer) for layer in plain.modules())
+    torch.testing.assert_close(logits(plain, pixels), expected)
+    before, _ = model_and_inputs("mobilenet_v2")
+    assert not torch.allclose(logits(before.double(), pixels), expected)
+
+
 def test_a_deep_copy_shares_no_weights() -> None:
     strategy = LowRankAdaptation()
     adapted = adapt("resnet_basic", strategy, random=True)
@@ -361,7 +374,7 @@ ATTACHABLE_TO_GPT2 = "LORA, IA3, VERA, FROD, PVERA, FOURIERFT, UNILORA, RANDLORA
             LowRankAdaptation(),
             "Expected: a model that runs with the layers by which LORA replaces its own\n"
             "Found:    MobileNetV2ForImageClassification: 'Conv2d' object has no attribute 'stride'\n"
-            "Do this:  use another kind of adapter, or --strategy partial or full",
+            "Do this:  add --merge_adapter, use another kind of adapter, or --strategy partial or full",
         ),
     ],
 )

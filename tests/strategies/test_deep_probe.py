@@ -16,6 +16,7 @@ from hf_transfer.settings.run import MultimodalConfig, TextConfig, VisionConfig
 from hf_transfer.strategies.choice import Prepared, choose_strategy, load_model, prepare_model
 from hf_transfer.strategies.deep_probe import PairProbe
 from hf_transfer.targets.classes import Classes
+from tests.models.families import FAMILIES
 from tests.settings.command_lines import REQUIRED
 from tests.tapped_models import tapped
 from tests.tiny_models import pixels, save_checkpoint
@@ -93,13 +94,23 @@ def test_the_first_token_of_a_model_that_reads_from_left_to_right_is_refused(tmp
     assert lines[0] == "Expected: for --taps first_N a model whose first token sees the whole text (BERT, RoBERTa, ...)"
 
 
-def test_a_model_with_another_pooling_is_refused(tmp_path: Path) -> None:
-    """It has been trained with it, and is no model of transformers."""
+def test_a_result_with_another_pooling_is_read_as_it_was_trained(tmp_path: Path) -> None:
+    """Its head reads the mean behind the last block, which is not tried twice."""
     base = Checkpoint(str(save_text_checkpoint(tmp_path / "bert")), task=TEXT, pooling="mean")
     base.classifier(TARGET, seed=0, fresh_weights=False).save_pretrained(tmp_path / "pooled")
-    lines = refusal(Checkpoint(str(tmp_path / "pooled"), task=TEXT))
-    assert lines[0] == "Expected: for --strategy deep_probe a model that transformers has a classifier for"
-    assert lines[1] == "Found:    PooledForSequenceClassification, whose code is saved with it"
+    prepared = prepare(Checkpoint(str(tmp_path / "pooled"), task=TEXT))
+    assert prepared.notes[0] == (
+        "5 of 6 groups are frozen; the head reads what is best of head, mean_1, mean_2, first_3."
+    )
+
+
+@pytest.mark.usefixtures("weights_are_not_read")
+def test_the_first_token_of_an_encoder_that_reads_from_left_to_right_is_refused(tmp_path: Path) -> None:
+    """The text tower of CLIP."""
+    checkpoint = Checkpoint(str(FAMILIES["clip_text"].checkpoint(tmp_path)), task=TEXT)
+    lines = refusal(checkpoint, "first_3")
+    assert lines[0] == "Expected: for --taps first_N a model whose first token sees the whole text (BERT, RoBERTa, ...)"
+    assert "a clip_text_model model, in which a token sees only earlier tokens" in lines[1]
 
 
 @pytest.mark.usefixtures("weights_are_not_read")

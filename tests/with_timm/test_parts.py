@@ -9,8 +9,9 @@ import torch
 from timm.models.vgg import VGG
 from torch import Tensor, nn
 
-from hf_transfer.models.cutting import Cut, with_stored
+from hf_transfer.models.cutting import Cut
 from hf_transfer.models.groups import Group, check_boundary, trace_groups
+from hf_transfer.models.stubs import with_stored
 from hf_transfer.models.units import MOST_GROUPS, work_of
 from hf_transfer.strategies.freezing import GradualUnfreezing, PartialFineTuning
 from tests.tiny_models import logits, set_running_statistics
