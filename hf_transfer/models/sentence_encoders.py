@@ -1,20 +1,22 @@
-"""The pooling that a sentence encoder was trained with, as its own files name it.
+"""The pooling and the prompts that a sentence encoder was trained with, as its own files name them.
 
 The library sentence-transformers saves a model as a list of modules, `modules.json`. The settings of the one that pools
-are in a folder of its own, usually `1_Pooling/config.json`. Reference: Reimers & Gurevych, Sentence-BERT, EMNLP 2019,
-https://arxiv.org/abs/1908.10084; https://sbert.net.
+are in a folder of its own, usually `1_Pooling/config.json`; prompts are in `config_sentence_transformers.json`.
+Reference: Reimers & Gurevych, Sentence-BERT, EMNLP 2019, https://arxiv.org/abs/1908.10084; https://sbert.net.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from huggingface_hub import try_to_load_from_cache
 
+from hf_transfer.errors import user_error
 from hf_transfer.models.encoders import Pooling
 
-MODULES_FILE = "modules.json"
+MODULES_FILE, PROMPTS_FILE = "modules.json", "config_sentence_transformers.json"
 # The names of sentence-transformers for what a head of ours can read. Older versions wrote one flag for each.
 POOLINGS: Mapping[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 FLAGS = {
@@ -59,6 +61,47 @@ def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
     settings = file(name)
     modes = "" if settings is None else _modes(json.loads(settings.read_text(encoding="utf-8")))
     return NamedPooling(POOLINGS.get(modes), modes, name)
+
+
+class Prompts(NamedTuple):
+    """The prompts of a sentence encoder: texts that it was trained to see before others.
+
+    Attributes:
+        default: the one that is put before a text if nothing else is asked for; empty: none.
+        named: all of them, by name.
+    """
+
+    default: str = ""
+    named: Mapping[str, str] = MappingProxyType({})
+
+
+def named_prompts(file: Callable[[str], Path | None], model: str) -> Prompts:
+    """The prompts that a checkpoint names.
+
+    Args:
+        file: gives a file of the checkpoint by its name; None if there is none.
+        model: its name, for messages.
+
+    Raises:
+        UserError: the default is none of them, or one of them is no text.
+    """
+    # As in sentence-transformers, the prompts of a checkpoint without modules do not count.
+    settings = file(PROMPTS_FILE) if file(MODULES_FILE) is not None else None
+    if settings is None:
+        return Prompts()
+    content = json.loads(settings.read_text(encoding="utf-8"))
+    prompts, default = content.get("prompts") or {}, content.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        found = f"{prompts!r:.200}"
+    elif default is not None and not (isinstance(default, str) and default in prompts):
+        found = f"default_prompt_name {default!r}, and prompts {', '.join(map(repr, prompts)) or 'none'}"
+    else:
+        return Prompts("" if default is None else prompts[default], prompts)
+    raise user_error(
+        expected=f"in {PROMPTS_FILE} of {model} prompts that are texts, and default_prompt_name one of their names",
+        found=found,
+        do="correct that file, or choose another model",
+    )
 
 
 def notes_on_lack(path: str, revision: str) -> tuple[str, ...]:
