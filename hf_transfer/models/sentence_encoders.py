@@ -19,6 +19,8 @@ from hf_transfer.models.encoders import Pooling
 MODULES_FILE, PROMPTS_FILE = "modules.json", "config_sentence_transformers.json"
 # The names of sentence-transformers for what a head of ours can read. Older versions wrote one flag for each.
 POOLINGS: Mapping[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+# Modules that are loaded, and those that do little to what a new head can tell: see docs/model_loading.md.
+WITHOUT_NOTE = {"Transformer", "Pooling", "Normalize", "Dropout"}
 FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -36,11 +38,13 @@ class NamedPooling(NamedTuple):
         pooling: for a head of ours; None: it has no such pooling.
         named: the names of sentence-transformers; empty: the file is missing, or names none.
         file: that says so.
+        not_loaded: the kinds of further modules of the encoder, such as a dense layer behind the pooling.
     """
 
     pooling: Pooling | None
     named: str
     file: str
+    not_loaded: tuple[str, ...] = ()
 
 
 def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
@@ -54,13 +58,15 @@ def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
         return None
     modules = json.loads(listed.read_text(encoding="utf-8"))
     # Others end in the same word, such as WeightedLayerPooling, which joins the layers of each token.
-    folders = [str(one["path"]) for one in modules if str(one.get("type", "")).split(".")[-1] == "Pooling"]
+    kinds = [str(one.get("type", "")).split(".")[-1] for one in modules]
+    folders = [str(one["path"]) for one, kind in zip(modules, kinds, strict=True) if kind == "Pooling"]
     if not folders or PurePosixPath(folders[0]).is_absolute() or ".." in PurePosixPath(folders[0]).parts:
         return None
     name = f"{folders[0]}/config.json".removeprefix("/")
     settings = file(name)
     modes = "" if settings is None else _modes(json.loads(settings.read_text(encoding="utf-8")))
-    return NamedPooling(POOLINGS.get(modes), modes, name)
+    not_loaded = tuple(kind for kind in kinds if kind not in WITHOUT_NOTE)
+    return NamedPooling(POOLINGS.get(modes), modes, name, not_loaded)
 
 
 class Prompts(NamedTuple):
