@@ -162,6 +162,16 @@ def test_a_key_of_stored_activations_differs_by_the_prefix() -> None:
     assert keys[1] == keys[3]
 
 
+def test_an_exported_tokenizer_puts_the_prefix_too(tmp_path: Path) -> None:
+    """Also before a text that is truncated."""
+    made = preprocessing("word3 word4 ", 8)
+    made.portable(tmp_path)
+    alone = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text, words in (("word9", "word9"), ("word9 " * 20, "word9 word9 word9 word9")):
+        expected = tiny_tokenizer()("word3 word4 " + words)["input_ids"]
+        assert alone.encode(text).ids == made.inputs([(text,)])["input_ids"][0].tolist() == expected
+
+
 @pytest.mark.parametrize("texts", [1, 2])
 def test_a_prefix_needs_room_of_its_own(texts: int) -> None:
     """By hand: the prefix has 2 tokens, each text at least one, and there are 2 or 3 special tokens."""
