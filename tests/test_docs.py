@@ -28,7 +28,7 @@ LONGEST_README = 180
 # Flags of other programs, and of our own commands that are no recipes.
 OTHER_FLAGS = {
     "--architecture", "--autogluon", "--format", "--output", "--strategies", "--text_pair",
-    "--checkout", "--clear", "--config", "--config_file", "--cpu", "--help", "--image", "--int8", "--machine_rank",
+    "--checkout", "--clear", "--config", "--config_file", "--cpu", "--data", "--help", "--prefixes", "--sizes", "--image", "--int8", "--machine_rank",
     "--model", "--main_process_ip", "--models", "--mutants", "--no_fresh_weights", "--nodes", "--nproc_per_node",
     "--num_processes", "--older_than", "--only", "--race", "--race_strategy", "--real", "--signals-to-handle", "--text",
     "--image_models", "--recipe", "--text_models", "--tiny", "--top",

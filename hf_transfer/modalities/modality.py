@@ -33,6 +33,8 @@ PREPROCESSING_FILE = "preprocessing.json"
 SCHEMA = 1
 # Numbers of tokens and of pixels in that file.
 LENGTHS = ("max_length", "tokenizer_limit", DECODED_SIDE)
+# What is put before each text; the name is that of the setting.
+TEXT_PREFIX = "text_prefix"
 # Of the settings with which the training data were read, those of one file.
 READ_WITH = ("encoding", "delimiter")
 # The content of such a file, and the settings that name columns, by name; None where they are left open.
@@ -365,6 +367,8 @@ def read_description(path: Path, model: str) -> dict[str, Any]:
                 raise ValueError(f"{LARGEST_PIXEL_VALUE} is {white}")
             content["columns"][LARGEST_PIXEL_VALUE] = white
         content |= {name: int(content[name]) for name in LENGTHS if name in content}
+        if not isinstance(prefix := content.get(TEXT_PREFIX, ""), str):
+            raise TypeError(f"{TEXT_PREFIX} is {prefix!r}")
         if (side := content.get(DECODED_SIDE, 1)) < 1:
             raise ValueError(f"{DECODED_SIDE} is {side}")
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:

@@ -16,6 +16,7 @@ from hf_transfer.data.tables import TABLE_BUILDERS
 from hf_transfer.data.text_checks import bad_texts, refuse_half_pairs
 from hf_transfer.errors import user_error
 from hf_transfer.modalities.modality import (
+    TEXT_PREFIX,
     LocatedSample,
     Modality,
     Regularisation,
@@ -263,18 +264,24 @@ def _located(
 
 def tokens_of(checkpoint: Checkpoint, config: TextConfig | MultimodalConfig | None, saved: Saved) -> TokenPreprocessing:
     """The preprocessing with a checkpoint's tokenizer; it truncates as set, or else as saved, or else at the limit."""
+    from hf_transfer.modalities.text_prefixes import chosen_prefix, with_prefix
     from hf_transfer.modalities.tokens import TokenPreprocessing
 
+    description = saved_description(checkpoint)
+    asked = config.text.text_prefix if config is not None else None
+    prefix, notes = chosen_prefix(checkpoint, asked, description.get(TEXT_PREFIX, "") if description else None)
     tokenizer = checkpoint.tokenizer()
+    tokenizer = with_prefix(tokenizer, prefix, checkpoint.tokenizer_in, has=description.get(TEXT_PREFIX, ""))
     # A run saves its own length as the tokenizer's limit. The next run that starts from its model may use longer texts.
-    tokenizer.model_max_length = saved_description(checkpoint).get("tokenizer_limit", tokenizer.model_max_length)
+    tokenizer.model_max_length = description.get("tokenizer_limit", tokenizer.model_max_length)
     length = (config.text.max_seq_length if config else None) or saved.get("max_length")
     # A new run finds out again what its model needs.
     padded_length = checkpoint.padded_length or (getattr(checkpoint.config, "padded_length", None) if saved else None)
     tokens = TokenPreprocessing(
         tokenizer, model_limit=checkpoint.longest_input, max_seq_length=length, columns=saved.get("columns"),
-        takes_mask=checkpoint.takes_mask, padded_length=padded_length,
+        takes_mask=checkpoint.takes_mask, padded_length=padded_length, text_prefix=prefix,
     )  # fmt: skip
+    tokens.notes += notes
     pair = config.text.text_pair_column_name if isinstance(config, TextConfig) else None
     tokens.refuse_no_room(2 if tokens.pair or pair else 1)
     return tokens

@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from hf_transfer.data.batches import Batch
 from hf_transfer.data.text_checks import fault_of_texts
 from hf_transfer.errors import user_error
-from hf_transfer.modalities.modality import Preprocessing
+from hf_transfer.modalities.modality import TEXT_PREFIX, Preprocessing
+from hf_transfer.modalities.text_prefixes import tokens_of_prefix
 
 # Tokenizers without a limit state a number above this.
 LONGEST_LIMIT = 1_000_000
@@ -43,11 +44,13 @@ class TokenPreprocessing(Preprocessing):
         columns: see `Preprocessing.columns`.
         takes_mask: whether the model is told which tokens are padding.
         padded_length: see there.
+        text_prefix: see there.
 
     Attributes:
         tokenizer: it pads; one without a pad token pads with its end-of-text token.
         max_length: tokens that a text may have, with its special tokens.
         padded_length: how many tokens all texts are padded to; None: as many as the longest text of a batch has.
+        text_prefix: what the tokenizer puts before each text: see `text_prefixes.with_prefix`.
         notes: what was decided about the tokenizer, in sentences.
 
     Raises:
@@ -58,6 +61,7 @@ class TokenPreprocessing(Preprocessing):
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, model_limit: int | None, max_seq_length: int | None = None,
         columns: Mapping[str, str] | None = None, takes_mask: bool = True, padded_length: int | None = None,
+        text_prefix: str = "",
     ) -> None:  # fmt: skip
         limits = [limit for limit in (tokenizer.model_max_length, model_limit) if limit and 0 < limit < LONGEST_LIMIT]
         if limits and max_seq_length is not None and max_seq_length > min(limits):
@@ -86,7 +90,8 @@ class TokenPreprocessing(Preprocessing):
             self.notes.append(f"The tokenizer has no pad token: texts are padded with {tokenizer.eos_token}.")
         self.tokenizer, self.columns, self._limit = tokenizer, columns or {}, int(tokenizer.model_max_length)
         self.max_length = max_seq_length or min(limits, default=WITHOUT_LIMIT)
-        self.padded_length = padded_length
+        self.padded_length, self.text_prefix = padded_length, text_prefix
+        self._prefix_tokens = tokens_of_prefix(tokenizer, text_prefix)
         self._special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         self._words: dict[int, bool] = {}
         self._is_set = max_seq_length is not None
@@ -105,17 +110,19 @@ class TokenPreprocessing(Preprocessing):
         return [text if text["input_ids"] else self._one_token(text) for text in whole], lost
 
     def refuse_no_room(self, texts: int) -> None:
-        """Refuse a length of which special tokens leave no room for a word of each text.
+        """Refuse a length of which special tokens and the prefix leave no room for a word of each text.
 
         Args:
             texts: how many a sample has: 1 or 2.
         """
-        special = self.tokenizer.num_special_tokens_to_add(pair=texts == 2)
-        if self.max_length >= special + texts:
+        special, of_prefix = self.tokenizer.num_special_tokens_to_add(pair=texts == 2), texts * len(self._prefix_tokens)
+        if self.max_length >= special + of_prefix + texts:
             return
+        others = f" and {of_prefix} tokens of the prefix" if of_prefix else ""
+        kind = "pair" if texts == 2 else "text"
         raise user_error(
-            expected=f"--max_seq_length of at least {special + texts}, so that a word is left of each text",
-            found=f"{self.max_length}, and {special} special tokens for each {'pair' if texts == 2 else 'text'}",
+            expected=f"--max_seq_length of at least {special + of_prefix + texts}, so that a word is left of each text",
+            found=f"{self.max_length}, and {special} special tokens{others} for each {kind}",
             do="raise it, or leave it out" if self._is_set else "correct model_max_length in tokenizer_config.json",
         )
 
@@ -128,7 +135,7 @@ class TokenPreprocessing(Preprocessing):
         return f"no word is left of it in {self.max_length} tokens" if is_emptied else ""
 
     def emptied(self, texts: Sequence[tuple[str, ...]], encoded: Sequence[Encoded]) -> list[bool]:
-        """Whether only special tokens and white space are left of each sample, or of one of the texts of a pair.
+        """Whether no word is left of each sample, or of one of the texts of a pair; those of the prefix do not count.
 
         Args:
             texts: before truncation.
@@ -262,8 +269,9 @@ class TokenPreprocessing(Preprocessing):
             self.tokenizer.model_max_length = self._limit
 
     def description(self) -> dict[str, Any]:
-        """The number of tokens to which texts are truncated, and the limit that the tokenizer itself had."""
-        return {"max_length": self.max_length, "tokenizer_limit": self._limit}
+        """To how many tokens texts are truncated, the limit that the tokenizer had, and its prefix, if it has one."""
+        prefix = {TEXT_PREFIX: self.text_prefix} if self.text_prefix else {}
+        return {"max_length": self.max_length, "tokenizer_limit": self._limit, **prefix}
 
     @property
     def pair(self) -> bool | None:
@@ -294,6 +302,11 @@ class TokenPreprocessing(Preprocessing):
         # A stretch begins behind a special token, and with a text.
         begins = ~is_special
         begins[1:] &= is_special[:-1] | (of_text[1:] != of_text[:-1])
+        starts, lasts = np.flatnonzero(begins), len(ids) - 1
+        is_prefix = np.ones(len(starts), dtype=bool)
+        for place, token in enumerate(self._prefix_tokens):
+            is_prefix &= (starts + place <= lasts) & (ids[np.minimum(starts + place, lasts)] == token)
+            is_word[starts[is_prefix] + place] = False
         have_words = np.bincount(np.cumsum(begins)[is_word] - 1, minlength=np.count_nonzero(begins)) > 0
         counts: list[int] = np.bincount(of_text[begins][have_words], minlength=len(texts)).tolist()
         return counts
@@ -304,12 +317,16 @@ class TokenPreprocessing(Preprocessing):
         if not encoded.is_fast:
             # Tokenizers in Python do not say which token is of which text.
             return self._parts_with_words([encoded["input_ids"]]) == [0]
-        kept = {
-            part
-            for token, part in zip(encoded["input_ids"], encoded.sequence_ids(0), strict=True)
-            if part is not None and self._is_word(token)
-        }
-        return any(text.strip() and number not in kept for number, text in enumerate(sample))
+        parts: dict[int, list[int]] = {number: [] for number in range(len(sample))}
+        for token, part in zip(encoded["input_ids"], encoded.sequence_ids(0), strict=True):
+            if part is not None:
+                parts[part].append(token)
+        return any(text.strip() and not self._has_word(parts[number]) for number, text in enumerate(sample))
+
+    def _has_word(self, tokens: Sequence[int]) -> bool:
+        """Whether a word is left behind the prefix, or behind the part of it that is left."""
+        of_prefix = takewhile(lambda both: both[0] == both[1], zip(tokens, self._prefix_tokens, strict=False))
+        return any(map(self._is_word, tokens[len(list(of_prefix)) :]))
 
     def _is_word(self, token: int) -> bool:
         if token not in self._words:

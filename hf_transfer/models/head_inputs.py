@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 from hf_transfer.models.encoders import Pooling, Rule
 from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.pooling import backbone_config, check_pooling, default_pooling, pooling_of
-from hf_transfer.models.sentence_encoders import NamedPooling, named_pooling
+from hf_transfer.models.sentence_encoders import MODULES_FILE, NamedPooling, named_pooling
 from hf_transfer.models.tasks import TASKS, Task
 
 # `own`: what the checkpoint was trained with, if its files or our table say that; `class`: what transformers'
@@ -94,5 +94,11 @@ def _done_otherwise(
         yield f"{named.file} of the model {fault}: the head reads what transformers' classifier for it reads."
     elif named is not None and named.pooling is not None:
         yield f"The head reads {READ_BY_HEAD[named.pooling]}, as {named.file} of the model says."
+        if named.not_loaded:
+            are = "are" if len(named.not_loaded) > 1 else "is"
+            yield (
+                f"{MODULES_FILE} of the model also names {' and '.join(named.not_loaded)}, which {are} not loaded: the "
+                "head reads what the pooling makes of the last hidden states."
+            )
     elif pooling is not None and rule is not None and pooling == rule.pooling:
         yield f"The head reads {READ_BY_HEAD[pooling]}: {rule.reason}."

@@ -236,6 +236,13 @@ class Checkpoint(AnyCheckpoint):
         tokenizer: PreTrainedTokenizerBase = self._read(AutoTokenizer.from_pretrained, config=self._text_config)
         return tokenizer
 
+    def tokenizer_in(self, folder: str) -> PreTrainedTokenizerBase:
+        """A tokenizer of the same model that was saved in a folder."""
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, config=self._text_config, trust_remote_code=False
+        )
+        return tokenizer
+
     @property
     def _text_config(self) -> PretrainedConfig:
         """The configuration of the part that reads texts."""

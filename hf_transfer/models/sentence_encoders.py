@@ -1,22 +1,26 @@
-"""The pooling that a sentence encoder was trained with, as its own files name it.
+"""The pooling and the prompts that a sentence encoder was trained with, as its own files name them.
 
 The library sentence-transformers saves a model as a list of modules, `modules.json`. The settings of the one that pools
-are in a folder of its own, usually `1_Pooling/config.json`. Reference: Reimers & Gurevych, Sentence-BERT, EMNLP 2019,
-https://arxiv.org/abs/1908.10084; https://sbert.net.
+are in a folder of its own, usually `1_Pooling/config.json`; prompts are in `config_sentence_transformers.json`.
+Reference: Reimers & Gurevych, Sentence-BERT, EMNLP 2019, https://arxiv.org/abs/1908.10084; https://sbert.net.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from huggingface_hub import try_to_load_from_cache
 
+from hf_transfer.errors import user_error
 from hf_transfer.models.encoders import Pooling
 
-MODULES_FILE = "modules.json"
+MODULES_FILE, PROMPTS_FILE = "modules.json", "config_sentence_transformers.json"
 # The names of sentence-transformers for what a head of ours can read. Older versions wrote one flag for each.
 POOLINGS: Mapping[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+# Modules that are loaded, and those that do little to what a new head can tell: see docs/model_loading.md.
+WITHOUT_NOTE = {"Transformer", "Pooling", "Normalize", "Dropout"}
 FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -34,11 +38,13 @@ class NamedPooling(NamedTuple):
         pooling: for a head of ours; None: it has no such pooling.
         named: the names of sentence-transformers; empty: the file is missing, or names none.
         file: that says so.
+        not_loaded: the kinds of further modules of the encoder, such as a dense layer behind the pooling.
     """
 
     pooling: Pooling | None
     named: str
     file: str
+    not_loaded: tuple[str, ...] = ()
 
 
 def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
@@ -52,13 +58,56 @@ def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
         return None
     modules = json.loads(listed.read_text(encoding="utf-8"))
     # Others end in the same word, such as WeightedLayerPooling, which joins the layers of each token.
-    folders = [str(one["path"]) for one in modules if str(one.get("type", "")).split(".")[-1] == "Pooling"]
+    kinds = [str(one.get("type", "")).split(".")[-1] for one in modules]
+    folders = [str(one["path"]) for one, kind in zip(modules, kinds, strict=True) if kind == "Pooling"]
     if not folders or PurePosixPath(folders[0]).is_absolute() or ".." in PurePosixPath(folders[0]).parts:
         return None
     name = f"{folders[0]}/config.json".removeprefix("/")
     settings = file(name)
     modes = "" if settings is None else _modes(json.loads(settings.read_text(encoding="utf-8")))
-    return NamedPooling(POOLINGS.get(modes), modes, name)
+    not_loaded = tuple(kind for kind in kinds if kind not in WITHOUT_NOTE)
+    return NamedPooling(POOLINGS.get(modes), modes, name, not_loaded)
+
+
+class Prompts(NamedTuple):
+    """The prompts of a sentence encoder: texts that it was trained to see before others.
+
+    Attributes:
+        default: the one that is put before a text if nothing else is asked for; empty: none.
+        named: all of them, by name.
+    """
+
+    default: str = ""
+    named: Mapping[str, str] = MappingProxyType({})
+
+
+def named_prompts(file: Callable[[str], Path | None], model: str) -> Prompts:
+    """The prompts that a checkpoint names.
+
+    Args:
+        file: gives a file of the checkpoint by its name; None if there is none.
+        model: its name, for messages.
+
+    Raises:
+        UserError: the default is none of them, or one of them is no text.
+    """
+    # As in sentence-transformers, the prompts of a checkpoint without modules do not count.
+    settings = file(PROMPTS_FILE) if file(MODULES_FILE) is not None else None
+    if settings is None:
+        return Prompts()
+    content = json.loads(settings.read_text(encoding="utf-8"))
+    prompts, default = content.get("prompts") or {}, content.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        found = f"{prompts!r:.200}"
+    elif default is not None and not (isinstance(default, str) and default in prompts):
+        found = f"default_prompt_name {default!r}, and prompts {', '.join(map(repr, prompts)) or 'none'}"
+    else:
+        return Prompts("" if default is None else prompts[default], prompts)
+    raise user_error(
+        expected=f"in {PROMPTS_FILE} of {model} prompts that are texts, and default_prompt_name one of their names",
+        found=found,
+        do="correct that file, or choose another model",
+    )
 
 
 def notes_on_lack(path: str, revision: str) -> tuple[str, ...]:

@@ -133,6 +133,10 @@ class TextSettings(Topic):
     """Samples that are texts, or have one."""
 
     text_column_name: str | None = setting("Column with the texts (default: chosen by name and type).", None)
+    text_prefix: str | None = setting(
+        "Put this before every text, as in --text_prefix 'query: ' (default: the prompt that the checkpoint names as "
+        "its default; an empty text: nothing).", None, TRAINS,
+    )  # fmt: skip
     # In fewer than 3, a model's special tokens leave no room for a text.
     max_seq_length: int | None = setting(
         "Truncate texts to this many tokens (default: the model's limit).", None, at_least(3)

@@ -79,7 +79,30 @@ def test_layers_that_are_weighted_before_are_not_the_pooling(tmp_path: Path) -> 
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     weighted = {"idx": 1, "path": "1_Weights", "type": "sentence_transformers.models.WeightedLayerPooling"}
     (folder / "modules.json").write_text(json.dumps([modules[0], weighted, *modules[1:]]), encoding="utf-8")
-    assert named(folder) == NamedPooling("mean", "mean", FILE)
+    assert named(folder) == NamedPooling("mean", "mean", FILE, ("WeightedLayerPooling",))
+
+
+@pytest.mark.parametrize(
+    ("further", "shown"),
+    [
+        (["sentence_transformers.models.Dense"], "Dense, which is"),
+        (["sentence_transformers.base.modules.dense.Dense", "org.LayerNorm"], "Dense and LayerNorm, which are"),
+        (["sentence_transformers.models.Dropout"], None),
+    ],
+)
+def test_modules_that_are_not_loaded_are_named(further: list[str], shown: str | None, tmp_path: Path) -> None:
+    """A head on the output of a dense layer would read something else."""
+    folder = save_sentence_encoder(tmp_path)
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    modules[2:2] = [{"idx": 2 + place, "path": f"{2 + place}_More", "type": kind} for place, kind in enumerate(further)]
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    of_pooling, *more = Checkpoint(str(folder), task=TEXT, pooling="own").notes
+    assert of_pooling == f"The head reads the mean of all tokens, as {FILE} of the model says."
+    sentence = (
+        f"modules.json of the model also names {shown} not loaded: the head reads what the pooling makes of the last "
+        "hidden states."
+    )
+    assert more == ([sentence] if shown else [])
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc"])

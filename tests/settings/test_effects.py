@@ -43,6 +43,7 @@ WITHOUT_EFFECT: list[tuple[type[RunConfig], tuple[str, ...], str, str, str]] = [
     ),
     (VisionConfig, EVALUATED, "--num_train_epochs=3", STEPWISE, "--evaluate_only"),
     (TextConfig, EVALUATED, "--pooling=mean", "training", "--evaluate_only"),
+    (TextConfig, EVALUATED, "--text_prefix=query: ", "training", "--evaluate_only"),
     (MultimodalConfig, EVALUATED, "--fusion=gated", "training", "--evaluate_only"),
     (MultimodalConfig, EVALUATED, "--image_strategy=lora", "training", "--evaluate_only"),
     (MultimodalConfig, EVALUATED, "--text_strategy=lora", "training", "--evaluate_only"),
