@@ -28,10 +28,10 @@ LONGEST_README = 180
 # Flags of other programs, and of our own commands that are no recipes.
 OTHER_FLAGS = {
     "--architecture", "--autogluon", "--format", "--output", "--strategies", "--text_pair",
-    "--checkout", "--clear", "--config", "--config_file", "--cpu", "--data", "--help", "--prefixes", "--sizes", "--image", "--int8", "--machine_rank",
+    "--checkout", "--clear", "--config", "--config_file", "--cpu", "--help", "--image", "--int8", "--machine_rank",
     "--model", "--main_process_ip", "--models", "--mutants", "--no_fresh_weights", "--nodes", "--nproc_per_node",
     "--num_processes", "--older_than", "--only", "--race", "--race_strategy", "--real", "--signals-to-handle", "--text",
-    "--tiny", "--top",
+    "--data", "--prefixes", "--sizes", "--tiny", "--top",
 }  # fmt: skip
 # Modules of benchmarks that measure nothing.
 PARTS_OF_BENCHMARKS = (
