@@ -27,11 +27,11 @@ PAGES = [
 LONGEST_README = 180
 # Flags of other programs, and of our own commands that are no recipes.
 OTHER_FLAGS = {
-    "--architecture", "--autogluon", "--format", "--output", "--strategies", "--text_pair",
-    "--checkout", "--clear", "--config", "--config_file", "--cpu", "--data", "--help", "--prefixes", "--sizes", "--image", "--int8", "--machine_rank",
-    "--model", "--main_process_ip", "--models", "--mutants", "--no_fresh_weights", "--nodes", "--nproc_per_node",
-    "--num_processes", "--older_than", "--only", "--race", "--race_strategy", "--real", "--signals-to-handle", "--text",
-    "--image_models", "--recipe", "--text_models", "--tiny", "--top",
+    "--architecture", "--autogluon", "--checkout", "--clear", "--config", "--config_file", "--cpu", "--data",
+    "--format", "--help", "--image", "--image_models", "--int8", "--machine_rank", "--main_process_ip", "--model",
+    "--models", "--mutants", "--no_fresh_weights", "--nodes", "--nproc_per_node", "--num_processes", "--older_than",
+    "--only", "--output", "--prefixes", "--race", "--race_strategy", "--real", "--recipe", "--signals-to-handle",
+    "--sizes", "--strategies", "--text", "--text_models", "--text_pair", "--tiny", "--top",
 }  # fmt: skip
 # Modules of benchmarks that measure nothing.
 PARTS_OF_BENCHMARKS = (

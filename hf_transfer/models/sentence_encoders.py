@@ -111,7 +111,7 @@ def named_prompts(file: Callable[[str], Path | None], model: str) -> Prompts:
 
 
 def notes_on_lack(path: str, revision: str) -> tuple[str, ...]:
-    """A sentence if nobody knows whether a checkpoint names a pooling: the Hub did not answer, and no cache says so.
+    """A sentence if it is not known whether a checkpoint names a pooling or a prompt: no cache and no Hub says it.
 
     Args:
         path: a folder or a Hub id.
@@ -120,7 +120,7 @@ def notes_on_lack(path: str, revision: str) -> tuple[str, ...]:
     if Path(path).is_dir() or try_to_load_from_cache(path, MODULES_FILE, revision=revision) is not None:
         return ()
     return (
-        f"Whether {path} names the pooling that it was trained with is not known: {MODULES_FILE} is not in the cache, "
+        f"Whether {path} names a pooling or a prompt is not known: {MODULES_FILE} is not in the cache, "
         "and the Hub does not answer. This run does as if it named none.",
     )
 

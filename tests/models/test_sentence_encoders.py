@@ -171,7 +171,7 @@ def test_a_run_without_the_hub_says_that_the_pooling_is_not_known(
         (home / ".no_exist" / commit).mkdir(parents=True)
         (home / ".no_exist" / commit / "modules.json").touch()
     sentence = (
-        "Whether org/encoder names the pooling that it was trained with is not known: modules.json is not in the "
+        "Whether org/encoder names a pooling or a prompt is not known: modules.json is not in the "
         "cache, and the Hub does not answer. This run does as if it named none."
     )
     assert Checkpoint("org/encoder", task=TEXT, pooling="own").notes == ((sentence,) if kept == "neither" else ())
