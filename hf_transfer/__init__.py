@@ -2,7 +2,7 @@
 
     import hf_transfer as ht
 
-    run = ht.train("path/to/pictures", model="google/vit-base-patch16-224", strategy="partial", output_dir="runs/first")
+    run = ht.train("path/to/pictures", model="google/vit-base-patch16-224", output_dir="runs/first")
     print(run.metrics["test"])
     classify = ht.load("runs/first")
 

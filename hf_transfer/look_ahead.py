@@ -58,9 +58,7 @@ def look_ahead(config: RunConfig) -> Iterator[str]:
         UserError: whatever the run itself would stop at before training.
     """
     yield from publication(config)
-    # Nothing is created on the Hub, and no tracker is started.
-    quiet = config.replaced(report_to=["none"], push_to_hub=False, push_space=False, hub_model_id=None)
-    with open_run(quiet, ahead=True) as run:
+    with open_run(_quiet(config), ahead=True) as run:
         # The run itself would print its notes, too.
         with redirect_stdout(io.StringIO()):
             run.load_data()
@@ -68,6 +66,23 @@ def look_ahead(config: RunConfig) -> Iterator[str]:
             run.choose_what_learns()
         yield from run.notes
         yield from _costs(run)
+
+
+def sentences_on_data(config: RunConfig) -> Iterator[str]:
+    """What a run with these settings would read; no model is loaded.
+
+    Raises:
+        UserError: the data cannot be used.
+    """
+    with open_run(_quiet(config), ahead=True) as run:
+        with redirect_stdout(io.StringIO()):
+            run.load_data()
+        yield from run.notes
+
+
+def _quiet(config: RunConfig) -> RunConfig:
+    """Settings with which nothing is created on the Hub, and no tracker is started."""
+    return config.replaced(report_to=["none"], push_to_hub=False, push_space=False, hub_model_id=None)
 
 
 def publication(config: RunConfig) -> Iterator[str]:

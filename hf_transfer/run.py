@@ -174,8 +174,7 @@ class Run:
         Raises:
             UserError: the settings ask for what this model cannot have.
         """
-        from hf_transfer.strategies.choice import prepare_model
-        from hf_transfer.strategies.freezing import has_batch_norm
+        from hf_transfer.strategies.choice import prepare_model, regularisation_of
 
         config, target = self.config, self.splits.target
         if not config.trains():
@@ -186,9 +185,7 @@ class Run:
             epochs=config.training.num_train_epochs, cache_frozen=config.store.cache_frozen,
         )  # fmt: skip
         self.model = self.prepared.model
-        if not has_batch_norm(self.model):
-            config.refuse({"batch_norm_statistics"}, "a model without BatchNorm")
-        self.regularisation: Regularisation = self.modality.regularisation(config, self.model, target)
+        self.regularisation: Regularisation = regularisation_of(config, self.modality, self.model, target)
         self.loaders = self._loaders(frozen_prefix=self.prepared.frozen_blocks)
         self._note([*self.prepared.notes, *self.regularisation.notes, *self.loaders.notes])
         return self.loaders

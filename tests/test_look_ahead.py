@@ -71,6 +71,19 @@ def test_a_run_is_measured_and_leaves_no_files(
 
 
 @pytest.mark.slow
+def test_without_a_strategy_it_says_what_would_be_read_and_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = settings(tmp_path, "digits", strategy="auto", trainable_layers=1)
+    output = "\n".join(printed(capsys, "--config", str(path)))
+    assert "the vision recipe, --strategy auto" in output
+    on_data, _, tried = output.partition("\nFirst ")
+    assert "\n100 train, 228 validation, 269 test images of 10 classes.\n" in on_data
+    assert re.match(r"(linear|deep)_probe, about \d+ s: ", tried)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 def test_a_run_on_texts_is_measured_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = "\n".join(printed(capsys, "--config", str(settings(tmp_path, "intents", max_train_samples_per_class=8))))
     assert "48 train, 150 validation, 480 test texts of 6 classes." in output

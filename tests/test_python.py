@@ -20,7 +20,8 @@ FEW = {"model": "sample:vit-glyphs", "strategy": "partial", "num_train_epochs": 
 SEVERAL_RUNS = """
 import sys
 import hf_transfer as ht
-few = {"model": "sample:vit-glyphs", "max_train_samples_per_class": 2, "num_train_epochs": 1, "cache_dir": sys.argv[1]}
+few = {"model": "sample:vit-glyphs", "strategy": "full", "max_train_samples_per_class": 2, "num_train_epochs": 1}
+few["cache_dir"] = sys.argv[1]
 first = ht.train("sample:digits", output_dir=f"{sys.argv[1]}/bf16", bf16=True, **few)
 try:
     ht.train("sample:no-such", output_dir=f"{sys.argv[1]}/error", **few)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +37,27 @@ def record_before(config: RunConfig) -> AutoRecord | None:
     if record is None or config.output.overwrite_output_dir:
         run_folder.results_or_refusal(config)
     return None
+
+
+@contextmanager
+def locked_if_used(out: Path) -> Iterator[None]:
+    """Make the folder of a run, and lock it; a new one into which nothing is written is removed at the end.
+
+    Raises:
+        UserError: another run holds the lock.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    with run_folder.locked(out):
+        try:
+            yield
+        finally:
+            if made and {path.name for path in out.iterdir()} <= {run_folder.LOCK_FILE}:
+                # A parent may have got other files meanwhile.
+                with suppress(OSError):
+                    (out / run_folder.LOCK_FILE).unlink(missing_ok=True)
+                    for folder in made:
+                        folder.rmdir()
 
 
 def new_record(config: RunConfig) -> AutoRecord:

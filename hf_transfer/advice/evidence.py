@@ -15,11 +15,15 @@ from hf_transfer.advice.probes import ConstantAnswer, Difference, FreshWeights, 
 from hf_transfer.advice.probing import probed_model, why_no_head_is_solved
 from hf_transfer.advice.scoring import frozen_run, solving, training_alone
 from hf_transfer.data.complete_files import put
+from hf_transfer.data.folds import NoFoldsError
 from hf_transfer.data.splits import Splits
 from hf_transfer.errors import user_error
 from hf_transfer.models.taps import count_blocks
 from hf_transfer.models.towers import groups_of, towers_of
+from hf_transfer.run import Run
 from hf_transfer.settings.run import RunConfig
+from hf_transfer.strategies.choice import regularisation_of
+from hf_transfer.targets.target import OPTIONAL_SETTINGS
 
 SCHEMA = 1
 # Kinds are uneven if the rarest one has this many times fewer rows than the mean.
@@ -135,7 +139,8 @@ def gather_evidence(
     """What one frozen pass over the training rows says; a later run with the same cache finds the features there.
 
     Where a head cannot be solved there are no probes: of a model whose outputs several layers compute, or a target
-    without a solver. Then only rows and times are known.
+    without a solver. Nor are there where it cannot be judged, as on one row of each class. Then only rows and times are
+    known.
 
     Args:
         config: the settings of a run with any strategy.
@@ -158,8 +163,12 @@ def gather_evidence(
         return training_alone(splits, config.training.seed)
 
     with frozen_run(_probing(config), data, alone) as run:
-        why_no_probes = why_no_head_is_solved(run)
-        model = None if why_no_probes else probed_model(run, with_fresh_weights=with_fresh_weights)
+        _refuse_without_effect(config, run)
+        why_no_probes, model = why_no_head_is_solved(run), None
+        try:
+            model = None if why_no_probes else probed_model(run, with_fresh_weights=with_fresh_weights)
+        except NoFoldsError:
+            why_no_probes = "no training row can be left out"
         forward, step = seconds_of_a_row(run, None if model is None else model.seconds)
         costs = Costs(
             forward, step, 0.0 if model is None else model.solving, sizes["train"], sizes["validation"],
@@ -178,6 +187,18 @@ def gather_evidence(
             why_no_probes=why_no_probes, has_our_head=run.checkpoint.has_our_head,
             **({} if model is None else model.known),
         )  # fmt: skip
+
+
+def _refuse_without_effect(config: RunConfig, run: Run) -> None:
+    """Refuse what no training on these samples, or of this model, could have: a solved head does not read it.
+
+    Args:
+        config: the settings as they were given.
+        run: a frozen run with them.
+    """
+    target = run.splits.target
+    config.refuse(OPTIONAL_SETTINGS - target.supported_settings, f"the problem type {target.problem_type}")
+    regularisation_of(config, run.modality, run.prepared.model, target)
 
 
 def _probing(config: RunConfig) -> RunConfig:

@@ -12,7 +12,7 @@ from hf_transfer.advice.evidence import Evidence, gather_evidence
 from hf_transfer.advice.shortlist import resolved_pooling, shortlist_of
 from hf_transfer.errors import user_error
 from hf_transfer.evaluation.auto_record import AutoRecord, TriedArm
-from hf_transfer.look_ahead import publication
+from hf_transfer.look_ahead import publication, sentences_on_data
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import ADAPTERS
 
@@ -106,6 +106,7 @@ def describe_plan(config: RunConfig) -> Iterator[str]:
     """
     check_named(config)
     yield from publication(config)
+    yield from sentences_on_data(config)
     plan = plan_of(config)
     first, *others = plan.arms
     yield f"First {first.name}, about {first.seconds:.0f} s: {first.reason}"

@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 
 from hf_transfer.advice.decision import Compared, choose, corrected_estimate
-from hf_transfer.advice.decision_folder import begin, new_record, record_before, settings_of_arm
+from hf_transfer.advice.decision_folder import begin, locked_if_used, new_record, record_before, settings_of_arm
 from hf_transfer.advice.plan import arm_with_pooling, is_enough, next_arm, plan_of, planned_count, with_other_rates
 from hf_transfer.data.checked import units_of_rows
 from hf_transfer.data.complete_files import put
@@ -34,7 +34,7 @@ from hf_transfer.look_ahead import in_words
 from hf_transfer.run import open_run
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.targets.intervals import mean_and_error
-from hf_transfer.training.devices import connect_once
+from hf_transfer.training.devices import connect_once, start_accelerator
 from hf_transfer.training.launching import ONLY_PROCESS, Processes, main_process_first
 from hf_transfer.training.predictions import predict_judged
 from hf_transfer.training.rates import peak_rates
@@ -66,6 +66,9 @@ def decide(config: Config, data: datasets.DatasetDict | None = None) -> Config:
     with _record(config, processes) as record:
         if not record.chosen:
             prepare_to_publish(config, processes)
+            with start_accelerator(config):
+                # A wrong tracker, precision or compiler is known before the arms, which leave it out or fail by it.
+                pass
             race = _Race(config, data, processes, record)
             record = race.run() if config.chooses_strategy() else race.choose_pooling()
         final = _final_settings(config, record, processes)
@@ -96,8 +99,7 @@ def _record(config: RunConfig, processes: Processes) -> Iterator[AutoRecord]:
                 record = record_before(config)
                 if record is None or not record.is_finished(out):
                     try:
-                        out.mkdir(parents=True, exist_ok=True)
-                        held.enter_context(run_folder.locked(out))
+                        held.enter_context(locked_if_used(out))
                         record = record or new_record(config)
                     except OSError as error:
                         raise run_folder.not_writable(error) from error

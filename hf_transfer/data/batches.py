@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hf_transfer.data.folds import Folds, folds_of
+from hf_transfer.data.folds import Folds, NoFoldsError, folds_of
 from hf_transfer.data.groups import Units, each_row_alone
 from hf_transfer.data.splits import UNLABELLED, Split, part_of
 from hf_transfer.data.transfers import to_device
@@ -135,12 +135,15 @@ class Loaders:
             count: of the folds; there are fewer if there are fewer units.
 
         Returns:
-            The folds of the samples that count; None: all of them belong together.
+            The folds of the samples that count; None: all of them belong together, or no two have the same class.
         """
         whole: Split = self.train.dataset.split
         split = part_of(whole, np.flatnonzero(counted))
         units = each_row_alone(split.rows) if self.units_of is None else self.units_of(split)
-        return None if len(units.keys) < 2 else folds_of(split, units, self.target, self.fold_seed, count=count)
+        try:
+            return folds_of(split, units, self.target, self.fold_seed, count=count)
+        except NoFoldsError:
+            return None
 
     def parts_of(self, inputs: Batch) -> int:
         """In how many parts a batch goes through the model in evaluation."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hf_transfer.data.cutting import kinds_of_units
 from hf_transfer.data.groups import Units
 from hf_transfer.data.splits import Split
-from hf_transfer.errors import user_error
+from hf_transfer.errors import UserError, user_error
 from hf_transfer.targets.stratification import cut_units
 from hf_transfer.targets.target import Target, Values
 
@@ -21,6 +21,10 @@ MANY_ROWS = 20_000
 MOST_FOLDS, FOLDS_OF_MORE_ROWS = 5, 3
 # Of a row that is in no fold.
 NO_FOLD = -1
+
+
+class NoFoldsError(UserError):
+    """No training row can be predicted by a head that has not seen it."""
 
 
 class Folds(NamedTuple):
@@ -107,14 +111,11 @@ def folds_of(train: Split, units: Units, target: Target, seed: int = 0, *, count
             as the rows need.
 
     Raises:
-        UserError: all rows belong together.
+        NoFoldsError: all rows belong together, or no two have the same class.
     """
     if len(units.keys) < 2:
-        raise user_error(
-            expected="at least 2 training samples that differ, to predict each by a head that has not seen it",
-            found=f"{len(train):,} rows that are copies of each other, or of one group",
-            do="add samples, or name another --group_column_name",
-        )
+        together = f"{len(train):,} rows that are copies of each other, or of one group"
+        raise _no_folds("that differ", together, "add samples, or name another --group_column_name")
     count, repeats = _plan(train, units, target) if count is None else (min(count, len(units.keys)), 1)
     kinds = kinds_of_units(train, units, target)
     of_units = np.full((repeats, len(units.keys)), NO_FOLD)
@@ -127,7 +128,17 @@ def folds_of(train: Split, units: Units, target: Target, seed: int = 0, *, count
             left = left[~inside]
         if len(train) <= MANY_ROWS:
             of_units[repeat, left] = count - 1
-    return Folds(of_units[:, units.of_rows], units.of_rows)
+    folds = Folds(of_units[:, units.of_rows], units.of_rows)
+    if not all(outside.any() for outside in folds.outside()):
+        kind = target.divided_by.removeprefix("by ") if target.divided_by.startswith("by ") else "kind"
+        raise _no_folds(f"of one {kind} that differ", "one of each", "add samples, or use --strategy linear_probe")
+    return folds
+
+
+def _no_folds(which: str, found: str, do: str) -> NoFoldsError:
+    expected = f"at least 2 training samples {which}, to predict each by a head that has not seen it"
+    error = user_error(expected=expected, found=found, do=do)
+    return NoFoldsError(str(error), found=error.found)
 
 
 def _plan(train: Split, units: Units, target: Target) -> tuple[int, int]:

@@ -77,7 +77,7 @@ def other_settings(folder: Path, differences: Sequence[str]) -> UserError:
     return user_error(
         expected=f"the settings of the run in {folder}",
         found=f"other settings (there -> here): {'; '.join(differences)}",
-        do="name another --output_dir, or add --overwrite_output_dir to replace that run",
+        do="give it the settings that it had, name another --output_dir, or add --overwrite_output_dir to replace it",
     )
 
 

@@ -25,11 +25,13 @@ class Need(NamedTuple):
         words: what it is, for the error message.
         holds: whether a `RunConfig` has it.
         otherwise: what the `RunConfig` has instead, for the error message: a text, or what makes one of it.
+        do: what to do, for the error message; empty: leave the setting out.
     """
 
     words: str
     holds: Callable[[Any], bool]
     otherwise: str | Callable[[Any], str]
+    do: str = ""
 
 
 TRAINS = Need("training", lambda config: config.trains(), "--evaluate_only")

@@ -12,6 +12,7 @@ GIVEN = Need(
     "a strategy that you choose",
     lambda config: not config.chooses_strategy(),
     "--strategy auto, which resumes by itself",
+    "name the --strategy that made this checkpoint; auto resumes if you leave --resume_from_checkpoint out",
 )
 PUSHED = Need("--push_to_hub", lambda config: config.output.push_to_hub, "a run that is not published")
 

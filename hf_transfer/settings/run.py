@@ -289,7 +289,7 @@ class MultimodalConfig(RunConfig):
             )
         strategy = self.strategy
         both = {AUTO, "deep_probe"} & {*strategy.names()}
-        if both and (strategy.image_strategy or strategy.text_strategy):
+        if both and self.trains() and (strategy.image_strategy or strategy.text_strategy):
             name = "image_strategy" if strategy.image_strategy else "text_strategy"
             yield user_error(
                 expected=f"--strategy {min(both)} for both towers together",
@@ -319,7 +319,7 @@ def without_effect(config: RunConfig, name: str, need: Need, origin: str = "") -
     return user_error(
         expected=f"--{name} with {need.words}",
         found=f"{instead}, with which --{name} has no effect",
-        do=f"leave --{name} out" + (f" of {origin}" if origin else ""),
+        do=need.do or f"leave --{name} out" + (f" of {origin}" if origin else ""),
     )
 
 

@@ -5,11 +5,11 @@ from typing import Literal
 
 from hf_transfer.settings.fields import TRAINS, Need, Topic, setting
 from hf_transfer.settings.ranges import at_least
-from hf_transfer.settings.strategy import SOLVED
+from hf_transfer.settings.strategy import AUTO, SOLVED
 
 STORED = Need(
     "--cache_frozen auto or on, or a head that is solved",
-    lambda config: config.store.cache_frozen != "off" or bool({*config.strategy.names()} & {*SOLVED}),
+    lambda config: config.store.cache_frozen != "off" or bool({*config.strategy.names()} & {*SOLVED, AUTO}),
     "--cache_frozen off",
 )
 

@@ -7,18 +7,20 @@ from typing import Any
 from torch import nn
 
 from hf_transfer.errors import user_error
+from hf_transfer.modalities.modality import Modality, Regularisation
 from hf_transfer.models.groups import Group, Inputs, describe_frozen
 from hf_transfer.models.memory_format import in_channels_last
 from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
 from hf_transfer.models.taps import AllTaps
 from hf_transfer.models.towers import groups_of, towers_of
+from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import ADAPTERS, AUTO, PairStrategySettings, StrategySettings
 from hf_transfer.strategies import freezing
 from hf_transfer.strategies.adapter_files import adapter_of
 from hf_transfer.strategies.deep_probe import DeepProbe, PairProbe
 from hf_transfer.strategies.each_tower import EachTower
-from hf_transfer.strategies.freezing import Strategy, frozen_towers
+from hf_transfer.strategies.freezing import Strategy, frozen_towers, has_batch_norm
 from hf_transfer.targets.target import Target
 
 
@@ -182,6 +184,23 @@ def prepare_model(
         )
     frozen = frozen_towers(groups, stages)
     return Prepared(model, groups, [*_notes_on_frozen(model, groups, frozen, inputs), *loaded.notes], frozen)
+
+
+def regularisation_of(config: RunConfig, modality: Modality[Any], model: nn.Module, target: Target) -> Regularisation:
+    """Additions to the loss of a step.
+
+    Args:
+        config: the settings of the run.
+        modality: what a sample is.
+        model: that is trained.
+        target: what is predicted.
+
+    Raises:
+        UserError: the settings name one, or statistics of BatchNorm layers, that this model cannot have.
+    """
+    if not has_batch_norm(model):
+        config.refuse({"batch_norm_statistics"}, "a model without BatchNorm")
+    return modality.regularisation(config, model, target)
 
 
 def _notes_on_frozen(

@@ -302,6 +302,16 @@ def test_an_error_before_anything_is_trained_leaves_no_decision_that_corrected_s
     assert record_before(settings(folder)) is None
 
 
+@pytest.mark.slow
+def test_on_one_row_of_each_class_a_head_is_compared_with_what_is_trained(tmp_path: Path) -> None:
+    """Where no head can be judged beforehand."""
+    folder = write_texts(tmp_path / "data", parity=False)
+    run_all_steps(settings(folder, max_train_samples_per_class=1, num_train_epochs=1))
+    assert states(tmp_path / "out") == {
+        "linear_probe": "trained", "full": "trained", "gradual": "left out", "partial": "left out",
+    }  # fmt: skip
+
+
 def test_a_decision_is_shown_without_training_from_the_results_alone(tmp_path: Path) -> None:
     """If the folder of the decision was removed by hand."""
     written = AutoRecord(began="2030", settings={"seed": 1}, chosen="")

@@ -284,6 +284,29 @@ def test_a_row_of_each_class_is_too_few_for_a_curve(tmp_path: Path) -> None:
     assert learning_curve(features, Task(split_of(task.values[:3]), CLASSES, few, []), whole, solve, 0) is None
 
 
+@pytest.mark.parametrize(
+    ("setting", "lacking"),
+    [
+        ({"batch_norm_statistics": "updated"}, "a model without BatchNorm, with which --batch_norm_statistics"),
+        ({"multi_label_loss": "asymmetric"}, "the problem type .*, with which --multi_label_loss has no effect"),
+    ],
+)  # fmt: skip
+def test_what_no_strategy_could_read_is_refused_before_any_is_tried(
+    setting: dict[str, str], lacking: str, bert: Path, tmp_path: Path
+) -> None:
+    """The head of a probe does not read it, so each strategy that trains would be refused in turn."""
+    with pytest.raises(UserError, match=lacking):
+        gather_evidence(config_for(tmp_path, texts(tmp_path / "data", 30), bert, **setting))
+
+
+def test_of_one_row_of_each_class_rows_and_times_are_known(bert: Path, tmp_path: Path) -> None:
+    config = config_for(tmp_path, texts(tmp_path / "data", 30), bert, max_train_samples_per_class=1)
+    known = gather_evidence(config)
+    assert (known.probes, known.rows_per_kind) == ((), 1.0)
+    assert known.why_no_probes == "no training row can be left out"
+    assert {"linear_probe", "full", "gradual"} <= known.seconds.keys()
+
+
 def test_a_run_that_trains_nothing_is_refused() -> None:
     config: RunConfig = TextConfig.of(model_name_or_path="m", dataset_name="d", output_dir="o", evaluate_only=True)
     with pytest.raises(UserError, match="--evaluate_only"):

@@ -146,7 +146,9 @@ def test_a_plan_in_sentences_says_what_is_trained_by_default(
     known = evidence(50)
     known = replace(known, probes=tuple(replace(one, score=score) for one in known.probes))
     monkeypatch.setattr("hf_transfer.advice.plan.gather_evidence", lambda *_: known)
-    first, *others = describe_plan(config(**more))
+    monkeypatch.setattr("hf_transfer.advice.plan.sentences_on_data", lambda _: ["200 train texts."])
+    on_data, first, *others = describe_plan(config(**more))
+    assert on_data == "200 train texts."
     assert first.startswith("First linear_probe, about 60 s: A head on what")
     for sentence, beginning in zip(others, beginnings, strict=False):
         assert sentence.startswith(beginning)

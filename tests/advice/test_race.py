@@ -17,6 +17,7 @@ from hf_transfer.data.complete_files import put
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.evaluation.auto_record import AutoRecord, TriedArm, arm_folder
 from hf_transfer.interruption import Interrupted
+from hf_transfer.modalities import opening
 from hf_transfer.settings.parsing import run_recipe
 from hf_transfer.settings.run import RunConfig, TextConfig
 
@@ -50,6 +51,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             put(folder / race.SCORES_FILE, json.dumps({"rows": rows, "units": rows, "scores": scores}).encode())
             return replace(arm, state="trained", score=outcome / ROWS, standard_error=0.01)
 
+        monkeypatch.setattr(opening, "open_inputs", lambda config, data: None)
         monkeypatch.setattr(race, "plan_of", plan_of)
         monkeypatch.setattr(race._Race, "_trained", trained)
         return names
@@ -233,3 +235,38 @@ def test_a_name_that_is_no_strategy_for_the_samples_is_refused_first(
     with pytest.raises(UserError, match="--auto_arms: strategies, each once"):
         decided(config(tmp_path, auto_arms=["magic"]))
     assert names == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"report_to": ["no such tracker"]}, "a precision and trackers that this machine has"),
+        ({"torch_compile": True, "torch_compile_backend": "magic"}, "a --torch_compile_backend that torch knows"),
+    ],
+    ids=["tracker", "compiler"],
+)  # fmt: skip
+def test_what_the_arms_leave_out_or_fail_by_is_refused_first(
+    tried: Callable[..., list[str]], tmp_path: Path, settings: dict[str, Any], expected: str
+) -> None:
+    """No arm has trackers, and a solved head compiles nothing."""
+    names = tried(linear_probe=70, full=90)
+    with pytest.raises(UserError, match=expected):
+        decided(config(tmp_path, **settings))
+    assert names == []
+
+
+def test_an_error_before_the_first_arm_leaves_no_folder(
+    tried: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even a lock; a folder that was there stays, with what is in it."""
+    tried(linear_probe=70)
+
+    def fails(*_: object) -> Plan:
+        raise user_error(expected="labels", found="none", do="add some")
+
+    monkeypatch.setattr(race, "plan_of", fails)
+    (tmp_path / "empty").mkdir()
+    for folder in ("runs/first", "empty"):
+        with pytest.raises(UserError, match="labels"):
+            decided(config(tmp_path / folder))
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]

@@ -6,7 +6,7 @@ import numpy.typing as npt
 import pytest
 
 from hf_transfer.data import folds as folds_module
-from hf_transfer.data.folds import NO_FOLD, Folds, folds_of
+from hf_transfer.data.folds import NO_FOLD, Folds, NoFoldsError, folds_of
 from hf_transfer.data.groups import Keys, key_of, units_of
 from hf_transfer.data.splits import Split
 from hf_transfer.errors import UserError
@@ -107,3 +107,16 @@ def test_another_seed_makes_other_folds_and_repeats_differ() -> None:
 def test_rows_that_all_belong_together_are_refused() -> None:
     with pytest.raises(UserError, match="Found:    4 rows that are copies of each other, or of one group"):
         folds(np.array([0, 1, 0, 1]), np.zeros(4, dtype=np.int64))
+
+
+@pytest.mark.parametrize(
+    ("target", "values", "kind"),
+    [(CLASSES, np.arange(3), "class"), (LabelSets(("a", "b")), np.eye(2), "label")], ids=["classes", "labels"],
+)  # fmt: skip
+def test_where_no_two_rows_are_alike_none_can_be_left_out(target: Target, values: Values, kind: str) -> None:
+    """A head would be solved on no rows."""
+    with pytest.raises(NoFoldsError, match=f"at least 2 training samples of one {kind} that differ") as error:
+        folds(values, target=target)
+    assert "use --strategy linear_probe" in str(error.value)
+    two_of_the_first = np.concatenate([values, values[:1]])
+    assert all(rows.any() for rows in folds(two_of_the_first, target=target).outside())

@@ -184,7 +184,7 @@ def test_images_with_texts_are_decoded_once(folder: Path, decoded: Decoded, tmp_
             [
                 "--image_model_name_or_path=sample:vit-glyphs", f"--text_model_name_or_path={text_model}",
                 f"--dataset_name={table}", f"--output_dir={tmp_path / 'out'}", f"--cache_dir={tmp_path / 'cache'}",
-                "--num_train_epochs=2", "--overwrite_output_dir",
+                "--strategy=linear_probe", "--num_train_epochs=2", "--overwrite_output_dir",
             ],
         )  # fmt: skip
         assert sum(decoded().values()) == expected

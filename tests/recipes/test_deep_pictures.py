@@ -155,8 +155,8 @@ def test_pictures_of_pairs_are_scaled_alike(dark: Path, tmp_path: Path, capsys: 
     save_text_checkpoint(tmp_path / "bert")
     settings = {
         "image_model_name_or_path": tmp_path / "vit", "text_model_name_or_path": tmp_path / "bert",
-        "dataset_name": data, "output_dir": tmp_path / "out", "num_train_epochs": 1, "augmentation": "none",
-        "cache_dir": tmp_path / "cache",
+        "dataset_name": data, "output_dir": tmp_path / "out", "strategy": "linear_probe", "num_train_epochs": 1,
+        "augmentation": "none", "cache_dir": tmp_path / "cache",
     }  # fmt: skip
     flags = [f"--{name}={value}" for name, value in settings.items()]
     run_recipe(load_recipe("multimodal").main, MultimodalConfig, flags)

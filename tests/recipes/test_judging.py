@@ -63,7 +63,10 @@ def finished(
         "train": rows(recipe, 60, lambda kind: label_of(target, kind), LABELS[target]),
         "test": rows(recipe, 7, lambda kind: label_of(target, kind), LABELS[target], 500).remove_columns("label"),
     })  # fmt: skip
-    ht.train(data, models[recipe], output_dir=folder / "out", modality=recipe, cache_dir=str(folder / "cache"))
+    ht.train(
+        data, models[recipe], output_dir=folder / "out", modality=recipe, cache_dir=str(folder / "cache"),
+        strategy="linear_probe" if recipe == "multimodal" else "full",
+    )  # fmt: skip
     return recipe, target, folder / "out"
 
 

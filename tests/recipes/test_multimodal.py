@@ -110,8 +110,10 @@ def flags(given: Path, out: Path, **settings: object) -> list[str]:
         "dataset_name": given / "data", "output_dir": out, "num_train_epochs": 2, "per_device_train_batch_size": 8,
         "augmentation": "none", "cache_dir": out.parent / "cache",
     }  # fmt: skip
+    if not {"image_strategy", "text_strategy"} <= settings.keys():
+        towers["strategy"] = "linear_probe"
     if settings.get("evaluate_only"):
-        towers |= dict.fromkeys(("num_train_epochs", "per_device_train_batch_size", "augmentation"))
+        towers |= dict.fromkeys(("strategy", "num_train_epochs", "per_device_train_batch_size", "augmentation"))
     return [f"--{name}={value}" for name, value in (towers | settings).items() if value is not None]
 
 

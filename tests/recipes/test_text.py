@@ -87,6 +87,8 @@ class Run:
         defaults = self.defaults
         if settings.get("strategy") == "linear_probe" or "--evaluate_only" in flags:
             defaults = {name: value for name, value in defaults.items() if name not in STEPWISE}
+        if "--evaluate_only" in flags:
+            del defaults["strategy"]
         chosen = {key: value for key, value in (defaults | settings).items() if value is not None}
         finished = run_text(self.capsys, chosen, *flags)
         assert finished.code == 0, finished.err
@@ -96,7 +98,7 @@ class Run:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], data: Path, checkpoints: dict[str, Path], tmp_path: Path) -> Run:
     defaults = {"model_name_or_path": checkpoints["bert"], "dataset_name": data, "output_dir": tmp_path / "out"}
-    return Run(capsys, **defaults, num_train_epochs=2, per_device_train_batch_size=8)
+    return Run(capsys, **defaults, strategy="full", num_train_epochs=2, per_device_train_batch_size=8)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_a_finished_model_can_be_evaluated_alone(run: Run, tmp_path: Path) -> No
 def test_a_model_of_other_classes_is_not_evaluated(
     run: Run, capsys: pytest.CaptureFixture[str], checkpoints: dict[str, Path]
 ) -> None:
-    defaults = {name: value for name, value in run.defaults.items() if name not in STEPWISE}
+    defaults = {name: value for name, value in run.defaults.items() if name not in ("strategy", *STEPWISE)}
     settings = defaults | {"model_name_or_path": checkpoints["bert"]}
     refused = run_text(capsys, settings, "--evaluate_only")
     assert refused.code == 2

@@ -15,15 +15,9 @@ CONFIGS: list[type[RunConfig]] = [VisionConfig, TextConfig, MultimodalConfig]
 SETTINGS: dict[str, "dataclasses.Field[Any]"] = {
     name: one for config in reversed(CONFIGS) for name, one in config.settings().items()
 }
-# Without these flags, a setting has no effect with the defaults.
+# Without these flags, a setting has no effect with the defaults, or cannot stand.
 COMPANIONS: dict[str, tuple[str, ...]] = {
-    "trainable_layers": ("--strategy=partial",),
-    "adapter_layers": ("--strategy=ia3",),
-    **dict.fromkeys(("adapter_rank", "adapter_alpha", "adapter_dropout", "merge_adapter"), ("--strategy=lora",)),
-    "peft_type": ("--strategy=adapter",),
-    **dict.fromkeys(("probe", "feature_layers"), ("--strategy=linear_probe",)),
-    "taps": ("--strategy=deep_probe",),
-    **dict.fromkeys(("auto_seconds", "auto_arms"), ("--strategy=auto",)),
+    **dict.fromkeys(("image_strategy", "text_strategy"), ("--strategy=full",)),
     **dict.fromkeys(("encoding", "delimiter"), ("--dataset_name=d.csv",)),
     "hub_private_repo": ("--push_to_hub", "--hub_model_id=me/pets"),
     "hub_model_id": ("--push_to_hub",),

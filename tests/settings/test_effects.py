@@ -69,15 +69,18 @@ WITHOUT_EFFECT: list[tuple[type[RunConfig], tuple[str, ...], str, str, str]] = [
             ("linear_probe", "--l2_sp=0.1", "partial or gradual or lp_ft or full or bitfit or lora or dora or ia3"),
         )
     ),
-    (MultimodalConfig, (), "--probe=svm", "a head of one layer, which can be solved", "images with texts"),
+    (MultimodalConfig, PROBE, "--probe=svm", "a head of one layer, which can be solved", "images with texts"),
     (MultimodalConfig, (), "--feature_layers=2", "a head of one layer, which can be solved", "images with texts"),
     (VisionConfig, ("--augmentation=none",), "--cache_views=2", "augmented training images", "--augmentation none"),
     (VisionConfig, ("--augmentation=none",), "--horizontal_flip=true", "augmented training images", "--augmentation"),
     (VisionConfig, ("--save_steps=0",), "--save_total_limit=3", "checkpoints", "--save_steps 0"),
-    (VisionConfig, ("--cache_frozen=off",), "--cache_dtype=float16", "--cache_frozen auto or on", "--cache_frozen off"),
+    (
+        VisionConfig, ("--strategy=full", "--cache_frozen=off"), "--cache_dtype=float16", "--cache_frozen auto or on",
+        "--cache_frozen off",
+    ),
     (VisionConfig, (), "--torch_compile_backend=aot_eager", "--torch_compile", "a run that compiles nothing"),
     (
-        VisionConfig, ("--strategy=auto",), "--resume_from_checkpoint=c", "a strategy that you choose",
+        VisionConfig, (), "--resume_from_checkpoint=c", "a strategy that you choose",
         "--strategy auto, which resumes by itself",
     ),
     (VisionConfig, (), "--hub_private_repo=false", "--push_to_hub", "a run that is not published"),
@@ -113,7 +116,8 @@ def test_a_setting_without_effect_is_refused_by_name(
     assert expected.startswith(f"--{name} with {wanted}")
     assert found.startswith(instead)
     assert found.endswith(f", with which --{name} has no effect")
-    assert do == f"leave --{name} out"
+    named = "name the --strategy that made this checkpoint; auto resumes if you leave --resume_from_checkpoint out"
+    assert do == (named if name == "resume_from_checkpoint" else f"leave --{name} out")
     assert parse(config, [*REQUIRED, *run]).ineffective() == {}
 
 
@@ -264,6 +268,7 @@ def test_required_settings_never_lack_an_effect() -> None:
     [
         ("--learning_rate=1e-3", "--num_train_epochs=3"), ("--trainable_layers=2",), ("--adapter_rank=4",),
         ("--probe=svm",), ("--auto_seconds=60",), ("--auto_arms", "full", "lora"),
+        ("--cache_frozen=off", "--cache_dtype=float16"),
     ],
 )  # fmt: skip
 def test_auto_takes_the_settings_of_every_strategy_and_its_own(flags: tuple[str, ...]) -> None:
@@ -277,7 +282,6 @@ def test_auto_takes_the_settings_of_every_strategy_and_its_own(flags: tuple[str,
         (("--auto_arms", "full", "auto"), "--auto_arms: strategies, each once: linear_probe, ", "auto"),
         (("--auto_arms", "full", "full"), "--auto_arms: strategies, each once: linear_probe, ", "['full', 'full']"),
         (("--auto_seconds=0",), "--auto_seconds: a number above 0", "0.0"),
-        (("--evaluate_only",), "--strategy with training", "--evaluate_only"),
         (("--image_strategy=full",), "--strategy auto for both towers together", "--image_strategy full beside it"),
         (("--image_strategy=auto",), "settings as --help lists them", "invalid choice: 'auto'"),
     ],
@@ -293,6 +297,7 @@ def test_auto_refuses_what_it_cannot_use(flags: tuple[str, ...], expected: str, 
 def test_a_checkpoint_outside_the_folder_of_checkpoints_may_replace_an_earlier_run() -> None:
     """What --overwrite_output_dir removes is not there."""
     given = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o", "overwrite_output_dir": True}
+    given["strategy"] = "full"
     assert VisionConfig.of(**given, resume_from_checkpoint="o/other/checkpoint-2").output.overwrite_output_dir
     with pytest.raises(UserError, match="--overwrite_output_dir, which removes checkpoints"):
         VisionConfig.of(**given, resume_from_checkpoint="o/checkpoints/checkpoint-2")

@@ -151,7 +151,7 @@ def test_they_have_the_settings_of_images_and_of_texts() -> None:
 
 def test_a_file_of_settings_names_its_recipe_and_is_read_back_equal(tmp_path: Path) -> None:
     """Settings that are None are not in the file."""
-    named = settings(**TOWERS, image_strategy="lora", fusion="gated", modality_dropout=0.3)
+    named = settings(**TOWERS, strategy="full", image_strategy="lora", fusion="gated", modality_dropout=0.3)
     named.save(tmp_path / "config.yaml")
     assert recipe_of(tmp_path / "config.yaml") is MultimodalConfig
     assert load_settings(MultimodalConfig, tmp_path / "config.yaml") == named

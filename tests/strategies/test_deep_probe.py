@@ -164,7 +164,10 @@ def test_no_training_starts_from_a_finished_deep_probe(strategy: str, tmp_path: 
             MultimodalConfig, ["--strategy=deep_probe", "--feature_layers=2"],
             "--feature_layers with a head of one layer", "images with texts",
         ),
-        (MultimodalConfig, ["--taps=image_head"], "--taps with a head of one layer", "images with texts, whose head"),
+        (
+            MultimodalConfig, ["--strategy=linear_probe", "--taps=image_head"],
+            "--taps with a head of one layer", "images with texts, whose head",
+        ),
         (
             MultimodalConfig, ["--text_strategy=deep_probe"],
             "settings as --help lists them", "argument --text_strategy/--text-strategy: invalid choice",
@@ -173,7 +176,7 @@ def test_no_training_starts_from_a_finished_deep_probe(strategy: str, tmp_path: 
             TextConfig, ["--strategy=deep_probe", "--pooling=mean"],
             "--pooling with a strategy other than deep_probe", "--strategy deep_probe, which chooses what the head",
         ),
-        (VisionConfig, ["--taps=mean_2"], "--taps with --strategy deep_probe", "--strategy full"),
+        (VisionConfig, ["--strategy=full", "--taps=mean_2"], "--taps with --strategy deep_probe", "--strategy full"),
         (
             VisionConfig, ["--strategy=deep_probe", "--feature_layers=2"],
             "--feature_layers with --strategy linear_probe or lp_ft", "--strategy deep_probe",
