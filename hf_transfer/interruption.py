@@ -109,7 +109,7 @@ def same_command(argv: Sequence[str] | None = None, without: Set[str] = frozense
     words, dropped = [], False
     for word in sys.argv if argv is None else argv:
         if word.startswith("--"):
-            dropped = word.removeprefix("--").partition("=")[0] in without
+            dropped = word.removeprefix("--").partition("=")[0].replace("-", "_") in without
         if not dropped:
             words.append(word)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:

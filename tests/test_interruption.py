@@ -90,6 +90,8 @@ def test_the_command_that_resumes_does_not_remove_what_was_saved(
 def test_settings_are_left_out_with_their_values() -> None:
     words = ["r.py", "--a", "x", "--b=1", "--a=2", "--config", "c.yaml", "--a", "--seed", "3"]
     assert same_command(words, without={"a"}).endswith("r.py --b=1 --config c.yaml --seed 3")
+    hyphens = ["r.py", "--start-over", "--seed", "3"]
+    assert same_command(hyphens, without={"start_over"}).endswith("r.py --seed 3")
 
 
 def test_only_the_main_process_prints_the_message(

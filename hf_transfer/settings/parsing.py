@@ -119,10 +119,14 @@ def _ineffective_alone(config_class: type[RunConfig], from_file: Sequence[str]) 
         return set()
 
 
+def names_in(flags: Sequence[str]) -> list[str]:
+    """The flags of a command line, without their values and with underscores."""
+    return [flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")]
+
+
 def _names(flags: Sequence[str]) -> set[str]:
     """The settings that a command line names."""
-    words = (flag.partition("=")[0] for flag in flags if flag.startswith("--"))
-    names = {word.removeprefix("--").replace("-", "_") for word in words}
+    names = {*names_in(flags)}
     return names | {name.removeprefix("no_") for name in names}
 
 
