@@ -40,7 +40,7 @@ def run_recipe(main: Callable[[Config], object], config_class: type[Config], arg
         exit_with(error)
     except Interrupted as interrupted:
         # What auto has tried stays whatever the last run has saved.
-        decides = config is not None and config.chooses_strategy()
+        decides = config is not None and config.chooses_strategy() and not interrupted.is_early
         exit_interrupted(interrupted, config_class, has_work=interrupted.saved or decides)
 
 
