@@ -115,9 +115,7 @@ def drawn_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
         names: of all outputs, in their order.
     """
     short = [" ".join(name.split())[:LONGEST_NAME] for name in names]
-    missing = {ord(sign) for sign in "".join(short)} - _characters(
-        font_manager.findfont(font_manager.FontProperties())
-    )
+    missing = {ord(sign) for sign in "".join(short)} - _characters(font_manager.findfont(font_manager.FontProperties()))
     fonts = list(rcParams["font.family"])
     for font in font_manager.fontManager.ttflist if missing else ():
         if font.name != PLACEHOLDERS and (new := missing & _characters(font.fname)):
