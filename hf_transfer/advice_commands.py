@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from hf_transfer.errors import user_error
 from hf_transfer.interruption import Interrupted, ending_at_once
-from hf_transfer.settings.parsing import exit_interrupted
-from hf_transfer.settings.run import RunConfig
+from hf_transfer.settings.parsing import exit_interrupted, names_in
+from hf_transfer.settings.run import TOWERS, RunConfig
 from hf_transfer.settings.strategy import AUTO, Strategy
 
 if TYPE_CHECKING:
@@ -167,12 +167,11 @@ def run_advise(arguments: argparse.Namespace) -> None:
     data, model = (getattr(arguments, name) or saved.get(name) for name in ("dataset_name", "model_name_or_path"))
     if data is None:
         raise user_error(expected="--dataset_name, or --config with it", found="no value", do="name the data")
-    towers = ("image_model_name_or_path", "text_model_name_or_path")
-    flags_of_towers = {word.partition("=")[0] for word in arguments.others} & {f"--{name}" for name in towers}
-    if model is None and not flags_of_towers and not any(saved.get(name) for name in towers):
+    names_towers = {*names_in(arguments.others)} & {*TOWERS} or any(saved.get(name) for name in TOWERS)
+    if model is None and not names_towers:
         raise user_error(
             expected="a model: --model_name_or_path, or for images with texts also "
-            + " and ".join(f"--{name}" for name in towers),
+            + " and ".join(f"--{name}" for name in TOWERS),
             found="no value",
             do="name the model",
         )

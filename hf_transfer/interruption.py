@@ -22,11 +22,14 @@ class Interrupted(KeyboardInterrupt):
         number: of the signal.
         kept: what the run can resume from, in a sentence.
         saved: whether the run has written a checkpoint.
+
+    Attributes:
+        is_early: whether a choice between strategies had not begun yet; see `before_anything_is_kept`.
     """
 
     def __init__(self, number: int, kept: str = "", *, saved: bool = False) -> None:
         super().__init__(number, kept)
-        self.number, self.kept, self.saved = number, kept, saved
+        self.number, self.kept, self.saved, self.is_early = number, kept, saved, False
 
     @property
     def exit_code(self) -> int:
@@ -35,6 +38,16 @@ class Interrupted(KeyboardInterrupt):
 
     def __str__(self) -> str:
         return f"{signal.Signals(self.number).name}. {self.kept}".rstrip()
+
+
+@contextmanager
+def before_anything_is_kept() -> Iterator[None]:
+    """Inside, a choice between strategies is prepared: whoever resumes has to start over, as this run was to."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        interrupted.is_early = True
+        raise
 
 
 class Request:
@@ -109,7 +122,7 @@ def same_command(argv: Sequence[str] | None = None, without: Set[str] = frozense
     words, dropped = [], False
     for word in sys.argv if argv is None else argv:
         if word.startswith("--"):
-            dropped = word.removeprefix("--").partition("=")[0] in without
+            dropped = word.removeprefix("--").partition("=")[0].replace("-", "_") in without
         if not dropped:
             words.append(word)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hf_transfer.advice.auto import decided
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.run_folder import LOCK_FILE, locked
 from hf_transfer.interruption import Interrupted, ending_at_once, ending_when_asked, same_command
@@ -83,13 +84,33 @@ def test_the_command_that_resumes_does_not_remove_what_was_saved(
         raise Interrupted(signal.SIGTERM, "o/checkpoint-00000008 is kept", saved=saved)
 
     with pytest.raises(SystemExit):
-        run_recipe(leave, VisionConfig, REQUIRED)
+        run_recipe(leave, VisionConfig, [*REQUIRED, "--strategy", "full"])
     assert f"To resume:   python recipes/vision.py {more}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("reads", "more"), [(True, " --overwrite_output_dir"), (False, "")])
+def test_a_choice_that_had_not_begun_starts_over_when_it_is_resumed(
+    reads: bool, more: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """While data are read, nothing has replaced the earlier run; later, the strategies that were tried are kept."""
+    monkeypatch.setattr(sys, "argv", ["recipes/vision.py", "--overwrite_output_dir"])
+    monkeypatch.setattr("hf_transfer.modalities.opening.open_data", lambda *_: signal.raise_signal(signal.SIGTERM))
+
+    def choose(config: Any) -> None:
+        if reads:
+            decided(config)
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        run_recipe(choose, VisionConfig, [*REQUIRED, "--output_dir", str(tmp_path)])
+    assert f"To resume:   python recipes/vision.py{more}\n" in capsys.readouterr().err
 
 
 def test_settings_are_left_out_with_their_values() -> None:
     words = ["r.py", "--a", "x", "--b=1", "--a=2", "--config", "c.yaml", "--a", "--seed", "3"]
     assert same_command(words, without={"a"}).endswith("r.py --b=1 --config c.yaml --seed 3")
+    hyphens = ["r.py", "--start-over", "--seed", "3"]
+    assert same_command(hyphens, without={"start_over"}).endswith("r.py --seed 3")
 
 
 def test_only_the_main_process_prints_the_message(

@@ -11,6 +11,7 @@ from hf_transfer.advice.decision_folder import record_before, settings_of_arm
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.auto_record import FOLDER
 from hf_transfer.evaluation.run_folder import locked
+from hf_transfer.interruption import before_anything_is_kept
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import AUTO
 from hf_transfer.training.launching import may_be_one_of_several
@@ -42,7 +43,8 @@ def decided(config: Config, data: datasets.DatasetDict | None = None) -> Config:
             if record is None:
                 from hf_transfer.modalities.opening import open_inputs
 
-                open_inputs(config, data)
+                with before_anything_is_kept():
+                    open_inputs(config, data)
             elif record.is_finished(Path(config.output.output_dir)):
                 return settings_of_arm(config, record.chosen_arm.settings, no_resume=False)
         from hf_transfer.advice.race import decide

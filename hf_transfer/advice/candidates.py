@@ -9,7 +9,7 @@ from hf_transfer.errors import user_error
 from hf_transfer.models.locating import located_once
 from hf_transfer.models.pretrained_pair import TowerSettings, dual_checkpoint, image_checkpoint, text_checkpoint
 from hf_transfer.settings.model import PairModelSettings, exists
-from hf_transfer.settings.parsing import parse
+from hf_transfer.settings.parsing import names_in, parse
 from hf_transfer.settings.run import MODEL, TOWERS, RunConfig
 from hf_transfer.settings.strategy import TOWER_STRATEGIES
 
@@ -98,8 +98,7 @@ def configs_of(
     Raises:
         UserError: a model is named twice, a tower is none, or a setting is wrong or has no part in a ranking.
     """
-    given = [flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")]
-    first = _check(config_class, candidates, given, is_race=bool(strategy))
+    first = _check(config_class, candidates, names_in(flags), is_race=bool(strategy))
     named = [word for name, model in first.items() for word in (f"--{name}", model)]
     fixed = [*named, "--output_dir", "none", "--strategy", strategy or config_class.solved, "--report_to", "none"]
     config = parse(config_class, [*flags, *fixed]).replaced(

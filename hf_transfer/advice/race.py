@@ -30,6 +30,7 @@ from hf_transfer.evaluation.auto_record import (
 )  # fmt: skip
 from hf_transfer.frozen.recording import Passes
 from hf_transfer.hub.runs import prepare_to_publish
+from hf_transfer.interruption import before_anything_is_kept
 from hf_transfer.look_ahead import in_words
 from hf_transfer.run import open_run
 from hf_transfer.settings.run import RunConfig
@@ -179,7 +180,8 @@ class _Race:
     def _plan(self) -> None:
         started = time.perf_counter()
         self._processes.print("Strategy auto: what the frozen model tells of these data ...")
-        plan = plan_of(self._config, self._data)
+        with before_anything_is_kept():
+            plan = plan_of(self._config, self._data)
         arms = tuple(
             TriedArm(name=arm.name, settings=arm.settings, reason=arm.reason, estimated_seconds=arm.seconds)
             for arm in plan.arms

@@ -115,15 +115,23 @@ def drawn_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
         names: of all outputs, in their order.
     """
     short = [" ".join(name.split())[:LONGEST_NAME] for name in names]
-    usual = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap().keys()
-    missing = {ord(sign) for sign in "".join(short)} - usual
+    missing = {ord(sign) for sign in "".join(short)} - _characters(font_manager.findfont(font_manager.FontProperties()))
     fonts = list(rcParams["font.family"])
     for font in font_manager.fontManager.ttflist if missing else ():
-        if font.name != PLACEHOLDERS and (held := missing & font_manager.get_font(font.fname).get_charmap().keys()):
+        if font.name != PLACEHOLDERS and (new := missing & _characters(font.fname)):
             fonts.append(font.name)
-            missing -= held
+            missing -= new
     shown = [f"class {number}" if missing & set(map(ord, name)) else name for number, name in enumerate(short)]
     return [name.replace("$", r"\$") for name in shown], fonts
+
+
+def _characters(file: str) -> set[int]:
+    """The numbers of the characters that a font has."""
+    try:
+        return {*font_manager.get_font(file).get_charmap()}
+    except (OSError, RuntimeError):
+        # matplotlib keeps its list of fonts from process to process: this one may have been removed since.
+        return set()
 
 
 DRAWN: Mapping[str, Callable[[Path, Any], None]] = {"confusion": draw_confusion, "residuals": draw_residuals}

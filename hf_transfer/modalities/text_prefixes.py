@@ -154,9 +154,9 @@ def _sentence(prefix: str, why: str) -> str:
     return f"{prefix!r} is put before each text, {why}."
 
 
-def _refusal(prefix: str, found: str) -> UserError:
+def _refusal(prefix: str, kind: str) -> UserError:
     return user_error(
         expected=f"for --text_prefix {prefix!r} a tokenizer that can put it before each text, in its tokenizer.json",
-        found=found,
+        found=kind,
         do="use --text_prefix '' and write the prefix into the texts, or choose another --model_name_or_path",
     )

@@ -111,7 +111,9 @@ def _pooling(encoder: PreTrainedModel, output: Any, missing: frozenset[str]) -> 
         return by_class
     if getattr(output, "pooler_output", None) is not None and has_pooler:
         return "pooler"
-    return "first" if any("cls_token" in name for name, _ in encoder.named_parameters()) else "mean"
+    # Of maps the first place is a corner: CvT returns its class token beside them.
+    is_sequence = output.last_hidden_state.ndim == 3
+    return "first" if is_sequence and any("cls_token" in name for name, _ in encoder.named_parameters()) else "mean"
 
 
 def _read_by_class(encoder: PreTrainedModel, output: Any) -> str | None:
@@ -130,6 +132,8 @@ def _read_by_class(encoder: PreTrainedModel, output: Any) -> str | None:
     if type(encoder.config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         return None
     config = without_task(deepcopy(encoder.config))
+    # For types with several classifiers transformers iterates over the names, but leaves None where a file has none.
+    config.architectures = config.architectures or []
     with torch.device("meta"):
         classifier: Any = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     inside, others = classifier.base_model_prefix, dict(classifier.named_modules())

@@ -98,14 +98,14 @@ def named_prompts(file: Callable[[str], Path | None], model: str) -> Prompts:
     content = json.loads(settings.read_text(encoding="utf-8"))
     prompts, default = content.get("prompts") or {}, content.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
-        found = f"{prompts!r:.200}"
+        wrong = f"{prompts!r:.200}"
     elif default is not None and not (isinstance(default, str) and default in prompts):
-        found = f"default_prompt_name {default!r}, and prompts {', '.join(map(repr, prompts)) or 'none'}"
+        wrong = f"default_prompt_name {default!r}, and prompts {', '.join(map(repr, prompts)) or 'none'}"
     else:
         return Prompts("" if default is None else prompts[default], prompts)
     raise user_error(
         expected=f"in {PROMPTS_FILE} of {model} prompts that are texts, and default_prompt_name one of their names",
-        found=found,
+        found=wrong,
         do="correct that file, or choose another model",
     )
 

@@ -40,7 +40,7 @@ def run_recipe(main: Callable[[Config], object], config_class: type[Config], arg
         exit_with(error)
     except Interrupted as interrupted:
         # What auto has tried stays whatever the last run has saved.
-        decides = config is not None and config.chooses_strategy()
+        decides = config is not None and config.chooses_strategy() and not interrupted.is_early
         exit_interrupted(interrupted, config_class, has_work=interrupted.saved or decides)
 
 
@@ -119,10 +119,14 @@ def _ineffective_alone(config_class: type[RunConfig], from_file: Sequence[str]) 
         return set()
 
 
+def names_in(flags: Sequence[str]) -> list[str]:
+    """The flags of a command line, without their values and with underscores."""
+    return [flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")]
+
+
 def _names(flags: Sequence[str]) -> set[str]:
     """The settings that a command line names."""
-    words = (flag.partition("=")[0] for flag in flags if flag.startswith("--"))
-    names = {word.removeprefix("--").replace("-", "_") for word in words}
+    names = {*names_in(flags)}
     return names | {name.removeprefix("no_") for name in names}
 
 

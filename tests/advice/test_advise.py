@@ -146,6 +146,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no data": (["--model_name_or_path", "MODEL"], "--dataset_name, or --config with it"),
     "no model": (["--dataset_name", "DATA", "--recipe", "text"], "model_name_or_path"),
     "no model and no recipe": (["--dataset_name", "DATA"], "a model: --model_name_or_path, or for images with texts"),
+    "hyphens in the flag of one tower": (
+        ["--dataset_name", "DATA", "--image-model-name-or-path", "MODEL"], "Found:    --image_model_name_or_path alone",
+    ),
     "a strategy": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--strategy", "full"], "--strategy"),
     "taps": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--taps=head"], "Found:    --taps"),
     "a folder": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--output_dir", "x"], "--output_dir"),

@@ -34,6 +34,19 @@ def test_another_installed_font_is_taken_for_characters_that_the_usual_one_lacks
     assert fonts[-1] == font_with_a_cat
 
 
+def test_a_font_that_was_removed_or_is_damaged_is_passed_over(
+    font_with_a_cat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """matplotlib lists installed fonts only once, in its cache."""
+    damaged = tmp_path / "damaged.ttf"
+    damaged.write_bytes(b"no font")
+    listed = [font_manager.FontEntry(fname=str(file), name="Gone") for file in (tmp_path / "removed.ttf", damaged)]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*listed, *font_manager.fontManager.ttflist])
+    names, fonts = drawn_names(NAMES[:3])
+    assert names[2] == NAMES[2]
+    assert (fonts[-1], "Gone" in fonts) == (font_with_a_cat, False)
+
+
 def test_pictures_are_drawn_without_a_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,5 +1,6 @@
 """What a head reads of an image encoder is the same for images alone and for images with texts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, CvtConfig
 
 from hf_transfer.models.fusion import FusionModel
 from hf_transfer.models.image_encoders import image_pooling
@@ -102,6 +103,23 @@ def test_of_a_classifier_with_further_layers_the_mean_is_read(text: Path, tmp_pa
     with torch.no_grad():
         expected = AutoModel.from_pretrained(folder).eval()(**inputs).last_hidden_state.mean((2, 3))
     torch.testing.assert_close(read_in_pair(model, inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_of_maps_beside_a_class_token_the_mean_is_read_and_no_corner(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"embed_dim": [8, 8, 16], "num_heads": [1, 1, 2]}
+    encoder = AutoModel.from_config(CvtConfig(**sizes))
+    assert any("cls_token" in name for name, _ in encoder.named_parameters())
+    assert image_pooling(str(tmp_path), encoder, frozenset()) == "mean"
+
+
+@pytest.mark.parametrize("name", ["deit", "vit"])
+def test_a_configuration_need_not_name_its_class(name: str, text: Path, tmp_path: Path) -> None:
+    """Of DeiT transformers has two classifiers."""
+    folder, _ = saved(name, tmp_path)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del settings["architectures"]
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert pair_of(folder, text).config.image_pooling == PUBLISHED[name]
 
 
 def test_asking_leaves_the_encoder_as_it_is(tmp_path: Path) -> None:
