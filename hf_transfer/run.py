@@ -17,6 +17,7 @@ from hf_transfer.evaluation.report import results_table, shown_again, write_repo
 from hf_transfer.evaluation.results import PART, Results, Scores, baseline_of
 from hf_transfer.host_memory import freed_memory_kept
 from hf_transfer.hub.runs import loaded_commits, prepare_to_publish, publish_run, push_run
+from hf_transfer.progress_bars import without_bars_in_logs
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.training.launching import ONLY_PROCESS, Processes, main_process_first, may_be_one_of_several
 from hf_transfer.versions import versions
@@ -379,7 +380,7 @@ def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahe
         UserError: the folder holds other files or another run, or the environment has variables of a launcher that do
             not belong together.
     """
-    with closing(Run(config, data)) as run:
+    with without_bars_in_logs(), closing(Run(config, data)) as run:
         processes = run.processes
         results = None if ahead else run_folder.results_or_start(config, processes)
         if results is not None:

@@ -42,7 +42,7 @@ class LabelProblem(RegularisationPath):
     that are scaled by the square root of an approximate curvature: for each label the mean of p (1 - p) at the start,
     times the products of the features. (This is the bound of Böhning, "Multinomial logistic regression algorithm",
     Annals of the Institute of Statistical Mathematics 1992, https://doi.org/10.1007/BF00048682, with a mean in place of
-    the largest value.)
+    the largest value.) Coordinates of samples in memory are uncorrelated, so that each weight has one factor.
 
     References: Rifkin and Klautau, "In defense of one-vs-all classification", JMLR 2004,
     https://www.jmlr.org/papers/v5/rifkin04a.html; Cox, "The regression analysis of binary sequences", Journal of the
@@ -63,7 +63,7 @@ class LabelProblem(RegularisationPath):
         standardised = Standardised(
             blocks, centred=intercept, see=self._count, prepare=_signs, least_spread=LEAST_SPREAD
         )
-        super().__init__(standardised, labels, intercept=intercept)
+        super().__init__(standardised, labels, intercept=intercept, uncorrelated=True)
         self._learnable = (self._positives > 0) & (self._negatives > 0)
         counts = self._positives.numpy(), self._negatives.numpy()
         weights = torch.from_numpy(weights_of_counts(*counts)) if balanced else torch.ones(labels, dtype=torch.float64)
@@ -74,8 +74,11 @@ class LabelProblem(RegularisationPath):
         self._positives += (cells == 1).sum(0)
         self._negatives += (cells == 0).sum(0)
 
-    def _spectrum(self) -> tuple[Tensor, Tensor, float]:
-        """Eigenvalues and eigenvectors of the products of the features, and the mean of all other eigenvalues."""
+    def _spectrum(self) -> tuple[Tensor, Tensor | None, float]:
+        """Eigenvalues and eigenvectors of the products of the coordinates, and the mean of all other eigenvalues.
+
+        No eigenvectors: they are the axes.
+        """
         width = self._rows.width
         if min(self._rows.samples, width) > LARGEST_RANK:
             # Standardised features have a mean square of 1.
@@ -109,7 +112,9 @@ class LabelProblem(RegularisationPath):
 
     def _minimum(self, start: Floats, regularisation: float, limits: Limits) -> Floats:
         curvature = self._curvature(start, limits.dtype)
-        roots = [(curvature * values + regularisation).sqrt() for values in (self._values, self._remaining, 1.0)]
+        roots = [(curvature * values + regularisation).sqrt() for values in (self._values, self._remaining)]
+        # Biases are not penalised. The curvature along them may vanish; it then counts as that along a weight.
+        roots.append(curvature.clamp_min(min(regularisation, 1 / self._rows.samples)).sqrt())
         inverse = [1 / root for root in roots]
 
         def objective(scaled: Floats) -> tuple[float, Floats]:
@@ -171,7 +176,10 @@ class LabelProblem(RegularisationPath):
             biases: [labels, 1].
         """
         weight, bias = self._split(point)
-        weight = across * weight + ((weight @ self._vectors) * (along - across)) @ self._vectors.T
+        if self._vectors is None:
+            weight = along * weight
+        else:
+            weight = across * weight + ((weight @ self._vectors) * (along - across)) @ self._vectors.T
         return torch.cat([weight.reshape(-1), bias * biases[:, 0]]).numpy()
 
     def _unpacked(self, point: Floats, regularisation: float, dtype: torch.dtype) -> Solution:

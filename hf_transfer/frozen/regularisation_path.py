@@ -45,10 +45,14 @@ class RegularisationPath(ABC):
         standardised: the training samples.
         outputs: how many outputs are solved.
         intercept: whether they have a bias.
+        uncorrelated: whether the coordinates of samples that fit into memory are to be uncorrelated.
     """
 
-    def __init__(self, standardised: Standardised, outputs: int, *, intercept: bool) -> None:
-        self._rows, self._solved, self._intercept = RowSpace(standardised), outputs, intercept
+    def __init__(
+        self, standardised: Standardised, outputs: int, *, intercept: bool, uncorrelated: bool = False
+    ) -> None:
+        self._rows = RowSpace(standardised, uncorrelated=uncorrelated)
+        self._solved, self._intercept = outputs, intercept
 
     @abstractmethod
     def _limits(self, regularisation: float, *, rough: bool) -> Limits:

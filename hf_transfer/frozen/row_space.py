@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hf_transfer.frozen.standardised import Standardised, spectrum_of
+from hf_transfer.frozen.standardised import Standardised
 
 # With fewer features for each sample, the decomposition takes longer than it saves.
 LEAST_FEATURES_OF_A_SAMPLE = 2
@@ -21,33 +21,44 @@ class RowSpace:
 
     Other samples stay as they are: many of them, and those that do not fit into memory.
 
+    A solver may ask for uncorrelated coordinates: samples that fit into memory are then rotated by the eigenvectors of
+    the products of their coordinates. So it scales weights by eigenvalues without a product of matrices.
+
     Reference: Hastie and Tibshirani, "Efficient quadratic regularization for expression arrays", Biostatistics 2004,
     https://doi.org/10.1093/biostatistics/kxh010.
 
     Args:
         standardised: the samples.
+        uncorrelated: whether the coordinates of samples that fit into memory are to be uncorrelated.
 
     Attributes:
         samples: how many there are.
         width: how many coordinates a sample has.
     """
 
-    def __init__(self, standardised: Standardised) -> None:
+    def __init__(self, standardised: Standardised, *, uncorrelated: bool = False) -> None:
         self._standardised = standardised
         self._rotated: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
         self.samples, self.width = standardised.samples, standardised.features
-        if self._is_worth_it():
-            self._rotate()
+        self._eigenvalues: Tensor | None = None
+        # For their eigenvectors it is always worth while to have as few coordinates as there can be.
+        is_wide = self.width >= (1 if uncorrelated else LEAST_FEATURES_OF_A_SAMPLE) * self.samples
+        if (is_wide or uncorrelated) and standardised.is_kept(torch.float64):
+            self._rotate(is_wide=is_wide, uncorrelated=uncorrelated)
 
-    def _is_worth_it(self) -> bool:
-        is_wide = self._standardised.features >= LEAST_FEATURES_OF_A_SAMPLE * self.samples
-        return is_wide and self._standardised.is_kept(torch.float64)
-
-    def _rotate(self) -> None:
+    def _rotate(self, *, is_wide: bool, uncorrelated: bool) -> None:
         blocks = [(features.clone(), targets) for features, targets in self._standardised.computed(torch.float64)]
-        self._directions, triangle = torch.linalg.qr(torch.cat([features for features, _ in blocks]).T)
-        self.width = self.samples
-        parts = triangle.T.contiguous().split([len(targets) for _, targets in blocks])
+        coordinates = torch.cat([features for features, _ in blocks])
+        if is_wide:
+            self._directions, triangle = torch.linalg.qr(coordinates.T)
+            coordinates = triangle.T.contiguous()
+        if uncorrelated:
+            eigenvalues, vectors = torch.linalg.eigh(coordinates.T @ coordinates / self.samples)
+            self._eigenvalues = eigenvalues.clamp_min(0.0)
+            self._directions = self._directions @ vectors if is_wide else vectors
+            coordinates = coordinates @ vectors
+        self.width = coordinates.shape[1]
+        parts = coordinates.split([len(targets) for _, targets in blocks])
         self._rotated[torch.float64] = [(part, targets) for part, (_, targets) in zip(parts, blocks, strict=True)]
 
     def passes(self, dtype: torch.dtype) -> Iterable[tuple[Tensor, Tensor]]:
@@ -59,11 +70,15 @@ class RowSpace:
             self._rotated[dtype] = [(coordinates.to(dtype), targets) for coordinates, targets in exact]
         return self._rotated[dtype]
 
-    def spectrum(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenvectors of the products of the coordinates; see `Standardised.spectrum`."""
-        if not self._rotated:
-            return self._standardised.spectrum()
-        return spectrum_of(torch.cat([coordinates for coordinates, _ in self.passes(torch.float64)]))
+    def spectrum(self) -> tuple[Tensor, Tensor | None]:
+        """Eigenvalues and eigenvectors of the products of the coordinates; see `Standardised.spectrum`.
+
+        No eigenvectors: the coordinates are uncorrelated, so that these are the axes.
+        """
+        if self._eigenvalues is not None:
+            return self._eigenvalues, None
+        assert not self._rotated, "the spectrum of rotated samples is known if they are uncorrelated"
+        return self._standardised.spectrum()
 
     def original(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and biases for the features as they were before they were standardised.

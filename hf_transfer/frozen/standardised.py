@@ -132,15 +132,11 @@ class Standardised:
             Eigenvalues that are left out are 0.
         """
         if self.samples < self.features:
-            return spectrum_of(torch.cat([features.clone() for features, _ in self.passes(torch.float64)]))
+            rows = torch.cat([features.clone() for features, _ in self.passes(torch.float64)])
+            _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
+            return values.square() / self.samples, vectors.T
         products = torch.zeros(self.features, self.features, dtype=torch.float64)
         for features, _ in self.passes(torch.float64):
             products.addmm_(features.T, features)
         values, vectors = torch.linalg.eigh(products / self.samples)
         return values.clamp_min(0.0), vectors
-
-
-def spectrum_of(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of X'X / samples, for a matrix X in memory; see `Standardised.spectrum`."""
-    _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
-    return values.square() / len(rows), vectors.T

@@ -12,10 +12,15 @@ import numpy.typing as npt
 from hf_transfer.errors import LISTED, UserError, some, user_error
 from hf_transfer.targets.class_names import shown_names, similar_names
 from hf_transfer.targets.distinct import Distinct, distinct
-from hf_transfer.targets.label_columns import LabelColumns
+from hf_transfer.targets.label_columns import SEPARATORS, LabelColumns
 from hf_transfer.targets.missing_labels import missing_labels, refuse_missing
 
 Labels = npt.NDArray[np.int64]
+# What empty cells may mean where others look like joined labels.
+SEVERAL = (
+    "or, if the cells list labels, and an empty one says that a row has none, use "
+    "--problem_type multi_label_classification"
+)
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")
 # A number as it is written in much of Europe.
 DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+(,[0-9]+)?")
@@ -72,8 +77,11 @@ def _named(rows: datasets.Dataset, split: str, columns: LabelColumns) -> Distinc
     refuse_other_types(feature, columns)
     if isinstance(feature, LISTS):
         raise _unsuitable("a list in each row", columns)
-    refuse_missing(missing_labels(rows, columns), split, columns, expected=f"a label in every row of {columns}")
     different = distinct(rows, columns.only)
+    refuse_missing(
+        missing_labels(rows, columns), split, columns, expected=f"a label in every row of {columns}",
+        otherwise=SEVERAL if any(sign in str(value) for value in different.values for sign in SEPARATORS) else "",
+    )  # fmt: skip
     if not isinstance(feature, datasets.ClassLabel):
         return different._replace(values=[class_name(value) for value in different.values])
     if not all(0 <= number < len(feature.names) for number in different.values):

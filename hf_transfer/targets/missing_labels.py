@@ -64,7 +64,9 @@ def class_feature(feature: Any) -> datasets.ClassLabel | None:
     return inner if isinstance(inner, datasets.ClassLabel) else None
 
 
-def refuse_missing(missing: npt.NDArray[np.bool_], split: str, columns: LabelColumns, *, expected: str) -> None:
+def refuse_missing(
+    missing: npt.NDArray[np.bool_], split: str, columns: LabelColumns, *, expected: str, otherwise: str = ""
+) -> None:
     """Refuse rows without a label.
 
     Args:
@@ -72,19 +74,21 @@ def refuse_missing(missing: npt.NDArray[np.bool_], split: str, columns: LabelCol
         split: of the rows.
         columns: of the labels.
         expected: what each row should have ("a label in every row of column 'label'").
+        otherwise: what else can be done about it than to fill in or to drop the rows; empty: nothing.
 
     Raises:
         UserError: a row has none.
     """
     if missing.any():
-        raise _without_label(np.flatnonzero(missing).tolist(), split, columns, expected)
+        raise _without_label(np.flatnonzero(missing).tolist(), split, columns, expected, otherwise)
 
 
-def _without_label(rows: Sequence[int], split: str, columns: LabelColumns, expected: str) -> UserError:
+def _without_label(rows: Sequence[int], split: str, columns: LabelColumns, expected: str, otherwise: str) -> UserError:
+    do = "fill in or remove these rows, or drop them with --on_missing_label drop"
     return user_error(
         expected=expected,
         found=f"none in {len(rows)} rows of split '{split}', first in {columns.where(split, rows)}",
-        do="fill in or remove these rows, or drop them with --on_missing_label drop",
+        do=f"{do}; {otherwise}" if otherwise else do,
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from hf_transfer.data.checked import load_splits
 from hf_transfer.data.labelled import read_labelled
 from hf_transfer.data.splits import Splits
+from hf_transfer.errors import UserError
 from hf_transfer.modalities.image import ImageModality
 from hf_transfer.modalities.pair import PairModality
 from hf_transfer.modalities.text import TextModality
@@ -111,6 +112,17 @@ def test_labels_of_several_columns_are_named_by_these(text_settings: TextSetting
     rows = texts([0, 1] * 10).rename_column("label", "x").add_column("y", [1, 1, 0, 0] * 5)
     splits = of(text_settings, {"train": rows}, label_column_names=["x", "y"])
     assert splits.describe()[2] == "Labels: x, y (names of columns)."
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_where_rows_look_like_joined_labels_an_empty_one_may_have_none(
+    joined: bool, text_settings: TextSettings
+) -> None:
+    """Neither part of the joined text is in another row, so that it is taken for a name of a class."""
+    data = {"train": texts([*["red; green" if joined else "red", "blue"] * 8, None, None], None)}
+    with pytest.raises(UserError, match="--on_missing_label drop") as caught:
+        of(text_settings, data)
+    assert ("--problem_type multi_label_classification" in str(caught.value)) == joined
 
 
 @pytest.mark.parametrize(

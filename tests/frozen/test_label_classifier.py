@@ -204,14 +204,14 @@ def test_samples_in_any_blocks_have_the_same_solution(size: int, at_once: int, m
 
 
 @pytest.mark.parametrize("features", [10, 200])
-def test_features_that_are_not_kept_in_memory_give_the_same_bit_for_bit(
+def test_features_that_are_not_kept_in_memory_have_the_same_solution(
     features: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = samples(features=features).path()
     monkeypatch.setattr(standardised, "KEPT_BYTES", 0)
     for solution, expected in zip(samples(features=features).path(), kept, strict=True):
-        assert torch.equal(solution.weight, expected.weight)
-        assert torch.equal(solution.bias, expected.bias)
+        assert torch.allclose(solution.weight, expected.weight, rtol=0, atol=1e-6)
+        assert torch.allclose(solution.bias, expected.bias, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("balanced", [False, True])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_transfer.frozen import row_space
+from hf_transfer.frozen import standardised as standardised_module
 from hf_transfer.frozen.label_classifier import LabelProblem
 from hf_transfer.frozen.linear_classifier import LinearProblem
 from hf_transfer.frozen.regularisation_path import REGULARISATIONS, RegularisationPath
@@ -55,7 +55,8 @@ def joined(rows: Standardised | RowSpace, dtype: torch.dtype = torch.float64) ->
 
 
 def without_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_space, "LEAST_FEATURES_OF_A_SAMPLE", float("inf"))
+    """Samples that do not fit into memory are not rotated."""
+    monkeypatch.setattr(standardised_module, "KEPT_BYTES", 0)
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -87,14 +88,21 @@ def test_weights_for_coordinates_and_for_features_give_the_same_scores(count: in
     assert (of_features * spread).square().sum().item() == pytest.approx(weight.square().sum().item())
 
 
-def test_eigenvalues_are_those_of_the_samples() -> None:
-    given = standardised(samples())
-    values, vectors = RowSpace(given).spectrum()
-    full = joined(given)
-    expected = torch.linalg.eigvalsh(full @ full.T / 50).flip(0)
-    assert torch.allclose(values, expected, rtol=0, atol=1e-10)
-    short = joined(RowSpace(given))
-    assert torch.allclose(short.T @ short / 50, vectors * values @ vectors.T, rtol=0, atol=1e-10)
+@pytest.mark.parametrize(("count", "features"), [(50, 200), (50, 60), (150, 20)])
+def test_uncorrelated_coordinates_have_diagonal_products(count: int, features: int) -> None:
+    given = standardised(samples(count, features))
+    rows = RowSpace(given, uncorrelated=True)
+    assert rows.width == min(count, features), "as few coordinates as there can be"
+    values, vectors = rows.spectrum()
+    assert vectors is None
+    full, short = joined(given), joined(rows)
+    assert torch.allclose(short.T @ short / count, values.diag(), rtol=0, atol=1e-10)
+    assert torch.allclose(short @ short.T, full @ full.T, rtol=1e-12, atol=1e-9)
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(OUTPUTS, rows.width, generator=generator, dtype=torch.float64)
+    of_features, bias = rows.original(weight, torch.zeros(OUTPUTS, dtype=torch.float64))
+    raw = samples(count, features).double()
+    assert torch.allclose(raw @ of_features.T + bias, short @ weight.T, atol=1e-9)
 
 
 @pytest.mark.parametrize("balanced", [False, True])
