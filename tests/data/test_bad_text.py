@@ -120,8 +120,9 @@ def test_up_to_one_percent_are_masked_and_counted_in_the_report(name: str, text:
     rows[50]["text"] = "  "
     write_table(data / "test.jsonl", rows)
     finished = text(
-        model_name_or_path=checkpoint, dataset_name=data, on_bad_sample="skip", per_device_eval_batch_size=50
-    )
+        model_name_or_path=checkpoint, dataset_name=data, strategy="full", on_bad_sample="skip",
+        per_device_eval_batch_size=50,
+    )  # fmt: skip
     assert finished.code == 0, finished.err
     assert "Unreadable texts, masked: 1 in test." in finished.out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
