@@ -12,16 +12,17 @@ def without_bars_in_logs() -> Iterator[None]:
     A bar overwrites its line; in a file each state of it would stay. Who sets HF_HUB_DISABLE_PROGRESS_BARS=0 keeps
     them.
     """
-    from huggingface_hub import constants, utils
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False:
         yield
         return
-    of_hub = not utils.are_progress_bars_disabled()
+    of_hub = not are_progress_bars_disabled()
     # When transformers is imported, it takes over what holds for huggingface_hub.
     logging = sys.modules.get("transformers.utils.logging")
     of_transformers = of_hub if logging is None else logging.is_progress_bar_enabled()
-    utils.disable_progress_bars()
+    disable_progress_bars()
     if logging is not None:
         logging.disable_progress_bar()
     try:
@@ -31,6 +32,6 @@ def without_bars_in_logs() -> Iterator[None]:
         if of_transformers and logging is not None:
             logging.enable_progress_bar()
         if of_hub:
-            utils.enable_progress_bars()
+            enable_progress_bars()
         else:
-            utils.disable_progress_bars()
+            disable_progress_bars()

@@ -2,26 +2,30 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from huggingface_hub import utils
-from transformers.utils import logging
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from transformers.utils import logging as untyped
 
 from hf_transfer.progress_bars import without_bars_in_logs
+
+logging: Any = untyped
 
 
 def shown() -> tuple[bool, bool]:
     """Whether huggingface_hub and transformers show bars."""
-    return not utils.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    return not are_progress_bars_disabled(), logging.is_progress_bar_enabled()
 
 
 @pytest.fixture(autouse=True)
-def _bars_as_before() -> object:
+def _bars_as_before() -> Iterator[None]:
     before = shown()
     logging.enable_progress_bar()
     yield
     (logging.enable_progress_bar if before[1] else logging.disable_progress_bar)()
-    (utils.enable_progress_bars if before[0] else utils.disable_progress_bars)()
+    (enable_progress_bars if before[0] else disable_progress_bars)()
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

@@ -23,6 +23,7 @@ from hf_transfer.models.towers import groups_of, towers_of
 from hf_transfer.run import Run
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.choice import regularisation_of
+from hf_transfer.targets.shown_scores import shown_score
 from hf_transfer.targets.target import OPTIONAL_SETTINGS
 
 SCHEMA = 1
@@ -44,6 +45,7 @@ class Evidence:
             ranges where rows suffice.
         rarest: how many rows the rarest of these has.
         blocks: of the model; of two towers, of the smaller one.
+        scores_are_errors: whether scores are errors with a minus; `shown` takes it away.
         probes: heads on several features, first on what the model's own head reads, of two towers both pooled vectors;
             none where no head can be solved.
         why_no_probes: why there are none, in a part of a sentence; empty if there are some.
@@ -70,6 +72,7 @@ class Evidence:
     costs: Costs
     seconds: Mapping[str, float]
     unsuitable: Mapping[str, str]
+    scores_are_errors: bool = False
     probes: tuple[Probe, ...] = ()
     why_no_probes: str = ""
     best: str = ""
@@ -110,6 +113,10 @@ class Evidence:
         """The best head that reads a single place."""
         single = [one for one in self.probes if len(one.taps) == 1]
         return max(single, key=lambda one: one.score, default=None)
+
+    def shown(self, score: float) -> float:
+        """A score as people read it."""
+        return shown_score(score, are_errors=self.scores_are_errors)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as JSON."""
@@ -185,7 +192,7 @@ def gather_evidence(
             run.splits.target.divided_by.removeprefix("by "), len(rows_of_kinds), min(rows_of_kinds),
             min(count_blocks(groups_of(tower, groups)) for tower in towers_of(groups)), costs, seconds, unsuitable,
             why_no_probes=why_no_probes, has_our_head=run.checkpoint.has_our_head,
-            **({} if model is None else model.known),
+            scores_are_errors=run.splits.target.scores_are_errors, **({} if model is None else model.known),
         )  # fmt: skip
 
 

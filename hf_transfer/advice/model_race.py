@@ -81,12 +81,14 @@ class Race:
     Attributes:
         strategy: with which they were trained.
         score_title: what the score is.
+        scores_are_errors: whether scores are errors with a minus.
         places: the models; of equal scores, the one that is better in the ranking comes first.
         failed: why the others could not be trained, by name.
     """
 
     strategy: str
     score_title: str
+    scores_are_errors: bool
     places: list[Place[RacedModel]]
     failed: Mapping[str, UserError]
 
@@ -95,6 +97,7 @@ class Race:
         return {
             "strategy": self.strategy,
             "score": self.score_title,
+            "scores_are_errors": self.scores_are_errors,
             "rows": len(self.places[0].model.scores) if self.places else 0,
             "models": places_as_json(
                 self.places,
@@ -167,7 +170,8 @@ def race(
         # One model in memory at a time: what is left of this one has reference cycles.
         gc.collect()
     strategy = " and ".join(next(iter(configs.values())).strategy.names())
-    return Race(strategy, ranking.task.target.score_title, in_order(raced, lambda model: model), failed)
+    target = ranking.task.target
+    return Race(strategy, target.score_title, target.scores_are_errors, in_order(raced, lambda model: model), failed)
 
 
 def _raced(name: str, config: RunConfig, folder: Path, data: datasets.DatasetDict | None) -> RacedModel:

@@ -34,6 +34,7 @@ class Plan:
         arms: first the solved head, then the others in the order in which they are tried.
         rejected: the other strategies.
         enough: see `Shortlist`.
+        scores_are_errors: whether scores are errors with a minus.
     """
 
     evidence: dict[str, Any]
@@ -41,6 +42,7 @@ class Plan:
     arms: list[Arm]
     rejected: list[Rejection]
     enough: str = ""
+    scores_are_errors: bool = False
 
 
 def plan_of(config: RunConfig, data: datasets.DatasetDict | None = None) -> Plan:
@@ -69,13 +71,16 @@ def plan_from(evidence: Evidence, config: RunConfig) -> Plan:
     shortlist = shortlist_of(evidence, config)
     solved, *others = [_as_settings(arm) for arm in shortlist.arms]
     if not config.strategy.auto_arms:
-        return Plan(_in_short(evidence), evidence.score_title, [solved, *others], shortlist.rejected, shortlist.enough)
+        return Plan(
+            _in_short(evidence), evidence.score_title, [solved, *others], shortlist.rejected, shortlist.enough,
+            evidence.scores_are_errors,
+        )  # fmt: skip
     arms = [solved, *_named_arms(config, evidence, [solved, *others])]
     tried = {arm.settings["strategy"] for arm in arms}
     rejected = [one for one in shortlist.rejected if one.strategy not in tried]
     not_named = [arm.settings["strategy"] for arm in others if arm.settings["strategy"] not in tried]
     rejected += [Rejection(name, "It is not among --auto_arms.") for name in not_named]
-    return Plan(_in_short(evidence), evidence.score_title, arms, rejected)
+    return Plan(_in_short(evidence), evidence.score_title, arms, rejected, scores_are_errors=evidence.scores_are_errors)
 
 
 def arm_with_pooling(config: RunConfig, data: datasets.DatasetDict | None = None) -> tuple[TriedArm, str]:

@@ -187,7 +187,8 @@ class _Race:
             for arm in plan.arms
         )
         self._begin(replace(
-            self._record, evidence=plan.evidence, score_title=plan.score_title, arms=arms,
+            self._record, evidence=plan.evidence, score_title=plan.score_title,
+            scores_are_errors=plan.scores_are_errors, arms=arms,
             rejected={one.strategy: one.reason for one in plan.rejected}, enough=plan.enough,
             seconds=time.perf_counter() - started,
         ))  # fmt: skip
@@ -215,11 +216,11 @@ class _Race:
         gc.collect()
         taken = time.perf_counter() - started
         self._keep(replace(self._record.with_arm(outcome), seconds=self._record.seconds + max(taken, outcome.seconds)))
-        shown = (
-            f"cannot be trained: {' '.join(outcome.note.split())}"
-            if outcome.score is None
-            else f"{self._record.score_title} {outcome.score:.4f} on validation rows, {in_words(taken)}"
-        )
+        if outcome.score is None:
+            shown = f"cannot be trained: {' '.join(outcome.note.split())}"
+        else:
+            score = f"{self._record.score_title} {self._record.shown(outcome.score):.4f}"
+            shown = f"{score} on validation rows, {in_words(taken)}"
         self._processes.print(f"{arm.name}: {shown}")
 
     def _trained(self, arm: TriedArm) -> TriedArm:
@@ -278,7 +279,7 @@ class _Race:
             compared = self._compared(trained)
             best = trained[choose(compared)]
             samples = int(compared.counts.sum())
-            sentence = _why(best, trained, samples, record.enough if is_enough(record, self._config) else "")
+            sentence = _why(best, trained, samples, record, record.enough if is_enough(record, self._config) else "")
             record = replace(record, chosen=best.name, sentence=sentence, samples=samples)
             # Of a single unit there is none, and without a choice no optimism.
             if len(trained) > 1 and not math.isnan((estimate := corrected_estimate(compared)).mean):
@@ -294,15 +295,16 @@ def _trains_stepwise(config: RunConfig, record: AutoRecord) -> bool:
     return config.trains_stepwise() or bool(record.evidence.get("why_no_probes"))
 
 
-def _why(best: TriedArm, trained: list[TriedArm], samples: int, enough: str) -> str:
+def _why(best: TriedArm, trained: list[TriedArm], samples: int, record: AutoRecord, enough: str) -> str:
     if len(trained) == 1:
         return f"Chosen: {best.name}, {f'since {enough}' if enough else 'the only one that was trained'}."
-    others = ", ".join(f"{arm.name} {arm.score:.4f}" for arm in trained if arm is not best)
+    scored = {arm.name: f"{arm.name} {record.shown(arm.score):.4f}" for arm in trained if arm.score is not None}
+    others = ", ".join(text for name, text in scored.items() if name != best.name)
     highest = max(arm.score for arm in trained if arm.score is not None)
     reason = (
         "" if best.score == highest else "; nothing that takes longer is better by more than chance or half a point"
     )
-    return f"Chosen: {best.name} {best.score:.4f} against {others} on {samples:,} validation rows{reason}."
+    return f"Chosen: {scored[best.name]} against {others} on {samples:,} validation rows{reason}."
 
 
 def _nothing_trained(record: AutoRecord) -> UserError:

@@ -46,6 +46,7 @@ class ModelRanking:
             "dataset_name": self.dataset_name,
             "predicts": self.task.target.describe(),
             "score": self.task.target.score_title,
+            "scores_are_errors": self.task.target.scores_are_errors,
             "rows": rows,
             "folds": {"count": int(self.task.folds.of_rows.max()) + 1, "repeats": repeats},
             "notes": self.task.notes,

@@ -49,7 +49,7 @@ def _size(evidence: Evidence) -> str:
 def _baseline(evidence: Evidence, constant: ConstantAnswer) -> str:
     """What a head must beat, and whether it does."""
     figures = (
-        f"The same answer to all rows ({constant.name}) has {constant.score:.3f}; the best head is "
+        f"The same answer to all rows ({constant.name}) has {evidence.shown(constant.score):.3f}; the best head is "
         f"{constant.gain.mean:.3f} better ({_interval(constant.gain)})."
     )
     if constant.gain.exceeds(ERRORS_OF_A_GAIN):
@@ -65,8 +65,8 @@ def _similarity(evidence: Evidence) -> str:
     if fresh is None:
         return "The pretrained weights were not compared with fresh ones."
     figures = (
-        f"A head on the pretrained model has {fresh.pretrained_score:.3f}, one on the same architecture with random "
-        f"weights {fresh.score:.3f}, on the same {fresh.rows:,} rows "
+        f"A head on the pretrained model has {evidence.shown(fresh.pretrained_score):.3f}, one on the same "
+        f"architecture with random weights {evidence.shown(fresh.score):.3f}, on the same {fresh.rows:,} rows "
         f"(difference {fresh.gain.mean:.3f}, {_interval(fresh.gain)})."
     )
     if fresh.gain.exceeds(ERRORS_OF_A_GAIN):
@@ -76,11 +76,12 @@ def _similarity(evidence: Evidence) -> str:
 
 def _depth(evidence: Evidence, best: Probe) -> str:
     where = "what its own head reads" if best.features == HEAD else _place(best, evidence.blocks)
-    sentence = f"The best single place to read the model is {where} ({best.score:.3f} ± {best.standard_error:.3f})."
+    score = f"{evidence.shown(best.score):.3f} ± {best.standard_error:.3f}"
+    sentence = f"The best single place to read the model is {where} ({score})."
     if best.depth(evidence.blocks) < 1:
         sentence += " Later layers are more special to what it was pretrained for."
     if " + " in evidence.best and (together := evidence.probe(evidence.best)):
-        sentence += f" Several places together ({evidence.best}) have {together.score:.3f}."
+        sentence += f" Several places together ({evidence.best}) have {evidence.shown(together.score):.3f}."
     return sentence
 
 
@@ -88,10 +89,10 @@ def _depth_of_towers(evidence: Evidence) -> str:
     best, deficit = evidence.probe(evidence.best), evidence.deficit_of_head
     assert best is not None
     if deficit is None:
-        return f"The best places to read both towers are their pooled vectors ({best.score:.3f})."
+        return f"The best places to read both towers are their pooled vectors ({evidence.shown(best.score):.3f})."
     sentence = (
-        f"The best places to read both towers are {evidence.best} ({best.score:.3f}). Their pooled vectors are "
-        f"{deficit.mean:.3f} behind ({_interval(deficit)})."
+        f"The best places to read both towers are {evidence.best} ({evidence.shown(best.score):.3f}). Their pooled "
+        f"vectors are {deficit.mean:.3f} behind ({_interval(deficit)})."
     )
     return sentence if deficit.is_clear else f"{sentence} These rows do not show that other places are better."
 
@@ -118,8 +119,9 @@ def _more_data(evidence: Evidence) -> str:
         return "There are too few rows to see what more of them would bring."
     last = curve.last_doubling
     figures = (
-        f"Heads of {curve.rows[-1]:.0f} rows have {curve.scores[-1]:.3f}, those of half as many "
-        f"{curve.scores[-2]:.3f}: the last doubling brought {last.mean:+.3f} ± {last.standard_error:.3f}."
+        f"Heads of {curve.rows[-1]:.0f} rows have {evidence.shown(curve.scores[-1]):.3f}, those of half as many "
+        f"{evidence.shown(curve.scores[-2]):.3f}: the last doubling brought {evidence.shown(last.mean):+.3f} ± "
+        f"{last.standard_error:.3f}."
     )
     if last.exceeds(ERRORS_OF_A_GAIN):
         return f"{figures} Twice as many rows would probably help."

@@ -229,16 +229,19 @@ def _read(evidence: Evidence) -> str:
 
 def _score(evidence: Evidence, features: str) -> str:
     probe = evidence.probe(features)
-    return "not measured" if probe is None else f"{probe.score:.3f} ± {probe.standard_error:.3f}"
+    return "not measured" if probe is None else f"{evidence.shown(probe.score):.3f} ± {probe.standard_error:.3f}"
 
 
 def _words(evidence: Evidence) -> Mapping[str, str]:
-    fresh = evidence.fresh_weights
+    fresh, with_fresh = evidence.fresh_weights, ""
+    if fresh is not None:
+        pretrained = evidence.shown(fresh.pretrained_score)
+        with_fresh = f"{pretrained:.3f} against {evidence.shown(fresh.score):.3f} with fresh weights"
     return {
         "rows": rows_in_words(evidence),
         "layers": str(top_quarter(evidence.blocks)),
         "blocks": str(evidence.blocks),
-        "fresh": "" if fresh is None else f"{fresh.pretrained_score:.3f} against {fresh.score:.3f} with fresh weights",
+        "fresh": with_fresh,
     }
 
 

@@ -13,6 +13,7 @@ from hf_transfer.checkpoints.files import in_units
 from hf_transfer.data.complete_files import put
 from hf_transfer.evaluation.templates import render
 from hf_transfer.models.taps import tower_of
+from hf_transfer.targets.shown_scores import shown_score
 
 Z = 1.959963984540054
 PLACES = "mean_N: the mean behind block N; first_N: its first token."
@@ -106,12 +107,11 @@ def draw_ranking(path: Path, ranking: ModelRanking) -> None:
     for place in ranking.places:
         model, colour = place.model, "C0" if place.behind is None or place.is_equal else "0.55"
         seconds = 1_000 / model.rows_per_second
-        axes.errorbar(
-            seconds, model.probe.score, Z * model.probe.standard_error, fmt="o", color=colour, capsize=3, elinewidth=1
-        )
+        score = shown_score(model.probe.score, are_errors=ranking.task.target.scores_are_errors)
+        axes.errorbar(seconds, score, Z * model.probe.standard_error, fmt="o", color=colour, capsize=3, elinewidth=1)
         # Two towers one below the other: their names are long.
         label = names[model.name].replace("$", r"\$").replace(AND, f"\n{AND.lstrip()}")
-        axes.annotate(label, (seconds, model.probe.score), (6, 4), textcoords="offset points", fontsize=9)
+        axes.annotate(label, (seconds, score), (6, 4), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
     axes.xaxis.set(
         major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(),

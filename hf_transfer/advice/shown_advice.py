@@ -74,18 +74,20 @@ def _draw_depths(axes: Any, evidence: Evidence) -> None:
         points = [(block or evidence.blocks, probe) for one, block, probe in single if one == kind]
         if points:
             axes.errorbar(
-                [block + place * apart for block, _ in points], [probe.score for _, probe in points],
+                [block + place * apart for block, _ in points], [evidence.shown(probe.score) for _, probe in points],
                 [Z * probe.standard_error for _, probe in points], fmt="o-" if kind == MEAN else "o", capsize=3,
                 elinewidth=1, label=HEADINGS[kind],
             )  # fmt: skip
     for probe in evidence.probes:
         if len(probe.taps) > 1:
             axes.errorbar(
-                [evidence.blocks + 3 * apart], [probe.score], [Z * probe.standard_error], fmt="s", capsize=3,
-                elinewidth=1, label="several together",
+                [evidence.blocks + 3 * apart], [evidence.shown(probe.score)], [Z * probe.standard_error], fmt="s",
+                capsize=3, elinewidth=1, label="several together",
             )  # fmt: skip
     if (fresh := evidence.fresh_weights) is not None:
-        axes.axhline(fresh.score, color="0.45", linestyle="--", label="with random weights (best place)")
+        axes.axhline(
+            evidence.shown(fresh.score), color="0.45", linestyle="--", label="with random weights (best place)"
+        )
     axes.set(xlabel=f"block, of {evidence.blocks}", ylabel=evidence.score_title, title="where the model is read")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=8)
@@ -95,11 +97,14 @@ def _draw_places(axes: Any, evidence: Evidence) -> None:
     """The scores in the order of the table: each is of places in two towers, which have no common depth."""
     numbers = range(1, len(evidence.probes) + 1)
     axes.errorbar(
-        numbers, [probe.score for probe in evidence.probes], [Z * probe.standard_error for probe in evidence.probes],
+        numbers, [evidence.shown(probe.score) for probe in evidence.probes],
+        [Z * probe.standard_error for probe in evidence.probes],
         fmt="s", capsize=3, elinewidth=1, label="places in both towers",
     )  # fmt: skip
     if (fresh := evidence.fresh_weights) is not None:
-        axes.axhline(fresh.score, color="0.45", linestyle="--", label="with random weights (best place)")
+        axes.axhline(
+            evidence.shown(fresh.score), color="0.45", linestyle="--", label="with random weights (best place)"
+        )
     axes.set(xlabel="line of the table of heads", ylabel=evidence.score_title, title="where the towers are read")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=8)
@@ -113,8 +118,8 @@ def _draw_curve(axes: Any, evidence: Evidence) -> None:
         axes.text(0.5, 0.5, "too few rows for a learning curve", ha="center", transform=axes.transAxes)
         return
     axes.errorbar(
-        curve.rows, curve.scores, [Z * error for error in curve.standard_errors], fmt="o-", capsize=3, elinewidth=1,
-        color="C4",
+        curve.rows, [evidence.shown(score) for score in curve.scores],
+        [Z * error for error in curve.standard_errors], fmt="o-", capsize=3, elinewidth=1, color="C4",
     )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set(

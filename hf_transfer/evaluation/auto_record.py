@@ -13,6 +13,7 @@ from hf_transfer.data.complete_files import put
 from hf_transfer.evaluation.results import RESULTS_FILE
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import AUTO
+from hf_transfer.targets.shown_scores import shown_score
 from hf_transfer.targets.target import Interval
 
 FOLDER, RECORD_FILE, ARMS_FOLDER = AUTO, "decision.json", "arms"
@@ -63,6 +64,7 @@ class AutoRecord:
         replaces: whether the run that follows replaces an earlier one in the folder.
         evidence: what was known before anything was trained.
         score_title: what the scores are called.
+        scores_are_errors: whether they are errors with a minus; they are shown without it.
         arms: what is tried, in this order; the first is the solved head.
         rejected: by strategy, why it is not tried.
         enough: why nothing has to be trained beside the solved head; empty if training may gain something.
@@ -79,6 +81,7 @@ class AutoRecord:
     replaces: bool = False
     evidence: dict[str, Any] = field(default_factory=dict)
     score_title: str = ""
+    scores_are_errors: bool = False
     arms: tuple[TriedArm, ...] = ()
     rejected: dict[str, str] = field(default_factory=dict)
     enough: str = ""
@@ -93,6 +96,10 @@ class AutoRecord:
     def chosen_arm(self) -> TriedArm:
         """The arm that was chosen."""
         return next(arm for arm in self.arms if arm.name == self.chosen)
+
+    def shown(self, score: float) -> float:
+        """A score as people read it."""
+        return shown_score(score, are_errors=self.scores_are_errors)
 
     def with_arm(self, arm: TriedArm) -> Self:
         """The record with another state of one arm."""

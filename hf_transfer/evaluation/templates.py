@@ -8,6 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from hf_transfer.targets.shown_scores import shown_interval, shown_score
+
 
 def plain(text: str) -> str:
     """A name from the user's data, escaped for a Markdown table: no markup, no line break, no column."""
@@ -49,4 +51,6 @@ TEMPLATES = Environment(  # noqa: S701
     lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
 TEMPLATES.filters |= {"plain": plain, "as_text": as_text, "cell": cell, "fenced": fenced}
-TEMPLATES.globals |= {"plain": plain, "as_text": as_text}
+TEMPLATES.globals |= {
+    "plain": plain, "as_text": as_text, "shown_score": shown_score, "shown_interval": shown_interval,
+}  # fmt: skip

@@ -15,6 +15,7 @@ from hf_transfer.evaluation.run_folder import CONFIG_FILE
 from hf_transfer.export.onnx_file import LARGEST_FILE, OnnxModel, quiet
 from hf_transfer.modalities.table import modality_named, recipe_of
 from hf_transfer.settings.parsing import load_settings
+from hf_transfer.targets.shown_scores import shown_score
 from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.predictions import predict_split
 
@@ -40,7 +41,7 @@ class Gate:
     Attributes:
         samples: of the test split.
         score: what is compared, by the name that reports use.
-        float32: the mean score of the samples, by the model in 32 bits.
+        float32: the mean score of the samples, by the model in 32 bits; of errors, their mean.
         int8: the same in 8 bits.
         loss: by how much it falls; see `LARGEST_LOSS`.
         same: the share of samples with the same answer.
@@ -134,8 +135,8 @@ def gate_of(before: Predictions, after: Predictions) -> Gate:
     return Gate(
         samples=len(truth),
         score=target.score_title,
-        float32=scores[0],
-        int8=scores[1],
+        float32=shown_score(scores[0], are_errors=target.scores_are_errors),
+        int8=shown_score(scores[1], are_errors=target.scores_are_errors),
         loss=(scores[0] - scores[1]) / float(spread.mean()),
         same=float(is_same.reshape(len(truth), -1).all(axis=1).mean()),
     )

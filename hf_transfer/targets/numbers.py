@@ -72,7 +72,8 @@ class Numbers(Cells):
     supported_settings: ClassVar[frozenset[str]] = frozenset({"regression_loss", "mixup_alpha"})
     loss_setting: ClassVar[str | None] = "regression_loss"
     is_calibrated: ClassVar[bool] = True
-    score_title: ClassVar[str] = "- absolute error"
+    score_title: ClassVar[str] = "absolute error"
+    scores_are_errors: ClassVar[bool] = True
     score_words: ClassVar[str] = "less absolute error"
     answered_as: ClassVar[str] = "values"
     outputs: ClassVar[str] = "numbers"

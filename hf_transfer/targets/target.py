@@ -69,9 +69,7 @@ class Constant(NamedTuple):
 
 
 class Target(ABC):
-    """What is predicted of the samples of one data set.
-
-    A new target is a subclass in a file of its own and a line in `table.TARGETS`.
+    """What is predicted of the samples of one data set; a new one is a file and a line in `table.TARGETS`.
 
     Attributes:
         problem_type: its name in settings and results; transformers' own name, where it has one.
@@ -82,7 +80,8 @@ class Target(ABC):
             two, Mixup and CutMix need `mixed`, and R-Drop needs `disagreement`. A run rejects the others.
         loss_setting: the setting that chooses among several losses; None: there is one.
         is_calibrated: whether it learns from predictions for samples on which the model was not trained: `calibrated`.
-        score_title: what the mean of `sample_scores` is called.
+        score_title: what the mean of `sample_scores` is called; of errors, that without the minus.
+        scores_are_errors: whether `sample_scores` are errors with a minus; `shown_score` takes it away.
         score_words: what `sample_scores` are, for sentences on differences ("points of accuracy").
         limits: sentences for the model's card on what its answers cannot express.
         activation: what makes scores of the outputs: softmax or sigmoid; empty: they are the answers.
@@ -101,6 +100,7 @@ class Target(ABC):
     loss_setting: ClassVar[str | None] = None
     is_calibrated: ClassVar[bool] = False
     score_title: ClassVar[str] = "score"
+    scores_are_errors: ClassVar[bool] = False
     score_words: ClassVar[str] = "points"
     limits: ClassVar[tuple[str, ...]] = ()
     activation: ClassVar[str] = ""

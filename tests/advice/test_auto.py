@@ -173,7 +173,7 @@ def test_numbers_and_labels_are_learned(problem_type: str, tmp_path: Path) -> No
     )  # fmt: skip
     assert run.results is not None
     assert run.results.problem_type == problem_type
-    assert run.results.auto["score_title"] == {"regression": "- absolute error"}.get(problem_type, "F1 per sample")
+    assert run.results.auto["score_title"] == {"regression": "absolute error"}.get(problem_type, "F1 per sample")
     assert set(states(tmp_path / "out").values()) == {"trained"}
 
 

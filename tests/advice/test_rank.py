@@ -225,7 +225,7 @@ def test_a_file_of_settings_names_data_and_recipe(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("label", "title"), [("numbers", "- absolute error"), ("labels", "F1 per sample")], ids=["numbers", "labels"]
+    ("label", "title"), [("numbers", "absolute error"), ("labels", "F1 per sample")], ids=["numbers", "labels"]
 )
 def test_models_are_ranked_for_labels_and_for_numbers(
     label: str, title: str, rank: Rank, models: tuple[Path, Path], tmp_path: Path
