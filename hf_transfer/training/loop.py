@@ -68,9 +68,7 @@ def fit(
     stages = strategy.stages(groups, training.num_train_epochs)
     passes = recording.Passes.of(loaders, accelerator, config)
     state, checkpointing = _start(model, strategy, stages, groups, passes, config, regularisation)
-    checkpointing.resume(state, len(stages))
-    if config.checkpoints.resume_from_checkpoint is not None:
-        _track_earlier_epochs(state, accelerator)
+    _resume(state, checkpointing, len(stages), config, accelerator)
     lengths_vary = getattr(loaders.train.dataset, "lengths", None) is not None
 
     for number, stage in enumerate(stages):
@@ -122,10 +120,15 @@ def _start(
     return RunState(Fit(model), steps, frozen, BestEpochs(training.soup_size), changing, ranking), checkpointing
 
 
-def _track_earlier_epochs(state: RunState, accelerator: Accelerator) -> None:
-    """Trackers of this run have not seen what another one has trained."""
-    for epoch, row in enumerate(state.result.history):
-        accelerator.log(row, step=epoch)
+def _resume(
+    state: RunState, checkpointing: Checkpointing, stages: int, config: RunConfig, accelerator: Accelerator
+) -> None:
+    """Go on from the newest checkpoint, if there is one."""
+    checkpointing.resume(state, stages)
+    if config.checkpoints.resume_from_checkpoint is not None:
+        # Trackers of this run have not seen what another one has trained.
+        for epoch, row in enumerate(state.result.history):
+            accelerator.log(row, step=epoch)
 
 
 def run_stage(
