@@ -76,7 +76,7 @@ def draw_confusion(path: Path, data: tuple[npt.NDArray[np.int64], Sequence[str]]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title="Test split, share of each true class")
     if classes <= CLASSES_WITH_NAMES:
-        names, fonts = drawn_names(label_names)
+        names, fonts = drawn_names(label_names, "class")
         axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0, fontfamily=fonts)
         axes.set_yticks(range(classes), names, fontfamily=fonts)
     if classes <= CLASSES_WITH_NUMBERS:
@@ -90,7 +90,7 @@ def draw_confusion(path: Path, data: tuple[npt.NDArray[np.int64], Sequence[str]]
 def draw_residuals(path: Path, data: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Sequence[str]]) -> None:
     """Residuals (true minus predicted) against predictions, for each number a row of its own."""
     predicted, true, label_names = data
-    names, fonts = drawn_names(label_names)
+    names, fonts = drawn_names(label_names, "output")
     figure = Figure(figsize=(7, 3.6 * len(names)), layout="constrained")
     rows = figure.subplots(len(names), squeeze=False)[:, 0]
     for place, (axes, name) in enumerate(zip(rows, names, strict=True)):
@@ -105,7 +105,7 @@ def draw_residuals(path: Path, data: tuple[npt.NDArray[np.float64], npt.NDArray[
     figure.savefig(path, dpi=120)
 
 
-def drawn_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
+def drawn_names(names: Sequence[str], kind: str) -> tuple[list[str], list[str]]:
     """Names as a picture shows them, and the families of fonts that have their characters.
 
     They are shortened, on one line, and no formulas, for which matplotlib takes text between dollar signs. A name whose
@@ -113,6 +113,7 @@ def drawn_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Args:
         names: of all outputs, in their order.
+        kind: what a number without a name is called.
     """
     short = [" ".join(name.split())[:LONGEST_NAME] for name in names]
     missing = {ord(sign) for sign in "".join(short)} - _characters(font_manager.findfont(font_manager.FontProperties()))
@@ -121,7 +122,7 @@ def drawn_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
         if font.name != PLACEHOLDERS and (new := missing & _characters(font.fname)):
             fonts.append(font.name)
             missing -= new
-    shown = [f"class {number}" if missing & set(map(ord, name)) else name for number, name in enumerate(short)]
+    shown = [f"{kind} {number}" if missing & set(map(ord, name)) else name for number, name in enumerate(short)]
     return [name.replace("$", r"\$") for name in shown], fonts
 
 

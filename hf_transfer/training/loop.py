@@ -123,9 +123,10 @@ def _start(
 def _resume(
     state: RunState, checkpointing: Checkpointing, stages: int, config: RunConfig, accelerator: Accelerator
 ) -> None:
-    """Resume from a checkpoint, if there is one; trackers of this run have not seen what another one has trained."""
+    """Go on from the newest checkpoint, if there is one."""
     checkpointing.resume(state, stages)
     if config.checkpoints.resume_from_checkpoint is not None:
+        # Trackers of this run have not seen what another one has trained.
         for epoch, row in enumerate(state.result.history):
             accelerator.log(row, step=epoch)
 

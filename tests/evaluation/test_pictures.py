@@ -23,13 +23,14 @@ def font_with_a_cat(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_name_without_a_font_is_its_number_and_others_stay_on_one_line() -> None:
-    names, fonts = drawn_names(NAMES)
+    names, fonts = drawn_names(NAMES, "class")
     assert names == ["plain", "a b", "class 2", r"\$x^\$", "class 4"]
     assert len(fonts) == 1
+    assert drawn_names(NAMES, "output")[0][2] == "output 2", "of numbers, which have no classes"
 
 
 def test_another_installed_font_is_taken_for_characters_that_the_usual_one_lacks(font_with_a_cat: str) -> None:
-    names, fonts = drawn_names(NAMES[:3])
+    names, fonts = drawn_names(NAMES[:3], "class")
     assert names == ["plain", "a b", "\u732b"]
     assert fonts[-1] == font_with_a_cat
 
@@ -42,7 +43,7 @@ def test_a_font_that_was_removed_or_is_damaged_is_passed_over(
     damaged.write_bytes(b"no font")
     listed = [font_manager.FontEntry(fname=str(file), name="Gone") for file in (tmp_path / "removed.ttf", damaged)]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [*listed, *font_manager.fontManager.ttflist])
-    names, fonts = drawn_names(NAMES[:3])
+    names, fonts = drawn_names(NAMES[:3], "class")
     assert names[2] == NAMES[2]
     assert (fonts[-1], "Gone" in fonts) == (font_with_a_cat, False)
 
