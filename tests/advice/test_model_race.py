@@ -74,7 +74,7 @@ def test_models_are_fine_tuned_and_compared_on_validation_rows(
         name = model["model_name_or_path"]
         alone = train(
             data, name, output_dir=tmp_path / f"run of {Path(name).name}", cache_dir=str(tmp_path / "other cache"),
-            num_train_epochs=2, learning_rate=1e-3,
+            strategy="full", num_train_epochs=2, learning_rate=1e-3,
         )  # fmt: skip
         assert alone.results is not None
         assert model["metrics"] == alone.metrics["validation"]

@@ -241,7 +241,7 @@ def test_reasons_of_all_combinations_are_named_if_none_can_be_used(
     assert done.code == 2
     assert "Expected: at least one model that can be used with these data" in done.err
     for name in ("bert", "distilbert"):
-        assert f"{named(given, 'vit', name)}: {named(given, 'vit', name)}" in done.err
+        assert f"{named(given, 'vit', name)}: Expected: " in done.err
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def encoder(tmp_path: Path) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *flags: str, **settings: object) -> Finished:
-    return run_text(capsys, {"strategy": "linear_probe"} | settings, *flags)
+    trains = {} if "--evaluate_only" in flags else {"strategy": "linear_probe"}
+    return run_text(capsys, trains | settings, *flags)
 
 
 def test_a_prefix_is_as_good_as_texts_that_begin_with_it(
@@ -70,7 +71,7 @@ def test_a_prefix_is_as_good_as_texts_that_begin_with_it(
 
     model = tmp_path / "first" / "model"
     judged = run(
-        capsys, "--evaluate_only", strategy="full", model_name_or_path=model, dataset_name=data,
+        capsys, "--evaluate_only", model_name_or_path=model, dataset_name=data,
         output_dir=tmp_path / "judged",
     )  # fmt: skip
     assert judged.code == 0, judged.err
@@ -123,7 +124,7 @@ def test_a_pipeline_without_us_puts_the_prefix_before_each_text(
 
 def test_a_finished_model_keeps_its_prefix(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused = run(
-        capsys, "--evaluate_only", f"--text_prefix={PREFIX}", strategy="full", model_name_or_path=encoder,
+        capsys, "--evaluate_only", f"--text_prefix={PREFIX}", model_name_or_path=encoder,
         dataset_name=table(tmp_path / "data"), output_dir=tmp_path / "out",
     )  # fmt: skip
     assert refused.code == 2
