@@ -170,7 +170,9 @@ def test_of_auto_it_says_what_would_be_tried(capsys: pytest.CaptureFixture[str],
     path = settings(tmp_path, "digits", strategy="auto", max_train_samples_per_class=4)
     lines = printed(capsys, "--config", str(path))
     start = lines.index(f"{path}: the vision recipe, --strategy auto")
-    first, second, third, *others = lines[start + 1 :]
+    assert lines[start + 1] == "40 train, 228 validation, 269 test images of 10 classes."
+    planned = next(number for number, line in enumerate(lines) if line.startswith("First "))
+    first, second, third, *others = lines[planned:]
     assert re.match(r"First (linear|deep)_probe, about \d+ s: A head on ", first)
     assert re.match(r"Then lp_ft, about \d+ s: All layers learn, ", second)
     assert third.startswith("With --auto_seconds gradual, about ")
