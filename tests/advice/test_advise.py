@@ -163,10 +163,6 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "another file": (["--dataset_name", "DATA", "--model_name_or_path", "MODEL", "--output", "x.txt"], "NAME.json"),
     "one class": (["--dataset_name", "ONE", "--model_name_or_path", "MODEL"], "at least 2 classes to tell apart"),
-    "rows that are one": (
-        ["--dataset_name", "COPIES", "--model_name_or_path", "MODEL", "--group_column_name", "author"],
-        "12 rows that are copies of each other, or of one group",
-    ),
 }  # fmt: skip
 
 
@@ -176,12 +172,7 @@ def test_mistakes_end_with_code_2_and_say_what_to_do(name: str, advise: Advise, 
     one = tmp_path / "one"
     one.mkdir()
     (one / "train.csv").write_text("text,label\nword1,a\nword2,a\nword3,a\n", encoding="utf-8")
-    copies = tmp_path / "copies"
-    copies.mkdir()
-    for split in ("train", "validation", "test"):
-        rows = [f"word{number},{'ab'[number % 2]},one" for number in range(12)]
-        (copies / f"{split}.csv").write_text("\n".join(["text,label,author", *rows]) + "\n", encoding="utf-8")
-    places = {"DATA": texts(tmp_path / "data"), "MODEL": bert, "ONE": one, "COPIES": copies}
+    places = {"DATA": texts(tmp_path / "data"), "MODEL": bert, "ONE": one}
     done = advise(*(places.get(flag, flag) for flag in flags))
     assert done.code == 2
     assert words in done.err
