@@ -19,6 +19,8 @@ SECONDS_TO_END = 1.0
 SHARED_MEMORY = ("shared memory", "Bus error", "shm_open", "from file </torch_", "to file </torch_")
 DOCKER = "in docker add --shm-size=8g (or --ipc=host) to `docker run`"
 OPEN_FILES = ("Too many open files", "ancdata")
+# How torch's message begins when it learns that a worker has died.
+WORKER_DIED = "DataLoader worker"
 # Where a message begins that a worker has sent, and where the message itself is in it.
 FROM_WORKER, OF_USER_ERROR = "Caught UserError in DataLoader worker", "UserError: "
 
@@ -33,7 +35,13 @@ def end_workers(iterator: Any) -> None:
         return
     # torch has no public way to end them: they would run until the last reference to the iterator is gone, and the
     # traceback of an error holds one.
-    iterator._shutdown_workers()
+    try:
+        iterator._shutdown_workers()
+    except RuntimeError as error:
+        # torch raises it wherever the main process is when it learns of a worker's death: also here, where all of them
+        # end anyway, and where another error of the same death may be on its way.
+        if not str(error).startswith(WORKER_DIED):
+            raise
     for worker in iterator._workers:
         if worker.is_alive():
             worker.kill()
@@ -111,7 +119,7 @@ def _explained(error: BaseException, kept: str) -> UserError | None:
         )
     # A batch of a worker that has died in between cannot be fetched any more.
     lost = isinstance(error, ConnectionError | EOFError | FileNotFoundError) and _passed(error, "reductions.py")
-    if lost or (isinstance(error, RuntimeError) and text.startswith("DataLoader worker")):
+    if lost or (isinstance(error, RuntimeError) and text.startswith(WORKER_DIED)):
         return user_error(
             expected="loader workers that run until the end",
             found=_with(f"one that has died ({text})" if lost else text.splitlines()[0], kept),

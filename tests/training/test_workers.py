@@ -90,6 +90,35 @@ def test_a_worker_that_is_killed_is_explained(number: signal.Signals) -> None:
     assert "in docker add --shm-size=8g" in str(caught.value)
 
 
+class EndingIterator:
+    """As of a loader; torch learns of a worker's death while it ends the others."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        self._error = error
+        self._workers = [multiprocessing.Process(target=time.sleep, args=(600,), daemon=True)]
+        for worker in self._workers:
+            worker.start()
+
+    def _shutdown_workers(self) -> None:
+        raise self._error
+
+
+def test_workers_end_although_one_has_died_meanwhile() -> None:
+    """The error on its way says so already."""
+    iterator = EndingIterator(RuntimeError("DataLoader worker (pid 14884) is killed by signal: Segmentation fault. "))
+    end_workers(iterator)
+    assert not any(worker.is_alive() for worker in iterator._workers)
+
+
+def test_another_error_while_workers_end_is_raised() -> None:
+    iterator = EndingIterator(RuntimeError("out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        end_workers(iterator)
+    for worker in iterator._workers:
+        worker.kill()
+        worker.join()
+
+
 def test_too_many_open_files_are_explained() -> None:
     with pytest.raises(
         UserError, match="Do this:  use fewer --dataloader_num_workers, or 0, or raise the limit: ulimit"
