@@ -42,7 +42,8 @@ class LabelProblem(RegularisationPath):
     that are scaled by the square root of an approximate curvature: for each label the mean of p (1 - p) at the start,
     times the products of the features. (This is the bound of Böhning, "Multinomial logistic regression algorithm",
     Annals of the Institute of Statistical Mathematics 1992, https://doi.org/10.1007/BF00048682, with a mean in place of
-    the largest value.) Coordinates of samples in memory are uncorrelated, so that each weight has one factor.
+    the largest value.) Coordinates of samples that are rotated (see `RowSpace`) are uncorrelated: each weight has one
+    factor.
 
     References: Rifkin and Klautau, "In defense of one-vs-all classification", JMLR 2004,
     https://www.jmlr.org/papers/v5/rifkin04a.html; Cox, "The regression analysis of binary sequences", Journal of the

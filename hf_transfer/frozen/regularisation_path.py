@@ -45,7 +45,7 @@ class RegularisationPath(ABC):
         standardised: the training samples.
         outputs: how many outputs are solved.
         intercept: whether they have a bias.
-        uncorrelated: whether the coordinates of samples that fit into memory are to be uncorrelated.
+        uncorrelated: see `RowSpace`.
     """
 
     def __init__(

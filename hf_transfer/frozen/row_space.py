@@ -9,6 +9,8 @@ from hf_transfer.frozen.standardised import Standardised
 
 # With fewer features for each sample, the decomposition takes longer than it saves.
 LEAST_FEATURES_OF_A_SAMPLE = 2
+# Samples up to this size are rotated, and their coordinates are kept in memory.
+ROTATED_BYTES = 32 << 20
 
 
 class RowSpace:
@@ -19,17 +21,17 @@ class RowSpace:
     as many columns as samples, and weights w for these columns become Qw for the features. Scores, squared weights and
     thus the minimum stay the same, up to rounding, while each pass is over a smaller matrix.
 
-    Other samples stay as they are: many of them, and those that do not fit into memory.
+    Other samples stay as they are: many of them, and those of more than `ROTATED_BYTES`.
 
-    A solver may ask for uncorrelated coordinates: samples that fit into memory are then rotated by the eigenvectors of
-    the products of their coordinates. So it scales weights by eigenvalues without a product of matrices.
+    A solver may ask for uncorrelated coordinates: samples up to that size are then rotated by the eigenvectors of the
+    products of their coordinates. So it scales weights by eigenvalues without a product of matrices.
 
     Reference: Hastie and Tibshirani, "Efficient quadratic regularization for expression arrays", Biostatistics 2004,
     https://doi.org/10.1093/biostatistics/kxh010.
 
     Args:
         standardised: the samples.
-        uncorrelated: whether the coordinates of samples that fit into memory are to be uncorrelated.
+        uncorrelated: whether the coordinates of samples up to `ROTATED_BYTES` are to be uncorrelated.
 
     Attributes:
         samples: how many there are.
@@ -43,7 +45,8 @@ class RowSpace:
         self._eigenvalues: Tensor | None = None
         # For their eigenvectors it is always worth while to have as few coordinates as there can be.
         is_wide = self.width >= (1 if uncorrelated else LEAST_FEATURES_OF_A_SAMPLE) * self.samples
-        if (is_wide or uncorrelated) and standardised.is_kept(torch.float64):
+        size = self.samples * self.width * torch.float64.itemsize
+        if (is_wide or uncorrelated) and size <= ROTATED_BYTES:
             self._rotate(is_wide=is_wide, uncorrelated=uncorrelated)
 
     def _rotate(self, *, is_wide: bool, uncorrelated: bool) -> None:

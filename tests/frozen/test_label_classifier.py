@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor
 
-from hf_transfer.frozen import label_classifier, standardised
+from hf_transfer.frozen import label_classifier, row_space, standardised
 from hf_transfer.frozen.label_classifier import LabelProblem
 from hf_transfer.frozen.standardised import Solution
 
@@ -204,12 +204,23 @@ def test_samples_in_any_blocks_have_the_same_solution(size: int, at_once: int, m
 
 
 @pytest.mark.parametrize("features", [10, 200])
-def test_features_that_are_not_kept_in_memory_have_the_same_solution(
+def test_features_that_are_not_kept_in_memory_give_the_same_bit_for_bit(
     features: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = samples(features=features).path()
     monkeypatch.setattr(standardised, "KEPT_BYTES", 0)
     for solution, expected in zip(samples(features=features).path(), kept, strict=True):
+        assert torch.equal(solution.weight, expected.weight)
+        assert torch.equal(solution.bias, expected.bias)
+
+
+@pytest.mark.parametrize("features", [10, 200])
+def test_samples_that_are_too_large_to_be_rotated_have_the_same_solution(
+    features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rotated = samples(features=features).path()
+    monkeypatch.setattr(row_space, "ROTATED_BYTES", 0)
+    for solution, expected in zip(samples(features=features).path(), rotated, strict=True):
         assert torch.allclose(solution.weight, expected.weight, rtol=0, atol=1e-6)
         assert torch.allclose(solution.bias, expected.bias, rtol=0, atol=1e-6)
 

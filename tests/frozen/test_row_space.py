@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_transfer.frozen import standardised as standardised_module
+from hf_transfer.frozen import row_space
 from hf_transfer.frozen.label_classifier import LabelProblem
 from hf_transfer.frozen.linear_classifier import LinearProblem
 from hf_transfer.frozen.regularisation_path import REGULARISATIONS, RegularisationPath
@@ -55,8 +55,7 @@ def joined(rows: Standardised | RowSpace, dtype: torch.dtype = torch.float64) ->
 
 
 def without_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples that do not fit into memory are not rotated."""
-    monkeypatch.setattr(standardised_module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(row_space, "ROTATED_BYTES", 0)
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -145,10 +144,8 @@ def test_rough_solutions_choose_what_they_choose_without_a_rotation(
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_samples_that_do_not_fit_into_memory_are_not_rotated(
-    problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hf_transfer.frozen.standardised.KEPT_BYTES", 8 * 50 * 200 - 1)
+def test_larger_samples_are_not_rotated(problem: MakeProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_space, "ROTATED_BYTES", 8 * 50 * 200 - 1)
     (solution,) = problem(blocks_of(samples(), problem), OUTPUTS, intercept=True).path([1e-2])
     assert len(solution.point) == OUTPUTS * 201
 
