@@ -109,7 +109,7 @@ def describe(predictor: Predictor, preprocessing: Mapping[str, Any]) -> dict[str
 
 
 def _parity(
-    about: Mapping[str, Any], measured: parity.Parity, seconds: Mapping[str, Mapping[str, float]],
+    about: Mapping[str, Any], compared: list[parity.Difference], seconds: Mapping[str, Mapping[str, float]],
     gate: Gate | None, folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
     return {
@@ -118,9 +118,8 @@ def _parity(
         "problem_type": about["problem_type"],
         "tolerance": parity.TOLERANCE,
         "rule": parity.RULE,
-        "largest_difference": max(one.difference for one in measured.compared),
-        "compared": [one._asdict() for one in measured.compared],
-        "rounding": measured.rounding and measured.rounding._asdict(),
+        "largest_difference": max(one.difference for one in compared),
+        "compared": [one._asdict() for one in compared],
         "seconds": seconds,
         "threads": torch.get_num_threads(),
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx*"))},
@@ -131,11 +130,8 @@ def _parity(
 
 def _sentences(content: Mapping[str, Any]) -> list[str]:
     sizes = [f"{name} {in_units(size)}" for name, size in content["bytes"].items()]
-    rounding, limit = content["rounding"], f"at most {content['tolerance']:g}"
-    if rounding is not None:
-        limit = f"by rounding (to float64 torch {rounding['torch']:.2g}, ONNX {rounding['onnx']:.2g})"
     lines = [
-        f"difference to torch  {content['largest_difference']:.2g} {limit}, in "
+        f"difference to torch  {content['largest_difference']:.2g} at most {content['tolerance']:g}, in "
         f"{len(content['compared'])} random batches of other sizes",
         *parity.shown_seconds(content["seconds"]),
         f"size                 {', '.join(sizes)}",

@@ -29,22 +29,6 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return capsys.readouterr().err
 
 
-class Means(nn.Module):
-    """The mean of each channel, rounded to the numbers of float32 that are near a large one.
-
-    Args:
-        large: the number.
-        bias: is added to the means.
-    """
-
-    def __init__(self, large: int, bias: float = 0.0) -> None:
-        super().__init__()
-        self.bias, self.large = nn.Parameter(torch.full((3,), bias)), float(large)
-
-    def forward(self, pixel_values: torch.Tensor) -> Any:
-        return SimpleNamespace(logits=pixel_values.mean((2, 3)) + self.bias + self.large - self.large)
-
-
 def failing(**_: Any) -> Any:
     raise RuntimeError("no such shape")
 
@@ -101,41 +85,20 @@ def test_differences_are_relative_to_logits_above_one(
 
 @pytest.mark.parametrize("change", [1e-3, float("nan")])
 def test_an_export_with_other_answers_is_refused(change: float) -> None:
-    model = Means(1)
+    def model(pixel_values: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=pixel_values.mean((2, 3)))
 
     def other(pixel_values: torch.Tensor) -> Any:
-        return SimpleNamespace(logits=model(pixel_values).logits + change)
+        return SimpleNamespace(logits=pixel_values.mean((2, 3)) + change)
 
     with pytest.raises(UserError, match="this export cannot be used, and was not written"):
         parity.differences(model, other, image_preprocessing(16))
-    measured = parity.differences(model, model, image_preprocessing(16))
-    assert (len(measured.compared), measured.rounding) == (3, None)
-
-
-@pytest.mark.parametrize(("large", "bias", "is_refused"), [(2**10, 0.0, False), (2**10, 1e-3, True), (1, 0.0, False)])
-def test_where_torch_rounds_an_export_may_round_as_much_and_no_more(large: int, bias: float, is_refused: bool) -> None:
-    """A weight that was changed by 1e-3 is still noticed."""
-    model, other = Means(2**11), Means(large, bias)
-    if is_refused:
-        with pytest.raises(UserError, match=r"(?s)the same logits.*; to float64 torch .*, ONNX "):
-            parity.differences(model, other, image_preprocessing(16))
-        return
-    measured = parity.differences(model, other, image_preprocessing(16))
-    assert max(one.difference for one in measured.compared) > parity.TOLERANCE
-    assert measured.rounding is not None
-    assert measured.rounding.onnx <= parity.TOLERANCE + 2 * measured.rounding.torch
-    # Half of the distance between two numbers of float32 that are near the large one.
-    assert parity.TOLERANCE < measured.rounding.torch <= 2**-13
-
-
-def test_nothing_is_exported_where_torch_rounds_too_much_to_notice_a_fault() -> None:
-    with pytest.raises(UserError, match="this export cannot be used, and was not written"):
-        parity.differences(Means(2**19), Means(1), image_preprocessing(16))
+    assert len(parity.differences(model, model, image_preprocessing(16))) == 3
 
 
 def test_an_export_that_does_not_run_with_other_shapes_is_refused() -> None:
     with pytest.raises(UserError, match=r"\[1, 3, 16, 16\].*RuntimeError: no such shape"):
-        parity.differences(Means(1), failing, image_preprocessing(16))
+        parity.differences(failing, failing, image_preprocessing(16))
 
 
 @pytest.mark.slow
