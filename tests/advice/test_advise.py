@@ -277,3 +277,18 @@ def test_a_head_that_leaves_little_to_gain_is_said_to_be_enough() -> None:
     words = "the solved head leaves training only about 1.0 points of accuracy to gain"
     assert f"The first may be enough: {words}.\n" in advice_text(shown, ["--dataset_name", "d"])
     assert shown.as_json()["enough"] == words
+
+
+def test_rows_that_cannot_be_left_out_are_advised_on_by_their_number(
+    advise: Advise, bert: Path, tmp_path: Path
+) -> None:
+    """They are all of one group, so no head can be judged on rows that it has not seen; the advice says so."""
+    folder = tmp_path / "one group"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [f"word{number},{'ab'[number % 2]},one" for number in range(12)]
+        (folder / f"{split}.csv").write_text("\n".join(["text,label,author", *rows]) + "\n", encoding="utf-8")
+    done = advise("--dataset_name", folder, "--model_name_or_path", bert, "--group_column_name", "author")
+    assert done.code == 0
+    assert "Probes: None: no training row can be left out" in done.out
+    assert advice(tmp_path)["evidence"]["probes"] == []
