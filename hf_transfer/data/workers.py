@@ -15,6 +15,9 @@ from hf_transfer.errors import UserError, user_error
 
 # At the end of the process: seconds that its workers have to end by themselves.
 SECONDS_TO_END = 1.0
+# After a connection to a worker is lost: so long the system may take to report its death.
+SECONDS_UNTIL_REPORTED = 0.5
+LOST_CONNECTION = (ConnectionError, EOFError, FileNotFoundError)
 # In the messages of torch and of the system.
 SHARED_MEMORY = ("shared memory", "Bus error", "shm_open", "from file </torch_", "to file </torch_")
 DOCKER = "in docker add --shm-size=8g (or --ipc=host) to `docker run`"
@@ -94,10 +97,14 @@ def worker_failure(error: BaseException, kept: str = "") -> UserError | None:
         kept: what the run can resume from, in a sentence.
     """
     try:
-        return _explained(error, kept)
+        explained = _explained(error, kept)
+        if explained is not None and isinstance(error, LOST_CONNECTION):
+            # Else torch's error could come while this one is raised, and hide it.
+            time.sleep(SECONDS_UNTIL_REPORTED)
     except RuntimeError as later:
         # torch raises it wherever the main process is when it learns of a worker's death: also here.
         return _explained(later, kept)
+    return explained
 
 
 def _explained(error: BaseException, kept: str) -> UserError | None:
@@ -118,7 +125,7 @@ def _explained(error: BaseException, kept: str) -> UserError | None:
             do=f"{fewer}, or raise the limit: ulimit -n 65536",
         )
     # A batch of a worker that has died in between cannot be fetched any more.
-    lost = isinstance(error, ConnectionError | EOFError | FileNotFoundError) and _passed(error, "reductions.py")
+    lost = isinstance(error, LOST_CONNECTION) and _passed(error, "reductions.py")
     if lost or (isinstance(error, RuntimeError) and text.startswith(WORKER_DIED)):
         return user_error(
             expected="loader workers that run until the end",

@@ -48,9 +48,10 @@ def no_worker_is_left() -> Iterator[None]:
 
 
 def read(happens: Callable[[], object]) -> None:
+    """As in a run, errors are explained around training and around all of it: torch's may come in between."""
     loader = loader_of(Numbers(happens), 4, None, 2, Accelerator())
     try:
-        with explained_worker_failures():
+        with explained_worker_failures(), explained_worker_failures():
             for _ in loader:
                 pass
     finally:
