@@ -28,18 +28,17 @@ def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
     """Devices, processes, precision and trackers of a run; trackers are closed at the end.
 
     A Python program may have several runs, with different precision, and an accelerator of its own: at the end,
-    also after an error, accelerate's shared state and the global random numbers are as they were before.
+    also after an error, accelerate's shared state and the global random numbers are as they were before. Only the
+    connections of several processes stay, for the runs that follow; they end with the program.
 
     Raises:
         UserError: the precision or a tracker is not available on this machine, or the environment has variables of a
             launcher that do not belong together.
     """
     training = config.training
-    if not PartialState._shared_state:
-        check_launch()
+    connect_once()
     with _own_shared_state():
-        with waiting_explained():
-            accelerator = _accelerator(config)
+        accelerator = _accelerator(config)
         start_sharding(training, accelerator)
         if training.fp16 and accelerator.device.type == "cpu":
             raise user_error(
@@ -56,11 +55,8 @@ def start_accelerator(config: RunConfig) -> Iterator[Accelerator]:
 
 def _accelerator(config: RunConfig) -> Accelerator:
     training, trackers = config.training, [name for name in config.output.report_to if name != "none"]
-    # A program that has connected its processes itself has chosen the devices, too.
-    on_cpus = not PartialState._shared_state and runs_on_cpus()
     try:
         return Accelerator(
-            cpu=on_cpus,
             mixed_precision="bf16" if training.bf16 else "fp16" if training.fp16 else "no",
             # The loop adds up the gradients itself: accelerate would divide each by the same number of batches.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -98,7 +94,9 @@ def _own_shared_state() -> Iterator[None]:
 
 
 def connect_once() -> Processes:
-    """The processes of this program, connected for all runs that follow in it; each run alone would connect anew.
+    """The processes of this program, connected for all runs that follow in it.
+
+    They connect once: while one process closes its connections, another would connect anew to what is being closed.
 
     Raises:
         UserError: the environment has variables of a launcher that do not belong together.
