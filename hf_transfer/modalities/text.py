@@ -100,7 +100,10 @@ class TextModality(Modality[TextConfig]):
         # A run has chosen before; what only looks at a model takes it as it is.
         wanted = "own" if config.text.pooling == "auto" else config.text.pooling
         pooling = "class" if wanted == "own" and not _reads_its_own_way(config) else wanted
-        return Checkpoint(config.model.model_name_or_path, config.model.model_revision, self.task, pooling)
+        return Checkpoint(
+            config.model.model_name_or_path, config.model.model_revision, self.task, pooling,
+            is_solved=config.trains() and not config.trains_stepwise(),
+        )  # fmt: skip
 
     def preprocessing(self, checkpoint: AnyCheckpoint, config: TextConfig | None, saved: Saved) -> TokenPreprocessing:
         """See `Modality.preprocessing`."""

@@ -6,11 +6,13 @@ This file is saved with the weights and needs only torch and transformers:
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -23,6 +25,7 @@ class PooledConfig(PretrainedConfig):
         pooling: `mean` of the last hidden states of all tokens, or `cls`: that of the first token, or `last`.
         classifier_dropout: dropout before the head.
         encoder_alone: the backbone is the encoder of a model that also has a decoder (T5).
+        normalized: each vector is scaled to the length of one whose entries are all 1, the square root of its width.
     """
 
     model_type = "pooled_text_classifier"
@@ -37,6 +40,7 @@ class PooledConfig(PretrainedConfig):
         pooling: Literal["mean", "cls", "last"] = "mean",
         classifier_dropout: float = 0.1,
         encoder_alone: bool = False,
+        normalized: bool = False,
         **kwargs: Any,
     ) -> None:
         if pooling not in ("mean", "cls", "last"):
@@ -48,6 +52,7 @@ class PooledConfig(PretrainedConfig):
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout
         self.encoder_alone = encoder_alone
+        self.normalized = normalized
         super().__init__(**kwargs)
 
 
@@ -120,7 +125,10 @@ class PooledForSequenceClassification(PreTrainedModel):
         inputs = {name: value for name, value in given.items() if value is not None and name in self._input_names}
         output = self.backbone(**inputs, **kwargs)
         pool = {"cls": first_token, "last": last_token, "mean": mean}[self.config.pooling]
-        logits = self.classifier(self.dropout(pool(output[0], attention_mask)))
+        vectors = pool(output[0], attention_mask)
+        if self.config.normalized:
+            vectors = of_equal_length(vectors)
+        logits = self.classifier(self.dropout(vectors))
         loss = None if labels is None else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         hidden_states, attentions = (getattr(output, name, None) for name in ("hidden_states", "attentions"))
         result = SequenceClassifierOutput(loss, logits, hidden_states, attentions)
@@ -153,6 +161,16 @@ def mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
     padding = (mask == 0)[:, :, None]
     total = hidden.float().masked_fill(padding, 0.0).sum(1)
     return (total / (~padding).sum(1).clamp(min=1)).to(hidden.dtype)
+
+
+def of_equal_length(vectors: Tensor) -> Tensor:
+    """Vectors [batch, width] with the same directions, each as long as the square root of the width.
+
+    Their entries then have a size of about 1, as a layer with initial weights expects. A vector of zeros stays.
+    """
+    # In single precision: lengths may be too large for half precision.
+    width: int = vectors.shape[1]
+    return (normalize(vectors.float(), dim=1) * math.sqrt(width)).to(vectors.dtype)
 
 
 def first_token(hidden: Tensor, mask: Tensor | None) -> Tensor:

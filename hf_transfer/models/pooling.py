@@ -74,6 +74,11 @@ def pooling_of(config: PretrainedConfig) -> Pooling | None:
     return config.pooling if isinstance(config, PooledConfig) else None
 
 
+def is_normalized(config: PretrainedConfig) -> bool:
+    """Whether the pooled vectors of our model type are scaled to one length."""
+    return isinstance(config, PooledConfig) and config.normalized
+
+
 def backbone_config(config: PretrainedConfig) -> PretrainedConfig:
     """The configuration of the backbone, with its number of positions and its type of tokenizer."""
     if isinstance(config, DeepProbeConfig):
@@ -153,8 +158,9 @@ def check_first_token(name: str, config: PretrainedConfig, flag: str, do: str) -
 
 
 def pooled_classifier(
-    path: str, *, pooling: Pooling, labels: Mapping[str, Any], revision: str = "main", fresh_weights: bool = False
-) -> tuple[PreTrainedModel, frozenset[str]]:
+    path: str, *, pooling: Pooling, labels: Mapping[str, Any], normalized: bool = False, revision: str = "main",
+    fresh_weights: bool = False,
+) -> tuple[PreTrainedModel, frozenset[str]]:  # fmt: skip
     """A classifier with that pooling, in float32, and the names of its weights that the checkpoint does not have.
 
     Missing weights are drawn from torch's global generator.
@@ -163,6 +169,7 @@ def pooled_classifier(
         path: a folder or a Hub id; also of our model type, with any pooling.
         pooling: the input of the head: the first token, the last one, or the mean of all.
         labels: the target's values for the model's configuration.
+        normalized: whether that input is scaled to one length.
         revision: branch, tag or commit on the Hub.
         fresh_weights: use only the architecture; no weights are read, and no names are returned.
 
@@ -170,15 +177,16 @@ def pooled_classifier(
         UserError: the backbone makes no hidden states from the tokens of a text.
     """
     config = read_config(path, revision=revision)
+    settings = {"pooling": pooling, "normalized": normalized, **labels}
     if fresh_weights:
-        model = PooledForSequenceClassification(_pooled_config(config, pooling, labels, path))
+        model = PooledForSequenceClassification(_pooled_config(config, settings, path))
         _refuse_other_outputs(path, model)
         return model, frozenset()
     if isinstance(config, PooledConfig):
-        return read_weights(PooledForSequenceClassification.from_pretrained, path, revision, pooling=pooling, **labels)
+        return read_weights(PooledForSequenceClassification.from_pretrained, path, revision, **settings)
     load = encoder_class(alone=config.model_type in WITHOUT_DECODER).from_pretrained
     backbone, missing = read_weights(partial(without_pooler, load), path, revision)
-    model = PooledForSequenceClassification(_pooled_config(backbone.config, pooling, labels, path), backbone)
+    model = PooledForSequenceClassification(_pooled_config(backbone.config, settings, path), backbone)
     _refuse_other_outputs(path, model)
     head = {f"classifier.{name}" for name, _ in model.classifier.named_parameters()}
     return model, frozenset({f"backbone.{name}" for name in missing} | head)
@@ -202,13 +210,13 @@ def _refuse_other_outputs(path: str, model: PooledForSequenceClassification) -> 
         )
 
 
-def _pooled_config(config: PretrainedConfig, pooling: Pooling, labels: Mapping[str, Any], path: str) -> PooledConfig:
+def _pooled_config(config: PretrainedConfig, settings: Mapping[str, Any], path: str) -> PooledConfig:
     backbone = without_task(backbone_config(config))
     dropouts = [getattr(backbone, name, None) for name in DROPOUTS]
     dropout = next((value for value in dropouts if value is not None), 0.0)
     return PooledConfig(
-        text_config=backbone, pooling=pooling, classifier_dropout=dropout, name_or_path=path,
-        encoder_alone=backbone.model_type in WITHOUT_DECODER, **labels,
+        text_config=backbone, classifier_dropout=dropout, name_or_path=path,
+        encoder_alone=backbone.model_type in WITHOUT_DECODER, **settings,
     )  # fmt: skip
 
 

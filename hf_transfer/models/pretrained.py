@@ -168,6 +168,8 @@ class Checkpoint(AnyCheckpoint):
             what the checkpoint was trained with, if its files or our table say that (`own`); the first token, the last
             one, or the mean of all.
         setting: the setting in which the user names the checkpoint.
+        is_solved: whether the head is solved while all else stays; what it reads is then scaled to one length, if the
+            files of the checkpoint name that.
 
     Attributes:
         revision: the revision of which files are requested: the commit, if it is known.
@@ -180,7 +182,7 @@ class Checkpoint(AnyCheckpoint):
 
     def __init__(
         self, name: str, revision: str = "main", task: str = "image-classification",
-        pooling: Wanted = "class", setting: str = "model_name_or_path",
+        pooling: Wanted = "class", setting: str = "model_name_or_path", *, is_solved: bool = False,
     ) -> None:  # fmt: skip
         self.name, self.parts = name, (self,)
         self.task, self._task = task, TASKS[task]
@@ -194,8 +196,9 @@ class Checkpoint(AnyCheckpoint):
             self._task.refuse_unsuitable(name, backbone, setting)
         with loading_errors(name):
             # Of the samples, all measurements in docs/benchmarks.md are about another pooling than their files name.
-            head = head_input(name, self.config, self._task, pooling, None if is_sample(name) else self.file)
-        self._pooling, self.is_read_at_depths = head.pooling, head.is_movable
+            file = None if is_sample(name) else self.file
+            head = head_input(name, self.config, self._task, pooling, file, is_solved=is_solved)
+        self._pooling, self._normalized, self.is_read_at_depths = head.pooling, head.normalized, head.is_movable
         lacks_class = self._task.encoders is IMAGES and self._task.lacks_class(backbone)
         is_finished_probe = isinstance(self.config, DeepProbeConfig)
         self._is_image_encoder = not is_finished_probe and (lacks_class or isinstance(self.config, PooledImageConfig))
@@ -287,8 +290,8 @@ class Checkpoint(AnyCheckpoint):
         with loading_errors(self.name), hub_access.local_files_only(self.offline):
             if self._pooling is not None:
                 return pooled_classifier(
-                    self.path, pooling=self._pooling, labels=target.model_settings(), revision=self.revision,
-                    fresh_weights=fresh_weights,
+                    self.path, pooling=self._pooling, labels=target.model_settings(), normalized=self._normalized,
+                    revision=self.revision, fresh_weights=fresh_weights,
                 )  # fmt: skip
             if not self._is_image_encoder:
                 return self._of_transformers(target, fresh_weights=fresh_weights)

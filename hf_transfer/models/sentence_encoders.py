@@ -1,4 +1,4 @@
-"""The pooling and the prompts that a sentence encoder was trained with, as its own files name them.
+"""The pooling, the length of vectors and the prompts of a sentence encoder, as its own files name them.
 
 The library sentence-transformers saves a model as a list of modules, `modules.json`. The settings of the one that pools
 are in a folder of its own, usually `1_Pooling/config.json`; prompts are in `config_sentence_transformers.json`.
@@ -19,7 +19,7 @@ from hf_transfer.models.encoders import Pooling
 MODULES_FILE, PROMPTS_FILE = "modules.json", "config_sentence_transformers.json"
 # The names of sentence-transformers for what a head of ours can read. Older versions wrote one flag for each.
 POOLINGS: Mapping[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
-# Modules that are loaded, and those that do little to what a new head can tell: see docs/model_loading.md.
+# Modules whose work is done here, too, and dropout, which a new head has of its own: see docs/model_loading.md.
 WITHOUT_NOTE = {"Transformer", "Pooling", "Normalize", "Dropout"}
 FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -39,12 +39,14 @@ class NamedPooling(NamedTuple):
         named: the names of sentence-transformers; empty: the file is missing, or names none.
         file: that says so.
         not_loaded: the kinds of further modules of the encoder, such as a dense layer behind the pooling.
+        normalized: whether the pooled vectors are scaled to one length.
     """
 
     pooling: Pooling | None
     named: str
     file: str
     not_loaded: tuple[str, ...] = ()
+    normalized: bool = False
 
 
 def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
@@ -66,7 +68,9 @@ def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
     settings = file(name)
     modes = "" if settings is None else _modes(json.loads(settings.read_text(encoding="utf-8")))
     not_loaded = tuple(kind for kind in kinds if kind not in WITHOUT_NOTE)
-    return NamedPooling(POOLINGS.get(modes), modes, name, not_loaded)
+    # Behind a dense layer it would scale what that layer returns.
+    behind = [kind for kind in kinds[kinds.index("Pooling") + 1 :] if kind != "Dropout"]
+    return NamedPooling(POOLINGS.get(modes), modes, name, not_loaded, behind[:1] == ["Normalize"])
 
 
 class Prompts(NamedTuple):

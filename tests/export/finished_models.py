@@ -133,8 +133,8 @@ def save_pair_model(folder: Path, model: PreTrainedModel) -> Path:
 
 
 def save_pooled_model(folder: Path) -> Path:
-    """A finished model of texts with mean pooling."""
-    config = PooledConfig(text_config=TEXT_ARCHITECTURES["bert"].config(), num_labels=CLASSES)
+    """A finished model of texts whose head reads the mean of all tokens, scaled to one length."""
+    config = PooledConfig(text_config=TEXT_ARCHITECTURES["bert"].config(), num_labels=CLASSES, normalized=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = PooledForSequenceClassification(config)

@@ -19,6 +19,7 @@ from hf_transfer.models.modeling_pooled import (
     first_token,
     last_token,
     mean,
+    of_equal_length,
 )
 from hf_transfer.models.pretrained import Checkpoint
 from tests.tiny_models import logits, perturb
@@ -31,9 +32,11 @@ KINDS: list[tuple[str, Pooling]] = [
 ]
 
 
-def pooled(name: str, pooling: Pooling, *, classes: int = CLASSES) -> PreTrainedModel:
+def pooled(name: str, pooling: Pooling, *, classes: int = CLASSES, **settings: Any) -> PreTrainedModel:
     """A perturbed tiny model in evaluation mode."""
-    config = PooledConfig(text_config=TEXT_ARCHITECTURES[name].config(), pooling=pooling, num_labels=classes)
+    config = PooledConfig(
+        text_config=TEXT_ARCHITECTURES[name].config(), pooling=pooling, num_labels=classes, **settings
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: PreTrainedModel = PooledForSequenceClassification(config)
@@ -52,11 +55,14 @@ def padded_left(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return moved
 
 
+@pytest.mark.parametrize("is_normalized", [False, True])
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize(("name", "pooling"), KINDS)
-def test_the_logits_are_those_of_the_pooled_tokens_by_hand(name: str, pooling: Pooling, side: str) -> None:
+def test_the_logits_are_those_of_the_pooled_tokens_by_hand(
+    name: str, pooling: Pooling, side: str, is_normalized: bool
+) -> None:
     """Each text by itself, in numpy, from the backbone's last hidden states."""
-    model = pooled(name, pooling)
+    model = pooled(name, pooling, normalized=is_normalized)
     inputs = token_ids(seed=3, rows=4)
     if side == "left":
         inputs = padded_left(inputs)
@@ -67,6 +73,8 @@ def test_the_logits_are_those_of_the_pooled_tokens_by_hand(name: str, pooling: P
     for row, mask in zip(hidden, inputs["attention_mask"].numpy(), strict=True):
         tokens = [vector for vector, real in zip(row, mask, strict=True) if real]
         vector = tokens[0] if pooling == "cls" else np.stack(tokens).mean(0)
+        if is_normalized:
+            vector = vector / np.sqrt(np.square(vector).mean())
         expected.append(weight @ vector + bias)
     np.testing.assert_allclose(logits(model, inputs).numpy(), np.stack(expected), rtol=1e-4, atol=1e-5)
 
@@ -95,6 +103,44 @@ def test_a_mean_in_half_precision_is_summed_in_single_precision(masked: bool) ->
     result = mean(hidden, torch.ones(1, 2000) if masked else None)
     assert result.dtype == torch.float16
     assert result.tolist() == [[100.0, 100.0]]
+
+
+@pytest.mark.parametrize(("dtype", "exactness"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_vectors_of_one_length_keep_their_directions(dtype: torch.dtype, exactness: float, size: float) -> None:
+    """The length of the longest of them does not fit into float16."""
+    vectors = (torch.tensor([[3.0, 4.0, 0.0, 0.0], [1.0, 1.0, -1.0, 1.0]]) * size).repeat(1, 16).to(dtype)
+    result = of_equal_length(vectors)
+    assert result.dtype == dtype
+    expected = torch.tensor([[1.2, 1.6, 0.0, 0.0], [1.0, 1.0, -1.0, 1.0]]).repeat(1, 16)
+    torch.testing.assert_close(result.float(), expected, rtol=exactness, atol=exactness)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_vector_of_zeros_stays_and_its_gradient_is_finite(dtype: torch.dtype) -> None:
+    vectors = torch.zeros(2, 24, dtype=dtype, requires_grad=True)
+    result = of_equal_length(vectors)
+    assert not result.any()
+    result.sum().backward()
+    assert vectors.grad is not None
+    assert vectors.grad.isfinite().all()
+
+
+def test_a_text_without_tokens_gives_finite_gradients_behind_vectors_of_one_length() -> None:
+    """Its mean is a vector of zeros, whose length has no derivative."""
+    model, inputs = pooled("bert", "mean", normalized=True), token_ids()
+    inputs["attention_mask"][0] = 0
+    model(**inputs).logits.square().sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert len(gradients) == len(list(model.parameters()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_a_model_of_an_earlier_version_reads_vectors_as_they_are() -> None:
+    """Its configuration does not have the setting."""
+    settings = pooled("bert", "mean").config.to_dict()
+    assert settings.pop("normalized") is False
+    assert PooledConfig.from_dict(settings).normalized is False
 
 
 def test_the_last_token_is_the_last_that_is_not_padding_on_either_side() -> None:
@@ -183,15 +229,18 @@ def test_a_copy_in_half_precision_and_recomputed_activations_give_the_same_logit
 def test_the_modelling_file_imports_only_torch_and_transformers() -> None:
     text = Path(modeling_pooled.__file__).read_text(encoding="utf-8")
     lines = [line.split()[1].partition(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))]
-    assert set(lines) == {"inspect", "collections", "typing", "torch", "transformers"}
+    assert set(lines) == {"inspect", "math", "collections", "typing", "torch", "transformers"}
 
 
+@pytest.mark.parametrize("is_normalized", [False, True])
 @pytest.mark.parametrize(("name", "pooling"), KINDS)
-def test_a_saved_and_loaded_model_gives_the_same_logits(name: str, pooling: Pooling, tmp_path: Path) -> None:
-    model = pooled(name, pooling)
+def test_a_saved_and_loaded_model_gives_the_same_logits(
+    name: str, pooling: Pooling, is_normalized: bool, tmp_path: Path
+) -> None:
+    model = pooled(name, pooling, normalized=is_normalized)
     model.save_pretrained(tmp_path)
     again = Checkpoint(str(tmp_path), task="text-classification").finished_classifier()
-    assert again.config.pooling == pooling
+    assert (again.config.pooling, again.config.normalized) == (pooling, is_normalized)
     assert torch.equal(logits(again.eval(), token_ids()), logits(model, token_ids()))
 
 

@@ -56,11 +56,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_text_checkpoint(tmp_path_factory.mktemp("models") / "bert", **moods)
 
 
-@pytest.fixture(scope="module")
-def finished(checkpoint: Path) -> Path:
-    """A folder as a run leaves it."""
-    model, _ = from_folder(checkpoint)
-    folder = checkpoint.parent / "finished"
+@pytest.fixture(scope="module", params=[False, True], ids=["as they are", "of one length"])
+def finished(checkpoint: Path, request: pytest.FixtureRequest) -> Path:
+    """A folder as a run leaves it, whose head reads vectors as they are, or scaled to one length."""
+    model, _ = from_folder(checkpoint, normalized=request.param)
+    folder = checkpoint.parent / f"finished-{request.param}"
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
