@@ -102,6 +102,14 @@ def test_the_command_for_the_first_choice_is_one_of_the_recipe(advise: Advise, b
     assert "--num_train_epochs" not in flags, "it has no effect on a solved head"
 
 
+def test_flags_may_be_written_with_hyphens(advise: Advise, bert: Path, tmp_path: Path) -> None:
+    """The commands that it names can be run, too."""
+    done = advise("--dataset-name", texts(tmp_path / "data"), "--model-name-or-path", bert, "--no-fresh-weights")
+    assert done.code == 0, done.err
+    (line,) = (line for line in done.out.splitlines() if "--strategy auto" in line)
+    assert parse(TextConfig, shlex.split(line)[2:]).model.model_name_or_path == str(bert)
+
+
 def test_the_command_that_tries_the_first_is_one_of_the_recipe(advise: Advise, bert: Path, tmp_path: Path) -> None:
     """With the settings that `auto` hands on to what trains, and without those that only a named strategy has."""
     data = texts(tmp_path / "data")
