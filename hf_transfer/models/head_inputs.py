@@ -94,6 +94,8 @@ def _done_otherwise(
         yield f"{named.file} of the model {fault}: the head reads what transformers' classifier for it reads."
     elif named is not None and named.pooling is not None:
         yield f"The head reads {READ_BY_HEAD[named.pooling]}, as {named.file} of the model says."
+        if named.leaves_out_prompt and named.pooling == "mean":
+            yield f"{named.file} leaves the tokens of a prompt out of the mean (include_prompt): here they are in it."
         if named.not_loaded:
             are = "are" if len(named.not_loaded) > 1 else "is"
             yield (

@@ -39,12 +39,15 @@ class NamedPooling(NamedTuple):
         named: the names of sentence-transformers; empty: the file is missing, or names none.
         file: that says so.
         not_loaded: the kinds of further modules of the encoder, such as a dense layer behind the pooling.
+        leaves_out_prompt: whether the pooling leaves out the tokens of a prompt, as that of INSTRUCTOR does (Su et al.,
+            "One embedder, any task", Findings of ACL 2023, https://arxiv.org/abs/2212.09741). That is not done here.
     """
 
     pooling: Pooling | None
     named: str
     file: str
     not_loaded: tuple[str, ...] = ()
+    leaves_out_prompt: bool = False
 
 
 def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
@@ -63,10 +66,11 @@ def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
     if not folders or PurePosixPath(folders[0]).is_absolute() or ".." in PurePosixPath(folders[0]).parts:
         return None
     name = f"{folders[0]}/config.json".removeprefix("/")
-    settings = file(name)
-    modes = "" if settings is None else _modes(json.loads(settings.read_text(encoding="utf-8")))
+    path = file(name)
+    settings = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    modes, leaves_out_prompt = _modes(settings), settings.get("include_prompt") is False
     not_loaded = tuple(kind for kind in kinds if kind not in WITHOUT_NOTE)
-    return NamedPooling(POOLINGS.get(modes), modes, name, not_loaded)
+    return NamedPooling(POOLINGS.get(modes), modes, name, not_loaded, leaves_out_prompt)
 
 
 class Prompts(NamedTuple):
