@@ -1,6 +1,7 @@
 """The commands `hf-transfer rank` and `hf-transfer advise`: what to start from, and what to try with it."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -8,7 +9,7 @@ from hf_transfer.errors import user_error
 from hf_transfer.interruption import Interrupted, ending_at_once
 from hf_transfer.settings.parsing import exit_interrupted, names_in
 from hf_transfer.settings.run import TOWERS, RunConfig
-from hf_transfer.settings.strategy import AUTO, Strategy
+from hf_transfer.settings.strategy import AUTO, TOWER_STRATEGIES, Strategy, TowerStrategy
 
 if TYPE_CHECKING:
     from hf_transfer.advice.model_race import Race
@@ -100,6 +101,7 @@ def run_rank(arguments: argparse.Namespace) -> None:
     flags = ["--dataset_name", data, *([] if path is None else ["--config", str(path)]), *arguments.others]
     strategy, output = arguments.race_strategy or "full", arguments.output
     trained_with = "" if arguments.race is None else strategy
+    for_strategy = _flags_for(trained_with, saved, path)
     configs = configs_of(modality_named(recipe).config, candidates, flags, trained_with)
     ranking, raced = rank(configs), None
     print(ranking_table(ranking), end="")
@@ -109,7 +111,7 @@ def run_rank(arguments: argparse.Namespace) -> None:
         draw_ranking(output.with_suffix(".png"), ranking)
     names = [place.model.name for place in ranking.places]
     if arguments.race is not None:
-        flags += ["--strategy", strategy]
+        flags += for_strategy
         chosen = chosen_for_race(ranking, list(configs), arguments.race)
         raced = _race({name: configs[name] for name in chosen}, ranking, output)
         names = [place.model.name for place in raced.places] or names
@@ -119,6 +121,23 @@ def run_rank(arguments: argparse.Namespace) -> None:
     if output is not None:
         write_json(output, ranking, raced)
         print(f"\nWritten: {output} and {output.with_suffix('.png')}")
+
+
+def _flags_for(strategy: str, saved: Mapping[str, Any], path: Path | None) -> list[str]:
+    """The flags that train with a strategy, also where a file names one for each of two towers; "": none.
+
+    Raises:
+        UserError: the file does, and this one is only for both together.
+    """
+    towers = [name for name in TOWER_STRATEGIES if saved.get(name)]
+    if towers and strategy and strategy not in get_args(TowerStrategy):
+        raise user_error(
+            expected=f"for --race_strategy {strategy}, which is for both towers together, no strategy of one of them",
+            found=f"{towers[0]} in {path}",
+            do=f"leave {' and '.join(towers)} out of {path}, or name another --race_strategy",
+        )
+    names = towers if len(towers) == len(TOWER_STRATEGIES) else ["strategy", *towers]
+    return [word for name in names for word in (f"--{name}", strategy)] if strategy else []
 
 
 def _race(configs: dict[str, RunConfig], ranking: "ModelRanking", output: Path | None) -> "Race":

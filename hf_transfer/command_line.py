@@ -4,12 +4,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hf_transfer.advice_commands import add_advise, add_rank, run_advise, run_rank
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.garbage import none_collected, skip_last_collection
 from hf_transfer.installation import check_installation, explaining_torchvision
+from hf_transfer.settings.flags import spellings
 from hf_transfer.settings.parsing import exit_with, load_settings
 from hf_transfer.settings.ranges import DELIMITER, ENCODING
 
@@ -18,6 +19,12 @@ INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser whose flags may be written with hyphens in place of underscores, as those of recipes."""
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        flags = [spelling for name in names for spelling in (spellings(name) if name.startswith("--") else [name])]
+        return super().add_argument(*flags, **options)
+
     def error(self, message: str) -> NoReturn:
         raise user_error(expected=self.format_usage().strip(), found=message, do="see hf-transfer --help")
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_transfer.evaluation import further_metrics, inputs, run_folder
+from hf_transfer.evaluation import further_metrics, inputs, row_file, run_folder
 from hf_transfer.evaluation.auto_record import decision_of
 from hf_transfer.evaluation.report import results_table, shown_again, write_report
 from hf_transfer.evaluation.results import PART, Results, Scores, baseline_of
@@ -59,8 +59,7 @@ class Run:
         self.config, self._data = config, data
         self.results: Results | None = None
         self.notes: list[str] = []
-        self._started = time.perf_counter()
-        self._was_finished = False
+        self._started, self._was_finished = time.perf_counter(), False
         self._accelerator: Accelerator | None = None
         self._until_end = ExitStack()
 
@@ -124,6 +123,8 @@ class Run:
         self.checkpoint: AnyCheckpoint = modality.checkpoint(config)
         saved = {} if config.trains() else saved_description(self.checkpoint.parts[0])
         self.preprocessing = modality.preprocessing(self.checkpoint, config, saved)
+        if config.trains() and config.training.gradient_checkpointing:
+            self.checkpoint.refuse_stored_activations(self.preprocessing.example())
         self.modality = modality = modality.for_run(self.preprocessing, config)
         self._inputs = inputs.fingerprints(config) if self.accelerator.is_main_process else {}
         with main_process_first(self.accelerator):
@@ -202,7 +203,6 @@ class Run:
             Interrupted: a signal asked the run to end; a checkpoint has been written.
         """
         from hf_transfer.evaluation import saved_model
-        from hf_transfer.evaluation.row_file import write_rows
         from hf_transfer.training.batch_size import find_batch_sizes
         from hf_transfer.training.loop import fit
         from hf_transfer.training.progress import Fit
@@ -211,7 +211,7 @@ class Run:
         needed = saved_model.size_of_model(self.model) if self.config.trains() else 0
         folder = self._until_end.enter_context(run_folder.open_run_folder(self.config, self.accelerator, needed))
         if self.accelerator.is_main_process:
-            write_rows(folder, self.splits.rows_as_read)
+            row_file.write_rows(folder, self.splits.rows_as_read)
         if not self.config.trains():
             self.fitted = Fit(self.model)
             return self.fitted
@@ -377,9 +377,11 @@ def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahe
         ahead: only look at what the run would take: what is in `--output_dir` does not matter.
 
     Raises:
-        UserError: the folder holds other files or another run, or the environment has variables of a launcher that do
-            not belong together.
+        UserError: the strategy is still to be chosen, the folder holds other files or another run, or the environment
+            has variables of a launcher that do not belong together.
     """
+    if config.trains() and not ahead:
+        config.strategy.refuse_auto()
     with without_bars_in_logs(), closing(Run(config, data)) as run:
         processes = run.processes
         results = None if ahead else run_folder.results_or_start(config, processes)

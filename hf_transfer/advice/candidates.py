@@ -101,7 +101,8 @@ def configs_of(
     first = _check(config_class, candidates, names_in(flags), is_race=bool(strategy))
     named = [word for name, model in first.items() for word in (f"--{name}", model)]
     fixed = [*named, "--output_dir", "none", "--strategy", strategy or config_class.solved, "--report_to", "none"]
-    config = parse(config_class, [*flags, *fixed]).replaced(
+    # What a file says of the strategy of each tower counts no more than what it says of that of both.
+    config = parse(config_class, [*flags, *fixed], without=TOWER_STRATEGIES).replaced(
         push_to_hub=False, push_space=False, hub_model_id=None, overwrite_output_dir=False
     )
     return _with_each(config, candidates)

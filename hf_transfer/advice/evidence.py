@@ -209,9 +209,13 @@ def _refuse_without_effect(config: RunConfig, run: Run) -> None:
 
 
 def _probing(config: RunConfig) -> RunConfig:
-    """The settings of a run that solves a head on the same rows of the same model, and publishes nothing."""
+    """The settings of a run that solves a head on the same rows of the same model, and publishes nothing.
+
+    What a training recomputes is kept: a model that cannot is refused once, and the time of a step is that of training.
+    """
     changes: dict[str, Any] = {
         "report_to": ["none"], "push_to_hub": False, "push_space": False,
         "hub_model_id": None, "overwrite_output_dir": False, "resume_from_checkpoint": None,
     }  # fmt: skip
-    return solving(config.replaced(**changes))
+    recomputes = config.training.gradient_checkpointing
+    return solving(config.replaced(**changes)).replaced(gradient_checkpointing=recomputes)

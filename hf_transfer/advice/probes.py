@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from hf_transfer.advice.missed import Missed
 from hf_transfer.models.modeling_deep_probe import HEAD
 from hf_transfer.models.taps import kind_and_block
 from hf_transfer.targets.intervals import mean_and_error, paired_interval
@@ -58,12 +59,14 @@ class Probe:
         score: the mean over the rows, higher is better.
         standard_error: of the score.
         over_head: how much better it is than a head on what enters the model's own head; None: it is that one.
+        missed: the classes or labels that it misses too often: see `missed_by`.
     """
 
     features: str
     score: float
     standard_error: float
     over_head: Difference | None
+    missed: tuple[Missed, ...] = ()
 
     @property
     def taps(self) -> list[str]:
@@ -79,7 +82,8 @@ class Probe:
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """See `Difference.from_json`."""
         over = content["over_head"]
-        return cls(**{**content, "over_head": None if over is None else Difference.from_json(over)})
+        difference = None if over is None else Difference.from_json(over)
+        return cls(**{**content, "over_head": difference, "missed": tuple(Missed(**one) for one in content["missed"])})
 
 
 @dataclass(frozen=True)

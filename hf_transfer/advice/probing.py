@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hf_transfer.advice.missed import missed_by
 from hf_transfer.advice.probes import ConstantAnswer, Difference, FreshWeights, JudgedRows, LearningCurve, Probe
 from hf_transfer.advice.scoring import ProbeTask, Task, best_of, columns_of, probed
 from hf_transfer.data.folds import Folds, halved
@@ -102,6 +103,7 @@ def probed_model(run: Run, *, with_fresh_weights: bool) -> ProbedModel:
                     name,
                     *mean_and_error(of_rows, units),
                     None if name == head else Difference.of(of_rows, scores[head], units),
+                    missed_by(probes[name].predictions),
                 )
                 for name, of_rows in scores.items()
             ),

@@ -1,8 +1,9 @@
 """What evidence means, in sentences for people who have not trained a model before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hf_transfer.advice.evidence import Evidence
+from hf_transfer.advice.missed import Missed
 from hf_transfer.advice.probes import ConstantAnswer, Difference, Probe
 from hf_transfer.advice.shortlist import ERRORS_OF_A_GAIN, RULES, rows_in_words, rule_of
 from hf_transfer.models.modeling_deep_probe import HEAD
@@ -13,6 +14,8 @@ SIZES = (
     "That is neither few nor many: training all layers can pay.",
     "That is many: training all layers is worth its time.",
 )
+# So many classes that are missed are named.
+MOST_SHOWN = 3
 
 
 def sentences_on(evidence: Evidence) -> Iterator[tuple[str, str]]:
@@ -27,6 +30,8 @@ def sentences_on(evidence: Evidence) -> Iterator[tuple[str, str]]:
         return
     if evidence.constant is not None:
         yield "Baseline", _baseline(evidence, evidence.constant)
+    if (best := evidence.probe(evidence.best)) is not None and best.missed:
+        yield "Missed", _missed(evidence, best.missed)
     yield "Similarity", _similarity(evidence)
     if evidence.best_single is not None:
         yield "Depth", _depth(evidence, evidence.best_single)
@@ -58,6 +63,15 @@ def _baseline(evidence: Evidence, constant: ConstantAnswer) -> str:
     if evidence.is_uneven:
         return f"{figures} Try --class_weights balanced, and compare macro F1 in the reports of runs."
     return f"{figures} Try another model, and look at the labels."
+
+
+def _missed(evidence: Evidence, missed: Sequence[Missed]) -> str:
+    shown = [f"{one.name} ({one.missed:,} of {one.rows:,})" for one in missed[:MOST_SHOWN]]
+    others = f" and {len(missed) - MOST_SHOWN:,} more" if len(missed) > MOST_SHOWN else ""
+    return (
+        f"The best head misses too many rows of {', '.join(shown)}{others}, which its {evidence.score_title} hides if "
+        "they are few. So it is not enough, however high that is."
+    )
 
 
 def _similarity(evidence: Evidence) -> str:

@@ -40,8 +40,8 @@ RULES = (
 # than the second and so few that they are within two standard errors of none.
 NOTHING_TO_GAIN, LITTLE_TO_GAIN = 0.02, 0.05
 ERRORS_OF_LITTLE = 2.0
-# Nor does it say anything that few errors are left if an answer that is the same for all rows makes hardly more: with
-# one rare class, the head may miss all of it. With classes of equal size this changes nothing.
+# Nor does it say anything that few errors are left if an answer that is the same for all rows makes hardly more, or if
+# a rare class has most of them: the head may never name it. With classes of equal size this changes hardly anything.
 SHARE_OF_CONSTANT = 0.1
 # Why a strategy is tried.
 TRIED = {
@@ -100,6 +100,8 @@ def _enough(solved: Arm, evidence: Evidence) -> str:
     # Scores of errors are negative, so that of numbers much is left.
     left = 1 - probe.score
     if left > NOTHING_TO_GAIN and left > min(LITTLE_TO_GAIN, ERRORS_OF_LITTLE * probe.standard_error):
+        return ""
+    if probe.missed:
         return ""
     if evidence.constant is not None and left > SHARE_OF_CONSTANT * (1 - evidence.constant.score):
         return ""

@@ -273,13 +273,15 @@ def _text(column: Sequence[str]) -> pa.Array:
 
 
 def _wrong_width(file: Path, names: Sequence[str], wrong: Sequence[tuple[int, int]], layout: Layout) -> UserError:
-    (line, fields), more = wrong[0], len(wrong) - 1
-    sign = layout.delimiter
+    advice = []
+    if any(fields > len(names) for _, fields in wrong):
+        advice.append(f"enclose fields that hold the separator {layout.delimiter!r} in quotes")
+    if any(fields < len(names) for _, fields in wrong):
+        advice.append("add the missing fields, which may be empty, or remove these rows")
     return user_error(
         expected=f"as many fields in each row of {file} as in its first line: {len(names)} ({some(names)})",
-        found=f"line {line}: {fields}" + (f", and {more} more such rows" if more else ""),
-        do=f"enclose fields that hold the separator {sign!r} in quotes, add the missing fields, or name another "
-        "separator with --delimiter",
+        found=some([f"line {line}: {fields}" for line, fields in wrong]),
+        do=f"{', '.join(advice)}; or name another separator with --delimiter",
     )
 
 

@@ -178,7 +178,7 @@ class PairModality(Modality[MultimodalConfig]):
             orders_of(texts, config.text, config.training), config.training, workers, accelerator,
             partial(collate_texts, tokens), light_rows={name: PairRows(texts[name], None) for name in texts},
             target=splits.target, to_inputs=PairInputs(images, texts), views=images.views, cycle=images.cycle,
-            notes=(*tokens.notes, *describe_truncation(texts, tokens.max_length)),
+            notes=(*tokens.notes, *describe_truncation(texts, tokens)),
         )  # fmt: skip
 
     def parts(self, loaders: Loaders) -> dict[str, Loaders]:

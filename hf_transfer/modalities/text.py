@@ -146,7 +146,7 @@ class TextModality(Modality[TextConfig]):
         return loaders_of(
             rows, orders_of(rows, config.text, config.training), config.training, workers, accelerator,
             partial(collate_texts, preprocessing), target=splits.target, to_inputs=TokenInputs(rows),
-            notes=(*preprocessing.notes, *describe_truncation(rows, preprocessing.max_length)),
+            notes=(*preprocessing.notes, *describe_truncation(rows, preprocessing)),
         )  # fmt: skip
 
     def regularisation(self, config: TextConfig, model: nn.Module, target: Target) -> Regularisation:

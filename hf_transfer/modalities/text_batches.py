@@ -129,12 +129,17 @@ def collate_texts(preprocessing: TokenPreprocessing, samples: Sequence[Mapping[s
     return batch | {name: torch.stack([sample[name] for sample in samples]) for name in others}
 
 
-def describe_truncation(rows: Mapping[str, TextRows], max_length: int) -> list[str]:
+def describe_truncation(rows: Mapping[str, TextRows], preprocessing: TokenPreprocessing) -> list[str]:
     """Sentences on truncated texts, and on those of which no word is left, if there are any.
+
+    Args:
+        rows: of each split.
+        preprocessing: the tokenizer that has made their tokens.
 
     Raises:
         UserError: no word is left of any text of the training split.
     """
+    max_length, prefix = preprocessing.max_length, preprocessing.text_prefix
     truncated = {name: int((part.lost > 0).sum()) for name, part in rows.items()}
     emptied = {name: int(part.emptied.sum()) for name, part in rows.items()}
     if "train" in rows and emptied["train"] == len(rows["train"]):
@@ -149,6 +154,11 @@ def describe_truncation(rows: Mapping[str, TextRows], max_length: int) -> list[s
         share = tokens / (tokens + sum(int(part.lengths.sum()) for part in rows.values()))
         counts = _counts(truncated, rows)
         sentences.append(f"Truncated to {max_length} tokens: {counts}; {tokens:,} tokens ({share:.1%}) were lost.")
+        if prefix and preprocessing.tokenizer.truncation_side == "left":
+            sentences.append(
+                f"These texts have lost {prefix!r}, too, since the tokenizer truncates on the left: raise "
+                "--max_seq_length, or set truncation_side to right in its tokenizer_config.json."
+            )
     if any(emptied.values()):
         sentences.append(f"No word is left of a text in {max_length} tokens: {_counts(emptied, rows)}.")
     return sentences

@@ -104,6 +104,8 @@ def _done_otherwise(
         yield f"The head reads {READ_BY_HEAD[named.pooling]}, as {named.file} of the model says."
         if normalized:
             yield f"{MODULES_FILE} of the model also names Normalize: what the head reads is scaled to one length."
+        if named.leaves_out_prompt and named.pooling == "mean":
+            yield f"{named.file} leaves the tokens of a prompt out of the mean (include_prompt): here they are in it."
         if named.not_loaded:
             are = "are" if len(named.not_loaded) > 1 else "is"
             yield (

@@ -37,6 +37,7 @@ from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.modeling_pair import PairConfig
 from hf_transfer.models.modeling_pooled_image import PooledImageConfig
 from hf_transfer.models.pooling import backbone_config, pooled_classifier, read_config, rule_of_type
+from hf_transfer.models.recomputing import recompute
 from hf_transfer.models.sentence_encoders import notes_on_lack
 from hf_transfer.models.tasks import TASKS
 from hf_transfer.models.timm_models import TimmProcessor, is_timm, refuse_equal_labels
@@ -112,6 +113,10 @@ class AnyCheckpoint(ABC):
             groups = trace(model, inputs)
         self._outlined = _shapes(model), groups
         return model, groups
+
+    def refuse_stored_activations(self, inputs: Inputs) -> None:
+        """Refuse, before weights are read, a model that cannot recompute activations: see `recompute`."""
+        recompute(self.outline(Classes(("a", "b")), inputs)[0])
 
     def groups_of(self, model: PreTrainedModel, inputs: Inputs) -> list[Group]:
         """The groups of the model of this checkpoint; those of its outline, where that has the same parameters.
@@ -369,13 +374,7 @@ def load_classifier(
         renew_head(model, groups[-1], seed)
     refuse_random_outputs(checkpoint.name, model, inputs)
     if gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise user_error(
-                expected="a model that supports --gradient_checkpointing",
-                found=f"{type(model).__name__}, which does not",
-                do="leave the flag out, or lower --per_device_train_batch_size",
-            )
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        recompute(model)
     return model, groups
 
 

@@ -40,6 +40,8 @@ class NamedPooling(NamedTuple):
         file: that says so.
         not_loaded: the kinds of further modules of the encoder, such as a dense layer behind the pooling.
         normalized: whether the pooled vectors are scaled to one length.
+        leaves_out_prompt: whether the pooling leaves out the tokens of a prompt, as that of INSTRUCTOR does (Su et al.,
+            "One embedder, any task", Findings of ACL 2023, https://arxiv.org/abs/2212.09741). That is not done here.
     """
 
     pooling: Pooling | None
@@ -47,6 +49,7 @@ class NamedPooling(NamedTuple):
     file: str
     not_loaded: tuple[str, ...] = ()
     normalized: bool = False
+    leaves_out_prompt: bool = False
 
 
 def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
@@ -65,12 +68,16 @@ def named_pooling(file: Callable[[str], Path | None]) -> NamedPooling | None:
     if not folders or PurePosixPath(folders[0]).is_absolute() or ".." in PurePosixPath(folders[0]).parts:
         return None
     name = f"{folders[0]}/config.json".removeprefix("/")
-    settings = file(name)
-    modes = "" if settings is None else _modes(json.loads(settings.read_text(encoding="utf-8")))
+    path = file(name)
+    settings = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    modes, leaves_out_prompt = _modes(settings), settings.get("include_prompt") is False
     not_loaded = tuple(kind for kind in kinds if kind not in WITHOUT_NOTE)
     # Behind a dense layer it would scale what that layer returns.
     behind = [kind for kind in kinds[kinds.index("Pooling") + 1 :] if kind != "Dropout"]
-    return NamedPooling(POOLINGS.get(modes), modes, name, not_loaded, behind[:1] == ["Normalize"])
+    return NamedPooling(
+        POOLINGS.get(modes), modes, name, not_loaded,
+        normalized=behind[:1] == ["Normalize"], leaves_out_prompt=leaves_out_prompt,
+    )  # fmt: skip
 
 
 class Prompts(NamedTuple):

@@ -41,15 +41,16 @@ class FlagParser(ArgumentParser):
     def _add_flags(self, one: dataclasses.Field[Any]) -> None:
         text = one.metadata["help"]
         options: dict[str, Any] = {"required": True} if is_required(one) else {"default": default_of(one)}
-        self.add_argument(*_spellings(one.name), help=text, **options, **_values(one))
+        self.add_argument(*spellings(f"--{one.name}"), help=text, **options, **_values(one))
         if bool in types_of(one) and options.get("default") is True:
             self.add_argument(
-                *_spellings(f"no_{one.name}"), help=text, action="store_false", dest=one.name, default=False
+                *spellings(f"--no_{one.name}"), help=text, action="store_false", dest=one.name, default=False
             )
 
 
-def _spellings(name: str) -> list[str]:
-    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
+def spellings(flag: str) -> list[str]:
+    """A flag, and the same with hyphens in place of underscores."""
+    return list(dict.fromkeys((flag, flag.replace("_", "-"))))
 
 
 def _values(one: dataclasses.Field[Any]) -> dict[str, Any]:

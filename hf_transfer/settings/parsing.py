@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -72,10 +72,15 @@ def exit_with(error: UserError) -> NoReturn:
     sys.exit(2)
 
 
-def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
+def parse(config_class: type[Config], argv: Sequence[str], *, without: Collection[str] = ()) -> Config:
     """Settings from the command line, over those in a `--config` file, over the defaults.
 
     A setting of the file that has no effect beside the flags is ignored.
+
+    Args:
+        config_class: the settings of the recipe.
+        argv: the command line.
+        without: names of settings, of one value each, that are not taken from the file.
 
     Raises:
         UserError: an unknown or abbreviated setting, a value of the wrong type or out of range, an unreadable file, or
@@ -84,7 +89,8 @@ def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
     flags = list(argv)
     path = config_path(flags)
     from_file = [] if path is None else file_as_arguments(path, config_class)
-    config = _parsed(config_class, [*from_file, *flags])
+    left_out = {f"--{name}" for name in without}
+    config = _parsed(config_class, [*(word for word in from_file if word.partition("=")[0] not in left_out), *flags])
     ineffective = config.ineffective()
     if not ineffective:
         return config

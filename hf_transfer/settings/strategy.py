@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+from hf_transfer.errors import user_error
 from hf_transfer.settings.fields import TRAINS, Need, Topic, setting
 from hf_transfer.settings.ranges import BELOW_ONE, COUNTED_FROM_ONE, POSITIVE, TAPS, Range, at_least
 
@@ -113,6 +114,20 @@ class StrategySettings(Topic):
     def by_tower(self) -> dict[str, str]:
         """The strategy of each tower; a single tower has no name."""
         return {"": self.strategy}
+
+    def refuse_auto(self) -> None:
+        """Refuse `auto` where a strategy must have been chosen.
+
+        Raises:
+            UserError: none has been; a recipe that was copied before there was auto lacks the call that chooses one.
+        """
+        if AUTO in self.names():
+            raise user_error(
+                expected="a strategy that has been chosen, before open_run",
+                found="--strategy auto",
+                do="name a --strategy; or add `from hf_transfer.advice.auto import decided`, and write "
+                "open_run(decided(config)) as the recipes do; of data in memory open_run(decided(config, data), data)",
+            )
 
     def flag(self) -> str:
         """The strategies of the run, for messages."""

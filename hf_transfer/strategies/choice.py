@@ -15,7 +15,7 @@ from hf_transfer.models.pretrained import AnyCheckpoint, load_classifier
 from hf_transfer.models.taps import AllTaps
 from hf_transfer.models.towers import groups_of, towers_of
 from hf_transfer.settings.run import RunConfig
-from hf_transfer.settings.strategy import ADAPTERS, AUTO, PairStrategySettings, StrategySettings
+from hf_transfer.settings.strategy import ADAPTERS, PairStrategySettings, StrategySettings
 from hf_transfer.strategies import freezing
 from hf_transfer.strategies.adapter_files import adapter_of
 from hf_transfer.strategies.deep_probe import DeepProbe, PairProbe
@@ -31,13 +31,8 @@ def choose_strategy(settings: StrategySettings, *, larger_head: bool = False) ->
         settings: the name, and the settings of single strategies.
         larger_head: see `FullFineTuning.larger_head`.
     """
+    settings.refuse_auto()
     names = settings.by_tower()
-    if AUTO in names.values():
-        raise user_error(
-            expected="a strategy that has been chosen",
-            found="--strategy auto",
-            do="call hf_transfer.advice.auto.decided(config) before open_run, as the recipes do",
-        )
     if "" in names:
         is_pair = isinstance(settings, PairStrategySettings)
         return PairProbe(taps=tuple(settings.taps)) if is_pair else _strategy(names[""], settings, larger_head)

@@ -14,6 +14,7 @@ import hf_transfer as ht
 from hf_transfer import command_line
 from hf_transfer.advice.advising import Advice, command_for, config_of
 from hf_transfer.advice.evidence import Evidence
+from hf_transfer.advice.missed import Missed
 from hf_transfer.advice.probes import Difference
 from hf_transfer.advice.sentences import sentences_on
 from hf_transfer.advice.shortlist import shortlist_of
@@ -27,6 +28,12 @@ from tests.tiny_text_models import save_text_checkpoint
 
 Advise = Callable[..., Finished]
 NOT_BEATEN = replace(CONSTANT, score=0.69, gain=Difference(0.01, 0.01, (-0.01, 0.03)))
+
+
+def misses(count: int) -> Evidence:
+    """Evidence with so many classes that no head names."""
+    known, missed = evidence(), tuple(Missed(f"c{number}", 6, 6) for number in range(count))
+    return replace(known, probes=tuple(replace(one, missed=missed) for one in known.probes))
 
 
 @pytest.fixture
@@ -93,6 +100,14 @@ def test_the_command_for_the_first_choice_is_one_of_the_recipe(advise: Advise, b
     assert config.strategy.strategy == advice(tmp_path)["shortlist"][0]["settings"]["strategy"]
     assert config.data.dataset_name == str(data)
     assert "--num_train_epochs" not in flags, "it has no effect on a solved head"
+
+
+def test_flags_may_be_written_with_hyphens(advise: Advise, bert: Path, tmp_path: Path) -> None:
+    """The commands that it names can be run, too."""
+    done = advise("--dataset-name", texts(tmp_path / "data"), "--model-name-or-path", bert, "--no-fresh-weights")
+    assert done.code == 0, done.err
+    (line,) = (line for line in done.out.splitlines() if "--strategy auto" in line)
+    assert parse(TextConfig, shlex.split(line)[2:]).model.model_name_or_path == str(bert)
 
 
 def test_the_command_that_tries_the_first_is_one_of_the_recipe(advise: Advise, bert: Path, tmp_path: Path) -> None:
@@ -233,6 +248,8 @@ def test_flags_without_effect_are_left_out_of_a_command() -> None:
         (evidence(500), "Size: 500 rows per class (2,000 in all). That is many"),
         (evidence(500, rarest=3), "500 rows per class on average (2,000 in all), but only 3 of the rarest. The"),
         (evidence(), "Baseline: The same answer to all rows (always the most frequent class) has 0.250; the best"),
+        (misses(1), "Missed: The best head misses too many rows of c0 (6 of 6), which its accuracy hides if they are"),
+        (misses(5), "rows of c0 (6 of 6), c1 (6 of 6), c2 (6 of 6) and 2 more, which its accuracy hides if they"),
         (evidence(constant=NOT_BEATEN), "do not show that a head has learnt anything. Try another model"),
         (evidence(constant=NOT_BEATEN, rarest=3), "learnt anything. Try --class_weights balanced, and compare macro"),
         (evidence(fresh_weights=HELPS), "(difference 0.200, 95 % interval 0.100 to 0.300). What the model has learnt"),

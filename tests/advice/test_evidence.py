@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hf_transfer.advice.evidence import Evidence, gather_evidence
+from hf_transfer.advice.missed import Missed
 from hf_transfer.advice.probing import learning_curve
 from hf_transfer.advice.scoring import Task, probed
 from hf_transfer.advice.sentences import sentences_on
+from hf_transfer.advice.shortlist import shortlist_of
 from hf_transfer.advice.shown_advice import draw_evidence
 from hf_transfer.data.folds import Folds, halved
 from hf_transfer.errors import UserError
@@ -106,6 +109,30 @@ def test_texts_of_classes(bert: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     again = Evidence.from_json(json.loads(json.dumps(known.as_json())))
     assert again == known
+
+
+def test_a_head_that_never_names_the_rare_one_of_three_classes_is_not_enough(bert: Path, tmp_path: Path) -> None:
+    """The texts of the rare class are those of the first, so nothing tells them apart; 99 % of answers are right."""
+    generator = np.random.default_rng(0)
+    lines = ["text,label"]
+    for row in range(606):
+        kind = "rare" if row >= 600 else "ab"[row % 2]
+        words = [f"word{generator.integers(20) + 30 * (kind == 'b')}" for _ in range(8)]
+        lines.append(f"{' '.join(words)},{kind}")
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = config_for(tmp_path, tmp_path / "train.csv", bert)
+    # Without validation and test, which would take most of the rare rows.
+    for split in ("validation", "test"):
+        (tmp_path / f"{split}.csv").write_text("text,label\nword1,a\nword40,b\n", encoding="utf-8")
+    known = gather_evidence(config.replaced(dataset_name=str(tmp_path)))
+    tried = known.probe(" + ".join(shortlist_of(known, config).arms[0].settings.get("taps", [known.head])))
+    assert tried is not None
+    assert tried.score > 0.98
+    assert tried.missed == (Missed("rare", 6, 6),)
+    assert shortlist_of(known, config).enough == ""
+    assert shortlist_of(replace(known, probes=tuple(replace(one, missed=()) for one in known.probes)), config).enough
+    assert "rare (6 of 6)" in dict(sentences_on(known))["Missed"]
+    assert Evidence.from_json(json.loads(json.dumps(known.as_json()))) == known
 
 
 def test_rows_of_labels_that_say_nothing_show_no_gain_of_pretrained_weights(bert: Path, tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """`hf-transfer rank` for images with texts: every combination of two towers, each of which is run once."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import hf_transfer as ht
 from hf_transfer.advice import scoring
 from hf_transfer.frozen.out_of_fold import Search, predicted_out_of_fold
 from hf_transfer.models.taps import vectors_of
+from hf_transfer.settings.parsing import parse
+from hf_transfer.settings.run import MultimodalConfig
 from tests.advice.conftest import Rank, ranking
 from tests.advice.test_rank import same
 from tests.data.conftest import write_table
@@ -64,6 +68,19 @@ def quick_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def named(folder: Path, image: str, text: str) -> str:
     return f"{folder / image} + {folder / text}"
+
+
+def write_settings(folder: Path, given: Path, settings: dict[str, str]) -> Path:
+    """A file of settings of a run."""
+    values = {"recipe": "multimodal", "dataset_name": str(given / "data"), **settings}
+    (folder / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return folder / "run.yaml"
+
+
+def recommended(printed: str) -> MultimodalConfig:
+    """The settings of the first command that `rank` prints."""
+    command = next(line for line in printed.splitlines() if "python recipes/multimodal.py" in line)
+    return parse(MultimodalConfig, shlex.split(command)[2:])
 
 
 @pytest.mark.slow
@@ -160,6 +177,56 @@ def test_the_best_pairs_are_fine_tuned(rank: Rank, given: Path, towers: list[str
     assert sorted(path.name.rpartition("-")[0] for path in (tmp_path / "ranking-race").iterdir()) == sorted(
         "+".join(Path(part).name for part in name.split(" + ")) for name in names
     )
+
+
+BY_TOWER = {
+    "one tower": {"strategy": "full", "image_strategy": "lora"},
+    "both towers": {"image_strategy": "lora", "text_strategy": "full"},
+}
+
+
+@pytest.mark.parametrize("name", BY_TOWER)
+@pytest.mark.usefixtures("quick_heads")
+def test_a_file_with_strategies_of_towers_ranks_as_without_them(
+    name: str, rank: Rank, given: Path, tmp_path: Path
+) -> None:
+    """What trains a run has no part in a ranking; the command that trains the best one still has it."""
+    models = ["--image_models", given / "vit", "--text_models", given / "bert"]
+    assert rank(given / "data", *models).code == 0
+    before = [same(one) for one in ranking(tmp_path)["models"]]
+    file = write_settings(tmp_path, given, BY_TOWER[name])
+    done = rank(given / "data", "--config", file, *models)
+    assert done.code == 0, done.err
+    assert [same(one) for one in ranking(tmp_path)["models"]] == before
+    strategy = recommended(done.out).strategy
+    assert {"image_strategy": strategy.image_strategy, "text_strategy": strategy.text_strategy}.items() <= (
+        {"text_strategy": None} | BY_TOWER[name]
+    ).items()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_TOWER)
+@pytest.mark.usefixtures("quick_heads")
+def test_a_race_trains_both_towers_with_its_own_strategy(name: str, rank: Rank, given: Path, tmp_path: Path) -> None:
+    """The command that repeats it does, too, whatever the file says of towers."""
+    models = ["--image_models", given / "vit", given / "resnet_basic", "--text_models", given / "bert"]
+    file = write_settings(tmp_path, given, BY_TOWER[name])
+    race = ["--race", "--race_strategy", "bitfit", "--num_train_epochs", "1"]
+    done = rank(given / "data", "--config", file, *models, *race)
+    assert done.code == 0, done.err
+    assert ranking(tmp_path)["race"]["strategy"] == "bitfit"
+    assert recommended(done.out).strategy.by_tower() == {"image": "bitfit", "text": "bitfit"}
+
+
+def test_a_race_of_one_head_on_both_towers_needs_a_file_without_their_strategies(
+    rank: Rank, given: Path, tmp_path: Path
+) -> None:
+    models = ["--image_models", given / "vit", "--text_models", given / "bert"]
+    file = write_settings(tmp_path, given, BY_TOWER["both towers"])
+    done = rank(given / "data", "--config", file, *models, "--race", "--race_strategy", "deep_probe")
+    assert done.code == 2
+    assert f"Found:    image_strategy in {file}" in done.err
+    assert f"leave image_strategy and text_strategy out of {file}, or name another --race_strategy" in done.err
 
 
 @pytest.mark.usefixtures("quick_heads")

@@ -7,6 +7,7 @@ import pytest
 
 from hf_transfer.advice.advising import command_for
 from hf_transfer.advice.evidence import Evidence
+from hf_transfer.advice.missed import Missed
 from hf_transfer.advice.shortlist import MEASURED, NOT_TRIED, RULES, TRIED, resolved_pooling, shortlist_of
 from hf_transfer.settings.run import VisionConfig
 from hf_transfer.settings.strategy import Strategy
@@ -92,6 +93,17 @@ def test_few_errors_are_not_enough_where_an_answer_without_a_look_makes_hardly_m
     constant = replace(CONSTANT, score=of_constant)
     enough = shortlist_of(with_score(score, 0.001, constant=constant), text_config()).enough
     assert bool(enough) is is_enough
+
+
+@pytest.mark.parametrize("tried", ["head", "mean_6"])
+def test_a_head_that_misses_a_class_is_not_enough_however_few_its_rows_are(tried: str) -> None:
+    """It is the head that is tried which has to name each class; what another one misses does not count."""
+    known = evidence(best=tried, over_head=MORE if tried != "head" else LESS)
+    missed = (Missed("rare", 6, 6),)
+    for features, is_enough in ((tried, False), ("mean_2 + mean_6", True)):
+        probes = tuple(replace(one, score=0.99) for one in known.probes)
+        probes = tuple(replace(one, missed=missed) if one.features == features else one for one in probes)
+        assert bool(shortlist_of(replace(known, probes=probes), text_config()).enough) is is_enough
 
 
 def test_it_is_the_head_that_is_tried_which_has_to_be_enough() -> None:

@@ -11,6 +11,7 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from hf_transfer.data.delimited import layout_of, read_delimited
+from hf_transfer.errors import UserError
 from tests.data.conftest import user_error_with
 
 GOOD = "text,label\n" + "".join(f"word{number},{'ab'[number % 2]}\n" for number in range(8))
@@ -159,21 +160,32 @@ def test_ends_of_lines_blank_lines_and_marks_are_no_part_of_rows(
     assert lines(path) == expected
 
 
+QUOTE, ADD = (
+    "enclose fields that hold the separator ',' in quotes",
+    "add the missing fields, which may be empty, or remove these rows",
+)
+
+
 @pytest.mark.parametrize(
-    ("bad", "found"),
+    ("bad", "found", "do"),
     [
-        ("one,two,a", "line 10: 3"),
-        ("one", "line 10: 1"),
-        ("one,a\n\nx,y,b\nz\nlast,a", "line 12: 3, and 1 more such rows"),
-        ('"one\ntwo",b\nx,a,', "line 12: 3"),
+        ("one,two,a", "line 10: 3", QUOTE),
+        ("one", "line 10: 1", ADD),
+        ("one,a\n\nx,y,b\nz\nlast,a", "line 12: 3, line 13: 1", f"{QUOTE}, {ADD}"),
+        ('"one\ntwo",b\nx,a,', "line 12: 3", QUOTE),
+        ("one\n" * 9, "line 10: 1, line 11: 1, line 12: 1, line 13: 1, line 14: 1 and 4 more", ADD),
     ],
 )
-def test_too_many_or_too_few_fields_are_refused_with_their_line(bad: str, found: str, tmp_path: Path) -> None:
+def test_too_many_or_too_few_fields_are_refused_with_their_lines(bad: str, found: str, do: str, tmp_path: Path) -> None:
+    """A row without its last field is not told to put it in quotes."""
     path = written(tmp_path, f"{GOOD}{bad}\n")
-    with user_error_with(
-        expected=f"as many fields in each row of {path} as in its first line: 2 (text, label)", found=found, do="quotes"
-    ):
+    with pytest.raises(UserError) as refused:
         read_delimited(path, "utf-8")
+    assert str(refused.value).splitlines() == [
+        f"Expected: as many fields in each row of {path} as in its first line: 2 (text, label)",
+        f"Found:    {found}",
+        f"Do this:  {do}; or name another separator with --delimiter",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -97,18 +97,18 @@ def test_of_a_pair_both_texts_keep_a_word(pair: tuple[str, str], is_emptied: boo
     assert made.emptied([pair], encoded) == [is_emptied]
 
 
-def rows(texts: Sequence[str], length: int) -> TextRows:
+def rows(texts: Sequence[str], made: TokenPreprocessing) -> TextRows:
     data = datasets.Dataset.from_dict({"text": list(texts)})
-    return TextRows(Split(data, np.arange(len(texts)), np.zeros(len(texts), np.int64)), tokens(length))
+    return TextRows(Split(data, np.arange(len(texts)), np.zeros(len(texts), np.int64)), made)
 
 
 def test_texts_without_a_word_are_counted_and_a_training_split_of_them_is_refused() -> None:
     splits = {
-        "train": rows(["abc", "      a", "       b"], 6),
-        "validation": rows(["a"], 6),
-        "test": rows(["      a"], 6),
+        "train": rows(["abc", "      a", "       b"], tokens(6)),
+        "validation": rows(["a"], tokens(6)),
+        "test": rows(["      a"], tokens(6)),
     }
-    truncated, emptied = describe_truncation(splits, 6)
+    truncated, emptied = describe_truncation(splits, tokens(6))
     assert truncated.startswith("Truncated to 6 tokens: 2 of 3 in train, 1 of 1 in test;")
     assert emptied == "No word is left of a text in 6 tokens: 2 of 3 in train, 1 of 1 in test."
     with user_error_with(
@@ -116,7 +116,7 @@ def test_texts_without_a_word_are_counted_and_a_training_split_of_them_is_refuse
         found="none among 2: only special",
         do="raise --max_seq_length",
     ):
-        describe_truncation(splits | {"train": rows(["      a", "      b"], 6)}, 6)
+        describe_truncation(splits | {"train": rows(["      a", "      b"], tokens(6))}, tokens(6))
 
 
 @pytest.mark.parametrize("length", [3, 4])

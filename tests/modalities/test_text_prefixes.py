@@ -13,12 +13,13 @@ from hf_transfer.data.sample_models import backbone_folder
 from hf_transfer.modalities.modality import save_preprocessing, saved_description
 from hf_transfer.modalities.pair import PairModality
 from hf_transfer.modalities.text import TextModality
+from hf_transfer.modalities.text_batches import describe_truncation
 from hf_transfer.modalities.text_prefixes import tokens_of_prefix, with_prefix
 from hf_transfer.modalities.tokens import TokenPreprocessing
 from hf_transfer.models.pretrained import Checkpoint
 from hf_transfer.targets.classes import Classes
 from tests.data.conftest import PairSettings, TextSettings, user_error_with
-from tests.modalities.test_room_for_words import characters
+from tests.modalities.test_room_for_words import characters, rows
 from tests.models.test_sentence_encoders import save_sentence_encoder
 from tests.tiny_text_models import save_text_checkpoint, tiny_tokenizer
 
@@ -202,6 +203,34 @@ def test_the_prefix_is_no_word_of_a_text(sample: tuple[str, ...], is_emptied: bo
         made.tokenizer.truncation_side, is_emptied = "left", False
     encoded, _ = made.encode([sample])
     assert made.emptied([sample], encoded) == [is_emptied]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "side", "is_lost"), [("word3 ", "left", True), ("word3 ", "right", False), ("", "left", False)]
+)
+def test_a_prefix_that_truncation_on_the_left_takes_away_is_said_to_be_lost(
+    prefix: str, side: str, is_lost: bool
+) -> None:
+    """Of texts that fit nothing is said; of others the words at the end are left, without the prefix."""
+    made = preprocessing(prefix, 6)
+    made.tokenizer.truncation_side = side
+    words = [f"word{number}" for number in range(4, 12)]
+    short, long = (rows([" ".join(words[:count])], made) for count in (2, 8))
+    assert describe_truncation({"test": short}, made) == []
+    truncated, *others = describe_truncation({"test": long}, made)
+    assert truncated.startswith("Truncated to 6 tokens: 1 of 1 in test;")
+    assert others == (
+        [
+            "These texts have lost 'word3 ', too, since the tokenizer truncates on the left: raise --max_seq_length, "
+            "or set truncation_side to right in its tokenizer_config.json."
+        ]
+        if is_lost
+        else []
+    )
+    expected = words[-4:] if side == "left" else ["word3", *words[:3]]
+    assert (
+        made.inputs([(" ".join(words),)])["input_ids"].tolist() == tiny_tokenizer()([" ".join(expected)])["input_ids"]
+    )
 
 
 def sentence_encoder(folder: Path, **settings: Any) -> Checkpoint:

@@ -77,6 +77,8 @@ def named(folder: Path) -> NamedPooling | None:
         ({"pooling_mode": "mean"}, NamedPooling("mean", "mean", FILE)),
         ({"pooling_mode_max_tokens": True}, NamedPooling(None, "max", FILE)),
         ({**MEAN, "pooling_mode_max_tokens": True}, NamedPooling(None, "mean+max", FILE)),
+        ({**MEAN, "include_prompt": True}, NamedPooling("mean", "mean", FILE)),
+        ({**MEAN, "include_prompt": False}, NamedPooling("mean", "mean", FILE, leaves_out_prompt=True)),
         ({"word_embedding_dimension": 24}, NamedPooling(None, "", FILE)),
         (None, NamedPooling(None, "", FILE)),
     ],
@@ -119,6 +121,15 @@ def test_modules_that_are_not_loaded_are_named(behind: list[str], shown: str | N
         "hidden states."
     )
     assert more == ([sentence] if shown else [])
+
+
+@pytest.mark.parametrize(("pooling", "is_named"), [("mean", True), ("cls", False)])
+def test_a_mean_without_the_prompt_is_said_to_be_one_with_it(pooling: str, is_named: bool, tmp_path: Path) -> None:
+    """What the first or the last token is does not depend on it."""
+    folder = save_sentence_encoder(tmp_path, {"pooling_mode": pooling, "include_prompt": False})
+    _, *more = Checkpoint(str(folder), task=TEXT, pooling="own").notes
+    sentence = f"{FILE} leaves the tokens of a prompt out of the mean (include_prompt): here they are in it."
+    assert more == ([sentence] if is_named else [])
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc"])

@@ -1,5 +1,6 @@
 """Settings name the strategy, and a model that it does not suit is refused before weights are read."""
 
+import importlib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from hf_transfer.advice.auto import decided
 from hf_transfer.errors import UserError
 from hf_transfer.modalities.text import TextModality
 from hf_transfer.models.pretrained import Checkpoint
+from hf_transfer.run import open_run
 from hf_transfer.settings.run import TextConfig, VisionConfig
 from hf_transfer.settings.strategy import Strategy as StrategyName
 from hf_transfer.settings.strategy import StrategySettings
@@ -203,7 +206,18 @@ def test_a_note_says_that_r_drop_passes_each_text_twice_through_the_model(
     assert len(notes) == has_note
 
 
-def test_auto_is_decided_before_a_run_is_opened() -> None:
-    """A recipe that was copied before there was auto lacks that line."""
-    with pytest.raises(UserError, match=r"call hf_transfer\.advice\.auto\.decided\(config\) before open_run"):
+def test_auto_is_decided_before_a_run_is_opened(tmp_path: Path) -> None:
+    """A recipe that was copied before there was auto lacks that line; it is refused before its data are looked for."""
+    config = TextConfig.of(model_name_or_path="m", dataset_name="no such data", output_dir=str(tmp_path / "out"))
+    with pytest.raises(UserError) as refused, open_run(config):
+        pass
+    assert not (tmp_path / "out").exists()
+    assert str(refused.value).startswith("Expected: a strategy that has been chosen, before open_run\n")
+    _, module, _, name = str(refused.value).split("`")[1].split()
+    assert getattr(importlib.import_module(module), name) is decided
+    with pytest.raises(UserError, match="has been chosen"):
         choose_strategy(settings(strategy="auto"))
+    # Whoever only looks ahead trains nothing, and a finished model is only evaluated.
+    for one, ahead in ((config, True), (config.replaced(evaluate_only=True), False)):
+        with open_run(one, ahead=ahead) as run:
+            assert not run.is_finished
