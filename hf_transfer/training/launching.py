@@ -129,13 +129,20 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def runs_on_cpus(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether several processes share their work on CPUs, which accelerate does only if it is told to."""
-    import torch
+    """Whether several processes share their work on CPUs, which accelerate does only if it is told to.
 
-    several = int(environment.get("WORLD_SIZE", "1")) > 1
-    device = torch.accelerator.current_accelerator(check_available=True) if several else None
+    Args:
+        environment: the variables of a launcher, and `ACCELERATE_USE_CPU`, by which a user may ask for CPUs.
+    """
+    import torch
+    from accelerate.utils import str_to_bool
+
+    if int(environment.get("WORLD_SIZE", "1")) == 1:
+        return False
+    device = torch.accelerator.current_accelerator(check_available=True)
     # Processes cannot communicate from Apple's GPUs.
-    return several and (device is None or device.type == "mps")
+    needs_cpus = device is None or device.type == "mps"
+    return needs_cpus or bool(str_to_bool(environment.get("ACCELERATE_USE_CPU", "false")))
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from accelerate.state import AcceleratorState, PartialState
 
 from hf_transfer.errors import UserError
 from hf_transfer.training import launching
+from hf_transfer.training.devices import start_accelerator
 from hf_transfer.training.launching import check_launch, runs_on_cpus, waiting_explained
 from tests.conftest import Recipe
 from tests.training.launched import two_forks
+from tests.training.toy_task import settings
 
 COMPLETE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 LEFT_OVER = {
@@ -96,6 +98,27 @@ def test_several_processes_without_gpus_share_their_work_on_cpus(
     assert runs_on_cpus({"WORLD_SIZE": size}) == expected
 
 
+@pytest.mark.parametrize(("wanted", "expected"), [("true", True), ("1", True), ("False", False), ("0", False)])
+def test_several_processes_beside_a_gpu_share_their_work_on_cpus_if_the_user_says_so(
+    wanted: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    assert runs_on_cpus({"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": wanted}) == expected
+
+
+def test_a_program_that_has_connected_its_processes_itself_needs_no_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for kind in (AcceleratorState, PartialState):
+        monkeypatch.setattr(kind, "_shared_state", {})
+    PartialState(cpu=True)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with start_accelerator(settings()) as accelerator:
+        assert accelerator.num_processes == 1
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
 def test_two_processes_on_cpus_need_no_further_variable(tmp_path: Path) -> None:
     """Without ACCELERATE_USE_CPU accelerate would make two runs of them."""
@@ -111,7 +134,7 @@ def test_two_processes_on_cpus_need_no_further_variable(tmp_path: Path) -> None:
 
 
 def test_a_run_names_left_over_variables(vision: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything slow; and not in a program that has connected its processes itself."""
+    """Before anything slow."""
     for kind in (AcceleratorState, PartialState):
         monkeypatch.setattr(kind, "_shared_state", {})
     monkeypatch.setenv("LOCAL_RANK", "0")
