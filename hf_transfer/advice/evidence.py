@@ -56,6 +56,7 @@ class Evidence:
         curve: the best head on fewer rows; None: there are no probes.
         fresh_weights: the same probe without pretrained weights; None: it was not asked for.
         has_our_head: whether an adapter must be merged; see `AnyCheckpoint.has_our_head`.
+        scaled_if_solved: see `AnyCheckpoint.scaled_if_solved`.
         costs: of a row.
         seconds: how long each strategy takes, by name.
         unsuitable: what the other strategies lack in this model, by name.
@@ -82,6 +83,7 @@ class Evidence:
     curve: LearningCurve | None = None
     fresh_weights: FreshWeights | None = None
     has_our_head: bool = False
+    scaled_if_solved: str | None = None
 
     @property
     def rows_per_kind(self) -> float:
@@ -192,6 +194,7 @@ def gather_evidence(
             run.splits.target.divided_by.removeprefix("by "), len(rows_of_kinds), min(rows_of_kinds),
             min(count_blocks(groups_of(tower, groups)) for tower in towers_of(groups)), costs, seconds, unsuitable,
             why_no_probes=why_no_probes, has_our_head=run.checkpoint.has_our_head,
+            scaled_if_solved=run.checkpoint.scaled_if_solved,
             scores_are_errors=run.splits.target.scores_are_errors, **({} if model is None else model.known),
         )  # fmt: skip
 

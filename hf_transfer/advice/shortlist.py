@@ -124,14 +124,16 @@ def resolved_pooling(evidence: Evidence, config: RunConfig) -> Pooling:
     strategy = config.strategy
     if (strategy.strategy in ADAPTERS and not strategy.merge_adapter) or wanted is None:
         return "own"
-    return _best_pooling(evidence)
+    return _best_pooling(evidence, strategy.strategy)
 
 
-def _best_pooling(evidence: Evidence) -> Pooling:
+def _best_pooling(evidence: Evidence, strategy: str) -> Pooling:
     candidates = [evidence.probe(f"{kind}_{evidence.blocks}") for kind in POOLINGS]
     better = [one for one in candidates if one is not None and one.over_head is not None and one.over_head.exceeds()]
     best = max(better, key=lambda one: one.score, default=None)
-    return "own" if best is None else POOLINGS[best.features.partition("_")[0]]
+    pooling = "own" if best is None else POOLINGS[best.features.partition("_")[0]]
+    # Where layers are trained, the model's own is just that: only a solved head reads its vectors otherwise.
+    return "own" if pooling == evidence.scaled_if_solved and strategy not in PROBES else pooling
 
 
 def _pooling(config: RunConfig) -> str | None:
@@ -185,7 +187,7 @@ def _trained_arm(name: str, evidence: Evidence, config: RunConfig, measured: str
     pooling, wanted = "own", _pooling(config)
     if wanted in ("own", "auto"):
         # Without pretrained weights, evidence on their features says nothing.
-        pooling = "own" if name == "scratch" else _best_pooling(evidence)
+        pooling = "own" if name == "scratch" else _best_pooling(evidence, name)
         if pooling != wanted:
             settings["pooling"] = pooling
     if name in ADAPTERS and (pooling != "own" or evidence.has_our_head):

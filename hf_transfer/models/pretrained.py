@@ -26,7 +26,7 @@ from hf_transfer.data import hub_access
 from hf_transfer.data.samples import is_sample
 from hf_transfer.errors import UserError, user_error
 from hf_transfer.models.determinism import refuse_random_outputs
-from hf_transfer.models.encoders import BY_PILLOW, IMAGES
+from hf_transfer.models.encoders import BY_PILLOW, IMAGES, Pooling
 from hf_transfer.models.fusion import FusionConfig, FusionModel
 from hf_transfer.models.groups import Group, Inputs
 from hf_transfer.models.head_inputs import Wanted, head_input, retyped_as
@@ -36,7 +36,7 @@ from hf_transfer.models.locating import locate
 from hf_transfer.models.modeling_deep_probe import DeepProbeConfig
 from hf_transfer.models.modeling_pair import PairConfig
 from hf_transfer.models.modeling_pooled_image import PooledImageConfig
-from hf_transfer.models.pooling import backbone_config, pooled_classifier, read_config, rule_of_type
+from hf_transfer.models.pooling import backbone_config, is_normalized, pooled_classifier, read_config, rule_of_type
 from hf_transfer.models.recomputing import recompute
 from hf_transfer.models.sentence_encoders import notes_on_lack
 from hf_transfer.models.tasks import TASKS
@@ -73,6 +73,7 @@ class AnyCheckpoint(ABC):
         notes: sentences on what is done otherwise than by transformers' own classifier.
         is_read_at_depths: whether another head could read the same model at other depths, as a deep probe does.
         has_our_head: whether the classifier is none of transformers, so that an adapter must be merged into it.
+        scaled_if_solved: the pooling whose vectors only a solved head reads scaled to one length; None: there is none.
     """
 
     name: str
@@ -84,6 +85,7 @@ class AnyCheckpoint(ABC):
     notes: tuple[str, ...] = ()
     is_read_at_depths: bool = True
     has_our_head: bool = False
+    scaled_if_solved: Pooling | None = None
     _missing: frozenset[str] = frozenset()
     # The shapes of the parameters of the outline, and its groups.
     _outlined: tuple[dict[str, torch.Size], list[Group]] | None = None
@@ -204,6 +206,7 @@ class Checkpoint(AnyCheckpoint):
             file = None if is_sample(name) else self.file
             head = head_input(name, self.config, self._task, pooling, file, is_solved=is_solved)
         self._pooling, self._normalized, self.is_read_at_depths = head.pooling, head.normalized, head.is_movable
+        self.scaled_if_solved = head.pooling if head.normalized and not is_normalized(self.config) else None
         lacks_class = self._task.encoders is IMAGES and self._task.lacks_class(backbone)
         is_finished_probe = isinstance(self.config, DeepProbeConfig)
         self._is_image_encoder = not is_finished_probe and (lacks_class or isinstance(self.config, PooledImageConfig))

@@ -211,6 +211,19 @@ def test_trained_heads_read_the_mean_where_it_is_better() -> None:
         text_config().replaced(**arm.settings)
 
 
+def test_only_a_solved_head_gains_by_vectors_that_are_not_scaled_to_one_length() -> None:
+    """Trained layers read the model's own pooling as it is, which is then no other one."""
+    known = evidence(best="mean_6", over_head=MORE, scaled_if_solved="mean")
+    for wanted in ("own", "auto"):
+        _, *trained = shortlist_of(known, text_config(pooling=wanted)).arms
+        assert {arm.settings.get("pooling", "own") for arm in trained} == {"own"}
+        assert not any("its head reads" in arm.reason for arm in trained)
+    expected = {"full": "own", "lp_ft": "own", "linear_probe": "mean"}
+    auto = {name: text_config(strategy=name, pooling="auto") for name in expected}
+    assert {name: resolved_pooling(known, config) for name, config in auto.items()} == expected
+    assert resolved_pooling(replace(known, scaled_if_solved="cls"), auto["full"]) == "mean"
+
+
 def test_auto_pooling_is_resolved_in_every_arm() -> None:
     config = text_config(pooling="auto")
     for known in (evidence(), evidence(best="mean_6", over_head=MORE)):

@@ -172,6 +172,7 @@ def test_the_head_reads_vectors_of_one_length_where_the_files_name_that(
     folder = save_sentence_encoder(tmp_path, behind=behind)
     checkpoint = Checkpoint(str(folder), task=TEXT, pooling="own", is_solved=True)
     assert (OF_LENGTH in checkpoint.notes) == is_scaled
+    assert checkpoint.scaled_if_solved == ("mean" if is_scaled else None)
     plain, read = head_inputs(Checkpoint(str(folder), task=TEXT, pooling="mean")), head_inputs(checkpoint)
     expected = plain / plain.square().sum(1, keepdim=True).sqrt() * plain.shape[1] ** 0.5 if is_scaled else plain
     torch.testing.assert_close(read, expected, rtol=1e-5 if is_scaled else 0, atol=1e-6 if is_scaled else 0)
@@ -196,6 +197,7 @@ def test_a_result_is_a_start_that_reads_vectors_as_it_was_trained_with(
     for fresh in (False, True):
         assert start.classifier(TARGET, seed=0, fresh_weights=fresh).config.normalized is is_scaled
     assert start.finished_classifier().config.normalized is True
+    assert start.scaled_if_solved is None
 
 
 def test_vectors_of_one_length_are_stored_under_another_key(tmp_path: Path) -> None:
