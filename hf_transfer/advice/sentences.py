@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from hf_transfer.advice.evidence import Evidence
 from hf_transfer.advice.missed import Missed
 from hf_transfer.advice.probes import ConstantAnswer, Difference, Probe
-from hf_transfer.advice.shortlist import ERRORS_OF_A_GAIN, RULES, rows_in_words, rule_of
+from hf_transfer.advice.shortlist import ERRORS_OF_A_GAIN, LITTLE_TO_GAIN, RULES, rows_in_words, rule_of
 from hf_transfer.models.modeling_deep_probe import HEAD
 
 # By the rule that holds.
@@ -30,7 +30,7 @@ def sentences_on(evidence: Evidence) -> Iterator[tuple[str, str]]:
         return
     if evidence.constant is not None:
         yield "Baseline", _baseline(evidence, evidence.constant)
-    if (best := evidence.probe(evidence.best)) is not None and best.missed:
+    if (best := evidence.probe(evidence.best)) is not None and best.missed and _hides_classes(evidence, best):
         yield "Missed", _missed(evidence, best.missed)
     yield "Similarity", _similarity(evidence)
     if evidence.best_single is not None:
@@ -63,6 +63,11 @@ def _baseline(evidence: Evidence, constant: ConstantAnswer) -> str:
     if evidence.is_uneven:
         return f"{figures} Try --class_weights balanced, and compare macro F1 in the reports of runs."
     return f"{figures} Try another model, and look at the labels."
+
+
+def _hides_classes(evidence: Evidence, probe: Probe) -> bool:
+    """Whether a score looks better than it is for some classes: it is high, or some classes are rare."""
+    return evidence.is_uneven or 1 - probe.score <= LITTLE_TO_GAIN
 
 
 def _missed(evidence: Evidence, missed: Sequence[Missed]) -> str:

@@ -30,10 +30,10 @@ Advise = Callable[..., Finished]
 NOT_BEATEN = replace(CONSTANT, score=0.69, gain=Difference(0.01, 0.01, (-0.01, 0.03)))
 
 
-def misses(count: int) -> Evidence:
-    """Evidence with so many classes that no head names."""
-    known, missed = evidence(), tuple(Missed(f"c{number}", 6, 6) for number in range(count))
-    return replace(known, probes=tuple(replace(one, missed=missed) for one in known.probes))
+def misses(count: int, *, score: float = 0.7, rarest: int = 6) -> Evidence:
+    """Evidence with so many classes that no head names, of 50 rows per class."""
+    known, missed = evidence(rarest=rarest), tuple(Missed(f"c{number}", 6, 6) for number in range(count))
+    return replace(known, probes=tuple(replace(one, missed=missed, score=score) for one in known.probes))
 
 
 @pytest.fixture
@@ -263,6 +263,12 @@ def test_flags_without_effect_are_left_out_of_a_command() -> None:
 )  # fmt: skip
 def test_what_is_known_is_said_in_sentences(known: Evidence, words: str) -> None:
     assert words in "\n".join(f"{topic}: {sentence}" for topic, sentence in sentences_on(known))
+
+
+@pytest.mark.parametrize(("score", "rarest", "is_said"), [(0.7, 6, True), (0.97, 50, True), (0.7, 50, False)])
+def test_missed_classes_are_named_where_a_score_hides_them(score: float, rarest: int, is_said: bool) -> None:
+    """A low score of classes with about as many rows each hides nothing."""
+    assert ("Missed" in dict(sentences_on(misses(1, score=score, rarest=rarest)))) == is_said
 
 
 @pytest.mark.parametrize(
