@@ -101,14 +101,13 @@ def connect_once() -> Processes:
     Raises:
         UserError: the environment has variables of a launcher that do not belong together.
     """
-    if PartialState._shared_state:
-        # A program that has connected its processes itself needs no variables.
-        state = PartialState()
-        return ONLY_PROCESS if state.num_processes == 1 else state
-    check_launch()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ONLY_PROCESS
-    with waiting_explained():
-        state = PartialState(cpu=runs_on_cpus(), timeout=LONGEST_WAIT)
-    atexit.register(state.destroy_process_group)
-    return state
+    # A program that has connected its processes itself needs no variables.
+    if not PartialState._shared_state:
+        check_launch()
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return ONLY_PROCESS
+        with waiting_explained():
+            state = PartialState(cpu=runs_on_cpus(), timeout=LONGEST_WAIT)
+        atexit.register(state.destroy_process_group)
+    state = PartialState()
+    return ONLY_PROCESS if state.num_processes == 1 else state
