@@ -37,7 +37,7 @@ STRATEGIES = ("linear_probe", "partial", "full", "gradual", "lora")
 RECIPES = ("vision", "text")
 EPOCHS, SAVE_STEPS = 4, 2
 LONGEST_DELAY = 0.05
-LONGEST_RUN = 180.0
+LONGEST_RUN = 600.0
 # Imported before the children are forked, so that they start at once.
 SHARED_MODULES = (
     "hf_transfer.data.judged", "hf_transfer.evaluation.pictures", "hf_transfer.evaluation.prediction_table",

@@ -11,8 +11,8 @@ from tests.hub.clients import Ended, a_data_set, a_model, several_runs
 from tests.hub.contents import Repository, cache_by_hand
 from tests.hub.stand_in import StandIn, served
 
-# After imports; a Hub that does not answer is asked once, for 3 seconds. The rest is for a busy machine: the clients alone
-# would wait for 23 seconds, and for each of the three files of a model.
+# After imports; a Hub that does not answer is asked once, for 3 seconds. The rest is for a busy machine: the clients
+# alone would wait for 23 seconds, for each of the three files of a model.
 LONGEST_SECONDS, LONGEST_WITH_TRAINING = 20.0, 60.0
 
 

@@ -4,7 +4,7 @@ import errno
 import socket
 
 import pytest
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from tests.ports import held_port
 
