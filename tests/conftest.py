@@ -20,8 +20,11 @@ REPOSITORY = Path(__file__).parents[1]
 # Set before torch or the Hub's client is imported: tests ask no network and share two cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# The same examples in every run; no time limit on a shared machine.
-hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
+# The same examples in every run; no limits on time on a shared machine, where drawing them can take a while, too.
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, database=None, max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)  # fmt: skip
 hypothesis.settings.load_profile("repeatable")
 # For examples that take a tenth of a second each: to search for a smaller one that fails would take minutes.
 DRAWN_ONLY = (hypothesis.Phase.explicit, hypothesis.Phase.generate)

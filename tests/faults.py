@@ -26,7 +26,8 @@ from typing import Any
 from hf_transfer.checkpoints.checkpoint import Checkpoints
 from tests.conftest import REPOSITORY, load_recipe
 from tests.forks import forked, forks
-from tests.training.launched import be_rank, free_port, quietly, wait_for
+from tests.ports import held_port
+from tests.training.launched import be_rank, quietly, wait_for
 
 # The phases in which runs are killed, and how often a run enters each at least, if it enters it at all.
 PHASES = {"loading": 1, "store": 3, "step": 4, "evaluation": 4, "saving": 5, "rotation": 3, "finishing": 2}
@@ -36,7 +37,7 @@ STRATEGIES = ("linear_probe", "partial", "full", "gradual", "lora")
 RECIPES = ("vision", "text")
 EPOCHS, SAVE_STEPS = 4, 2
 LONGEST_DELAY = 0.05
-LONGEST_RUN = 180.0
+LONGEST_RUN = 600.0
 # Imported before the children are forked, so that they start at once.
 SHARED_MODULES = (
     "hf_transfer.data.judged", "hf_transfer.evaluation.pictures", "hf_transfer.evaluation.prediction_table",
@@ -146,13 +147,14 @@ def run_once(
     task: Task, flags: list[str], log: Path, kill: Callable[[Any, Sequence[Any]], str | None] | None = None
 ) -> tuple[int, str | None, int]:
     """Run the command; the worst exit code, the phase in which a process was killed (or None), and steps done."""
-    shared, port = forks.Array("i", len(PHASES) + 2, lock=False), free_port()
-    works = [partial(_work, task, flags, rank, port, shared) for rank in range(task.processes)]
-    processes = [forked(quietly, work, log) for work in works]
-    for process in processes:
-        process.start()
-    killed = kill(shared, processes) if kill else None
-    return wait_for(processes, LONGEST_RUN), killed, shared[STEPS_DONE]
+    shared = forks.Array("i", len(PHASES) + 2, lock=False)
+    with held_port() as port:
+        works = [partial(_work, task, flags, rank, port, shared) for rank in range(task.processes)]
+        processes = [forked(quietly, work, log) for work in works]
+        for process in processes:
+            process.start()
+        killed = kill(shared, processes) if kill else None
+        return wait_for(processes, LONGEST_RUN), killed, shared[STEPS_DONE]
 
 
 def _kill_in(phase: str, times: int, delay: float, victim: int, shared: Any, processes: Sequence[Any]) -> str | None:

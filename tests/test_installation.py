@@ -27,8 +27,8 @@ from tests.hub.clients import environment as hub_variables
 from tests.hub.finished import finished_run
 from tests.hub.stand_in import WRITER, with_accounts
 from tests.hub.stand_in import served as stand_in
+from tests.ports import held_port
 from tests.space.conftest import wait_for
-from tests.space.ports import free_port
 from tests.space.programs import Programs, file
 
 EXPECTED = "Expected: the import name hf_transfer for the distribution hf-transfer-learning alone"
@@ -258,26 +258,25 @@ def test_in_a_clean_environment_a_finished_run_predicts_is_published_and_has_a_d
     assert space.endswith(f"/spaces/alice/demo at commit {made.commit}")
     for path in (REPOSITORY / "space").glob("*.py"):
         assert made.texts()[path.name] == path.read_bytes()
-    port = free_port()
     log = tmp_path / "log"
-    with log.open("w") as written:
+    with log.open("w") as written, held_port() as port:
         process = subprocess.Popen(
             [str(environment.folder / "bin/hf-transfer"), "demo", str(out), "--port", str(port)],
             cwd=environment.folder, env=environment.variables(), stdout=written, stderr=written,
             # A process in the background may ignore it.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
-    try:
-        programs = Programs(f"http://127.0.0.1:{port}/")
-        wait_for(programs.url, process, log)
-        _, upload = programs.upload("dog.png", picture.read_bytes())
-        assert programs.scores(file(upload), False) == pytest.approx(json.loads(answer)["scores"], abs=1e-6)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-        with pytest.raises(ConnectionRefusedError):
-            programs.request("GET", "/config")
-    finally:
-        process.kill()
+        try:
+            programs = Programs(f"http://127.0.0.1:{port}/")
+            wait_for(programs.url, process, log)
+            _, upload = programs.upload("dog.png", picture.read_bytes())
+            assert programs.scores(file(upload), False) == pytest.approx(json.loads(answer)["scores"], abs=1e-6)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(240) == 0
+            with pytest.raises(ConnectionRefusedError):
+                programs.request("GET", "/config")
+        finally:
+            process.kill()
     assert "Traceback" not in log.read_text()
 
 

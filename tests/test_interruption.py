@@ -47,7 +47,7 @@ def test_ctrl_c_ends_a_command_without_a_traceback() -> None:
     assert command.stdout is not None
     assert command.stdout.readline() == "ready\n"
     command.send_signal(signal.SIGINT)
-    _, err = command.communicate(timeout=60)
+    _, err = command.communicate(timeout=240)
     assert (command.returncode, err) == (130, "\nInterrupted.\n")
 
 
@@ -275,6 +275,6 @@ def test_a_signal_to_the_whole_group_does_not_end_the_workers(number: signal.Sig
     assert job.stdout is not None
     assert job.stdout.readline() == "batch\n"
     os.killpg(job.pid, number)
-    out, err = job.communicate(timeout=120)
+    out, err = job.communicate(timeout=240)
     assert job.returncode == 0, err
     assert f"seen 40 asked {int(number)}" in out

@@ -251,9 +251,11 @@ class Checkpoints:
 def in_background(work: Callable[[], object]) -> Future[object]:
     """Do some work in a thread, which ends with it; the result of the future is awaited, and raises its error."""
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-    future = executor.submit(work)
-    executor.shutdown(wait=False)
-    return future
+    try:
+        return executor.submit(work)
+    finally:
+        # Also if an error of a loader worker comes while the thread starts: it would wait for work for ever.
+        executor.shutdown(wait=False)
 
 
 def _step_of(folder: Path) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hf_transfer.checkpoints.files import in_units
+from hf_transfer.data.cached_folders import listed
 from hf_transfer.data.complete_files import HASH, PARTIAL
 from hf_transfer.errors import user_error
 
@@ -83,7 +84,7 @@ def kept_in(cache: Path, older_than: float = 0.0) -> list[Kept]:
         # A link leads to files that may be somebody else's.
         written = [
             path
-            for path in sorted((cache / folder).glob("*"))
+            for path in listed(cache / folder, "*")
             if re.fullmatch(f"{kind.name}|{UNFINISHED}", path.name) and not path.is_symlink()
         ]
         each = [(f"{folder}/{path.name}", [path]) for path in written]

@@ -160,6 +160,20 @@ def refuse_full_disk(folder: Path) -> None:
         raise OSError(ENOSPC, os.strerror(ENOSPC), str(folder))
 
 
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What is in a folder of a cache, in a fixed order; nothing if another process deletes the folder meanwhile.
+
+    Args:
+        folder: may be missing.
+        pattern: for the names, as for `Path.glob`.
+    """
+    try:
+        return sorted(folder.glob(pattern))
+    except FileNotFoundError:
+        # Python 3.11 looks whether there is a folder, and then reads it.
+        return []
+
+
 def note_use(path: Path) -> None:
     """Note that a file, or a folder with all that is in it, was used now, where a cache can be written to."""
     with suppress(OSError):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hf_transfer.data.cached_folders import listed
 from hf_transfer.data.complete_files import put_private
 from hf_transfer.data.identities import Identities
 
@@ -170,14 +171,14 @@ class Files(NamedTuple):
 
 def shelves_in(folder: Path) -> list[Path]:
     """The paths of all shelves in a folder, in a fixed order; none if there is no folder."""
-    return sorted(file.with_suffix("") for file in folder.glob(f"*{RECORDS}"))
+    return [file.with_suffix("") for file in listed(folder, f"*{RECORDS}")]
 
 
 def files_in(folder: Path) -> list[Files]:
     """What all shelves in a folder take on the disk."""
     statuses: dict[Path, list[os.stat_result]] = {}
     for suffix in (RECORDS, PIXELS):
-        for file in folder.glob(f"*{suffix}"):
+        for file in listed(folder, f"*{suffix}"):
             # Another process may have deleted it.
             with suppress(OSError):
                 status = file.stat()

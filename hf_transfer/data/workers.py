@@ -5,7 +5,7 @@ import errno
 import multiprocessing
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -72,11 +72,8 @@ def _end_children() -> None:
 
 
 @contextmanager
-def explained_worker_failures(kept: str = "") -> Iterator[None]:
+def explained_worker_failures() -> Iterator[None]:
     """Turn errors of loader workers that a person can fix into messages.
-
-    Args:
-        kept: what the run can resume from, in a sentence.
 
     Raises:
         UserError: a worker was killed, or it had no shared memory or too many open files, or it raised this error.
@@ -84,17 +81,17 @@ def explained_worker_failures(kept: str = "") -> Iterator[None]:
     try:
         yield
     except (UserError, RuntimeError, OSError, EOFError) as error:
-        if explained := worker_failure(error, kept):
+        if explained := worker_failure(error):
             raise explained from error
         raise
 
 
-def worker_failure(error: BaseException, kept: str = "") -> UserError | None:
+def worker_failure(error: BaseException, kept: Callable[[], str] = str) -> UserError | None:
     """The message for an error of loader workers; None for any other error.
 
     Args:
         error: as it was raised in the main process.
-        kept: what the run can resume from, in a sentence.
+        kept: returns what the run can resume from, in a sentence; it may wait.
     """
     try:
         explained = _explained(error, kept)
@@ -107,7 +104,7 @@ def worker_failure(error: BaseException, kept: str = "") -> UserError | None:
     return explained
 
 
-def _explained(error: BaseException, kept: str) -> UserError | None:
+def _explained(error: BaseException, kept: Callable[[], str]) -> UserError | None:
     text = str(error)
     if isinstance(error, UserError):
         return UserError(text.rpartition(OF_USER_ERROR)[2].strip()) if text.startswith(FROM_WORKER) else None
@@ -153,5 +150,6 @@ def _last_line(text: str) -> str:
     return lines[-1].partition("Error: ")[2] or lines[-1] if lines[0].startswith("Caught ") else lines[0]
 
 
-def _with(found: str, kept: str) -> str:
-    return f"{found} {kept}".rstrip() if found.endswith(".") or not kept else f"{found}; {kept}"
+def _with(found: str, kept: Callable[[], str]) -> str:
+    found, sentence = found.rstrip(), kept()
+    return f"{found} {sentence}".rstrip() if found.endswith(".") or not sentence else f"{found}; {sentence}"

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_transfer.checkpoints.files import free_bytes, in_units
+from hf_transfer.data.cached_folders import listed
 from hf_transfer.data.complete_files import private_folder, put_private
 from hf_transfer.errors import UserError, user_error
 
@@ -127,7 +128,7 @@ class Store:
 
     def sweep(self) -> None:
         """Delete the unfinished files of killed runs. A recent one may belong to a run that is still writing it."""
-        for partial in self.folder.glob(".*"):
+        for partial in listed(self.folder, ".*"):
             with suppress(FileNotFoundError):
                 if time.time() - partial.stat().st_mtime > ABANDONED_AFTER_SECONDS:
                     partial.unlink()

@@ -225,9 +225,8 @@ def explained_failures(
     try:
         yield
     except (UserError, MemoryError, RuntimeError, OSError, EOFError) as error:
-        if explained := worker_failure(error):
-            # Only now: it waits for the checkpoint that is being written.
-            raise worker_failure(error, checkpointing.last_checkpoint().sentence) or explained from error
+        if explained := worker_failure(error, lambda: checkpointing.last_checkpoint().sentence):
+            raise explained from error
         if explained := compile_failure(error):
             raise explained from error
         # Python's own error on full memory has no message.

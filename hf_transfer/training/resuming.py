@@ -239,9 +239,15 @@ class Checkpointing:
         Raises:
             UserError: it could not be written.
         """
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
+        if self._writer is None:
+            return
+        writer = self._writer
+        try:
             writer.result()
+        finally:
+            # Else an error of a loader worker has come meanwhile: whoever handles it waits for the copy again.
+            if writer.done():
+                self._writer = None
 
     def finish(self, state: RunState, *, save: bool) -> None:
         """Wait for the last copy; and, if wanted, save the finished state.

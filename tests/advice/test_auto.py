@@ -274,7 +274,7 @@ def test_a_decision_that_is_killed_three_times_ends_with_the_same_model(parity: 
 def test_two_processes_decide_the_same(tmp_path: Path, sharding: dict[str, str]) -> None:
     folder = write_texts(tmp_path / "data", parity=True, rows=(80, 40, 40))
     config = settings(folder, auto_arms=["full"], num_train_epochs=2)
-    words = command(config, str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2")
+    words = command(config, str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2")
     environment = os.environ | {"ACCELERATE_USE_CPU": "1"} | sharding
     done = [
         subprocess.run(

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from hf_transfer.checkpoints import checkpoint
-from hf_transfer.checkpoints.checkpoint import MANIFEST, STATE, BrokenCheckpointError, Checkpoints, Saved
+from hf_transfer.checkpoints.checkpoint import MANIFEST, STATE, BrokenCheckpointError, Checkpoints, Saved, in_background
 from hf_transfer.errors import UserError
 from tests.training.killed_children import killed_in_operation
 
@@ -340,3 +341,24 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
     for path in folder.glob("*.json"):
         json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_thread_whose_start_is_interrupted_ends_with_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's error on the death of a loader worker; else the process would wait for the thread when it ends."""
+    start, started, done = threading.Thread.start, list[threading.Thread](), threading.Event()
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        started.append(thread)
+        raise RuntimeError("DataLoader worker (pid 14884) is killed by signal: Killed. ")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(RuntimeError, match="DataLoader worker") as caught:
+            in_background(done.set)
+    # While the traceback keeps every frame alive.
+    assert caught.value.__traceback__ is not None
+    (thread,) = started
+    thread.join(10)
+    assert not thread.is_alive()
+    assert done.is_set()

@@ -199,7 +199,7 @@ def test_a_script_in_a_data_set_on_the_hub_is_not_run(tmp_path: Path) -> None:
     with served(StandIn(repositories={("datasets", "org/messages"): Repository(folder)})) as hub:
         surroundings = environment(hub.endpoint, tmp_path / "home") | {"PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(
-            [sys.executable, "-c", command], env=surroundings, capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-c", command], env=surroundings, capture_output=True, text=True, timeout=240, check=False
         )
     assert not ran.exists()
     assert "UserError: Expected: a data set that can be read at org/messages" in done.stderr

@@ -4,12 +4,13 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,6 +128,33 @@ def test_a_shelf_that_vanishes_while_it_is_opened_is_left_out(tmp_path: Path, mo
         patch.setattr(np, "memmap", vanished)
         one = store(tmp_path)
     assert sorted(holds(one) + holds(one, numbers(20, 21))) in ([False] * 2 + [True] * 3, [False] * 3 + [True] * 2)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_folder_that_vanishes_while_it_is_listed_has_no_shelves(
+    begins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a command that deletes what is kept, when a run begins, or between two of its splits."""
+    one = filled(tmp_path)
+    folder = file_of(tmp_path, RECORDS).parent
+
+    def vanishing(look: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def looked(path: Path) -> Any:
+            if Path(path) == folder and not (tmp_path / "gone").exists():
+                folder.rename(tmp_path / "gone")
+            return look(path)
+
+        return looked
+
+    with monkeypatch.context() as patch:
+        for name in ("listdir", "scandir"):
+            patch.setattr(os, name, vanishing(getattr(os, name)))
+        if begins:
+            one = store(tmp_path)
+        else:
+            one.reserve(PICTURES)
+    assert (tmp_path / "gone").exists()
+    assert holds(one) == [False] * 3
 
 
 def test_one_shelf_that_was_deleted_does_not_keep_the_others_from_being_filled(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def split_of(texts: Sequence[str | None], seconds: Sequence[str | None] | None =
 
 
 @pytest.mark.usefixtures("_few_rows")
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.none() | SIGNS, st.none() | SIGNS), min_size=1, max_size=40), st.integers(1, 9))
 def test_bad_texts_are_those_that_python_finds_one_by_one(
     pairs: list[tuple[str | None, str | None]], step: int

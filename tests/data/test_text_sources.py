@@ -127,7 +127,7 @@ def test_a_data_set_on_the_hub_is_loaded_by_its_name(tmp_path: Path) -> None:
         environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
         environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=240, check=False
         )
     assert done.returncode == 0, done.stderr[-3000:]
     loaded = json.loads(done.stdout.split("FOUND", 1)[1])

@@ -29,7 +29,7 @@ def test_the_error_of_an_item_is_raised() -> None:
 def test_several_threads_work_at_the_same_time() -> None:
     """Each of the first two waits for the other."""
     barrier = threading.Barrier(2)
-    assert sorted(in_threads(lambda item: barrier.wait(10) if item in (0, 3) else 2, range(6))) == [0, 1, 2, 2, 2, 2]
+    assert sorted(in_threads(lambda item: barrier.wait(240) if item in (0, 3) else 2, range(6))) == [0, 1, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("count", [2, 8, 63])
@@ -44,7 +44,7 @@ def test_few_items_are_shared_among_all_threads(count: int, monkeypatch: pytest.
     def wait_for_the_others(item: int) -> int:
         if threading.get_ident() not in entered:
             entered.add(threading.get_ident())
-            barrier.wait(10)
+            barrier.wait(240)
         return item
 
     assert list(in_threads(wait_for_the_others, range(count))) == list(range(count))

@@ -267,7 +267,7 @@ def named(first: str, second: str) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(first=ANY_NAME, second=ANY_NAME)
 def test_any_names_of_labels_and_data_are_escaped(tmp_path: Path, first: str, second: str) -> None:
     """The card has the same headings, tables and metadata as with plain names, and no link or markup from them."""

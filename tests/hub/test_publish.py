@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -85,15 +86,20 @@ def _killed_at(hub: StandIn, folder: Path, request: int, answered: int) -> int |
     """Push in a process that is killed when a request arrives, or when it has been handled; its exit code."""
     child = forked(_push_in_a_child, folder)
     first = len(hub.asked)
+    in_work: set[int] = set()
 
     def kill(number: int, now: int) -> None:
+        (in_work.discard if now else in_work.add)(number)
         if (number - first, now) == (request, answered):
             assert child.pid is not None
             os.kill(child.pid, signal.SIGKILL)
 
     hub.at = kill
     child.start()
-    child.join(30)
+    child.join(240)
+    # The Hub goes on with a request whose sender has died: a commit must not come in between later.
+    while in_work:
+        time.sleep(0.001)
     hub.at = None
     return child.exitcode
 
@@ -145,6 +151,7 @@ def test_large_files_are_uploaded_by_xet_if_it_is_installed(folder: Path, tmp_pa
     pytest.importorskip("hf_xet")
     script = """
 import sys
+import time
 from pathlib import Path
 from hf_transfer.hub.publish import publish_folder
 done = [publish_folder(Path(sys.argv[1]), "alice/pets", kind="model", private=True, message="m") for _ in range(2)]

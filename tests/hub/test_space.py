@@ -178,14 +178,23 @@ def test_foreign_code_is_not_put_into_a_space(run: Path, tmp_path: Path) -> None
 def test_a_signal_ends_the_demo_and_its_process(
     run: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    start, started = subprocess.Popen, []
+    started: list[subprocess.Popen[bytes]] = []
 
-    def sleeping(*_: object, **__: object) -> "subprocess.Popen[bytes]":
-        started.append(start([sys.executable, "-c", "import time; time.sleep(60)"]))
-        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
-        return started[0]
+    class Sleeping(subprocess.Popen[bytes]):
+        """A demo that is waited for when the signal comes: before that, it would end this process."""
 
-    monkeypatch.setattr(subprocess, "Popen", sleeping)
+        def __init__(self, *_: object, **__: object) -> None:
+            super().__init__([sys.executable, "-c", "import time; time.sleep(600)"])
+            started.append(self)
+
+        def wait(self, timeout: float | None = None) -> int:
+            if not signalled:
+                signalled.append(threading.Timer(0.1, os.kill, (os.getpid(), number)))
+                signalled[0].start()
+            return super().wait(timeout)
+
+    signalled: list[threading.Timer] = []
+    monkeypatch.setattr(subprocess, "Popen", Sleeping)
     assert serve_demo(run, port=7999) == code
     assert started[0].poll() is not None
 

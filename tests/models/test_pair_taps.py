@@ -93,7 +93,7 @@ def test_what_is_saved_has_the_logits_of_the_run_where_hf_transfer_is_not_instal
     save_file(inputs, tmp_path / "inputs.safetensors")
     ended = subprocess.run(
         [sys.executable, "-c", WITHOUT_US, str(tmp_path / "model"), str(tmp_path / "inputs.safetensors")],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
     logits = torch.tensor(json.loads(ended.stdout.split("LOGITS", 1)[1]))

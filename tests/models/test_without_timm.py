@@ -81,7 +81,7 @@ def test_a_program_that_cannot_import_it_ends_with_the_same_message(program: str
     paths = os.pathsep.join([str(tmp_path / "packages"), str(REPOSITORY)])
     ended = subprocess.run(
         [sys.executable, *words], cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert ended.returncode == 2, ended.stderr[-2_000:]
     assert f"torchvision 0.1, which cannot be imported ({MISMATCH})" in ended.stderr

@@ -69,7 +69,7 @@ def test_a_pipeline_the_command_and_the_demo_give_the_same_answers(recipe: str, 
     start(recipe)
     out, samples = tmp_path / "out", samples_of(recipe, tmp_path)
     command = [sys.executable, "-c", WITHOUT_US, TASKS[recipe], str(out / "model"), json.dumps(samples)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     in_pipeline = [
         {row["label"]: row["score"] for row in rows} for rows in json.loads(done.stdout.partition("ANSWERS")[2])

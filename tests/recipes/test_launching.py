@@ -93,7 +93,7 @@ def submitted(folder: Path, code: int) -> tuple[subprocess.CompletedProcess[str]
     }
     command = [str(shutil.which("bash")), str(SLURM), str(folder / "recipe.py"), "--seed", "1 2"]
     ended = subprocess.run(
-        command, env={**os.environ, **given}, capture_output=True, text=True, timeout=60, check=False
+        command, env={**os.environ, **given}, capture_output=True, text=True, timeout=240, check=False
     )
     return ended, {path.name: path.read_text().splitlines() for path in (folder / "calls").iterdir()}
 

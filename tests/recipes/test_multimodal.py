@@ -148,7 +148,7 @@ def assert_same_without_us(model: Path, picture: Path, expected: Sequence[Any], 
     environment = {**os.environ, "HF_HOME": str(scratch / "home"), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(
         [sys.executable, "-c", WITHOUT_US, str(model), str(picture)],
-        cwd=scratch, env=environment, capture_output=True, text=True, timeout=200, check=False,
+        cwd=scratch, env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
     for here, answer in zip(expected, json.loads(ended.stdout.split("ANSWERS", 1)[1]), strict=True):

@@ -151,7 +151,7 @@ def test_the_model_learns_and_a_pipeline_without_us_gives_the_labels(
     texts = json.dumps([row["text"] for row in rows])
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_US, str(tmp_path / "out" / "model"), texts],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.split("LABELS", 1)[1]) == [row["label"] for row in rows]

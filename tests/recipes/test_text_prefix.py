@@ -115,7 +115,7 @@ def test_a_pipeline_without_us_puts_the_prefix_before_each_text(
     assert run(capsys, f"--text_prefix={PREFIX}", **settings, output_dir=tmp_path / "out").code == 0
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_US, str(tmp_path / "out" / "model"), json.dumps(texts)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     labels = [max(answer, key=answer.__getitem__) for answer in ht.load(tmp_path / "out")(texts)]

@@ -31,6 +31,15 @@ BROKEN_WORDS = """cells => cells.flatMap(cell => {
   }
   return broken;
 })"""
+IN_VIEW = """() => {
+  const top = document.querySelector(".verdict:not(.empty)")?.getBoundingClientRect().top;
+  return top >= 0 && top < innerHeight;
+}"""
+# What one button has shown since it was watched: some words stay for two seconds alone, which a busy machine misses.
+WATCH = """button => {
+  window.shown = [];
+  new MutationObserver(() => window.shown.push(button.innerText)).observe(button, {childList: true, subtree: true});
+}"""
 ARGUMENTS = [
     "--no-sandbox",
     # No request leaves this machine.
@@ -77,11 +86,17 @@ class Visit:
 
     def restart(self) -> "Visit":
         """Load the page again, without what an earlier test has left in its fields."""
-        before = len(self.complaints)
-        self.page.reload(wait_until="domcontentloaded")
-        self.complaints[before:] = [line for line in self.complaints[before:] if not _comes_from_leaving(line)]
+        with self.leaving():
+            self.page.reload(wait_until="domcontentloaded")
         self.page.get_by_role("tab", name="Try it").wait_for()
         return self
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Inside, the page is left: that its open requests are aborted is no error."""
+        before = len(self.complaints)
+        yield
+        self.complaints[before:] = [line for line in self.complaints[before:] if not _comes_from_leaving(line)]
 
     def tab(self, name: str) -> None:
         """Open one of the tabs."""
@@ -92,6 +107,12 @@ class Visit:
         verdict = self.page.locator(".verdict:not(.empty) .answer")
         verdict.wait_for()
         return verdict.locator("strong").inner_text(), verdict.locator("span").inner_text()
+
+    def answer_in_view(self) -> dict[str, float]:
+        """The place of the prediction in the window, once it has been scrolled into it: x, y, width and height."""
+        self.page.wait_for_function(IN_VIEW)
+        place: dict[str, float] = self.page.locator(".verdict").bounding_box()
+        return place
 
     def picture(self, name: str) -> None:
         """Save a screenshot of the whole page in the folder BROWSER_SCREENSHOTS of the environment."""
@@ -144,6 +165,7 @@ def visit(browser: Any, url: str, *, size: tuple[int, int] = DESKTOP, scheme: st
     page.goto(url, wait_until="domcontentloaded")
     page.get_by_role("tab", name="Try it").wait_for()
     yield here
-    context.close()
+    with here.leaving():
+        context.close()
     assert here.hosts <= {"127.0.0.1", ""}
     assert not here.complaints, here.complaints

@@ -22,10 +22,10 @@ from hf_transfer.hub.space import assemble_space
 from hf_transfer.settings.parsing import run_recipe
 from hf_transfer.settings.run import RunConfig, TextConfig, VisionConfig
 from tests.conftest import load_recipe
+from tests.ports import held_port
 from tests.space.browser import chromium
 from tests.space.hostile import Demo, hostile_demo
 from tests.space.pairs import pair_space
-from tests.space.ports import free_port
 
 LONGEST_SECONDS = 300
 LABELS_OF_TEXTS = ("payment", "product", "return_refund")
@@ -51,14 +51,13 @@ class Served:
 @contextlib.contextmanager
 def served(script: Path, log: Path, **environment: str) -> Iterator[Served]:
     """Run `python app.py` and wait until it answers."""
-    port = free_port()
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")}
     # PYTHONFAULTHANDLER is for `wait_for`: on SIGABRT the stacks of all threads are in the log.
     variables |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **environment}
-    # Last: an environment that was copied from this process may have the port of another demo.
-    variables |= {"GRADIO_SERVER_PORT": str(port)}
-    url = f"http://127.0.0.1:{port}/"
-    with log.open("w") as output:
+    with log.open("w") as output, held_port() as port:
+        # Last: an environment that was copied from this process may have the port of another demo.
+        variables |= {"GRADIO_SERVER_PORT": str(port)}
+        url = f"http://127.0.0.1:{port}/"
         process = subprocess.Popen(
             [sys.executable, str(script)], cwd=script.parent, env=variables, stdout=output, stderr=output
         )

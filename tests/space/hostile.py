@@ -14,7 +14,7 @@ import app
 from about import Settings, read_card
 from classifier import Classifier
 from service import Service
-from tests.space.ports import free_port
+from tests.ports import held_port
 from tests.space.programs import Programs
 from tests.tiny_models import save_checkpoint
 
@@ -52,10 +52,10 @@ def hostile_demo(root: Path) -> Iterator[Demo]:
     (model / "token").write_text("hf_secret")
     (model / "README.md").write_text(CARD)
     (root / "uploads").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, held_port() as port:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         patch.setenv("GRADIO_TEMP_DIR", str(root / "uploads"))
-        patch.setenv("GRADIO_SERVER_PORT", str(free_port()))
+        patch.setenv("GRADIO_SERVER_PORT", str(port))
         settings = Settings(model=str(model), title=HOSTILE[0], base_model=HOSTILE[1])
         service = Service(Classifier(model), settings, root, uploads=root / "uploads")
         blocks = app.build(service, settings, read_card(model))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from about import Settings, read_settings
 from hf_transfer.evaluation.predictor import load
-from tests.space.browser import DESKTOP, PHONE, TABS, Visit, visit
+from tests.space.browser import DESKTOP, PHONE, TABS, WATCH, Visit, visit
 from tests.space.conftest import Served
 from tests.space.hostile import HOSTILE, Demo, png
 
@@ -211,10 +211,11 @@ def test_the_code_in_the_documentation_of_the_api_can_be_copied(texts: Visit) ->
     texts.tab("API")
     for name in ("Python", "Answer", "Shell"):
         button = texts.page.get_by_label(f"Copy the {name} example")
+        button.evaluate(WATCH)
         button.click()
-        assert button.inner_text() == "Copied"
+        texts.page.wait_for_function("shown.includes('Copied')")
         shown = texts.page.locator(".code", has=button).locator("pre").inner_text()
-        assert texts.page.evaluate("navigator.clipboard.readText()") == shown
+        texts.page.wait_for_function("async text => await navigator.clipboard.readText() === text", arg=shown)
 
 
 def test_an_empty_text_is_not_classified(texts: Visit) -> None:
@@ -227,6 +228,9 @@ def test_an_empty_text_is_not_classified(texts: Visit) -> None:
 def test_all_can_be_done_with_the_keyboard(texts: Visit) -> None:
     """Each stop can be seen, and Enter takes an example."""
     texts.tab("Try it")
+    # The page loads its fields one after the other.
+    for field in ("textarea", "input[type=checkbox]", "#classify", "button[data-example='0']"):
+        texts.page.locator(field).first.wait_for()
     texts.page.locator("h1").click()
     reached: list[str] = []
     for _ in range(30):
@@ -260,13 +264,9 @@ def test_every_tab_can_be_read_by_everybody(
             if tab == "Try it":
                 here.page.locator("button[data-example='1']").click()
                 here.answer()
-                here.page.wait_for_timeout(300)
                 # On a phone, too, the answer is brought into view.
-                place = here.page.locator(".verdict").bounding_box()
-                assert 0 <= place["y"] < size[1]
-                assert place["width"] > 340, "there it has the whole width"
-            else:
-                here.page.wait_for_timeout(300)
+                assert here.answer_in_view()["width"] > 340, "there it has the whole width"
+            here.page.wait_for_timeout(300)
             assert here.broken_words() == []
             assert here.problems() == [], tab
             assert here.width() <= size[0], tab

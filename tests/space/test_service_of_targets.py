@@ -12,6 +12,7 @@ import app
 from about import Example, Settings, read_card, read_settings
 from classifier import Classifier
 from service import Service
+from tests.ports import held_port
 from tests.space.finished import (
     HEIGHTS,
     SHARES,
@@ -24,7 +25,6 @@ from tests.space.finished import (
     number_space,
 )
 from tests.space.pairs import a_picture
-from tests.space.ports import free_port
 from tests.space.programs import Programs
 
 MULTI_LABEL = "multi_label_classification"
@@ -168,10 +168,10 @@ def labels_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
     root = tmp_path_factory.mktemp("served")
     labels_of_texts(root / "model")
     (root / "uploads").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, held_port() as port:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         patch.setenv("GRADIO_TEMP_DIR", str(root / "uploads"))
-        patch.setenv("GRADIO_SERVER_PORT", str(free_port()))
+        patch.setenv("GRADIO_SERVER_PORT", str(port))
         settings = Settings(model=str(root / "model"))
         service = Service(Classifier(root / "model"), settings, root, uploads=root / "uploads")
         blocks = app.build(service, settings, read_card(root / "model"))

@@ -25,7 +25,7 @@ def die(*, written: bool = False) -> NoReturn:
         written: wait until a checkpoint is written that is being written now.
     """
     for thread in threading.enumerate() if written else ():
-        if thread.name == "checkpoint":
+        if thread.name.startswith("checkpoint"):
             thread.join()
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("still alive")

@@ -5,7 +5,6 @@ Forks need not import again what this process has imported, which would take lon
 
 import os
 import runpy
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,10 @@ from tqdm import tqdm
 
 from tests.conftest import REPOSITORY
 from tests.forks import forked
+from tests.ports import held_port
 
-LONGEST_SECONDS = 240.0
+# So that a test that hangs ends: the longest script takes a minute alone on a machine.
+LONGEST_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,6 @@ class Ended:
 
     returncode: int
     output: str
-
-
-def free_port() -> int:
-    """A port that is not in use."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def be_rank(rank: int, processes: int, port: int) -> None:
@@ -124,16 +118,14 @@ def one_fork(script: Path | str, *arguments: str) -> Ended:
 
 
 def _forked(count: int, script: Path | str, arguments: Sequence[str]) -> Ended:
-    port = free_port()
-
-    def work(rank: int) -> None:
+    def work(rank: int, port: int) -> None:
         be_rank(rank, count, port)
         sys.argv = [str(script), *arguments]
         runpy.run_path(str(REPOSITORY / script), run_name="__main__")
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, held_port() as port:
         log = Path(folder) / "log"
-        processes = [forked(quietly, partial(work, rank), log) for rank in range(count)]
+        processes = [forked(quietly, partial(work, rank, port), log) for rank in range(count)]
         for process in processes:
             process.start()
         code = wait_for(processes, LONGEST_SECONDS)

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hf_transfer.errors import UserError
-from hf_transfer.training import loop
+from hf_transfer.training import guard, loop
 from hf_transfer.training.guard import is_out_of_memory
+from hf_transfer.training.resuming import LastCheckpoint
 from tests.training.resumed_runs import CASES, killed
 from tests.training.toy_task import Rows, settings, train_vit
 
@@ -124,6 +126,26 @@ def test_a_killed_loader_worker_is_an_error_that_says_what_to_do_and_the_run_res
     assert re.match(r"Found:    DataLoader worker \(pid\(?s?\)? \d+\) .* is kept$", found), found
     assert do.startswith("Do this:  run it again; if it happens again the host is out of memory")
     assert train_vit(config).resumed
+
+
+def test_the_report_of_a_worker_s_death_is_awaited_and_names_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of it that cannot be fetched comes first; torch reports once why."""
+    reports = ["DataLoader worker (pid 14884) is killed by signal: Killed. "]
+
+    def reported(_: float) -> None:
+        if reports:
+            raise RuntimeError(reports.pop())
+
+    monkeypatch.setattr("hf_transfer.data.workers.time.sleep", reported)
+    fetch = compile(
+        "raise ConnectionResetError(104, 'Connection reset by peer')", "multiprocessing/reductions.py", "exec"
+    )
+    checkpointing: Any = SimpleNamespace(last_checkpoint=lambda: LastCheckpoint("checkpoint-3 is kept", saved=True))
+    some: Any = None
+    with pytest.raises(UserError) as caught, guard.explained_failures(some, some, checkpointing, some):
+        exec(fetch)  # noqa: S102 (an error that passes a file of this name)
+    _, found, _ = str(caught.value).splitlines()
+    assert found == "Found:    DataLoader worker (pid 14884) is killed by signal: Killed. checkpoint-3 is kept"
 
 
 def test_any_other_error_is_not_reported_as_full_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

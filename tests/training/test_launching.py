@@ -76,11 +76,14 @@ def test_one_process_says_after_a_while_that_it_waits_for_others(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launching, "SECONDS_UNTIL_SAID", 0.01)
+    written, latest = "", time.monotonic() + 240
     with waiting_explained(COMPLETE):
-        time.sleep(0.5)
+        while not written.endswith("\n") and time.monotonic() < latest:
+            time.sleep(0.01)
+            written += capsys.readouterr().err
     with waiting_explained({}):
         time.sleep(0.05)
-    assert capsys.readouterr().err == (
+    assert written + capsys.readouterr().err == (
         "Waiting for 2 processes at 127.0.0.1:29500, as the environment says. If there are no others, end this one and "
         "`unset RANK WORLD_SIZE LOCAL_RANK`.\n"
     )

@@ -1,7 +1,10 @@
 """An interrupted run resumes to the same weights, to the bit, or is refused with the reason."""
 
 import json
+import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,9 +42,7 @@ def test_a_run_that_is_killed_twice_ends_with_the_same_weights(
 
 
 @pytest.mark.slow
-@hypothesis_settings(
-    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     name=st.sampled_from(list(CASES)),
     every=st.integers(1, 5),
@@ -105,6 +106,40 @@ def test_with_save_steps_training_waits_until_a_checkpoint_is_written(
     monkeypatch.setattr(Checkpoints, "save", slowly)
     monkeypatch.setattr(Checkpointing, "save", checked)
     assert FULL.run(tmp_path, save_steps=5).history
+
+
+def test_an_error_that_comes_while_a_checkpoint_is_written_waits_for_it_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch's on the death of a loader worker, which it raises wherever the main thread is."""
+    save, wait, waiting, ended = Checkpoints.save, Checkpointing.wait, threading.Event(), list[bool]()
+
+    def noted(checkpointing: Checkpointing) -> None:
+        if checkpointing._writer is not None:
+            waiting.set()
+        wait(checkpointing)
+
+    def dies(*_: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 14884) is killed by signal: Killed. ")
+
+    def slowly(*arguments: Any) -> Any:
+        assert waiting.wait(240)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(0.5)
+        saved = save(*arguments)
+        ended.append(True)
+        return saved
+
+    monkeypatch.setattr(Checkpoints, "save", slowly)
+    monkeypatch.setattr(Checkpointing, "wait", noted)
+    before = signal.signal(signal.SIGUSR2, dies)
+    try:
+        with pytest.raises(UserError) as caught:
+            FULL.run(tmp_path, save_steps=5)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert ended == [True]
+    assert f"Killed. {tmp_path / 'checkpoints/checkpoint-00000005'} is kept" in str(caught.value)
 
 
 def test_a_checkpoint_is_due_earlier_by_the_time_that_writing_takes(

@@ -21,6 +21,7 @@ from hf_transfer.settings.training import TrainingSettings
 from hf_transfer.training.identity import accelerator_name
 from hf_transfer.training.sharding import sharded_copy, start_sharding
 from tests.conftest import REPOSITORY
+from tests.ports import held_port
 from tests.training.launched import two_forks
 from tests.training.sharded_runs import COMPARED, INTERRUPTED
 from tests.training.toy_task import settings, tiny
@@ -103,16 +104,20 @@ def test_the_recipe_runs_with_the_configuration_file(tmp_path: Path) -> None:
         "output_dir": tmp_path / "out",
         "cache_dir": tmp_path / "cache",
     }
-    command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", CONFIG, "recipes/vision.py"]
-    ended = subprocess.run(
-        [*command, *(f"--{name}={value}" for name, value in flags.items())],
-        cwd=REPOSITORY,
-        env={**os.environ, "ACCELERATE_USE_CPU": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", CONFIG]
+    with held_port() as port:
+        ended = subprocess.run(
+            [
+                *command, f"--main_process_port={port}", "recipes/vision.py",
+                *(f"--{name}={value}" for name, value in flags.items()),
+            ],
+            cwd=REPOSITORY,
+            env={**os.environ, "ACCELERATE_USE_CPU": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "Weights, gradients and moments are sharded among 2 processes." in ended.stdout
     assert json.loads((tmp_path / "out" / "results.json").read_text())["processes"] == 2

@@ -265,7 +265,7 @@ def test_what_trainer_saves_loads_without_hf_transfer(tmp_path: Path) -> None:
         save_file(batch_of(name), tmp_path / f"{name}.safetensors")
         expected[name] = logits(prepared.model.eval(), batch_of(name))
     ended = subprocess.run(
-        [sys.executable, "-c", WITHOUT_US, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120,
+        [sys.executable, "-c", WITHOUT_US, str(tmp_path)], capture_output=True, text=True, check=False, timeout=240,
         cwd=tmp_path,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]

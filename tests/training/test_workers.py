@@ -1,6 +1,8 @@
 """Loader workers: they end after any error, and what went wrong in them is explained."""
 
+import contextlib
 import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -138,9 +140,12 @@ def test_workers_that_cannot_start_without_shared_memory_are_explained(
 
     monkeypatch.setattr("_multiprocessing.SemLock", refuse)
     monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", refuse)
+    # torch's iterator is deleted half made, and would miss what it has not set yet.
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._shutdown", True, raising=False)
     loader = loader_of(Numbers(), 4, None, 2, Accelerator())
     with pytest.raises(UserError, match="--shm-size=8g"), explained_worker_failures():
         next(iter(loader))
+    gc.collect()
 
 
 def test_an_error_in_our_words_stays_as_it_was_written() -> None:
@@ -193,12 +198,11 @@ def test_a_process_ends_although_its_workers_ignore_signals(how: str, code: int)
         assert process.stdout.readline() == "working\n"
         if how == "wait":
             process.kill()
-        assert process.wait(30) == code
-        for _ in range(100):
-            if not in_session(process.pid):
-                return
-            time.sleep(0.2)
-        raise AssertionError("workers are left")
+        assert process.wait(240) == code
+        latest = time.monotonic() + 60
+        while in_session(process.pid):
+            assert time.monotonic() < latest, "workers are left"
+            time.sleep(0.1)
     finally:
         if in_session(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
@@ -207,9 +211,11 @@ def test_a_process_ends_although_its_workers_ignore_signals(how: str, code: int)
 
 def in_session(leader: int) -> list[str]:
     """The processes of a session that still run."""
-    statuses = [
-        path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()
-    ]
+    statuses = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        # Any process of this machine may end before its file is opened, or before it is read.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            statuses.append(path.read_text().rpartition(")")[2].split())
     return [status[1] for status in statuses if int(status[3]) == leader and status[0] != "Z"]
 
 
