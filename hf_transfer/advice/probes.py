@@ -83,7 +83,9 @@ class Probe:
         """See `Difference.from_json`."""
         over = content["over_head"]
         difference = None if over is None else Difference.from_json(over)
-        return cls(**{**content, "over_head": difference, "missed": tuple(Missed(**one) for one in content["missed"])})
+        # Earlier versions did not look at single classes.
+        missed = tuple(Missed(**one) for one in content.get("missed", ()))
+        return cls(**{**content, "over_head": difference, "missed": missed})
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _missed(evidence: Evidence, missed: Sequence[Missed]) -> str:
     others = f" and {len(missed) - MOST_SHOWN:,} more" if len(missed) > MOST_SHOWN else ""
     return (
         f"The best head misses too many rows of {', '.join(shown)}{others}, which its {evidence.score_title} hides if "
-        "they are few. So it is not enough, however high that is."
+        f"they are few. So a high {evidence.score_title} does not mean that it is enough."
     )
 
 
