@@ -80,27 +80,35 @@ def chosen_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Markdown: for each set a line for each way of training."""
-    yield "| data | what | test accuracy (95 % interval) | better than Trainer, points | seconds of the CPU |"
-    yield "|---|---|---:|---:|---:|"
+    """Markdown: for each set a line for each way of training, compared with Trainer and with AutoGluon."""
+    yield "| data | what | test accuracy (95 % interval) | better than Trainer | than AutoGluon | seconds of the CPU |"
+    yield "|---|---|---:|---:|---:|---:|"
     for name in SETS:
         of_set = [row for row in rows if row["set"] == name]
         shown = chosen_rows(of_set)
-        reference = next((arm for arm in shown if arm in map(TRAINER.format, RATES)), None)
+        trainer = next((arm for arm in shown if arm in map(TRAINER.format, RATES)), None)
         search = sum(row["cpu_seconds"] for row in of_set if row["arm"] in map(TRAINER.format, RATES))
         for arm, of_arm in sorted(shown.items(), key=lambda one: -mean(row["accuracy"] for row in one[1])):
             right = answers(of_arm)
             # Against none that is right: the interval of the accuracy itself.
             accuracy = "{:.1f} % ({:.1f} to {:.1f})".format(*difference(right, np.zeros_like(right)))
-            better = ""
-            if reference is not None and arm != reference:
-                shared = {row["seed"] for row in of_arm} & {row["seed"] for row in shown[reference]}
-                pair = ([row for row in one if row["seed"] in shared] for one in (of_arm, shown[reference]))
-                better = "{:+.1f} ({:.1f} to {:.1f})".format(*difference(*map(answers, pair))) if shared else ""
+            better = [
+                "" if reference == arm else _better(of_arm, shown.get(reference or "", []))
+                for reference in (trainer, AUTOGLUON)
+            ]
             seconds = f"{median(row['cpu_seconds'] for row in of_arm):.0f}"
-            if arm == reference:
+            if arm == trainer:
                 seconds += f"; all rates {search / len(of_arm):.0f}"
-            yield f"| {name} | {arm} | {accuracy} | {better} | {seconds} |"
+            yield f"| {name} | {arm} | {accuracy} | {' | '.join(better)} | {seconds} |"
+
+
+def _better(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
+    """By how many points rows are better than others, with its 95 % interval, on the seeds that both have."""
+    shared = {row["seed"] for row in rows} & {row["seed"] for row in others}
+    if not shared:
+        return ""
+    pair = (answers([row for row in one if row["seed"] in shared]) for one in (rows, others))
+    return "{:+.1f} ({:.1f} to {:.1f})".format(*difference(*pair))
 
 
 def main() -> None:
