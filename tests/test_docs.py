@@ -30,8 +30,8 @@ OTHER_FLAGS = {
     "--architecture", "--autogluon", "--checkout", "--clear", "--config", "--config_file", "--cpu", "--data",
     "--format", "--help", "--image", "--image_models", "--int8", "--machine_rank", "--main_process_ip", "--model",
     "--models", "--mutants", "--no_fresh_weights", "--nodes", "--nproc_per_node", "--num_processes", "--older_than",
-    "--only", "--output", "--prefixes", "--race", "--race_strategy", "--real", "--recipe", "--signals-to-handle",
-    "--sizes", "--strategies", "--text", "--text_models", "--text_pair", "--tiny", "--top",
+    "--only", "--output", "--prefixes", "--race", "--race_strategy", "--real", "--recipe", "--seeds",
+    "--signals-to-handle", "--sizes", "--strategies", "--text", "--text_models", "--text_pair", "--tiny", "--top",
 }  # fmt: skip
 # Modules of benchmarks that measure nothing.
 PARTS_OF_BENCHMARKS = (
