@@ -39,7 +39,7 @@ SEEDS = (0, 1, 2)
 MOST_TEST_TEXTS = 1_000
 RESULTS = Path(__file__).parent / "results" / "unit_length.json"
 # What a pair of runs is told apart by.
-KEYS = ("data", "model", "per_class", "strategy", "settings", "seed")
+KEYS = ("data", "model", "per_class", "strategy", "seed")
 Row = dict[str, Any]
 
 
@@ -54,13 +54,13 @@ def encoder(weights: Path, folder: Path, *, is_normalized: bool) -> Path:
     return folder
 
 
-def right_answers(cell: Cell, strategy: str, seed: int, data: Path, weights: Path, settings: dict[str, Any]) -> str:
+def right_answers(cell: Cell, strategy: str, seed: int, data: Path, weights: Path) -> str:
     """For each test row a 1 if the finished model is right."""
     rows = data_of(cell, data, seed)
     rows["test"] = rows["test"].shuffle(seed=0).select(range(min(MOST_TEST_TEXTS, len(rows["test"]))))
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         config = config_of(
-            cell, weights, f"{folder}/out", f"{folder}/cache", strategy=strategy, seed=seed, pooling="own", **settings
+            cell, weights, f"{folder}/out", f"{folder}/cache", strategy=strategy, seed=seed, pooling="own"
         )
         run = run_all_steps(config, rows)
     return "".join(str(int(score)) for score in run.predictions["test"].sample_scores())
@@ -73,9 +73,7 @@ def measured(key: Row, data: Path, weights: Path) -> Row:
         with tempfile.TemporaryDirectory() as folder:
             start = encoder(weights, Path(folder) / weights.name, is_normalized=is_normalized)
             cell = Cell("text", key["data"], {"model_name_or_path": start.name}, key["per_class"], DATA[key["data"]])
-            answers[is_normalized] = right_answers(
-                cell, key["strategy"], key["seed"], data, Path(folder), key["settings"]
-            )
+            answers[is_normalized] = right_answers(cell, key["strategy"], key["seed"], data, Path(folder))
     return {**key, "plain": answers[False], "normalized": answers[True]}
 
 
@@ -91,10 +89,9 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         plain, normalized = _right(pairs, "plain"), _right(pairs, "normalized")
         # Both runs of a seed have the same rows: only the difference of them varies.
         center, low, high = difference(normalized - plain, np.zeros_like(plain))
-        strategy = " ".join([first["strategy"], *(f"{name} {value}" for name, value in first["settings"].items())])
         yield (
-            f"| {first['data'].removeprefix('sample:')}, {first['model']} | {first['per_class']} | {strategy} | "
-            f"{len(pairs)} | {100 * plain.mean():.1f} % | {center:+.1f} ({low:+.1f} to {high:+.1f}) |"
+            f"| {first['data'].removeprefix('sample:')}, {first['model']} | {first['per_class']} | {first['strategy']} "
+            f"| {len(pairs)} | {100 * plain.mean():.1f} % | {center:+.1f} ({low:+.1f} to {high:+.1f}) |"
         )
 
 
@@ -112,14 +109,12 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="Training texts of each class.")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--learning_rate", type=float, help="Instead of the strategy's own.")
     arguments = parser.parse_args()
-    settings = {"learning_rate": arguments.learning_rate} if arguments.learning_rate else {}
     rows: list[Row] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
     known = [{name: row[name] for name in KEYS} for row in rows]
     wanted = product(arguments.models, arguments.strategies, arguments.sizes, arguments.names, arguments.seeds)
     for model, strategy, size, data, seed in wanted:
-        values = (data, model.name, size, strategy, settings, seed)
+        values = (data, model.name, size, strategy, seed)
         key = dict(zip(KEYS, values, strict=True))
         if key not in known:
             rows.append(measured(key, arguments.data, model))

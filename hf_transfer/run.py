@@ -124,7 +124,7 @@ class Run:
         saved = {} if config.trains() else saved_description(self.checkpoint.parts[0])
         self.preprocessing = modality.preprocessing(self.checkpoint, config, saved)
         if config.trains() and config.training.gradient_checkpointing:
-            self.checkpoint.refuse_stored_activations(self.preprocessing.example())
+            self.checkpoint.refuse_without_recomputing(self.preprocessing.example())
         self.modality = modality = modality.for_run(self.preprocessing, config)
         self._inputs = inputs.fingerprints(config) if self.accelerator.is_main_process else {}
         with main_process_first(self.accelerator):

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 import hf_transfer
-from benchmarks import strategies, transfer_or_scratch
+from benchmarks import automl, strategies, transfer_or_scratch
 from hf_transfer.data.sample_models import backbone_folder
 from hf_transfer.modalities.table import MODALITIES
 from hf_transfer.settings.strategy import Strategy
@@ -137,8 +137,12 @@ def test_contributing_and_architecture_state_the_same_import_order() -> None:
 
 @pytest.mark.parametrize(
     ("table", "results"),
-    [(transfer_or_scratch.table, transfer_or_scratch.RESULTS), (strategies.table, strategies.RESULTS)],
-    ids=["transfer_or_scratch", "strategies"],
+    [
+        (transfer_or_scratch.table, transfer_or_scratch.RESULTS),
+        (strategies.table, strategies.RESULTS),
+        (lambda rows: "\n".join(automl.table(rows)), automl.RESULTS),
+    ],
+    ids=["transfer_or_scratch", "strategies", "automl"],
 )
 def test_figures_on_the_page_are_those_of_the_results(table: object, results: Path) -> None:
     rows = json.loads(results.read_text(encoding="utf-8"))["rows"]

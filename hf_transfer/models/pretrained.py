@@ -116,7 +116,7 @@ class AnyCheckpoint(ABC):
         self._outlined = _shapes(model), groups
         return model, groups
 
-    def refuse_stored_activations(self, inputs: Inputs) -> None:
+    def refuse_without_recomputing(self, inputs: Inputs) -> None:
         """Refuse, before weights are read, a model that cannot recompute activations: see `recompute`."""
         recompute(self.outline(Classes(("a", "b")), inputs)[0])
 
