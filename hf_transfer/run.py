@@ -377,11 +377,11 @@ def open_run(config: RunConfig, data: datasets.DatasetDict | None = None, *, ahe
         ahead: only look at what the run would take: what is in `--output_dir` does not matter.
 
     Raises:
-        UserError: the strategy is still to be chosen, the folder holds other files or another run, or the environment
-            has variables of a launcher that do not belong together.
+        UserError: strategy or pooling is still to be chosen, the folder holds other files or another run, or the
+            environment has variables of a launcher that do not belong together.
     """
     if config.trains() and not ahead:
-        config.strategy.refuse_auto()
+        config.refuse_open_choices()
     with without_bars_in_logs(), closing(Run(config, data)) as run:
         processes = run.processes
         results = None if ahead else run_folder.results_or_start(config, processes)

@@ -49,8 +49,10 @@ class Shortlist:
         arms: first the best solved head, then the others in the order in which they are tried.
         rejected: the other strategies.
         enough: why the first arm is enough without the others, in a part of a sentence; empty if it may not be.
+        misses: why it is not, though it leaves little to gain, in a sentence: classes or labels that it misses; or "".
     """
 
     arms: list[Arm]
     rejected: list[Rejection]
     enough: str = ""
+    misses: str = ""

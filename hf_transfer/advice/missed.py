@@ -1,5 +1,6 @@
 """Classes or labels that a head misses: a score, which is a mean over all rows, hides those with few rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,6 +14,8 @@ from hf_transfer.targets.predictions import Predictions
 SHARE_TO_MISS = 0.1
 # Of fewer rows, most folds have none, and what a head makes of the others says little.
 FEWEST_TO_JUDGE = 5
+# So many are named.
+MOST_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,13 @@ class Missed:
     name: str
     missed: int
     rows: int
+
+
+def missed_in_words(missed: Sequence[Missed]) -> str:
+    """The first of them with their rows: part of a sentence."""
+    shown = [f"{one.name} ({one.missed:,} of {one.rows:,})" for one in missed[:MOST_SHOWN]]
+    others = f" and {len(missed) - MOST_SHOWN:,} more" if len(missed) > MOST_SHOWN else ""
+    return f"{', '.join(shown)}{others}"
 
 
 def missed_by(predictions: Predictions) -> tuple[Missed, ...]:

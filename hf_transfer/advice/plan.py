@@ -34,6 +34,7 @@ class Plan:
         arms: first the solved head, then the others in the order in which they are tried.
         rejected: the other strategies.
         enough: see `Shortlist`.
+        misses: the same.
         scores_are_errors: whether scores are errors with a minus.
     """
 
@@ -42,6 +43,7 @@ class Plan:
     arms: list[Arm]
     rejected: list[Rejection]
     enough: str = ""
+    misses: str = ""
     scores_are_errors: bool = False
 
 
@@ -73,7 +75,7 @@ def plan_from(evidence: Evidence, config: RunConfig) -> Plan:
     if not config.strategy.auto_arms:
         return Plan(
             _in_short(evidence), evidence.score_title, [solved, *others], shortlist.rejected, shortlist.enough,
-            evidence.scores_are_errors,
+            shortlist.misses, evidence.scores_are_errors,
         )  # fmt: skip
     arms = [solved, *_named_arms(config, evidence, [solved, *others])]
     tried = {arm.settings["strategy"] for arm in arms}
@@ -118,6 +120,8 @@ def describe_plan(config: RunConfig) -> Iterator[str]:
     tries_all = _tries_all(config)
     if plan.enough and not tries_all:
         yield f"Nothing is trained beside it: {plan.enough}."
+    if plan.misses:
+        yield plan.misses
     for number, arm in enumerate(others, start=1):
         by_default = number <= _trained_by_default(plan.enough)
         when = "Then" if by_default or tries_all else "With --auto_seconds"

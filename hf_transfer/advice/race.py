@@ -192,6 +192,8 @@ class _Race:
             rejected={one.strategy: one.reason for one in plan.rejected}, enough=plan.enough,
             seconds=time.perf_counter() - started,
         ))  # fmt: skip
+        if plan.misses:
+            self._processes.print(plan.misses)
         if is_enough(self._record, self._config):
             self._processes.print(f"{plan.enough[0].upper()}{plan.enough[1:]}: nothing is trained beside it.")
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from hf_transfer.advice.evidence import Evidence
-from hf_transfer.advice.missed import Missed
+from hf_transfer.advice.missed import Missed, missed_in_words
 from hf_transfer.advice.probes import ConstantAnswer, Difference, Probe
 from hf_transfer.advice.shortlist import ERRORS_OF_A_GAIN, LITTLE_TO_GAIN, RULES, rows_in_words, rule_of
 from hf_transfer.models.modeling_deep_probe import HEAD
@@ -14,8 +14,6 @@ SIZES = (
     "That is neither few nor many: training all layers can pay.",
     "That is many: training all layers is worth its time.",
 )
-# So many classes that are missed are named.
-MOST_SHOWN = 3
 
 
 def sentences_on(evidence: Evidence) -> Iterator[tuple[str, str]]:
@@ -71,10 +69,8 @@ def _hides_classes(evidence: Evidence, probe: Probe) -> bool:
 
 
 def _missed(evidence: Evidence, missed: Sequence[Missed]) -> str:
-    shown = [f"{one.name} ({one.missed:,} of {one.rows:,})" for one in missed[:MOST_SHOWN]]
-    others = f" and {len(missed) - MOST_SHOWN:,} more" if len(missed) > MOST_SHOWN else ""
     return (
-        f"The best head misses too many rows of {', '.join(shown)}{others}, which its {evidence.score_title} hides if "
+        f"The best head misses too many rows of {missed_in_words(missed)}, which its {evidence.score_title} hides if "
         f"they are few. So a high {evidence.score_title} does not mean that it is enough."
     )
 

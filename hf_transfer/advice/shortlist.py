@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple
 from hf_transfer.advice.arms import Arm, Rejection, Shortlist
 from hf_transfer.advice.costs import strategy_names, top_quarter
 from hf_transfer.advice.evidence import Evidence
+from hf_transfer.advice.missed import missed_in_words
+from hf_transfer.advice.probes import Probe
 from hf_transfer.models.modeling_deep_probe import FIRST, HEAD, MEAN
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.settings.strategy import ADAPTERS, PROBES
@@ -89,23 +91,24 @@ def shortlist_of(evidence: Evidence, config: RunConfig) -> Shortlist:
     arms = [solved, *(_trained_arm(name, evidence, config, measured.get(name, "")) for name in names)]
     tried = {arm.settings["strategy"] for arm in arms}
     others = [name for name in strategy_names(config) if name not in tried]
-    return Shortlist(arms, [Rejection(name, _why_not(name, evidence)) for name in others], _enough(solved, evidence))
-
-
-def _enough(solved: Arm, evidence: Evidence) -> str:
-    """Why nothing has to be trained beside the solved head; "" if training could gain something."""
+    rejected = [Rejection(name, _why_not(name, evidence)) for name in others]
     probe = evidence.probe(" + ".join(solved.settings.get("taps", [evidence.head])))
-    if probe is None:
-        return ""
+    if probe is None or not _leaves_little(probe, evidence):
+        return Shortlist(arms, rejected)
+    left = f"the solved head leaves training only about {100 * (1 - probe.score):.1f} points of {evidence.score_title}"
+    if probe.missed:
+        misses = f"{left}, but it misses too many rows of {missed_in_words(probe.missed)}: so more is trained"
+        return Shortlist(arms, rejected, misses=_sentence(misses))
+    return Shortlist(arms, rejected, enough=f"{left} to gain")
+
+
+def _leaves_little(probe: Probe, evidence: Evidence) -> bool:
+    """Whether training could gain too little beside a solved head to be worth its time, by the score alone."""
     # Scores of errors are negative, so that of numbers much is left.
     left = 1 - probe.score
     if left > NOTHING_TO_GAIN and left > min(LITTLE_TO_GAIN, ERRORS_OF_LITTLE * probe.standard_error):
-        return ""
-    if probe.missed:
-        return ""
-    if evidence.constant is not None and left > SHARE_OF_CONSTANT * (1 - evidence.constant.score):
-        return ""
-    return f"the solved head leaves training only about {100 * left:.1f} points of {evidence.score_title} to gain"
+        return False
+    return evidence.constant is None or left <= SHARE_OF_CONSTANT * (1 - evidence.constant.score)
 
 
 def resolved_pooling(evidence: Evidence, config: RunConfig) -> Pooling:

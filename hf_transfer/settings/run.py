@@ -114,6 +114,20 @@ class RunConfig:
         """Whether a strategy is chosen by trials before the run."""
         return self.trains() and AUTO in self.strategy.names()
 
+    def refuse_open_choices(self) -> None:
+        """Refuse settings that leave to the evidence what a run must know.
+
+        Raises:
+            UserError: a strategy or a pooling is still to be chosen.
+        """
+        self.strategy.refuse_auto()
+        if self.flat().get("pooling") == AUTO:
+            raise user_error(
+                expected="a pooling that has been chosen, before open_run",
+                found="--pooling auto",
+                do="name a --pooling, or write open_run(decided(config)) as the recipes do",
+            )
+
     def trains_stepwise(self) -> bool:
         """Whether anything learns in steps of an optimizer: a probe's head is solved."""
         solved = {*self.strategy.names()} <= ({*PROBES} if self.has_simple_head else {self.solved})

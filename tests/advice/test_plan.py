@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from hf_transfer.advice.decision_folder import check_named, settings_of_arm
+from hf_transfer.advice.missed import Missed
 from hf_transfer.advice.plan import (
     arm_with_pooling,
     describe_plan,
@@ -152,6 +153,16 @@ def test_a_plan_in_sentences_says_what_is_trained_by_default(
     assert first.startswith("First linear_probe, about 60 s: A head on what")
     for sentence, beginning in zip(others, beginnings, strict=False):
         assert sentence.startswith(beginning)
+
+
+def test_a_plan_in_sentences_names_the_classes_for_which_more_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, missed = evidence(50), (Missed("rare", 6, 6),)
+    known = replace(known, probes=tuple(replace(one, score=0.99, missed=missed) for one in known.probes))
+    monkeypatch.setattr("hf_transfer.advice.plan.gather_evidence", lambda *_: known)
+    monkeypatch.setattr("hf_transfer.advice.plan.sentences_on_data", lambda _: [])
+    _, misses, then, *_ = describe_plan(config())
+    assert misses.endswith("rare (6 of 6): so more is trained.")
+    assert then.startswith("Then full")
 
 
 def test_a_named_strategy_reads_the_pooling_that_is_better() -> None:

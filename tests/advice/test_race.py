@@ -31,13 +31,13 @@ NAMED = {"model_name_or_path": "m", "dataset_name": "d", "strategy": "auto"}
 def tried(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Replaces evidence and training: `tried(linear_probe=70, full=80)` -> the names that are tried from then on."""
 
-    def replaced(enough: str = "", **outcomes: int | BaseException) -> list[str]:
+    def replaced(enough: str = "", misses: str = "", **outcomes: int | BaseException) -> list[str]:
         names: list[str] = []
 
         def plan_of(config: RunConfig, data: datasets.DatasetDict | None = None) -> Plan:
             names.append("evidence")
             arms = [Arm(name, {"strategy": name}, "It may be good.", 10.0 * n) for n, name in enumerate(outcomes, 1)]
-            return Plan({"rows": 200}, "accuracy", arms, [Rejection("dora", "It takes more time.")], enough)
+            return Plan({"rows": 200}, "accuracy", arms, [Rejection("dora", "It takes more time.")], enough, misses)
 
         def trained(self: Any, arm: TriedArm) -> TriedArm:
             names.append(arm.name)
@@ -100,6 +100,15 @@ def test_nothing_is_trained_beside_a_head_that_is_enough_and_that_is_said(
     assert record.arms[1].note == "the head leaves 1 point to gain; --auto_seconds tries more"
     assert "The head leaves 1 point to gain: nothing is trained beside it.\nTrying 1 of 1: linear_probe" in out
     assert record.sentence == "Chosen: linear_probe, since the head leaves 1 point to gain."
+
+
+def test_the_classes_for_which_more_is_trained_are_named(
+    tried: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tried(misses="It misses rare (6 of 6).", linear_probe=99, full=100)
+    decided(config(tmp_path))
+    assert names == ["evidence", "linear_probe", "full"]
+    assert "\nIt misses rare (6 of 6).\nTrying 1 of 2: linear_probe" in capsys.readouterr().out
 
 
 def test_of_equal_arms_the_solved_head_is_taken(tried: Callable[..., list[str]], tmp_path: Path) -> None:

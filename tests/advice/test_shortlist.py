@@ -103,7 +103,10 @@ def test_a_head_that_misses_a_class_is_not_enough_however_few_its_rows_are(tried
     for features, is_enough in ((tried, False), ("mean_2 + mean_6", True)):
         probes = tuple(replace(one, score=0.99) for one in known.probes)
         probes = tuple(replace(one, missed=missed) if one.features == features else one for one in probes)
-        assert bool(shortlist_of(replace(known, probes=probes), text_config()).enough) is is_enough
+        shortlist = shortlist_of(replace(known, probes=probes), text_config())
+        assert bool(shortlist.enough) is is_enough
+        shown = "about 1.0 points of accuracy, but it misses too many rows of rare (6 of 6): so more is trained."
+        assert shortlist.misses.endswith(shown) if not is_enough else not shortlist.misses
 
 
 def test_it_is_the_head_that_is_tried_which_has_to_be_enough() -> None:

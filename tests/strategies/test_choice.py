@@ -217,6 +217,9 @@ def test_auto_is_decided_before_a_run_is_opened(tmp_path: Path) -> None:
     assert getattr(importlib.import_module(module), name) is decided
     with pytest.raises(UserError, match="has been chosen"):
         choose_strategy(settings(strategy="auto"))
+    pooled = config.replaced(strategy="full", pooling="auto")
+    with pytest.raises(UserError, match="a pooling that has been chosen"), open_run(pooled):
+        pass
     # Whoever only looks ahead trains nothing, and a finished model is only evaluated.
     for one, ahead in ((config, True), (config.replaced(evaluate_only=True), False)):
         with open_run(one, ahead=ahead) as run:
