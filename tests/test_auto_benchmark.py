@@ -60,12 +60,34 @@ def test_every_seed_draws_other_rows_and_has_the_same_test_split() -> None:
 
 @pytest.mark.parametrize("variant", training_defaults.VARIANTS)
 def test_each_variant_of_the_defaults_suits_the_tasks_that_it_is_for(variant: str) -> None:
-    given = {task: training_defaults.settings_for(task, variant) for task in training_defaults.TASKS}
+    given = {task: training_defaults.settings_for(*task, variant) for task in training_defaults.TASKS}
     assert any(settings is not None for settings in given.values())
-    for task, settings in given.items():
+    for (cell, pooling), settings in given.items():
         if settings is not None:
-            config = config_of(CELLS[task], REPOSITORY, "o", "c", strategy="full", **settings)
+            config = config_of(CELLS[cell], REPOSITORY, "o", "c", strategy="full", **settings)
             assert settings.items() <= config.flat().items()
+            assert config.flat().get("pooling", "") == pooling
+
+
+def test_variants_are_compared_with_the_defaults_on_the_seeds_that_both_have() -> None:
+    (cell, pooling), seconds = training_defaults.TASKS[0], {"defaults": 10.0, "ema_decay 0.99": 25.0}
+    rows = [
+        row(share, draw, cell=cell, pooling=pooling, variant=variant, seed=seed, cpu_seconds=seconds[variant])
+        for draw, (variant, seed, share) in enumerate([
+            ("defaults", 0, 0.5), ("defaults", 1, 0.6), ("ema_decay 0.99", 0, 0.7), ("ema_decay 0.99", 2, 0.1),
+        ])
+    ]  # fmt: skip
+    rows += [{**rows[0], "pooling": "another"}]
+    defaults, averaged = [[cell.strip() for cell in line.split("|")[1:-1]] for line in training_defaults.table(rows)][
+        2:
+    ]
+    assert defaults[:4] == [cell, pooling, "defaults", "2"]
+    assert defaults[5:] == ["", "10"]
+    assert float(defaults[4]) == pytest.approx(50 * sum(auto.accuracy(one) for one in rows[:2]), abs=0.1)
+    assert averaged[:4] == [cell, pooling, "ema_decay 0.99", "1"]
+    points = 100 * (auto.accuracy(rows[2]) - auto.accuracy(rows[0]))
+    assert float(averaged[5].split(" (")[0]) == pytest.approx(points, abs=0.1)
+    assert averaged[6] == "25"
 
 
 def test_the_page_shows_the_figures_that_were_measured() -> None:
