@@ -187,7 +187,8 @@ class Run:
             epochs=config.training.num_train_epochs, cache_frozen=config.store.cache_frozen,
         )  # fmt: skip
         self.model = self.prepared.model
-        self.regularisation: Regularisation = regularisation_of(config, self.modality, self.model, target)
+        samples = len(self.splits.train)
+        self.regularisation: Regularisation = regularisation_of(config, self.modality, self.model, target, samples)
         self.loaders = self._loaders(frozen_prefix=self.prepared.frozen_blocks)
         self._note([*self.prepared.notes, *self.regularisation.notes, *self.loaders.notes])
         return self.loaders

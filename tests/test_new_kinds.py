@@ -339,7 +339,7 @@ def test_mixup_is_refused_for_counts_of_images_and_not_needed(tmp_path: Path, fl
             config.refuse(unsupported, "the problem type count")
     else:
         config.refuse(unsupported, "the problem type count")
-        assert ImageModality().regularisation(config, torch.nn.Dropout(), Counts()) == Regularisation()
+        assert ImageModality().regularisation(config, torch.nn.Dropout(), Counts(), 12) == Regularisation()
 
 
 def test_r_drop_is_off_by_default_for_a_target_without_agreement(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_r_drop_is_off_by_default_for_a_target_without_agreement(tmp_path: Path)
     flags = ["--model_name_or_path=m", "--dataset_name=d", f"--output_dir={tmp_path}", "--strategy=full"]
     config = parse(TextConfig, flags)
     weights = [
-        TextModality().regularisation(config, torch.nn.Dropout(), target).rdrop_alpha
+        TextModality().regularisation(config, torch.nn.Dropout(), target, 12).rdrop_alpha
         for target in (Counts(), Classes(("a", "b")))
     ]
     assert weights == [0.0, 1.0]

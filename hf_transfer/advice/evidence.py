@@ -208,7 +208,7 @@ def _refuse_without_effect(config: RunConfig, run: Run) -> None:
     """
     target = run.splits.target
     config.refuse(OPTIONAL_SETTINGS - target.supported_settings, f"the problem type {target.problem_type}")
-    regularisation_of(config, run.modality, run.prepared.model, target)
+    regularisation_of(config, run.modality, run.prepared.model, target, len(run.splits.train))
 
 
 def _probing(config: RunConfig) -> RunConfig:

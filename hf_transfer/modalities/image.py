@@ -145,7 +145,7 @@ class ImageModality(Modality[VisionConfig]):
             target=splits.target, to_inputs=images, views=images.views, cycle=images.cycle,
         )  # fmt: skip
 
-    def regularisation(self, config: VisionConfig, model: nn.Module, target: Target) -> Regularisation:  # noqa: ARG002
+    def regularisation(self, config: VisionConfig, model: nn.Module, target: Target, samples: int) -> Regularisation:  # noqa: ARG002
         """Mixup and CutMix, if the settings ask for them."""
         from hf_transfer.modalities.mixing import Mixing
 

@@ -259,8 +259,14 @@ class Modality(SampleColumns[Config]):
         """The same batches with only one part of each sample, by its name; empty where samples have one part."""
         return {}
 
-    def regularisation(self, config: Config, model: nn.Module, target: Target) -> Regularisation:  # noqa: ARG002
+    def regularisation(self, config: Config, model: nn.Module, target: Target, samples: int) -> Regularisation:  # noqa: ARG002
         """Additions to the loss of a step.
+
+        Args:
+            config: the settings of the run.
+            model: that is trained.
+            target: what is predicted.
+            samples: of the training split.
 
         Raises:
             UserError: the settings ask for one that this model or target does not support.

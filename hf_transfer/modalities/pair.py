@@ -187,7 +187,13 @@ class PairModality(Modality[MultimodalConfig]):
 
         return {part: part_alone(loaders, part) for part in ("image", "text")}
 
-    def regularisation(self, config: MultimodalConfig, model: nn.Module, target: Target) -> Regularisation:  # noqa: ARG002
+    def regularisation(
+        self,
+        config: MultimodalConfig,
+        model: nn.Module,  # noqa: ARG002
+        target: Target,  # noqa: ARG002
+        samples: int,  # noqa: ARG002
+    ) -> Regularisation:
         """The heads that see the image or the text alone."""
         return Regularisation(auxiliary_weight=config.fusion.auxiliary_weight)
 

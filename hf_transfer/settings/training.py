@@ -13,6 +13,9 @@ FROM_PRETRAINED = ("partial", "gradual", "lp_ft", "full", "bitfit", *ADAPTERS)
 FEWEST_BATCHES, SMALLEST_BATCH = 16, 4
 # As many as 64 texts of 128 tokens. Longer texts in whole batches need much more memory on CPUs, and save no time.
 TOKENS_AT_ONCE = 64 * 128
+# R-Drop by default: with these strategies, and with fewer training samples than this.
+STRATEGIES_WITH_RDROP = ("full", "scratch")
+SAMPLES_WITHOUT_RDROP = 500
 COMPILES = Need("--torch_compile", lambda config: config.training.torch_compile, "a run that compiles nothing")
 
 
@@ -144,9 +147,23 @@ class TextTrainingSettings(TrainingSettings):
 
     num_train_epochs: int = setting("Passes over the training split.", 6, at_least(1), STEPS)
     rdrop_alpha: float | None = setting(
-        "R-Drop: weight of the agreement of two dropout samples (default: 1 with --strategy full or scratch, else 0).",
+        "R-Drop: weight of the agreement of two dropout samples (default: 1 with --strategy full or scratch and fewer "
+        f"than {SAMPLES_WITHOUT_RDROP} training samples, else 0).",
         None, NOT_NEGATIVE, STEPS,
     )  # fmt: skip
+
+    def rdrop_weight(self, strategy: str, samples: int) -> float:
+        """The weight of R-Drop, which costs as much as twice the epochs; where samples are many it gained nothing.
+
+        Measured in docs/benchmarks.md, "Are the defaults of training good?".
+
+        Args:
+            strategy: by which the model is trained.
+            samples: of the training split.
+        """
+        if self.rdrop_alpha is not None:
+            return self.rdrop_alpha
+        return float(strategy in STRATEGIES_WITH_RDROP and samples < SAMPLES_WITHOUT_RDROP)
 
     def evaluation_batch_size(self, device: str) -> int:  # noqa: ARG002
         """See `TrainingSettings.evaluation_batch_size`; batches of texts take little memory, or go in parts."""

@@ -181,7 +181,9 @@ def prepare_model(
     return Prepared(model, groups, [*_notes_on_frozen(model, groups, frozen, inputs), *loaded.notes], frozen)
 
 
-def regularisation_of(config: RunConfig, modality: Modality[Any], model: nn.Module, target: Target) -> Regularisation:
+def regularisation_of(
+    config: RunConfig, modality: Modality[Any], model: nn.Module, target: Target, samples: int
+) -> Regularisation:
     """Additions to the loss of a step.
 
     Args:
@@ -189,13 +191,14 @@ def regularisation_of(config: RunConfig, modality: Modality[Any], model: nn.Modu
         modality: what a sample is.
         model: that is trained.
         target: what is predicted.
+        samples: of the training split.
 
     Raises:
         UserError: the settings name one, or statistics of BatchNorm layers, that this model cannot have.
     """
     if not has_batch_norm(model):
         config.refuse({"batch_norm_statistics"}, "a model without BatchNorm")
-    return modality.regularisation(config, model, target)
+    return modality.regularisation(config, model, target, samples)
 
 
 def _notes_on_frozen(

@@ -201,7 +201,7 @@ def test_a_note_says_that_r_drop_passes_each_text_twice_through_the_model(
     save_text_checkpoint(tmp_path, "bert")
     config = TextConfig.of(model_name_or_path=str(tmp_path), dataset_name="d", output_dir="o", strategy=strategy)
     model = prepare(Checkpoint(str(tmp_path), task="text-classification"), strategy=strategy).model
-    notes = TextModality().regularisation(config, model, TARGET).notes
+    notes = TextModality().regularisation(config, model, TARGET, 12).notes
     assert (notes == ("R-Drop: a step passes each text twice through the model (--rdrop_alpha 1).",)) == has_note
     assert len(notes) == has_note
 

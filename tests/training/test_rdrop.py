@@ -109,30 +109,32 @@ def test_both_passes_start_from_one_stored_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "given", "dropout", "expected"),
+    ("strategy", "given", "dropout", "samples", "expected"),
     [
-        ("full", None, 0.1, 1.0), ("full", None, 0.0, 0.0), ("full", 0.0, 0.1, 0.0), ("full", 0.3, 0.1, 0.3),
-        ("lp_ft", None, 0.1, 0.0), ("scratch", None, 0.1, 1.0),
-        ("scratch", None, 0.0, 0.0), ("scratch", 0.0, 0.1, 0.0), ("partial", None, 0.1, 0.0), ("lora", 2.0, 0.1, 2.0),
+        ("full", None, 0.1, 499, 1.0), ("full", None, 0.1, 500, 0.0), ("full", None, 0.0, 12, 0.0),
+        ("full", 0.0, 0.1, 12, 0.0), ("full", 0.3, 0.1, 12, 0.3), ("full", 0.3, 0.1, 10_000, 0.3),
+        ("lp_ft", None, 0.1, 12, 0.0), ("scratch", None, 0.1, 499, 1.0), ("scratch", None, 0.1, 500, 0.0),
+        ("scratch", None, 0.0, 12, 0.0), ("scratch", 0.0, 0.1, 12, 0.0), ("partial", None, 0.1, 12, 0.0),
+        ("lora", 2.0, 0.1, 12, 2.0),
     ],
 )  # fmt: skip
-def test_full_fine_tuning_and_its_baseline_use_rdrop_for_texts_unless_the_settings_say_otherwise(
-    strategy: str, given: float | None, dropout: float, expected: float
+def test_full_fine_tuning_and_its_baseline_use_rdrop_for_few_texts_unless_the_settings_say_otherwise(
+    strategy: str, given: float | None, dropout: float, samples: int, expected: float
 ) -> None:
     model, *_ = tiny("bert", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     config = text_settings(strategy=strategy, rdrop_alpha=given)
-    assert TextModality().regularisation(config, model, TARGET).rdrop_alpha == expected
+    assert TextModality().regularisation(config, model, TARGET, samples).rdrop_alpha == expected
 
 
 def test_images_pass_once() -> None:
     model, *_ = tiny("vit", hidden_dropout_prob=0.2)
-    assert ImageModality().regularisation(settings(strategy="full"), model, TARGET).rdrop_alpha == 0
+    assert ImageModality().regularisation(settings(strategy="full"), model, TARGET, 12).rdrop_alpha == 0
 
 
 def test_rdrop_is_refused_for_a_model_without_dropout() -> None:
     model, *_ = tiny("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     with pytest.raises(UserError) as error:
-        TextModality().regularisation(text_settings(rdrop_alpha=1.0), model, TARGET)
+        TextModality().regularisation(text_settings(rdrop_alpha=1.0), model, TARGET, 12)
     assert str(error.value) == (
         "Expected: for --rdrop_alpha a model with dropout, so that two passes differ\n"
         "Found:    none in m\nDo this:  leave --rdrop_alpha out"

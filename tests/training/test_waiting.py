@@ -78,7 +78,7 @@ def steps_before_the_first_read(name: str, config: RunConfig, relabel: Callable[
         loaders = loaders_of(accelerator, rows, rows, 4, target=target)
         (stage,) = FullFineTuning().stages(groups, 1)
         set_trainable(model, groups, stage.trainable)
-        added: Regularisation = modality_named(config.recipe).regularisation(config, model, target)
+        added: Regularisation = modality_named(config.recipe).regularisation(config, model, target, len(rows))
         steps = Steps(model, groups, loaders, config.training, FullFineTuning(), [stage], added)
         state: Any = SimpleNamespace(position=Position(), steps=steps, result=SimpleNamespace(epochs=0))
         checkpointing: Any = SimpleNamespace(due=lambda _: False, due_after_count=lambda _: False)

@@ -204,7 +204,8 @@ def fit_loaders(
     accelerator: Accelerator, *, save_at_end: bool = False,
 ) -> Fit:  # fmt: skip
     """The loop, with what the modality of the settings adds to the loss."""
-    regularisation = modality_named(config.recipe).regularisation(config, model, loaders.target)
+    samples = len(loaders.train.dataset)
+    regularisation = modality_named(config.recipe).regularisation(config, model, loaders.target, samples)
     return fit(model, strategy, groups, loaders, config, accelerator, regularisation, save_at_end=save_at_end)
 
 
