@@ -47,6 +47,7 @@ class Costs:
         views: augmented views of each training row on which a head is solved, beside the row itself.
         cycle: after so many epochs a training row looks as before, which is how often it is stored; 0: never.
         stores: whether outputs of frozen layers may be stored.
+        repeats: whether R-Drop, which passes each row twice in a step, suits the model and what is predicted.
     """
 
     forward: float
@@ -58,26 +59,28 @@ class Costs:
     views: int
     cycle: int
     stores: bool
+    repeats: bool = False
 
     def of_probe(self) -> float:
         """Seconds of solving a head; the features of the rows themselves have been stored."""
         return (self.views * self.train + self.validation) * self.forward + self.solving
 
-    def of_epochs(self, epochs: int, learning: float, share_of_backward: float = 1.0) -> float:
+    def of_epochs(self, epochs: int, learning: float, share_of_backward: float = 1.0, passes: int = 1) -> float:
         """Seconds of training.
 
         Args:
             epochs: how many.
             learning: the share of the layers, counted from the head, that gradients go through.
             share_of_backward: how much of their backward pass is computed.
+            passes: how often a step passes each row through the layers that learn, and back.
         """
         backward = (self.step - self.forward) * learning * share_of_backward
         evaluation = self.validation * self.forward
-        live = epochs * (self.train * (self.forward + backward) + evaluation)
+        live = epochs * (self.train * passes * (self.forward + backward) + evaluation)
         if learning == 1 or not self.stores or not self.cycle:
             return live
         stored = self.cycle * self.train * self.forward + evaluation
-        above = epochs * (self.train * (self.forward * learning + backward) + evaluation * learning)
+        above = epochs * (self.train * passes * (self.forward * learning + backward) + evaluation * learning)
         return min(live, stored * (1 - learning) + above)
 
 
@@ -160,10 +163,11 @@ def _seconds(
     solves_heads: bool,
 ) -> float:
     settings = dataclasses.replace(config.strategy, **_chosen(name, config, count_blocks(groups)))
+    passes = config.training.passes_of_a_step(name, costs.train) if costs.repeats else 1
     if name in ADAPTERS:
         blocks, layers = count_blocks(groups), settings.adapter_layers
         learning = min(1.0, layers / blocks) if layers and blocks else 1.0
-        return costs.of_epochs(costs.epochs, learning, SHARE_OF_SMALL_PARTS)
+        return costs.of_epochs(costs.epochs, learning, SHARE_OF_SMALL_PARTS, passes)
     strategy = choose_strategy(settings)
     if config.has_simple_head:
         strategy.check(model, groups)
@@ -174,7 +178,7 @@ def _seconds(
     return sum(
         costs.of_probe()
         if stage.solved and solves_heads
-        else costs.of_epochs(stage.epochs, _learning_share(stage, groups), small)
+        else costs.of_epochs(stage.epochs, _learning_share(stage, groups), small, passes)
         for stage in strategy.stages(groups, costs.epochs)
     )
 

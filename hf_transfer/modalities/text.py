@@ -154,11 +154,10 @@ class TextModality(Modality[TextConfig]):
         Raises:
             UserError: it is set, and the model has no dropout.
         """
-        from torch import nn
+        from hf_transfer.models.dropout import has_dropout
 
-        wanted = config.training.rdrop_alpha
-        drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-        if wanted and not drops:
+        drops = has_dropout(model)
+        if config.training.rdrop_alpha and not drops:
             raise user_error(
                 expected="for --rdrop_alpha a model with dropout, so that two passes differ",
                 found=f"none in {config.model.model_name_or_path}",

@@ -112,6 +112,15 @@ class TrainingSettings(Topic):
         power_of_two: int = 2 ** (wanted.bit_length() - 1)
         return min(max(power_of_two, SMALLEST_BATCH), self.largest_batch)
 
+    def passes_of_a_step(self, strategy: str, samples: int) -> int:  # noqa: ARG002
+        """How often a step passes each of its samples through the model.
+
+        Args:
+            strategy: by which the model is trained.
+            samples: of the training split.
+        """
+        return 1
+
     def evaluation_batch_size(self, device: str) -> int:
         """Samples in a batch of evaluation, and of the pass through frozen layers.
 
@@ -164,6 +173,10 @@ class TextTrainingSettings(TrainingSettings):
         if self.rdrop_alpha is not None:
             return self.rdrop_alpha
         return float(strategy in STRATEGIES_WITH_RDROP and samples < SAMPLES_WITHOUT_RDROP)
+
+    def passes_of_a_step(self, strategy: str, samples: int) -> int:
+        """See `TrainingSettings.passes_of_a_step`: twice with R-Drop."""
+        return 2 if self.rdrop_weight(strategy, samples) > 0 else 1
 
     def evaluation_batch_size(self, device: str) -> int:  # noqa: ARG002
         """See `TrainingSettings.evaluation_batch_size`; batches of texts take little memory, or go in parts."""

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from hf_transfer.advice.costs import Costs, seconds_of_strategies, top_quarter
-from hf_transfer.settings.run import VisionConfig
+from hf_transfer.advice.costs import SHARE_OF_SMALL_PARTS, Costs, seconds_of_strategies, top_quarter
+from hf_transfer.settings.run import TextConfig, VisionConfig
 from tests.advice.known import COSTS
 from tests.tapped_models import tapped
 
@@ -44,6 +44,24 @@ def test_without_a_store_frozen_layers_are_computed_in_each_epoch() -> None:
 def test_with_a_store_frozen_layers_are_computed_once() -> None:
     once = 0.5 * (100 * 0.01 + EVALUATION)
     assert COSTS.of_epochs(5, 0.5) == pytest.approx(once + 5 * (100 * (0.01 + 0.02) / 2 + EVALUATION / 2))
+
+
+def test_with_r_drop_each_row_passes_twice_in_training_and_once_in_evaluation() -> None:
+    assert replace(COSTS, stores=False).of_epochs(5, 1.0, passes=2) == pytest.approx(5 * (2 * 100 * 0.03 + EVALUATION))
+
+
+@pytest.mark.parametrize(
+    ("repeats", "train", "alpha", "passes"),
+    [(True, 100, None, 2), (True, 500, None, 1), (False, 100, None, 1), (True, 100, 0.0, 1), (True, 500, 0.5, 2)],
+)
+def test_the_time_of_full_fine_tuning_counts_the_passes_of_r_drop_where_a_run_has_it(
+    repeats: bool, train: int, alpha: float | None, passes: int
+) -> None:
+    config = TextConfig.of(model_name_or_path="m", dataset_name="d", output_dir="o", strategy="full", rdrop_alpha=alpha)
+    costs, model = replace(COSTS, train=train, repeats=repeats), tapped("bert")
+    known = seconds_of_strategies(config, costs, model.model, model.groups)[0]
+    assert known["full"] == known["scratch"] == pytest.approx(costs.of_epochs(5, 1.0, passes=passes))
+    assert known["lora"] == pytest.approx(costs.of_epochs(5, 1.0, SHARE_OF_SMALL_PARTS, 2 if alpha else 1))
 
 
 def test_a_store_of_more_views_than_epochs_is_not_used() -> None:
