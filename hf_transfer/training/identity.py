@@ -43,6 +43,7 @@ def run_identity(
         accelerator: device, precision, processes.
     """
     frozen, training = identity(model, changing, accelerator), config.training
+    samples = len(loaders.of("train").dataset)
     rate, head_rate = peak_rates(strategy, training)
     content = {
         "settings": {"recipe": config.recipe, **config.affecting("result")},
@@ -50,10 +51,11 @@ def run_identity(
         "target": {"problem_type": loaders.target.problem_type, "names": loaders.target.names},
         "strategy": _strategy(strategy),
         "stages": [_stage(stage, model) for stage in stages],
-        # Those of the strategy, where the settings leave them open.
+        # Those of the strategy and of the number of samples, where the settings leave them open.
         "rates": {
             "learning_rate": rate if training.learning_rate is None else None,
             "head_learning_rate": head_rate if training.head_learning_rate is None else None,
+            **training.weights_by_samples(config.strategy.strategy, samples),
         },
         "frozen weights": [frozen.pop("weights"), frozen.pop("settings")],
         "processes": accelerator.num_processes,

@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_transfer.errors import UserError
 from hf_transfer.models.groups import Group
+from hf_transfer.settings import training as settings_of_training
 from hf_transfer.strategies.adapters import LowRankAdaptation
 from hf_transfer.strategies.freezing import FullFineTuning, LinearProbe, PartialFineTuning, Stage, Strategy
 from hf_transfer.targets.classes import Classes
@@ -114,6 +115,22 @@ def test_a_checkpoint_of_another_strategy_is_refused(
 def test_a_rate_of_the_strategy_that_the_settings_replace_may_change(tmp_path: Path) -> None:
     Case("vit", FullFineTuning()).run(tmp_path)
     assert Case("vit", FullFineTuning(learning_rate=0.5)).run(tmp_path).resumed == [STEPS]
+
+
+def test_a_checkpoint_of_full_fine_tuning_with_another_default_of_r_drop_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same settings stood for another loss before the default followed the number of texts."""
+    case = Case("bert", FullFineTuning(), {"rdrop_alpha": None, "strategy": "full"})
+    case.run(tmp_path)
+    monkeypatch.setattr(settings_of_training, "SAMPLES_WITHOUT_RDROP", 1)
+    with pytest.raises(UserError, match=r"rdrop_alpha: 1\.0 -> 0\.0"):
+        case.run(tmp_path, allow_mismatch=True)
+    # One that is given is the same everywhere.
+    given = Case("bert", FullFineTuning(), {"rdrop_alpha": 1.0, "strategy": "full"})
+    given.run(tmp_path / "given")
+    monkeypatch.undo()
+    assert given.run(tmp_path / "given").resumed
 
 
 def test_a_checkpoint_of_another_target_is_refused(tmp_path: Path) -> None:
