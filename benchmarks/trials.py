@@ -161,7 +161,9 @@ def epochs_of_ours(run: "Run", loaders: "Loaders | None" = None) -> Callable[[in
     set_trainable(model, groups, changing, updates_statistics=stages[0].updates_statistics)
     steps = Steps(model, groups, batches, training, strategy, stages, run.regularisation)
     frozen = FrozenPrefix(model, groups, Passes.of(batches, accelerator, config))
-    identity = partial(run_identity, model, changing, strategy, stages, batches, config, accelerator)
+    identity = partial(
+        run_identity, model, changing, strategy, stages, batches, config, accelerator, run.regularisation
+    )
     checkpointing = Checkpointing(model, changing, identity, checkpoints_of(config), config.checkpoints, accelerator)
     ranking = Ranking.of(batches.target, training.metric_for_best_model)
     learner = steps.prepare(stages[0], accelerator, Position())

@@ -12,6 +12,7 @@ import hf_transfer as ht
 from hf_transfer import command_line
 from hf_transfer import look_ahead as looking
 from hf_transfer.modalities.table import recipe_of
+from hf_transfer.settings import training as settings_of_training
 from hf_transfer.settings.parsing import load_settings
 from hf_transfer.targets.classes import Classes
 from hf_transfer.targets.target import LossOptions, LossSums
@@ -20,6 +21,8 @@ from tests.conftest import REPOSITORY
 SECRET = "hf_" + "a1B2" * 9
 
 
+# Texts for training, in six classes.
+TRAINED = 24
 # What a solved head does not read.
 STEPWISE = ("num_train_epochs", "learning_rate", "per_device_train_batch_size")
 
@@ -114,10 +117,14 @@ def test_the_time_grows_with_the_epochs(tmp_path: Path, monkeypatch: pytest.Monk
     assert times == {epochs: f"About {8 * epochs} s of computing without a store." for epochs in (2, 6)}
 
 
-@pytest.mark.parametrize(("alpha", "passes"), [(0.0, 1), (1.0, 2)])
+@pytest.mark.parametrize(
+    ("alpha", "samples_without", "passes"), [(0.0, 500, 1), (1.0, 1, 2), (None, TRAINED + 1, 2), (None, TRAINED, 1)]
+)
 def test_a_batch_is_timed_with_as_many_passes_as_in_training(
-    alpha: float, passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alpha: float | None, samples_without: int, passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By default the number of training texts decides; of validation there are more."""
+    monkeypatch.setattr(settings_of_training, "SAMPLES_WITHOUT_RDROP", samples_without)
     rows: list[int] = []
 
     def count(target: Classes, outputs: Tensor, targets: Tensor, counted: Tensor, options: LossOptions) -> LossSums:
@@ -126,7 +133,8 @@ def test_a_batch_is_timed_with_as_many_passes_as_in_training(
 
     loss = Classes.loss
     monkeypatch.setattr(Classes, "loss", count)
-    more = {"max_train_samples_per_class": 4, "strategy": "full", "rdrop_alpha": alpha}
+    more = {"max_train_samples_per_class": TRAINED // 6, "strategy": "full"}
+    more |= {} if alpha is None else {"rdrop_alpha": alpha}
     path = settings(tmp_path, "intents", per_device_train_batch_size=8, per_device_eval_batch_size=30, **more)
     assert list(looking.look_ahead(load_settings(recipe_of(path), path)))
     # Five batches of validation, of which four are timed, and three of training.

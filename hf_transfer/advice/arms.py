@@ -49,7 +49,7 @@ class Shortlist:
         arms: first the best solved head, then the others in the order in which they are tried.
         rejected: the other strategies.
         enough: why the first arm is enough without the others, in a part of a sentence; empty if it may not be.
-        misses: why it is not, though it leaves little to gain, in a sentence: classes or labels that it misses; or "".
+        misses: a sentence on the classes or labels that the head misses, if only they keep it from being enough.
     """
 
     arms: list[Arm]

@@ -18,7 +18,7 @@ from hf_transfer.data.complete_files import put
 from hf_transfer.data.folds import NoFoldsError
 from hf_transfer.data.splits import Splits
 from hf_transfer.errors import user_error
-from hf_transfer.models.dropout import has_dropout
+from hf_transfer.models.dropout import suits_rdrop
 from hf_transfer.models.taps import count_blocks
 from hf_transfer.models.towers import groups_of, towers_of
 from hf_transfer.run import Run
@@ -184,7 +184,7 @@ def gather_evidence(
             forward, step, 0.0 if model is None else model.solving, sizes["train"], sizes["validation"],
             config.training.num_train_epochs, run.loaders.views, run.loaders.cycle,
             stores=config.store.cache_frozen != "off",
-            repeats=has_dropout(run.prepared.model) and "rdrop_alpha" in run.splits.target.supported_settings,
+            repeats=suits_rdrop(run.prepared.model, run.splits.target),
         )  # fmt: skip
         groups = run.prepared.groups
         seconds, unsuitable = seconds_of_strategies(

@@ -29,6 +29,7 @@ from hf_transfer.evaluation.run_folder import MODEL_FOLDER
 from hf_transfer.run import Run, open_run
 from hf_transfer.settings.output import CHECKPOINTS_FOLDER
 from hf_transfer.settings.run import RunConfig
+from hf_transfer.settings.strategy import AUTO
 from hf_transfer.targets.intervals import ScoresByUnit
 from hf_transfer.targets.target import Metrics
 from hf_transfer.training.predictions import predict_split
@@ -176,6 +177,9 @@ def race(
 
 def _raced(name: str, config: RunConfig, folder: Path, data: datasets.DatasetDict | None) -> RacedModel:
     """The model of a run, from its folder if the run is finished."""
+    if config.flat().get("pooling") == AUTO:
+        # As in the ranking.
+        config = config.replaced(pooling="own")
     out = folder / _folder_name(name, config)
     config = config.replaced(output_dir=str(out))
     known = RacedModel.read(out / RACED_FILE, config)

@@ -34,7 +34,7 @@ class Plan:
         arms: first the solved head, then the others in the order in which they are tried.
         rejected: the other strategies.
         enough: see `Shortlist`.
-        misses: the same.
+        misses: see `Shortlist`.
         scores_are_errors: whether scores are errors with a minus.
     """
 

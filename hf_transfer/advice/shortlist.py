@@ -95,11 +95,12 @@ def shortlist_of(evidence: Evidence, config: RunConfig) -> Shortlist:
     probe = evidence.probe(" + ".join(solved.settings.get("taps", [evidence.head])))
     if probe is None or not _leaves_little(probe, evidence):
         return Shortlist(arms, rejected)
-    left = f"the solved head leaves training only about {100 * (1 - probe.score):.1f} points of {evidence.score_title}"
+    points = f"{100 * (1 - probe.score):.1f} points of {evidence.score_title}"
+    left = f"the solved head leaves training only about {points} to gain"
     if probe.missed:
-        misses = f"{left}, but it misses too many rows of {missed_in_words(probe.missed)}: so more is trained"
+        misses = f"{left}, but it misses too many rows of {missed_in_words(probe.missed)}, so it is not enough"
         return Shortlist(arms, rejected, misses=_sentence(misses))
-    return Shortlist(arms, rejected, enough=f"{left} to gain")
+    return Shortlist(arms, rejected, enough=left)
 
 
 def _leaves_little(probe: Probe, evidence: Evidence) -> bool:

@@ -154,17 +154,16 @@ class TextModality(Modality[TextConfig]):
         Raises:
             UserError: it is set, and the model has no dropout.
         """
-        from hf_transfer.models.dropout import has_dropout
+        from hf_transfer.models.dropout import has_dropout, suits_rdrop
 
-        drops = has_dropout(model)
-        if config.training.rdrop_alpha and not drops:
+        if config.training.rdrop_alpha and not has_dropout(model):
             raise user_error(
                 expected="for --rdrop_alpha a model with dropout, so that two passes differ",
                 found=f"none in {config.model.model_name_or_path}",
                 do="leave --rdrop_alpha out",
             )
-        can_have = drops and "rdrop_alpha" in target.supported_settings
-        alpha = config.training.rdrop_weight(config.strategy.strategy, samples) if can_have else 0.0
+        suits = suits_rdrop(model, target)
+        alpha = config.training.rdrop_weight(config.strategy.strategy, samples) if suits else 0.0
         note = f"R-Drop: a step passes each text twice through the model (--rdrop_alpha {alpha:g})."
         return Regularisation(rdrop_alpha=alpha, notes=(note,) if alpha else ())
 

@@ -14,7 +14,7 @@ from hf_transfer.settings.fields import Effect, Need, Topic, converted, default_
 from hf_transfer.settings.model import ModelSettings, PairModelSettings
 from hf_transfer.settings.output import CHECKPOINTS_FOLDER, CheckpointSettings, OutputSettings
 from hf_transfer.settings.store import StoreSettings
-from hf_transfer.settings.strategy import ADAPTERS, AUTO, PROBES, PairStrategySettings, StrategySettings
+from hf_transfer.settings.strategy import ADAPTERS, AUTO, HOW_TO_DECIDE, PROBES, PairStrategySettings, StrategySettings
 from hf_transfer.settings.training import ImageTrainingSettings, TextTrainingSettings, TrainingSettings
 
 # Version 0.1 wrote these defaults down, which are left open now.
@@ -125,7 +125,7 @@ class RunConfig:
             raise user_error(
                 expected="a pooling that has been chosen, before open_run",
                 found="--pooling auto",
-                do="name a --pooling, or write open_run(decided(config)) as the recipes do",
+                do=f"name a --pooling; or {HOW_TO_DECIDE}",
             )
 
     def trains_stepwise(self) -> bool:

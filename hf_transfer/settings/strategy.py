@@ -10,6 +10,11 @@ from hf_transfer.settings.ranges import BELOW_ONE, COUNTED_FROM_ONE, POSITIVE, T
 
 # It stands for the strategy that is best on held-out samples: see `advice/auto.py`.
 AUTO = "auto"
+# What to do in a program of one's own where a choice is left open.
+HOW_TO_DECIDE = (
+    "add `from hf_transfer.advice.auto import decided`, and write open_run(decided(config)) as the recipes do; of data "
+    "in memory open_run(decided(config, data), data)"
+)
 
 ADAPTERS = ("lora", "dora", "ia3", "lokr", "adapter")
 WITH_RANK = ("lora", "dora", "lokr", "adapter")
@@ -125,8 +130,7 @@ class StrategySettings(Topic):
             raise user_error(
                 expected="a strategy that has been chosen, before open_run",
                 found="--strategy auto",
-                do="name a --strategy; or add `from hf_transfer.advice.auto import decided`, and write "
-                "open_run(decided(config)) as the recipes do; of data in memory open_run(decided(config, data), data)",
+                do=f"name a --strategy; or {HOW_TO_DECIDE}",
             )
 
     def flag(self) -> str:

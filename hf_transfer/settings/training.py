@@ -121,15 +121,6 @@ class TrainingSettings(Topic):
         """
         return 1
 
-    def weights_by_samples(self, strategy: str, samples: int) -> dict[str, float]:  # noqa: ARG002
-        """Weights of parts of the loss that the settings leave open, as the number of samples decides them, by name.
-
-        Args:
-            strategy: by which the model is trained.
-            samples: of the training split.
-        """
-        return {}
-
     def evaluation_batch_size(self, device: str) -> int:
         """Samples in a batch of evaluation, and of the pass through frozen layers.
 
@@ -171,7 +162,7 @@ class TextTrainingSettings(TrainingSettings):
     )  # fmt: skip
 
     def rdrop_weight(self, strategy: str, samples: int) -> float:
-        """The weight of R-Drop, which costs as much as twice the epochs; where samples are many it gained nothing.
+        """The weight of R-Drop, if the model can have it; by default only where samples, and so its cost, are few.
 
         Measured in docs/benchmarks.md, "Are the defaults of training good?".
 
@@ -186,11 +177,6 @@ class TextTrainingSettings(TrainingSettings):
     def passes_of_a_step(self, strategy: str, samples: int) -> int:
         """See `TrainingSettings.passes_of_a_step`: twice with R-Drop."""
         return 2 if self.rdrop_weight(strategy, samples) > 0 else 1
-
-    def weights_by_samples(self, strategy: str, samples: int) -> dict[str, float]:
-        """See `TrainingSettings.weights_by_samples`: that of R-Drop."""
-        is_open = self.rdrop_alpha is None and strategy in STRATEGIES_WITH_RDROP
-        return {"rdrop_alpha": self.rdrop_weight(strategy, samples)} if is_open else {}
 
     def evaluation_batch_size(self, device: str) -> int:  # noqa: ARG002
         """See `TrainingSettings.evaluation_batch_size`; batches of texts take little memory, or go in parts."""

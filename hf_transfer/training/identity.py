@@ -14,6 +14,7 @@ from torch import nn
 from hf_transfer.data.batches import Loaders
 from hf_transfer.errors import user_error
 from hf_transfer.frozen.recording import identity
+from hf_transfer.modalities.modality import Regularisation
 from hf_transfer.settings.run import RunConfig
 from hf_transfer.strategies.freezing import Stage, Strategy
 from hf_transfer.training.rates import peak_rates
@@ -29,7 +30,7 @@ BY_NAME = ("settings", "versions", "rates")
 
 def run_identity(
     model: nn.Module, changing: Set[str], strategy: Strategy, stages: Sequence[Stage], loaders: Loaders,
-    config: RunConfig, accelerator: Accelerator,
+    config: RunConfig, accelerator: Accelerator, regularisation: Regularisation,
 ) -> Identity:  # fmt: skip
     """What a run must share with a checkpoint to resume from it. Call it while no layer is skipped.
 
@@ -41,9 +42,9 @@ def run_identity(
         loaders: the batches of the run.
         config: settings.
         accelerator: device, precision, processes.
+        regularisation: what the modality adds to the loss.
     """
     frozen, training = identity(model, changing, accelerator), config.training
-    samples = len(loaders.of("train").dataset)
     rate, head_rate = peak_rates(strategy, training)
     content = {
         "settings": {"recipe": config.recipe, **config.affecting("result")},
@@ -51,11 +52,11 @@ def run_identity(
         "target": {"problem_type": loaders.target.problem_type, "names": loaders.target.names},
         "strategy": _strategy(strategy),
         "stages": [_stage(stage, model) for stage in stages],
-        # Those of the strategy and of the number of samples, where the settings leave them open.
+        # What the settings leave open, and strategy, model or the number of samples decide.
         "rates": {
             "learning_rate": rate if training.learning_rate is None else None,
             "head_learning_rate": head_rate if training.head_learning_rate is None else None,
-            **training.weights_by_samples(config.strategy.strategy, samples),
+            "rdrop_alpha": regularisation.rdrop_alpha if config.flat().get("rdrop_alpha", 0.0) is None else None,
         },
         "frozen weights": [frozen.pop("weights"), frozen.pop("settings")],
         "processes": accelerator.num_processes,

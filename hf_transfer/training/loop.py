@@ -107,7 +107,7 @@ def _start(
     """The state of a run that has not been trained yet, and what saves and restores it."""
     loaders, accelerator, training = passes.loaders, passes.accelerator, config.training
     changing = learning_parameters(stages) | {name for name, _ in model.named_buffers()}
-    identity = partial(run_identity, model, changing, strategy, stages, loaders, config, accelerator)
+    identity = partial(run_identity, model, changing, strategy, stages, loaders, config, accelerator, regularisation)
     checkpoints = checkpoints_of(config)
     checkpointing = Checkpointing(model, changing, identity, checkpoints, config.checkpoints, accelerator)
     decisions = None if config.checkpoints.save_steps == 0 else checkpoints

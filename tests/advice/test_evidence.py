@@ -105,6 +105,8 @@ def test_texts_of_classes(bert: Path, tmp_path: Path) -> None:
     assert known.fresh_weights is not None
     assert known.fresh_weights.rows == known.rows
     assert 0 < known.costs.forward < known.costs.step
+    # R-Drop suits a BERT that tells classes apart.
+    assert known.costs.repeats
     assert known.seconds["linear_probe"] < known.seconds["full"]
     assert not (tmp_path / "out").exists()
     again = Evidence.from_json(json.loads(json.dumps(known.as_json())))
@@ -253,6 +255,7 @@ def test_of_a_head_of_several_layers_rows_and_times_are_known(
     assert known.rows_per_kind > 5
     # It is trained for as many epochs.
     assert known.costs.solving == 0 < known.seconds["linear_probe"] < known.seconds["full"]
+    assert not known.costs.repeats
     assert "deep_probe" in known.unsuitable
     assert Evidence.from_json(json.loads(json.dumps(known.as_json()))) == known
 

@@ -59,6 +59,16 @@ def figures(folder: Path) -> list[tuple[str, float]]:
     return [(model["model_name_or_path"], model["score"]) for model in race(folder)["models"]]
 
 
+def test_the_race_of_auto_pooling_reads_the_pooling_of_the_model_as_the_ranking_does(
+    rank: Rank, models: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
+    assert rank(data, "--models", models[0], "--race", *TRAINED).code == 0
+    scores = figures(tmp_path)
+    done = rank(data, "--models", models[0], "--race", *TRAINED, "--pooling", "auto")
+    assert done.code == 0, done.err
+    assert figures(tmp_path) == scores
+
+
 def test_models_are_fine_tuned_and_compared_on_validation_rows(
     rank: Rank, models: tuple[Path, Path], data: Path, tmp_path: Path
 ) -> None:

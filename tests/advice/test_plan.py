@@ -161,7 +161,7 @@ def test_a_plan_in_sentences_names_the_classes_for_which_more_is_trained(monkeyp
     monkeypatch.setattr("hf_transfer.advice.plan.gather_evidence", lambda *_: known)
     monkeypatch.setattr("hf_transfer.advice.plan.sentences_on_data", lambda _: [])
     _, misses, then, *_ = describe_plan(config())
-    assert misses.endswith("rare (6 of 6): so more is trained.")
+    assert misses.endswith("rare (6 of 6), so it is not enough.")
     assert then.startswith("Then full")
 
 

@@ -105,7 +105,9 @@ def test_a_head_that_misses_a_class_is_not_enough_however_few_its_rows_are(tried
         probes = tuple(replace(one, missed=missed) if one.features == features else one for one in probes)
         shortlist = shortlist_of(replace(known, probes=probes), text_config())
         assert bool(shortlist.enough) is is_enough
-        shown = "about 1.0 points of accuracy, but it misses too many rows of rare (6 of 6): so more is trained."
+        shown = (
+            "about 1.0 points of accuracy to gain, but it misses too many rows of rare (6 of 6), so it is not enough."
+        )
         assert shortlist.misses.endswith(shown) if not is_enough else not shortlist.misses
 
 

@@ -123,6 +123,7 @@ def test_a_checkpoint_of_full_fine_tuning_with_another_default_of_r_drop_is_refu
     """The same settings stood for another loss before the default followed the number of texts."""
     case = Case("bert", FullFineTuning(), {"rdrop_alpha": None, "strategy": "full"})
     case.run(tmp_path)
+    assert case.run(tmp_path).resumed
     monkeypatch.setattr(settings_of_training, "SAMPLES_WITHOUT_RDROP", 1)
     with pytest.raises(UserError, match=r"rdrop_alpha: 1\.0 -> 0\.0"):
         case.run(tmp_path, allow_mismatch=True)
