@@ -26,9 +26,9 @@ MANY_TEXTS = ("wordnet, 60 per class", "manpages_de, all")
 PICTURES = ("stamps, 16 per class",)
 # Cell, and the pooling of texts.
 TASKS = (
-    *((cell, pooling) for cell in FEW_TEXTS for pooling in ("own", "mean")),
-    *((cell, "own") for cell in MANY_TEXTS), *((cell, "") for cell in PICTURES),
-)  # fmt: skip
+    *((cell, pooling) for cell in (*FEW_TEXTS, *MANY_TEXTS) for pooling in ("own", "mean")),
+    *((cell, "") for cell in PICTURES),
+)
 DEFAULTS = "defaults"
 VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULTS: {},
