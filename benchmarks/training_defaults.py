@@ -102,12 +102,11 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="The folder of the data sets.")
     parser.add_argument("weights", type=Path, help="The folder of the pretrained models.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT")
     arguments = parser.parse_args()
     rows: list[Row] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
     known = {(row["cell"], row["pooling"], row["variant"], row["seed"]) for row in rows}
     for seed in arguments.seeds:
-        for variant in arguments.variants:
+        for variant in VARIANTS:
             for cell, pooling in TASKS:
                 settings = settings_for(cell, pooling, variant)
                 if settings is None or (cell, pooling, variant, seed) in known:

@@ -1,6 +1,7 @@
 """How far `--strategy auto` is behind the best strategy: the figures of `benchmarks/auto.py`."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,9 +79,8 @@ def test_variants_are_compared_with_the_defaults_on_the_seeds_that_both_have() -
         ])
     ]  # fmt: skip
     rows += [{**rows[0], "pooling": "another"}]
-    defaults, averaged = [[cell.strip() for cell in line.split("|")[1:-1]] for line in training_defaults.table(rows)][
-        2:
-    ]
+    lines = [*training_defaults.table(rows)][2:]
+    defaults, averaged = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     assert defaults[:4] == [cell, pooling, "defaults", "2"]
     assert defaults[5:] == ["", "10"]
     assert float(defaults[4]) == pytest.approx(50 * sum(auto.accuracy(one) for one in rows[:2]), abs=0.1)
@@ -90,10 +90,11 @@ def test_variants_are_compared_with_the_defaults_on_the_seeds_that_both_have() -
     assert averaged[6] == "25"
 
 
-def test_the_page_shows_the_figures_that_were_measured() -> None:
-    rows = json.loads(auto.RESULTS.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("benchmark", [auto, training_defaults])
+def test_the_page_shows_the_figures_that_were_measured(benchmark: Any) -> None:
+    rows = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
     page = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    lines = [*auto.table(rows)]
+    lines = [*benchmark.table(rows)]
     assert len(lines) > 2
     for line in lines:
         assert line in page, line
